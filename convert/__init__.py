@@ -1,0 +1,1 @@
+"""Checkpoint to bundle: reading, models for the compiler, ONNX export, bundle writing."""

@@ -1,0 +1,1 @@
+"""Number formats: schemes, their numpy references, and the layouts of quantized weights."""

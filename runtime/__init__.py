@@ -1,0 +1,1 @@
+"""Running the model: PyTorch reference, compiled blocks, chat and verify."""

@@ -1,0 +1,125 @@
+"""From a conversation to token ids, exactly as the original model's code does.
+
+The whole conversation is one text, cut only at the picture; pieces merge across the borders of
+turns, so it is never tokenized turn by turn.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypedDict
+
+import sentencepiece
+
+from quantize.errors import CheckpointError, PromptError
+
+USER, ASSISTANT = "<用户>", "<AI>"
+IMAGE_START, IMAGE_END = "<image>", "</image>"
+UNKNOWN_ID, BOS_ID, EOS_ID = 0, 1, 2
+ORIGINAL_PROMPT_LIMIT = 2048  # ids; the original silently drops what follows
+
+
+class Message(TypedDict):
+    """One turn: role is `user` or `assistant`."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A tokenized conversation."""
+
+    ids: list[int]
+    image_start: int | None  # index of the first placeholder; None without a picture
+
+    def cut(self, length: int) -> Prompt:
+        """Keeps the first `length` ids, as the original does with long prompts."""
+        return Prompt(self.ids[:length], self.image_start)
+
+
+class Tokenizer:
+    """SentencePiece with MiniCPM-V's rules for text that spells special pieces."""
+
+    def __init__(self, path: Path) -> None:
+        """Loads a `tokenizer.model`.
+
+        Raises:
+            CheckpointError: the file is missing or no SentencePiece model of this family.
+        """
+        try:
+            self._sp = sentencepiece.SentencePieceProcessor(model_proto=path.read_bytes())
+        except (OSError, RuntimeError) as error:
+            raise CheckpointError(f"{path}: not a SentencePiece model: {error}") from error
+        self.vocab_size: int = self._sp.vocab_size()
+        control = [self._sp.id_to_piece(i) for i in (UNKNOWN_ID, BOS_ID, EOS_ID)]
+        if control != ["<unk>", "<s>", "</s>"]:
+            raise CheckpointError(f"{path}: ids 0, 1, 2 are {control}; expected <unk>, <s>, </s>")
+        self.image_start_id: int = self._sp.piece_to_id(IMAGE_START)
+        self.image_end_id: int = self._sp.piece_to_id(IMAGE_END)
+        tags = [p for p in map(self._sp.id_to_piece, range(self.vocab_size)) if _is_tag(p)]
+        self._tags = re.compile("|".join(map(re.escape, sorted(tags, key=len, reverse=True))))
+        self._has_tags = bool(tags)
+
+    def encode(self, text: str) -> list[int]:
+        """Encodes plain text: a spelled tag becomes its first character and the rest apart."""
+        ids: list[int] = []
+        start = 0
+        for tag in self._tags.finditer(text) if self._has_tags else ():
+            split = tag.start() + 1
+            ids += self._sp.encode(text[start:split])
+            start = split
+        ids += self._sp.encode(text[start:])
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Decodes an answer; ids 0, 1 and 2 vanish."""
+        text: str = self._sp.decode([i for i in ids if i not in (UNKNOWN_ID, BOS_ID, EOS_ID)])
+        return text
+
+    def prompt(self, messages: Sequence[Message], image_tokens: int) -> Prompt:
+        """Builds the ids of a conversation that the assistant is to continue.
+
+        Args:
+            messages: turns of user and assistant in turn, a user's first and last.
+            image_tokens: placeholders for the picture in the first turn; 0 without a picture.
+
+        Raises:
+            PromptError: no turns, or roles out of order.
+        """
+        check_messages(messages)
+        before, after = USER, ""
+        for i, message in enumerate(messages):
+            if i > 0:
+                after += USER if message["role"] == "user" else ASSISTANT
+            after += message["content"]
+        after += ASSISTANT
+        ids = [BOS_ID]
+        if not image_tokens:
+            return Prompt(ids + self.encode(before + after), None)
+        ids += [*self.encode(before), self.image_start_id]
+        start = len(ids)
+        ids += [UNKNOWN_ID] * image_tokens + [self.image_end_id]
+        return Prompt(ids + self.encode("\n" + after), start)
+
+
+def check_messages(messages: Sequence[Message]) -> None:
+    """Raises PromptError unless user and assistant take turns, a user first and last."""
+    if not messages:
+        raise PromptError("the conversation is empty; expected at least one user turn")
+    for i, message in enumerate(messages):
+        expected = "assistant" if i % 2 else "user"
+        if not isinstance(message, dict) or message.get("role") != expected:
+            raise PromptError(f"message {i} is {message!r:.80}; expected a turn of role {expected}")
+        if not isinstance(message.get("content"), str):
+            raise PromptError(f"message {i} has no text in 'content'")
+    if len(messages) % 2 == 0:
+        raise PromptError("the last message is the assistant's; expected a user's")
+
+
+def _is_tag(piece: str) -> bool:
+    """Says whether a piece is a tag that text could spell, such as `<image>` or `</box>`."""
+    return re.fullmatch(r"</?(image|ref|box|quad|point|slice)>|<reserved_\d+>", piece) is not None

@@ -1,0 +1,58 @@
+"""The perceiver resampler: one cross-attention from learned queries to the patches."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from convert.config import ResamplerConfig
+from convert.positions import interpolate_grid
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention with packed input projections, as `nn.MultiheadAttention` stores it."""
+
+    def __init__(self, c: ResamplerConfig) -> None:
+        super().__init__()
+        self.num_heads = c.num_heads
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * c.embed_dim, c.embed_dim))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * c.embed_dim))
+        self.out_proj = nn.Linear(c.embed_dim, c.embed_dim)
+        nn.init.xavier_uniform_(self.in_proj_weight)
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Maps query (Q, D), key and value (B, P, D) to (B, Q, D)."""
+        (wq, wk, wv), (bq, bk, bv) = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
+        q = F.linear(query, wq, bq).expand(key.shape[0], -1, -1).contiguous()
+        k, v = F.linear(key, wk, bk), F.linear(value, wv, bv)
+        head_dim = query.shape[-1] // self.num_heads
+        split = [t.view(*t.shape[:2], -1, head_dim).transpose(1, 2) for t in (q, k, v)]
+        out = F.scaled_dot_product_attention(*split)
+        mixed: Tensor = self.out_proj(out.transpose(1, 2).flatten(-2))
+        return mixed
+
+
+class Resampler(nn.Module):
+    """Turns the patches of a picture into `query_num` image tokens."""
+
+    def __init__(self, c: ResamplerConfig, grid: int) -> None:
+        """Args: c: the geometry. grid: patches along one side of the picture."""
+        super().__init__()
+        self.patch_grid = grid
+        self.query = nn.Parameter(torch.zeros(c.query_num, c.embed_dim))
+        self.pos_embed = nn.Parameter(torch.zeros(c.query_num, c.embed_dim))
+        self.kv_proj = nn.Linear(c.kv_dim, c.embed_dim, bias=False)
+        self.attn = CrossAttention(c)
+        self.ln_q = nn.LayerNorm(c.embed_dim, eps=c.norm_eps)
+        self.ln_kv = nn.LayerNorm(c.embed_dim, eps=c.norm_eps)
+        self.ln_post = nn.LayerNorm(c.embed_dim, eps=c.norm_eps)
+        self.proj = nn.Parameter(torch.zeros(c.embed_dim, c.embed_dim))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Maps vision features (B, P, Dv) to image tokens (B, Q, D)."""
+        kv = self.ln_kv(self.kv_proj(features))
+        key_positions = interpolate_grid(self.pos_embed, self.patch_grid).to(kv.dtype)
+        x = self.attn(self.ln_q(self.query) + self.pos_embed, kv + key_positions, kv)
+        out: Tensor = self.ln_post(x) @ self.proj
+        return out
