@@ -1,0 +1,1 @@
+"""The demo checkpoint: pictures that are drawn, questions about them, and the training script."""
