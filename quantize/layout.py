@@ -1,0 +1,90 @@
+"""How weights lie in a file: tiles of 16 output rows, the same for every CPU; and MLC's words.
+
+A 4-bit tile holds, for each group of 32 inputs, 4 blocks of 64 bytes. Block j has, for each of
+the 16 rows, inputs 4j..4j+3 of the group in the low halves of 4 bytes and inputs 16+4j..16+4j+3
+in the high halves: a kernel loads 64 bytes and has every row's next inputs side by side.
+A float16 tile holds its 16 rows' values of one input side by side. Missing rows of the last tile
+are zero.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from quantize.errors import ShapeError
+from quantize.schemes import Array, GroupScheme
+
+LAYOUT_VERSION = 1  # of the tiles; part of the program id
+TILE_ROWS = 16
+
+
+def tiles(rows: int) -> int:
+    """Returns how many tiles hold `rows` output rows."""
+    return -(-rows // TILE_ROWS)
+
+
+def pack_tiles(q: Array, scale: Array, scheme: GroupScheme) -> tuple[Array, Array]:
+    """Packs 4-bit codes into tiles.
+
+    Args:
+        q: (N, K) uint8 codes.
+        scale: (N, K/32) float16.
+        scheme: the number format.
+
+    Returns:
+        q_weight (ceil(N/16), K/32, 4, 64) uint8; q_scale (ceil(N/16), K/32, 16) float16. Rows
+        beyond N have the zero point's code and scale 0.
+    """
+    rows, groups = scale.shape
+    if q.shape != (rows, groups * scheme.group_size):
+        raise ShapeError(f"codes {q.shape} do not fit scales {scale.shape}")
+    missing = tiles(rows) * TILE_ROWS - rows
+    q = np.pad(q, ((0, missing), (0, 0)), constant_values=scheme.zero_point)
+    scale = np.pad(scale, ((0, missing), (0, 0)))
+    # row in tile r, half h, block j, input in block c
+    split = q.reshape(-1, TILE_ROWS, groups, 2, 4, 4).transpose(3, 0, 2, 4, 1, 5)  # h n g j r c
+    low, high = split.reshape(2, -1, groups, 4, 64)
+    q_scale = scale.reshape(-1, TILE_ROWS, groups).transpose(0, 2, 1)
+    return low | (high << 4), np.ascontiguousarray(q_scale)
+
+
+def unpack_tiles(q_weight: Array, q_scale: Array, rows: int) -> tuple[Array, Array]:
+    """Reverses `pack_tiles`: codes q (rows, K) uint8 and scale (rows, K/32) float16."""
+    count, groups = q_weight.shape[:2]
+    halves = np.stack((q_weight & 15, q_weight >> 4)).reshape(2, count, groups, 4, TILE_ROWS, 4)
+    q = halves.transpose(1, 4, 2, 0, 3, 5).reshape(count * TILE_ROWS, -1)
+    scale = q_scale.transpose(0, 2, 1).reshape(count * TILE_ROWS, groups)
+    return np.ascontiguousarray(q[:rows]), np.ascontiguousarray(scale[:rows])
+
+
+def tile_f16(weight: Array) -> Array:
+    """Tiles a matrix (N, K): (ceil(N/16), K, 16) float16, rounded from a wider type."""
+    rows, columns = weight.shape
+    padded = np.zeros((tiles(rows) * TILE_ROWS, columns), np.float16)
+    padded[:rows] = weight
+    return np.ascontiguousarray(padded.reshape(-1, TILE_ROWS, columns).transpose(0, 2, 1))
+
+
+def untile_f16(tiled: Array, rows: int) -> Array:
+    """Reverses `tile_f16`: (rows, K) float16."""
+    count, columns, _ = tiled.shape
+    flat = tiled.transpose(0, 2, 1).reshape(count * TILE_ROWS, columns)
+    return np.ascontiguousarray(flat[:rows])
+
+
+def pack_mlc(q: Array) -> Array:
+    """Packs codes (N, K) as MLC-LLM does: (N, K/8) uint32, first value in the lowest bits."""
+    rows, columns = q.shape
+    if columns % 8:
+        raise ShapeError(f"codes {q.shape}: the width is not a multiple of 8")
+    eights = q.reshape(rows, columns // 8, 8).astype(np.uint32)
+    shifts = np.arange(0, 32, 4, dtype=np.uint32)
+    packed: Array = np.bitwise_or.reduce(eights << shifts, axis=-1)
+    return packed
+
+
+def unpack_mlc(q_weight: Array) -> Array:
+    """Reverses `pack_mlc`: codes (N, K) uint8."""
+    shifts = np.arange(0, 32, 4, dtype=np.uint32)
+    codes = (q_weight[..., None] >> shifts) & np.uint32(15)
+    return codes.astype(np.uint8).reshape(q_weight.shape[0], -1)
