@@ -15,7 +15,7 @@ from convert.config import CONFIGS
 Generator = np.random.Generator
 Point = tuple[float, float]
 
-WORDS: dict[str, Any] = json.loads((CONFIGS / "demo" / "wordings.json").read_text("utf-8"))
+WORDS: dict[str, Any] = json.loads((CONFIGS / "wordings.json").read_text("utf-8"))
 SHAPES, COLOURS, SIZES = (tuple(WORDS[k]) for k in ("shapes", "colours", "sizes"))
 PLACES = len(WORDS["places"])  # cells of a 3 x 3 grid, row by row
 MAX_ITEMS = len(WORDS["numbers"]["en"]) - 1
