@@ -1,0 +1,49 @@
+"""The reference model with the weights of a checkpoint."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from convert.checkpoint import Checkpoint
+from convert.weights import Rule, reference_rules
+from runtime.reference.model import MiniCPMV
+
+
+def load_reference(
+    checkpoint: Checkpoint,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> MiniCPMV:
+    """Builds the model for inference, with memory for its parameters and one tensor more.
+
+    Args:
+        checkpoint: whose weights to load.
+        device: where to put them.
+        dtype: what to convert them to; float32 is full precision.
+
+    Raises:
+        CheckpointError: the weights hold infinities or NaN, or a file is damaged.
+    """
+    with torch.device("meta"):  # shapes without storage
+        model = MiniCPMV(checkpoint.config)
+    for row in reference_rules(checkpoint.config, checkpoint.untied_head):
+        if isinstance(row, Rule):
+            parameter = torch.empty(row.shape, dtype=dtype, device=device)
+            # The copy leaves the file's mapping behind, whatever its dtype.
+            parameter.copy_(row.make(checkpoint.read, dtype=None))
+            _assign(model, row.name, parameter)
+    if not checkpoint.untied_head:
+        model.llm.lm_head.weight = model.llm.model.embed_tokens.weight
+    left = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+    assert not left, f"no rule makes {left}"
+    return model.eval()
+
+
+def _assign(model: MiniCPMV, name: str, value: torch.Tensor) -> None:
+    """Puts a parameter in its place; its shape is the module's own."""
+    module, _, leaf = name.rpartition(".")
+    owner = model.get_submodule(module)
+    assert getattr(owner, leaf).shape == value.shape, f"{name}: {tuple(value.shape)}"
+    setattr(owner, leaf, nn.Parameter(value, requires_grad=False))
