@@ -66,6 +66,7 @@ class GroupScheme:
         if name not in known:
             raise ConfigError(f"quantization recipe {name!r} is unknown; known: {', '.join(known)}")
         raw = json.loads((RECIPES / f"{name}.json").read_text("utf-8"))
+        raw.pop("tensors", None)  # which tensor gets which format: convert/plan.py reads it
         expected = {field.name for field in fields(GroupScheme)}
         if set(raw) != expected:
             raise ConfigError(
@@ -110,7 +111,7 @@ def quantize_groups(weight: Array, scheme: GroupScheme, *, name: str) -> tuple[A
 
 
 def dequantize_groups(q: Array, scale: Array, scheme: GroupScheme) -> Array:
-    """Returns (code - zero_point) * scale for q (N, K) and scale (N, K/G): (N, K) float32, exact."""
+    """Maps q (N, K) and scale (N, K/G) to (code - zero_point) * scale: (N, K) float32, exact."""
     centred = q.astype(np.float32) - np.float32(scheme.zero_point)
     grouped = centred.reshape(*scale.shape, scheme.group_size)
     return (grouped * scale.astype(np.float32)[..., None]).reshape(q.shape)
