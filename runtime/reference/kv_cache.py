@@ -71,6 +71,7 @@ class KVCache:
         Returns:
             False if tokens that would be visible again are gone; the cache is then unchanged.
         """
+        assert 0 <= length <= self.length, f"{length} of {self.length} tokens"
         lost = max(self.pinned, self.length - (self.window - self.pinned) + 1)
         needed = max(self.pinned, length - (self.window - self.pinned) + 1)
         if length > self.pinned and lost > needed:
@@ -81,6 +82,7 @@ class KVCache:
 
     def reorder(self, beams: Tensor) -> None:
         """Makes row i of the batch what row beams[i] was; used by beam search."""
+        beams = beams.to(self.positions.device)
         self._layers = [
             kv if kv is None else (kv[0].index_select(0, beams), kv[1].index_select(0, beams))
             for kv in self._layers

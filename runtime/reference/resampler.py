@@ -24,11 +24,11 @@ class CrossAttention(nn.Module):
     def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Maps query (Q, D), key and value (B, P, D) to (B, Q, D)."""
         (wq, wk, wv), (bq, bk, bv) = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
-        q = F.linear(query, wq, bq).expand(key.shape[0], -1, -1).contiguous()
+        q = F.linear(query, wq, bq).expand(key.shape[0], -1, -1)
         k, v = F.linear(key, wk, bk), F.linear(value, wv, bv)
         head_dim = query.shape[-1] // self.num_heads
-        split = [t.view(*t.shape[:2], -1, head_dim).transpose(1, 2) for t in (q, k, v)]
-        out = F.scaled_dot_product_attention(*split)
+        q, k, v = (t.unflatten(-1, (-1, head_dim)).transpose(1, 2) for t in (q, k, v))
+        out = F.scaled_dot_product_attention(q, k, v)
         mixed: Tensor = self.out_proj(out.transpose(1, 2).flatten(-2))
         return mixed
 
