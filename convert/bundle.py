@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from itertools import zip_longest
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -52,7 +53,7 @@ class FileRecord:
 class Source:
     """The checkpoint that a bundle was made from."""
 
-    path: str  # a folder, or a hub id; of the demo: its folder's name
+    path: str  # a folder, or a hub id; `demo` for the demo
     sha256: str  # as `Checkpoint.source_hash` computes it
     demo: bool
 
@@ -239,10 +240,11 @@ def _plan_of(path: Path, manifest: Manifest) -> tuple[ModelConfig, Plan]:
 
 
 def _first_difference(weights: WeightsFile, plan: Plan) -> str:
-    found = {spec.name: spec for spec in weights.specs()}
-    expected = {spec.name: spec for spec in plan.stored}
-    different = (n for n in [*expected, *found] if found.get(n) != expected.get(n))
-    return next(different, plan.stored[0].name)  # or only the order differs
+    pairs = zip_longest(weights.specs(), plan.stored)
+    found, expected = next(pair for pair in pairs if pair[0] != pair[1])
+    spec = expected or found
+    assert spec is not None, "one of the two is longer"
+    return spec.name
 
 
 def _check_file(folder: Path, name: str, record: FileRecord) -> None:
@@ -268,9 +270,9 @@ def _check_file(folder: Path, name: str, record: FileRecord) -> None:
 
 
 def _manifest(where: str, raw: dict[str, Any]) -> Manifest:
-    kinds = dict.fromkeys(("model", "quantization", "source", "targets", "tensors"), dict)
-    kinds |= {"tools": dict, "files": dict}
-    values = _object(where, raw, {"architecture": str, **kinds})
+    objects = ("model", "quantization", "source", "targets", "tensors", "tools", "files")
+    kinds: dict[str, type] = {"architecture": str, **dict.fromkeys(objects, dict)}
+    values = _object(where, raw, kinds)
     source = {"path": str, "sha256": str, "demo": bool}
     target = {"library": str, "program_id": str}
     tensor = {"format": str, "shape": list, "nbytes": int}

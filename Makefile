@@ -1,0 +1,38 @@
+BIN := .venv/bin
+DEMO := build/demo
+PICTURE := configs/demo/sample.png
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test format bench train-demo clean
+
+help: ## shows this
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1#\2/p' $(MAKEFILE_LIST) | awk -F"#" "{printf \"%-18s%s\\n\", \$$1, \$$2}"
+
+setup: ## makes .venv and installs what is missing; the others do this first
+	@.ci/setup
+
+demo: setup ## converts, checks and asks the demo model
+	$(BIN)/minicpmv convert --output $(DEMO) --target host,onnx
+	$(BIN)/minicpmv info $(DEMO)
+	$(BIN)/minicpmv verify $(DEMO)
+	$(BIN)/minicpmv chat $(DEMO) --image $(PICTURE) --greedy --prompt "What colour is the shape?"
+	$(BIN)/minicpmv chat $(DEMO) --image $(PICTURE) --greedy --prompt "这个图形是什么颜色？"
+
+test: setup ## checks format, style and types, and runs the tests
+	@$(BIN)/ruff format --quiet --check .
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/mypy
+	@$(BIN)/pytest -m "not slow and not gpu and not device"
+
+format: setup ## formats the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: setup ## measures the conversion of the demo
+	$(BIN)/python -m tests.bench.convert
+
+train-demo: setup ## trains the demo checkpoint anew; up to an hour
+	$(BIN)/python -m runtime.demo.train
+
+clean: ## removes what the demo made
+	rm -rf build

@@ -1,0 +1,122 @@
+"""The command line `minicpmv`: finds the subcommand, runs it, turns errors into one line."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from types import FrameType
+from typing import Protocol, cast
+
+from quantize.errors import ToolkitError
+
+# In the order in which a user needs them. The modules import what is heavy in `run`.
+COMMANDS = (
+    "convert.convert_command",
+    "runtime.verify_command",
+    "runtime.chat_command",
+    "convert.info_command",
+)
+FOLDERS = ("convert", "quantize", "runtime")  # whose log messages are shown
+FAILED, INTERRUPTED, BROKEN_PIPE = 2, 128 + signal.SIGINT, 128 + signal.SIGPIPE
+
+
+class Command(Protocol):
+    """What a command's module offers."""
+
+    NAME: str
+    HELP: str  # one line
+
+    def configure(self, parser: argparse.ArgumentParser) -> None:
+        """Declares the arguments."""
+
+    def run(self, args: argparse.Namespace) -> int:
+        """Does the work and returns the exit code."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns its exit code: 0, 1 (failed parity) or 2 (an error)."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _leave)
+    args = _parser().parse_args(argv)
+    _show_logs(verbose=getattr(args, "verbose", False))
+    try:
+        code: int = args.run(args)
+        sys.stdout.flush()
+        return code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Python flushes stdout once more at exit; let that go nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    except (ToolkitError, OSError, MemoryError) as error:
+        if args.debug:
+            traceback.print_exc()
+        print(_line(error), file=sys.stderr)
+        return FAILED
+    except Exception:
+        traceback.print_exc()
+        print("This is a mistake of minicpmv itself; please report it.", file=sys.stderr)
+        return FAILED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="minicpmv",
+        description="Puts MiniCPM-V on a phone and proves that it still works there.",
+        epilog="Without a checkpoint every command takes the demo's.",
+    )
+    parser.add_argument("--version", action="version", version=f"minicpmv {_version()}")
+    subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
+    for module in COMMANDS:
+        command = cast(Command, importlib.import_module(module))
+        sub = subparsers.add_parser(command.NAME, help=command.HELP, description=command.HELP)
+        command.configure(sub)
+        sub.add_argument("--debug", action="store_true", help="show where an error comes from")
+        sub.set_defaults(run=command.run)
+    return parser
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("minicpmv")
+    except PackageNotFoundError:  # run from a checkout that was never installed
+        return "(not installed)"
+
+
+def _line(error: BaseException) -> str:
+    """Says in one line what is wrong."""
+    text = str(error)
+    if isinstance(error, OSError) and error.filename is not None:
+        text = f"{error.filename}: {error.strerror}"
+    return f"{type(error).__name__}: {' '.join(text.split())}".removesuffix(": ")
+
+
+def _show_logs(*, verbose: bool) -> None:
+    """Shows this toolkit's log messages; others' only when they warn."""
+    from rich.logging import RichHandler
+
+    from convert.console import messages
+
+    handler = RichHandler(console=messages(), show_time=False, show_path=False, show_level=verbose)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
+    for folder in FOLDERS:
+        logging.getLogger(folder).setLevel(logging.DEBUG if verbose else logging.INFO)
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    """Ends the program on a signal as an exception does: half-written folders are removed."""
+    raise SystemExit(128 + number)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,99 @@
+"""What commands share on the screen: consoles, progress bars, sizes."""
+
+from __future__ import annotations
+
+from functools import cache
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskID,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+
+@cache
+def messages() -> Console:
+    """Where progress, logs and, under `--json`, everything meant for people goes: stderr."""
+    return Console(stderr=True, highlight=False)
+
+
+@cache
+def results() -> Console:
+    """Where a command's results go: stdout."""
+    return Console(highlight=False)
+
+
+def print_table(console: Console, header: list[str], rows: list[list[Any]]) -> None:
+    """Prints a table; columns whose values are numbers or sizes (tuples aside) stand right.
+
+    The table keeps its width off a terminal, so that pipes and files get whole lines.
+    """
+    columns = list(zip(*rows, strict=True)) if rows else [() for _ in header]
+    texts = [[_text(cell) for cell in row] for row in [header, *rows]]
+    widths = [max(len(row[i]) for row in texts) for i in range(len(header))]
+    right = [bool(c) and all(isinstance(v, (int, float, Size)) for v in c) for c in columns]
+    for row in texts:
+        cells = (
+            text.rjust(width) if is_right else text.ljust(width)
+            for text, width, is_right in zip(row, widths, right, strict=True)
+        )
+        console.print("  ".join(cells).rstrip(), markup=False, soft_wrap=True)
+
+
+class Size(int):
+    """A number of bytes, shown as KiB, MiB or GiB."""
+
+    def __str__(self) -> str:
+        for unit, power in (("GiB", 30), ("MiB", 20)):
+            if self >= 2**power:
+                return f"{self / 2**power:,.2f} {unit}"
+        return f"{self / 2**10:,.1f} KiB"
+
+
+class Bars:
+    """Progress bars, one per stage; nothing off a terminal. Use as a context manager."""
+
+    def __init__(self) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            TaskProgressColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=messages(),
+            disable=not messages().is_terminal,
+        )
+        self._tasks: dict[str, TaskID] = {}
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """Moves the bar of a stage; the first call makes it."""
+        if stage not in self._tasks:
+            self._tasks[stage] = self._progress.add_task(stage, total=total)
+        self._progress.update(self._tasks[stage], completed=done, total=total)
+
+    def __enter__(self) -> Bars:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._progress.stop()
+
+
+def _text(cell: Any) -> str:
+    if isinstance(cell, tuple):
+        return " x ".join(map(str, cell))
+    if isinstance(cell, Size) or not isinstance(cell, (int, float)):
+        return str(cell)
+    return f"{cell:,}" if isinstance(cell, int) else f"{cell:,.2f}"

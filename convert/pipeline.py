@@ -1,0 +1,175 @@
+"""From a checkpoint to a bundle: one tensor at a time, then the compiled blocks.
+
+The caller gives the folder, usually one of `OutputFolder`, and commits it.
+"""
+
+from __future__ import annotations
+
+import platform
+import shutil
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from convert.bundle import (
+    GENERATION,
+    TOKENIZER,
+    WEIGHTS,
+    FileRecord,
+    Manifest,
+    Source,
+    TargetRecord,
+    tensor_records,
+)
+from convert.checkpoint import Checkpoint
+from convert.compile import compile_blocks
+from convert.config import CONFIGS
+from convert.plan import Plan, PlannedTensor
+from convert.weights_file import Array, WeightsWriter
+from quantize.errors import CheckpointError, ConfigError
+from quantize.layout import pack_tiles, tile_f16
+from quantize.schemes import GroupScheme, quantize_groups, row_chunks
+
+TARGETS = CONFIGS / "target"
+ONNX = "onnx"  # a product of its own, not part of a bundle
+# What has a say in a bundle's bytes.
+TOOLS = ("minicpmv", "apache-tvm", "apache-tvm-ffi", "numpy", "torch", "ziglang")
+# Room for compiled programs and the manifest, beside the weights.
+PROGRAM_BYTES = 64 * 2**20
+
+Progress = Callable[[str, int, int], None]  # stage, done, in all
+
+
+def known_targets() -> tuple[str, ...]:
+    """Returns what can be converted for: the files of `configs/target/`, and ONNX."""
+    return (*sorted(path.stem for path in TARGETS.glob("*.json")), ONNX)
+
+
+def parse_targets(text: str) -> tuple[str, ...]:
+    """Splits `host,onnx` and checks every name.
+
+    Raises:
+        ConfigError: an unknown target, or one named twice.
+    """
+    targets = tuple(part.strip() for part in text.split(","))
+    for target in targets:
+        if target not in known_targets():
+            raise ConfigError(f"target {target!r} is unknown; known: {', '.join(known_targets())}")
+    if len(set(targets)) != len(targets):
+        raise ConfigError(f"targets {text!r}: one is named twice")
+    return targets
+
+
+def write_bundle(
+    checkpoint: Checkpoint,
+    source: Source,
+    plan: Plan,
+    targets: tuple[str, ...],
+    folder: Path,
+    progress: Progress,
+) -> Manifest:
+    """Fills an empty folder with a whole bundle.
+
+    Args:
+        checkpoint: what to convert.
+        source: what the manifest says of it.
+        plan: how every tensor is stored.
+        targets: names of `configs/target/` files; one compiled program each.
+        folder: where to write.
+        progress: hears of every stage.
+
+    Raises:
+        CheckpointError: a tensor holds NaN, infinity, or more than its format can.
+    """
+    write_weights(checkpoint, plan, folder / WEIGHTS, progress)
+    programs = {}
+    for target in targets:
+        library = Path("engine") / f"{target}.so"
+        (folder / library.parent).mkdir(exist_ok=True)
+        report = compile_blocks(
+            checkpoint.config,
+            target,
+            folder / library,
+            lambda done, total, target=target: progress(f"compile for {target}", done, total),
+        )
+        programs[target] = TargetRecord(library=library.as_posix(), program_id=report.program_id)
+    if checkpoint.tokenizer is not None:
+        shutil.copyfile(checkpoint.tokenizer, folder / TOKENIZER)
+    shutil.copyfile(CONFIGS / GENERATION, folder / GENERATION)
+    manifest = Manifest(
+        architecture=checkpoint.config.architecture,
+        model=checkpoint.config.source,
+        quantization=plan.recipe.source,
+        source=source,
+        targets=programs,
+        tensors=tensor_records(plan),
+        tools={"python": platform.python_version(), **{name: version(name) for name in TOOLS}},
+        files=_file_records(folder, progress),
+    )
+    manifest.write(folder)
+    return manifest
+
+
+def write_weights(checkpoint: Checkpoint, plan: Plan, path: Path, progress: Progress) -> None:
+    """Writes the weights file of a plan; one tensor is in memory at a time."""
+    total = plan.nbytes
+    done = 0
+    with WeightsWriter(path, plan.stored) as writer:
+        for tensor in plan.tensors:
+            progress("weights", done, total)
+            for name, values in encode(checkpoint, tensor, plan.recipe.scheme).items():
+                writer.write(name, values)
+            done += tensor.nbytes
+    progress("weights", total, total)
+
+
+def encode(
+    checkpoint: Checkpoint, tensor: PlannedTensor, scheme: GroupScheme
+) -> Mapping[str, Array]:
+    """Reads a planned tensor and brings it into its stored form.
+
+    Raises:
+        CheckpointError: it holds NaN, infinity, or more than its format can.
+    """
+    dtype = torch.float32 if tensor.format == "f32" else torch.float16
+    try:
+        weight: Array = tensor.rule.make(checkpoint.read, dtype).contiguous().numpy()
+    except CheckpointError as error:
+        raise CheckpointError(f"{checkpoint.path}: {error}") from error
+    if dtype == torch.float16 and not np.isfinite(weight).all():
+        count = np.count_nonzero(~np.isfinite(weight))
+        raise CheckpointError(
+            f"{checkpoint.path}: {', '.join(tensor.rule.sources)}: {count} values are beyond "
+            f"float16's {np.finfo(np.float16).max:.0f}; is the checkpoint damaged?"
+        )
+    if tensor.format == "q4":
+        weights, scales = (
+            np.empty(spec.shape, dtype)
+            for spec, dtype in zip(tensor.stored, (np.uint8, np.float16), strict=True)
+        )
+        first = 0
+        for rows in row_chunks(*weight.shape):
+            q, scale = quantize_groups(weight[rows], scheme, name=tensor.name)
+            q_weight, q_scale = pack_tiles(q, scale, scheme)
+            last = first + len(q_weight)
+            weights[first:last], scales[first:last] = q_weight, q_scale
+            first = last
+        return {f"{tensor.name}.q_weight": weights, f"{tensor.name}.q_scale": scales}
+    return {tensor.name: tile_f16(weight) if tensor.format == "f16_tiled" else weight}
+
+
+def _file_records(folder: Path, progress: Progress) -> dict[str, FileRecord]:
+    """Measures every file that lies in a folder."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    total = sum(path.stat().st_size for path in files)
+    done = 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        progress("hashes", done, total)
+
+    return {path.relative_to(folder).as_posix(): FileRecord.of(path, advance) for path in files}

@@ -1,0 +1,33 @@
+"""Tiny bundles for tests, made in a second: their programs are stand-ins."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from convert import cli, pipeline
+from tests.tiny import write_checkpoint
+
+
+def fake_compile(config: Any, target: str, output: Path, progress: Any) -> SimpleNamespace:
+    """Writes a stand-in for a compiled program."""
+    output.write_bytes(b"program for " + target.encode())
+    return SimpleNamespace(program_id="0123456789abcdef")
+
+
+def write_bundle(folder: Path, **checkpoint: Any) -> Path:
+    """Writes a tiny checkpoint beside `folder` and converts it; see `tests.tiny`."""
+    source = write_checkpoint(folder.with_name(f"{folder.name}-checkpoint"), **checkpoint)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "compile_blocks", fake_compile)
+        assert cli.main(["convert", str(source), "-o", str(folder)]) == 0
+    return folder
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    """Returns every file of a folder with its bytes."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
