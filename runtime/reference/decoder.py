@@ -33,15 +33,19 @@ class Rotary:
     """Rotates pairs of a head's halves by an angle that grows with the position."""
 
     def __init__(self, c: DecoderConfig) -> None:
-        exponents = torch.arange(0, c.head_dim, 2, dtype=torch.float64) / c.head_dim
+        # On the CPU even when the module is built without storage: no checkpoint holds it.
+        steps = torch.arange(0, c.head_dim, 2, dtype=torch.float64, device="cpu")
+        exponents = steps / c.head_dim
         self.frequencies = c.rope_theta**-exponents
 
     def __call__(self, x: Tensor, positions: Tensor) -> Tensor:
         """Rotates x (B, H, L, head_dim) to positions (L,) or (B, L), integers."""
         # Angles in float64: a long conversation's positions are large, and sin amplifies that.
-        angles = positions.double().unsqueeze(-1) * self.frequencies.to(positions.device)
+        # MPS has no float64.
+        device = "cpu" if positions.device.type == "mps" else positions.device
+        angles = positions.to(device).double().unsqueeze(-1) * self.frequencies.to(device)
         angles = angles if angles.dim() == 2 else angles.unsqueeze(1)
-        cos, sin = angles.cos().float(), angles.sin().float()
+        cos, sin = angles.cos().float().to(x.device), angles.sin().float().to(x.device)
         a, b = x.float().chunk(2, dim=-1)
         return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x.dtype)
 

@@ -1,0 +1,143 @@
+"""What generation asks of a model, and the two that answer: PyTorch, and compiled blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol, cast, runtime_checkable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from convert.config import ModelConfig
+from runtime.reference.kv_cache import KVCache
+from runtime.reference.model import MiniCPMV
+
+if TYPE_CHECKING:  # the reference runs without TVM
+    from runtime.compiled import CompiledCache, CompiledModel
+
+
+class Cache(Protocol):
+    """The decoder's memory of one conversation, with the window of `KVCache`."""
+
+    @property
+    def length(self) -> int:
+        """Tokens seen so far, evicted ones included."""
+
+    def truncate(self, length: int) -> bool:
+        """Goes back to the first `length` tokens; False and unchanged if they are gone."""
+
+
+@runtime_checkable
+class BeamCache(Cache, Protocol):
+    """A cache that can hold several continuations of one conversation."""
+
+    def reorder(self, beams: Tensor) -> None:
+        """Makes row i what row beams[i] was."""
+
+
+class Backend(Protocol):
+    """A model that runs somewhere. Tensors may be on any device, in any float dtype."""
+
+    @property
+    def config(self) -> ModelConfig:
+        """The model's geometry."""
+
+    def encode_image(self, pixels: Tensor) -> Tensor:
+        """Maps normalised pixels (1, 3, S, S) float32 to image tokens (Q, D)."""
+
+    def embed(self, ids: Sequence[int]) -> Tensor:
+        """Maps token ids to scaled embeddings (L, D)."""
+
+    def new_cache(self, window: int, pinned: int) -> Cache:
+        """Makes an empty cache; see `KVCache`."""
+
+    def forward(self, embeds: Tensor, cache: Cache) -> Tensor:
+        """Runs the decoder on (L, D) and adds them to the cache; returns hidden states (L, D).
+
+        Where the cache is a `BeamCache`, (B, L, D) runs B rows at once.
+        """
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Maps hidden states (..., D) to float32 logits (..., V)."""
+
+
+class ReferenceBackend:
+    """The PyTorch model."""
+
+    def __init__(self, model: MiniCPMV, cache: type[KVCache] = KVCache) -> None:
+        """Args: cache: the kind that the decoder uses."""
+        self._model, self._cache = model.eval(), cache
+        self.config = model.config
+
+    @torch.inference_mode()
+    def encode_image(self, pixels: Tensor) -> Tensor:
+        """See `Backend`."""
+        tokens = self._model.encode_image(pixels)[0]
+        if tokens.device.type == "cuda":
+            torch.cuda.synchronize(tokens.device)  # so that the time is counted where it is spent
+        elif tokens.device.type == "mps":
+            torch.mps.synchronize()
+        return tokens
+
+    @torch.inference_mode()
+    def embed(self, ids: Sequence[int]) -> Tensor:
+        """See `Backend`."""
+        tokens = torch.tensor([list(ids)], dtype=torch.long, device=self._model.device)
+        return self._model.llm.embed(tokens)[0]
+
+    def new_cache(self, window: int, pinned: int) -> KVCache:
+        """See `Backend`."""
+        return self._cache(self.config.decoder.num_hidden_layers, window=window, pinned=pinned)
+
+    @torch.inference_mode()
+    def forward(self, embeds: Tensor, cache: Cache) -> Tensor:
+        """See `Backend`."""
+        rows = embeds if embeds.dim() == 3 else embeds.unsqueeze(0)
+        hidden: Tensor = self._model.llm(rows, cache=cast(KVCache, cache))
+        return hidden if embeds.dim() == 3 else hidden[0]
+
+    @torch.inference_mode()
+    def logits(self, hidden: Tensor) -> Tensor:
+        """See `Backend`."""
+        return self._model.llm.logits(hidden)
+
+
+class CompiledBackend:
+    """A bundle's compiled blocks."""
+
+    def __init__(self, model: CompiledModel) -> None:
+        self._model = model
+        self.config = model.config
+
+    def encode_image(self, pixels: Tensor) -> Tensor:
+        """See `Backend`."""
+        assert self.config.vision is not None, "a decoder-only model"
+        x = self._model.vision_embed(_array(pixels[0]))
+        for i in range(self.config.vision.depth):
+            x = self._model.vision_block(i, x)
+        return torch.from_numpy(self._model.resample(self._model.vision_norm(x)))
+
+    def embed(self, ids: Sequence[int]) -> Tensor:
+        """See `Backend`."""
+        return torch.from_numpy(self._model.embed(list(ids)))
+
+    def new_cache(self, window: int, pinned: int) -> CompiledCache:
+        """See `Backend`."""
+        return self._model.new_cache(window, pinned)
+
+    def forward(self, embeds: Tensor, cache: Cache) -> Tensor:
+        """See `Backend`."""
+        x = _array(embeds)
+        for i in range(self.config.decoder.num_hidden_layers):
+            x = self._model.layer(i, x, cast("CompiledCache", cache))
+        return torch.from_numpy(x)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """See `Backend`."""
+        return torch.from_numpy(self._model.logits(_array(hidden)))
+
+
+def _array(tensor: Tensor) -> NDArray[np.float32]:
+    return np.ascontiguousarray(tensor.numpy(), dtype=np.float32)

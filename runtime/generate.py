@@ -1,0 +1,60 @@
+"""The loop from a prefilled cache to an answer: greedy, or sampled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from runtime.backend import Backend, Cache
+from runtime.sampling import GenerationOptions, Sampler
+
+StopReason = Literal["eos", "length", "cancelled"]
+Cancelled = Callable[[], bool]
+OnToken = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Generation:
+    """An answer's ids, and what is left behind."""
+
+    ids: list[int]  # without the end token
+    cached: list[int]  # the ids that the cache now holds behind the prompt
+    steps: int  # passes through the decoder
+    stop: StopReason
+
+
+def generate(
+    backend: Backend,
+    cache: Cache,
+    logits: Tensor,
+    options: GenerationOptions,
+    *,
+    on_token: OnToken,
+    cancelled: Cancelled,
+) -> Generation:
+    """Continues a prompt one token at a time.
+
+    Args:
+        backend: the model.
+        cache: holds the prompt; the answer is added to it.
+        logits: (V,) after the prompt.
+        options: one beam only.
+        on_token: called with every id as soon as it is known.
+        cancelled: asked before every token.
+    """
+    assert options.num_beams == 1, "beams have a search of their own"
+    sampler, eos = Sampler(options), backend.config.decoder.eos_token_id
+    ids: list[int] = []
+    while not cancelled():
+        token = sampler.choose(logits, ids)
+        if token == eos:
+            return Generation(ids, list(ids), len(ids), "eos")
+        ids.append(token)
+        on_token(token)
+        if len(ids) == options.max_new_tokens:
+            return Generation(ids, ids[:-1], len(ids) - 1, "length")
+        logits = backend.logits(backend.forward(backend.embed([token]), cache))[-1]
+    return Generation(ids, list(ids), len(ids), "cancelled")
