@@ -9,12 +9,15 @@ from convert.checkpoint import Checkpoint
 from convert.weights import Rule, reference_rules
 from runtime.reference.model import MiniCPMV
 
+VISION = ("vpm.", "resampler.")  # what `load_reference` loads of a model to encode pictures
+
 
 def load_reference(
     checkpoint: Checkpoint,
     *,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
+    only: tuple[str, ...] = ("",),
 ) -> MiniCPMV:
     """Builds the model for inference, with memory for its parameters and one tensor more.
 
@@ -22,6 +25,7 @@ def load_reference(
         checkpoint: whose weights to load.
         device: where to put them.
         dtype: what to convert them to; float32 is full precision.
+        only: how the names of wanted parameters start; the others stay without storage.
 
     Raises:
         CheckpointError: the weights hold infinities or NaN, or a file is damaged.
@@ -29,14 +33,15 @@ def load_reference(
     with torch.device("meta"):  # shapes without storage
         model = MiniCPMV(checkpoint.config)
     for row in reference_rules(checkpoint.config, checkpoint.untied_head):
-        if isinstance(row, Rule):
+        if isinstance(row, Rule) and row.name.startswith(only):
             parameter = torch.empty(row.shape, dtype=dtype, device=device)
             # The copy leaves the file's mapping behind, whatever its dtype.
             parameter.copy_(row.make(checkpoint.read, dtype=None))
             _assign(model, row.name, parameter)
     if not checkpoint.untied_head:
         model.llm.lm_head.weight = model.llm.model.embed_tokens.weight
-    left = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+    parameters = [pair for pair in model.named_parameters() if pair[0].startswith(only)]
+    left = [name for name, parameter in parameters if parameter.is_meta]
     assert not left, f"no rule makes {left}"
     return model.eval()
 
