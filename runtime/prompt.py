@@ -55,7 +55,8 @@ class Tokenizer:
         except (OSError, RuntimeError) as error:
             raise CheckpointError(f"{path}: not a SentencePiece model: {error}") from error
         self.vocab_size: int = self._sp.vocab_size()
-        control = [self._sp.id_to_piece(i) for i in (UNKNOWN_ID, BOS_ID, EOS_ID)]
+        special = (UNKNOWN_ID, BOS_ID, EOS_ID)
+        control = [self._sp.id_to_piece(i) for i in special if i < self.vocab_size]
         if control != ["<unk>", "<s>", "</s>"]:
             raise CheckpointError(f"{path}: ids 0, 1, 2 are {control}; expected <unk>, <s>, </s>")
         self.image_start_id: int = self._sp.piece_to_id(IMAGE_START)
@@ -65,7 +66,19 @@ class Tokenizer:
         self._has_tags = bool(tags)
 
     def encode(self, text: str) -> list[int]:
-        """Encodes plain text: a spelled tag becomes its first character and the rest apart."""
+        """Encodes plain text: a spelled tag becomes its first character and the rest apart.
+
+        Raises:
+            PromptError: the text is no valid Unicode.
+        """
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:  # JSON may hold half of a UTF-16 pair
+            bad = ascii(text[error.start])
+            raise PromptError(
+                f"the text is no valid Unicode: character {error.start} is the lone surrogate "
+                f"{bad}; remove it"
+            ) from error
         ids: list[int] = []
         start = 0
         for tag in self._tags.finditer(text) if self._has_tags else ():
@@ -76,8 +89,12 @@ class Tokenizer:
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Decodes an answer; ids 0, 1 and 2 vanish."""
-        text: str = self._sp.decode([i for i in ids if i not in (UNKNOWN_ID, BOS_ID, EOS_ID)])
+        """Decodes an answer; ids 0, 1 and 2 vanish, and ids that are no piece's.
+
+        A model's embedding may have more rows than its tokenizer has pieces.
+        """
+        vanish = (UNKNOWN_ID, BOS_ID, EOS_ID)
+        text: str = self._sp.decode([i for i in ids if i not in vanish and i < self.vocab_size])
         return text
 
     def prompt(self, messages: Sequence[Message], image_tokens: int) -> Prompt:
@@ -121,5 +138,10 @@ def check_messages(messages: Sequence[Message]) -> None:
 
 
 def _is_tag(piece: str) -> bool:
-    """Says whether a piece is a tag that text could spell, such as `<image>` or `</box>`."""
-    return re.fullmatch(r"</?(image|ref|box|quad|point|slice)>|<reserved_\d+>", piece) is not None
+    """Says whether a piece is a control piece that text could spell, such as `<image>`.
+
+    The other pieces in angle brackets (`<b>`, `</td>`, …) are markup that the model reads and
+    writes as text.
+    """
+    tag = r"</?(image|ref|box|quad|point|slice)>|<(SEP|CLS|reserved_\d+)>"
+    return re.fullmatch(tag, piece) is not None
