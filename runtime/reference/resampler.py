@@ -27,7 +27,7 @@ class CrossAttention(nn.Module):
         q = F.linear(query, wq, bq).expand(key.shape[0], -1, -1)
         k, v = F.linear(key, wk, bk), F.linear(value, wv, bv)
         head_dim = query.shape[-1] // self.num_heads
-        q, k, v = (t.unflatten(-1, (-1, head_dim)).transpose(1, 2) for t in (q, k, v))
+        q, k, v = (t.view(*t.shape[:2], -1, head_dim).transpose(1, 2) for t in (q, k, v))
         out = F.scaled_dot_product_attention(q, k, v)
         mixed: Tensor = self.out_proj(out.transpose(1, 2).flatten(-2))
         return mixed
