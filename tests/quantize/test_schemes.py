@@ -130,7 +130,7 @@ def test_refuses_shapes_without_whole_groups(shape: tuple[int, ...]) -> None:
 
 
 def test_recipes_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ConfigError, match="'q5' is unknown; known: .*q4f16_1"):
+    with pytest.raises(ConfigError, match=r"'q5' is unknown; known: .*q4f16_1"):
         GroupScheme.load("q5")
     monkeypatch.setattr(schemes, "RECIPES", tmp_path)
     good = {"name": "r", "bits": 4, "group_size": 32, "zero_point": 7, "max_code": 14}

@@ -1,0 +1,1 @@
+"""The model's blocks as Relax functions over TIR kernels; their weights are arguments."""

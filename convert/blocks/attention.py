@@ -1,0 +1,305 @@
+"""Attention kernels: all patches with all, and the decoder's with its sliding KV cache.
+
+Both go over keys in tiles of 16, the lanes. Scores of a block of queries stand in a scratch
+row; softmax and sums are float32.
+
+The decoder's cache has a fixed number of slots, tiles of 16. The first ceil(pinned/16) tiles
+hold the pinned tokens, token j in slot j. The rest is a ring of R slots: token j is in slot
+(j - pinned) mod R of it. A query at index t sees key j if j <= t, and j < pinned or
+j > t - (window - pinned); keys are stored rotated to their index, and the query comes rotated
+twice, for the recent and for the pinned (see `runtime.reference.kv_cache`). The ring must hold
+window - pinned slots and one chunk of queries, which are stored before they attend. Slots that
+were never written must hold finite numbers: a weight of 0 does not hide a NaN.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tvm.script.ir_builder import tirx as T
+
+from convert.blocks.maths import exp
+from convert.blocks.tir import (
+    LANES,
+    Expr,
+    each_row_block,
+    fold,
+    kernel,
+    lanes_of,
+    local,
+    span,
+    spread,
+    store,
+    typed,
+    wide,
+)
+from convert.config import DecoderConfig
+
+QUERIES = 4  # that share a load of keys or values
+_MASKED = -1e30  # far below any score; its weight is exactly 0
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Where a tensor of tokens (L, columns) holds its heads: head h begins at first + h * dim."""
+
+    columns: int
+    first: int = 0
+
+
+@dataclass(frozen=True)
+class _Keys:
+    """A run of key tiles: how to load its queries and keys, and what to do to its scores."""
+
+    tiles: Expr
+    first: Expr
+    query: Callable[[Expr, Expr], Expr]  # (row, d) -> a scaled value
+    key: Callable[[Expr, Expr], Expr]  # (tile, d) -> a vector over the keys
+    mask: Callable[[Expr, Expr, Expr], Expr]  # (scores, tile, row) -> scores
+
+
+def attention(
+    heads: int, head_dim: int, queries: int, keys: int, q: Heads, k: Heads, v: Heads
+) -> Expr:
+    """Makes the kernel (q, k, v) -> (queries, heads * head_dim), without a mask; float32."""
+    tiles, lanes = -(-keys // LANES), lanes_of(head_dim)
+    with kernel("attention") as kern:
+        q_rows = kern.tensor("q", (queries, q.columns))
+        k_rows, v_rows = kern.tensor("k", (keys, k.columns)), kern.tensor("v", (keys, v.columns))
+        out = kern.tensor("out", (queries, heads * head_dim))
+        with T.parallel(0, heads) as head:
+            turned = T.alloc_buffer((tiles, head_dim, LANES), "float32")
+            with T.grid(tiles, head_dim, LANES) as (tile, d, lane):
+                row = T.min(tile * LANES + lane, keys - 1)  # missing keys are masked below
+                store(turned, k_rows[row, k.first + head * head_dim + d], tile, d, lane)
+
+            def mask(scores: Expr, tile: Expr, _row: Expr) -> Expr:
+                return (
+                    scores
+                    if keys % LANES == 0
+                    else _keep(scores, _slots(tile) < spread(T.int32(keys)))
+                )
+
+            def query(row: Expr, d: Expr) -> Expr:
+                return q_rows[row, q.first + head * head_dim + d] * T.float32(head_dim**-0.5)
+
+            def value(slot: Expr, at: Expr) -> Expr:
+                row = T.min(slot, keys - 1)
+                return v_rows[row, span(v.first + head * head_dim + at, lanes)]
+
+            run = _Keys(tiles, T.int64(0), query, lambda tile, d: turned[tile, d, span(0)], mask)
+            scores = T.alloc_buffer((QUERIES, tiles * LANES), "float32")
+
+            def attend(first: Expr, count: int) -> None:
+                _attend(scores, [run], first, count, head_dim, value, out, head * head_dim)
+
+            each_row_block(T.int64(queries), QUERIES, attend)
+    return kern.function
+
+
+def rotate_queries(c: DecoderConfig) -> Expr:
+    """Makes the kernel (qkv (L, D + 2 kv), angles) -> (L, 2, D): for recent, for pinned keys.
+
+    angles (L, 4, head_dim / 2): cos and sin of the query's index, then of its index as pinned
+    keys see it. The result is scaled by head_dim ** -0.5.
+    """
+    half, width = c.head_dim // 2, c.hidden_size
+    lanes = lanes_of(half)
+    with kernel("rotate_queries") as k:
+        rows = k.length("rows")
+        qkv = k.tensor("qkv", (rows, width + 2 * c.kv_dim))
+        angles = k.tensor("angles", (rows, 4, half))
+        out = k.tensor("out", (rows, 2, width))
+        scale = spread(T.float32(c.head_dim**-0.5), lanes)
+        with T.parallel(0, rows) as row:
+            with T.grid(c.num_attention_heads, 2, half // lanes) as (head, kind, i):
+                at = T.Bind(head * c.head_dim + i * lanes)
+                a, b = qkv[row, span(at, lanes)], qkv[row, span(at + half, lanes)]
+                a, b = _rotate(a, b, angles, row, kind * 2, i * lanes, lanes)
+                store(out, a * scale, row, kind, span(at, lanes))
+                store(out, b * scale, row, kind, span(at + half, lanes))
+    return k.function
+
+
+def store_keys(c: DecoderConfig) -> Expr:
+    """Makes the kernel (qkv, angles, start, pinned, k_cache, v_cache): writes the new tokens.
+
+    qkv and angles as in `rotate_queries`; start is the first token's index; k_cache (heads,
+    tiles, head_dim, 16), v_cache (heads, tiles, 16, head_dim), float16, written in place.
+    """
+    half, lanes = c.head_dim // 2, lanes_of(c.head_dim // 2)
+    with kernel("store_keys") as k:
+        rows, tiles = k.length("rows"), k.length("tiles")
+        qkv = k.tensor("qkv", (rows, c.hidden_size + 2 * c.kv_dim))
+        angles = k.tensor("angles", (rows, 4, half))
+        start, pinned = k.integer("start"), k.integer("pinned")
+        keys = k.tensor("keys", (c.num_key_value_heads, tiles, c.head_dim, LANES), "float16")
+        values = k.tensor("values", (c.num_key_value_heads, tiles, LANES, c.head_dim), "float16")
+        pinned_tiles = T.Bind((pinned + LANES - 1) // LANES)
+        ring = T.Bind((tiles - pinned_tiles) * LANES)
+        with T.parallel(0, c.num_key_value_heads) as head, T.serial(0, rows) as row:
+            index = T.Bind(start + row)
+            in_ring = pinned_tiles * LANES + T.floormod(T.max(index - pinned, 0), ring)
+            slot = T.Bind(T.Select(index < pinned, index, in_ring))
+            tile, lane = T.Bind(slot // LANES), T.Bind(slot % LANES)
+            at = T.Bind(c.hidden_size + head * c.head_dim)
+            with T.serial(0, half) as d:
+                a, b = _rotate(qkv[row, at + d], qkv[row, at + half + d], angles, row, 0, d, 1)
+                store(keys, T.cast(a, "float16"), head, tile, d, lane)
+                store(keys, T.cast(b, "float16"), head, tile, half + d, lane)
+            with T.serial(0, c.head_dim // lanes) as i:
+                value = qkv[row, span(at + c.kv_dim + i * lanes, lanes)]
+                value = T.cast(value, typed("float16", lanes))
+                store(values, value, head, tile, lane, span(i * lanes, lanes))
+    return k.function
+
+
+def cached_attention(c: DecoderConfig) -> Expr:
+    """Makes the kernel (queries, keys, values, start, window, pinned) -> (L, D), float32.
+
+    queries (L, 2, D) from `rotate_queries`; keys and values as `store_keys` left them, the L
+    queries' own among them; start is the first query's index.
+    """
+    dim, lanes = c.head_dim, lanes_of(c.head_dim)
+    with kernel("cached_attention") as k:
+        rows, tiles = k.length("rows"), k.length("tiles")
+        queries = k.tensor("queries", (rows, 2, c.hidden_size))
+        keys = k.tensor("keys", (c.num_key_value_heads, tiles, dim, LANES), "float16")
+        values = k.tensor("values", (c.num_key_value_heads, tiles, LANES, dim), "float16")
+        start, window, pinned = (k.integer(name) for name in ("start", "window", "pinned"))
+        out = k.tensor("out", (rows, c.hidden_size))
+        pinned_tiles = T.Bind((pinned + LANES - 1) // LANES)
+        ring = T.Bind((tiles - pinned_tiles) * LANES)
+        total = T.Bind(start + rows)
+        newest = T.Bind(
+            T.cast(total - 1 - pinned, "int32")
+        )  # place of the newest in the ring's row
+        with T.parallel(0, c.num_attention_heads) as head:
+            kv_head = T.Bind(head // (c.num_attention_heads // c.num_key_value_heads))
+
+            def key(tile: Expr, d: Expr) -> Expr:
+                return wide(keys[kv_head, tile, d, span(0)])
+
+            def value(slot: Expr, at: Expr) -> Expr:
+                loaded = values[kv_head, slot // LANES, slot % LANES, span(at, lanes)]
+                return wide(loaded, lanes)
+
+            def query(kind: int) -> Callable[[Expr, Expr], Expr]:
+                return lambda row, d: queries[row, kind, head * dim + d]
+
+            def mask_pinned(scores: Expr, tile: Expr, row: Expr) -> Expr:
+                visible = T.min(start + row, pinned - 1)
+                return _keep(scores, _slots(tile) <= spread(T.cast(visible, "int32")))
+
+            def mask_recent(scores: Expr, tile: Expr, row: Expr) -> Expr:
+                # A slot holds the newest token whose place in the row of all recent tokens is
+                # congruent to the slot: `age` places before the newest.
+                size = T.cast(ring, "int32")
+                age = spread(T.floormod(newest, size)) - _slots(tile - pinned_tiles)
+                age = T.Bind(T.Select(age < spread(T.int32(0)), age + spread(size), age))
+                place = T.Bind(spread(newest) - age)
+                last = T.Bind(T.cast(start + row - pinned, "int32"))
+                first = T.max(last - T.cast(window - pinned, "int32") + 1, T.int32(0))
+                return _keep(scores, T.And(place <= spread(last), place >= spread(first)))
+
+            used = (T.min(T.max(total - pinned, 0), ring) + LANES - 1) // LANES
+            runs = [
+                _Keys(
+                    T.Bind((T.min(pinned, total) + LANES - 1) // LANES),
+                    T.int64(0),
+                    query(1),
+                    key,
+                    mask_pinned,
+                ),
+                _Keys(T.Bind(used), pinned_tiles, query(0), key, mask_recent),
+            ]
+            scores = T.alloc_buffer((QUERIES, tiles * LANES), "float32")
+
+            def attend(first: Expr, count: int) -> None:
+                _attend(scores, runs, first, count, dim, value, out, head * dim)
+
+            each_row_block(rows, QUERIES, attend)
+    return k.function
+
+
+def _attend(
+    scores: Expr,
+    runs: list[_Keys],
+    first: Expr,
+    count: int,
+    head_dim: int,
+    value: Callable[[Expr, Expr], Expr],
+    out: Expr,
+    column: Expr,
+) -> None:
+    """Attends with `count` queries from row `first` on: scores, softmax, weighted values."""
+    largest = local((count, LANES))
+    for m in range(count):
+        store(largest, spread(T.float32(_MASKED)), m, span(0))
+    for run in runs:
+        with T.serial(0, run.tiles) as i:
+            tile = T.Bind(run.first + i)
+            sums = local((count, LANES))
+            for m in range(count):
+                store(sums, spread(T.float32(0)), m, span(0))
+            with T.serial(0, head_dim) as d:
+                keys = T.Bind(run.key(tile, d))
+                for m in range(count):
+                    product = keys * spread(run.query(first + m, d))
+                    store(sums, sums[m, span(0)] + product, m, span(0))
+            for m in range(count):
+                score = T.Bind(run.mask(sums[m, span(0)], tile, first + m))
+                store(scores, score, m, span(tile * LANES))
+                store(largest, T.max(largest[m, span(0)], score), m, span(0))
+    factors = [_softmax(scores, largest, runs, m) for m in range(count)]
+    lanes = lanes_of(head_dim)
+    with T.serial(0, head_dim // lanes) as part:
+        mixed = local((count, lanes))
+        for m in range(count):
+            store(mixed, spread(T.float32(0), lanes), m, span(0, lanes))
+        for run in runs:
+            with T.serial(0, run.tiles * LANES) as i:
+                slot = T.Bind(run.first * LANES + i)
+                loaded = T.Bind(value(slot, part * lanes))
+                for m in range(count):
+                    weighted = loaded * spread(scores[m, slot], lanes)
+                    store(mixed, mixed[m, span(0, lanes)] + weighted, m, span(0, lanes))
+        for m in range(count):
+            result = mixed[m, span(0, lanes)] * spread(factors[m], lanes)
+            store(out, result, first + m, span(column + part * lanes, lanes))
+
+
+def _softmax(scores: Expr, largest: Expr, runs: list[_Keys], m: int) -> Expr:
+    """Turns row m of scores into weights; returns what makes their sum 1."""
+    highest, sums = local((LANES,)), local((LANES,))
+    store(highest, largest[m, span(0)], span(0))
+    top = T.Bind(fold(highest, T.max, LANES))
+    store(sums, spread(T.float32(0)), span(0))
+    for run in runs:
+        with T.serial(0, run.tiles) as i:
+            at = span((run.first + i) * LANES)
+            score = T.Bind(scores[m, at])
+            weight = exp(score - spread(top))
+            weight = T.Select(score > spread(T.float32(_MASKED)), weight, spread(T.float32(0)))
+            store(scores, weight, m, at)
+            store(sums, sums[span(0)] + scores[m, at], span(0))
+    return T.Bind(T.float32(1) / fold(sums, lambda a, b: a + b, LANES))
+
+
+def _rotate(
+    a: Expr, b: Expr, angles: Expr, row: Expr, kind: Expr, at: Expr, lanes: int
+) -> tuple[Expr, Expr]:
+    """Rotates the pairs (a, b) by angles[row, kind: kind + 2], cos and sin, from `at` on."""
+    a, b = T.Bind(a), T.Bind(b)
+    cos, sin = (T.Bind(angles[row, kind + i, span(at, lanes)]) for i in range(2))
+    return T.Bind(a * cos - b * sin), T.Bind(b * cos + a * sin)
+
+
+def _slots(tile: Expr) -> Expr:
+    """Returns the indices of a tile's slots, int32."""
+    return T.ramp(T.cast(tile * LANES, "int32"), 1, LANES)
+
+
+def _keep(scores: Expr, condition: Expr) -> Expr:
+    return T.Select(condition, scores, spread(T.float32(_MASKED)))

@@ -1,0 +1,98 @@
+"""Relax functions that call kernels: what TVM's block builder needs, in a few words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import tvm
+from tvm import relax, tirx
+
+Expr = Any  # TVM has no type stubs
+
+
+class Graph:
+    """A module under construction. A kernel that is called twice stands in it once."""
+
+    def __init__(self) -> None:
+        self._builder = relax.BlockBuilder()
+        self._parameters: list[Expr] = []
+        self.functions: list[str] = []
+
+    def module(self) -> Any:
+        """Returns the module."""
+        return self._builder.get()
+
+    @contextmanager
+    def function(self, name: str, parameters: Sequence[Expr]) -> Iterator[None]:
+        """Opens a function; `finish` ends it."""
+        self.functions.append(name)
+        with self._builder.function(name, list(parameters)):
+            yield
+
+    def finish(self, result: Expr) -> None:
+        """Makes `result` what the function returns."""
+        self._builder.emit_func_output(result)
+
+    def _add(self, kernel: Expr) -> Expr:
+        # Without a symbol of its own a kernel gets a name that is unique in the module.
+        name = kernel.attrs["global_symbol"]
+        return self._builder.add_func(kernel.without_attr("global_symbol"), name)
+
+    def call(self, kernel: Expr, arguments: Sequence[Expr], *outputs: Expr) -> Expr:
+        """Calls a kernel that writes new tensors of the types `outputs`; returns it or them."""
+        at = self._add(kernel)
+        types = list(outputs)
+        called = relax.call_tir(at, list(arguments), types[0] if len(types) == 1 else types)
+        result = self._builder.emit(called)
+        return result if len(types) == 1 else [result[i] for i in range(len(types))]
+
+    def call_in_place(
+        self, kernel: Expr, arguments: Sequence[Expr], written: Sequence[int]
+    ) -> Expr:
+        """Calls a kernel that writes into its arguments; returns them as they are afterwards.
+
+        The result must be used, and the arguments not any more: Relax takes the call for pure.
+        """
+        at = self._add(kernel)
+        types = [arguments[i].ty for i in written]
+        called = relax.op.call_tir_inplace(at, list(arguments), list(written), types)
+        result = self._builder.emit(called)
+        return [result[i] for i in range(len(types))]
+
+
+def variable(name: str) -> Expr:
+    """Makes an int64 variable for shapes."""
+    return tirx.Var(name, "int64")
+
+
+def tensor_type(shape: Sequence[Expr], dtype: str = "float32") -> Expr:
+    """Returns the type of a tensor."""
+    return relax.TensorType(list(shape), dtype)
+
+
+def tensor(name: str, shape: Sequence[Expr], dtype: str = "float32") -> Expr:
+    """Makes a function's tensor parameter."""
+    return relax.Var(name, tensor_type(shape, dtype))
+
+
+def integers(name: str, values: Sequence[Expr]) -> Expr:
+    """Makes a function's parameter of integers, passed as a shape."""
+    return relax.Var(name, relax.ShapeType(list(values)))
+
+
+def lower() -> Any:
+    """Returns the passes from Relax to the VM; kernels are called as they are, none is fused."""
+    return tvm.transform.Sequential(
+        [
+            relax.transform.CallTIRRewrite(),
+            relax.transform.StaticPlanBlockMemory(),
+            relax.transform.LowerAllocTensor(),
+            relax.transform.KillAfterLastUse(),
+            relax.transform.LowerRuntimeBuiltin(),
+            relax.transform.ComputePrimValue(),
+            relax.transform.VMShapeLower(),
+            relax.transform.AttachGlobalSymbol(),
+        ]
+    )

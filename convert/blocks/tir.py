@@ -1,0 +1,102 @@
+"""What the kernels have in common: parameters, vectors of neighbours, loops over rows.
+
+A kernel is plain TIR, written with TVM's IR builder: `T.Bind` names a value, loops are `with`
+blocks, Python loops are unrolled. Vectors have 16 lanes, the rows of a weight tile; LLVM splits
+them into what the CPU has. Lengths that vary are int64 variables, taken from the tensors' shapes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T
+
+LANES = 16
+Expr = Any  # TVM has no type stubs
+
+
+class Kernel:
+    """A TIR function under construction; `function` is set when its `with` block ends."""
+
+    function: Any = None
+
+    def tensor(self, name: str, shape: Sequence[Expr], dtype: str = "float32") -> Expr:
+        """Adds a tensor parameter; variables in `shape` are bound by the argument."""
+        return T.match_buffer(T.arg(name, T.handle()), tuple(shape), dtype)
+
+    def integer(self, name: str) -> Expr:
+        """Adds an int64 parameter."""
+        return T.arg(name, T.int64())
+
+    def length(self, name: str) -> Expr:
+        """Makes a variable for a parameter's shape."""
+        return T.var("int64", name)
+
+
+@contextmanager
+def kernel(name: str) -> Iterator[Kernel]:
+    """Opens a kernel whose tensors do not overlap where one of them is written."""
+    made = Kernel()
+    with IRBuilder() as builder:
+        with T.prim_func(s_tir=True):
+            T.func_name(name)
+            T.func_attr({"tirx.noalias": True})
+            yield made
+        made.function = builder.get()
+
+
+def span(start: Expr, lanes: int = LANES) -> Expr:
+    """Returns the index of `lanes` neighbours from `start` on."""
+    return start if lanes == 1 else T.ramp(start, 1, lanes)
+
+
+def lanes_of(width: int) -> int:
+    """Returns how many lanes cut `width` evenly: at most 16."""
+    return math.gcd(width, LANES)
+
+
+def spread(value: Expr, lanes: int = LANES) -> Expr:
+    """Returns a vector of one value."""
+    return value if lanes == 1 else T.broadcast(value, lanes)
+
+
+def typed(dtype: str, lanes: int) -> str:
+    """Returns the name of a vector type."""
+    return dtype if lanes == 1 else f"{dtype}x{lanes}"
+
+
+def wide(value: Expr, lanes: int = LANES) -> Expr:
+    """Converts a vector to float32."""
+    return T.cast(value, typed("float32", lanes))
+
+
+def local(shape: Sequence[int], dtype: str = "float32") -> Expr:
+    """Allocates a small buffer that ends in registers."""
+    return T.alloc_buffer(tuple(shape), dtype, scope="local")
+
+
+def store(buffer: Expr, value: Expr, *indices: Expr) -> None:
+    """Writes a scalar or a vector."""
+    T.buffer_store(buffer, value, list(indices))
+
+
+def fold(values: Expr, combine: Callable[[Expr, Expr], Expr], lanes: int) -> Expr:
+    """Combines the lanes of a local buffer (lanes,), a power of two, by halves; overwrites it."""
+    while lanes > 1:
+        lanes //= 2
+        halves = combine(values[span(0, lanes)], values[span(lanes, lanes)])
+        store(values, halves, span(0, lanes))
+    return T.Bind(values[0])
+
+
+def each_row_block(rows: Expr, size: int, body: Callable[[Expr, int], None]) -> None:
+    """Calls body(first row, count) for blocks of `size` rows, then for the rest, one by one."""
+    with T.serial(0, rows // size) as block:
+        body(block * size, size)
+    if size > 1:
+        with T.serial(0, rows % size) as row:
+            body(rows // size * size + row, 1)

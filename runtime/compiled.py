@@ -1,0 +1,273 @@
+"""Runs compiled blocks through TVM's Python runtime: numpy in, numpy out, one call per block."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tvm
+from numpy.typing import NDArray
+from tvm import relax
+
+from convert.config import DecoderConfig, ModelConfig
+from quantize.errors import BundleError, PromptError, ShapeError
+from quantize.layout import TILE_ROWS, tiles
+
+Array = NDArray[Any]
+Float32 = NDArray[np.float32]
+
+PREFILL_CHUNK = 128  # tokens that go through a layer at once; a cache has room for the newest
+_ALIGNMENT = 64  # bytes; what TVM asks of tensors that it does not own
+# The arguments of each function, by the names of the bundle's tensors.
+_VISION_BLOCK = ("norm1", "qkv", "proj", "norm2", "fc1", "fc2")
+_RESAMPLER = (
+    "kv_proj.weight", "ln_kv.weight", "ln_kv.bias", "query", "k_proj.weight", "key_positions",
+    "v_proj.weight", "v_proj.bias", "out_proj.weight", "out_proj.bias", "ln_post.weight",
+    "ln_post.bias", "proj.weight",
+)  # fmt: skip
+_DECODER_LAYER = ("input_norm.weight", "qkv", "o", "post_norm.weight", "gate_up", "down")
+
+
+class CompiledCache:
+    """The KV cache of all layers for one conversation; window as in the reference's `KVCache`.
+
+    Slots are as `convert.blocks.attention` describes them. Memory is taken when it is written.
+    """
+
+    def __init__(self, c: DecoderConfig, *, window: int, pinned: int, chunk: int) -> None:
+        """Args: window, pinned: see `KVCache`. chunk: most tokens that a layer gets at once."""
+        if not 0 < pinned < window:
+            raise PromptError(
+                f"context window {window} leaves no room beside {pinned} pinned tokens; "
+                "try a larger --window"
+            )
+        self.window, self.pinned, self.chunk = window, pinned, chunk
+        self._ring = tiles(window - pinned + chunk) * TILE_ROWS  # slots for all but the pinned
+        count = tiles(pinned) + self._ring // TILE_ROWS
+        heads, dim = c.num_key_value_heads, c.head_dim
+        self._tensors = [
+            (_zeros((heads, count, dim, TILE_ROWS)), _zeros((heads, count, TILE_ROWS, dim)))
+            for _ in range(c.num_hidden_layers)
+        ]
+        self._seen = [0] * c.num_hidden_layers  # tokens, per layer
+        self._oldest = pinned  # the first token behind the pinned that was never overwritten
+        self._frequencies = c.rope_theta ** -(np.arange(0, dim, 2, dtype=np.float64) / dim)
+        self._angles: tuple[tuple[int, int], Any] = ((0, 0), None)
+
+    @property
+    def length(self) -> int:
+        """Tokens that all layers have seen, evicted ones included."""
+        return self._seen[-1]
+
+    def truncate(self, length: int) -> bool:
+        """Goes back to the first `length` tokens.
+
+        Returns:
+            False if tokens that would be visible again are gone; the cache is then unchanged.
+        """
+        assert 0 <= length <= self.length, f"{length} is not within 0..{self.length}"
+        needed = max(self.pinned, length - (self.window - self.pinned) + 1)
+        if length > self.pinned and needed < self._oldest:
+            return False
+        self._seen = [length] * len(self._seen)
+        return True
+
+    def place(self, layer: int, rows: int) -> tuple[Any, Any, Any, Any]:
+        """Returns a decoder layer's arguments for its next `rows` tokens, and counts them.
+
+        Returns:
+            angles, keys, values and the shape (start, window, pinned).
+        """
+        assert rows <= self.chunk
+        start = self._seen[layer]
+        keys, values = self._tensors[layer]
+        arguments = (self._rotation(start, rows), keys, values, self._integers(start))
+        self._seen[layer] += rows
+        self._oldest = max(self._oldest, self._seen[layer] - self._ring)
+        return arguments
+
+    def _integers(self, start: int) -> Any:
+        return tvm.runtime.ShapeTuple([start, self.window, self.pinned])
+
+    def _rotation(self, start: int, rows: int) -> Any:
+        """Returns cos, sin for recent and cos, sin for pinned keys: (L, 4, head_dim/2)."""
+        if self._angles[0] != (start, rows):  # every layer asks for the same
+            # In float64: a long conversation's positions are large, and sin amplifies that.
+            near = np.arange(start, start + rows)
+            far = np.minimum(near, self.window - 1)
+            angles = [positions[:, None] * self._frequencies for positions in (near, far)]
+            table = np.stack([f(a) for a in angles for f in (np.cos, np.sin)], axis=1)
+            self._angles = ((start, rows), _copy(table.astype(np.float32)))
+        return self._angles[1]
+
+
+class CompiledModel:
+    """A bundle's blocks and weights."""
+
+    def __init__(self, config: ModelConfig, library: Path, weights: Mapping[str, Array]) -> None:
+        """Loads the library and wraps the weights; they are neither copied nor read.
+
+        Args:
+            config: the geometry for which the blocks were compiled.
+            library: what `compile_blocks` wrote.
+            weights: by the bundle's names; must not be unmapped while the model lives.
+
+        Raises:
+            BundleError: the library does not load, or a weight is missing.
+        """
+        self.config = config
+        self._functions = _load(library)
+        self._missing: list[str] = []
+        self._weights = weights
+        self._wrapped: dict[str, Any] = {}
+        self._vision_blocks: list[list[Any]] = []
+        if config.vision is not None:
+            self._wrap_vision(config.vision.depth)
+        layers = range(config.decoder.num_hidden_layers)
+        self._layers = [self._quantized_layer(f"llm.layers.{i}") for i in layers]
+        self._embedding = self._take(*_quantized("llm.embed"))
+        head = "llm.head" if "llm.head.q_weight" in weights else "llm.embed"
+        self._head = self._take("llm.norm.weight", *_quantized(head))
+        if self._missing:
+            raise BundleError(
+                f"{library.name}: the weights lack {len(self._missing)} tensors: "
+                f"{', '.join(self._missing[:3])}{'…' if len(self._missing) > 3 else ''}; "
+                "convert the checkpoint again"
+            )
+
+    def vision_embed(self, pixels: Array) -> Float32:
+        """Maps normalised pixels (3, S, S) to patches with positions (P, Dv)."""
+        return self._call("vision_embed", _copy(pixels), *self._patch_embed)
+
+    def vision_block(self, i: int, x: Array) -> Float32:
+        """Runs the vision encoder's block i on (P, Dv)."""
+        return self._call("vision_block", _copy(x), *self._vision_blocks[i])
+
+    def vision_norm(self, x: Array) -> Float32:
+        """Applies the vision encoder's last norm to (P, Dv)."""
+        return self._call("vision_norm", _copy(x), *self._vision_norm)
+
+    def resample(self, features: Array) -> Float32:
+        """Maps vision features (P, Dv) to image tokens (Q, D)."""
+        return self._call("resampler", _copy(features), *self._resampler)
+
+    def embed(self, ids: Sequence[int]) -> Float32:
+        """Maps token ids to scaled embeddings (L, D).
+
+        Raises:
+            PromptError: an id is outside the vocabulary.
+        """
+        table = np.asarray(ids, np.int64)
+        wrong = table[(table < 0) | (table >= self.config.decoder.vocab_size)]
+        if wrong.size:
+            raise PromptError(
+                f"token id {wrong[0]} is outside the vocabulary of "
+                f"{self.config.decoder.vocab_size}; is it this model's tokenizer?"
+            )
+        return self._call("embed", tvm.runtime.tensor(table.astype(np.int32)), *self._embedding)
+
+    def new_cache(self, window: int, pinned: int, *, chunk: int = PREFILL_CHUNK) -> CompiledCache:
+        """Makes an empty cache.
+
+        Raises:
+            PromptError: the window has no room beside the pinned tokens.
+        """
+        return CompiledCache(self.config.decoder, window=window, pinned=pinned, chunk=chunk)
+
+    def layer(self, i: int, x: Array, cache: CompiledCache) -> Float32:
+        """Runs decoder layer i on the next tokens (L, D) and adds them to its cache."""
+        self._check_width(x)
+        parts = [
+            self._call("decoder_layer", _copy(part), *cache.place(i, len(part)), *self._layers[i])
+            for part in _chunks(x, cache.chunk)
+        ]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def logits(self, hidden: Array) -> Float32:
+        """Maps hidden states (L, D) to logits (L, V): final norm and LM head."""
+        self._check_width(hidden)
+        return self._call("lm_head", _copy(hidden), *self._head)
+
+    def _call(self, name: str, *arguments: Any) -> Float32:
+        result: Float32 = self._functions[name](*arguments).numpy()
+        return result
+
+    def _check_width(self, x: Array) -> None:
+        width = self.config.decoder.hidden_size
+        if x.ndim != 2 or x.shape[1] != width or not len(x):
+            raise ShapeError(f"hidden states {x.shape}: expected (tokens, {width})")
+
+    def _wrap_vision(self, depth: int) -> None:
+        patch_embed = (*_pair("vision.patch_embed"), "vision.pos_embed")
+        self._patch_embed = self._take(*patch_embed)
+        for i in range(depth):
+            names = [n for part in _VISION_BLOCK for n in _pair(f"vision.blocks.{i}.{part}")]
+            self._vision_blocks.append(self._take(*names))
+        self._vision_norm = self._take(*_pair("vision.norm"))
+        self._resampler = self._take(*(f"resampler.{name}" for name in _RESAMPLER))
+
+    def _quantized_layer(self, prefix: str) -> list[Any]:
+        names: list[str] = []
+        for part in _DECODER_LAYER:
+            name = f"{prefix}.{part}"
+            names += [name] if name.endswith(".weight") else _quantized(name)
+        return self._take(*names)
+
+    def _take(self, *names: str) -> list[Any]:
+        """Wraps weights as TVM tensors; notes those that are missing."""
+        self._missing += [name for name in names if name not in self._weights]
+        for name in names:
+            if name in self._weights and name not in self._wrapped:
+                self._wrapped[name] = _wrap(self._weights[name])
+        return [self._wrapped.get(name) for name in names]
+
+
+def _load(library: Path) -> Any:
+    try:
+        module = tvm.runtime.load_module(str(library))
+        return relax.VirtualMachine(module, tvm.cpu())
+    except (OSError, RuntimeError, ValueError, AttributeError) as error:
+        reason = str(error).strip().splitlines()[-1] if str(error).strip() else repr(error)
+        raise BundleError(
+            f"{library}: does not load as compiled blocks: {reason}; was it converted for this "
+            "kind of machine?"
+        ) from error
+
+
+def _pair(name: str) -> list[str]:
+    return [f"{name}.weight", f"{name}.bias"]
+
+
+def _quantized(name: str) -> list[str]:
+    return [f"{name}.q_weight", f"{name}.q_scale"]
+
+
+def _chunks(x: Array, size: int) -> Iterator[Array]:
+    for start in range(0, len(x), size):
+        yield x[start : start + size]
+
+
+def _copy(x: Array) -> Any:
+    return tvm.runtime.tensor(np.ascontiguousarray(x, np.float32))
+
+
+def _wrap(array: Array) -> Any:
+    """Makes a TVM tensor of the same memory; a copy only where it is not aligned."""
+    address = array.ctypes.data
+    if address % _ALIGNMENT or not array.flags.c_contiguous:
+        return tvm.runtime.tensor(np.ascontiguousarray(array))
+    # DLPack refuses read-only memory, as a mapped file is; nothing writes to a weight.
+    memory = (ctypes.c_byte * array.nbytes).from_address(address)
+    return tvm.runtime.from_dlpack(np.ndarray(array.shape, array.dtype, buffer=memoryview(memory)))
+
+
+def _zeros(shape: tuple[int, ...]) -> Any:
+    """Makes a float16 tensor of zeros whose pages are taken when they are written."""
+    size = int(np.prod(shape)) * 2
+    memory = np.zeros(size + _ALIGNMENT, np.uint8)
+    first = -memory.ctypes.data % _ALIGNMENT
+    aligned = memory[first : first + size].view(np.float16).reshape(shape)
+    return tvm.runtime.from_dlpack(aligned)
