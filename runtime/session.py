@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from convert.config import VisionConfig
 from quantize.errors import PictureError, PromptError
 from runtime.backend import Backend, Cache
 from runtime.beam import beam_search
@@ -96,6 +97,16 @@ class Session:
         self.window, self._as_original = window, as_original
         self._pictures: OrderedDict[str, Tensor] = OrderedDict()
         self.reset()
+
+    def require_vision(self) -> VisionConfig:
+        """Returns the vision encoder's geometry, or raises PictureError for a decoder alone."""
+        config = self.backend.config
+        if config.vision is None:
+            raise PictureError(
+                f"a picture was given to a {config.architecture}, which has no vision encoder; "
+                "leave the picture out, or take a MiniCPM-V"
+            )
+        return config.vision
 
     def reset(self) -> None:
         """Forgets the cache; pictures stay encoded."""
@@ -192,13 +203,7 @@ class Session:
         """Returns the vision encoder's input and the hash by which a picture is known."""
         if picture is None:
             return None, ""
-        vision = self.backend.config.vision
-        if vision is None:
-            raise PictureError(
-                f"a picture was given to a {self.backend.config.architecture}, which has no vision "
-                "encoder; leave the picture out, or take a MiniCPM-V"
-            )
-        pixels = preprocess(picture, vision.image_size)
+        pixels = preprocess(picture, self.require_vision().image_size)
         return pixels, hashlib.sha256(pixels.contiguous().numpy().tobytes()).hexdigest()
 
     def _image_tokens(self, pixels: Tensor, digest: str) -> Tensor:
@@ -215,7 +220,8 @@ class Session:
         resampler = self.backend.config.resampler
         image_tokens = resampler.query_num if digest and resampler else 0
         check_messages(messages)
-        check_text(messages)
+        if not messages[-1]["content"].strip():
+            raise PromptError("the prompt is empty; expected a question")
         prompt = self.tokenizer.prompt(messages, image_tokens)
         if self._as_original:
             prompt = prompt.cut(ORIGINAL_PROMPT_LIMIT)
@@ -278,17 +284,6 @@ class Session:
                 embeds = _put(embeds, image.to(embeds), request.prompt.image_start - start)
             hidden = self.backend.forward(embeds, cache)
         return hidden
-
-
-def check_text(messages: Sequence[Message]) -> None:
-    """Raises PromptError if the last turn says nothing, or a turn is no valid text."""
-    for i, message in enumerate(messages):
-        try:
-            message["content"].encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise PromptError(f"message {i} is not valid UTF-8 text: {error.reason}") from error
-    if not messages[-1]["content"].strip():
-        raise PromptError("the prompt is empty; expected a question")
 
 
 def _put(embeds: Tensor, image: Tensor, at: int) -> Tensor:

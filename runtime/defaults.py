@@ -1,0 +1,80 @@
+"""The original's generation settings, read from data: `configs/generation.json`, or a bundle's."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from convert.config import CONFIGS
+from quantize.errors import ConfigError
+from runtime.prompt import ORIGINAL_PROMPT_LIMIT
+from runtime.sampling import GenerationOptions
+
+DEFAULTS = CONFIGS / "generation.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationSet:
+    """How one of the original's functions generates unless told otherwise."""
+
+    sampling: bool  # whether `sample` is taken, or `beam`
+    max_new_tokens: int
+    sample: Mapping[str, Any]
+    beam: Mapping[str, Any]
+
+    def choose(self, sampling: bool | None, overrides: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns the settings; overrides change only those that the chosen set has."""
+        chosen = dict(
+            self.sample if (self.sampling if sampling is None else sampling) else self.beam
+        )
+        return chosen | {key: overrides[key] for key in chosen.keys() & overrides.keys()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationDefaults:
+    """All sets by name, and the context window."""
+
+    window: int  # tokens
+    sets: Mapping[str, GenerationSet]
+
+    @staticmethod
+    def load(path: Path = DEFAULTS) -> GenerationDefaults:
+        """Reads a `generation.json`.
+
+        Raises:
+            ConfigError: not JSON, keys missing or unknown, values out of range.
+        """
+        try:
+            raw = json.loads(path.read_text("utf-8"))
+            sets = {name: GenerationSet(**values) for name, values in raw.pop("sets").items()}
+            defaults = GenerationDefaults(sets=sets, **raw)
+            for one in sets.values():
+                for settings in (one.sample, one.beam):
+                    GenerationOptions(max_new_tokens=one.max_new_tokens, **settings)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from error
+        except (OSError, ValueError, RecursionError) as error:
+            raise ConfigError(f"{path}: cannot be read as JSON: {error}") from error
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ConfigError(
+                f"{path}: {error}; expected the keys of configs/generation.json"
+            ) from error
+        return defaults
+
+    def named(self, name: str) -> GenerationSet:
+        """Returns a set, or raises ConfigError with the names that there are."""
+        if name not in self.sets:
+            raise ConfigError(f"no generation settings {name!r}; known: {', '.join(self.sets)}")
+        return self.sets[name]
+
+    def window_for(self, window: int | None, *, as_original: bool, max_new_tokens: int) -> int:
+        """Returns the window to use: the asked one; else the default.
+
+        The original has no window, so for it the default is as long as it can ever get.
+        """
+        if window is not None:
+            return window
+        return ORIGINAL_PROMPT_LIMIT + max_new_tokens if as_original else self.window

@@ -1,0 +1,176 @@
+"""Opens a checkpoint or a bundle for chat, whichever a path is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from convert.bundle import MANIFEST, Bundle
+from convert.checkpoint import Checkpoint
+from quantize.errors import BundleError, CheckpointError, ConfigError
+from runtime.backend import Backend, CompiledBackend, ReferenceBackend
+from runtime.defaults import DEFAULTS, GenerationDefaults
+from runtime.prompt import Tokenizer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+ENGINES = ("local", "reference")
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+_HOST = "host"  # the target whose program runs here
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model that is ready to answer."""
+
+    backend: Backend
+    tokenizer: Tokenizer
+    defaults: GenerationDefaults
+    description: str  # what runs, where and how
+
+
+def is_bundle(source: str | Path | None) -> bool:
+    """Says whether a path is a bundle rather than a checkpoint."""
+    return source is not None and (Path(source) / MANIFEST).is_file()
+
+
+def load(
+    source: str | Path | None,
+    *,
+    engine: str | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+) -> Loaded:
+    """Loads a model.
+
+    Args:
+        source: a bundle, a checkpoint's folder or hub id, or None for the demo checkpoint.
+        engine: `local` for a bundle's compiled blocks, `reference` for PyTorch; by default local
+            for a bundle and reference for a checkpoint. A bundle's reference is its checkpoint.
+        device: cpu, mps or cuda; by default the fastest that is there. Reference only.
+        dtype: a name of `DTYPES`; by default float32 on a CPU, a half-precision type elsewhere.
+
+    Raises:
+        ToolkitError: nothing that can be opened, or an engine that cannot run it.
+    """
+    if engine not in (None, *ENGINES):
+        raise ConfigError(f"engine is {engine!r}; expected one of {', '.join(ENGINES)}")
+    if not is_bundle(source):
+        if engine == "local":
+            name = "the demo checkpoint" if source is None else source
+            raise BundleError(
+                f"{name}: not a bundle, so engine local cannot run it; make one with "
+                "`minicpmv convert`, or choose --engine reference"
+            )
+        return _load_checkpoint(Checkpoint.open(source), device, dtype)
+    assert source is not None, "only a path is a bundle"
+    bundle = Bundle.open(source)
+    if engine == "reference":
+        return _load_checkpoint(open_source(bundle), device, dtype)
+    for name, value in (("device", device), ("dtype", dtype)):
+        if value is not None:
+            raise ConfigError(f"{name} {value!r} is for --engine reference; a bundle has its own")
+    return _load_bundle(bundle)
+
+
+def open_source(bundle: Bundle, reference: str | None = None) -> Checkpoint:
+    """Opens the checkpoint that a bundle was made from, and makes sure that it is that one.
+
+    Args:
+        bundle: whose manifest names it.
+        reference: where it is now, if not there.
+
+    Raises:
+        CheckpointError: it is not there, or another one by now.
+    """
+    source = bundle.manifest.source
+    if reference is None and not source.demo and not Path(source.path).exists():
+        raise CheckpointError(
+            f"{source.path}: the checkpoint that the bundle was made from is not there; "
+            "name it with --reference, or as the argument of chat"
+        )
+    checkpoint = Checkpoint.open(reference or (None if source.demo else source.path))
+    if checkpoint.source_hash() != source.sha256:
+        raise CheckpointError(
+            f"{checkpoint.path}: not the checkpoint that {bundle.path} was made from: its hash is "
+            f"not {source.sha256[:12]}…; convert again"
+        )
+    return checkpoint
+
+
+def choose_device(device: str | None) -> torch.device:
+    """Returns the asked device, or the fastest that is there.
+
+    Raises:
+        ConfigError: no such device here.
+    """
+    present: dict[str, Callable[[], bool]] = {
+        "cuda": torch.cuda.is_available,
+        "mps": torch.backends.mps.is_available,
+        "cpu": lambda: True,
+    }
+    if device is None:
+        return torch.device(next(name for name, is_there in present.items() if is_there()))
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise ConfigError(f"device is {device!r}; expected cpu, mps or cuda") from error
+    if chosen.type not in present:
+        raise ConfigError(f"device is {device!r}; expected cpu, mps or cuda")
+    count = torch.cuda.device_count() if chosen.type == "cuda" else 1
+    if not present[chosen.type]() or (chosen.index or 0) >= count:
+        raise ConfigError(f"device {device!r} is not on this machine; try --device cpu")
+    return chosen
+
+
+def choose_dtype(dtype: str | None, device: torch.device) -> torch.dtype:
+    """Returns the asked dtype; by default full precision on a CPU, half elsewhere."""
+    if dtype is not None:
+        if dtype not in DTYPES:
+            raise ConfigError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
+        return DTYPES[dtype]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    return torch.float16 if device.type == "mps" else torch.float32
+
+
+def _load_checkpoint(checkpoint: Checkpoint, device: str | None, dtype: str | None) -> Loaded:
+    from runtime.reference.load import load_reference
+
+    tokenizer = _tokenizer(checkpoint.tokenizer, checkpoint.path)
+    where = choose_device(device)
+    kind = choose_dtype(dtype, where)
+    model = load_reference(checkpoint, device=where, dtype=kind)
+    name = str(kind).removeprefix("torch.")
+    return Loaded(
+        ReferenceBackend(model),
+        tokenizer,
+        GenerationDefaults.load(DEFAULTS),
+        f"{checkpoint.path} on the reference engine ({name}, {where})",
+    )
+
+
+def _load_bundle(bundle: Bundle) -> Loaded:
+    from runtime.compiled import CompiledModel
+
+    tokenizer = _tokenizer(bundle.tokenizer, bundle.path)
+    model = CompiledModel(bundle.config, bundle.library(_HOST), bundle.weights())
+    return Loaded(
+        CompiledBackend(model),
+        tokenizer,
+        GenerationDefaults.load(bundle.generation),
+        f"{bundle.path} on the local engine ({bundle.plan.recipe.scheme.name})",
+    )
+
+
+def _tokenizer(path: Path | None, folder: Path) -> Tokenizer:
+    if path is None:
+        raise CheckpointError(
+            f"{folder}: has no tokenizer.model, so it cannot read text; put the original's beside "
+            "its config.json"
+        )
+    return Tokenizer(path)
