@@ -296,8 +296,9 @@ def _equal(one: StoredTensor, other: StoredTensor) -> bool:
         return False
     a, b = one.read(), other.read()
     rows = max(1, _CHUNK_BYTES // (a[:1].numel() * a.element_size()))
+    wide = torch.promote_types(a.dtype, b.dtype)
     starts = range(0, a.shape[0], rows)
-    return all(torch.equal(a[i : i + rows].float(), b[i : i + rows].float()) for i in starts)
+    return all(torch.equal(a[i : i + rows].to(wide), b[i : i + rows].to(wide)) for i in starts)
 
 
 def _dropped(

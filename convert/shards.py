@@ -20,6 +20,7 @@ from quantize.errors import CheckpointError
 
 FLOATS = {"bfloat16": 2, "float16": 2, "float32": 4}  # name to bytes of a value
 _SAFETENSORS_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
+_LFS_POINTER = b"version https://git-lfs"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,9 +60,13 @@ def list_tensors(file: Path) -> list[StoredTensor]:
     """
     if not file.is_file():
         raise CheckpointError(f"{file}: no such file; was the checkpoint downloaded completely?")
-    with file.open("rb") as opened:
-        if opened.read(23) == b"version https://git-lfs":
-            raise CheckpointError(f"{file}: a Git LFS pointer, not the file; try `git lfs pull`")
+    try:
+        with file.open("rb") as opened:
+            start = opened.read(len(_LFS_POINTER))
+    except OSError as error:
+        raise CheckpointError(f"{file}: cannot be read: {error.strerror}") from error
+    if start == _LFS_POINTER:
+        raise CheckpointError(f"{file}: a Git LFS pointer, not the file; try `git lfs pull`")
     if file.suffix == ".safetensors":
         return _list_safetensors(file)
     return _list_pickle(file)

@@ -12,6 +12,7 @@ import zipfile
 import huggingface_hub
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from convert import hub
 from convert.checkpoint import Checkpoint
@@ -106,6 +107,14 @@ def test_head_that_differs_in_its_last_value_only(tmp_path):
         state[HEAD][-1, -1] += 1
 
     assert Checkpoint.open(with_state(tmp_path, change)).untied_head
+
+
+def test_head_in_another_dtype_but_with_the_same_values(tmp_path):
+    state = {name: t.bfloat16() for name, t in random_state(tiny_config()).items()}
+    state[HEAD] = state[HEAD].float()
+    folder = write_checkpoint(tmp_path)
+    save_file(state, folder / "model.safetensors")
+    assert not Checkpoint.open(folder).untied_head
 
 
 def test_known_extras_are_dropped_with_their_reason(tmp_path):
