@@ -73,10 +73,10 @@ class Bars:
         self._tasks: dict[str, TaskID] = {}
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        """Moves the bar of a stage; the first call makes it."""
+        """Moves the bar of a stage; the first call makes it. A total of 0 is not known yet."""
         if stage not in self._tasks:
-            self._tasks[stage] = self._progress.add_task(stage, total=total)
-        self._progress.update(self._tasks[stage], completed=done, total=total)
+            self._tasks[stage] = self._progress.add_task(stage, total=None)
+        self._progress.update(self._tasks[stage], completed=done, total=total or None)
 
     def __enter__(self) -> Bars:
         self._progress.start()

@@ -78,11 +78,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Converts and returns the exit code."""
+    start = time.monotonic()
     from convert.checkpoint import Checkpoint
     from convert.console import Bars, messages, results
     from convert.measure import peak_rss_bytes
 
-    start = time.monotonic()
     config = _resolve(args)
     console = messages() if args.json else results()
     for key, value in config.shown().items():
@@ -219,9 +219,11 @@ def _print_plan(console: Console, plan: Plan, *, verbose: bool) -> None:
         rows = [[t.name, t.format, t.rule.shape, Size(t.nbytes), t.why] for t in plan.tensors]
         print_table(console, header, rows)
     else:
-        header = ["tensors", "count", "format", "shape", "size", "why"]
-        groups = plan.groups()
-        rows = [[g.pattern, g.count, g.format, g.shape, Size(g.nbytes), g.why] for g in groups]
+        header = ["part", "what", "tensors", "parameters", "format", "size"]
+        rows = [
+            [g.part, g.why, len(g.tensors), g.parameters, g.format, Size(g.nbytes)]
+            for g in plan.groups()
+        ]
         print_table(console, header, rows)
     console.print()
 

@@ -40,7 +40,7 @@ TOOLS = ("minicpmv", "apache-tvm", "apache-tvm-ffi", "numpy", "torch", "ziglang"
 # Room for compiled programs and the manifest, beside the weights.
 PROGRAM_BYTES = 64 * 2**20
 
-Progress = Callable[[str, int, int], None]  # stage, done, in all
+Progress = Callable[[str, int, int], None]  # stage, done, in all (0: not known)
 
 
 def known_targets() -> tuple[str, ...]:
@@ -85,17 +85,7 @@ def write_bundle(
         CheckpointError: a tensor holds NaN, infinity, or more than its format can.
     """
     write_weights(checkpoint, plan, folder / WEIGHTS, progress)
-    programs = {}
-    for target in targets:
-        library = Path("engine") / f"{target}.so"
-        (folder / library.parent).mkdir(exist_ok=True)
-        report = compile_blocks(
-            checkpoint.config,
-            target,
-            folder / library,
-            lambda done, total, target=target: progress(f"compile for {target}", done, total),
-        )
-        programs[target] = TargetRecord(library=library.as_posix(), program_id=report.program_id)
+    programs = {t: _write_program(checkpoint, plan, t, folder, progress) for t in targets}
     if checkpoint.tokenizer is not None:
         shutil.copyfile(checkpoint.tokenizer, folder / TOKENIZER)
     shutil.copyfile(CONFIGS / GENERATION, folder / GENERATION)
@@ -159,6 +149,23 @@ def encode(
             first = last
         return {f"{tensor.name}.q_weight": weights, f"{tensor.name}.q_scale": scales}
     return {tensor.name: tile_f16(weight) if tensor.format == "f16_tiled" else weight}
+
+
+def _write_program(
+    checkpoint: Checkpoint, plan: Plan, target: str, folder: Path, progress: Progress
+) -> TargetRecord:
+    stage = f"compile for {target}"
+    library = Path("engine") / f"{target}.so"
+    (folder / library.parent).mkdir(exist_ok=True)
+    report = compile_blocks(
+        checkpoint.config,
+        target,
+        folder / library,
+        lambda _: progress(stage, 0, 0),
+        quant=plan.recipe.scheme.name,
+    )
+    progress(stage, 1, 1)
+    return TargetRecord(library=library.as_posix(), program_id=report.program_id)
 
 
 def _file_records(folder: Path, progress: Progress) -> dict[str, FileRecord]:

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
 from typing import Any
@@ -112,15 +111,22 @@ class PlannedTensor:
 
 @dataclass(frozen=True)
 class PlannedGroup:
-    """Tensors that differ only in the number of their layer."""
+    """Tensors of one part of the model that are stored alike for the same reason."""
 
-    pattern: str
-    format: str
-    shape: Shape
-    count: int
-    parameters: int
-    nbytes: int
+    part: str
     why: str
+    format: str
+    tensors: tuple[PlannedTensor, ...]
+
+    @property
+    def parameters(self) -> int:
+        """Values of its tensors."""
+        return sum(tensor.parameters for tensor in self.tensors)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its tensors."""
+        return sum(tensor.nbytes for tensor in self.tensors)
 
 
 @dataclass(frozen=True)
@@ -151,21 +157,12 @@ class Plan:
         return 8 * self.nbytes / self.parameters
 
     def groups(self) -> list[PlannedGroup]:
-        """Sums up tensors that differ only in the number of their layer."""
-        rows: dict[tuple[str, str, Shape], list[PlannedTensor]] = {}
+        """Sums up tensors by part, reason and format, in the order of their first tensors."""
+        groups: dict[tuple[str, str, str], list[PlannedTensor]] = {}
         for tensor in self.tensors:
-            pattern = re.sub(r"\.\d+\.", ".*.", tensor.name)
-            rows.setdefault((pattern, tensor.format, tensor.rule.shape), []).append(tensor)
-        return [
-            PlannedGroup(
-                *key,
-                count=len(group),
-                parameters=sum(tensor.parameters for tensor in group),
-                nbytes=sum(tensor.nbytes for tensor in group),
-                why=group[0].why,
-            )
-            for key, group in rows.items()
-        ]
+            part = tensor.name.partition(".")[0]
+            groups.setdefault((part, tensor.why, tensor.format), []).append(tensor)
+        return [PlannedGroup(*key, tuple(tensors)) for key, tensors in groups.items()]
 
 
 def make_plan(config: ModelConfig, untied_head: bool, recipe: Recipe) -> Plan:
@@ -237,13 +234,3 @@ FORMATS: dict[str, Callable[[str, Shape, GroupScheme], tuple[TensorSpec, ...]]] 
     "f16": _f16,
     "f32": _f32,
 }
-
-
-def part_sizes(tensors: Sequence[PlannedTensor]) -> dict[str, tuple[int, int]]:
-    """Returns parameters and bytes of each part (`vision`, `resampler`, `llm`), in order."""
-    sizes: dict[str, tuple[int, int]] = {}
-    for tensor in tensors:
-        part = tensor.name.partition(".")[0]
-        parameters, nbytes = sizes.get(part, (0, 0))
-        sizes[part] = parameters + tensor.parameters, nbytes + tensor.nbytes
-    return sizes

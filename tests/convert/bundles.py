@@ -12,10 +12,15 @@ from convert import cli, pipeline
 from tests.tiny import write_checkpoint
 
 
-def fake_compile(config: Any, target: str, output: Path, progress: Any) -> SimpleNamespace:
+def fake_compile(config: Any, target: str, output: Path, *_: Any, quant: str) -> SimpleNamespace:
     """Writes a stand-in for a compiled program."""
     output.write_bytes(b"program for " + target.encode())
     return SimpleNamespace(program_id="0123456789abcdef")
+
+
+def convert(checkpoint: Path, output: Path, *arguments: str) -> int:
+    """Runs `minicpmv convert` in this process and returns its exit code."""
+    return cli.main(["convert", str(checkpoint), "-o", str(output), *arguments])
 
 
 def write_bundle(folder: Path, **checkpoint: Any) -> Path:
@@ -23,7 +28,7 @@ def write_bundle(folder: Path, **checkpoint: Any) -> Path:
     source = write_checkpoint(folder.with_name(f"{folder.name}-checkpoint"), **checkpoint)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pipeline, "compile_blocks", fake_compile)
-        assert cli.main(["convert", str(source), "-o", str(folder)]) == 0
+        assert convert(source, folder) == 0
     return folder
 
 

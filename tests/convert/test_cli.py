@@ -1,0 +1,120 @@
+import argparse
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from convert import cli
+from quantize.errors import BundleError
+
+HEAVY = ("torch", "tvm", "numpy", "onnx", "sentencepiece")
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
+    """Makes `run` the only command's work: `minicpmv do`."""
+
+    def install(run: Any) -> None:
+        module = SimpleNamespace(NAME="do", HELP="does it", run=run, configure=lambda parser: None)
+        monkeypatch.setitem(sys.modules, "tests.convert.a_command", module)  # type: ignore[arg-type]
+        monkeypatch.setattr(cli, "COMMANDS", ("tests.convert.a_command",))
+
+    return install
+
+
+def raising(error: BaseException) -> Callable[[argparse.Namespace], int]:
+    def run(args: argparse.Namespace) -> int:
+        raise error
+
+    return run
+
+
+def test_a_command_decides_the_exit_code(command: Callable[[Any], None]) -> None:
+    command(lambda args: 1)
+    assert cli.main(["do"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (BundleError("b: torn;\n mend it"), 2, "BundleError: b: torn; mend it"),
+        (FileNotFoundError(2, "No such file", "x"), 2, "FileNotFoundError: x: No such file"),
+        (OSError(28, "No space left"), 2, "OSError: [Errno 28] No space left"),
+        (MemoryError(), 2, "MemoryError"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+)
+def test_errors_are_one_line(
+    command: Callable[[Any], None],
+    error: BaseException,
+    code: int,
+    line: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    command(raising(error))
+    assert cli.main(["do"]) == code
+    assert capsys.readouterr().err == f"{line}\n"
+
+
+def test_debug_shows_where(
+    command: Callable[[Any], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    command(raising(BundleError("torn")))
+    assert cli.main(["do", "--debug"]) == 2
+    shown = capsys.readouterr().err.splitlines()
+    assert shown[0].startswith("Traceback")
+    assert shown[-1] == "BundleError: torn"
+
+
+def test_our_own_mistakes_show_where(
+    command: Callable[[Any], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    command(raising(KeyError("x")))
+    assert cli.main(["do"]) == 2
+    shown = capsys.readouterr().err
+    assert "Traceback" in shown
+    assert "please report it" in shown
+
+
+@pytest.mark.parametrize("arguments", [[], ["nonsense"], ["convert"], ["info", "a", "b"]])
+def test_wrong_arguments(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(arguments)
+    assert caught.value.code == 2
+    assert "usage: minicpmv" in capsys.readouterr().err
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out.startswith("minicpmv ")
+
+
+def test_help_imports_nothing_heavy_and_lists_all_commands() -> None:
+    script = (
+        "import sys\nfrom convert.cli import main\n"
+        "try: main(['--help'])\n"
+        f"except SystemExit: print([name for name in {HEAVY} if name in sys.modules])"
+    )
+    shown = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True).stdout
+    lines = shown.decode().splitlines()
+    names = [line.split()[0] for line in lines if line.startswith("    ")]
+    assert names[:4] == ["convert", "verify", "chat", "info"]
+    assert lines[-1] == "[]"
+
+
+def test_a_closed_pipe_is_quiet() -> None:
+    config = Path(__file__).resolve().parents[2] / "configs" / "model" / "minicpm-v-1.0.json"
+    command = [sys.executable, "-m", "convert.cli", "info", str(config), "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 128 + signal.SIGPIPE
