@@ -189,14 +189,17 @@ def _export(
     checkpoint: Checkpoint, source: Source, output: OutputFolder, progress: Progress
 ) -> dict[str, Any]:
     """Exports to ONNX; what onnxruntime makes of it must be what the reference says."""
-    from convert.onnx_export import MODEL, write_onnx
+    from convert.onnx_export import MODEL, onnx_bytes, write_onnx
     from runtime.onnx_check import compare_onnx, sample_pixels
     from runtime.reference.load import load_reference
 
+    config = checkpoint.config
+    assert config.vision is not None, "checked before"
+    output.require_space(onnx_bytes(config))
     with output as folder:
-        write_onnx(checkpoint.read, checkpoint.config, source.sha256, folder, progress)
-        assert checkpoint.config.vision is not None, "checked before"
-        pixels = sample_pixels(checkpoint.config.vision)
+        report = write_onnx(checkpoint.read, config, source.sha256, folder, progress)
+        progress("check ONNX", 0, 0)
+        pixels = sample_pixels(config.vision)
         differences = compare_onnx(folder / MODEL, load_reference(checkpoint), pixels)
         for difference in differences:
             if not difference.relative <= ONNX_TOLERANCE:
@@ -205,9 +208,14 @@ def _export(
                     f"{difference.relative:.1e} of its scale away from the reference; at most "
                     f"{ONNX_TOLERANCE:.0e} is allowed"
                 )
-        size = sum(path.stat().st_size for path in folder.iterdir())
+        progress("check ONNX", 1, 1)
         output.commit()
-    return {"bytes": size, "differences": {d.output: d.relative for d in differences}}
+    return {
+        "tensors": report.tensors,
+        "parameters": report.parameters,
+        "bytes": report.nbytes,
+        "differences": {d.output: d.relative for d in differences},
+    }
 
 
 def _print_plan(console: Console, plan: Plan, *, verbose: bool) -> None:

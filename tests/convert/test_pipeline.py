@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from convert import output_folder, pipeline
+from convert import convert_command, output_folder, pipeline
 from convert.bundle import Bundle
 from convert.config import ModelConfig
 from convert.plan import Recipe, make_plan
@@ -130,6 +130,31 @@ def test_no_onnx_of_a_decoder(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert os.listdir(tmp_path) == ["c"]
 
 
+def test_onnx_beside_a_bundle_and_alone(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert convert(checkpoint, tmp_path / "b", "--target", "host,onnx", "--json") == 0
+    differences = json.loads(capsys.readouterr().out)["onnx"]["differences"]
+    assert max(differences.values()) < 1e-5
+    assert sorted(os.listdir(tmp_path)) == ["b", "b-onnx"]
+    assert convert(checkpoint, tmp_path / "alone", "--target", "onnx") == 0
+    assert snapshot(tmp_path / "alone") == snapshot(tmp_path / "b-onnx")
+    assert convert(checkpoint, tmp_path / "b", "--target", "onnx") == 2
+    assert "b: exists and is no ONNX export" in refused(capsys)
+
+
+def test_an_onnx_that_differs_is_not_written(
+    checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(convert_command, "ONNX_TOLERANCE", 1e-12)
+    assert convert(checkpoint, tmp_path / "b", "--target", "onnx") == 2
+    assert "away from the reference; at most 1e-12 is allowed" in refused(capsys)
+    assert not os.listdir(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("tensor", "value"),
     [
@@ -191,21 +216,18 @@ def test_a_full_disk_is_one_line(
     assert not os.listdir(tmp_path)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_signals(
-    checkpoint: Path, existing: tuple[Path, dict[str, bytes]], number: signal.Signals
+def test_a_signal_leaves_the_old_bundle_and_nothing_else(
+    checkpoint: Path, existing: tuple[Path, dict[str, bytes]]
 ) -> None:
     command = [sys.executable, "-c", STUCK, str(checkpoint), str(existing[0])]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert b"compiling\n" in iter(process.stdout.readline, b"")
-        process.send_signal(number)
+        assert len(os.listdir(existing[0].parent)) == 2
+        process.terminate()
         process.communicate()
-    killed = number == signal.SIGKILL
-    assert process.returncode == (-number if killed else 128 + number)
+    assert process.returncode == 128 + signal.SIGTERM
     assert snapshot(existing[0]) == existing[1]
-    assert len(os.listdir(existing[0].parent)) == (2 if killed else 1)
-    assert convert(checkpoint, existing[0]) == 0
     assert os.listdir(existing[0].parent) == ["b"]
 
 
