@@ -47,7 +47,7 @@ def beam_search(
     if not isinstance(cache, BeamCache):
         raise ConfigError(
             f"num_beams is {options.num_beams}, but this engine's cache holds one sequence: "
-            "choose sampling or greedy, or --engine reference"
+            "choose sampling, or one beam, or the reference engine"
         )
     eos, width = backend.config.decoder.eos_token_id, options.num_beams
     rows = [_Beam([], 0.0)]  # what the rows of the cache hold behind the prompt
