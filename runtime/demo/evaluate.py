@@ -1,0 +1,102 @@
+"""Measures the demo's answers: `python -m runtime.demo.evaluate CHECKPOINT_OR_BUNDLE`.
+
+Questions that training never saw (their pictures come from another seed), greedily, by exact
+match, as many in each language.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from runtime.backend import Backend
+from runtime.demo.questions import LANGUAGES, random_example
+from runtime.demo.scenes import draw, random_scene
+from runtime.prompt import Tokenizer
+from runtime.sampling import GenerationOptions
+from runtime.session import Session
+
+SEED = 20_250_101
+_WINDOW = 1024
+_MAX_NEW_TOKENS = 80  # the longest description has fewer
+
+
+@dataclass(frozen=True)
+class Score:
+    """How many questions of one kind were answered exactly."""
+
+    right: int
+    asked: int
+
+    @property
+    def accuracy(self) -> float:
+        """Share of right answers."""
+        return self.right / self.asked
+
+
+def evaluate(
+    backend: Backend,
+    tokenizer: Tokenizer,
+    questions: int,
+    on_answer: Callable[[str, str, str, str], None] = lambda *texts: None,
+) -> dict[str, dict[str, Score]]:
+    """Asks `questions` in each language; one picture, one question.
+
+    Args:
+        backend: the model.
+        tokenizer: its tokenizer.
+        questions: how many in each language.
+        on_answer: called with language, meaning, right answer and given answer.
+
+    Returns:
+        Scores by language and meaning; the meaning `all` sums up.
+    """
+    session = Session(backend, tokenizer, window=_WINDOW)
+    options = GenerationOptions(max_new_tokens=_MAX_NEW_TOKENS)
+    scores = {}
+    for language in LANGUAGES:
+        right: Counter[str] = Counter()
+        asked: Counter[str] = Counter()
+        for i in range(questions):
+            rng = np.random.default_rng([SEED, i])
+            scene = random_scene(rng)
+            picture = draw(scene, rng).picture
+            example = random_example(scene, language, rng)
+            text = session.reply(example.messages, picture, options).text
+            on_answer(language, example.meaning, example.answer, text)
+            for meaning in (example.meaning, "all"):
+                asked[meaning] += 1
+                right[meaning] += text == example.answer
+        scores[language] = {m: Score(right[m], asked[m]) for m in sorted(asked)}
+    return scores
+
+
+def main() -> None:
+    """Reads the command line, evaluates, and prints one line of JSON per language."""
+    from runtime.loader import load
+
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", type=Path, help="a checkpoint's or a bundle's folder")
+    parser.add_argument("--questions", type=int, default=500, help="in each language")
+    parser.add_argument("--errors", action="store_true", help="print wrong answers")
+    args = parser.parse_args()
+
+    def show(language: str, meaning: str, right: str, given: str) -> None:
+        if args.errors and given != right:
+            print(f"{language} {meaning}: {right!r}, answered {given!r}")
+
+    model = load(args.model)
+    scores = evaluate(model.backend, model.tokenizer, args.questions, show)
+    for language, by_meaning in scores.items():
+        row = {m: f"{s.right}/{s.asked}" for m, s in by_meaning.items()}
+        print(json.dumps({"language": language, "accuracy": by_meaning["all"].accuracy, **row}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""How far two results are apart."""
+
+from __future__ import annotations
+
+import math
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def sqnr_db(reference: Tensor, value: Tensor) -> float:
+    """Returns the signal-to-quantization-noise ratio in dB; infinite where both are equal.
+
+    Values that are not finite give minus infinity: there is no signal left.
+    """
+    signal, noise = reference.double(), (value - reference).double()
+    power, error = float(signal.square().sum()), float(noise.square().sum())
+    if not math.isfinite(error):
+        return -math.inf
+    if error == 0:
+        return math.inf
+    return 10 * math.log10(power / error) if power else -math.inf
+
+
+def cosine(reference: Tensor, value: Tensor) -> float:
+    """Returns the cosine of the angle between two tensors, each taken as one vector."""
+    return float(F.cosine_similarity(reference.double().flatten(), value.double().flatten(), dim=0))
+
+
+def kl_divergence(reference: Tensor, value: Tensor) -> Tensor:
+    """Returns KL(reference || value) in nats of each row of logits (L, V): (L,)."""
+    expected = F.log_softmax(reference.float(), dim=-1)
+    return F.kl_div(
+        F.log_softmax(value.float(), dim=-1), expected, reduction="none", log_target=True
+    ).sum(-1)
+
+
+def same_top1(reference: Tensor, value: Tensor) -> Tensor:
+    """Returns for each row of logits (L, V) whether the likeliest token is the same: (L,)."""
+    return reference.argmax(-1) == value.argmax(-1)
+
+
+def mean(values: Tensor) -> float:
+    """Returns the mean of a tensor; NaN of an empty one."""
+    return float(values.float().mean()) if values.numel() else math.nan
+
+
+def max_difference(reference: Tensor, value: Tensor) -> float:
+    """Returns the largest absolute difference."""
+    return float((reference - value).abs().max())

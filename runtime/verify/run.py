@@ -1,0 +1,273 @@
+"""Runs reference, arithmetic model and bundle through every stage, and compares.
+
+Each stage gets the reference's own input, so that a fault shows where it is and nowhere else;
+logits and answers then show what is left of the whole.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from convert.config import CONFIGS
+from runtime.backend import Backend
+from runtime.prompt import Prompt, Tokenizer
+from runtime.reference.kv_cache import ATTENTION_SINKS
+from runtime.sampling import GenerationOptions
+from runtime.session import Session
+from runtime.verify import metrics
+from runtime.verify.cases import Case
+from runtime.verify.report import Answer, Check
+from runtime.verify.stages import Stages
+
+Progress = Callable[[str], None]
+
+
+def load_settings() -> dict[str, Any]:
+    """Reads `configs/verify.json`."""
+    settings: dict[str, Any] = json.loads((CONFIGS / "verify.json").read_text("utf-8"))
+    return settings
+
+
+@dataclass(frozen=True)
+class Model:
+    """One of the three that are compared."""
+
+    stages: Stages
+    backend: Backend
+
+
+@dataclass(frozen=True)
+class Models:
+    """The three that are compared."""
+
+    reference: Model
+    arithmetic: Model
+    bundle: Model
+
+
+@dataclass
+class Outcome:
+    """All that the cases gave."""
+
+    checks: list[Check]
+    answers: list[Answer]
+    longest_prompt: int
+
+
+class _Worst:
+    """Keeps each stage's worst case: what the verdict hangs on."""
+
+    def __init__(self, thresholds: Mapping[str, float]) -> None:
+        self.thresholds = thresholds
+        self._checks: dict[tuple[str, str, str], Check] = {}
+
+    def add(self, check: Check) -> None:
+        key = check.stage, check.name, check.metric
+        old = self._checks.get(key)
+        if old is None or slack(check) < slack(old):
+            self._checks[key] = check
+
+    def loss(
+        self, stage: str, name: str, reference: Tensor, arithmetic: Tensor, bundle: Tensor
+    ) -> None:
+        """Compares a stage's three outputs."""
+        expected = metrics.sqnr_db(reference, arithmetic)
+        detail = {
+            "cosine": metrics.cosine(reference, bundle),
+            "max_difference": metrics.max_difference(reference, bundle),
+        }
+        floor = min(expected, self.thresholds["exact_db"]) - self.thresholds["loss_margin_db"]
+        value = metrics.sqnr_db(reference, bundle)
+        self.add(Check(stage, name, "SQNR", "dB", value, expected, floor, True, detail))
+        same = metrics.sqnr_db(arithmetic, bundle)
+        least = self.thresholds["same_arithmetic_db"]
+        self.add(Check(stage, name, "against arithmetic", "dB", same, math.inf, least, True))
+
+    def checks(self) -> list[Check]:
+        return list(self._checks.values())
+
+
+def run_cases(
+    models: Models,
+    tokenizer: Tokenizer,
+    cases: Sequence[Case],
+    settings: Mapping[str, Any],
+    window: int,
+    progress: Progress,
+) -> Outcome:
+    """Measures all cases.
+
+    Args:
+        models: reference, arithmetic model and bundle; all of one configuration.
+        tokenizer: of the reference.
+        cases: conversations.
+        settings: `configs/verify.json`.
+        window: context window of all three.
+        progress: called with a line before each case.
+    """
+    thresholds = settings["thresholds"]
+    worst = _Worst(thresholds)
+    logits = _Logits()
+    answers: list[Answer] = []
+    longest = 0
+    options = GenerationOptions(max_new_tokens=settings["built_in"]["max_new_tokens"])
+    for case in cases:
+        progress(case.name)
+        replies = [
+            Session(model.backend, tokenizer, window=window).reply(
+                case.messages, case.picture, options
+            )
+            for model in (models.reference, models.bundle, models.arithmetic)
+        ]
+        texts = [reply.text for reply in replies]
+        answers.append(Answer(case.name, case.messages[-1]["content"], *texts))
+        image = _compare_vision(models, case, worst)
+        prompt = _prompt(models, tokenizer, case)
+        ids = prompt.ids + replies[0].ids
+        longest = max(longest, len(ids))
+        _compare_decoder(models, prompt, ids, image, window, worst, logits)
+    checks = worst.checks() + logits.checks(thresholds) + [_answers_check(answers, thresholds)]
+    return Outcome(checks, answers, longest)
+
+
+def _prompt(models: Models, tokenizer: Tokenizer, case: Case) -> Prompt:
+    resampler = models.reference.stages.config.resampler
+    image_tokens = resampler.query_num if case.picture is not None and resampler else 0
+    return tokenizer.prompt(case.messages, image_tokens)
+
+
+def _compare_vision(models: Models, case: Case, worst: _Worst) -> tuple[Tensor, ...]:
+    """Compares the stages up to the image tokens; returns those of the three models.
+
+    The three tuples are the results of each model's own stages from the picture on.
+    """
+    if case.picture is None:
+        return ()
+    everyone = [m.stages for m in (models.reference, models.arithmetic, models.bundle)]
+    reference = everyone[0]
+    pixels = [stages.preprocess(case.picture) for stages in everyone]
+    levels = metrics.max_difference(pixels[0], pixels[2]) * 127.5  # of 255, undoing (x - 0.5) / 0.5
+    limit = worst.thresholds["preprocessing_levels"]
+    worst.add(Check("preprocessing", "pixels", "max difference", "of 255", levels, 0, limit, False))
+    inside = [stages.vision_embed(pixels[0]) for stages in everyone]
+    worst.loss("vision encoder", "patch embedding", *inside)
+    own = [stages.vision_embed(p) for stages, p in zip(everyone, pixels, strict=True)]
+    x = inside[0]
+    assert reference.config.vision is not None
+    for i in range(reference.config.vision.depth):
+        outputs = [stages.vision_block(i, x) for stages in everyone]
+        worst.loss("vision encoder", f"block {i}", *outputs)
+        own = [stages.vision_block(i, o) for stages, o in zip(everyone, own, strict=True)]
+        x = outputs[0]
+    worst.loss("vision encoder", "norm", *(stages.vision_norm(x) for stages in everyone))
+    features = [stages.vision_norm(o) for stages, o in zip(everyone, own, strict=True)]
+    worst.loss("vision features", "whole encoder", *features)
+    worst.loss("resampler", "from features", *(s.resample(features[0]) for s in everyone))
+    tokens = [stages.resample(f) for stages, f in zip(everyone, features, strict=True)]
+    worst.loss("resampler", "image tokens", *tokens)
+    return tuple(tokens)
+
+
+def _compare_decoder(
+    models: Models,
+    prompt: Prompt,
+    ids: Sequence[int],
+    image: tuple[Tensor, ...],
+    window: int,
+    worst: _Worst,
+    logits: _Logits,
+) -> None:
+    """Compares embeddings, layers and logits over a prompt and the reference's answer to it."""
+    everyone = [m.stages for m in (models.reference, models.arithmetic, models.bundle)]
+    text = [stages.embed(ids).clone() for stages in everyone]
+    worst.loss("prompt embeddings", "token embeddings", *text)
+    pinned = ATTENTION_SINKS
+    if prompt.image_start is not None:
+        end = prompt.image_start + image[0].shape[0]
+        pinned = max(pinned, end + 1)
+        for embeds, tokens in zip(text, image, strict=True):
+            embeds[prompt.image_start : end] = tokens
+        worst.loss("prompt embeddings", "with the picture", *text)
+    whole = [
+        stages.layers([embeds], window, pinned)
+        for stages, embeds in zip(everyone, text, strict=True)
+    ]
+    inputs = [text[0], *whole[0][:-1]]
+    apart = [stages.layers(inputs, window, pinned) for stages in everyone]
+    for i, outputs in enumerate(zip(*apart, strict=True)):
+        # What a layer adds: its input passes through unchanged, and would hide its errors.
+        worst.loss("decoder layers", f"layer {i}", *(o - inputs[i] for o in outputs))
+    worst.loss("hidden states", "last layer, end to end", *(outputs[-1] for outputs in whole))
+    worst.loss("LM head", "from hidden states", *(s.logits(whole[0][-1]) for s in everyone))
+    ends = [stages.logits(o[-1]) for stages, o in zip(everyone, whole, strict=True)]
+    logits.add(prompt, len(image[0]) if image else 0, *ends)
+
+
+class _Logits:
+    """Collects what the logits say at image, text and answer positions."""
+
+    def __init__(self) -> None:
+        self._kl: dict[str, list[tuple[Tensor, Tensor]]] = {}
+        self._top1: dict[str, list[tuple[Tensor, Tensor]]] = {}
+
+    def add(
+        self, prompt: Prompt, queries: int, reference: Tensor, arithmetic: Tensor, bundle: Tensor
+    ) -> None:
+        kinds = ["text"] * len(prompt.ids)
+        if prompt.image_start is not None:
+            kinds[prompt.image_start : prompt.image_start + queries] = ["image"] * queries
+        # The last id of the prompt is where the answer's first token is chosen.
+        kinds[-1] = "answer"
+        kinds += ["answer"] * (reference.shape[0] - len(prompt.ids))
+        for kind in dict.fromkeys(kinds):
+            at = torch.tensor([k == kind for k in kinds])
+            rows = [t[at] for t in (reference, arithmetic, bundle)]
+            pairs = self._kl.setdefault(kind, [])
+            pairs.append(
+                (metrics.kl_divergence(rows[0], rows[1]), metrics.kl_divergence(rows[0], rows[2]))
+            )
+            self._top1.setdefault(kind, []).append(
+                (metrics.same_top1(rows[0], rows[1]), metrics.same_top1(rows[0], rows[2]))
+            )
+
+    def checks(self, thresholds: Mapping[str, float]) -> list[Check]:
+        checks = []
+        for kind in ("image", "text", "answer"):
+            if kind not in self._kl:
+                continue
+            expected, value = (
+                metrics.mean(torch.cat(column)) for column in zip(*self._kl[kind], strict=True)
+            )
+            limit = expected * thresholds["kl_factor"] + thresholds["kl_floor_nats"]
+            name = f"{kind} positions"
+            checks.append(
+                Check("logits", name, "KL divergence", "nats", value, expected, limit, False)
+            )
+            expected, value = (
+                metrics.mean(torch.cat(column)) for column in zip(*self._top1[kind], strict=True)
+            )
+            limit = expected - thresholds["top1_margin"]
+            checks.append(Check("logits", name, "same top-1", "", value, expected, limit, True))
+        return checks
+
+
+def _answers_check(answers: Sequence[Answer], thresholds: Mapping[str, float]) -> Check:
+    value = sum(a.same for a in answers) / len(answers)
+    expected = sum(a.reference == a.arithmetic for a in answers) / len(answers)
+    limit = expected - thresholds["answers_margin"]
+    return Check("answers", "greedy", "same as the reference", "", value, expected, limit, True)
+
+
+def slack(check: Check) -> float:
+    """Returns how far a check is from failing; less than 0 if it failed."""
+    if math.isnan(check.value):
+        return -math.inf
+    sign = 1 if check.higher_is_better else -1
+    return sign * (check.value - check.threshold)

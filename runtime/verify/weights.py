@@ -1,0 +1,87 @@
+"""The stored files and tensors of a bundle against the checkpoint that they were made from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from convert.bundle import Bundle, FileRecord
+from convert.checkpoint import Checkpoint
+from convert.plan import PlannedTensor
+from quantize.errors import BundleError
+from quantize.layout import unpack_tiles, untile_f16
+from quantize.schemes import Array, GroupScheme, dequantize_groups
+from runtime.verify import metrics
+from runtime.verify.arithmetic import round_to_scheme
+from runtime.verify.report import Check
+
+Progress = Callable[[str], None]
+
+
+def check_files(bundle: Bundle, target: str) -> list[Check]:
+    """Compares every file's SHA-256 with the manifest's.
+
+    Raises:
+        BundleError: the compiled program was altered; it is not run.
+    """
+    checks = []
+    for name, record in bundle.manifest.files.items():
+        same = FileRecord.of(bundle.path / name) == record
+        if not same and bundle.path / name == bundle.library(target):
+            raise BundleError(
+                f"{bundle.path / name}: altered: its SHA-256 is not the manifest's; a program "
+                "that is not ours is not run. Convert the checkpoint again"
+            )
+        checks.append(Check("files", name, "SHA-256 matches", "", float(same), 1, 1, True))
+    return checks
+
+
+def check_tensors(
+    bundle: Bundle,
+    checkpoint: Checkpoint,
+    thresholds: Mapping[str, float],
+    progress: Progress,
+) -> list[Check]:
+    """Decodes every stored tensor and compares it with the checkpoint's.
+
+    A tensor may lose what its format loses with plain rounding, and `loss_margin_db` more.
+    """
+    scheme, weights = bundle.plan.recipe.scheme, bundle.weights()
+    checks = []
+    for tensor in bundle.plan.tensors:
+        progress(tensor.name)
+        original = tensor.rule.make(checkpoint.read)
+        stored = decode_tensor(weights, tensor, scheme)
+        rounded = _round(original, tensor.format, scheme, tensor.name)
+        expected = metrics.sqnr_db(original, rounded)
+        value = metrics.sqnr_db(original, stored)
+        limit = min(expected, thresholds["exact_db"]) - thresholds["loss_margin_db"]
+        if not bool(original.any()):  # no signal to measure noise against
+            value = expected = math.inf if torch.equal(original, stored) else -math.inf
+        checks.append(Check("weights", tensor.name, "SQNR", "dB", value, expected, limit, True))
+    return checks
+
+
+def decode_tensor(
+    weights: Mapping[str, Array], tensor: PlannedTensor, scheme: GroupScheme
+) -> Tensor:
+    """Returns an artifact tensor as float32, from whatever format it is stored in."""
+    shape, name = tensor.rule.shape, tensor.name
+    if tensor.format == "q4":
+        packed = weights[f"{name}.q_weight"], weights[f"{name}.q_scale"]
+        values = dequantize_groups(*unpack_tiles(*packed, shape[0]), scheme)
+    elif tensor.format == "f16_tiled":
+        values = untile_f16(weights[name], shape[0])
+    else:
+        values = weights[name]
+    return torch.from_numpy(np.array(values, dtype=np.float32))
+
+
+def _round(weight: Tensor, form: str, scheme: GroupScheme, name: str) -> Tensor:
+    if form == "q4":
+        return round_to_scheme(weight, scheme, name)
+    return weight if form == "f32" else weight.half().float()

@@ -1,0 +1,188 @@
+"""verify: its figures, its verdict, and that a planted fault is found where it is."""
+
+import json
+import math
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from convert.bundle import Bundle
+from convert.cli import main
+from quantize.activations import multiply_w4a8, quantize_activations
+from quantize.schemes import GroupScheme, quantize_groups
+from runtime.verify import metrics
+from runtime.verify.arithmetic import QuantizedLinear, round_to_int8, round_to_scheme
+from runtime.verify.report import Check
+from tests.tiny import write_checkpoint
+
+
+def test_sqnr():
+    signal = torch.tensor([3.0, 4.0])
+    assert metrics.sqnr_db(signal, signal) == math.inf
+    assert metrics.sqnr_db(signal, signal + torch.tensor([0.0, 0.5])) == pytest.approx(20.0)
+    assert metrics.sqnr_db(signal, torch.tensor([math.nan, 0.0])) == -math.inf
+    assert metrics.sqnr_db(torch.zeros(2), signal) == -math.inf
+
+
+def test_kl_divergence_of_a_worked_example():
+    p, q = torch.tensor([0.5, 0.25, 0.25]), torch.tensor([0.25, 0.5, 0.25])
+    expected = 0.5 * math.log(2) + 0.25 * math.log(0.5)
+    assert metrics.kl_divergence(p.log()[None], q.log()[None]).item() == pytest.approx(expected)
+    shifted = (q.log() + 3)[None]  # logits have no zero
+    assert metrics.kl_divergence(p.log()[None], shifted).item() == pytest.approx(expected, 1e-5)
+
+
+def test_a_figure_that_is_no_number_fails():
+    check = Check("logits", "text positions", "KL divergence", "nats", math.nan, 0, 1, False)
+    assert not check.passed
+
+
+def test_the_arithmetic_model_equals_the_numpy_reference():
+    """Two implementations of the same arithmetic: torch's fake quantization, numpy's integers."""
+    rng = np.random.default_rng(0)
+    scheme = GroupScheme.load("q4f16_1")
+    weight = rng.standard_normal((48, 96)).astype(np.float32)
+    x = rng.standard_normal((5, 96)).astype(np.float32)
+    x[2, 32:64] = 0
+    codes, scale = quantize_activations(x, scheme.group_size)
+    grouped = codes.reshape(5, -1, scheme.group_size) * scale[..., None]
+    np.testing.assert_allclose(
+        round_to_int8(torch.from_numpy(x), scheme.group_size).numpy(),
+        grouped.reshape(5, -1),
+        rtol=1e-6,
+    )
+    linear = QuantizedLinear(
+        round_to_scheme(torch.from_numpy(weight), scheme, "w"), scheme.group_size
+    )
+    q, q_scale = quantize_groups(weight.astype(np.float16), scheme, name="w")
+    expected = multiply_w4a8(x, q, q_scale, scheme)
+    # Only the order of float32 sums differs.
+    np.testing.assert_allclose(linear(torch.from_numpy(x)).numpy(), expected, atol=2e-5)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """A random checkpoint and its bundle."""
+    folder = tmp_path_factory.mktemp("verify")
+    checkpoint = write_checkpoint(folder / "checkpoint")
+    assert main(["convert", str(checkpoint), "-o", str(folder / "bundle")]) == 0
+    return checkpoint, folder / "bundle"
+
+
+@pytest.fixture
+def bundle(tiny, tmp_path):
+    """A copy of the bundle that a test may damage."""
+    return shutil.copytree(tiny[1], tmp_path / "bundle")
+
+
+def _verify(capsys, *arguments):
+    capsys.readouterr()
+    code = main(["verify", *map(str, arguments), "--json"])
+    return code, json.loads(capsys.readouterr().out)
+
+
+def _overwrite(folder, name, change):
+    """Changes a stored tensor in place; the manifest's hash is then wrong, its size is not."""
+    bundle = Bundle.open(folder)
+    view = bundle.weights()[name]
+    path = folder / "weights.safetensors"
+    raw = bytearray(path.read_bytes())
+    where = raw.find(view.tobytes())
+    assert where > 0
+    changed = change(np.array(view))
+    assert changed.nbytes == view.nbytes
+    raw[where : where + view.nbytes] = changed.tobytes()
+    path.write_bytes(raw)
+
+
+def test_a_good_bundle_passes(tiny, capsys):
+    code, report = _verify(capsys, tiny[1])
+    assert (code, report["passed"], report["failed_stages"]) == (0, True, [])
+    stages = list(dict.fromkeys(check["stage"] for check in report["checks"]))
+    assert stages == [
+        "files",
+        "weights",
+        "preprocessing",
+        "vision encoder",
+        "vision features",
+        "resampler",
+        "prompt embeddings",
+        "decoder layers",
+        "hidden states",
+        "LM head",
+        "logits",
+        "answers",
+    ]
+    kinds = {c["name"] for c in report["checks"] if c["stage"] == "logits"}
+    assert kinds == {"image positions", "text positions", "answer positions"}
+    layers = {c["name"] for c in report["checks"] if c["stage"] == "decoder layers"}
+    assert layers == {"layer 0", "layer 1"}
+
+
+def test_the_table_is_readable(tiny, capsys):
+    assert main(["verify", str(tiny[1])]) == 0
+    out = capsys.readouterr().out
+    assert "passed" in out and "decoder layers" in out and "KL divergence" in out
+
+
+@pytest.mark.parametrize(
+    ("tensor", "change", "stage", "name"),
+    [
+        ("vision.blocks.1.fc1.weight", lambda t: t[:, ::-1].copy(), "vision encoder", "block 1"),
+        ("vision.pos_embed", lambda t: np.roll(t, 1, axis=0), "vision encoder", "patch embedding"),
+        ("resampler.key_positions", lambda t: t * 0, "resampler", "from features"),
+        ("llm.layers.1.down.q_scale", lambda t: t * np.float16(1.5), "decoder layers", "layer 1"),
+        ("llm.layers.0.qkv.q_weight", lambda t: t ^ 0x11, "decoder layers", "layer 0"),
+        (
+            "llm.embed.q_scale",
+            lambda t: t * np.float16(1.5),
+            "prompt embeddings",
+            "token embeddings",
+        ),
+        (
+            "llm.norm.weight",
+            lambda t: t[::-1].copy() * np.float16(2),
+            "LM head",
+            "from hidden states",
+        ),
+    ],
+)
+def test_an_altered_tensor_is_found_where_it_is(bundle, capsys, tensor, change, stage, name):
+    _overwrite(bundle, tensor, change)
+    code, report = _verify(capsys, bundle)
+    assert code == 1
+    assert {"files", "weights", stage} <= set(report["failed_stages"])
+    failed = {(c["stage"], c["name"]) for c in report["checks"] if not c["passed"]}
+    assert (stage, name) in failed
+    stored = tensor.removesuffix(".q_scale").removesuffix(".q_weight")
+    assert ("weights", stored) in failed
+    # Every stage gets the reference's input, so no other block or layer is blamed.
+    local = {n for s, n in failed if s == stage and s in ("vision encoder", "decoder layers")}
+    assert local <= {name}
+
+
+def test_an_altered_program_is_not_run(bundle, capsys):
+    opened = Bundle.open(bundle)
+    library = opened.library("host")
+    raw = bytearray(library.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    library.write_bytes(raw)
+    assert main(["verify", str(bundle)]) == 2
+    assert "altered" in capsys.readouterr().err
+
+
+def test_a_reference_that_is_not_the_source_is_refused(tiny, tmp_path, capsys):
+    other = write_checkpoint(tmp_path / "other", seed=5)
+    assert main(["verify", str(tiny[1]), "--reference", str(other)]) == 2
+    assert "not the checkpoint" in capsys.readouterr().err
+
+
+def test_a_reference_that_is_gone_is_named(bundle, capsys):
+    manifest = json.loads((bundle / "bundle.json").read_text())
+    manifest["source"]["path"] = "/nowhere/checkpoint"
+    (bundle / "bundle.json").write_text(json.dumps(manifest))
+    assert main(["verify", str(bundle)]) == 2
+    error = capsys.readouterr().err
+    assert "/nowhere/checkpoint" in error and "--reference" in error
