@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
@@ -34,7 +35,7 @@ class Kernel:
 
     def length(self, name: str) -> Expr:
         """Makes a variable for a parameter's shape."""
-        return T.var("int64", name)
+        return tirx.Var(name, "int64")
 
 
 @contextmanager

@@ -1,0 +1,259 @@
+"""Every kernel alone against numpy or PyTorch, at awkward shapes; then what compiling reports."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+import tvm
+from tvm.script.ir_builder import tirx as T
+
+from convert import compile as compiling
+from convert.blocks import linear, maths, rows
+from convert.blocks.attention import Heads, attention
+from convert.blocks.linear import Linear
+from convert.blocks.tir import kernel, span, store
+from convert.compile import CompileError, Target, build_blocks, link_shared, program_id
+from convert.config import ModelConfig
+from quantize.activations import multiply_w4a8, quantize_activations
+from quantize.errors import ConfigError, ShapeError
+from quantize.layout import pack_tiles, tile_f16
+from quantize.schemes import dequantize_groups, quantize_groups
+from tests.compare import Record, assert_close
+from tests.quantized import SCHEME
+from tests.tiny import tiny_config
+
+HOST = Target.load("host")
+ROUNDING = 2e-6  # float32 sums of some hundred products in another order
+LENGTHS = (1, 2, 17, 66)
+Array = np.ndarray
+
+
+Run = Callable[[list[Array], list[Array]], None]
+
+
+def _compile(function: Any) -> Run:
+    """Compiles a kernel; returns what calls it with inputs and fills outputs."""
+    module = tvm.IRModule({"main": function.with_attr("global_symbol", "main")})
+    compiled = tvm.compile(module, target=tvm.target.Target(HOST.tvm))["main"]
+
+    def run(inputs: list[Array], outputs: list[Array]) -> None:
+        tensors = [tvm.runtime.tensor(x) for x in (*inputs, *outputs)]
+        compiled(*tensors)
+        for array, tensor in zip(outputs, tensors[len(inputs) :], strict=True):
+            array[...] = tensor.numpy()
+
+    return run
+
+
+def _normal(*shape: int) -> Array:
+    rng = np.random.default_rng(sum(shape))
+    return rng.standard_normal(shape).astype(np.float32)
+
+
+def _apply(function: Callable[[Any], Any], values: Array) -> Array:
+    """Runs one of `maths` over an array whose size is a multiple of 16."""
+    with kernel("apply") as k:
+        x, out = k.tensor("x", values.shape), k.tensor("out", values.shape)
+        with T.serial(0, values.size // 16) as i:
+            store(out, function(x[span(i * 16)]), span(i * 16))
+    result = np.empty_like(values)
+    _compile(k.function)([values], [result])
+    return result
+
+
+def test_exp() -> None:
+    x = np.linspace(-87, 88, 1 << 16, dtype=np.float32)
+    expected = np.exp(x.astype(np.float64))
+    assert (np.abs(_apply(maths.exp, x) - expected) <= 3e-7 * expected).all()
+    cut = _apply(maths.exp, np.full(16, -1000, np.float32))
+    assert ((cut > 0) & (cut < 1e-37)).all()
+
+
+def test_gelu_is_the_exact_one() -> None:
+    x = np.linspace(-12, 12, 1 << 16, dtype=np.float32)
+    expected = F.gelu(torch.from_numpy(x).double()).numpy()
+    error = np.abs(_apply(maths.gelu, x) - expected)
+    assert (error <= 1e-6).all()
+    # Not the one with tanh, which is 4.7e-4 away.
+    assert np.abs(F.gelu(torch.from_numpy(x), approximate="tanh").numpy() - expected).max() > 1e-4
+
+
+def test_silu() -> None:
+    x = np.linspace(-100, 100, 1 << 14, dtype=np.float32)
+    expected = F.silu(torch.from_numpy(x).double()).numpy()
+    assert (np.abs(_apply(maths.silu, x) - expected) <= 1e-6 * np.abs(expected) + 1e-30).all()
+
+
+@pytest.mark.parametrize(
+    "c",
+    [
+        Linear(rows=144, columns=48),
+        Linear(rows=540, columns=144, bias=True, gelu=True),
+        Linear(rows=17, columns=5, bias=True, residual=1.0),
+    ],
+    ids=["plain", "gelu", "residual"],
+)
+def test_linear_f16(c: Linear, record_property: Record) -> None:
+    weight, bias = _normal(c.rows, c.columns).astype(np.float16), _normal(c.rows)
+    run = _compile(linear.linear_f16(c))
+    for length in LENGTHS:
+        x, residual = _normal(length, c.columns), _normal(length, c.rows)
+        expected = x.astype(np.float64) @ weight.astype(np.float64).T
+        inputs = [x, tile_f16(weight)]
+        if c.bias:
+            inputs.append(bias)
+            expected += bias
+        if c.gelu:
+            expected = F.gelu(torch.from_numpy(expected)).numpy()
+        if c.residual is not None:
+            inputs.append(residual)
+            expected += residual
+        out = np.empty((length, c.rows), np.float32)
+        run(inputs, [out])
+        assert_close(f"linear_f16 of {length}", out, expected, ROUNDING, record_property)
+
+
+def _quantizer(width: int) -> Callable[[Array], list[Array]]:
+    """Compiles the kernel that quantizes activations: codes, scale, offset."""
+    run, groups = _compile(linear.quantize(width, SCHEME)), width // SCHEME.group_size
+
+    def quantize(x: Array) -> list[Array]:
+        outputs = [
+            np.empty((len(x), groups, 4, 4, 2), np.int16),
+            np.empty((len(x), groups), np.float32),
+            np.empty((len(x), groups), np.int32),
+        ]
+        run([x], outputs)
+        return outputs
+
+    return quantize
+
+
+def test_activations_are_quantized_to_the_bit() -> None:
+    x = _normal(17, 96) * 100
+    x[3, 32:64], x[4] = 0, np.arange(96) - 63.5  # a group of zeros; ties
+    codes, scale, offset = _quantizer(96)(x)
+    expected, expected_scale = quantize_activations(x, 32)
+    groups = expected.reshape(17, 3, 2, 4, 2, 2).astype(int)  # half, block, pair, odd
+    np.testing.assert_array_equal(codes, groups.transpose(0, 1, 3, 2, 5, 4).reshape(codes.shape))
+    np.testing.assert_array_equal(scale, expected_scale)
+    np.testing.assert_array_equal(offset, -7 * expected.reshape(17, 3, 32).sum(-1, dtype=int))
+
+
+@pytest.mark.parametrize("residual", [None, 0.7])
+def test_linear_q4(residual: float | None, record_property: Record) -> None:
+    c = Linear(rows=501, columns=320, residual=residual)
+    weight = _normal(c.rows, c.columns).astype(np.float16)
+    q, q_scale = quantize_groups(weight, SCHEME, name="w")
+    q[0], q[1] = 15, 0  # all 16 codes decode
+    run, quantize = _compile(linear.linear_q4(c, SCHEME)), _quantizer(c.columns)
+    for length in LENGTHS:
+        x, y = _normal(length, c.columns), _normal(length, c.rows)
+        x[0] = 127  # with codes of 15: the largest sums that 16-bit words must hold
+        inputs = [*quantize(x), *pack_tiles(q, q_scale, SCHEME)]
+        expected = multiply_w4a8(x, q, q_scale, SCHEME)
+        if residual is not None:
+            inputs.append(y)
+            expected = y + np.float32(residual) * expected
+        out = np.empty((length, c.rows), np.float32)
+        run(inputs, [out])
+        assert_close(f"linear_q4 of {length}", out, expected, ROUNDING, record_property)
+
+
+def test_embedding_dequantizes_exactly() -> None:
+    q, scale = quantize_groups(_normal(501, 96).astype(np.float16), SCHEME, name="e")
+    ids = np.array([0, 15, 16, 500, 7, 7], np.int32)
+    out = np.empty((6, 96), np.float32)
+    run = _compile(rows.embedding(501, 96, 12.0, SCHEME))
+    run([ids, *pack_tiles(q, scale, SCHEME)], [out])
+    np.testing.assert_array_equal(out, dequantize_groups(q, scale, SCHEME)[ids] * np.float32(12))
+
+
+@pytest.mark.parametrize("width", [144, 10, 1])
+def test_layer_norm(width: int, record_property: Record) -> None:
+    x, weight, bias = _normal(5, width) + 3, _normal(width), _normal(width)
+    out = np.empty_like(x)
+    _compile(rows.layer_norm(width, 1e-6))([x, weight, bias], [out])
+    wide = [torch.from_numpy(t).double() for t in (x, weight, bias)]
+    expected = F.layer_norm(wide[0], (width,), *wide[1:], eps=1e-6)
+    assert_close("layer_norm", out, expected, ROUNDING, record_property)
+
+
+@pytest.mark.parametrize("divisor", [1.0, 9.0])
+def test_rms_norm(divisor: float, record_property: Record) -> None:
+    x, weight = _normal(5, 96), _normal(96).astype(np.float16)
+    out = np.empty_like(x)
+    _compile(rows.rms_norm(96, 1e-5, divisor))([x, weight], [out])
+    wide = x.astype(np.float64)
+    expected = wide / np.sqrt((wide**2).mean(-1, keepdims=True) + 1e-5) * weight / divisor
+    assert_close("rms_norm", out, expected, ROUNDING, record_property)
+
+
+@pytest.mark.parametrize(
+    ("heads", "dim", "queries", "keys"), [(2, 72, 9, 36), (3, 16, 1, 1), (1, 10, 5, 33)]
+)
+def test_attention(heads: int, dim: int, queries: int, keys: int, record_property: Record) -> None:
+    width = heads * dim
+    q, packed = _normal(queries, width) * 3, _normal(keys, 2 * width + 1)
+    k, v = Heads(2 * width + 1, 1), Heads(2 * width + 1, width + 1)
+    run = _compile(attention(heads, dim, queries, keys, Heads(width), k, v))
+    out = np.empty_like(q)
+    run([q, packed, packed], [out])
+    split = [
+        torch.from_numpy(t).double().view(len(t), heads, dim).transpose(0, 1)
+        for t in (q, packed[:, 1 : width + 1].copy(), packed[:, width + 1 :].copy())
+    ]
+    expected = F.scaled_dot_product_attention(*split).transpose(0, 1).reshape(queries, width)
+    assert_close("attention", out, expected, ROUNDING, record_property)
+
+
+def _config(**overrides: Any) -> ModelConfig:
+    return ModelConfig.from_json(tiny_config(**overrides))
+
+
+def test_functions_of_both_architectures() -> None:
+    decoder = ("embed", "decoder_layer", "lm_head")
+    assert build_blocks(_config(decoder_only=True), SCHEME)[1] == decoder
+    vision = ("vision_embed", "vision_block", "vision_norm", "resampler")
+    assert build_blocks(_config(), SCHEME)[1] == (*vision, *decoder)
+
+
+def test_program_id_follows_from_what_is_compiled() -> None:
+    def identity(target: Target = HOST, **overrides: Any) -> str:
+        return program_id(build_blocks(_config(**overrides), SCHEME)[0], target)
+
+    same = identity()
+    assert len(same) == 64
+    assert identity() == same
+    assert identity(initializer_range=0.5) == same  # nothing that is computed
+    assert identity(vocab_size=502) != same
+    assert identity(rms_norm_eps=1e-6) != same
+    assert identity(replace(HOST, tvm={**HOST.tvm, "mcpu": "x86-64-v4"})) != same
+
+
+def test_refuses_widths_without_whole_groups() -> None:
+    with pytest.raises(ShapeError, match="intermediate_size 321 is not a multiple of 32"):
+        build_blocks(_config(intermediate_size=321), SCHEME)
+
+
+def test_targets_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match=r"'pdp11' is unknown; known: .*host"):
+        Target.load("pdp11")
+    monkeypatch.setattr(compiling, "TARGETS", tmp_path)
+    (tmp_path / "host.json").write_text(json.dumps({"name": "host", "cpu": "z80"}))
+    with pytest.raises(ConfigError, match="has the keys cpu, name; expected"):
+        Target.load("host")
+
+
+def test_a_failed_link_is_named(tmp_path: Path) -> None:
+    (tmp_path / "blocks.o").write_bytes(b"no object")
+    with pytest.raises(CompileError, match=r"blocks\.so: zig could not link for x86_64"):
+        link_shared(tmp_path / "blocks.so", [str(tmp_path / "blocks.o")], HOST)
