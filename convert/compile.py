@@ -163,7 +163,7 @@ def program_id(module: Any, target: Target) -> str:
         "target": target.tvm,
         "layout": LAYOUT_VERSION,
         "tvm": tvm.__version__,
-        "llvm": tvm.support.libinfo().get("LLVM_VERSION", ""),
+        "llvm": tvm.target.codegen.llvm_version_major(),
     }
     text = json.dumps(about, sort_keys=True) + module.script()
     return hashlib.sha256(text.encode()).hexdigest()
