@@ -120,7 +120,9 @@ def _resolve(args: argparse.Namespace) -> ConvertConfig:
     targets = parse_targets(args.target)
     compiled = tuple(target for target in targets if target != ONNX)
     output = Path(args.output)
-    beside = output.with_name(f"{output.name}-{ONNX}") if compiled else output
+    # `.` and `..` have no name to add to.
+    named = output if output.name.strip(".") else output.resolve()
+    beside = Path(f"{named}-{ONNX}") if compiled else output
     return ConvertConfig(
         checkpoint=args.checkpoint,
         bundle=output if compiled else None,
