@@ -38,7 +38,7 @@ ONNX = "onnx"  # a product of its own, not part of a bundle
 # What has a say in a bundle's bytes.
 TOOLS = ("minicpmv", "apache-tvm", "apache-tvm-ffi", "numpy", "torch", "ziglang")
 # Room for compiled programs and the manifest, beside the weights.
-PROGRAM_BYTES = 64 * 2**20
+PROGRAM_BYTES = 16 * 2**20
 
 Progress = Callable[[str, int, int], None]  # stage, done, in all (0: not known)
 
