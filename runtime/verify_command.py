@@ -149,16 +149,19 @@ def _print(report: Report, console: Console) -> None:
     overflow = "more than" if report.longest_prompt > report.window else "within"
     console.print(f"prompts    at most {report.longest_prompt} tokens, {overflow} the window")
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for title, justify in (("stage", "left"), ("figure", "left"), ("of", "left")):
-        table.add_column(title, justify=justify)  # type: ignore[arg-type]
-    for title in ("bundle", "expected", "threshold", ""):
-        table.add_column(title, justify="right")
+    for title in ("stage", "worst of", "figure"):
+        table.add_column(title, overflow="fold")
+    for title in ("bundle", "expected", "limit", ""):
+        table.add_column(title, justify="right", no_wrap=True)
+    stage = ""
     for check, count in _shown(report):
-        name = f"{check.name} (worst of {count})" if count > 1 else check.name
-        unit = f" {check.unit}" if check.unit else ""
+        name = f"{count}: {check.name}" if count > 1 else check.name
+        unit = f", {check.unit}" if check.unit else ""
         verdict = "[green]pass[/]" if check.passed else "[bold red]FAIL[/]"
         figures = (_figure(x) for x in (check.value, check.expected, check.threshold))
-        table.add_row(check.stage, f"{check.metric}{unit}", escape(name), *figures, verdict)
+        shown_stage = check.stage if check.stage != stage else ""
+        stage = check.stage
+        table.add_row(shown_stage, escape(name), f"{check.metric}{unit}", *figures, verdict)
     console.print(table)
     for answer in report.answers:
         mark = "[green]=[/]" if answer.same else "[yellow]≠[/]"

@@ -16,12 +16,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from runtime.demo.questions import LANGUAGES, random_example
-from runtime.demo.scenes import COLOURS, SHAPES, SIZES, draw, random_scene
+from runtime.demo.scenes import COLOURS, PLACES, SHAPES, SIZES, Item, draw, random_scene
 from runtime.picture import preprocess
 from runtime.prompt import EOS_ID, Tokenizer
 
 IGNORED_TARGET = -100
-_BACKGROUND = 0
+# Of shape, colour, size and place; 0 is the background.
+CLASSES = (len(SHAPES) + 1, len(COLOURS) + 1, len(SIZES) + 1, PLACES + 1)
 
 
 @dataclass
@@ -34,8 +35,8 @@ class Sample:
     positions: Tensor  # (L,) int64
     branch: Tensor  # (L,) int64: 0 for the shared ids, then 1, 2, …
     image_start: int
-    patch_labels: Tensor  # (3, P) int64: shape, colour, size at each patch; 0 is background
-    query_labels: Tensor  # (3, Q) int64: the same for the resampler's grid
+    patch_labels: Tensor  # (4, P) int64: what stands at each patch; see `CLASSES`
+    query_labels: Tensor  # (4, Q) int64: the same for the resampler's grid
 
 
 class Samples(Dataset[Sample]):
@@ -91,11 +92,7 @@ class Samples(Dataset[Sample]):
             targets += [IGNORED_TARGET] * (len(own) - len(answer)) + answer
             positions += range(shared, shared + len(own))
             branch += [k + 1] * len(own)
-        items = [
-            (SHAPES.index(i.shape) + 1, COLOURS.index(i.colour) + 1, SIZES.index(i.size) + 1)
-            for i in scene.items
-        ]
-        table = torch.tensor([(0, 0, 0), *items])
+        table = torch.tensor([[0] * len(CLASSES), *map(_classes, scene.items)])
         return Sample(
             pixels=preprocess(drawing.picture, self.image_size)[0],
             ids=torch.tensor(ids),
@@ -146,8 +143,17 @@ def collate(samples: list[Sample]) -> Batch:
     )
 
 
+def _classes(item: Item) -> list[int]:
+    """Returns an item's labels, as `CLASSES` counts them."""
+    shape, colour, size = (
+        names.index(name) + 1
+        for names, name in ((SHAPES, item.shape), (COLOURS, item.colour), (SIZES, item.size))
+    )
+    return [shape, colour, size, item.place + 1]
+
+
 def _labels(drawn: Image.Image, grid: int, table: Tensor) -> Tensor:
-    """Returns what stands at each cell of a grid: (3, grid * grid)."""
+    """Returns what stands at each cell of a grid: (4, grid * grid)."""
     cells = drawn.resize((grid, grid), Image.Resampling.NEAREST)
     index = torch.from_numpy(np.asarray(cells, dtype=np.int64).reshape(-1))
     return table[index].T.contiguous()

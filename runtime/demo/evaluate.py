@@ -85,6 +85,7 @@ def main() -> None:
     parser.add_argument("model", type=Path, help="a checkpoint's or a bundle's folder")
     parser.add_argument("--questions", type=int, default=500, help="in each language")
     parser.add_argument("--errors", action="store_true", help="print wrong answers")
+    parser.add_argument("-o", "--output", type=Path, help="a JSON file to write the scores to")
     args = parser.parse_args()
 
     def show(language: str, meaning: str, right: str, given: str) -> None:
@@ -93,9 +94,17 @@ def main() -> None:
 
     model = load(args.model)
     scores = evaluate(model.backend, model.tokenizer, args.questions, show)
-    for language, by_meaning in scores.items():
-        row = {m: f"{s.right}/{s.asked}" for m, s in by_meaning.items()}
-        print(json.dumps({"language": language, "accuracy": by_meaning["all"].accuracy, **row}))
+    record = {
+        language: {
+            "accuracy": by_meaning["all"].accuracy,
+            "right of asked": {m: f"{s.right} of {s.asked}" for m, s in by_meaning.items()},
+        }
+        for language, by_meaning in scores.items()
+    }
+    text = json.dumps({"seed": SEED, "questions": args.questions, **record}, indent=1)
+    print(text)
+    if args.output is not None:
+        args.output.write_text(text + "\n")
 
 
 if __name__ == "__main__":

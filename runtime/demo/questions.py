@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -156,7 +157,7 @@ def _turn(
 
 def _fill(form: str, words: Words) -> str:
     capitals = {key.capitalize(): word.capitalize() for key, word in words.items()}
-    return form.format(**words, **capitals)
+    return re.sub(r"\b([Aa]) (?=[aeiou])", r"\1n ", form.format(**words, **capitals))
 
 
 def _item_words(item: Item, language: str) -> Words:

@@ -26,8 +26,7 @@ from torch.utils.data import DataLoader
 
 from convert.config import CONFIGS, ModelConfig
 from convert.positions import resample_grid
-from runtime.demo.batches import IGNORED_TARGET, Batch, Samples, collate
-from runtime.demo.scenes import COLOURS, SHAPES, SIZES
+from runtime.demo.batches import CLASSES, IGNORED_TARGET, Batch, Samples, collate
 from runtime.demo.tokenizer import train_tokenizer
 from runtime.prompt import Tokenizer
 from runtime.reference.model import MiniCPMV
@@ -53,18 +52,16 @@ class _Resample(nn.Module):
 
 
 class _Probe(nn.Module):
-    """Tells shape, colour and size from a feature."""
+    """Tells shape, colour, size and place from a feature."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.heads = nn.ModuleList(
-            nn.Linear(width, len(names) + 1) for names in (SHAPES, COLOURS, SIZES)
-        )
+        self.heads = nn.ModuleList(nn.Linear(width, count) for count in CLASSES)
         # Most cells are background; what stands on the others matters more.
         self.background = 0.1
 
     def loss(self, features: Tensor, labels: Tensor) -> Tensor:
-        """Compares features (B, N, D) with labels (B, 3, N)."""
+        """Compares features (B, N, D) with labels (B, 4, N)."""
         losses = []
         for k, head in enumerate(self.heads):
             logits = head(features).flatten(0, 1)

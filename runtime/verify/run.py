@@ -88,7 +88,7 @@ class _Worst:
         self.add(Check(stage, name, "SQNR", "dB", value, expected, floor, True, detail))
         same = metrics.sqnr_db(arithmetic, bundle)
         least = self.thresholds["same_arithmetic_db"]
-        self.add(Check(stage, name, "against arithmetic", "dB", same, math.inf, least, True))
+        self.add(Check(stage, name, "SQNR, same arithmetic", "dB", same, math.inf, least, True))
 
     def checks(self) -> list[Check]:
         return list(self._checks.values())
@@ -194,7 +194,7 @@ def _compare_decoder(
         pinned = max(pinned, end + 1)
         for embeds, tokens in zip(text, image, strict=True):
             embeds[prompt.image_start : end] = tokens
-        worst.loss("prompt embeddings", "with the picture", *text)
+        worst.loss("prompt embeddings", "with picture", *text)
     whole = [
         stages.layers([embeds], window, pinned)
         for stages, embeds in zip(everyone, text, strict=True)
@@ -204,8 +204,8 @@ def _compare_decoder(
     for i, outputs in enumerate(zip(*apart, strict=True)):
         # What a layer adds: its input passes through unchanged, and would hide its errors.
         worst.loss("decoder layers", f"layer {i}", *(o - inputs[i] for o in outputs))
-    worst.loss("hidden states", "last layer, end to end", *(outputs[-1] for outputs in whole))
-    worst.loss("LM head", "from hidden states", *(s.logits(whole[0][-1]) for s in everyone))
+    worst.loss("hidden states", "end to end", *(outputs[-1] for outputs in whole))
+    worst.loss("LM head", "logits", *(s.logits(whole[0][-1]) for s in everyone))
     ends = [stages.logits(o[-1]) for stages, o in zip(everyone, whole, strict=True)]
     logits.add(prompt, len(image[0]) if image else 0, *ends)
 
@@ -246,7 +246,7 @@ class _Logits:
                 metrics.mean(torch.cat(column)) for column in zip(*self._kl[kind], strict=True)
             )
             limit = expected * thresholds["kl_factor"] + thresholds["kl_floor_nats"]
-            name = f"{kind} positions"
+            name = f"at {kind} tokens"
             checks.append(
                 Check("logits", name, "KL divergence", "nats", value, expected, limit, False)
             )
@@ -262,7 +262,7 @@ def _answers_check(answers: Sequence[Answer], thresholds: Mapping[str, float]) -
     value = sum(a.same for a in answers) / len(answers)
     expected = sum(a.reference == a.arithmetic for a in answers) / len(answers)
     limit = expected - thresholds["answers_margin"]
-    return Check("answers", "greedy", "same as the reference", "", value, expected, limit, True)
+    return Check("answers", "greedy", "same as reference", "", value, expected, limit, True)
 
 
 def slack(check: Check) -> float:

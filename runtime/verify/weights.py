@@ -36,7 +36,7 @@ def check_files(bundle: Bundle, target: str) -> list[Check]:
                 f"{bundle.path / name}: altered: its SHA-256 is not the manifest's; a program "
                 "that is not ours is not run. Convert the checkpoint again"
             )
-        checks.append(Check("files", name, "SHA-256 matches", "", float(same), 1, 1, True))
+        checks.append(Check("files", name, "SHA-256 as written", "", float(same), 1, 1, True))
     return checks
 
 

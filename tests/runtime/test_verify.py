@@ -116,7 +116,7 @@ def test_a_good_bundle_passes(tiny, capsys):
         "answers",
     ]
     kinds = {c["name"] for c in report["checks"] if c["stage"] == "logits"}
-    assert kinds == {"image positions", "text positions", "answer positions"}
+    assert kinds == {"at image tokens", "at text tokens", "at answer tokens"}
     layers = {c["name"] for c in report["checks"] if c["stage"] == "decoder layers"}
     assert layers == {"layer 0", "layer 1"}
 
@@ -145,7 +145,7 @@ def test_the_table_is_readable(tiny, capsys):
             "llm.norm.weight",
             lambda t: t[::-1].copy() * np.float16(2),
             "LM head",
-            "from hidden states",
+            "logits",
         ),
     ],
 )
