@@ -1,0 +1,86 @@
+#include "runtime/engine/picture_file.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+
+#include "runtime/engine/error.h"
+
+namespace minicpmv {
+namespace {
+
+[[noreturn]] void Refuse(const std::string& path, const std::string& reason) {
+  throw EngineError(error_code::kInvalidPicture, path + ": " + reason);
+}
+
+// A file descriptor that closes itself.
+class Descriptor {
+ public:
+  explicit Descriptor(const std::string& path) : fd_(open(path.c_str(), O_RDONLY | O_CLOEXEC)) {
+    if (fd_ < 0) Refuse(path, std::strerror(errno));
+  }
+  ~Descriptor() { close(fd_); }
+  Descriptor(const Descriptor&) = delete;
+  Descriptor& operator=(const Descriptor&) = delete;
+
+  int get() const { return fd_; }
+
+ private:
+  const int fd_;
+};
+
+uint32_t LittleEndian(const uint8_t* bytes) {
+  return static_cast<uint32_t>(bytes[0]) | static_cast<uint32_t>(bytes[1]) << 8 |
+         static_cast<uint32_t>(bytes[2]) << 16 | static_cast<uint32_t>(bytes[3]) << 24;
+}
+
+// Checks a header against its file's size; returns the picture without its pixels.
+RgbPicture ParseHeader(const std::string& path, const uint8_t* header, uint64_t file_size) {
+  if (std::memcmp(header, kPictureMagic, sizeof(kPictureMagic) - 1) != 0) {
+    Refuse(path, "not a file of decoded pixels");
+  }
+  const uint32_t version = LittleEndian(header + 8);
+  if (version != kPictureVersion) {
+    Refuse(path, "pixel file version " + std::to_string(version) + "; expected " +
+                     std::to_string(kPictureVersion));
+  }
+  const uint64_t width = LittleEndian(header + 12), height = LittleEndian(header + 16);
+  const std::string size = std::to_string(width) + " x " + std::to_string(height) + " pixels";
+  if (width == 0 || height == 0) Refuse(path, size + "; expected at least one");
+  if (LittleEndian(header + 20) != 0) Refuse(path, "a reserved field of the header is not zero");
+  // A product of two 32-bit numbers fits into 64 bits; three times that need not.
+  const uint64_t body = file_size - kPictureHeaderBytes;
+  if (body % 3 != 0 || body / 3 != width * height) {
+    Refuse(path, size + " do not take " + std::to_string(body) + " bytes; the file is cut short, " +
+                     "or longer than its header says");
+  }
+  return {nullptr, static_cast<int64_t>(width), static_cast<int64_t>(height)};
+}
+
+}  // namespace
+
+PictureFile::PictureFile(const std::string& path) {
+  const Descriptor file(path);
+  struct stat status;
+  if (fstat(file.get(), &status) != 0) Refuse(path, std::strerror(errno));
+  if (!S_ISREG(status.st_mode)) Refuse(path, "not a file");
+  const auto file_size = static_cast<uint64_t>(status.st_size);
+  if (file_size <= kPictureHeaderBytes) Refuse(path, "too short for a file of decoded pixels");
+  uint8_t header[kPictureHeaderBytes];
+  if (pread(file.get(), header, sizeof(header), 0) != static_cast<ssize_t>(sizeof(header))) {
+    Refuse(path, "the header cannot be read");
+  }
+  picture_ = ParseHeader(path, header, file_size);
+  size_ = static_cast<size_t>(file_size);
+  mapped_ = mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, file.get(), 0);
+  if (mapped_ == MAP_FAILED) Refuse(path, std::strerror(errno));
+  picture_.pixels = static_cast<const uint8_t*>(mapped_) + kPictureHeaderBytes;
+}
+
+PictureFile::~PictureFile() { munmap(mapped_, size_); }
+
+}  // namespace minicpmv

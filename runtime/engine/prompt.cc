@@ -1,0 +1,74 @@
+#include "runtime/engine/prompt.h"
+
+#include <algorithm>
+#include <cstddef>
+
+#include "runtime/engine/error.h"
+#include "runtime/engine/utf8.h"
+
+namespace minicpmv {
+namespace {
+
+constexpr char kUser[] = "<用户>";
+constexpr char kAssistant[] = "<AI>";
+
+[[noreturn]] void Refuse(const std::string& message) {
+  throw EngineError(error_code::kInvalidRequest, message);
+}
+
+}  // namespace
+
+void Prompt::Cut(int64_t length) {
+  ids.resize(std::min(ids.size(), static_cast<size_t>(std::max<int64_t>(length, 0))));
+}
+
+void CheckConversation(const std::vector<Message>& messages) {
+  if (messages.empty()) Refuse("the conversation is empty; expected at least one user turn");
+  for (size_t i = 0; i < messages.size(); ++i) {
+    const std::string where = "message " + std::to_string(i);
+    const char* expected = i % 2 == 0 ? "user" : "assistant";
+    if (messages[i].role != expected) Refuse(where + ": expected a turn of role " + expected);
+    if (!IsValidUtf8(messages[i].content)) {
+      throw EngineError(error_code::kInvalidText, where + " is not valid UTF-8 text");
+    }
+  }
+  if (messages.size() % 2 == 0) Refuse("the last message is the assistant's; expected a user's");
+  if (StripSpace(messages.back().content).empty()) {
+    Refuse("the prompt is empty; expected a question");
+  }
+}
+
+Prompt BuildPrompt(const Tokenizer& tokenizer, const std::vector<Message>& messages,
+                   int64_t image_tokens) {
+  // The conversation is one text, cut only at the picture: pieces merge across turns' borders.
+  std::string text;
+  for (size_t i = 0; i < messages.size(); ++i) {
+    if (i > 0) text += messages[i].role == "user" ? kUser : kAssistant;
+    text += messages[i].content;
+  }
+  text += kAssistant;
+  Prompt prompt;
+  prompt.ids = {kBosId};
+  const auto append = [&](const std::string& part) {
+    const std::vector<int32_t> ids = tokenizer.Encode(part);
+    prompt.ids.insert(prompt.ids.end(), ids.begin(), ids.end());
+  };
+  if (image_tokens == 0) {
+    append(kUser + text);
+    return prompt;
+  }
+  append(kUser);
+  prompt.ids.push_back(tokenizer.image_start_id());
+  prompt.image_start = static_cast<int64_t>(prompt.ids.size());
+  prompt.ids.insert(prompt.ids.end(), static_cast<size_t>(image_tokens), kUnknownId);
+  prompt.ids.push_back(tokenizer.image_end_id());
+  append("\n" + text);
+  return prompt;
+}
+
+int64_t TurnTokens(const Tokenizer& tokenizer, std::string_view content) {
+  const std::string turn = kUser + std::string(content) + kAssistant;
+  return static_cast<int64_t>(tokenizer.Encode(turn).size());
+}
+
+}  // namespace minicpmv

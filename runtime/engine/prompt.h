@@ -1,0 +1,46 @@
+// From a conversation to token ids, exactly as the original model's code does.
+#ifndef MINICPMV_ENGINE_PROMPT_H_
+#define MINICPMV_ENGINE_PROMPT_H_
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "runtime/engine/tokenizer.h"
+
+namespace minicpmv {
+
+inline constexpr int64_t kOriginalPromptLimit = 2048;  // ids; the original drops what follows
+
+// One turn; role is `user` or `assistant`.
+struct Message {
+  std::string role;
+  std::string content;
+};
+
+// A tokenized conversation.
+struct Prompt {
+  std::vector<int32_t> ids;
+  std::optional<int64_t> image_start;  // index of the first placeholder; none without a picture
+
+  // Keeps the first `length` ids, as the original does with long prompts.
+  void Cut(int64_t length);
+};
+
+// Checks that user and assistant take turns, a user first and last, and that the last one asks.
+// Throws EngineError (invalid_request, invalid_text).
+void CheckConversation(const std::vector<Message>& messages);
+
+// Builds the ids of a conversation, checked before, that the assistant is to continue.
+// image_tokens: placeholders for the picture in the first turn; 0 without a picture.
+Prompt BuildPrompt(const Tokenizer& tokenizer, const std::vector<Message>& messages,
+                   int64_t image_tokens);
+
+// Returns how many ids a user's turn takes, with the marks around it.
+int64_t TurnTokens(const Tokenizer& tokenizer, std::string_view content);
+
+}  // namespace minicpmv
+
+#endif  // MINICPMV_ENGINE_PROMPT_H_

@@ -1,0 +1,16 @@
+#include "runtime/engine/random.h"
+
+#include <chrono>
+#include <fstream>
+
+namespace minicpmv {
+
+uint64_t RandomSeed() {
+  // Not std::random_device: it calls getrandom, for which Android 8 kills a process.
+  uint64_t seed = 0;
+  std::ifstream system("/dev/urandom", std::ios::binary);
+  if (system.read(reinterpret_cast<char*>(&seed), sizeof(seed))) return seed;
+  return static_cast<uint64_t>(std::chrono::steady_clock::now().time_since_epoch().count());
+}
+
+}  // namespace minicpmv

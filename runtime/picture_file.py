@@ -1,0 +1,27 @@
+"""Decoded pixels in a file, the form in which the engine takes a picture.
+
+The format stands in `runtime/engine/picture_file.h`: a header of 24 bytes, then the rows.
+"""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+from PIL import Image
+
+MAGIC = b"MCPMVRGB"
+VERSION = 1
+HEADER = struct.Struct("<8sIIII")  # magic, version, width, height, zero
+_STRIP_BYTES = 4 * 2**20  # converted at once
+
+
+def write_picture_file(path: Path, picture: Image.Image) -> None:
+    """Writes a picture's pixels as RGB, a strip of rows at a time: no second copy in memory."""
+    width, height = picture.size
+    rows = max(1, _STRIP_BYTES // (3 * width))
+    with path.open("wb") as file:
+        file.write(HEADER.pack(MAGIC, VERSION, width, height, 0))
+        for top in range(0, height, rows):
+            strip = picture.crop((0, top, width, min(top + rows, height)))
+            file.write(strip.convert("RGB").tobytes())
