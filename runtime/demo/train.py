@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
@@ -27,6 +28,7 @@ from torch.utils.data import DataLoader
 from convert.config import CONFIGS, ModelConfig
 from convert.positions import resample_grid
 from runtime.demo.batches import CLASSES, IGNORED_TARGET, Batch, Samples, collate
+from runtime.demo.scenes import Item, Scene, draw
 from runtime.demo.tokenizer import train_tokenizer
 from runtime.prompt import Tokenizer
 from runtime.reference.model import MiniCPMV
@@ -38,6 +40,7 @@ _STORED_GRID = 9  # patches along a side of the vision model that the config nam
 _SAVE_EVERY_S = 300
 _WARMUP = 0.03  # of the budget
 _WEIGHT_DECAY = 0.02
+_SAMPLE = Scene((Item("star", "red", "big", place=4),), 320, 240)  # the picture to try first
 
 
 class _Resample(nn.Module):
@@ -107,6 +110,7 @@ def train(args: argparse.Namespace) -> None:
     if source.resolve() != (args.output / "config.json").resolve():
         shutil.copyfile(source, args.output / "config.json")
     train_tokenizer(args.output / "tokenizer.model", config.decoder.vocab_size, SEED)
+    draw(_SAMPLE, np.random.default_rng(1)).picture.save(args.output / "sample.png")
     trainer = Trainer(config)
     state = args.output / "training.pt"
     first = 0
