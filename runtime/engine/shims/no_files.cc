@@ -1,0 +1,20 @@
+// The VM can load its program from a file. The engine runs only the program that it was linked
+// with, so these two refuse, and TVM's file_utils.cc stays out.
+#include <tvm/ffi/error.h>
+#include <tvm/runtime/base.h>
+
+#include <string>
+
+namespace tvm {
+namespace runtime {
+
+void LoadBinaryFromFile(const std::string& file_name, std::string*) {
+  TVM_FFI_THROW(RuntimeError) << file_name << ": programs are not loaded from files";
+}
+
+void SaveBinaryToFile(const std::string& file_name, const std::string&) {
+  TVM_FFI_THROW(RuntimeError) << file_name << ": programs are not written to files";
+}
+
+}  // namespace runtime
+}  // namespace tvm
