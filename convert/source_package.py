@@ -1,0 +1,103 @@
+"""Source packages from PyPI: fetched once by pip, pinned to the bit, unpacked for a while."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from convert.toolchain import BuildError, cache_folder
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourcePackage:
+    """A source distribution, pinned to the bit."""
+
+    name: str
+    version: str
+    sha256: str
+
+    @property
+    def file_name(self) -> str:
+        """What PyPI calls it."""
+        return f"{self.name}-{self.version}.tar.gz"
+
+    def fetch(self, cache: Path | None = None) -> Path:
+        """Returns the package's file; pip downloads it if the cache has no whole one.
+
+        Raises:
+            BuildError: pip could not get it, or got another file.
+        """
+        kept = (cache or cache_folder()) / "packages" / self.file_name
+        if kept.is_file() and self._is_right(kept):
+            return kept
+        with tempfile.TemporaryDirectory() as scratch:
+            self._download(Path(scratch))
+            found = Path(scratch) / self.file_name
+            if not found.is_file() or not self._is_right(found):
+                raise BuildError(
+                    f"{self.file_name}: pip did not bring the file with SHA-256 {self.sha256}"
+                )
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            whole = kept.with_name(f".{kept.name}.partial-{os.getpid()}")
+            shutil.copyfile(found, whole)
+            os.replace(whole, kept)
+        return kept
+
+    @contextmanager
+    def unpacked(self, cache: Path | None = None) -> Iterator[Path]:
+        """Gives a temporary folder with the package's files.
+
+        Raises:
+            BuildError: as `fetch`, or a member that does not belong into the folder.
+        """
+        package = self.fetch(cache)
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch)
+            with tarfile.open(package) as archive:
+                for member in archive:
+                    self._extract(archive, member, folder)
+            yield folder / f"{self.name}-{self.version}"
+
+    def _extract(self, archive: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> None:
+        path = PurePosixPath(member.name)
+        if member.isdir():
+            return
+        if not member.isfile() or path.is_absolute() or ".." in path.parts:
+            raise BuildError(f"{self.file_name}: {member.name} is no file inside the package")
+        content = archive.extractfile(member)
+        assert content is not None, "a regular file has content"
+        target = folder / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(content.read())
+
+    def _download(self, folder: Path) -> None:
+        """Asks pip, which checks the hash before it runs anything of the package.
+
+        It only asks the package for its metadata; nothing is compiled or installed.
+        """
+        wanted = folder / "requirements.txt"
+        wanted.write_text(f"{self.name}=={self.version} --hash=sha256:{self.sha256}\n")
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-input"]
+        command += ["--disable-pip-version-check", "--no-deps", "--no-binary", self.name]
+        command += ["--require-hashes", "--requirement", str(wanted), "--dest", str(folder)]
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", check=False
+        )
+        if done.returncode:
+            lines = [line for line in done.stderr.splitlines() if "ERROR" in line] or ["no message"]
+            raise BuildError(
+                f"{self.file_name}: pip could not download it: {lines[0].strip()}; it is needed "
+                f"once, then the cache has it"
+            )
+
+    def _is_right(self, path: Path) -> bool:
+        return hashlib.sha256(path.read_bytes()).hexdigest() == self.sha256

@@ -1,0 +1,230 @@
+"""Compiles and links C++ with zig, for any platform; keeps what it compiled in a cache.
+
+zig brings the compiler, the linker, libc++ and musl for every platform. Each object is kept under
+a key made of all that it follows from, beside its hash: what is missing, half-written or damaged
+is compiled again, the rest is linked as it is. The cache may be removed at any time.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from quantize.errors import ToolkitError
+
+CACHE_VARIABLE = "MINICPMV_CACHE"
+PAGE_BYTES = 16384  # Android's larger page size; a multiple of every smaller one
+# The oldest processors that a program starts on, in zig's words. Compiled blocks may want more.
+BASELINE = {"x86_64": "x86_64_v2", "aarch64": "generic"}
+_COMPILE = (
+    *("-std=c++17", "-O2", "-g0", "-DNDEBUG", "-fPIE", "-fvisibility=hidden"),
+    *("-ffunction-sections", "-fdata-sections"),
+)
+_LINK = ("-O2", "-static", "-pie", "-s", "-Wl,--gc-sections", f"-Wl,-z,max-page-size={PAGE_BYTES}")
+
+Progress = Callable[[str, int, int], None]  # stage, done, in all
+
+
+class BuildError(ToolkitError):
+    """A program could not be built: a source does not compile, or something is not installed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tree:
+    """A folder of sources. Keys and programs know it by its name, wherever it lies."""
+
+    name: str
+    folder: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unit:
+    """Sources that are compiled in the same way."""
+
+    name: str
+    trees: tuple[Tree, ...]  # the first holds the sources
+    sources: tuple[str, ...]  # relative to the first tree
+    flags: tuple[str, ...]
+    includes: tuple[str, ...]  # folders: a tree's name, then the way inside it
+    foreign: tuple[str, ...] = ()  # likewise, of others' headers: no warnings for those
+    content: str  # a hash or version of what the sources include
+
+
+class Toolchain:
+    """zig for one platform; a context manager, because it needs a folder for its own files."""
+
+    def __init__(self, triple: str, *, cache: Path | None = None, jobs: int | None = None) -> None:
+        """Chooses a platform.
+
+        Args:
+            triple: zig's name of it, for example `aarch64-linux-musl`.
+            cache: where objects are kept; None takes the user's, see `cache_folder`.
+            jobs: compilers at a time; None takes as many as this process may use processors.
+
+        Raises:
+            BuildError: an architecture that nobody here has tried.
+        """
+        architecture = triple.partition("-")[0]
+        if architecture not in BASELINE:
+            raise BuildError(
+                f"{triple}: cannot be built for; known architectures: {', '.join(BASELINE)}"
+            )
+        self._platform = ("-target", triple, f"-mcpu={BASELINE[architecture]}")
+        self._triple = triple
+        self._cache = cache or cache_folder()
+        self._jobs = jobs or _processors()
+        self._scratch: tempfile.TemporaryDirectory[str] | None = None
+
+    def __enter__(self) -> Toolchain:
+        self._scratch = tempfile.TemporaryDirectory(prefix="zig-")
+        try:
+            self._cache.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise BuildError(
+                f"{self._cache}: cannot be written: {error.strerror or error}; "
+                f"{CACHE_VARIABLE} names another folder for compiled objects"
+            ) from error
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._scratch is not None
+        self._scratch.cleanup()
+
+    def compile(self, unit: Unit, on_progress: Progress) -> list[Path]:
+        """Returns the objects of a unit, in the order of its sources; compiles what is missing.
+
+        Raises:
+            BuildError: a source does not compile.
+        """
+        folder = self._cache / f"{unit.name}-{self._triple}"
+        folder.mkdir(exist_ok=True)
+        with _locked(folder), ThreadPoolExecutor(self._jobs) as pool:
+            objects = [folder / self._object_name(unit, source) for source in unit.sources]
+            missing = {s: o for s, o in zip(unit.sources, objects, strict=True) if not _is_whole(o)}
+            running = [pool.submit(self._compile, unit, s, o) for s, o in missing.items()]
+            stage = f"{unit.name} for {self._triple}"
+            try:
+                for done, future in enumerate(as_completed(running)):
+                    on_progress(stage, done, len(running))
+                    future.result()
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+            if running:
+                on_progress(stage, len(running), len(running))
+        return objects
+
+    def link(self, objects: Sequence[Path], output: Path) -> None:
+        """Links a static, stripped program; `output` appears whole or not at all.
+
+        Raises:
+            BuildError: a symbol is missing or defined twice.
+        """
+        output.parent.mkdir(parents=True, exist_ok=True)
+        whole = output.with_name(f".{output.name}.partial-{os.getpid()}")
+        try:
+            inputs = [str(path) for path in objects]
+            self._run([*_LINK, "-o", str(whole), *inputs], f"{output.name}: cannot be linked")
+            os.replace(whole, output)
+        finally:
+            whole.unlink(missing_ok=True)
+
+    def _object_name(self, unit: Unit, source: str) -> str:
+        about = {
+            "zig": version("ziglang"),
+            "flags": [*self._platform, *_COMPILE, *unit.flags, *unit.includes, *unit.foreign],
+            "content": unit.content,
+            "source": source,
+            "text": hashlib.sha256((unit.trees[0].folder / source).read_bytes()).hexdigest(),
+        }
+        key = hashlib.sha256(json.dumps(about).encode()).hexdigest()
+        return f"{Path(source).stem}-{key[:32]}.o"
+
+    def _compile(self, unit: Unit, source: str, output: Path) -> None:
+        flags = [*unit.flags]
+        flags += [f"-I{_find(include, unit.trees)}" for include in unit.includes]
+        flags += [f"-isystem{_find(include, unit.trees)}" for include in unit.foreign]
+        # Messages and checks carry the names of sources: not those of this machine's folders.
+        flags += [f"-ffile-prefix-map={tree.folder}={tree.name}" for tree in unit.trees]
+        whole = output.with_suffix(f".partial-{os.getpid()}")
+        try:
+            self._run(
+                [*_COMPILE, *flags, "-c", "-o", str(whole), f"{unit.trees[0].folder / source}"],
+                f"{unit.name}: {source} does not compile for {self._triple}",
+            )
+            # The hash comes first: an object without its hash, or with another's, is not whole.
+            _hash_file(output).write_text(_sha256(whole))
+            os.replace(whole, output)
+        finally:
+            whole.unlink(missing_ok=True)
+
+    def _run(self, arguments: Sequence[str], problem: str) -> None:
+        assert self._scratch is not None, "a toolchain works inside its `with` block"
+        environment = dict(os.environ)
+        environment["ZIG_GLOBAL_CACHE_DIR"] = str(self._cache / "zig")  # libc++, musl
+        environment["ZIG_LOCAL_CACHE_DIR"] = self._scratch.name
+        command = [sys.executable, "-m", "ziglang", "c++", *self._platform, *arguments]
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, errors="replace", check=False
+        )
+        if done.returncode:
+            lines = [line for line in done.stderr.splitlines() if line.strip()]
+            errors = [line for line in lines if "error:" in line] or lines or ["no message"]
+            raise BuildError(f"{problem}: {errors[0].strip()}")
+
+
+def cache_folder() -> Path:
+    """Returns where objects are kept: `$MINICPMV_CACHE`, or `minicpmv` in the user's cache."""
+    chosen = os.environ.get(CACHE_VARIABLE)
+    if chosen:
+        return Path(chosen).expanduser().absolute()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minicpmv"
+
+
+def _find(include: str, trees: Sequence[Tree]) -> Path:
+    tree, _, inside = include.partition("/")
+    return next(t.folder for t in trees if t.name == tree) / inside
+
+
+def _processors() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _is_whole(path: Path) -> bool:
+    """Tells whether an object is there and has the hash that was noted when it was made."""
+    try:
+        return _sha256(path) == _hash_file(path).read_text()
+    except (OSError, ValueError):
+        return False
+
+
+def _hash_file(path: Path) -> Path:
+    return path.with_suffix(".sha256")
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Lets one process at a time compile into a folder; another waits and finds it done."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
