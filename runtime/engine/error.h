@@ -16,6 +16,7 @@ inline constexpr char kInvalidPicture[] = "invalid_picture";  // a picture file 
 inline constexpr char kInvalidBundle[] = "invalid_bundle";    // damaged, altered or foreign
 inline constexpr char kPromptTooLong[] = "prompt_too_long";   // does not fit into the window
 inline constexpr char kInvalidLogits[] = "invalid_logits";    // the model computed no numbers
+inline constexpr char kUnsupportedCpu[] = "unsupported_cpu";  // lacks what the blocks need
 inline constexpr char kInternal[] = "internal";               // our mistake, not the client's
 }  // namespace error_code
 

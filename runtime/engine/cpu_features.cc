@@ -1,0 +1,113 @@
+#include "runtime/engine/cpu_features.h"
+
+#include <cstdint>
+#include <sstream>
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#elif defined(__aarch64__)
+#include <sys/auxv.h>
+#endif
+
+#include "runtime/engine/error.h"
+
+namespace minicpmv {
+namespace {
+
+#if defined(__x86_64__)
+
+struct Registers {
+  uint32_t eax = 0, ebx = 0, ecx = 0, edx = 0;
+};
+
+// Returns a leaf of cpuid; zeros if the processor has no such leaf.
+Registers CpuId(uint32_t leaf, uint32_t subleaf = 0) {
+  Registers r;
+  __get_cpuid_count(leaf, subleaf, &r.eax, &r.ebx, &r.ecx, &r.edx);
+  return r;
+}
+
+// Says whether all of some bits, given by their numbers, are set.
+template <typename... Bits>
+bool All(uint64_t value, Bits... bits) {
+  return ((value >> bits & 1) && ...);
+}
+
+// Returns the register states that the system saves for programs.
+uint64_t SavedStates() {
+  uint32_t low = 0, high = 0;
+  __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  return static_cast<uint64_t>(high) << 32 | low;
+}
+
+#endif
+
+// Returns the words of `wanted` that `features` lacks.
+std::string Missing(const char* wanted, const std::set<std::string>& features) {
+  std::istringstream words(wanted);
+  std::string missing;
+  for (std::string word; words >> word;) {
+    if (features.count(word) == 0) missing += (missing.empty() ? "" : " ") + word;
+  }
+  return missing;
+}
+
+}  // namespace
+
+#if defined(__x86_64__)
+
+std::set<std::string> CpuFeatures() {
+  const Registers basic = CpuId(1), extended = CpuId(7), more = CpuId(7, 1);
+  const Registers amd = CpuId(0x80000001);
+  std::set<std::string> features;
+  // CMPXCHG16B, LAHF, POPCNT, SSE3, SSE4.1, SSE4.2, SSSE3
+  if (!All(basic.ecx, 13, 23, 0, 19, 20, 9) || !All(amd.ecx, 0)) return features;
+  features.insert("x86-64-v2");
+  // OSXSAVE first: without it there is no xgetbv. Then XMM, YMM.
+  const uint64_t saved = All(basic.ecx, 27) ? SavedStates() : 0;
+  if (!All(saved, 1, 2)) return features;
+  // AVX, F16C, FMA, MOVBE; AVX2, BMI1, BMI2; LZCNT
+  if (!All(basic.ecx, 28, 29, 12, 22) || !All(extended.ebx, 5, 3, 8) || !All(amd.ecx, 5)) {
+    return features;
+  }
+  features.insert("x86-64-v3");
+  if (All(more.eax, 4)) features.insert("avx-vnni");
+  // Opmask, both parts of ZMM; AVX-512 F, BW, CD, DQ, VL
+  if (!All(saved, 5, 6, 7) || !All(extended.ebx, 16, 30, 28, 17, 31)) return features;
+  features.insert("x86-64-v4");
+  if (All(extended.ecx, 11)) features.insert("avx512-vnni");
+  return features;
+}
+
+#elif defined(__aarch64__)
+
+std::set<std::string> CpuFeatures() {
+  // Bits of Linux's HWCAP and HWCAP2, which speak for all cores of a processor.
+  constexpr uint64_t kAsimd = 1 << 1, kScalarFp16 = 1 << 9, kVectorFp16 = 1 << 10;
+  constexpr uint64_t kDotProduct = 1 << 20, kI8mm = 1 << 13;
+  const uint64_t first = getauxval(AT_HWCAP), second = getauxval(AT_HWCAP2);
+  std::set<std::string> features;
+  if (first & kAsimd) features.insert("asimd");
+  if ((first & kScalarFp16) && (first & kVectorFp16)) features.insert("fp16");
+  if (first & kDotProduct) features.insert("dotprod");
+  if (second & kI8mm) features.insert("i8mm");
+  return features;
+}
+
+#endif
+
+const BlockLibrary& ChooseBlocks(const BlockLibrary* libraries,
+                                 const std::set<std::string>& features) {
+  std::string problem = "this program holds no compiled blocks";
+  for (const BlockLibrary* library = libraries; library->prefix != nullptr; ++library) {
+    const std::string missing = Missing(library->features, features);
+    if (missing.empty()) return *library;
+    problem =
+        "this processor cannot run any of the compiled blocks; the least that would do "
+        "needs also: " +
+        missing;
+  }
+  throw EngineError(error_code::kUnsupportedCpu, problem);
+}
+
+}  // namespace minicpmv

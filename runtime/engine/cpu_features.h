@@ -1,0 +1,24 @@
+// What the processor can do, and which of the linked blocks that is enough for.
+#ifndef MINICPMV_ENGINE_CPU_FEATURES_H_
+#define MINICPMV_ENGINE_CPU_FEATURES_H_
+
+#include <set>
+#include <string>
+
+#include "runtime/engine/build_info.h"
+
+namespace minicpmv {
+
+// Returns the names of what the processor can do and the system lets programs use:
+//   x86-64: x86-64-v2, x86-64-v3, x86-64-v4 (the levels of the psABI), avx512-vnni, avx-vnni
+//   arm64: asimd, fp16 (arithmetic), dotprod, i8mm
+std::set<std::string> CpuFeatures();
+
+// Returns the first of `libraries` (a list as kBlockLibraries) that runs with these features.
+// Throws EngineError (unsupported_cpu): none does.
+const BlockLibrary& ChooseBlocks(const BlockLibrary* libraries,
+                                 const std::set<std::string>& features);
+
+}  // namespace minicpmv
+
+#endif  // MINICPMV_ENGINE_CPU_FEATURES_H_
