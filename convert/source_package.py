@@ -93,10 +93,11 @@ class SourcePackage:
             command, capture_output=True, text=True, errors="replace", check=False
         )
         if done.returncode:
-            lines = [line for line in done.stderr.splitlines() if "ERROR" in line] or ["no message"]
+            lines = done.stderr.splitlines() or ["no message"]
+            errors = [line for line in lines if "ERROR" in line] or lines[-1:]
             raise BuildError(
-                f"{self.file_name}: pip could not download it: {lines[0].strip()}; it is needed "
-                f"once, then the cache has it"
+                f"{self.file_name}: pip could not download it: {errors[0].strip()}; it is needed "
+                "once, then the cache has it"
             )
 
     def _is_right(self, path: Path) -> bool:

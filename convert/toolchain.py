@@ -2,7 +2,8 @@
 
 zig brings the compiler, the linker, libc++ and musl for every platform. Each object is kept under
 a key made of all that it follows from, beside its hash: what is missing, half-written or damaged
-is compiled again, the rest is linked as it is. The cache may be removed at any time.
+is compiled again, the rest is linked as it is; what is not used for long goes. The cache may be
+removed at any time.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -24,6 +26,7 @@ from pathlib import Path
 from quantize.errors import ToolkitError
 
 CACHE_VARIABLE = "MINICPMV_CACHE"
+KEPT_SECONDS = 90 * 24 * 3600  # how long an object that nobody uses stays in the cache
 PAGE_BYTES = 16384  # Android's larger page size; a multiple of every smaller one
 # The oldest processors that a program starts on, in zig's words. Compiled blocks may want more.
 BASELINE = {"x86_64": "x86_64_v2", "aarch64": "generic"}
@@ -123,6 +126,7 @@ class Toolchain:
                 raise
             if running:
                 on_progress(stage, len(running), len(running))
+            _forget(folder, objects)
         return objects
 
     def link(self, objects: Sequence[Path], output: Path) -> None:
@@ -211,6 +215,17 @@ def _is_whole(path: Path) -> bool:
         return False
 
 
+def _forget(folder: Path, used: Sequence[Path]) -> None:
+    """Removes what nobody has used for long, and marks what is used now."""
+    for path in used:
+        os.utime(path)
+        os.utime(_hash_file(path))
+    for path in folder.iterdir():
+        with suppress(FileNotFoundError):  # without locks another process may be doing the same
+            if path.stat().st_mtime < time.time() - KEPT_SECONDS:
+                path.unlink()
+
+
 def _hash_file(path: Path) -> Path:
     return path.with_suffix(".sha256")
 
@@ -224,7 +239,8 @@ def _locked(folder: Path) -> Iterator[None]:
     """Lets one process at a time compile into a folder; another waits and finds it done."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with suppress(OSError):  # a file system without locks: the same work is done twice
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
         os.close(descriptor)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import tarfile
 from dataclasses import replace
 from pathlib import Path
@@ -80,6 +81,15 @@ def test_whatever_an_object_follows_from_is_in_its_key(cache: Path, unit: Unit) 
     assert compiled(cache, replace(unit, content="other headers"))[1] == 2
     (unit.trees[0].folder / "two.cc").write_text('extern "C" int two() { return 1 + 1; }\n')
     assert compiled(cache, unit)[1] == 1
+
+
+def test_what_nobody_uses_goes(cache: Path, unit: Unit) -> None:
+    old, _ = compiled(cache, unit)
+    for path in old[0].parent.iterdir():
+        os.utime(path, (0, 0))
+    objects, count = compiled(cache, replace(unit, flags=("-DX",)))
+    assert count == 2
+    assert set(old[0].parent.glob("*.o")) == set(objects)
 
 
 def test_an_object_does_not_tell_where_it_was_made(cache: Path, unit: Unit, tmp_path: Path) -> None:
