@@ -103,12 +103,9 @@ def _line(error: BaseException) -> str:
 
 def _show_logs(*, verbose: bool) -> None:
     """Shows this toolkit's log messages; others' only when they warn."""
-    from rich.logging import RichHandler
+    from convert.console import LogHandler
 
-    from convert.console import messages
-
-    handler = RichHandler(console=messages(), show_time=False, show_path=False, show_level=verbose)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
+    logging.basicConfig(level=logging.WARNING, handlers=[LogHandler()])
     for folder in FOLDERS:
         logging.getLogger(folder).setLevel(logging.DEBUG if verbose else logging.INFO)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from functools import cache
 from types import TracebackType
 from typing import Any
@@ -28,6 +29,17 @@ def messages() -> Console:
 def results() -> Console:
     """Where a command's results go: stdout."""
     return Console(highlight=False)
+
+
+class LogHandler(logging.Handler):
+    """Shows log messages above the progress bars."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Prints a record; warnings say that they are."""
+        text = self.format(record)
+        if record.levelno >= logging.WARNING:
+            text = f"{record.levelname.lower()}: {text}"
+        messages().print(text, markup=False, soft_wrap=True)
 
 
 def print_table(console: Console, header: list[str], rows: list[list[Any]]) -> None:
