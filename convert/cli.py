@@ -105,7 +105,7 @@ def _show_logs(*, verbose: bool) -> None:
     """Shows this toolkit's log messages; others' only when they warn."""
     from convert.console import LogHandler
 
-    logging.basicConfig(level=logging.WARNING, handlers=[LogHandler()])
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[LogHandler()])
     for folder in FOLDERS:
         logging.getLogger(folder).setLevel(logging.DEBUG if verbose else logging.INFO)
 

@@ -118,3 +118,19 @@ def test_a_closed_pipe_is_quiet() -> None:
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode == 128 + signal.SIGPIPE
+
+
+def test_log_messages_are_plain_lines() -> None:
+    script = (
+        "import logging, sys, types\nfrom convert import cli\n"
+        "def run(args):\n"
+        "    logging.getLogger('convert.x').info('kept [it]')\n"
+        "    logging.getLogger('convert.x').warning('mind')\n"
+        "    logging.getLogger('elsewhere').info('hidden')\n"
+        "    return 0\n"
+        "sys.modules['a'] = types.SimpleNamespace(\n"
+        "    NAME='do', HELP='', run=run, configure=lambda parser: None)\n"
+        "cli.COMMANDS = ('a',)\ncli.main(['do'])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)
+    assert done.stderr.decode() == "kept [it]\nwarning: mind\n"
