@@ -13,7 +13,7 @@ namespace minicpmv {
 // Resizes to a square S x S with the arithmetic of Pillow's antialiased bicubic filter: across,
 // then down, each rounded to 8 bits, with weights in fixed point. The result is the same to the
 // bit. Rows of the picture are read once, from the top, and nothing is kept of them but sums: the
-// memory needed is about 14 bytes for each of the S * S pixels and 8 MiB for weights, whatever
+// memory needed is 15 bytes for each of the S * S pixels and 8 MiB for weights, whatever
 // the picture's size.
 class ImagePreprocessor {
  public:

@@ -133,10 +133,10 @@ void Sampler::KeepTopK() {
 }
 
 // Drops the least likely while their probabilities' sum is at most 1 - top_p; the likeliest stays.
-// Finds the border by halving, so that a vocabulary is not sorted for every token.
+// Finds the first that stays by halving, so that a vocabulary is not sorted for every token.
 void Sampler::KeepTopP() {
   const auto limit = static_cast<float>(1 - options_.top_p);
-  auto first = candidates_.begin(), last = candidates_.end();  // the border is in [first, last)
+  auto first = candidates_.begin(), last = candidates_.end();  // the one is in [first, last)
   double dropped = 0;                                          // sum before `first`
   while (last - first > 1) {
     const auto middle = first + (last - first) / 2;
@@ -150,8 +150,6 @@ void Sampler::KeepTopP() {
       first = middle;
     }
   }
-  const bool is_last = last == candidates_.end();
-  if (static_cast<float>(dropped + first->probability) <= limit && !is_last) ++first;
   candidates_.erase(candidates_.begin(), first);
   std::sort(candidates_.begin(), candidates_.end(), LowerId);
 }

@@ -62,13 +62,10 @@ std::vector<int32_t> Tokenizer::Encode(std::string_view text) const {
   }
   std::vector<int32_t> ids;
   size_t start = 0;  // of the text that is not encoded yet
-  for (size_t at = text.find('<'); at != std::string_view::npos; at = text.find('<', at)) {
-    const size_t size = TagAt(text, at);
-    if (size > 0) {
-      Append(text.substr(start, at + 1 - start), &ids);
-      start = at + 1;
-    }
-    at += std::max<size_t>(size, 1);
+  for (size_t at = text.find('<'); at != std::string_view::npos; at = text.find('<', at + 1)) {
+    if (!IsTagAt(text, at)) continue;
+    Append(text.substr(start, at + 1 - start), &ids);
+    start = at + 1;
   }
   Append(text.substr(start), &ids);
   return ids;
@@ -97,13 +94,12 @@ void Tokenizer::FindTags() {
   }
 }
 
-// Returns the size of the tag that begins at `start`, where a '<' is; 0 if it is none. No tag is
-// another's beginning, since '>' only ends them.
-size_t Tokenizer::TagAt(std::string_view text, size_t start) const {
+// Says whether a tag begins at `start`, where a '<' is. No tag is another's beginning, and none
+// begins inside another: only their first character is a '<', only their last a '>'.
+bool Tokenizer::IsTagAt(std::string_view text, size_t start) const {
   const std::string_view nearby = text.substr(start, longest_tag_);
   const size_t end = nearby.find('>');
-  if (end == std::string_view::npos) return 0;
-  return tags_.count(std::string(nearby.substr(0, end + 1))) > 0 ? end + 1 : 0;
+  return end != std::string_view::npos && tags_.count(std::string(nearby.substr(0, end + 1))) > 0;
 }
 
 void Tokenizer::Append(std::string_view text, std::vector<int32_t>* ids) const {

@@ -50,7 +50,7 @@ class Tokenizer {
 
  private:
   void FindTags();
-  size_t TagAt(std::string_view text, size_t start) const;
+  bool IsTagAt(std::string_view text, size_t start) const;
   void Append(std::string_view text, std::vector<int32_t>* ids) const;
   bool Vanishes(int32_t id) const;
 

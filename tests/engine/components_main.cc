@@ -1,0 +1,302 @@
+// Runs the engine's components for tests: commands on stdin, one reply each on stdout.
+//
+// A command is `NAME COUNT\n` and COUNT fields, a field is `SIZE\n` and SIZE bytes. A reply is
+// `ok SIZE\n` or `error SIZE\n` and SIZE bytes; an error's are `CODE: MESSAGE`.
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <fstream>
+#include <functional>
+#include <iostream>
+#include <map>
+#include <memory>
+#include <optional>
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include "runtime/engine/error.h"
+#include "runtime/engine/image_preprocessor.h"
+#include "runtime/engine/picture_file.h"
+#include "runtime/engine/prompt.h"
+#include "runtime/engine/random.h"
+#include "runtime/engine/sampler.h"
+#include "runtime/engine/text_stream.h"
+#include "runtime/engine/tokenizer.h"
+#include "runtime/engine/window.h"
+
+namespace minicpmv {
+namespace {
+
+using Fields = std::vector<std::string>;
+
+template <typename T>
+std::vector<T> Numbers(const std::string& text) {
+  std::istringstream stream(text);
+  std::vector<T> numbers;
+  for (T number; stream >> number;) numbers.push_back(number);
+  return numbers;
+}
+
+template <typename T>
+std::string Join(const std::vector<T>& numbers) {
+  std::string text;
+  for (const T number : numbers) text += std::to_string(number) + " ";
+  return text;
+}
+
+std::string Bytes(const void* data, size_t size) {
+  return std::string(static_cast<const char*>(data), size);
+}
+
+std::string Sized(std::string_view text) {
+  return std::to_string(text.size()) + "\n" + std::string(text);
+}
+
+class Components {
+ public:
+  std::string Run(const std::string& name, const Fields& fields) {
+    using Command = std::string (Components::*)(const Fields&);
+    static const std::map<std::string, Command> commands = {
+        {"load", &Components::Load},         {"encode", &Components::Encode},
+        {"decode", &Components::Decode},     {"turn", &Components::Turn},
+        {"prompt", &Components::MakePrompt}, {"stream", &Components::Stream},
+        {"picture", &Components::Picture},   {"peak", &Components::Peak},
+        {"random", &Components::Numbers64},  {"distribution", &Components::Distribution},
+        {"choose", &Components::Choose},     {"window", &Components::RunWindow},
+    };
+    return (this->*commands.at(name))(fields);
+  }
+
+ private:
+  std::string Load(const Fields& fields) {
+    tokenizer_ = std::make_unique<Tokenizer>(fields.at(0));
+    return std::to_string(tokenizer_->vocab_size());
+  }
+
+  std::string Encode(const Fields& fields) { return Join(tokenizer_->Encode(fields.at(0))); }
+
+  std::string Decode(const Fields& fields) {
+    return tokenizer_->Decode(Numbers<int32_t>(fields.at(0)));
+  }
+
+  std::string Turn(const Fields& fields) {
+    return std::to_string(TurnTokens(*tokenizer_, fields.at(0)));
+  }
+
+  // image tokens, then role and content of each turn -> first placeholder or -1, then ids
+  std::string MakePrompt(const Fields& fields) {
+    std::vector<Message> messages;
+    for (size_t i = 1; i + 1 < fields.size(); i += 2) {
+      messages.push_back({fields[i], fields[i + 1]});
+    }
+    CheckConversation(messages);
+    const Prompt prompt = BuildPrompt(*tokenizer_, messages, std::stoll(fields.at(0)));
+    return std::to_string(prompt.image_start.value_or(-1)) + " " + Join(prompt.ids);
+  }
+
+  // ids, then stop strings -> what each id and the end passed on, whether stopped, the answer
+  std::string Stream(const Fields& fields) {
+    std::string passed, reply;
+    const std::vector<int32_t> ids = Numbers<int32_t>(fields.at(0));
+    TextStream stream(*tokenizer_, Fields(fields.begin() + 1, fields.end()),
+                      [&](std::string_view text) { passed += text; });
+    std::vector<int32_t> taken;
+    for (const int32_t id : ids) {
+      if (stream.stopped()) break;
+      taken.push_back(id);
+      stream.Add(id);
+      reply += Sized(passed);
+      passed.clear();
+    }
+    const std::string answer = stream.Finish(taken);
+    return reply + Sized(passed) + Sized(stream.stopped() ? "stopped" : "") + Sized(answer);
+  }
+
+  // path, S -> resized (S, S, 3) bytes, then normalised (3, S, S) float32
+  std::string Picture(const Fields& fields) {
+    const PictureFile file(fields.at(0));
+    ImagePreprocessor preprocessor(std::stoll(fields.at(1)));
+    const size_t count =
+        static_cast<size_t>(3 * preprocessor.image_size() * preprocessor.image_size());
+    bool cancel = fields.size() > 2;
+    const uint8_t* resized = preprocessor.Resize(file.picture(), [&] { return cancel; });
+    if (resized == nullptr) return "cancelled";
+    std::vector<float> pixels(count);
+    preprocessor.Normalize(resized, pixels.data());
+    return Bytes(resized, count) + Bytes(pixels.data(), count * sizeof(float));
+  }
+
+  std::string Peak(const Fields&) {
+    std::ifstream status("/proc/self/status");
+    for (std::string word; status >> word;) {
+      if (word == "VmHWM:" && status >> word) return word;  // KiB
+    }
+    return "";
+  }
+
+  std::string Numbers64(const Fields& fields) {
+    Random random(std::stoull(fields.at(0)));
+    std::vector<uint64_t> numbers;
+    for (int64_t i = std::stoll(fields.at(1)); i > 0; --i) numbers.push_back(random.Next());
+    return Join(numbers);
+  }
+
+  // do_sample temperature top_k top_p penalty seed, `-` where not set
+  static SamplingOptions Options(const std::string& text) {
+    const auto words = Numbers<std::string>(text);
+    SamplingOptions options;
+    options.do_sample = words.at(0) == "1";
+    options.temperature = std::strtod(words.at(1).c_str(), nullptr);
+    if (words.at(2) != "-") options.top_k = std::stoll(words.at(2));
+    options.top_p = std::strtod(words.at(3).c_str(), nullptr);
+    options.repetition_penalty = std::strtod(words.at(4).c_str(), nullptr);
+    if (words.at(5) != "-") options.seed = std::stoull(words.at(5));
+    options.Check();
+    return options;
+  }
+
+  static std::vector<float> Floats(const std::string& bytes) {
+    std::vector<float> numbers(bytes.size() / sizeof(float));
+    std::memcpy(numbers.data(), bytes.data(), numbers.size() * sizeof(float));
+    return numbers;
+  }
+
+  // options, logits as float32, generated ids -> int32 ids, then float32 probabilities
+  std::string Distribution(const Fields& fields) {
+    const std::vector<float> logits = Floats(fields.at(1));
+    Sampler sampler(Options(fields.at(0)), static_cast<int64_t>(logits.size()));
+    std::vector<int32_t> ids;
+    std::vector<float> probabilities;
+    for (const Candidate& candidate :
+         sampler.Distribution(logits.data(), Numbers<int32_t>(fields.at(2)))) {
+      ids.push_back(candidate.id);
+      probabilities.push_back(candidate.probability);
+    }
+    return Bytes(ids.data(), ids.size() * sizeof(int32_t)) +
+           Bytes(probabilities.data(), probabilities.size() * sizeof(float));
+  }
+
+  // options, logits as float32, generated ids, how often -> ids
+  std::string Choose(const Fields& fields) {
+    const std::vector<float> logits = Floats(fields.at(1));
+    Sampler sampler(Options(fields.at(0)), static_cast<int64_t>(logits.size()));
+    const auto generated = Numbers<int32_t>(fields.at(2));
+    std::vector<int32_t> ids;
+    for (int64_t i = std::stoll(fields.at(3)); i > 0; --i) {
+      ids.push_back(sampler.Choose(logits.data(), generated));
+    }
+    return Join(ids);
+  }
+
+  // A key is a token's id, or PICTURE:INDEX.
+  static std::vector<CacheKey> Keys(const std::string& text) {
+    std::vector<CacheKey> keys;
+    for (const std::string& word : Numbers<std::string>(text)) {
+      const size_t colon = word.find(':');
+      const bool token = colon == std::string::npos;
+      keys.push_back(token ? CacheKey{0, std::stoll(word)}
+                           : CacheKey{std::stoull(word), std::stoll(word.substr(colon + 1))});
+    }
+    return keys;
+  }
+
+  // One operation: a verb and its numbers; `rewind` takes cached and requested keys besides.
+  std::string RunWindow(const Fields& fields) {
+    std::istringstream words(fields.at(0));
+    std::string verb;
+    words >> verb;
+    std::string rest;
+    std::getline(words, rest);
+    const auto n = Numbers<int64_t>(rest);
+    if (verb == "new") {
+      const int64_t slots = Window::SlotsFor(n.at(0), n.at(1), n.at(2), n.at(3));
+      window_.emplace(n[0], n[1], slots, n[3]);
+      return std::to_string(slots) + " " + std::to_string(window_->chunk());
+    }
+    if (verb == "fit") {
+      CheckFit(n.at(0), n.at(1), n.at(2), n.at(3));
+      return "";
+    }
+    if (verb == "pinned") {
+      std::optional<int64_t> start;
+      if (n.at(0) >= 0) start = n[0];
+      return std::to_string(PinnedTokens(start, n.at(1)));
+    }
+    if (verb == "append") return Appended(n.at(0));
+    if (verb == "truncate") return std::to_string(window_->Truncate(n.at(0)));
+    if (verb == "rewind") {
+      return std::to_string(window_->Rewind(Keys(fields.at(1)), Keys(fields.at(2)), n.at(0)));
+    }
+    if (verb == "keys") return RequestText(n, fields.at(1));
+    throw EngineError(error_code::kInvalidRequest, "no such operation: " + verb);
+  }
+
+  // Appends tokens. -> a line with the length, the oldest kept token and the new tokens' slots;
+  // then a line for each query: its position for pinned keys, then the keys that it sees
+  std::string Appended(int64_t count) {
+    const int64_t start = window_->length();
+    window_->Append(count);
+    std::vector<int64_t> line = {window_->length(), window_->OldestKept()};
+    for (int64_t i = start; i < start + count; ++i) line.push_back(window_->Slot(i));
+    std::string reply = Join(line);
+    for (int64_t query = start; query < start + count; ++query) {
+      line = {window_->PinnedPosition(query)};
+      for (int64_t key = 0; key < window_->length(); ++key) {
+        if (window_->Sees(query, key)) line.push_back(key);
+      }
+      reply += "\n" + Join(line);
+    }
+    return reply;
+  }
+
+  // first placeholder or -1, image tokens, picture; ids -> keys
+  static std::string RequestText(const std::vector<int64_t>& n, const std::string& ids) {
+    std::optional<int64_t> start;
+    if (n.at(0) >= 0) start = n[0];
+    std::string text;
+    for (const CacheKey& key :
+         RequestKeys(Numbers<int32_t>(ids), start, n.at(1), static_cast<uint64_t>(n.at(2)))) {
+      if (key.picture != 0) text += std::to_string(key.picture) + ":";
+      text += std::to_string(key.id) + " ";
+    }
+    return text;
+  }
+
+  std::unique_ptr<Tokenizer> tokenizer_;
+  std::optional<Window> window_;
+};
+
+std::string ReadField() {
+  std::string line;
+  std::getline(std::cin, line);
+  std::string bytes(std::stoull(line), '\0');
+  std::cin.read(bytes.data(), static_cast<std::streamsize>(bytes.size()));
+  return bytes;
+}
+
+void Reply(const char* outcome, const std::string& bytes) {
+  std::cout << outcome << " " << bytes.size() << "\n" << bytes;
+}
+
+}  // namespace
+
+int Main() {
+  Components components;
+  for (std::string line; std::getline(std::cin, line);) {
+    const size_t space = line.find(' ');
+    Fields fields(std::stoull(line.substr(space)));
+    for (std::string& field : fields) field = ReadField();
+    try {
+      Reply("ok", components.Run(line.substr(0, space), fields));
+    } catch (const EngineError& error) {
+      Reply("error", error.code() + ": " + error.what());
+    }
+  }
+  return 0;
+}
+
+}  // namespace minicpmv
+
+int main() { return minicpmv::Main(); }

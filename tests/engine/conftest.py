@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import importlib.util
+import platform
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from convert.engine_build import ENGINE, SENTENCEPIECE, engine_unit, sentencepiece_unit
+from convert.toolchain import Toolchain
+from tests.engine.components import Components
+
+QEMU = "qemu-aarch64-static"
+SOURCES = ["image_preprocessor.cc", "picture_file.cc", "prompt.cc", "random.cc", "sampler.cc"]
+SOURCES += ["text_stream.cc", "tokenizer.cc", "utf8.cc", "window.cc"]
+
+
+def _build(triple: str, program: Path) -> Path:
+    """Builds the engine's components, with what the cache of compiled objects has of them."""
+    if importlib.util.find_spec("ziglang") is None:
+        pytest.skip("ziglang is not installed; it compiles the engine")
+    with (
+        Toolchain(triple) as toolchain,
+        SENTENCEPIECE.unpacked() as package,
+        tempfile.TemporaryDirectory() as generated,
+    ):
+        units = [
+            sentencepiece_unit(package, Path(generated)),
+            engine_unit("engine", ENGINE, SOURCES, package),
+            engine_unit("components", Path(__file__).parent, ["components_main.cc"], package),
+        ]
+        objects = [o for unit in units for o in toolchain.compile(unit, lambda *_: None)]
+        toolchain.link(objects, program)
+    return program
+
+
+@pytest.fixture(scope="session")
+def components_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
+        pytest.skip("the host engine is for Linux on x86-64")
+    return _build("x86_64-linux-musl", tmp_path_factory.mktemp("components") / "host")
+
+
+@pytest.fixture(scope="session")
+def arm64_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if shutil.which(QEMU) is None:
+        pytest.skip(f"{QEMU} is not installed; it runs the phone's program")
+    return _build("aarch64-linux-musl", tmp_path_factory.mktemp("components") / "arm64")
+
+
+@pytest.fixture
+def components(components_program: Path) -> Iterator[Components]:
+    with Components(str(components_program)) as running:
+        yield running
+
+
+@pytest.fixture
+def arm64(arm64_program: Path) -> Iterator[Components]:
+    with Components(QEMU, str(arm64_program)) as running:
+        yield running

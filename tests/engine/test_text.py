@@ -1,0 +1,250 @@
+"""Tokenizer, prompt and text stream of the engine give what their Python originals give."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from quantize.errors import PromptError
+from runtime.prompt import ASSISTANT, USER, Message, Tokenizer, check_messages
+from runtime.streaming import TextStream
+from tests.engine.components import ComponentError, Components, numbers
+from tests.tiny import tokenizer_model
+
+REAL = Path(__file__).resolve().parents[2] / "../shared/model/minicpm-v/tokenizer.model"
+STRINGS = 10_000
+TAGS = [
+    *"<image> </image> <ref> </ref> <box> </box> <quad> </quad> <point> </point> <slice>".split(),
+    *"<SEP> <CLS> <reserved_0> <reserved_97> <reserved_> <reserved_99999> <unk> <s> </s>".split(),
+    *"<0xE4> <用户> <AI> < </ <image image> <<image>> <AI I> <用户 用户> <b> </td> > ><".split(),
+]
+WORDS = (
+    "红色的 ， 中文mixed英文 𠮷 1234567890 3.14 ٣ é e\u0301 한국어 русский עברית हिन्दी ﬁ Ａ".split()
+)
+EMOJI = "😀 👨\u200d👩\u200d👧\u200d👦 🇨🇳 👍🏽 ❤\ufe0f".split()
+SPACES = [" ", "  ", "\n", "\n\n", "\t", "\r\n", "▁", "▁▁", "\u2028", "\u3000", "\u00a0", "\u200b"]
+ODD = ["\0", "\x01\x7f\x1b", "\ufeff", "\ufffd", "\ue000", "\uffff", "\U0010ffff", "x" * 50]
+PIECES = [*TAGS, *WORDS, *EMOJI, *SPACES, *ODD, "The shape is red.", "这个图形是什么颜色？"]
+
+
+@pytest.fixture(params=["tiny", "real"])
+def model(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    if request.param == "real":
+        if not REAL.exists():
+            pytest.skip("the real tokenizer.model is not there")
+        return REAL
+    path = tmp_path / "tokenizer.model"
+    path.write_bytes(tokenizer_model())
+    return path
+
+
+@pytest.fixture
+def tokenizer(model: Path, components: Components) -> Tokenizer:
+    """The original, while the engine's has the same file."""
+    components.call("load", model.read_bytes())
+    return Tokenizer(model)
+
+
+def _character(rng: random.Random) -> str:
+    limit = rng.choice([0x80, 0x100, 0x800, 0x3000, 0xA000, 0x10000, 0x20000, 0x110000])
+    code = rng.randrange(limit)
+    return "?" if 0xD800 <= code < 0xE000 else chr(code)
+
+
+def _text(rng: random.Random, longest: int = 12) -> str:
+    makers: list[Callable[[], str]] = [
+        lambda: rng.choice(PIECES),
+        lambda: rng.choice(TAGS),
+        lambda: _character(rng),
+        lambda: chr(rng.randrange(32)),
+        lambda: chr(rng.randrange(0x4E00, 0x9FA6)),
+    ]
+    return "".join(rng.choice(makers)() for _ in range(rng.randrange(longest)))
+
+
+def _merging(tokenizer: Tokenizer) -> list[str]:
+    """Returns texts whose last character is in one piece with a `<` that follows."""
+    pieces = map(tokenizer._sp.id_to_piece, range(tokenizer.vocab_size))
+    return [piece[:-1].replace("▁", " ") for piece in pieces if piece[1:].endswith("<")]
+
+
+def test_texts_have_the_same_ids(tokenizer: Tokenizer, components: Components) -> None:
+    rng = random.Random(0)
+    texts = ["", *PIECES, *(a + b for a in TAGS for b in ("<", ">", "a", "\n", "用")), "<" * 5000]
+    texts += _merging(tokenizer)
+    texts += [_text(rng) for _ in range(STRINGS - len(texts))]
+    for text in texts:
+        ids = components.ints("encode", text)
+        assert ids == tokenizer.encode(text), repr(text)
+        assert components.call("decode", numbers(ids)).decode() == tokenizer.decode(ids)
+
+
+def test_conversations_have_the_same_ids(tokenizer: Tokenizer, components: Components) -> None:
+    rng = random.Random(1)
+    merging = _merging(tokenizer)
+    for _ in range(1500):
+        turns: list[Message] = [
+            {"role": "assistant" if i % 2 else "user", "content": _text(rng)}
+            for i in range(rng.choice([1, 1, 3, 5]))
+        ]
+        for turn in turns:
+            turn["content"] += rng.choice([*merging, "", "?"])
+        turns[-1]["content"] += rng.choice("?a.。)")
+        image_tokens = rng.choice([0, 9, 64])
+        fields = [field for turn in turns for field in (turn["role"], turn["content"])]
+        start, *ids = components.ints("prompt", image_tokens, *fields)
+        expected = tokenizer.prompt(turns, image_tokens)
+        assert (start, ids) == (expected.image_start or -1, expected.ids), turns
+        last = turns[-1]["content"]
+        assert components.ints("turn", last) == [len(tokenizer.encode(USER + last + ASSISTANT))]
+
+
+def test_any_ids_are_decoded_alike(tokenizer: Tokenizer, components: Components) -> None:
+    rng = random.Random(2)
+    for _ in range(2000):
+        ids = _answer(rng, tokenizer)
+        assert components.call("decode", numbers(ids)).decode() == tokenizer.decode(ids)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b"\xff", b"a\x80", b"\xc0\xaf", b"\xc3", b"\xe4\xb8", b"\xed\xa0\x80", b"\xf4\x90\x80\x80",
+     b"\xf0\x82\x82\xac", b"\xe0\x80\xaf", b"\xf8\x88\x80\x80\x80", b"\xc3a", b"ok \xf0\x9f\x98"],
+)  # fmt: skip
+def test_invalid_utf8_is_refused(components: Components, text: bytes) -> None:
+    components.call("load", tokenizer_model())
+    with pytest.raises(UnicodeDecodeError):
+        text.decode()
+    for fields in (("encode", text), ("prompt", 0, "user", text)):
+        with pytest.raises(ComponentError, match=r"^invalid_text: .*UTF-8"):
+            components.call(*fields)
+    assert components.ints("encode", "a"), "the next request works"
+
+
+def test_random_bytes_are_text_where_python_says_so(components: Components) -> None:
+    components.call("load", tokenizer_model())
+    rng = random.Random(3)
+    leads = [0x41, 0xC2, 0xDF, 0xE0, 0xE1, 0xED, 0xEF, 0xF0, 0xF1, 0xF4, 0xF5, 0x80, 0xBF]
+    valid = 0
+    for _ in range(20_000):
+        text = bytes(
+            rng.choice([rng.choice(leads), rng.randrange(0x80, 0xC0), rng.randrange(0x80, 0xC0)])
+            for _ in range(rng.randrange(1, 5))
+        )
+        try:
+            text.decode()
+        except UnicodeDecodeError:
+            with pytest.raises(ComponentError, match="invalid_text"):
+                components.call("encode", text)
+        else:
+            valid += 1
+            components.call("encode", text)
+    assert valid > 500
+
+
+_CONVERSATIONS: list[list[Message]] = [
+    [],
+    [{"role": "assistant", "content": "a"}],
+    [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}],
+    [{"role": "user", "content": "a"}] * 3,
+    [{"role": "system", "content": "a"}],
+    *([{"role": "user", "content": text}] for text in ("", "\u3000 \n", "\x1c\x1f\x85\u200a")),
+    *([{"role": "user", "content": text}] for text in ("\u200b", "\x00", "\x1b", "\u180e")),
+]
+
+
+@pytest.mark.parametrize("messages", _CONVERSATIONS)
+def test_conversations_are_refused_alike(components: Components, messages: list[Message]) -> None:
+    components.call("load", tokenizer_model())
+    fields = [field for message in messages for field in (message["role"], message["content"])]
+    try:
+        check_messages(messages)
+        if not messages[-1]["content"].strip():
+            raise PromptError("empty")
+    except PromptError:
+        with pytest.raises(ComponentError, match=r"^invalid_request: "):
+            components.call("prompt", 0, *fields)
+    else:
+        components.call("prompt", 0, *fields)
+
+
+@pytest.mark.parametrize("damage", [b"", b"no model", "cut", "other"])
+def test_files_that_are_no_model_are_refused(components: Components, damage: bytes | str) -> None:
+    model = tokenizer_model()
+    if damage == "cut":
+        model = model[: len(model) // 2]
+    elif damage == "other":
+        model = model.replace(b"<unk>", b"<abc>")
+    else:
+        assert isinstance(damage, bytes)
+        model = damage
+    with pytest.raises(ComponentError, match=r"^invalid_bundle: tokenizer\.model: "):
+        components.call("load", model)
+
+
+def _answer(rng: random.Random, tokenizer: Tokenizer) -> list[int]:
+    """Returns random ids, many of them bytes: of whole characters, of cut ones, of none."""
+    byte = {i: tokenizer._sp.piece_to_id(f"<0x{i:02X}>") for i in range(256)}
+    ids: list[int] = []
+    for _ in range(rng.randrange(1, 25)):
+        kind = rng.randrange(6)
+        if kind == 0:
+            ids += [byte[b] for b in _character(rng).encode()]
+        elif kind == 1:
+            cut = _character(rng).encode()
+            ids += [byte[b] for b in cut[: rng.randrange(len(cut)) + 1]]
+        elif kind == 2:
+            ids.append(byte[rng.randrange(256)])
+        elif kind == 3:
+            ids += tokenizer.encode(rng.choice([" ", "\n", "\u3000", "\ufffd", " \n ", "\u00a0"]))
+        elif kind == 4:
+            ids.append(rng.randrange(tokenizer.vocab_size + 50))  # some are no piece's
+        else:
+            ids += tokenizer.encode(rng.choice(PIECES))
+    return ids
+
+
+def test_streams_are_the_same_piece_by_piece(tokenizer: Tokenizer, components: Components) -> None:
+    rng = random.Random(4)
+    for _ in range(2000):
+        ids = _answer(rng, tokenizer)
+        passed: list[str] = []
+        expected = []
+        stream = TextStream(tokenizer, passed.append)
+        for id in ids:
+            stream.add(id)
+            expected.append("".join(passed))
+            passed.clear()
+        answer = stream.finish(ids)
+        expected += ["".join(passed), "", answer]
+        actual = components.texts("stream", numbers(ids))
+        assert actual == expected, ids
+        assert "".join(actual[:-2]) == answer, "what was passed on is the answer"
+
+
+def test_stop_strings_end_an_answer(tokenizer: Tokenizer, components: Components) -> None:
+    """Where the first stop string begins, whatever tokens it comes in; nothing of it is passed."""
+    rng = random.Random(5)
+    stops = ["ab", "abc", "。中", "\n\n", "xyx"]
+    stopped = 0
+    for _ in range(1000):
+        text = "".join(rng.choice("abcxy中。\n 😀") for _ in range(30))
+        ids = tokenizer.encode(text)
+        chosen = rng.sample(stops, rng.randrange(1, 4))
+        *pieces, was_stopped, answer = components.texts("stream", numbers(ids), *chosen)
+        places = [text.find(stop) for stop in chosen if stop in text]
+        assert answer == (text[: min(places)] if places else text).strip()
+        assert "".join(pieces) == answer
+        assert was_stopped == ("stopped" if places else "")
+        stopped += bool(places)
+    assert 100 < stopped < 1000
+
+
+@pytest.mark.parametrize("stop", [b"", b"\xff"])
+def test_stop_strings_that_mean_nothing_are_refused(components: Components, stop: bytes) -> None:
+    components.call("load", tokenizer_model())
+    with pytest.raises(ComponentError, match=r"^invalid_request: a stop string"):
+        components.call("stream", "300", stop)
