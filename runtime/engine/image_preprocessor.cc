@@ -112,6 +112,7 @@ int64_t ColumnsFrom(const Axis& across, int64_t begin, int64_t size) {
 
 ImagePreprocessor::ImagePreprocessor(int64_t image_size) : image_size_(image_size) {
   const auto side = static_cast<size_t>(image_size);
+  weights_.reserve(kWeightsKept);  // what is not used costs no memory
   row_.resize(3 * side);
   sums_.resize(3 * side * side);
   resized_.resize(3 * side * side);
