@@ -32,7 +32,7 @@ bench: setup ## measures the conversion of the demo
 	$(BIN)/python -m tests.bench.convert
 
 train-demo: setup ## trains the demo checkpoint anew; up to an hour
-	$(BIN)/python -m runtime.demo.train
+	$(BIN)/python -m runtime.demo.train -o build/demo-checkpoint
 
 clean: ## removes what the demo made
 	rm -rf build

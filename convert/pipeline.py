@@ -33,7 +33,7 @@ from quantize.errors import CheckpointError, ConfigError
 from quantize.layout import pack_tiles, tile_f16
 from quantize.schemes import GroupScheme, quantize_groups, row_chunks
 
-TARGETS = CONFIGS / "target"
+HOST = "host"  # the one whose program TVM's Python runtime can run; the others are the engine's
 ONNX = "onnx"  # a product of its own, not part of a bundle
 # What has a say in a bundle's bytes.
 TOOLS = ("minicpmv", "apache-tvm", "apache-tvm-ffi", "numpy", "torch", "ziglang")
@@ -44,8 +44,8 @@ Progress = Callable[[str, int, int], None]  # stage, done, in all (0: not known)
 
 
 def known_targets() -> tuple[str, ...]:
-    """Returns what can be converted for: the files of `configs/target/`, and ONNX."""
-    return (*sorted(path.stem for path in TARGETS.glob("*.json")), ONNX)
+    """Returns what can be converted for."""
+    return HOST, ONNX
 
 
 def parse_targets(text: str) -> tuple[str, ...]:

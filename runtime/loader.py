@@ -10,6 +10,7 @@ import torch
 
 from convert.bundle import MANIFEST, Bundle
 from convert.checkpoint import Checkpoint
+from convert.hub import is_hub_id
 from quantize.errors import BundleError, CheckpointError, ConfigError
 from runtime.backend import Backend, CompiledBackend, ReferenceBackend
 from runtime.defaults import DEFAULTS, GenerationDefaults
@@ -88,7 +89,7 @@ def open_source(bundle: Bundle, reference: str | None = None) -> Checkpoint:
         CheckpointError: it is not there, or another one by now.
     """
     source = bundle.manifest.source
-    if reference is None and not source.demo and not Path(source.path).exists():
+    if not (reference or source.demo or Path(source.path).exists() or is_hub_id(source.path)):
         raise CheckpointError(
             f"{source.path}: the checkpoint that the bundle was made from is not there; "
             "name it with --reference, or as the argument of chat"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 NAME = "verify"
 HELP = "compare a bundle with the full-precision model, stage by stage"
 _SHOWN_FAILURES = 12
-Progress = Callable[[str], None]
+Progress = Callable[[str, int, int], None]  # stage, done, in all
 
 
 @dataclass(frozen=True)
@@ -53,17 +52,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Verifies; returns 0 if all checks passed, 1 if one failed."""
-    from rich.console import Console
+    from convert.console import Bars, results
 
     config = VerifyConfig(args.bundle, args.reference, args.window, args.json)
-    progress = Console(stderr=True)
-    with progress.status("opening") as status:
-        report = verify(config, status.update)
+    with Bars() as bars:
+        report = verify(config, bars)
     if config.as_json:
-        json.dump(report.to_json(), sys.stdout, indent=1, ensure_ascii=False)
-        print()
+        print(json.dumps(report.to_json(), indent=1, ensure_ascii=False))
     else:
-        _print(report, Console())
+        _print(report, results())
     return 0 if report.passed else 1
 
 
@@ -85,9 +82,7 @@ def verify(config: VerifyConfig, progress: Progress) -> Report:
     started = time.monotonic()
     bundle = Bundle.open(config.bundle)
     settings = load_settings()
-    progress("hashing the bundle")
-    checks = check_files(bundle, "host")
-    progress("hashing the reference")
+    checks = check_files(bundle, "host", progress)
     checkpoint = open_source(bundle, config.reference)
     if checkpoint.config != bundle.config:
         raise BundleError(f"{bundle.path}: its model configuration is not the checkpoint's")
@@ -95,10 +90,7 @@ def verify(config: VerifyConfig, progress: Progress) -> Report:
         raise CheckpointError(
             f"{checkpoint.path}: has no tokenizer.model; without one nothing can be asked"
         )
-    checks += check_tensors(
-        bundle, checkpoint, settings["thresholds"], lambda name: progress(f"weights: {name}")
-    )
-    progress("loading the models")
+    checks += check_tensors(bundle, checkpoint, settings["thresholds"], progress)
     outcome = run_cases(
         _load_models(bundle, checkpoint),
         Tokenizer(checkpoint.tokenizer),
@@ -141,41 +133,43 @@ def _load_models(bundle: Bundle, checkpoint: Checkpoint) -> Models:
 
 
 def _print(report: Report, console: Console) -> None:
-    from rich.markup import escape
-    from rich.table import Table
+    from convert.console import print_table
 
-    console.print(f"bundle     {escape(report.bundle)}  ({report.quantization}, {report.engine})")
-    console.print(f"reference  {escape(report.reference)}  (float32)")
+    def say(text: str, style: str | None = None) -> None:
+        console.print(text, style=style, markup=False, soft_wrap=True)
+
+    say(f"bundle     {report.bundle} ({report.quantization}, {report.engine})")
+    say(f"reference  {report.reference} (float32)")
     overflow = "more than" if report.longest_prompt > report.window else "within"
-    console.print(f"prompts    at most {report.longest_prompt} tokens, {overflow} the window")
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("stage", "worst of", "figure"):
-        table.add_column(title, overflow="fold")
-    for title in ("bundle", "expected", "limit", ""):
-        table.add_column(title, justify="right", no_wrap=True)
+    say(f"prompts    at most {report.longest_prompt} tokens, {overflow} the window\n")
+    rows = []
     stage = ""
     for check, count in _shown(report):
-        name = f"{count}: {check.name}" if count > 1 else check.name
-        unit = f", {check.unit}" if check.unit else ""
-        verdict = "[green]pass[/]" if check.passed else "[bold red]FAIL[/]"
-        figures = (_figure(x) for x in (check.value, check.expected, check.threshold))
-        shown_stage = check.stage if check.stage != stage else ""
+        rows.append(
+            [
+                check.stage if check.stage != stage else "",
+                f"{check.metric}, {check.unit}" if check.unit else check.metric,
+                f"{check.name} (worst of {count})" if count > 1 else check.name,
+                *map(_figure, (check.value, check.expected, check.threshold)),
+                "pass" if check.passed else "FAIL",
+            ]
+        )
         stage = check.stage
-        table.add_row(shown_stage, escape(name), f"{check.metric}{unit}", *figures, verdict)
-    console.print(table)
+    header = ["stage", "figure", "of", "bundle", "expected", "limit", ""]
+    print_table(console, header, rows)
+    say("")
     for answer in report.answers:
-        mark = "[green]=[/]" if answer.same else "[yellow]≠[/]"
-        text = f"{answer.case}: {answer.question} → {answer.reference!r}"
-        other = "" if answer.same else f", bundle: {answer.bundle!r}"
-        console.print(f"{mark} {escape(text + other)}", highlight=False)
+        other = "" if answer.same else f", bundle {answer.bundle!r}"
+        say(f"{answer.case}: {answer.question} {answer.reference!r}{other}")
+    say("")
     for check in report.failures[:_SHOWN_FAILURES]:
-        console.print(f"[red]failed[/] {escape(f'{check.stage}: {check.name}, {check.metric}')}")
+        say(f"failed: {check.stage}: {check.name}, {check.metric}", "red")
     if len(report.failures) > _SHOWN_FAILURES:
-        console.print(f"… and {len(report.failures) - _SHOWN_FAILURES} more; see --json")
+        say(f"… and {len(report.failures) - _SHOWN_FAILURES} more; see --json")
     if report.passed:
-        console.print(f"[bold green]passed[/] in {report.seconds:.1f} s")
+        say(f"passed in {report.seconds:.1f} s", "bold green")
     else:
-        console.print(f"[bold red]failed[/] in: {', '.join(report.failed_stages)}")
+        say(f"failed in: {', '.join(report.failed_stages)}", "bold red")
 
 
 def _shown(report: Report) -> list[tuple[Check, int]]:

@@ -26,7 +26,7 @@ from runtime.verify.cases import Case
 from runtime.verify.report import Answer, Check
 from runtime.verify.stages import Stages
 
-Progress = Callable[[str], None]
+Progress = Callable[[str, int, int], None]  # stage, done, in all
 
 
 def load_settings() -> dict[str, Any]:
@@ -110,7 +110,7 @@ def run_cases(
         cases: conversations.
         settings: `configs/verify.json`.
         window: context window of all three.
-        progress: called with a line before each case.
+        progress: counts cases.
     """
     thresholds = settings["thresholds"]
     worst = _Worst(thresholds)
@@ -118,8 +118,8 @@ def run_cases(
     answers: list[Answer] = []
     longest = 0
     options = GenerationOptions(max_new_tokens=settings["built_in"]["max_new_tokens"])
-    for case in cases:
-        progress(case.name)
+    for done, case in enumerate(cases):
+        progress("compare stages", done, len(cases))
         replies = [
             Session(model.backend, tokenizer, window=window).reply(
                 case.messages, case.picture, options
@@ -133,6 +133,7 @@ def run_cases(
         ids = prompt.ids + replies[0].ids
         longest = max(longest, len(ids))
         _compare_decoder(models, prompt, ids, image, window, worst, logits)
+    progress("compare stages", len(cases), len(cases))
     checks = worst.checks() + logits.checks(thresholds) + [_answers_check(answers, thresholds)]
     return Outcome(checks, answers, longest)
 

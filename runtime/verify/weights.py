@@ -19,18 +19,26 @@ from runtime.verify import metrics
 from runtime.verify.arithmetic import round_to_scheme
 from runtime.verify.report import Check
 
-Progress = Callable[[str], None]
+Progress = Callable[[str, int, int], None]  # stage, done, in all
 
 
-def check_files(bundle: Bundle, target: str) -> list[Check]:
-    """Compares every file's SHA-256 with the manifest's.
+def check_files(bundle: Bundle, target: str, progress: Progress) -> list[Check]:
+    """Compares every file's SHA-256 with the manifest's; progress counts bytes.
 
     Raises:
         BundleError: the compiled program was altered; it is not run.
     """
     checks = []
-    for name, record in bundle.manifest.files.items():
-        same = FileRecord.of(bundle.path / name) == record
+    files = bundle.manifest.files
+    total, done = sum(record.size for record in files.values()), 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        progress("hash the bundle", done, total)
+
+    for name, record in files.items():
+        same = FileRecord.of(bundle.path / name, advance) == record
         if not same and bundle.path / name == bundle.library(target):
             raise BundleError(
                 f"{bundle.path / name}: altered: its SHA-256 is not the manifest's; a program "
@@ -52,8 +60,8 @@ def check_tensors(
     """
     scheme, weights = bundle.plan.recipe.scheme, bundle.weights()
     checks = []
-    for tensor in bundle.plan.tensors:
-        progress(tensor.name)
+    for done, tensor in enumerate(bundle.plan.tensors):
+        progress("compare weights", done + 1, len(bundle.plan.tensors))
         original = tensor.rule.make(checkpoint.read)
         stored = decode_tensor(weights, tensor, scheme)
         rounded = _round(original, tensor.format, scheme, tensor.name)

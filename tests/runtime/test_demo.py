@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from convert.checkpoint import DEMO, Checkpoint
-from convert.config import ModelConfig
+from convert.config import CONFIGS, ModelConfig
 from runtime.backend import ReferenceBackend
 from runtime.demo import scenes
 from runtime.demo.batches import IGNORED_TARGET, Samples, collate
@@ -156,3 +156,10 @@ def test_the_checkpoint_answers(tokenizer):
         p = record[language]["accuracy"]
         least = p - 3 * (p * (1 - p) / 40) ** 0.5 - 0.02
         assert scores[language]["all"].accuracy >= least, (language, scores[language])
+
+
+def test_the_readme_lists_every_wording():
+    readme = (CONFIGS.parent / "README.md").read_text("utf-8")
+    for language in LANGUAGES:
+        for wordings in all_wordings(language).values():
+            assert [w for w in wordings if w not in readme] == []
