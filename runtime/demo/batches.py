@@ -21,6 +21,7 @@ from runtime.picture import preprocess
 from runtime.prompt import EOS_ID, Tokenizer
 
 IGNORED_TARGET = -100
+_SINGLE = 0.15  # share of pictures with one item: their questions are learnt first, and soon
 # Of shape, colour, size and place; 0 is the background.
 CLASSES = (len(SHAPES) + 1, len(COLOURS) + 1, len(SIZES) + 1, PLACES + 1)
 
@@ -68,7 +69,7 @@ class Samples(Dataset[Sample]):
         if not 0 <= index < self.count:
             raise IndexError(index)
         rng = np.random.default_rng([self.seed, self.start + index])
-        scene = random_scene(rng)
+        scene = random_scene(rng, _SINGLE)
         drawing = draw(scene, rng)
         ids: list[int] = []
         targets: list[int] = []

@@ -52,9 +52,14 @@ class Drawing:
     labels: Image.Image  # mode L: 0 background, k + 1 the k-th item
 
 
-def random_scene(rng: Generator) -> Scene:
-    """Draws a scene's content: one item in four of ten pictures, up to `MAX_ITEMS` otherwise."""
-    count = 1 if rng.random() < 0.4 else int(rng.integers(2, MAX_ITEMS + 1))
+def random_scene(rng: Generator, single: float = 0.4) -> Scene:
+    """Draws a scene's content.
+
+    Args:
+        rng: where it comes from.
+        single: share of pictures with one item; the others have up to `MAX_ITEMS`.
+    """
+    count = 1 if rng.random() < single else int(rng.integers(2, MAX_ITEMS + 1))
     places = sorted(rng.choice(PLACES, size=count, replace=False).tolist())
     items = tuple(
         Item(

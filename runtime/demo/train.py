@@ -189,7 +189,8 @@ def _initialise(model: MiniCPMV) -> None:
         assert isinstance(block.mlp, nn.Module) and isinstance(block.attn, nn.Module)
         nn.init.normal_(block.mlp.get_parameter("fc2.weight"), std=0.02)
         nn.init.normal_(block.attn.get_parameter("proj.weight"), std=0.02)
-    vpm.pos_embed = nn.Parameter(_sincos(width, _STORED_GRID).unsqueeze(0) * 0.2)
+    # As large as what distinguishes patches; weaker, and no place is learnt for a long time.
+    vpm.pos_embed = nn.Parameter(_sincos(width, _STORED_GRID).unsqueeze(0) * 2)
     parametrize.register_parametrization(
         vpm, "pos_embed", _Resample(resampler.patch_grid), unsafe=True
     )
@@ -238,7 +239,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=60, help="time to train")
     parser.add_argument("--batch", type=int, default=16, help="pictures in a step")
     parser.add_argument("--conversations", type=int, default=6, help="conversations per picture")
-    parser.add_argument("--learning-rate", type=float, default=1.5e-3)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--probe-weight", type=float, default=0.5)
     parser.add_argument("--resume", action="store_true", help="go on from OUTPUT's weights")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
