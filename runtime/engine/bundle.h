@@ -1,0 +1,55 @@
+// A bundle: the folder that describes itself in `bundle.json`, opened and checked whole.
+#ifndef MINICPMV_ENGINE_BUNDLE_H_
+#define MINICPMV_ENGINE_BUNDLE_H_
+
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "runtime/engine/fields.h"
+#include "runtime/engine/model_config.h"
+#include "runtime/engine/weights_file.h"
+
+namespace minicpmv {
+
+// What `convert/bundle.py` writes; both read the same format and version. Files' sizes are
+// checked, of those that the engine opens; their hashes are `minicpmv verify`'s business.
+class Bundle {
+ public:
+  // Opens a folder that was made for the program `program_id` of a target.
+  // Throws EngineError: invalid_bundle (no bundle, damaged or altered: names the file and what is
+  // wrong), other_program (made for another program).
+  Bundle(const std::string& folder, const std::string& target, const std::string& program_id);
+
+  const ModelConfig& config() const { return config_; }
+
+  // The bytes of tokenizer.model; none in a bundle that cannot read text.
+  const std::optional<std::string>& tokenizer() const { return tokenizer_; }
+
+  // Returns what is stored of a tensor, in the order in which blocks take it: a 4-bit tensor has
+  // two parts, codes and scales. name: one of TensorShapes(config()).
+  std::vector<TensorView> Parts(const std::string& name) const;
+
+  // Of the weights file, bytes.
+  size_t weights_bytes() const { return weights_->size(); }
+
+ private:
+  void CheckProgram(Fields targets, const std::string& target, const std::string& program_id);
+  void CheckFile(const std::string& name, int64_t size) const;
+  void CheckTensors() const;
+  [[noreturn]] void Refuse(const std::string& name, const std::string& problem) const;
+
+  std::string folder_;
+  ModelConfig config_{};
+  TensorRecords tensors_;
+  int64_t group_size_ = 0;  // inputs that share a scale
+  int64_t code_bits_ = 0;   // of a quantized weight
+  std::optional<std::string> tokenizer_;
+  std::optional<WeightsFile> weights_;
+};
+
+}  // namespace minicpmv
+
+#endif  // MINICPMV_ENGINE_BUNDLE_H_

@@ -1,0 +1,73 @@
+// The fields of a JSON object, taken one by one with their types.
+#ifndef MINICPMV_ENGINE_FIELDS_H_
+#define MINICPMV_ENGINE_FIELDS_H_
+
+#include <cstdint>
+#include <optional>
+#include <set>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "runtime/engine/json.h"
+
+namespace minicpmv {
+
+// Reads an object that nobody vouches for. A field that is null counts as missing.
+//
+// Every method throws EngineError with the code given to the constructor where a field is not of
+// the asked type; the ones without `Optional` in their names also where it is missing.
+class Fields {
+ public:
+  // code, where: of the errors. value: must be an object.
+  Fields(const json::Value& value, std::string code, std::string where);
+
+  bool Has(std::string_view name) const;
+
+  std::string Text(std::string_view name);
+  std::optional<std::string> OptionalText(std::string_view name);
+
+  // A whole number from `least` on.
+  int64_t Integer(std::string_view name, int64_t least);
+  std::optional<int64_t> OptionalInteger(std::string_view name, int64_t least);
+
+  // A finite number.
+  double Number(std::string_view name);
+  std::optional<double> OptionalNumber(std::string_view name);
+
+  std::optional<bool> OptionalFlag(std::string_view name);
+
+  // An integer or a text, as it is; null where it is missing.
+  json::Value Id(std::string_view name);
+
+  std::vector<std::string> Texts(std::string_view name);
+  // Whole numbers, 0 or more.
+  std::vector<int64_t> Integers(std::string_view name);
+
+  // Objects inside this one.
+  Fields Object(std::string_view name);
+  std::vector<Fields> Objects(std::string_view name);
+
+  // The names of all fields, in the object's order.
+  std::vector<std::string> Names() const;
+
+  // Checks that every field was asked for.
+  void RefuseOthers() const;
+
+  // Throws an error about this object.
+  [[noreturn]] void Refuse(const std::string& problem) const;
+
+ private:
+  std::optional<json::Value> Take(std::string_view name);
+  json::Value Require(std::string_view name);
+  json::Array List(std::string_view name);
+  [[noreturn]] void Expected(std::string_view name, const std::string& what) const;
+
+  json::Object object_;
+  std::string code_, where_;
+  std::set<std::string, std::less<>> taken_;
+};
+
+}  // namespace minicpmv
+
+#endif  // MINICPMV_ENGINE_FIELDS_H_

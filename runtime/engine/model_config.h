@@ -1,0 +1,72 @@
+// The model's geometry, as a bundle's manifest states it, and the tensors that follow from it.
+#ifndef MINICPMV_ENGINE_MODEL_CONFIG_H_
+#define MINICPMV_ENGINE_MODEL_CONFIG_H_
+
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "runtime/engine/fields.h"
+
+namespace minicpmv {
+
+using Shape = std::vector<int64_t>;
+
+// Fields are named as in `convert/config.py`.
+struct VisionConfig {
+  int64_t image_size;  // S, pixels
+  int64_t patch_size;  // pixels
+  int64_t embed_dim;   // Dv
+  int64_t depth;       // blocks
+  int64_t mlp_hidden_dim;
+  int64_t query_num;  // Q, image tokens of a picture
+
+  int64_t num_patches() const {  // P
+    const int64_t grid = image_size / patch_size;
+    return grid * grid;
+  }
+};
+
+struct DecoderConfig {
+  int64_t vocab_size;
+  int64_t hidden_size;  // D
+  int64_t intermediate_size;
+  int64_t num_hidden_layers;
+  int64_t num_attention_heads;
+  int64_t num_key_value_heads;
+  double rope_theta;
+  int64_t eos_token_id;
+
+  int64_t head_dim() const { return hidden_size / num_attention_heads; }
+  int64_t kv_dim() const { return num_key_value_heads * head_dim(); }
+};
+
+struct ModelConfig {
+  std::string architecture;
+  DecoderConfig decoder;
+  std::optional<VisionConfig> vision;  // none: a decoder alone
+  bool untied_head;                    // the LM head is not the embedding
+};
+
+// One of a manifest's tensors, before tiles and packing.
+struct TensorRecord {
+  std::string format;  // as `convert/plan.py` names it
+  Shape shape;
+};
+
+using TensorRecords = std::map<std::string, TensorRecord>;
+
+// Reads the geometry from the checkpoint's configuration (`model` in the manifest); what that
+// leaves to tables of the converter is taken from the tensors' shapes.
+// Throws EngineError (of the fields): missing or contradictory.
+ModelConfig ReadModelConfig(Fields model, const std::string& architecture,
+                            const TensorRecords& tensors);
+
+// Returns the name and shape of every tensor that a bundle of this model has.
+std::map<std::string, Shape> TensorShapes(const ModelConfig& config);
+
+}  // namespace minicpmv
+
+#endif  // MINICPMV_ENGINE_MODEL_CONFIG_H_
