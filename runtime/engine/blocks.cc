@@ -1,0 +1,122 @@
+#include "runtime/engine/blocks.h"
+
+#include <tvm/ffi/container/shape.h>
+#include <tvm/ffi/error.h>
+#include <tvm/ffi/extra/module.h>
+#include <tvm/runtime/memory/memory_manager.h>
+
+#include <utility>
+
+#include "runtime/engine/error.h"
+
+namespace minicpmv {
+namespace {
+
+namespace ffi = tvm::ffi;
+using tvm::runtime::memory::AllocatorType;
+using tvm::runtime::memory::MemoryManager;
+
+constexpr AllocatorType kAllocator = AllocatorType::kPooled;
+
+ffi::Module LoadMachine(const std::string& prefix) {
+  const ffi::Function load = ffi::Function::GetGlobalRequired("ffi.SystemLib");
+  const auto library = load(prefix).cast<ffi::Module>();
+  const auto make = library->GetFunction("vm_load_executable", true);
+  if (!make.has_value()) throw EngineError(error_code::kInternal, "the blocks have no program");
+  const auto machine = (*make)().cast<ffi::Module>();
+  (*machine->GetFunction("vm_initialization", true))(static_cast<int>(kDLCPU), 0,
+                                                     static_cast<int>(kAllocator));
+  return machine;
+}
+
+// Returns names of a linear's or a norm's weight and bias.
+void AddPair(const std::string& name, std::vector<std::string>* names) {
+  names->push_back(name + ".weight");
+  names->push_back(name + ".bias");
+}
+
+}  // namespace
+
+Blocks::Blocks(const std::string& prefix, const Bundle& bundle)
+    : bundle_(bundle), config_(bundle.config()) {
+  machine_ = LoadMachine(prefix);
+  if (config_.vision) {
+    vision_embed_ = Take("vision_embed", {"vision.patch_embed.weight", "vision.patch_embed.bias",
+                                          "vision.pos_embed"});
+    for (int64_t i = 0; i < config_.vision->depth; ++i) {
+      std::vector<std::string> names;
+      for (const char* part : {"norm1", "qkv", "proj", "norm2", "fc1", "fc2"}) {
+        AddPair("vision.blocks." + std::to_string(i) + "." + part, &names);
+      }
+      vision_blocks_.push_back(Take("vision_block", names));
+    }
+    vision_norm_ = Take("vision_norm", {"vision.norm.weight", "vision.norm.bias"});
+    resampler_ =
+        Take("resampler",
+             {"resampler.kv_proj.weight", "resampler.ln_kv.weight", "resampler.ln_kv.bias",
+              "resampler.query", "resampler.k_proj.weight", "resampler.key_positions",
+              "resampler.v_proj.weight", "resampler.v_proj.bias", "resampler.out_proj.weight",
+              "resampler.out_proj.bias", "resampler.ln_post.weight", "resampler.ln_post.bias",
+              "resampler.proj.weight"});
+  }
+  embed_ = Take("embed", {"llm.embed"});
+  for (int64_t i = 0; i < config_.decoder.num_hidden_layers; ++i) {
+    std::vector<std::string> names;
+    for (const char* part :
+         {"input_norm.weight", "qkv", "o", "post_norm.weight", "gate_up", "down"}) {
+      names.push_back("llm.layers." + std::to_string(i) + "." + part);
+    }
+    layers_.push_back(Take("decoder_layer", names));
+  }
+  lm_head_ = Take("lm_head", {"llm.norm.weight", config_.untied_head ? "llm.head" : "llm.embed"});
+}
+
+Tensor Blocks::VisionEmbed(const Tensor& pixels) const { return Call(vision_embed_, {pixels}); }
+
+Tensor Blocks::VisionBlock(int64_t index, const Tensor& x) const {
+  return Call(vision_blocks_.at(static_cast<size_t>(index)), {x});
+}
+
+Tensor Blocks::VisionNorm(const Tensor& x) const { return Call(vision_norm_, {x}); }
+
+Tensor Blocks::Resample(const Tensor& features) const { return Call(resampler_, {features}); }
+
+Tensor Blocks::Embed(const Tensor& ids) const { return Call(embed_, {ids}); }
+
+Tensor Blocks::DecoderLayer(int64_t index, const Tensor& x, const CachePlace& place) const {
+  const ffi::Shape numbers{place.start, place.window, place.pinned};
+  return Call(layers_.at(static_cast<size_t>(index)),
+              {x, place.angles, place.keys, place.values, numbers});
+}
+
+Tensor Blocks::Logits(const Tensor& hidden) const { return Call(lm_head_, {hidden}); }
+
+void Blocks::ReleaseMemory() const {
+  MemoryManager::GetOrCreateAllocator(kCpu, kAllocator)->Clear();
+}
+
+Blocks::Block Blocks::Take(const char* function, const std::vector<std::string>& weights) {
+  const auto found = machine_.cast<ffi::Module>()->GetFunction(function, true);
+  if (!found.has_value()) {
+    throw EngineError(error_code::kInternal, std::string("no compiled block ") + function);
+  }
+  Block block{*found, {}};
+  for (const std::string& name : weights) {
+    for (const TensorView& part : bundle_.Parts(name)) block.weights.emplace_back(Borrow(part));
+  }
+  return block;
+}
+
+Tensor Blocks::Call(const Block& block, std::initializer_list<ffi::AnyView> inputs) {
+  std::vector<ffi::AnyView> arguments(inputs);
+  arguments.insert(arguments.end(), block.weights.begin(), block.weights.end());
+  ffi::Any result;
+  try {
+    block.function.CallPacked(arguments.data(), static_cast<int32_t>(arguments.size()), &result);
+  } catch (const ffi::Error& error) {
+    throw EngineError(error_code::kInternal, std::string("a compiled block: ") + error.what());
+  }
+  return result.cast<Tensor>();
+}
+
+}  // namespace minicpmv

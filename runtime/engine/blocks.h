@@ -1,0 +1,74 @@
+// The model's compiled blocks with a bundle's weights: one call per block.
+#ifndef MINICPMV_ENGINE_BLOCKS_H_
+#define MINICPMV_ENGINE_BLOCKS_H_
+
+#include <tvm/ffi/any.h>
+#include <tvm/ffi/function.h>
+
+#include <cstdint>
+#include <initializer_list>
+#include <string>
+#include <vector>
+
+#include "runtime/engine/bundle.h"
+#include "runtime/engine/tensors.h"
+
+namespace minicpmv {
+
+// Where a decoder layer's new tokens stand; see `convert/blocks/attention.py`.
+struct CachePlace {
+  Tensor angles;        // (L, 4, head_dim / 2) float32
+  Tensor keys, values;  // the layer's cache, which the call extends
+  int64_t start;        // index of the first new token
+  int64_t window, pinned;
+};
+
+// What `runtime/compiled.py` does through Python: calls blocks that are linked into this program.
+// Weights are used where the bundle has mapped them. All tensors are float32 on 64-byte borders;
+// their shapes are checked. Calls come from one thread. What a call returns may be written to.
+//
+// Every method throws EngineError (internal) if the block refuses its arguments.
+class Blocks {
+ public:
+  // prefix: of the blocks in the system library. bundle: outlives this.
+  Blocks(const std::string& prefix, const Bundle& bundle);
+
+  const ModelConfig& config() const { return config_; }
+
+  // Only where config().vision is set:
+  Tensor VisionEmbed(const Tensor& pixels) const;            // (3, S, S) -> (P, Dv)
+  Tensor VisionBlock(int64_t index, const Tensor& x) const;  // (P, Dv) -> (P, Dv)
+  Tensor VisionNorm(const Tensor& x) const;                  // (P, Dv) -> (P, Dv)
+  Tensor Resample(const Tensor& features) const;             // (P, Dv) -> (Q, D)
+
+  // ids: (L,) int32, each within the vocabulary.
+  Tensor Embed(const Tensor& ids) const;  // -> (L, D), scaled
+  Tensor DecoderLayer(int64_t index, const Tensor& x, const CachePlace& place) const;  // (L, D)
+  Tensor Logits(const Tensor& hidden) const;  // (L, D) -> (L, V)
+
+  // Gives the memory between calls back to the system: what a phase with many tokens used is of
+  // other sizes than the next one needs.
+  void ReleaseMemory() const;
+
+ private:
+  using Arguments = std::vector<tvm::ffi::Any>;
+
+  // A function and the weights that are its last arguments.
+  struct Block {
+    tvm::ffi::Function function;
+    Arguments weights;
+  };
+
+  Block Take(const char* function, const std::vector<std::string>& weights);
+  static Tensor Call(const Block& block, std::initializer_list<tvm::ffi::AnyView> inputs);
+
+  const Bundle& bundle_;
+  const ModelConfig& config_;
+  tvm::ffi::Any machine_;  // keeps the functions alive
+  Block vision_embed_, vision_norm_, resampler_, embed_, lm_head_;
+  std::vector<Block> vision_blocks_, layers_;
+};
+
+}  // namespace minicpmv
+
+#endif  // MINICPMV_ENGINE_BLOCKS_H_

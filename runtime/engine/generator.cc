@@ -1,0 +1,134 @@
+#include "runtime/engine/generator.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+#include <utility>
+
+namespace minicpmv {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double MsBetween(Clock::time_point start, Clock::time_point end) {
+  return std::chrono::duration<double, std::milli>(end - start).count();
+}
+
+// Writes image tokens (Q, D) over the rows of a chunk (L, D) that they fall into. at: the row of
+// the first, outside the chunk perhaps.
+void PutImage(const std::vector<float>& tokens, int64_t at, const Tensor& chunk) {
+  const int64_t width = chunk.size(1), count = static_cast<int64_t>(tokens.size()) / width;
+  const int64_t first = std::max<int64_t>(at, 0), last = std::min(at + count, chunk.size(0));
+  if (first >= last) return;
+  std::memcpy(static_cast<float*>(chunk.data_ptr()) + first * width,
+              tokens.data() + (first - at) * width,
+              static_cast<size_t>((last - first) * width) * sizeof(float));
+}
+
+}  // namespace
+
+Generator::Generator(const Tokenizer& tokenizer, const Blocks& blocks, int64_t window)
+    : tokenizer_(tokenizer),
+      blocks_(blocks),
+      decoder_(blocks),
+      cache_(blocks.config().decoder, window) {}
+
+Answer Generator::Generate(const ChatRequest& request, const TextStream::OnText& on_text,
+                           const WorkHooks& hooks) {
+  const Plan plan = MakePlan(request);
+  try {
+    return Run(request, plan, on_text, hooks);
+  } catch (...) {
+    Reset();  // whatever stopped it, the cache may be half-written
+    blocks_.ReleaseMemory();
+    throw;
+  }
+}
+
+void Generator::Reset() {
+  cache_.Reset(kAttentionSinks);
+  cached_.clear();
+}
+
+Generator::Plan Generator::MakePlan(const ChatRequest& request) const {
+  CheckConversation(request.messages);
+  request.sampling.Check();
+  const int64_t width = blocks_.config().decoder.hidden_size;
+  const EncodedPicture* picture = request.picture;
+  const int64_t image_tokens =
+      picture == nullptr ? 0 : static_cast<int64_t>(picture->tokens.size()) / width;
+  Plan plan{BuildPrompt(tokenizer_, request.messages, image_tokens), {}, 0};
+  if (request.as_original) plan.prompt.Cut(kOriginalPromptLimit);
+  plan.keys = RequestKeys(plan.prompt.ids, plan.prompt.image_start, image_tokens,
+                          picture == nullptr ? 0 : picture->key);
+  plan.pinned = PinnedTokens(plan.prompt.image_start, image_tokens);
+  CheckFit(cache_.window(), plan.pinned, TurnTokens(tokenizer_, request.messages.back().content),
+           static_cast<int64_t>(plan.keys.size()));
+  return plan;
+}
+
+Answer Generator::Run(const ChatRequest& request, const Plan& plan,
+                      const TextStream::OnText& on_text, const WorkHooks& hooks) {
+  const auto started = Clock::now();
+  TextStream stream(tokenizer_, request.stops, on_text);
+  Answer answer;
+  answer.prompt_tokens = static_cast<int64_t>(plan.keys.size());
+  answer.reused_tokens = cache_.Rewind(cached_, plan.keys, plan.pinned);
+  cached_.resize(static_cast<size_t>(answer.reused_tokens));
+  std::optional<Tensor> hidden = Prefill(plan, request.picture, answer.reused_tokens, hooks);
+  const float* logits = hidden ? decoder_.LastLogits(*hidden) : nullptr;
+  hidden.reset();
+  blocks_.ReleaseMemory();
+  const auto prefilled = Clock::now();
+  answer.prefill_ms = MsBetween(started, prefilled);
+  if (logits != nullptr) Decode(request, logits, hooks, &stream, &answer);
+  answer.text = stream.Finish(answer.ids);
+  answer.decode_ms = MsBetween(prefilled, Clock::now());
+  return answer;
+}
+
+std::optional<Tensor> Generator::Prefill(const Plan& plan, const EncodedPicture* picture,
+                                         int64_t reused, const WorkHooks& hooks) {
+  const auto total = static_cast<int64_t>(plan.keys.size());
+  std::optional<Tensor> hidden;
+  for (int64_t start = reused; start < total; start += kPrefillChunk) {
+    const int64_t count = std::min(kPrefillChunk, total - start);
+    Tensor x = decoder_.Embed(plan.prompt.ids.data() + start, count);
+    if (picture != nullptr) PutImage(picture->tokens, *plan.prompt.image_start - start, x);
+    hidden = decoder_.Forward(std::move(x), &cache_, hooks.cancelled);
+    if (!hidden) return std::nullopt;
+    cached_.insert(cached_.end(), plan.keys.begin() + start, plan.keys.begin() + start + count);
+    hooks.progress(start + count - reused, total - reused);
+  }
+  return hidden;
+}
+
+void Generator::Decode(const ChatRequest& request, const float* logits, const WorkHooks& hooks,
+                       TextStream* stream, Answer* answer) {
+  const DecoderConfig& c = blocks_.config().decoder;
+  Sampler sampler(request.sampling, c.vocab_size);
+  while (!hooks.cancelled()) {
+    const int32_t token = sampler.Choose(logits, answer->ids);
+    if (token == c.eos_token_id) {
+      answer->stop = StopReason::kEos;
+      return;
+    }
+    answer->ids.push_back(token);
+    stream->Add(token);
+    if (stream->stopped()) {
+      answer->stop = StopReason::kStopString;
+      return;
+    }
+    if (static_cast<int64_t>(answer->ids.size()) == request.max_new_tokens) {
+      answer->stop = StopReason::kLength;
+      return;
+    }
+    const auto hidden = decoder_.Forward(decoder_.Embed(&token, 1), &cache_, hooks.cancelled);
+    if (!hidden) return;
+    cached_.push_back({0, token});
+    ++answer->decode_steps;
+    logits = decoder_.LastLogits(*hidden);
+  }
+}
+
+}  // namespace minicpmv

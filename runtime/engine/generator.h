@@ -1,0 +1,85 @@
+// One conversation after the other, nothing computed twice.
+#ifndef MINICPMV_ENGINE_GENERATOR_H_
+#define MINICPMV_ENGINE_GENERATOR_H_
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "runtime/engine/blocks.h"
+#include "runtime/engine/decoder.h"
+#include "runtime/engine/kv_cache.h"
+#include "runtime/engine/picture_encoder.h"
+#include "runtime/engine/prompt.h"
+#include "runtime/engine/sampler.h"
+#include "runtime/engine/text_stream.h"
+#include "runtime/engine/tokenizer.h"
+
+namespace minicpmv {
+
+struct ChatRequest {
+  std::vector<Message> messages;            // the whole conversation
+  const EncodedPicture* picture = nullptr;  // shown with the first turn
+  SamplingOptions sampling;
+  int64_t max_new_tokens = 1;
+  std::vector<std::string> stops;  // strings that end the answer
+  bool as_original = false;        // cut long prompts silently
+};
+
+enum class StopReason { kEos, kLength, kStopString, kCancelled };
+
+struct Answer {
+  std::string text;
+  std::vector<int32_t> ids;  // without the end token
+  StopReason stop = StopReason::kCancelled;
+  double prefill_ms = 0, decode_ms = 0;
+  int64_t prompt_tokens = 0;
+  int64_t reused_tokens = 0;  // of the prompt, found in the cache
+  int64_t decode_steps = 0;   // passes through the decoder: the first token needs none
+};
+
+// Every request carries the whole conversation. It is tokenized whole; what the KV cache already
+// holds of it is kept, and the rest is prefilled. A second question, another try and an edited
+// turn are all this one rule: that of `runtime/session.py`.
+class Generator {
+ public:
+  // tokenizer, blocks: outlive this. window: tokens that a token may see.
+  // Throws EngineError: see `KVCache`.
+  Generator(const Tokenizer& tokenizer, const Blocks& blocks, int64_t window);
+
+  // Answers the last turn of a conversation.
+  // hooks: progress counts tokens of the prefill; cancelled is asked before every layer.
+  // Throws EngineError: invalid_request, invalid_text, prompt_too_long, invalid_logits.
+  Answer Generate(const ChatRequest& request, const TextStream::OnText& on_text,
+                  const WorkHooks& hooks);
+
+  // Forgets the conversation.
+  void Reset();
+
+ private:
+  // A conversation, tokenized and held against the window.
+  struct Plan {
+    Prompt prompt;
+    std::vector<CacheKey> keys;
+    int64_t pinned;  // tokens from the start that stay visible
+  };
+
+  Plan MakePlan(const ChatRequest& request) const;
+  Answer Run(const ChatRequest& request, const Plan& plan, const TextStream::OnText& on_text,
+             const WorkHooks& hooks);
+  std::optional<Tensor> Prefill(const Plan& plan, const EncodedPicture* picture, int64_t reused,
+                                const WorkHooks& hooks);
+  void Decode(const ChatRequest& request, const float* logits, const WorkHooks& hooks,
+              TextStream* stream, Answer* answer);
+
+  const Tokenizer& tokenizer_;
+  const Blocks& blocks_;
+  Decoder decoder_;
+  KVCache cache_;
+  std::vector<CacheKey> cached_;  // what the cache's tokens were computed from
+};
+
+}  // namespace minicpmv
+
+#endif  // MINICPMV_ENGINE_GENERATOR_H_

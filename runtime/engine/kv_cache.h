@@ -1,0 +1,56 @@
+// The decoder's memory of one conversation: keys and values of all layers.
+#ifndef MINICPMV_ENGINE_KV_CACHE_H_
+#define MINICPMV_ENGINE_KV_CACHE_H_
+
+#include <cstdint>
+#include <vector>
+
+#include "runtime/engine/blocks.h"
+#include "runtime/engine/model_config.h"
+#include "runtime/engine/tensors.h"
+#include "runtime/engine/window.h"
+
+namespace minicpmv {
+
+inline constexpr int64_t kPrefillChunk = 128;  // tokens that go through the layers at once
+
+// Memory is planned for a window and taken from the system when it is written. Which tokens are
+// kept and which slots they have is `Window`'s business.
+class KVCache {
+ public:
+  // Throws EngineError: prompt_too_long (no room beside the attention sinks), out_of_memory.
+  KVCache(const DecoderConfig& config, int64_t window);
+
+  int64_t window() const { return window_.window(); }
+  int64_t length() const { return window_.length(); }
+
+  // Forgets everything, for a conversation with this many pinned tokens.
+  // Throws EngineError (prompt_too_long): no room beside them.
+  void Reset(int64_t pinned);
+
+  // See `Window::Rewind`.
+  int64_t Rewind(const std::vector<CacheKey>& cached, const std::vector<CacheKey>& request,
+                 int64_t pinned);
+
+  // Returns a layer's arguments for the next `rows` tokens, at most kPrefillChunk. Until Append
+  // the cache does not count them: a pass through the layers may be given up.
+  CachePlace Place(int64_t layer, int64_t rows);
+
+  // Counts tokens that have gone through all layers.
+  void Append(int64_t rows) { window_.Append(rows); }
+
+ private:
+  void Rotate(int64_t start, int64_t rows);
+
+  const DecoderConfig config_;
+  Window window_;
+  int64_t slots_;                                  // of every layer
+  AlignedBuffer keys_, values_;                    // (layers, heads, slots / 16, ...) float16
+  std::vector<double> frequencies_;                // (head_dim / 2,)
+  AlignedBuffer angles_;                           // (kPrefillChunk, 4, head_dim / 2) float32
+  int64_t rotated_start_ = -1, rotated_rows_ = 0;  // what angles_ holds
+};
+
+}  // namespace minicpmv
+
+#endif  // MINICPMV_ENGINE_KV_CACHE_H_

@@ -1,0 +1,62 @@
+// A loaded bundle, with everything that works on it.
+#ifndef MINICPMV_ENGINE_MODEL_H_
+#define MINICPMV_ENGINE_MODEL_H_
+
+#include <optional>
+#include <string>
+
+#include "runtime/engine/blocks.h"
+#include "runtime/engine/bundle.h"
+#include "runtime/engine/error.h"
+#include "runtime/engine/generator.h"
+#include "runtime/engine/picture_encoder.h"
+#include "runtime/engine/tokenizer.h"
+
+namespace minicpmv {
+
+class Model {
+ public:
+  // prefix: of the blocks in the system library. window: tokens that a token may see.
+  // Throws EngineError: see `Bundle` and `Generator`.
+  Model(const std::string& folder, const std::string& target, const std::string& program_id,
+        const std::string& prefix, int64_t window)
+      : bundle_(folder, target, program_id), blocks_(prefix, bundle_) {
+    if (bundle_.config().vision) pictures_.emplace(blocks_);
+    if (!bundle_.tokenizer()) return;
+    tokenizer_.emplace(*bundle_.tokenizer());
+    generator_.emplace(*tokenizer_, blocks_, window);
+  }
+
+  const Bundle& bundle() const { return bundle_; }
+  const ModelConfig& config() const { return bundle_.config(); }
+  const Blocks& blocks() const { return blocks_; }
+
+  // The following throw EngineError (not_loaded) where the bundle has nothing of the kind.
+  const Tokenizer& tokenizer() const {
+    if (!tokenizer_) Lacks("tokenizer.model, so it cannot read text");
+    return *tokenizer_;
+  }
+  Generator& generator() {
+    if (!generator_) Lacks("tokenizer.model, so it cannot read text");
+    return *generator_;
+  }
+  PictureEncoder& pictures() {
+    if (!pictures_) Lacks("vision encoder, so it cannot see pictures");
+    return *pictures_;
+  }
+
+ private:
+  [[noreturn]] static void Lacks(const std::string& what) {
+    throw EngineError(error_code::kNotLoaded, "this bundle has no " + what);
+  }
+
+  Bundle bundle_;
+  Blocks blocks_;
+  std::optional<Tokenizer> tokenizer_;
+  std::optional<PictureEncoder> pictures_;
+  std::optional<Generator> generator_;
+};
+
+}  // namespace minicpmv
+
+#endif  // MINICPMV_ENGINE_MODEL_H_

@@ -1,0 +1,51 @@
+// TVM's tensors over memory of ours.
+#ifndef MINICPMV_ENGINE_TENSORS_H_
+#define MINICPMV_ENGINE_TENSORS_H_
+
+#include <tvm/ffi/container/tensor.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "runtime/engine/weights_file.h"
+
+namespace minicpmv {
+
+using tvm::ffi::Tensor;
+
+inline constexpr DLDataType kFloat32{kDLFloat, 32, 1};
+inline constexpr DLDataType kFloat16{kDLFloat, 16, 1};
+inline constexpr DLDataType kInt32{kDLInt, 32, 1};
+inline constexpr DLDevice kCpu{kDLCPU, 0};
+
+// Makes a tensor of memory that somebody else owns and that outlives it. Blocks want it on a
+// border of kWeightAlignment bytes.
+Tensor Borrow(void* data, const std::vector<int64_t>& shape, DLDataType dtype);
+
+// The same of a weight in a mapped file; nothing may write to it.
+Tensor Borrow(const TensorView& weight);
+
+// Memory for tensors: zeros, on a border of kWeightAlignment bytes. Pages are taken from the
+// system when they are first written.
+class AlignedBuffer {
+ public:
+  // Throws EngineError (out_of_memory).
+  explicit AlignedBuffer(size_t size);  // bytes
+  ~AlignedBuffer();
+
+  AlignedBuffer(const AlignedBuffer&) = delete;
+  AlignedBuffer& operator=(const AlignedBuffer&) = delete;
+
+  uint8_t* data() const { return static_cast<uint8_t*>(data_); }
+  float* floats() const { return static_cast<float*>(data_); }
+  size_t size() const { return size_; }
+
+ private:
+  void* data_;
+  size_t size_;
+};
+
+}  // namespace minicpmv
+
+#endif  // MINICPMV_ENGINE_TENSORS_H_
