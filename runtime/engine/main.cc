@@ -1,7 +1,8 @@
-// The engine: says what it is, as one JSON line.
-#include <tvm/ffi/extra/json.h>
+// The engine: a process that answers JSON lines on stdin with JSON lines on stdout; see
+// PROTOCOL.md.
+#include <tvm/ffi/function.h>
+#include <unistd.h>
 
-#include <cstdio>
 #include <set>
 #include <string>
 
@@ -9,27 +10,30 @@
 #include "runtime/engine/cpu_features.h"
 #include "runtime/engine/error.h"
 #include "runtime/engine/json.h"
+#include "runtime/engine/line_writer.h"
+#include "runtime/engine/protocol.h"
+#include "runtime/engine/request_queue.h"
+#include "runtime/engine/server.h"
 
 namespace minicpmv {
 namespace {
 
-void Print(const json::Object& line) {
-  std::printf("%s\n", json::Stringify(line).c_str());
-  std::fflush(stdout);
-}
+namespace event = protocol::event;
+namespace field = protocol::field;
 
-json::Object Hello() {
-  const std::set<std::string> features = CpuFeatures();
+Line Hello(const std::set<std::string>& features, const BlockLibrary& blocks) {
   json::Array names;
   for (const std::string& feature : features) names.push_back(tvm::ffi::String(feature));
-  json::Object line;
-  line.Set("event", tvm::ffi::String("hello"));
-  line.Set("version", tvm::ffi::String(kVersion));
-  line.Set("target", tvm::ffi::String(kTarget));
-  line.Set("program_id", tvm::ffi::String(kProgramId));
-  line.Set("cpu_features", names);
-  line.Set("blocks", tvm::ffi::String(ChooseBlocks(kBlockLibraries, features).prefix));
-  return line;
+  const auto threads = tvm::ffi::Function::GetGlobalRequired("runtime.NumThreads")();
+  return Line()
+      .Set(field::kEvent, event::kHello)
+      .Set(field::kProtocol, protocol::kVersion)
+      .Set(field::kToolkitVersion, kVersion)
+      .Set(field::kTarget, kTarget)
+      .Set(field::kProgramId, kProgramId)
+      .Set(field::kCpuFeatures, names)
+      .Set(field::kBlocks, blocks.prefix)
+      .Set(field::kThreads, threads.cast<int64_t>());
 }
 
 }  // namespace
@@ -37,15 +41,19 @@ json::Object Hello() {
 
 int main() {
   using namespace minicpmv;
+  const LineWriter writer(STDOUT_FILENO);
   try {
-    Print(Hello());
+    const std::set<std::string> features = CpuFeatures();
+    const BlockLibrary& blocks = ChooseBlocks(kBlockLibraries, features);
+    writer.Write(Hello(features, blocks));
+    RequestQueue queue(STDIN_FILENO, protocol::kLineLimit);
+    Server({kTarget, kProgramId, blocks.prefix}, &queue, &writer).Run();
     return 0;
   } catch (const EngineError& error) {
-    json::Object line;
-    line.Set("event", tvm::ffi::String("error"));
-    line.Set("code", tvm::ffi::String(error.code()));
-    line.Set("message", tvm::ffi::String(error.what()));
-    Print(line);
+    writer.Write(Line()
+                     .Set(field::kEvent, event::kError)
+                     .Set(field::kCode, error.code())
+                     .Set(field::kMessage, error.what()));
     return 1;
   }
 }

@@ -1,0 +1,53 @@
+// Files of plain float32, little-endian, for what blocks take and give.
+#ifndef MINICPMV_ENGINE_FLOAT_FILE_H_
+#define MINICPMV_ENGINE_FLOAT_FILE_H_
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "runtime/engine/tensors.h"
+
+namespace minicpmv {
+
+// A file's values, in memory that blocks can take.
+class FloatInput {
+ public:
+  // Reads a file that holds a tensor of this shape; an extent of -1 follows from the file's size.
+  // Throws EngineError (file_error): no such file, or not of that shape.
+  FloatInput(const std::string& path, std::vector<int64_t> shape);
+
+  const std::vector<int64_t>& shape() const { return shape_; }
+
+  // Returns rows of the tensor (..., D), counted without regard to the axes before: (count, D).
+  Tensor Rows(int64_t first, int64_t count) const;
+
+  // Returns all of it.
+  Tensor Whole() const { return Borrow(values_.data(), shape_, kFloat32); }
+
+ private:
+  std::vector<int64_t> shape_;
+  AlignedBuffer values_;
+};
+
+// A file that is written in parts, in any order.
+class FloatOutput {
+ public:
+  // Throws EngineError (file_error): cannot be written.
+  explicit FloatOutput(const std::string& path);
+  ~FloatOutput();
+
+  FloatOutput(const FloatOutput&) = delete;
+  FloatOutput& operator=(const FloatOutput&) = delete;
+
+  // Writes a tensor's values. offset: where, in values.
+  void Write(const Tensor& tensor, int64_t offset) const;
+
+ private:
+  const std::string path_;
+  const int fd_;
+};
+
+}  // namespace minicpmv
+
+#endif  // MINICPMV_ENGINE_FLOAT_FILE_H_

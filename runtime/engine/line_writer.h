@@ -1,0 +1,44 @@
+// The engine's lines on stdout.
+#ifndef MINICPMV_ENGINE_LINE_WRITER_H_
+#define MINICPMV_ENGINE_LINE_WRITER_H_
+
+#include <string>
+
+#include "runtime/engine/json.h"
+
+namespace minicpmv {
+
+// Builds a JSON object from fields of the types that the protocol has.
+class Line {
+ public:
+  Line& Set(const char* name, const std::string& text);
+  Line& Set(const char* name, const char* text) { return Set(name, std::string(text)); }
+  Line& Set(const char* name, bool flag) { return SetValue(name, flag); }
+  Line& Set(const char* name, int64_t number) { return SetValue(name, number); }
+  Line& Set(const char* name, double number) { return SetValue(name, number); }
+  Line& Set(const char* name, const Line& line) { return SetValue(name, line.object_); }
+  Line& Set(const char* name, const json::Value& value) { return SetValue(name, value); }
+
+  const json::Object& object() const { return object_; }
+
+ private:
+  Line& SetValue(const char* name, const json::Value& value);
+
+  json::Object object_;
+};
+
+// Writes whole lines to a file descriptor, at once. Where nobody reads them any more, it ends the
+// process: there is nobody to work for.
+class LineWriter {
+ public:
+  explicit LineWriter(int fd) : fd_(fd) {}
+
+  void Write(const Line& line) const;
+
+ private:
+  const int fd_;
+};
+
+}  // namespace minicpmv
+
+#endif  // MINICPMV_ENGINE_LINE_WRITER_H_

@@ -1,0 +1,135 @@
+// Every name of the engine's protocol; PROTOCOL.md says what they mean.
+//
+// `runtime/protocol.py` has the same in classes of the same names; error codes stand in error.h.
+#ifndef MINICPMV_ENGINE_PROTOCOL_H_
+#define MINICPMV_ENGINE_PROTOCOL_H_
+
+#include <cstddef>
+#include <cstdint>
+
+namespace minicpmv {
+namespace protocol {
+
+inline constexpr int64_t kVersion = 1;
+inline constexpr size_t kLineLimit = 16 << 20;  // bytes of a request, without its newline
+
+// What a request asks for.
+namespace op {
+inline constexpr char kLoad[] = "load";
+inline constexpr char kImage[] = "image";
+inline constexpr char kChat[] = "chat";
+inline constexpr char kCancel[] = "cancel";
+inline constexpr char kReset[] = "reset";
+inline constexpr char kTokenize[] = "tokenize";
+inline constexpr char kDetokenize[] = "detokenize";
+inline constexpr char kTap[] = "tap";
+}  // namespace op
+
+// What a line of the engine is.
+namespace event {
+inline constexpr char kHello[] = "hello";
+inline constexpr char kProgress[] = "progress";
+inline constexpr char kText[] = "text";
+inline constexpr char kDone[] = "done";
+inline constexpr char kError[] = "error";
+}  // namespace event
+
+// What a progress event counts.
+namespace stage {
+inline constexpr char kEncode[] = "encode";    // blocks
+inline constexpr char kPrefill[] = "prefill";  // tokens
+}  // namespace stage
+
+// Why an answer ended.
+namespace stop {
+inline constexpr char kEos[] = "eos";
+inline constexpr char kLength[] = "length";
+inline constexpr char kStopString[] = "stop_string";
+inline constexpr char kCancelled[] = "cancelled";
+}  // namespace stop
+
+// What a tap runs.
+namespace tap {
+inline constexpr char kPreprocess[] = "preprocess";
+inline constexpr char kVisionEmbed[] = "vision_embed";
+inline constexpr char kVisionBlock[] = "vision_block";
+inline constexpr char kVisionNorm[] = "vision_norm";
+inline constexpr char kResampler[] = "resampler";
+inline constexpr char kEmbed[] = "embed";
+inline constexpr char kLayers[] = "layers";
+inline constexpr char kLogits[] = "logits";
+}  // namespace tap
+
+namespace field {
+// Of every line.
+inline constexpr char kOp[] = "op";
+inline constexpr char kId[] = "id";
+inline constexpr char kEvent[] = "event";
+// Of errors.
+inline constexpr char kCode[] = "code";
+inline constexpr char kMessage[] = "message";
+// Of hello.
+inline constexpr char kProtocol[] = "protocol";
+inline constexpr char kToolkitVersion[] = "version";
+inline constexpr char kTarget[] = "target";
+inline constexpr char kProgramId[] = "program_id";
+inline constexpr char kCpuFeatures[] = "cpu_features";
+inline constexpr char kBlocks[] = "blocks";
+inline constexpr char kThreads[] = "threads";
+// Of load.
+inline constexpr char kBundle[] = "bundle";
+inline constexpr char kWindow[] = "window";
+inline constexpr char kLoadMs[] = "load_ms";
+inline constexpr char kWeightsBytes[] = "weights_bytes";
+inline constexpr char kArchitecture[] = "architecture";
+inline constexpr char kImageTokens[] = "image_tokens";
+// Of pictures.
+inline constexpr char kPath[] = "path";
+inline constexpr char kImage[] = "image";
+inline constexpr char kEncodeMs[] = "encode_ms";
+inline constexpr char kRemembered[] = "remembered";
+// Of progress.
+inline constexpr char kStage[] = "stage";
+inline constexpr char kDone[] = "done";
+inline constexpr char kTotal[] = "total";
+// Of chat.
+inline constexpr char kMessages[] = "messages";
+inline constexpr char kRole[] = "role";
+inline constexpr char kContent[] = "content";
+inline constexpr char kMaxNewTokens[] = "max_new_tokens";
+inline constexpr char kDoSample[] = "do_sample";
+inline constexpr char kTemperature[] = "temperature";
+inline constexpr char kTopK[] = "top_k";
+inline constexpr char kTopP[] = "top_p";
+inline constexpr char kRepetitionPenalty[] = "repetition_penalty";
+inline constexpr char kSeed[] = "seed";
+inline constexpr char kStop[] = "stop";
+inline constexpr char kAsOriginal[] = "as_original";
+inline constexpr char kText[] = "text";
+inline constexpr char kIds[] = "ids";
+inline constexpr char kStatistics[] = "statistics";
+inline constexpr char kPrefillMs[] = "prefill_ms";
+inline constexpr char kDecodeMs[] = "decode_ms";
+inline constexpr char kPrefillTokS[] = "prefill_tok_s";
+inline constexpr char kDecodeTokS[] = "decode_tok_s";
+inline constexpr char kPromptTokens[] = "prompt_tokens";
+inline constexpr char kReusedTokens[] = "reused_tokens";
+inline constexpr char kGeneratedTokens[] = "generated_tokens";
+inline constexpr char kDecodeSteps[] = "decode_steps";
+inline constexpr char kPeakRssBytes[] = "peak_rss_bytes";
+// Of tokenize.
+inline constexpr char kImageStart[] = "image_start";
+// Of taps.
+inline constexpr char kWhat[] = "what";
+inline constexpr char kInput[] = "input";
+inline constexpr char kOutput[] = "output";
+inline constexpr char kIndex[] = "index";
+inline constexpr char kPerLayer[] = "per_layer";
+inline constexpr char kPinned[] = "pinned";
+inline constexpr char kShape[] = "shape";
+}  // namespace field
+
+}  // namespace protocol
+}  // namespace minicpmv
+
+#endif  // MINICPMV_ENGINE_PROTOCOL_H_

@@ -1,0 +1,94 @@
+#include "runtime/engine/request_queue.h"
+
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+#include <limits>
+#include <utility>
+
+#include "runtime/engine/error.h"
+#include "runtime/engine/fields.h"
+#include "runtime/engine/json.h"
+#include "runtime/engine/protocol.h"
+
+namespace minicpmv {
+namespace {
+
+constexpr size_t kReadBytes = 1 << 16;
+constexpr size_t kMaxWaiting = 16;  // lines; then reading waits too
+// A cancel is short; longer lines need not be parsed twice.
+constexpr size_t kCancelLimit = 1 << 10;  // bytes
+
+bool IsCancel(const std::string& text) {
+  if (text.size() > kCancelLimit || text.find(protocol::op::kCancel) == std::string::npos) {
+    return false;
+  }
+  try {
+    Fields request(ParseJson(text, error_code::kInvalidRequest, "request"),
+                   error_code::kInvalidRequest, "request");
+    return request.OptionalText(protocol::field::kOp) == protocol::op::kCancel;
+  } catch (const EngineError&) {
+    return false;  // whoever takes the line will say what is wrong with it
+  }
+}
+
+}  // namespace
+
+RequestQueue::RequestQueue(int fd, size_t line_limit)
+    : fd_(fd), line_limit_(line_limit), thread_([this] { Read(); }) {}
+
+RequestQueue::~RequestQueue() { thread_.join(); }
+
+std::optional<RequestLine> RequestQueue::Next() {
+  std::unique_lock<std::mutex> lock(mutex_);
+  changed_.wait(lock, [this] { return !lines_.empty() || ended_; });
+  if (lines_.empty()) return std::nullopt;
+  RequestLine line = std::move(lines_.front());
+  lines_.pop_front();
+  changed_.notify_all();
+  return line;
+}
+
+void RequestQueue::Read() {
+  std::string bytes(kReadBytes, '\0');
+  for (;;) {
+    const ssize_t count = read(fd_, bytes.data(), bytes.size());
+    if (count < 0 && errno == EINTR) continue;
+    if (count <= 0) break;
+    Take(bytes.data(), static_cast<size_t>(count));
+  }
+  if (!line_.text.empty() || line_.too_long) EndLine();
+  cancelled_before_ = std::numeric_limits<uint64_t>::max();
+  const std::lock_guard<std::mutex> lock(mutex_);
+  ended_ = true;
+  changed_.notify_all();
+}
+
+void RequestQueue::Take(const char* bytes, size_t count) {
+  while (count > 0) {
+    const auto* newline = static_cast<const char*>(std::memchr(bytes, '\n', count));
+    const size_t part = newline == nullptr ? count : static_cast<size_t>(newline - bytes);
+    if (line_.too_long || part > line_limit_ - line_.text.size()) {
+      line_.too_long = true;
+      line_.text = std::string();
+    } else {
+      line_.text.append(bytes, part);
+    }
+    if (newline == nullptr) return;
+    EndLine();
+    bytes += part + 1;
+    count -= part + 1;
+  }
+}
+
+void RequestQueue::EndLine() {
+  const uint64_t number = line_.number;
+  if (IsCancel(line_.text)) cancelled_before_ = number;
+  std::unique_lock<std::mutex> lock(mutex_);
+  changed_.wait(lock, [this] { return lines_.size() < kMaxWaiting; });
+  lines_.push_back(std::exchange(line_, RequestLine{number + 1, false, {}}));
+  changed_.notify_all();
+}
+
+}  // namespace minicpmv

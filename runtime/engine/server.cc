@@ -1,0 +1,289 @@
+#include "runtime/engine/server.h"
+
+#include <sys/resource.h>
+
+#include <algorithm>
+#include <charconv>
+#include <chrono>
+#include <cstdio>
+#include <new>
+#include <utility>
+#include <vector>
+
+#include "runtime/engine/picture_file.h"
+#include "runtime/engine/protocol.h"
+#include "runtime/engine/taps.h"
+#include "runtime/engine/utf8.h"
+
+namespace minicpmv {
+namespace {
+
+namespace event = protocol::event;
+namespace field = protocol::field;
+namespace op = protocol::op;
+using Clock = std::chrono::steady_clock;
+
+double MsSince(Clock::time_point start) {
+  return std::chrono::duration<double, std::milli>(Clock::now() - start).count();
+}
+
+double Rate(int64_t tokens, double ms) {
+  return ms > 0 ? static_cast<double>(tokens) / ms * 1000 : 0;
+}
+
+int64_t PeakRssBytes() {
+  constexpr int64_t kUnit = 1024;  // bytes, on Linux
+  struct rusage usage;
+  return getrusage(RUSAGE_SELF, &usage) == 0 ? usage.ru_maxrss * kUnit : 0;
+}
+
+template <typename Number>
+json::Array ToJson(const std::vector<Number>& numbers) {
+  json::Array list;
+  for (const Number number : numbers) list.push_back(static_cast<int64_t>(number));
+  return list;
+}
+
+// A picture's name in the protocol: its key in hexadecimal.
+std::string NameOf(uint64_t key) {
+  char name[17];
+  std::snprintf(name, sizeof(name), "%016llx", static_cast<unsigned long long>(key));
+  return name;
+}
+
+const char* NameOf(StopReason reason) {
+  switch (reason) {
+    case StopReason::kEos:
+      return protocol::stop::kEos;
+    case StopReason::kLength:
+      return protocol::stop::kLength;
+    case StopReason::kStopString:
+      return protocol::stop::kStopString;
+    case StopReason::kCancelled:
+      return protocol::stop::kCancelled;
+  }
+  return "";
+}
+
+std::vector<Message> TakeMessages(Fields* request) {
+  std::vector<Message> messages;
+  for (Fields& message : request->Objects(field::kMessages)) {
+    messages.push_back({message.Text(field::kRole), message.Text(field::kContent)});
+    message.RefuseOthers();
+  }
+  return messages;
+}
+
+SamplingOptions TakeSampling(Fields* request) {
+  SamplingOptions options;
+  options.do_sample = request->OptionalFlag(field::kDoSample).value_or(options.do_sample);
+  options.temperature = request->OptionalNumber(field::kTemperature).value_or(options.temperature);
+  options.top_k = request->OptionalInteger(field::kTopK, 1);
+  options.top_p = request->OptionalNumber(field::kTopP).value_or(options.top_p);
+  options.repetition_penalty =
+      request->OptionalNumber(field::kRepetitionPenalty).value_or(options.repetition_penalty);
+  if (const auto seed = request->OptionalInteger(field::kSeed, 0)) {
+    options.seed = static_cast<uint64_t>(*seed);
+  }
+  return options;
+}
+
+Line StatisticsOf(const minicpmv::Answer& answer) {
+  return Line()
+      .Set(field::kPrefillMs, answer.prefill_ms)
+      .Set(field::kDecodeMs, answer.decode_ms)
+      .Set(field::kPromptTokens, answer.prompt_tokens)
+      .Set(field::kReusedTokens, answer.reused_tokens)
+      .Set(field::kGeneratedTokens, static_cast<int64_t>(answer.ids.size()))
+      .Set(field::kDecodeSteps, answer.decode_steps)
+      .Set(field::kPrefillTokS,
+           Rate(answer.prompt_tokens - answer.reused_tokens, answer.prefill_ms))
+      .Set(field::kDecodeTokS, Rate(answer.decode_steps, answer.decode_ms))
+      .Set(field::kPeakRssBytes, PeakRssBytes());
+}
+
+}  // namespace
+
+Server::Server(Program program, RequestQueue* queue, const LineWriter* writer)
+    : program_(std::move(program)), queue_(*queue), writer_(*writer) {}
+
+void Server::Run() {
+  while (const auto line = queue_.Next()) Answer(*line);
+}
+
+void Server::Answer(const RequestLine& line) {
+  current_ = {line.number, nullptr};
+  Line error;
+  try {
+    if (line.too_long) {
+      throw EngineError(error_code::kInvalidRequest,
+                        "a line of more than " + std::to_string(protocol::kLineLimit) + " bytes");
+    }
+    if (!IsValidUtf8(line.text)) {
+      throw EngineError(error_code::kInvalidText, "the request is not UTF-8");
+    }
+    Fields request(ParseJson(line.text, error_code::kInvalidRequest, "request"),
+                   error_code::kInvalidRequest, "request");
+    current_.id = request.Id(field::kId);
+    Send(event::kDone, Dispatch(&request));
+    return;
+  } catch (const EngineError& problem) {
+    error.Set(field::kCode, problem.code()).Set(field::kMessage, problem.what());
+  } catch (const std::bad_alloc&) {
+    error.Set(field::kCode, error_code::kOutOfMemory).Set(field::kMessage, "not enough memory");
+  } catch (const std::exception& problem) {
+    error.Set(field::kCode, error_code::kInternal).Set(field::kMessage, problem.what());
+  }
+  Send(event::kError, error);
+}
+
+Line Server::Dispatch(Fields* request) {
+  const std::string name = request->Text(field::kOp);
+  if (name == op::kLoad) return Load(request);
+  if (name == op::kImage) return Image(request);
+  if (name == op::kChat) return Chat(request);
+  if (name == op::kTokenize) return Tokenize(request);
+  if (name == op::kDetokenize) return Detokenize(request);
+  if (name == op::kTap) {
+    const auto cancelled = [this] { return queue_.Cancelled(current_.number); };
+    return Line().Set(field::kShape, ToJson(RunTap(request, &RequireModel(), cancelled)));
+  }
+  if (name == op::kReset) {
+    request->RefuseOthers();
+    RequireModel().generator().Reset();
+    return Line();
+  }
+  // A cancel did its work when it was read; here it is only answered.
+  if (name == op::kCancel) {
+    request->RefuseOthers();
+    return Line();
+  }
+  request->Refuse("unknown op " + name);
+}
+
+Line Server::Load(Fields* request) {
+  const auto started = Clock::now();
+  const std::string folder = request->Text(field::kBundle);
+  const int64_t window = request->Integer(field::kWindow, 1);
+  request->RefuseOthers();
+  // The model before it stays until the new one is whole.
+  model_ = std::make_unique<Model>(folder, program_.target, program_.program_id, program_.prefix,
+                                   window);
+  const ModelConfig& config = model_->config();
+  return Line()
+      .Set(field::kArchitecture, config.architecture)
+      .Set(field::kImageTokens, config.vision ? config.vision->query_num : int64_t{0})
+      .Set(field::kWeightsBytes, static_cast<int64_t>(model_->bundle().weights_bytes()))
+      .Set(field::kLoadMs, MsSince(started));
+}
+
+Line Server::Image(Fields* request) {
+  const auto started = Clock::now();
+  const std::string path = request->Text(field::kPath);
+  request->RefuseOthers();
+  PictureEncoder& pictures = RequireModel().pictures();
+  WorkHooks hooks = Hooks(protocol::stage::kEncode);
+  bool ran = false;
+  const auto progress = hooks.progress;
+  hooks.progress = [&](int64_t done, int64_t total) {
+    ran = true;
+    progress(done, total);
+  };
+  const EncodedPicture* picture = pictures.Encode(PictureFile(path).picture(), hooks);
+  if (picture == nullptr) throw EngineError(error_code::kCancelled, "the picture was cancelled");
+  return Line()
+      .Set(field::kImage, NameOf(picture->key))
+      .Set(field::kRemembered, !ran)
+      .Set(field::kEncodeMs, MsSince(started));
+}
+
+Line Server::Chat(Fields* request) {
+  Model& model = RequireModel();
+  ChatRequest chat;
+  chat.messages = TakeMessages(request);
+  chat.picture = FindPicture(request);
+  chat.sampling = TakeSampling(request);
+  chat.max_new_tokens = request->Integer(field::kMaxNewTokens, 1);
+  if (request->Has(field::kStop)) chat.stops = request->Texts(field::kStop);
+  chat.as_original = request->OptionalFlag(field::kAsOriginal).value_or(false);
+  request->RefuseOthers();
+  const auto on_text = [this](std::string_view text) {
+    Send(event::kText, Line().Set(field::kText, std::string(text)));
+  };
+  const minicpmv::Answer answer =
+      model.generator().Generate(chat, on_text, Hooks(protocol::stage::kPrefill));
+  return Line()
+      .Set(field::kText, answer.text)
+      .Set(field::kIds, ToJson(answer.ids))
+      .Set(field::kStop, NameOf(answer.stop))
+      .Set(field::kStatistics, StatisticsOf(answer));
+}
+
+Line Server::Tokenize(Fields* request) {
+  const Tokenizer& tokenizer = RequireModel().tokenizer();
+  if (const auto text = request->OptionalText(field::kText)) {
+    request->RefuseOthers();
+    return Line().Set(field::kIds, ToJson(tokenizer.Encode(*text)));
+  }
+  const std::vector<Message> messages = TakeMessages(request);
+  const int64_t image_tokens = request->OptionalInteger(field::kImageTokens, 0).value_or(0);
+  request->RefuseOthers();
+  CheckConversation(messages);
+  const auto& vision = model_->config().vision;
+  if (image_tokens != 0 && image_tokens != (vision ? vision->query_num : 0)) {
+    request->Refuse("image_tokens: expected 0 or those of this model");
+  }
+  const Prompt prompt = BuildPrompt(tokenizer, messages, image_tokens);
+  Line line;
+  line.Set(field::kIds, ToJson(prompt.ids));
+  if (prompt.image_start) line.Set(field::kImageStart, *prompt.image_start);
+  return line;
+}
+
+Line Server::Detokenize(Fields* request) {
+  const Tokenizer& tokenizer = RequireModel().tokenizer();
+  std::vector<int32_t> ids;
+  for (const int64_t id : request->Integers(field::kIds)) {
+    // Ids that are no piece's vanish, however large they are.
+    ids.push_back(static_cast<int32_t>(std::min<int64_t>(id, tokenizer.vocab_size())));
+  }
+  request->RefuseOthers();
+  return Line().Set(field::kText, tokenizer.Decode(ids));
+}
+
+Model& Server::RequireModel() const {
+  if (!model_) throw EngineError(error_code::kNotLoaded, "no bundle is loaded; load one first");
+  return *model_;
+}
+
+const EncodedPicture* Server::FindPicture(Fields* request) const {
+  const auto name = request->OptionalText(field::kImage);
+  if (!name) return nullptr;
+  uint64_t key = 0;
+  const char* end = name->data() + name->size();
+  const auto parsed = std::from_chars(name->data(), end, key, 16);
+  const EncodedPicture* picture = parsed.ptr == end ? RequireModel().pictures().Find(key) : nullptr;
+  if (picture == nullptr) {
+    throw EngineError(error_code::kUnknownPicture,
+                      "no picture " + *name + " is remembered; send it again");
+  }
+  return picture;
+}
+
+WorkHooks Server::Hooks(const char* stage) const {
+  WorkHooks hooks;
+  hooks.cancelled = [this] { return queue_.Cancelled(current_.number); };
+  hooks.progress = [this, stage](int64_t done, int64_t total) {
+    Send(event::kProgress,
+         Line().Set(field::kStage, stage).Set(field::kDone, done).Set(field::kTotal, total));
+  };
+  return hooks;
+}
+
+void Server::Send(const char* event, Line line) const {
+  line.Set(field::kEvent, event);
+  if (current_.id != nullptr) line.Set(field::kId, current_.id);
+  writer_.Write(line);
+}
+
+}  // namespace minicpmv

@@ -1,0 +1,61 @@
+// Requests in, events out: the engine's protocol over the model.
+#ifndef MINICPMV_ENGINE_SERVER_H_
+#define MINICPMV_ENGINE_SERVER_H_
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "runtime/engine/fields.h"
+#include "runtime/engine/line_writer.h"
+#include "runtime/engine/model.h"
+#include "runtime/engine/request_queue.h"
+
+namespace minicpmv {
+
+// What a server says of the program that it is part of.
+struct Program {
+  std::string target, program_id;
+  std::string prefix;  // of the chosen blocks in the system library
+};
+
+// Answers every request with exactly one `done` or `error` event, in the order in which they
+// came, some with events before it. A request that fails changes nothing.
+class Server {
+ public:
+  // queue, writer: outlive this.
+  Server(Program program, RequestQueue* queue, const LineWriter* writer);
+
+  // Answers requests until the end of the input.
+  void Run();
+
+ private:
+  // The request that is being answered.
+  struct Current {
+    uint64_t number = 0;
+    json::Value id;  // the client's, an integer or a text; null if it gave none
+  };
+
+  void Answer(const RequestLine& line);
+  Line Dispatch(Fields* request);
+  Line Load(Fields* request);
+  Line Image(Fields* request);
+  Line Chat(Fields* request);
+  Line Tokenize(Fields* request);
+  Line Detokenize(Fields* request);
+
+  Model& RequireModel() const;
+  const EncodedPicture* FindPicture(Fields* request) const;
+  WorkHooks Hooks(const char* stage) const;
+  void Send(const char* event, Line line) const;
+
+  const Program program_;
+  RequestQueue& queue_;
+  const LineWriter& writer_;
+  std::unique_ptr<Model> model_;
+  Current current_;
+};
+
+}  // namespace minicpmv
+
+#endif  // MINICPMV_ENGINE_SERVER_H_
