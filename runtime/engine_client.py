@@ -324,6 +324,8 @@ class EngineClient:
             end = ""
         else:
             end = f" (signal {-code})" if code < 0 else f" (exit code {code})"
+            for thread in self._threads:
+                thread.join(_END_SECONDS)  # its last words may still be on their way
         words = " | ".join(self._last_words)
         return EngineDiedError(f"{self._name}: {what}{end}{f': {words}' if words else ''}")
 
