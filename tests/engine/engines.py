@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ from convert.plan import Recipe, make_plan
 from tests.tiny import write_checkpoint
 
 PREFIX = "blocks_"
-HOST = "host"
+HOST, PHONE = "host", "android-arm64"
+REQUIRES = {HOST: ("x86-64-v3",), PHONE: ("asimd",)}
+PHONE_PROGRAM = "phone"  # its program id
 
 
 @dataclass(frozen=True)
@@ -34,26 +37,36 @@ def build_host_engine(folder: Path, **checkpoint: Any) -> Built:
     bundle.mkdir()
     about = Source(path=str(source.path), sha256=source.source_hash(), demo=False)
     manifest = write_bundle(source, about, plan, (HOST,), bundle, lambda *_: None)
-    program_id = manifest.targets[HOST].program_id
-    program = build_program(Bundle.open(bundle), folder, program_id)
-    return Built(bundle, program)
+    _name_phone(bundle)
+    return Built(bundle, build_program(bundle, HOST, manifest.targets[HOST].program_id, folder))
 
 
-def build_program(bundle: Bundle, folder: Path, program_id: str) -> Path:
-    """Compiles a bundle's blocks once more, for a static program."""
+def build_program(folder: Path, target_name: str, program_id: str, output: Path) -> Path:
+    """Compiles a bundle's blocks, once more for the host, for a static program."""
     import tvm
 
     from convert.blocks.graph import lower
 
+    bundle, target = Bundle.open(folder), Target.load(target_name)
     module, _ = build_blocks(bundle.config, bundle.plan.recipe.scheme)
     module = module.with_attr("system_lib_prefix", PREFIX)
-    target = Target.load(HOST).tvm | {"mtriple": "x86_64-linux-musl"}
-    compiled = tvm.relax.build(module, target=tvm.target.Target(target), relax_pipeline=lower())
+    triple = target.link.replace("-gnu", "-musl")
+    kind = tvm.target.Target(target.tvm | {"mtriple": triple})
+    compiled = tvm.relax.build(module, target=kind, relax_pipeline=lower())
     library = BlockLibrary(
         prefix=PREFIX,
-        requires=("x86-64-v3",),
-        objects=export_objects(compiled, folder / "objects"),
+        requires=REQUIRES[target_name],
+        objects=export_objects(compiled, output / f"objects-{target_name}"),
     )
-    program = folder / "engine"
-    build_engine(HOST, "x86_64-linux-musl", [library], program, program_id, jobs=1)
+    program = output / f"engine-{target_name}"
+    build_engine(target_name, triple, [library], program, program_id, jobs=1)
     return program
+
+
+def _name_phone(bundle: Path) -> None:
+    """Notes in a bundle that it is for a phone's engine, too."""
+    path = bundle / "bundle.json"
+    manifest = json.loads(path.read_text())
+    phone = manifest["targets"][HOST] | {"program_id": PHONE_PROGRAM}
+    manifest["targets"][PHONE] = phone
+    path.write_text(json.dumps(manifest))

@@ -24,6 +24,8 @@ from runtime.backend import CompiledBackend
 from runtime.compiled import CompiledModel
 from runtime.engine_client import (
     LOCAL,
+    QEMU,
+    QEMU_PROGRAM,
     EngineClient,
     EngineDiedError,
     EngineError,
@@ -36,7 +38,7 @@ from runtime.protocol import ErrorCode, Event, Field, Op, Stage, Stop, Tap
 from runtime.sampling import GenerationOptions
 from runtime.session import Session
 from tests.compare import Record, assert_close
-from tests.engine.engines import Built, build_host_engine
+from tests.engine.engines import PHONE, PHONE_PROGRAM, Built, build_host_engine, build_program
 from tests.engine.test_picture import random_picture
 
 ROUNDING = 1e-5  # float32; the angles' cosines come from two libraries
@@ -398,3 +400,27 @@ def test_the_end_of_its_input_ends_it(built: Built) -> None:
     client.close()
     assert client._process.returncode == 0
     assert time.monotonic() - started < 5
+
+
+def test_the_phones_engine(
+    built: Built, client: EngineClient, tmp_path: Path, record_property: Record
+) -> None:
+    """Under qemu, as it ships: the same answers, and nearly the same numbers."""
+    if shutil.which(QEMU_PROGRAM) is None:
+        pytest.skip(f"{QEMU_PROGRAM} is not installed; it runs the phone's program")
+    program = build_program(built.bundle, PHONE, PHONE_PROGRAM, tmp_path)
+    with EngineClient(engine_command(QEMU, program, cpu="cortex-a53")) as phone:
+        assert phone.hello[Field.TARGET] == PHONE
+        phone.load(built.bundle, window=WINDOW)
+        picture = random_picture(80, 90)
+        images = [one.image(picture)[Field.IMAGE] for one in (client, phone)]
+        assert images[0] == images[1]
+        for question in ("What colour is the shape?", "图片里有几个圆形？"):
+            host, arm = (
+                one.chat(_ask(question), image=images[0], max_new_tokens=20)
+                for one in (client, phone)
+            )
+            assert (arm.ids, arm.text, arm.stop) == (host.ids, host.text, host.stop)
+        hidden = np.random.default_rng(0).normal(size=(5, 256)).astype(np.float32)
+        host_logits, arm_logits = (one.tap(Tap.LOGITS, hidden) for one in (client, phone))
+        assert_close("logits, phone", arm_logits, host_logits, ROUNDING, record_property)
