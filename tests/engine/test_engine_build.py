@@ -112,7 +112,12 @@ def run(report: EngineReport, *arguments: object, cpu: str = "max") -> list[dict
             pytest.skip(f"{QEMU} is not installed; Debian has it in qemu-user-static")
         command = [QEMU, "-cpu", cpu, *command]
     done = subprocess.run(
-        [*command, *map(str, arguments)], capture_output=True, text=True, timeout=120, check=True
+        [*command, *map(str, arguments)],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
     )
     assert not done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
