@@ -32,7 +32,7 @@ from runtime.prompt import (
     Tokenizer,
     check_messages,
 )
-from runtime.reference.kv_cache import ATTENTION_SINKS
+from runtime.reference.kv_cache import pinned_tokens
 from runtime.sampling import GenerationOptions
 from runtime.streaming import TextStream
 
@@ -226,11 +226,11 @@ class Session:
         if self._as_original:
             prompt = prompt.cut(ORIGINAL_PROMPT_LIMIT)
         keys: list[Key] = list(prompt.ids)
-        pinned = ATTENTION_SINKS
+        end = None
         if prompt.image_start is not None:
             start, end = prompt.image_start, prompt.image_start + image_tokens
             keys[start:end] = [(digest, i) for i in range(image_tokens)]
-            pinned = max(pinned, end + 1)  # the picture's closing tag stays too
+        pinned = pinned_tokens(end)
         last = len(self.tokenizer.encode(USER + messages[-1]["content"] + ASSISTANT))
         self._check_fit(min(last, len(keys) - pinned), pinned, len(keys))
         return _Request(prompt, keys, pinned)

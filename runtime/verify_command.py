@@ -176,12 +176,11 @@ def _shown(report: Report) -> list[tuple[Check, int]]:
     """Returns one row per stage and figure: the check nearest to failing, and of how many."""
     from runtime.verify.run import slack
 
-    rows: dict[tuple[str, str], list[Check]] = {}
+    rows: dict[tuple[str, str, str], list[Check]] = {}
     for check in report.checks:
-        rows.setdefault((check.stage, check.metric), []).append(check)
-        if check.stage == "logits":  # image, text and answer positions are told apart
-            rows[check.stage, f"{check.metric}{check.name}"] = [check]
-            rows.pop((check.stage, check.metric))
+        # Image, text and answer positions are told apart.
+        name = check.name if check.stage == "logits" else ""
+        rows.setdefault((check.stage, check.metric, name), []).append(check)
     return [(min(checks, key=slack), len(checks)) for checks in rows.values()]
 
 

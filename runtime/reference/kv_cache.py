@@ -19,6 +19,15 @@ from quantize.errors import PromptError
 ATTENTION_SINKS = 4
 
 
+def pinned_tokens(picture_end: int | None) -> int:
+    """Returns how many first tokens are pinned.
+
+    Args:
+        picture_end: index of the picture's closing tag, which stays too; None without a picture.
+    """
+    return ATTENTION_SINKS if picture_end is None else max(ATTENTION_SINKS, picture_end + 1)
+
+
 class KVCache:
     """Keys and values of all layers, for one conversation (or for B beams of one)."""
 

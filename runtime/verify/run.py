@@ -18,7 +18,7 @@ from torch import Tensor
 from convert.config import CONFIGS
 from runtime.backend import Backend
 from runtime.prompt import Prompt, Tokenizer
-from runtime.reference.kv_cache import ATTENTION_SINKS
+from runtime.reference.kv_cache import pinned_tokens
 from runtime.sampling import GenerationOptions
 from runtime.session import Session
 from runtime.verify import metrics
@@ -189,13 +189,13 @@ def _compare_decoder(
     everyone = [m.stages for m in (models.reference, models.arithmetic, models.bundle)]
     text = [stages.embed(ids).clone() for stages in everyone]
     worst.loss("prompt embeddings", "token embeddings", *text)
-    pinned = ATTENTION_SINKS
+    end = None
     if prompt.image_start is not None:
         end = prompt.image_start + image[0].shape[0]
-        pinned = max(pinned, end + 1)
         for embeds, tokens in zip(text, image, strict=True):
             embeds[prompt.image_start : end] = tokens
         worst.loss("prompt embeddings", "with picture", *text)
+    pinned = pinned_tokens(end)
     whole = [
         stages.layers([embeds], window, pinned)
         for stages, embeds in zip(everyone, text, strict=True)
