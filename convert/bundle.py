@@ -60,9 +60,9 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True)
 class TargetRecord:
-    """One compiled program."""
+    """One engine."""
 
-    library: str  # file name in the bundle
+    program: str  # the engine: a file name in the bundle
     program_id: str
 
 
@@ -151,7 +151,7 @@ class Bundle:
         manifest = Manifest.read(path)
         for name, record in manifest.files.items():
             _check_file(path, name, record)
-        for needed in (WEIGHTS, GENERATION, *(t.library for t in manifest.targets.values())):
+        for needed in (WEIGHTS, GENERATION, *(t.program for t in manifest.targets.values())):
             if needed not in manifest.files:
                 raise BundleError(f"{path / MANIFEST}: files lacks {needed}")
         config, plan = _plan_of(path / MANIFEST, manifest)
@@ -175,8 +175,8 @@ class Bundle:
         """The generation defaults."""
         return self.path / GENERATION
 
-    def library(self, target: str) -> Path:
-        """Returns the compiled program of a target.
+    def program(self, target: str) -> Path:
+        """Returns the engine of a target.
 
         Raises:
             BundleError: the bundle was not made for it.
@@ -186,7 +186,7 @@ class Bundle:
                 f"{self.path}: holds no program for target {target!r}, only for "
                 f"{', '.join(self.manifest.targets)}; convert again with --target {target}"
             )
-        return self.path / self.manifest.targets[target].library
+        return self.path / self.manifest.targets[target].program
 
     def verify_hashes(self, progress: Progress | None = None) -> None:
         """Reads every file and raises BundleError where one is not what was written."""
@@ -274,7 +274,7 @@ def _manifest(where: str, raw: dict[str, Any]) -> Manifest:
     kinds: dict[str, type] = {"architecture": str, **dict.fromkeys(objects, dict)}
     values = _object(where, raw, kinds)
     source = {"path": str, "sha256": str, "demo": bool}
-    target = {"library": str, "program_id": str}
+    target = {"program": str, "program_id": str}
     tensor = {"format": str, "shape": list, "nbytes": int}
     file = {"size": int, "sha256": str}
     if not all(isinstance(version, str) for version in values["tools"].values()):

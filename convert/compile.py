@@ -1,16 +1,12 @@
-"""Compiles a model's blocks into one library per target: each distinct block once, at any depth."""
+"""Compiles a model's blocks for a target: each distinct block once, at any depth."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import logging
-import os
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -19,29 +15,39 @@ import tvm
 from convert.blocks import decoder, vision
 from convert.blocks.graph import Graph, lower
 from convert.config import CONFIGS, ModelConfig
-from quantize.errors import ConfigError, ShapeError, ToolkitError
+from convert.engine_build import BlockLibrary, export_objects
+from quantize.errors import ConfigError, ShapeError
 from quantize.layout import LAYOUT_VERSION
 from quantize.schemes import GroupScheme
 
 TARGETS = CONFIGS / "target"
-_KEYS = {"name", "description", "tvm", "link"}
 
 log = logging.getLogger(__name__)
 Progress = Callable[[str], None]
 
 
-class CompileError(ToolkitError):
-    """The blocks' library could not be built on this machine."""
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """The blocks for one kind of processor."""
+
+    name: str
+    requires: tuple[str, ...]  # names of runtime/engine/cpu_features.cc
+    tvm: dict[str, Any]  # TVM's target
 
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """What the blocks are compiled for: `configs/target/NAME.json`."""
+    """What a program is made for: `configs/target/NAME.json`."""
 
     name: str
     description: str
-    tvm: dict[str, Any]  # TVM's target
     link: str  # zig's name of the platform
+    variants: tuple[Variant, ...]  # the best first; a program takes the first that can run
+
+    @staticmethod
+    def names() -> tuple[str, ...]:
+        """Lists the targets that there are."""
+        return tuple(sorted(p.stem for p in TARGETS.glob("*.json")))
 
     @staticmethod
     def load(name: str) -> Target:
@@ -50,28 +56,22 @@ class Target:
         Raises:
             ConfigError: no such target, or a missing or unknown key.
         """
-        known = sorted(p.stem for p in TARGETS.glob("*.json"))
-        if name not in known:
-            raise ConfigError(f"target {name!r} is unknown; known: {', '.join(known)}")
+        if name not in Target.names():
+            raise ConfigError(f"target {name!r} is unknown; known: {', '.join(Target.names())}")
         raw = json.loads((TARGETS / f"{name}.json").read_text("utf-8"))
-        if set(raw) != _KEYS:
-            raise ConfigError(
-                f"target {name}: has the keys {', '.join(sorted(raw))}; "
-                f"expected {', '.join(sorted(_KEYS))}"
-            )
-        return Target(**raw)
+        _check_keys(f"target {name}", raw, Target)
+        for variant in raw["variants"]:
+            _check_keys(f"target {name}: a variant", variant, Variant)
+            variant["requires"] = tuple(variant["requires"])
+        return Target(**{**raw, "variants": tuple(Variant(**v) for v in raw["variants"])})
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompileReport:
+class CompiledBlocks:
     """What was made."""
 
-    target: str
-    library: Path
-    library_bytes: int
-    functions: tuple[str, ...]
     program_id: str  # the same for the same blocks, target, layout and compiler
-    seconds: float
+    libraries: tuple[BlockLibrary, ...]
 
 
 def build_blocks(config: ModelConfig, scheme: GroupScheme) -> tuple[Any, tuple[str, ...]]:
@@ -101,57 +101,40 @@ def build_blocks(config: ModelConfig, scheme: GroupScheme) -> tuple[Any, tuple[s
 
 def compile_blocks(
     config: ModelConfig,
-    target_name: str,
-    output: Path,
+    target: Target,
+    folder: Path,
     on_progress: Progress | None = None,
     *,
     quant: str = "q4f16_1",
-) -> CompileReport:
-    """Compiles all blocks of a model into the shared library `output`.
+) -> CompiledBlocks:
+    """Compiles all blocks of a model into objects for an engine, once per kind of processor.
 
     Args:
         config: the model's geometry; its depth does not matter.
-        target_name: a file of `configs/target/`.
-        output: the file to write.
+        target: what for.
+        folder: gets the objects.
         on_progress: called with the name of each stage as it begins.
         quant: a recipe of `configs/quant/`.
 
     Raises:
-        ConfigError: an unknown target or recipe.
+        ConfigError: an unknown recipe.
         ShapeError: the recipe does not fit the geometry.
-        CompileError: the library could not be linked.
     """
     report = on_progress or log.debug
-    started = time.monotonic()
-    target, scheme = Target.load(target_name), GroupScheme.load(quant)
     report("kernels")
-    module, functions = build_blocks(config, scheme)
-    identity = program_id(module, target)
-    report("machine code")
-    executable = tvm.relax.build(
-        module, target=tvm.target.Target(target.tvm), relax_pipeline=lower()
-    )
-    report("library")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    whole = output.with_name(f".{output.name}.partial")
-
-    def link(path: str, objects: Sequence[str], **_: object) -> None:
-        link_shared(Path(path), objects, target)
-
-    link.output_format = "so"  # type: ignore[attr-defined]
-    try:
-        executable.export_library(str(whole), fcompile=link)
-        os.replace(whole, output)
-    finally:
-        whole.unlink(missing_ok=True)
-    return CompileReport(
-        target=target.name,
-        library=output,
-        library_bytes=output.stat().st_size,
-        functions=functions,
-        program_id=identity,
-        seconds=time.monotonic() - started,
-    )
+    module, _ = build_blocks(config, GroupScheme.load(quant))
+    libraries = []
+    for variant in target.variants:
+        report(f"machine code, {variant.name}")
+        prefix = f"{variant.name}_"
+        executable = tvm.relax.build(
+            module.with_attr("system_lib_prefix", prefix),
+            target=tvm.target.Target(variant.tvm),
+            relax_pipeline=lower(),
+        )
+        objects = export_objects(executable, folder / variant.name)
+        libraries.append(BlockLibrary(prefix=prefix, requires=variant.requires, objects=objects))
+    return CompiledBlocks(program_id=program_id(module, target), libraries=tuple(libraries))
 
 
 def program_id(module: Any, target: Target) -> str:
@@ -160,7 +143,7 @@ def program_id(module: Any, target: Target) -> str:
     That is the module's text, the target, the weights' layout and the compiler's versions.
     """
     about = {
-        "target": target.tvm,
+        "target": [[variant.name, variant.tvm] for variant in target.variants],
         "layout": LAYOUT_VERSION,
         "tvm": tvm.__version__,
         "llvm": tvm.target.codegen.llvm_version_major(),
@@ -169,14 +152,9 @@ def program_id(module: Any, target: Target) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def link_shared(output: Path, objects: Sequence[str], target: Target) -> None:
-    """Links objects into a shared library with zig, which brings every platform's linker."""
-    command = [sys.executable, "-m", "ziglang", "cc", "-target", target.link, "-shared", "-fPIC"]
-    command += ["-O2", "-s", "-o", str(output), *objects]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or ["no message"]
-        raise CompileError(
-            f"{output.name}: zig could not link for {target.link}: {lines[-1]}; "
-            "is the package ziglang installed whole?"
+def _check_keys(where: str, raw: dict[str, Any], kind: type) -> None:
+    expected = sorted(field.name for field in fields(kind))
+    if sorted(raw) != expected:
+        raise ConfigError(
+            f"{where}: has the keys {', '.join(sorted(raw))}; expected {', '.join(expected)}"
         )

@@ -62,9 +62,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--target",
         metavar="NAMES",
         default=DEFAULT_TARGET,
-        help="what to make, separated by commas: `host`, a bundle for this PC; `onnx`, the vision "
-        "encoder and resampler as ONNX, in DIR, or in DIR-onnx beside a bundle "
-        "(default: %(default)s)",
+        help="what to make, separated by commas: a bundle with engines for `host`, this PC, "
+        "`android-arm64`, phones, `android-x86_64`, emulators; and `onnx`, the vision encoder and "
+        "resampler as ONNX, in DIR, or in DIR-onnx beside a bundle (default: %(default)s)",
     )
     parser.add_argument(
         "--quant",

@@ -1,4 +1,4 @@
-"""From a checkpoint to a bundle: one tensor at a time, then the compiled blocks.
+"""From a checkpoint to a bundle: one tensor at a time, then an engine for every target.
 
 The caller gives the folder, usually one of `OutputFolder`, and commits it.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import platform
 import shutil
+import tempfile
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -25,15 +26,16 @@ from convert.bundle import (
     tensor_records,
 )
 from convert.checkpoint import Checkpoint
-from convert.compile import compile_blocks
-from convert.config import CONFIGS
+from convert.compile import Target, compile_blocks
+from convert.config import CONFIGS, ModelConfig
+from convert.engine_build import build_engine
 from convert.plan import Plan, PlannedTensor
 from convert.weights_file import Array, WeightsWriter
 from quantize.errors import CheckpointError, ConfigError
 from quantize.layout import pack_tiles, tile_f16
 from quantize.schemes import GroupScheme, quantize_groups, row_chunks
 
-HOST = "host"  # the one whose program TVM's Python runtime can run; the others are the engine's
+HOST = "host"  # the target of this PC
 ONNX = "onnx"  # a product of its own, not part of a bundle
 # What has a say in a bundle's bytes.
 TOOLS = ("minicpmv", "apache-tvm", "apache-tvm-ffi", "numpy", "torch", "ziglang")
@@ -45,7 +47,7 @@ Progress = Callable[[str, int, int], None]  # stage, done, in all (0: not known)
 
 def known_targets() -> tuple[str, ...]:
     """Returns what can be converted for."""
-    return HOST, ONNX
+    return *Target.names(), ONNX
 
 
 def parse_targets(text: str) -> tuple[str, ...]:
@@ -77,7 +79,7 @@ def write_bundle(
         checkpoint: what to convert.
         source: what the manifest says of it.
         plan: how every tensor is stored.
-        targets: names of `configs/target/` files; one compiled program each.
+        targets: names of `configs/target/` files; one engine each.
         folder: where to write.
         progress: hears of every stage.
 
@@ -85,7 +87,13 @@ def write_bundle(
         CheckpointError: a tensor holds NaN, infinity, or more than its format can.
     """
     write_weights(checkpoint, plan, folder / WEIGHTS, progress)
-    programs = {t: _write_program(checkpoint, plan, t, folder, progress) for t in targets}
+    programs = {}
+    for target in targets:
+        program = f"engine/{target}"
+        identity = build_program(
+            checkpoint.config, target, folder / program, progress, quant=plan.recipe.scheme.name
+        )
+        programs[target] = TargetRecord(program=program, program_id=identity)
     if checkpoint.tokenizer is not None:
         shutil.copyfile(checkpoint.tokenizer, folder / TOKENIZER)
     shutil.copyfile(CONFIGS / GENERATION, folder / GENERATION)
@@ -151,21 +159,34 @@ def encode(
     return {tensor.name: tile_f16(weight) if tensor.format == "f16_tiled" else weight}
 
 
-def _write_program(
-    checkpoint: Checkpoint, plan: Plan, target: str, folder: Path, progress: Progress
-) -> TargetRecord:
-    stage = f"compile for {target}"
-    library = Path("engine") / f"{target}.so"
-    (folder / library.parent).mkdir(exist_ok=True)
-    report = compile_blocks(
-        checkpoint.config,
-        target,
-        folder / library,
-        lambda _: progress(stage, 0, 0),
-        quant=plan.recipe.scheme.name,
-    )
-    progress(stage, 1, 1)
-    return TargetRecord(library=library.as_posix(), program_id=report.program_id)
+def build_program(
+    config: ModelConfig, target: str, output: Path, progress: Progress, *, quant: str = "q4f16_1"
+) -> str:
+    """Compiles a model's blocks and links the engine that holds them; returns its program id.
+
+    Args:
+        config: the model's geometry.
+        target: a file of `configs/target/`.
+        output: the program to write.
+        progress: hears of every stage.
+        quant: a recipe of `configs/quant/`.
+
+    Raises:
+        ToolkitError: an unknown target, a geometry that does not fit the recipe, or something
+            that does not compile.
+    """
+    made_for = Target.load(target)
+    with tempfile.TemporaryDirectory() as objects:
+        blocks = compile_blocks(
+            config,
+            made_for,
+            Path(objects),
+            lambda stage: progress(f"{stage} for {target}", 0, 0),
+            quant=quant,
+        )
+        identity = blocks.program_id
+        build_engine(target, made_for.link, blocks.libraries, output, identity, progress)
+    return identity
 
 
 def _file_records(folder: Path, progress: Progress) -> dict[str, FileRecord]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,9 +11,12 @@ import tvm
 from numpy.typing import NDArray
 from tvm import relax
 
+from convert.blocks.graph import lower
+from convert.compile import Target, build_blocks
 from convert.config import DecoderConfig, ModelConfig
 from quantize.errors import BundleError, PromptError, ShapeError
 from quantize.layout import TILE_ROWS, tiles
+from quantize.schemes import GroupScheme
 
 Array = NDArray[Any]
 Float32 = NDArray[np.float32]
@@ -104,22 +106,30 @@ class CompiledCache:
         return self._angles[1]
 
 
+def compile_here(config: ModelConfig, quant: str = "q4f16_1") -> Any:
+    """Compiles a model's blocks for this PC, in memory; returns the machine that runs them."""
+    module, _ = build_blocks(config, GroupScheme.load(quant))
+    target = tvm.target.Target(Target.load("host").variants[0].tvm)
+    executable = relax.build(module, target=target, relax_pipeline=lower())
+    return relax.VirtualMachine(executable, tvm.cpu())
+
+
 class CompiledModel:
     """A bundle's blocks and weights."""
 
-    def __init__(self, config: ModelConfig, library: Path, weights: Mapping[str, Array]) -> None:
-        """Loads the library and wraps the weights; they are neither copied nor read.
+    def __init__(self, config: ModelConfig, machine: Any, weights: Mapping[str, Array]) -> None:
+        """Wraps the weights; they are neither copied nor read.
 
         Args:
             config: the geometry for which the blocks were compiled.
-            library: what `compile_blocks` wrote.
+            machine: what `compile_here` made for it.
             weights: by the bundle's names; must not be unmapped while the model lives.
 
         Raises:
-            BundleError: the library does not load, or a weight is missing.
+            BundleError: a weight is missing.
         """
         self.config = config
-        self._functions = _load(library)
+        self._functions = machine
         self._missing: list[str] = []
         self._weights = weights
         self._wrapped: dict[str, Any] = {}
@@ -133,7 +143,7 @@ class CompiledModel:
         self._head = self._take("llm.norm.weight", *_quantized(head))
         if self._missing:
             raise BundleError(
-                f"{library.name}: the weights lack {len(self._missing)} tensors: "
+                f"the weights lack {len(self._missing)} tensors: "
                 f"{', '.join(self._missing[:3])}{'…' if len(self._missing) > 3 else ''}; "
                 "convert the checkpoint again"
             )
@@ -223,18 +233,6 @@ class CompiledModel:
             if name in self._weights and name not in self._wrapped:
                 self._wrapped[name] = _wrap(self._weights[name])
         return [self._wrapped.get(name) for name in names]
-
-
-def _load(library: Path) -> Any:
-    try:
-        module = tvm.runtime.load_module(str(library))
-        return relax.VirtualMachine(module, tvm.cpu())
-    except (OSError, RuntimeError, ValueError, AttributeError) as error:
-        reason = str(error).strip().splitlines()[-1] if str(error).strip() else repr(error)
-        raise BundleError(
-            f"{library}: does not load as compiled blocks: {reason}; was it converted for this "
-            "kind of machine?"
-        ) from error
 
 
 def _pair(name: str) -> list[str]:

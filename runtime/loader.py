@@ -156,10 +156,10 @@ def _load_checkpoint(checkpoint: Checkpoint, device: str | None, dtype: str | No
 
 
 def _load_bundle(bundle: Bundle) -> Loaded:
-    from runtime.compiled import CompiledModel
+    from runtime.compiled import CompiledModel, compile_here
 
     tokenizer = _tokenizer(bundle.tokenizer, bundle.path)
-    model = CompiledModel(bundle.config, bundle.library(_HOST), bundle.weights())
+    model = CompiledModel(bundle.config, compile_here(bundle.config), bundle.weights())
     return Loaded(
         CompiledBackend(model),
         tokenizer,

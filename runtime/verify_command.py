@@ -114,7 +114,7 @@ def verify(config: VerifyConfig, progress: Progress) -> Report:
 
 def _load_models(bundle: Bundle, checkpoint: Checkpoint) -> Models:
     from runtime.backend import CompiledBackend, ReferenceBackend
-    from runtime.compiled import CompiledModel
+    from runtime.compiled import CompiledModel, compile_here
     from runtime.reference.load import load_reference
     from runtime.verify.arithmetic import Float16KVCache, apply_arithmetic
     from runtime.verify.run import Model, Models
@@ -122,7 +122,7 @@ def _load_models(bundle: Bundle, checkpoint: Checkpoint) -> Models:
 
     reference = load_reference(checkpoint)
     arithmetic = apply_arithmetic(load_reference(checkpoint), bundle.plan.recipe.scheme)
-    compiled = CompiledModel(bundle.config, bundle.library("host"), bundle.weights())
+    compiled = CompiledModel(bundle.config, compile_here(bundle.config), bundle.weights())
     return Models(
         reference=Model(TorchStages(reference), ReferenceBackend(reference)),
         arithmetic=Model(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,10 +11,11 @@ from convert import cli, pipeline
 from tests.tiny import write_checkpoint
 
 
-def fake_compile(config: Any, target: str, output: Path, *_: Any, quant: str) -> SimpleNamespace:
-    """Writes a stand-in for a compiled program."""
+def fake_program(config: Any, target: str, output: Path, *_: Any, quant: str) -> str:
+    """Writes a stand-in for an engine."""
+    output.parent.mkdir(exist_ok=True)
     output.write_bytes(b"program for " + target.encode())
-    return SimpleNamespace(program_id="0123456789abcdef")
+    return "0123456789abcdef"
 
 
 def convert(checkpoint: Path, output: Path, *arguments: str) -> int:
@@ -27,7 +27,7 @@ def write_bundle(folder: Path, **checkpoint: Any) -> Path:
     """Writes a tiny checkpoint beside `folder` and converts it; see `tests.tiny`."""
     source = write_checkpoint(folder.with_name(f"{folder.name}-checkpoint"), **checkpoint)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "compile_blocks", fake_compile)
+        patch.setattr(pipeline, "build_program", fake_program)
         assert convert(source, folder) == 0
     return folder
 

@@ -20,7 +20,7 @@ from convert.blocks import linear, maths, rows
 from convert.blocks.attention import Heads, attention
 from convert.blocks.linear import Linear
 from convert.blocks.tir import kernel, span, store
-from convert.compile import CompileError, Target, build_blocks, link_shared, program_id
+from convert.compile import Target, build_blocks, program_id
 from convert.config import ModelConfig
 from quantize.activations import multiply_w4a8, quantize_activations
 from quantize.errors import ConfigError, ShapeError
@@ -42,7 +42,7 @@ Run = Callable[[list[Array], list[Array]], None]
 def _compile(function: Any) -> Run:
     """Compiles a kernel; returns what calls it with inputs and fills outputs."""
     module = tvm.IRModule({"main": function.with_attr("global_symbol", "main")})
-    compiled = tvm.compile(module, target=tvm.target.Target(HOST.tvm))["main"]
+    compiled = tvm.compile(module, target=tvm.target.Target(HOST.variants[0].tvm))["main"]
 
     def run(inputs: list[Array], outputs: list[Array]) -> None:
         tensors = [tvm.runtime.tensor(x) for x in (*inputs, *outputs)]
@@ -236,7 +236,9 @@ def test_program_id_follows_from_what_is_compiled() -> None:
     assert identity(initializer_range=0.5) == same  # nothing that is computed
     assert identity(vocab_size=502) != same
     assert identity(rms_norm_eps=1e-6) != same
-    assert identity(replace(HOST, tvm={**HOST.tvm, "mcpu": "x86-64-v4"})) != same
+    (variant,) = HOST.variants
+    other = replace(variant, tvm={**variant.tvm, "mcpu": "x86-64-v4"})
+    assert identity(replace(HOST, variants=(other,))) != same
 
 
 def test_refuses_widths_without_whole_groups() -> None:
@@ -249,11 +251,9 @@ def test_targets_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         Target.load("pdp11")
     monkeypatch.setattr(compiling, "TARGETS", tmp_path)
     (tmp_path / "host.json").write_text(json.dumps({"name": "host", "cpu": "z80"}))
-    with pytest.raises(ConfigError, match="has the keys cpu, name; expected"):
+    with pytest.raises(ConfigError, match="target host: has the keys cpu, name; expected"):
         Target.load("host")
-
-
-def test_a_failed_link_is_named(tmp_path: Path) -> None:
-    (tmp_path / "blocks.o").write_bytes(b"no object")
-    with pytest.raises(CompileError, match=r"blocks\.so: zig could not link for x86_64"):
-        link_shared(tmp_path / "blocks.so", [str(tmp_path / "blocks.o")], HOST)
+    whole = {"name": "host", "description": "", "link": "", "variants": [{"name": "z80"}]}
+    (tmp_path / "host.json").write_text(json.dumps(whole))
+    with pytest.raises(ConfigError, match="a variant: has the keys name; expected"):
+        Target.load("host")

@@ -81,7 +81,7 @@ def test_holds_what_the_checkpoint_says(whole: Path) -> None:
     assert Path(bundle.manifest.source.path) == checkpoint.path.resolve()
     assert not bundle.manifest.source.demo
     assert bundle.tokenizer is not None
-    assert bundle.library("host").read_bytes() == b"program for host"
+    assert bundle.program("host").read_bytes() == b"program for host"
     weights, scheme = bundle.weights(), bundle.plan.recipe.scheme
     for tensor in bundle.plan.tensors:
         name, rows = tensor.name, tensor.rule.shape[0]
@@ -114,12 +114,12 @@ def test_hashes_are_verified_and_progress_ends_at_the_end(bundle: Path) -> None:
 def test_can_be_moved(bundle: Path) -> None:
     moved = bundle.rename(bundle.with_name("moved"))
     (bundle.parent / "link").symlink_to(moved)
-    assert Bundle.open(bundle.parent / "link").library("host").is_file()
+    assert Bundle.open(bundle.parent / "link").program("host").is_file()
 
 
 def test_another_target_is_said_to_be_missing(whole: Path) -> None:
     with pytest.raises(BundleError, match="no program for target 'android', only for host"):
-        Bundle.open(whole).library("android")
+        Bundle.open(whole).program("android")
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_another_target_is_said_to_be_missing(whole: Path) -> None:
         (put("tools", "torch", value=2), "tools: expected a text"),
         (put("source", "sha256", value=None), "source: sha256 is NoneType"),
         (edit(lambda raw: raw["files"].pop("weights.safetensors")), "files lacks weights"),
-        (edit(lambda raw: raw["files"].pop("engine/host.so")), "files lacks engine/host.so"),
+        (edit(lambda raw: raw["files"].pop("engine/host")), "files lacks engine/host"),
         (put("files", "../bundle.json", value={"size": 1, "sha256": ""}), "plain path inside"),
         (put("files", "/etc/passwd", value={"size": 1, "sha256": ""}), "plain path inside"),
         (put("files", "engine/../x", value={"size": 1, "sha256": ""}), "plain path inside"),
@@ -150,7 +150,7 @@ def test_another_target_is_said_to_be_missing(whole: Path) -> None:
         (put("files", "engine", value={"size": 1, "sha256": ""}), "engine: missing"),
         (put("files", "tokenizer.model", "size", value=1), r"tokenizer\.model: altered"),
         (lambda b: os.truncate(b / "weights.safetensors", 9999), r"weights.*: truncated: it has"),
-        (lambda b: os.remove(b / "engine" / "host.so"), r"host\.so: missing"),
+        (lambda b: os.remove(b / "engine" / "host"), r"host: missing"),
         (link, r"tokenizer\.model: a link"),
         (overwrite("weights.safetensors", 8, b"[]"), "not the JSON it should be"),
         (swap_names, "tensor llm.layers.0.o.q_weight is not as bundle.json"),

@@ -18,7 +18,7 @@ from convert.bundle import Bundle
 from convert.config import ModelConfig
 from convert.plan import Recipe, make_plan
 from quantize.errors import ConfigError, ShapeError
-from tests.convert.bundles import convert, fake_compile, snapshot, write_bundle
+from tests.convert.bundles import convert, fake_program, snapshot, write_bundle
 from tests.tiny import random_state, tiny_config, write_checkpoint
 
 # Converts, but reaches the compiler and stays there.
@@ -26,11 +26,11 @@ STUCK = """
 import sys, time
 from convert import cli, pipeline
 
-def compile_blocks(*arguments, **more):
+def build_program(*arguments, **more):
     print("compiling", flush=True)
     time.sleep(60)
 
-pipeline.compile_blocks = compile_blocks
+pipeline.build_program = build_program
 sys.exit(cli.main(["convert", sys.argv[1], "-o", sys.argv[2]]))
 """
 
@@ -42,7 +42,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def without_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "compile_blocks", fake_compile)
+    monkeypatch.setattr(pipeline, "build_program", fake_program)
 
 
 def refused(captured: pytest.CaptureFixture[str]) -> str:
@@ -57,7 +57,7 @@ def test_the_same_bytes_every_time(checkpoint: Path, tmp_path: Path) -> None:
     files = snapshot(tmp_path / "a")
     assert files == snapshot(tmp_path / "b")
     assert set(files) == {
-        "bundle.json", "engine/host.so", "generation.json", "tokenizer.model",
+        "bundle.json", "engine/host", "generation.json", "tokenizer.model",
         "weights.safetensors",
     }  # fmt: skip
 
@@ -108,7 +108,7 @@ def test_every_tensor_is_shown_before_work(
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        (["--target", "hosst"], "target 'hosst' is unknown; known: host, onnx"),
+        (["--target", "hosst"], "target 'hosst' is unknown; known: android-arm64, android-x86_64, host, onnx"),
         (["--target", "host,host"], "one is named twice"),
         (["--target", ""], "target '' is unknown"),
         (["--quant", "q3"], "recipe 'q3' is unknown; known: .*q4f16_1"),
@@ -188,7 +188,7 @@ def existing(checkpoint: Path, tmp_path: Path) -> tuple[Path, dict[str, bytes]]:
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(errno.ENOSPC, "full"), ValueError])
-@pytest.mark.parametrize("where", ["compile_blocks", "encode", "_file_records"])
+@pytest.mark.parametrize("where", ["build_program", "encode", "_file_records"])
 def test_an_interruption_anywhere_leaves_the_old_bundle(
     checkpoint: Path,
     existing: tuple[Path, dict[str, bytes]],

@@ -21,7 +21,7 @@ import pytest
 from convert.bundle import Bundle
 from runtime import protocol
 from runtime.backend import CompiledBackend
-from runtime.compiled import CompiledModel
+from runtime.compiled import CompiledModel, compile_here
 from runtime.engine_client import (
     LOCAL,
     QEMU,
@@ -38,7 +38,7 @@ from runtime.protocol import ErrorCode, Event, Field, Op, Stage, Stop, Tap
 from runtime.sampling import GenerationOptions
 from runtime.session import Session
 from tests.compare import Record, assert_close
-from tests.engine.engines import PHONE, PHONE_PROGRAM, Built, build_host_engine, build_program
+from tests.engine.engines import PHONE, Built, add_phone, build_host_engine
 from tests.engine.test_picture import random_picture
 
 ROUNDING = 1e-5  # float32; the angles' cosines come from two libraries
@@ -58,7 +58,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
 @pytest.fixture(scope="module")
 def model(built: Built) -> CompiledModel:
     bundle = Bundle.open(built.bundle)
-    return CompiledModel(bundle.config, bundle.library("host"), bundle.weights())
+    return CompiledModel(bundle.config, compile_here(bundle.config), bundle.weights())
 
 
 @pytest.fixture(scope="module")
@@ -402,13 +402,11 @@ def test_the_end_of_its_input_ends_it(built: Built) -> None:
     assert time.monotonic() - started < 5
 
 
-def test_the_phones_engine(
-    built: Built, client: EngineClient, tmp_path: Path, record_property: Record
-) -> None:
+def test_the_phones_engine(built: Built, client: EngineClient, record_property: Record) -> None:
     """Under qemu, as it ships: the same answers, and nearly the same numbers."""
     if shutil.which(QEMU_PROGRAM) is None:
         pytest.skip(f"{QEMU_PROGRAM} is not installed; it runs the phone's program")
-    program = build_program(built.bundle, PHONE, PHONE_PROGRAM, tmp_path)
+    program = add_phone(built.bundle)
     with EngineClient(engine_command(QEMU, program, cpu="cortex-a53")) as phone:
         assert phone.hello[Field.TARGET] == PHONE
         phone.load(built.bundle, window=WINDOW)

@@ -92,7 +92,7 @@ def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         pytest.skip(str(error))
     target = Target.load(request.param)
     folder = tmp_path_factory.mktemp(target.name)
-    objects = export_objects(compiled_proof(target.tvm, PREFIX), folder / "objects")
+    objects = export_objects(compiled_proof(target.variants[0].tvm, PREFIX), folder / "objects")
     library = BlockLibrary(prefix=PREFIX, requires=(), objects=objects)
     return build_engine(
         target.name,
@@ -204,7 +204,7 @@ def test_python_gives_the_same_numbers(built: EngineReport) -> None:
     import tvm
     from tvm import relax
 
-    target = Target.load("host").tvm
+    target = Target.load("host").variants[0].tvm
     machine = relax.VirtualMachine(compiled_proof(target, None), tvm.cpu())
     result = machine["proof"](*map(tvm.runtime.tensor, INPUTS)).numpy()
     assert run(built, "proof")[0]["values"] == result.reshape(-1).tolist()

@@ -10,13 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from convert.compile import CompileReport, compile_blocks
 from convert.config import ModelConfig
 from convert.weights import Rule, reference_rules
-from quantize.errors import BundleError, ConfigError, PromptError, ShapeError
+from quantize.errors import BundleError, PromptError, ShapeError
 from quantize.layout import unpack_tiles
 from quantize.schemes import dequantize_groups
-from runtime.compiled import PREFILL_CHUNK, CompiledCache, CompiledModel
+from runtime.compiled import PREFILL_CHUNK, CompiledCache, CompiledModel, compile_here
 from runtime.reference.kv_cache import KVCache
 from runtime.reference.model import MiniCPMV
 from tests.compare import Record, assert_close
@@ -32,17 +31,13 @@ LONG = 66  # tokens: no multiple of any block of rows
 class _Setup:
     """One tiny model in three forms."""
 
-    def __init__(self, folder: Path, *, untied: bool = False, **overrides: Any) -> None:
+    def __init__(self, *, untied: bool = False, **overrides: Any) -> None:
         raw = tiny_config(**overrides)
         self.config = ModelConfig.from_json(raw)
         self.state = random_state(raw, head="different" if untied else "none", outliers=True)
         self.tensors = bundle_tensors(self.config, self.state, untied_head=untied)
-        self.library = folder / "blocks.so"
-        self.stages: list[str] = []
-        self.report: CompileReport = compile_blocks(
-            self.config, "host", self.library, self.stages.append
-        )
-        self.model = CompiledModel(self.config, self.library, self.tensors)
+        self.machine = compile_here(self.config)
+        self.model = CompiledModel(self.config, self.machine, self.tensors)
         self.numpy = NumpyModel(self.config, self.tensors)
         self.untied = untied
 
@@ -80,16 +75,15 @@ class _Setup:
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> _Setup:
+def tiny() -> _Setup:
     """Grouped heads, a vocabulary of 501, an encoder MLP of 540, 4x4 patches."""
-    return _Setup(tmp_path_factory.mktemp("tiny"), num_key_value_heads=2)
+    return _Setup(num_key_value_heads=2)
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> _Setup:
+def small() -> _Setup:
     """One patch, one image token, narrow heads, a head of its own."""
     return _Setup(
-        tmp_path_factory.mktemp("small"),
         untied=True,
         image_size=14,
         query_num=1,
@@ -278,7 +272,7 @@ def test_weights_are_not_copied(tiny: _Setup, tmp_path: Path) -> None:
     mapped = np.memmap(file, np.uint8, "r")
     stored = tiny.tensors["llm.embed.q_weight"]
     view = mapped[: stored.nbytes].reshape(stored.shape)
-    model = CompiledModel(tiny.config, tiny.library, {**tiny.tensors, "llm.embed.q_weight": view})
+    model = CompiledModel(tiny.config, tiny.machine, {**tiny.tensors, "llm.embed.q_weight": view})
     scale = tiny.tensors["llm.embed.q_scale"][0, :, 7].astype(np.float32)
     zeros = model.embed([7])
     np.testing.assert_array_equal(zeros, -7 * 12 * np.repeat(scale, 32)[None])
@@ -292,22 +286,12 @@ def test_weights_that_are_not_aligned_are_taken_too(tiny: _Setup) -> None:
     start = -memory.ctypes.data % 64 + 2
     shifted = memory[start : start + tiny.tensors["llm.norm.weight"].nbytes].view(np.float16)
     shifted[:] = tiny.tensors["llm.norm.weight"]
-    model = CompiledModel(tiny.config, tiny.library, {**tiny.tensors, "llm.norm.weight": shifted})
+    model = CompiledModel(tiny.config, tiny.machine, {**tiny.tensors, "llm.norm.weight": shifted})
     x = _normal(2, tiny.config.decoder.hidden_size)
     np.testing.assert_array_equal(model.logits(x), tiny.model.logits(x))
 
 
-def test_report(tiny: _Setup) -> None:
-    report = tiny.report
-    assert (report.target, report.library) == ("host", tiny.library)
-    assert report.library_bytes == tiny.library.stat().st_size > 0
-    assert report.functions[-3:] == ("embed", "decoder_layer", "lm_head")
-    assert tiny.stages == ["kernels", "machine code", "library"]
-    assert report.seconds > 0
-    assert [p.name for p in tiny.library.parent.iterdir()] == ["blocks.so"], "nothing is left over"
-
-
-def test_errors(tiny: _Setup, tmp_path: Path) -> None:
+def test_errors(tiny: _Setup) -> None:
     model = tiny.model
     for wrong in (501, -1):
         with pytest.raises(PromptError, match=f"token id {wrong} is outside the vocabulary of 501"):
@@ -320,10 +304,4 @@ def test_errors(tiny: _Setup, tmp_path: Path) -> None:
         model.layer(0, np.empty((0, 256), np.float32), model.new_cache(64, 4))
     left = {name: t for name, t in tiny.tensors.items() if not name.startswith("resampler.ln_")}
     with pytest.raises(BundleError, match=r"lack 4 tensors: resampler\.ln_kv\.weight, .*…"):
-        CompiledModel(tiny.config, tiny.library, left)
-    (tmp_path / "blocks.so").write_bytes(b"no library")
-    for library in ("blocks.so", "absent.so"):
-        with pytest.raises(BundleError, match=f"{library}: does not load as compiled blocks"):
-            CompiledModel(tiny.config, tmp_path / library, tiny.tensors)
-    with pytest.raises(ConfigError, match="target 'vax' is unknown"):
-        compile_blocks(tiny.config, "vax", tmp_path / "vax.so")
+        CompiledModel(tiny.config, tiny.machine, left)

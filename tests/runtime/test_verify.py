@@ -165,7 +165,7 @@ def test_an_altered_tensor_is_found_where_it_is(bundle, capsys, tensor, change, 
 
 def test_an_altered_program_is_not_run(bundle, capsys):
     opened = Bundle.open(bundle)
-    library = opened.library("host")
+    library = opened.program("host")
     raw = bytearray(library.read_bytes())
     raw[len(raw) // 2] ^= 1
     library.write_bytes(raw)
