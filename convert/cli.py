@@ -21,6 +21,7 @@ COMMANDS = (
     "runtime.verify_command",
     "runtime.chat_command",
     "convert.info_command",
+    "convert.synth_command",
 )
 FOLDERS = ("convert", "quantize", "runtime")  # whose log messages are shown
 FAILED, INTERRUPTED, BROKEN_PIPE = 2, 128 + signal.SIGINT, 128 + signal.SIGPIPE
