@@ -20,6 +20,7 @@ from quantize.errors import BundleError, ToolkitError
 FORMAT_VERSION = 1
 MANIFEST, WEIGHTS = "bundle.json", "weights.safetensors"
 TOKENIZER, GENERATION = "tokenizer.model", "generation.json"
+GOLDEN, GOLDEN_PICTURE = "golden.json", "golden.picture"  # what an engine checks itself with
 KIND = FolderKind(manifest=MANIFEST, format="minicpmv-bundle", noun="bundle")
 
 _MANIFEST_LIMIT = 64 * 2**20  # bytes; the real model's has a quarter of a MiB

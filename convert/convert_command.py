@@ -171,11 +171,12 @@ def _convert(
     output: OutputFolder,
     progress: Progress,
 ) -> dict[str, Any]:
-    from convert.pipeline import PROGRAM_BYTES, write_bundle
+    from convert.pipeline import PROGRAM_BYTES, add_golden, write_bundle
 
     output.require_space(plan.nbytes + PROGRAM_BYTES * len(config.targets))
     with output as folder:
         manifest = write_bundle(checkpoint, source, plan, config.targets, folder, progress)
+        manifest = add_golden(folder, manifest, progress)
         output.commit()
     return {
         "tensors": len(plan.tensors),

@@ -8,7 +8,8 @@ from __future__ import annotations
 import platform
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from convert.bundle import (
     GENERATION,
     TOKENIZER,
     WEIGHTS,
+    Bundle,
     FileRecord,
     Manifest,
     Source,
@@ -29,6 +31,7 @@ from convert.checkpoint import Checkpoint
 from convert.compile import Target, compile_blocks
 from convert.config import CONFIGS, ModelConfig
 from convert.engine_build import build_engine
+from convert.golden import can_answer, write_golden
 from convert.plan import Plan, PlannedTensor
 from convert.weights_file import Array, WeightsWriter
 from quantize.errors import CheckpointError, ConfigError
@@ -105,7 +108,7 @@ def write_bundle(
         targets=programs,
         tensors=tensor_records(plan),
         tools={"python": platform.python_version(), **{name: version(name) for name in TOOLS}},
-        files=_file_records(folder, progress),
+        files=_file_records(folder, _files(folder), progress),
     )
     manifest.write(folder)
     return manifest
@@ -189,9 +192,24 @@ def build_program(
     return identity
 
 
-def _file_records(folder: Path, progress: Progress) -> dict[str, FileRecord]:
-    """Measures every file that lies in a folder."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+def add_golden(folder: Path, manifest: Manifest, progress: Progress) -> Manifest:
+    """Lets a bundle's engine answer the golden prompts, where it can run; adds what it says."""
+    bundle = Bundle.open(folder)
+    if not can_answer(bundle, HOST):
+        return manifest
+    added = [folder / name for name in write_golden(bundle, HOST, progress)]
+    files = {**manifest.files, **_file_records(folder, added, progress)}
+    manifest = replace(manifest, files=dict(sorted(files.items())))
+    manifest.write(folder)
+    return manifest
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _file_records(folder: Path, files: Sequence[Path], progress: Progress) -> dict[str, FileRecord]:
+    """Measures files of a folder."""
     total = sum(path.stat().st_size for path in files)
     done = 0
 

@@ -18,6 +18,12 @@ def fake_program(config: Any, target: str, output: Path, *_: Any, quant: str) ->
     return "0123456789abcdef"
 
 
+def without_programs(patch: pytest.MonkeyPatch) -> None:
+    """Puts stand-ins in the place of what compiles and of what runs engines."""
+    patch.setattr(pipeline, "build_program", fake_program)
+    patch.setattr(pipeline, "add_golden", lambda folder, manifest, progress: manifest)
+
+
 def convert(checkpoint: Path, output: Path, *arguments: str) -> int:
     """Runs `minicpmv convert` in this process and returns its exit code."""
     return cli.main(["convert", str(checkpoint), "-o", str(output), *arguments])
@@ -27,7 +33,7 @@ def write_bundle(folder: Path, **checkpoint: Any) -> Path:
     """Writes a tiny checkpoint beside `folder` and converts it; see `tests.tiny`."""
     source = write_checkpoint(folder.with_name(f"{folder.name}-checkpoint"), **checkpoint)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "build_program", fake_program)
+        without_programs(patch)
         assert convert(source, folder) == 0
     return folder
 

@@ -18,7 +18,7 @@ from convert.bundle import Bundle
 from convert.config import ModelConfig
 from convert.plan import Recipe, make_plan
 from quantize.errors import ConfigError, ShapeError
-from tests.convert.bundles import convert, fake_program, snapshot, write_bundle
+from tests.convert.bundles import convert, snapshot, without_programs, write_bundle
 from tests.tiny import random_state, tiny_config, write_checkpoint
 
 # Converts, but reaches the compiler and stays there.
@@ -42,7 +42,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def without_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "build_program", fake_program)
+    without_programs(monkeypatch)
 
 
 def refused(captured: pytest.CaptureFixture[str]) -> str:
@@ -108,7 +108,10 @@ def test_every_tensor_is_shown_before_work(
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        (["--target", "hosst"], "target 'hosst' is unknown; known: android-arm64, android-x86_64, host, onnx"),
+        (
+            ["--target", "hosst"],
+            "target 'hosst' is unknown; known: android-arm64, android-x86_64, host, onnx",
+        ),
         (["--target", "host,host"], "one is named twice"),
         (["--target", ""], "target '' is unknown"),
         (["--quant", "q3"], "recipe 'q3' is unknown; known: .*q4f16_1"),
