@@ -259,6 +259,22 @@ class EngineClient:
             line[Field.TEXT], line[Field.IDS], line[Field.STOP], line[Field.STATISTICS]
         )
 
+    def save_image(self, image: str, path: Path) -> None:
+        """Writes what was computed of a picture to a file of the engine's machine."""
+        self.request(Op.SAVE_IMAGE, {Field.IMAGE: image, Field.PATH: str(path)})
+
+    def restore_image(self, path: Path) -> Line:
+        """Remembers a picture that `save_image` wrote; the line names it for `chat`."""
+        return self.request(Op.RESTORE_IMAGE, {Field.PATH: str(path)})
+
+    def self_check(self, on_progress: OnProgress = _ignore) -> Line:
+        """Answers the bundle's golden prompts; the line says whether as expected."""
+        return self.request(Op.SELF_CHECK, on_progress=on_progress)
+
+    def bandwidth(self, size: int | None = None) -> Line:
+        """Measures how fast memory is read; `size` is the buffer's, bytes."""
+        return self.request(Op.BANDWIDTH, {Field.BYTES: size})
+
     def reset(self) -> None:
         """Forgets the conversation; pictures stay encoded."""
         self.request(Op.RESET)

@@ -20,6 +20,10 @@ class Op:
     TOKENIZE = "tokenize"
     DETOKENIZE = "detokenize"
     TAP = "tap"
+    SAVE_IMAGE = "save_image"
+    RESTORE_IMAGE = "restore_image"
+    SELF_CHECK = "selfcheck"
+    BANDWIDTH = "bandwidth"
 
 
 class Event:
@@ -37,6 +41,7 @@ class Stage:
 
     ENCODE = "encode"
     PREFILL = "prefill"
+    SELF_CHECK = "selfcheck"
 
 
 class Stop:
@@ -76,6 +81,8 @@ class Field:
     CPU_FEATURES = "cpu_features"
     BLOCKS = "blocks"
     THREADS = "threads"
+    CPU = "cpu"
+    MEMORY_BYTES = "memory_bytes"
     BUNDLE = "bundle"
     WINDOW = "window"
     LOAD_MS = "load_ms"
@@ -121,6 +128,12 @@ class Field:
     PER_LAYER = "per_layer"
     PINNED = "pinned"
     SHAPE = "shape"
+    PASSED = "passed"
+    CHECKS = "checks"
+    QUESTION = "question"
+    EXPECTED = "expected"
+    BYTES = "bytes"
+    MS = "ms"
 
 
 class ErrorCode:
@@ -129,9 +142,11 @@ class ErrorCode:
     INVALID_REQUEST = "invalid_request"
     INVALID_TEXT = "invalid_text"
     INVALID_PICTURE = "invalid_picture"
+    INVALID_EMBEDDINGS = "invalid_embeddings"
     INVALID_BUNDLE = "invalid_bundle"
     OTHER_PROGRAM = "other_program"
     NOT_LOADED = "not_loaded"
+    NO_GOLDEN = "no_golden"
     CANCELLED = "cancelled"
     OUT_OF_MEMORY = "out_of_memory"
     UNKNOWN_PICTURE = "unknown_picture"

@@ -96,16 +96,18 @@ Bundle::Bundle(const std::string& folder, const std::string& target, const std::
   }
   CheckProgram(manifest.Object("targets"), target, program_id);
   Fields files = manifest.Object("files");
-  for (const char* name : {kWeights, kTokenizer}) {
-    if (files.Has(name)) CheckFile(name, files.Object(name).Integer("size", 0));
+  for (const std::string& name : files.Names()) {
+    sizes_[name] = files.Object(name).Integer("size", 0);
   }
+  weights_sha256_ = files.Object(kWeights).Text("sha256");
+  Find(kWeights);
   Fields quantization = manifest.Object("quantization");
   group_size_ = quantization.Integer("group_size", 1);
   code_bits_ = quantization.Integer("bits", 1);
   if (code_bits_ > kMaxCodeBits) quantization.Refuse("more bits than any of our formats has");
   tensors_ = ReadTensors(manifest.Object("tensors"));
   config_ = ReadModelConfig(manifest.Object("model"), manifest.Text("architecture"), tensors_);
-  if (files.Has(kTokenizer)) tokenizer_ = ReadFile(folder + "/" + kTokenizer);
+  tokenizer_ = Read(kTokenizer);
   weights_.emplace(folder + "/" + kWeights);
   CheckTensors();
 }
@@ -116,6 +118,26 @@ std::vector<TensorView> Bundle::Parts(const std::string& name) const {
     parts.push_back(weights_->Get(name + part.suffix, part.dtype, part.shape));
   }
   return parts;
+}
+
+std::optional<std::string> Bundle::Find(const std::string& name) const {
+  const auto listed = sizes_.find(name);
+  // A path might lead out of the bundle.
+  if (listed == sizes_.end() || name.find('/') != std::string::npos) return std::nullopt;
+  const std::string path = folder_ + "/" + name;
+  const int64_t size = listed->second, found = FileSize(path);
+  if (found != size) {
+    Refuse(name, std::string(found < size ? "truncated" : "altered") + ": it has " +
+                     std::to_string(found) + " bytes, " + kManifest + " says " +
+                     std::to_string(size));
+  }
+  return path;
+}
+
+std::optional<std::string> Bundle::Read(const std::string& name) const {
+  const auto path = Find(name);
+  if (!path) return std::nullopt;
+  return ReadFile(*path);
 }
 
 void Bundle::CheckProgram(Fields targets, const std::string& target,
@@ -130,14 +152,6 @@ void Bundle::CheckProgram(Fields targets, const std::string& target,
                       folder_ + ": made for the program " + found + "; this one is " + program_id +
                           ": convert again, or take the engine that came with the bundle");
   }
-}
-
-void Bundle::CheckFile(const std::string& name, int64_t size) const {
-  const int64_t found = FileSize(folder_ + "/" + name);
-  if (found == size) return;
-  Refuse(name, std::string(found < size ? "truncated" : "altered") + ": it has " +
-                   std::to_string(found) + " bytes, " + kManifest + " says " +
-                   std::to_string(size));
 }
 
 void Bundle::CheckTensors() const {

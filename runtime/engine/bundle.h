@@ -35,13 +35,26 @@ class Bundle {
   // Of the weights file, bytes.
   size_t weights_bytes() const { return weights_->size(); }
 
+  // Of the weights file, as the manifest states it.
+  const std::string& weights_sha256() const { return weights_sha256_; }
+
+  // Returns where a file lies that the manifest lists at the bundle's top, its size checked;
+  // nothing if it lists none of this name.
+  // Throws EngineError (invalid_bundle): truncated or altered.
+  std::optional<std::string> Find(const std::string& name) const;
+
+  // Returns the bytes of such a file.
+  // Throws EngineError (invalid_bundle): likewise, or larger than any that is read whole.
+  std::optional<std::string> Read(const std::string& name) const;
+
  private:
   void CheckProgram(Fields targets, const std::string& target, const std::string& program_id);
-  void CheckFile(const std::string& name, int64_t size) const;
   void CheckTensors() const;
   [[noreturn]] void Refuse(const std::string& name, const std::string& problem) const;
 
   std::string folder_;
+  std::map<std::string, int64_t> sizes_;  // of the files that the manifest lists, bytes
+  std::string weights_sha256_;
   ModelConfig config_{};
   TensorRecords tensors_;
   int64_t group_size_ = 0;  // inputs that share a scale

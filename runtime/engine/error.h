@@ -10,12 +10,14 @@ namespace minicpmv {
 
 // What a client can tell errors apart by; `runtime/protocol.py` names the same.
 namespace error_code {
-inline constexpr char kInvalidRequest[] = "invalid_request";  // malformed, or out of range
-inline constexpr char kInvalidText[] = "invalid_text";        // text that is not UTF-8
-inline constexpr char kInvalidPicture[] = "invalid_picture";  // a picture file that is none
-inline constexpr char kInvalidBundle[] = "invalid_bundle";    // damaged, altered or foreign
-inline constexpr char kOtherProgram[] = "other_program";      // a bundle for another engine
+inline constexpr char kInvalidRequest[] = "invalid_request";        // malformed, or out of range
+inline constexpr char kInvalidText[] = "invalid_text";              // text that is not UTF-8
+inline constexpr char kInvalidPicture[] = "invalid_picture";        // a picture file that is none
+inline constexpr char kInvalidEmbeddings[] = "invalid_embeddings";  // damaged, or foreign
+inline constexpr char kInvalidBundle[] = "invalid_bundle";          // damaged, altered or foreign
+inline constexpr char kOtherProgram[] = "other_program";            // a bundle for another engine
 inline constexpr char kNotLoaded[] = "not_loaded";            // no bundle, or nothing of this kind
+inline constexpr char kNoGolden[] = "no_golden";              // a bundle without golden prompts
 inline constexpr char kCancelled[] = "cancelled";             // ended by the client
 inline constexpr char kOutOfMemory[] = "out_of_memory";       // the system has too little
 inline constexpr char kUnknownPicture[] = "unknown_picture";  // encoded never, or long ago

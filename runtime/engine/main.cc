@@ -3,6 +3,7 @@
 #include <tvm/ffi/function.h>
 #include <unistd.h>
 
+#include <cstdlib>
 #include <set>
 #include <string>
 
@@ -11,6 +12,7 @@
 #include "runtime/engine/error.h"
 #include "runtime/engine/json.h"
 #include "runtime/engine/line_writer.h"
+#include "runtime/engine/machine.h"
 #include "runtime/engine/protocol.h"
 #include "runtime/engine/request_queue.h"
 #include "runtime/engine/server.h"
@@ -20,6 +22,18 @@ namespace {
 
 namespace event = protocol::event;
 namespace field = protocol::field;
+
+void SetThreads() {
+  // TVM binds threads to cores counted from the first, whichever of them this process may use;
+  // the system knows better where there is room.
+  setenv("TVM_BIND_THREADS", "0", 0);
+  // As many as were asked for, not only as many as there are fast cores.
+  constexpr int kFastCores = 1;
+  const char* wanted = std::getenv("TVM_NUM_THREADS");
+  const int threads = wanted == nullptr ? 0 : std::atoi(wanted);
+  if (threads < 1) return;
+  tvm::ffi::Function::GetGlobalRequired("runtime.config_threadpool")(kFastCores, threads);
+}
 
 Line Hello(const std::set<std::string>& features, const BlockLibrary& blocks) {
   json::Array names;
@@ -33,7 +47,9 @@ Line Hello(const std::set<std::string>& features, const BlockLibrary& blocks) {
       .Set(field::kProgramId, kProgramId)
       .Set(field::kCpuFeatures, names)
       .Set(field::kBlocks, blocks.prefix)
-      .Set(field::kThreads, threads.cast<int64_t>());
+      .Set(field::kThreads, threads.cast<int64_t>())
+      .Set(field::kCpu, CpuName())
+      .Set(field::kMemoryBytes, MemoryBytes());
 }
 
 }  // namespace
@@ -43,6 +59,7 @@ int main() {
   using namespace minicpmv;
   const LineWriter writer(STDOUT_FILENO);
   try {
+    SetThreads();
     const std::set<std::string> features = CpuFeatures();
     const BlockLibrary& blocks = ChooseBlocks(kBlockLibraries, features);
     writer.Write(Hello(features, blocks));

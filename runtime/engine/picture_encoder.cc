@@ -1,31 +1,13 @@
 #include "runtime/engine/picture_encoder.h"
 
-#include <cstring>
 #include <utility>
+
+#include "runtime/engine/hash.h"
 
 namespace minicpmv {
 namespace {
 
 constexpr size_t kPicturesKept = 8;  // 0.6 MB each at full size
-
-// Returns a number that is another one for other pixels, but for one chance in 2^64; never 0.
-uint64_t KeyOf(const uint8_t* bytes, size_t size) {
-  uint64_t key = size;
-  const auto mix = [&key](uint64_t word) {
-    key = (key ^ word) * 0x9E3779B97F4A7C15;
-    key ^= key >> 32;
-  };
-  for (; size > 0;) {
-    uint64_t word = 0;
-    const size_t count = size < sizeof(word) ? size : sizeof(word);
-    std::memcpy(&word, bytes, count);
-    mix(word);
-    bytes += count;
-    size -= count;
-  }
-  mix(0);
-  return key == 0 ? 1 : key;
-}
 
 }  // namespace
 
@@ -38,13 +20,20 @@ PictureEncoder::PictureEncoder(const Blocks& blocks)
 const EncodedPicture* PictureEncoder::Encode(const RgbPicture& picture, const WorkHooks& hooks) {
   const uint8_t* resized = preprocessor_.Resize(picture, hooks.cancelled);
   if (resized == nullptr) return nullptr;
-  const uint64_t key = KeyOf(resized, pixels_.size() / sizeof(float));
-  if (const EncodedPicture* known = Find(key)) return known;
-  preprocessor_.Normalize(resized, pixels_.floats());
-  std::vector<float> tokens = Run(hooks);
-  blocks_.ReleaseMemory();
-  if (tokens.empty()) return nullptr;
-  pictures_.push_front({key, std::move(tokens)});
+  if (const EncodedPicture* known = Find(HashBytes(resized, resized_bytes()))) return known;
+  auto encoded = Run(resized, hooks);
+  return encoded ? Remember(*std::move(encoded)) : nullptr;
+}
+
+std::optional<EncodedPicture> PictureEncoder::Compute(const RgbPicture& picture,
+                                                      const WorkHooks& hooks) {
+  const uint8_t* resized = preprocessor_.Resize(picture, hooks.cancelled);
+  if (resized == nullptr) return std::nullopt;
+  return Run(resized, hooks);
+}
+
+const EncodedPicture* PictureEncoder::Remember(EncodedPicture picture) {
+  pictures_.push_front(std::move(picture));
   if (pictures_.size() > kPicturesKept) pictures_.pop_back();
   return &pictures_.front();
 }
@@ -64,8 +53,16 @@ Tensor PictureEncoder::Preprocess(const RgbPicture& picture) {
   return Borrow(pixels_.data(), {3, side, side}, kFloat32);
 }
 
-// Returns image tokens (Q, D); none if cancelled.
-std::vector<float> PictureEncoder::Run(const WorkHooks& hooks) const {
+std::optional<EncodedPicture> PictureEncoder::Run(const uint8_t* resized, const WorkHooks& hooks) {
+  EncodedPicture picture{HashBytes(resized, resized_bytes()), {}};
+  preprocessor_.Normalize(resized, pixels_.floats());
+  picture.tokens = RunBlocks(hooks);
+  blocks_.ReleaseMemory();
+  if (picture.tokens.empty()) return std::nullopt;
+  return picture;
+}
+
+std::vector<float> PictureEncoder::RunBlocks(const WorkHooks& hooks) const {
   const VisionConfig& c = *blocks_.config().vision;
   const int64_t total = c.depth + 2;
   if (hooks.cancelled()) return {};

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <functional>
 #include <list>
+#include <optional>
 #include <vector>
 
 #include "runtime/engine/blocks.h"
@@ -33,17 +34,30 @@ class PictureEncoder {
 
   // Encodes a picture, unless it is remembered.
   // hooks: progress counts blocks; cancelled is asked before each.
-  // Returns its image tokens, valid until the next call; nullptr if cancelled.
+  // Returns its image tokens, valid until the next Encode or Remember; nullptr if cancelled.
   const EncodedPicture* Encode(const RgbPicture& picture, const WorkHooks& hooks);
 
-  // Returns what is remembered, valid until the next Encode; nullptr if nothing is.
+  // Encodes a picture whether it is remembered or not, and does not remember it.
+  // Returns nothing if cancelled.
+  std::optional<EncodedPicture> Compute(const RgbPicture& picture, const WorkHooks& hooks);
+
+  // Remembers what was encoded elsewhere, in place of the picture used longest ago.
+  // Returns it, valid until the next Encode or Remember.
+  const EncodedPicture* Remember(EncodedPicture picture);
+
+  // Returns what is remembered, valid until the next Encode or Remember; nullptr if nothing is.
   const EncodedPicture* Find(uint64_t key);
 
   // Returns the vision encoder's input for a picture: (3, S, S).
   Tensor Preprocess(const RgbPicture& picture);
 
  private:
-  std::vector<float> Run(const WorkHooks& hooks) const;
+  // Encodes resized pixels. Returns nothing if cancelled.
+  std::optional<EncodedPicture> Run(const uint8_t* resized, const WorkHooks& hooks);
+  // Returns image tokens (Q, D) of pixels_; none if cancelled.
+  std::vector<float> RunBlocks(const WorkHooks& hooks) const;
+  // Returns the size of a resized picture, bytes.
+  size_t resized_bytes() const { return pixels_.size() / sizeof(float); }
 
   const Blocks& blocks_;
   ImagePreprocessor preprocessor_;

@@ -69,7 +69,7 @@ PictureFile::PictureFile(const std::string& path) {
   if (fstat(file.get(), &status) != 0) Refuse(path, std::strerror(errno));
   if (!S_ISREG(status.st_mode)) Refuse(path, "not a file");
   const auto file_size = static_cast<uint64_t>(status.st_size);
-  if (file_size <= kPictureHeaderBytes) Refuse(path, "too short for a file of decoded pixels");
+  if (file_size < kPictureHeaderBytes) Refuse(path, "too short for a file of decoded pixels");
   uint8_t header[kPictureHeaderBytes];
   if (pread(file.get(), header, sizeof(header), 0) != static_cast<ssize_t>(sizeof(header))) {
     Refuse(path, "the header cannot be read");

@@ -23,6 +23,10 @@ inline constexpr char kReset[] = "reset";
 inline constexpr char kTokenize[] = "tokenize";
 inline constexpr char kDetokenize[] = "detokenize";
 inline constexpr char kTap[] = "tap";
+inline constexpr char kSaveImage[] = "save_image";
+inline constexpr char kRestoreImage[] = "restore_image";
+inline constexpr char kSelfCheck[] = "selfcheck";
+inline constexpr char kBandwidth[] = "bandwidth";
 }  // namespace op
 
 // What a line of the engine is.
@@ -36,8 +40,9 @@ inline constexpr char kError[] = "error";
 
 // What a progress event counts.
 namespace stage {
-inline constexpr char kEncode[] = "encode";    // blocks
-inline constexpr char kPrefill[] = "prefill";  // tokens
+inline constexpr char kEncode[] = "encode";        // blocks
+inline constexpr char kPrefill[] = "prefill";      // tokens
+inline constexpr char kSelfCheck[] = "selfcheck";  // prompts
 }  // namespace stage
 
 // Why an answer ended.
@@ -76,6 +81,8 @@ inline constexpr char kProgramId[] = "program_id";
 inline constexpr char kCpuFeatures[] = "cpu_features";
 inline constexpr char kBlocks[] = "blocks";
 inline constexpr char kThreads[] = "threads";
+inline constexpr char kCpu[] = "cpu";
+inline constexpr char kMemoryBytes[] = "memory_bytes";
 // Of load.
 inline constexpr char kBundle[] = "bundle";
 inline constexpr char kWindow[] = "window";
@@ -127,6 +134,14 @@ inline constexpr char kIndex[] = "index";
 inline constexpr char kPerLayer[] = "per_layer";
 inline constexpr char kPinned[] = "pinned";
 inline constexpr char kShape[] = "shape";
+// Of the self-check.
+inline constexpr char kPassed[] = "passed";
+inline constexpr char kChecks[] = "checks";
+inline constexpr char kQuestion[] = "question";
+inline constexpr char kExpected[] = "expected";
+// Of files and memory.
+inline constexpr char kBytes[] = "bytes";
+inline constexpr char kMs[] = "ms";
 }  // namespace field
 
 }  // namespace protocol

@@ -1,7 +1,5 @@
 #include "runtime/engine/server.h"
 
-#include <sys/resource.h>
-
 #include <algorithm>
 #include <charconv>
 #include <chrono>
@@ -10,8 +8,12 @@
 #include <utility>
 #include <vector>
 
+#include "runtime/engine/chat_fields.h"
+#include "runtime/engine/embeddings_file.h"
+#include "runtime/engine/machine.h"
 #include "runtime/engine/picture_file.h"
 #include "runtime/engine/protocol.h"
+#include "runtime/engine/self_check.h"
 #include "runtime/engine/taps.h"
 #include "runtime/engine/utf8.h"
 
@@ -23,25 +25,12 @@ namespace field = protocol::field;
 namespace op = protocol::op;
 using Clock = std::chrono::steady_clock;
 
+constexpr int64_t kBandwidthBytes = 256 << 20;  // more than caches hold
+constexpr int64_t kMinBandwidthBytes = 1 << 20;
+constexpr int64_t kMaxBandwidthBytes = 1 << 30;  // a phone's system ends who takes too much
+
 double MsSince(Clock::time_point start) {
   return std::chrono::duration<double, std::milli>(Clock::now() - start).count();
-}
-
-double Rate(int64_t tokens, double ms) {
-  return ms > 0 ? static_cast<double>(tokens) / ms * 1000 : 0;
-}
-
-int64_t PeakRssBytes() {
-  constexpr int64_t kUnit = 1024;  // bytes, on Linux
-  struct rusage usage;
-  return getrusage(RUSAGE_SELF, &usage) == 0 ? usage.ru_maxrss * kUnit : 0;
-}
-
-template <typename Number>
-json::Array ToJson(const std::vector<Number>& numbers) {
-  json::Array list;
-  for (const Number number : numbers) list.push_back(static_cast<int64_t>(number));
-  return list;
 }
 
 // A picture's name in the protocol: its key in hexadecimal.
@@ -49,57 +38,6 @@ std::string NameOf(uint64_t key) {
   char name[17];
   std::snprintf(name, sizeof(name), "%016llx", static_cast<unsigned long long>(key));
   return name;
-}
-
-const char* NameOf(StopReason reason) {
-  switch (reason) {
-    case StopReason::kEos:
-      return protocol::stop::kEos;
-    case StopReason::kLength:
-      return protocol::stop::kLength;
-    case StopReason::kStopString:
-      return protocol::stop::kStopString;
-    case StopReason::kCancelled:
-      return protocol::stop::kCancelled;
-  }
-  return "";
-}
-
-std::vector<Message> TakeMessages(Fields* request) {
-  std::vector<Message> messages;
-  for (Fields& message : request->Objects(field::kMessages)) {
-    messages.push_back({message.Text(field::kRole), message.Text(field::kContent)});
-    message.RefuseOthers();
-  }
-  return messages;
-}
-
-SamplingOptions TakeSampling(Fields* request) {
-  SamplingOptions options;
-  options.do_sample = request->OptionalFlag(field::kDoSample).value_or(options.do_sample);
-  options.temperature = request->OptionalNumber(field::kTemperature).value_or(options.temperature);
-  options.top_k = request->OptionalInteger(field::kTopK, 1);
-  options.top_p = request->OptionalNumber(field::kTopP).value_or(options.top_p);
-  options.repetition_penalty =
-      request->OptionalNumber(field::kRepetitionPenalty).value_or(options.repetition_penalty);
-  if (const auto seed = request->OptionalInteger(field::kSeed, 0)) {
-    options.seed = static_cast<uint64_t>(*seed);
-  }
-  return options;
-}
-
-Line StatisticsOf(const minicpmv::Answer& answer) {
-  return Line()
-      .Set(field::kPrefillMs, answer.prefill_ms)
-      .Set(field::kDecodeMs, answer.decode_ms)
-      .Set(field::kPromptTokens, answer.prompt_tokens)
-      .Set(field::kReusedTokens, answer.reused_tokens)
-      .Set(field::kGeneratedTokens, static_cast<int64_t>(answer.ids.size()))
-      .Set(field::kDecodeSteps, answer.decode_steps)
-      .Set(field::kPrefillTokS,
-           Rate(answer.prompt_tokens - answer.reused_tokens, answer.prefill_ms))
-      .Set(field::kDecodeTokS, Rate(answer.decode_steps, answer.decode_ms))
-      .Set(field::kPeakRssBytes, PeakRssBytes());
 }
 
 }  // namespace
@@ -142,6 +80,10 @@ Line Server::Dispatch(Fields* request) {
   if (name == op::kLoad) return Load(request);
   if (name == op::kImage) return Image(request);
   if (name == op::kChat) return Chat(request);
+  if (name == op::kSaveImage) return SaveImage(request);
+  if (name == op::kRestoreImage) return RestoreImage(request);
+  if (name == op::kSelfCheck) return SelfCheck(request);
+  if (name == op::kBandwidth) return Bandwidth(request);
   if (name == op::kTokenize) return Tokenize(request);
   if (name == op::kDetokenize) return Detokenize(request);
   if (name == op::kTap) {
@@ -219,6 +161,56 @@ Line Server::Chat(Fields* request) {
       .Set(field::kStatistics, StatisticsOf(answer));
 }
 
+Line Server::SaveImage(Fields* request) {
+  const EncodedPicture* picture = FindPicture(request);
+  const std::string path = request->Text(field::kPath);
+  request->RefuseOthers();
+  if (picture == nullptr) request->Refuse("lacks the field image");
+  return Line().Set(field::kBytes, SaveEmbeddings(path, Identity(), *picture));
+}
+
+Line Server::RestoreImage(Fields* request) {
+  PictureEncoder& pictures = RequireModel().pictures();
+  const std::string path = request->Text(field::kPath);
+  request->RefuseOthers();
+  EncodedPicture loaded = LoadEmbeddings(path, Identity());
+  const EncodedPicture* picture = pictures.Find(loaded.key);
+  const bool remembered = picture != nullptr;
+  if (!remembered) picture = pictures.Remember(std::move(loaded));
+  return Line().Set(field::kImage, NameOf(picture->key)).Set(field::kRemembered, remembered);
+}
+
+Line Server::SelfCheck(Fields* request) {
+  request->RefuseOthers();
+  json::Array checks;
+  bool passed = true;
+  for (const Check& check : RunSelfCheck(&RequireModel(), Hooks(protocol::stage::kSelfCheck))) {
+    passed = passed && check.passed;
+    checks.push_back(Line()
+                         .Set(field::kQuestion, check.question)
+                         .Set(field::kExpected, check.expected)
+                         .Set(field::kText, check.text)
+                         .Set(field::kPassed, check.passed)
+                         .object());
+  }
+  return Line()
+      .Set(field::kPassed, passed)
+      .Set(field::kChecks, checks)
+      .Set(field::kPeakRssBytes, PeakRssBytes());
+}
+
+Line Server::Bandwidth(Fields* request) {
+  const int64_t bytes =
+      request->OptionalInteger(field::kBytes, kMinBandwidthBytes).value_or(kBandwidthBytes);
+  request->RefuseOthers();
+  if (bytes > kMaxBandwidthBytes) {
+    request->Refuse("bytes: expected at most " + std::to_string(kMaxBandwidthBytes));
+  }
+  const auto ms = MeasureReadMs(bytes, [this] { return queue_.Cancelled(current_.number); });
+  if (!ms) throw EngineError(error_code::kCancelled, "the measurement was cancelled");
+  return Line().Set(field::kBytes, bytes).Set(field::kMs, *ms);
+}
+
 Line Server::Tokenize(Fields* request) {
   const Tokenizer& tokenizer = RequireModel().tokenizer();
   if (const auto text = request->OptionalText(field::kText)) {
@@ -268,6 +260,13 @@ const EncodedPicture* Server::FindPicture(Fields* request) const {
                       "no picture " + *name + " is remembered; send it again");
   }
   return picture;
+}
+
+EmbeddingsIdentity Server::Identity() const {
+  RequireModel().pictures();  // says so if there is no vision encoder
+  const ModelConfig& config = model_->config();
+  return {program_.program_id, model_->bundle().weights_sha256(), config.vision->query_num,
+          config.decoder.hidden_size};
 }
 
 WorkHooks Server::Hooks(const char* stage) const {

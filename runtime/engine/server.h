@@ -6,6 +6,7 @@
 #include <memory>
 #include <string>
 
+#include "runtime/engine/embeddings_file.h"
 #include "runtime/engine/fields.h"
 #include "runtime/engine/line_writer.h"
 #include "runtime/engine/model.h"
@@ -41,11 +42,16 @@ class Server {
   Line Load(Fields* request);
   Line Image(Fields* request);
   Line Chat(Fields* request);
+  Line SaveImage(Fields* request);
+  Line RestoreImage(Fields* request);
+  Line SelfCheck(Fields* request);
+  Line Bandwidth(Fields* request);
   Line Tokenize(Fields* request);
   Line Detokenize(Fields* request);
 
   Model& RequireModel() const;
   const EncodedPicture* FindPicture(Fields* request) const;
+  EmbeddingsIdentity Identity() const;
   WorkHooks Hooks(const char* stage) const;
   void Send(const char* event, Line line) const;
 

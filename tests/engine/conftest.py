@@ -12,6 +12,7 @@ import pytest
 from convert.engine_build import ENGINE, SENTENCEPIECE, engine_unit, sentencepiece_unit
 from convert.toolchain import Toolchain
 from tests.engine.components import Components
+from tests.engine.engines import Built, add_phone, build_host_engine
 
 QEMU = "qemu-aarch64-static"
 SOURCES = ["image_preprocessor.cc", "picture_file.cc", "prompt.cc", "random.cc", "sampler.cc"]
@@ -61,3 +62,24 @@ def components(components_program: Path) -> Iterator[Components]:
 def arm64(arm64_program: Path) -> Iterator[Components]:
     with Components(QEMU, str(arm64_program)) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    """A tiny model's bundle with its engine; nobody alters it."""
+    if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
+        pytest.skip("the host engine is for Linux on x86-64")
+    if importlib.util.find_spec("ziglang") is None:
+        pytest.skip("ziglang is not installed; it compiles the engine")
+    # With a head of its own: where it is the embedding, a random model says one token for ever.
+    return build_host_engine(tmp_path_factory.mktemp("engine"), head="different")
+
+
+@pytest.fixture(scope="session")
+def phone(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Built:
+    """The same bundle with the phone's engine."""
+    if shutil.which(QEMU) is None:
+        pytest.skip(f"{QEMU} is not installed; it runs the phone's program")
+    bundle = tmp_path_factory.mktemp("phone") / "bundle"
+    shutil.copytree(built.bundle, bundle)
+    return Built(bundle, add_phone(bundle))

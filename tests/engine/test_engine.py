@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
-import platform
 import shutil
 import signal
 import subprocess
@@ -25,7 +23,6 @@ from runtime.compiled import CompiledModel, compile_here
 from runtime.engine_client import (
     LOCAL,
     QEMU,
-    QEMU_PROGRAM,
     EngineClient,
     EngineDiedError,
     EngineError,
@@ -38,21 +35,12 @@ from runtime.protocol import ErrorCode, Event, Field, Op, Stage, Stop, Tap
 from runtime.sampling import GenerationOptions
 from runtime.session import Session
 from tests.compare import Record, assert_close
-from tests.engine.engines import PHONE, Built, add_phone, build_host_engine
+from tests.engine.engines import PHONE, Built
 from tests.engine.test_picture import random_picture
 
 ROUNDING = 1e-5  # float32; the angles' cosines come from two libraries
 WINDOW = 160
 LONG = 150  # tokens: more than one chunk
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
-    if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
-        pytest.skip("the host engine is for Linux on x86-64")
-    if importlib.util.find_spec("ziglang") is None:
-        pytest.skip("ziglang is not installed; it compiles the engine")
-    return build_host_engine(tmp_path_factory.mktemp("engine"))
 
 
 @pytest.fixture(scope="module")
@@ -402,23 +390,20 @@ def test_the_end_of_its_input_ends_it(built: Built) -> None:
     assert time.monotonic() - started < 5
 
 
-def test_the_phones_engine(built: Built, client: EngineClient, record_property: Record) -> None:
+def test_the_phones_engine(phone: Built, client: EngineClient, record_property: Record) -> None:
     """Under qemu, as it ships: the same answers, and nearly the same numbers."""
-    if shutil.which(QEMU_PROGRAM) is None:
-        pytest.skip(f"{QEMU_PROGRAM} is not installed; it runs the phone's program")
-    program = add_phone(built.bundle)
-    with EngineClient(engine_command(QEMU, program, cpu="cortex-a53")) as phone:
-        assert phone.hello[Field.TARGET] == PHONE
-        phone.load(built.bundle, window=WINDOW)
+    with EngineClient(engine_command(QEMU, phone.program, cpu="cortex-a53")) as arm64:
+        assert arm64.hello[Field.TARGET] == PHONE
+        arm64.load(phone.bundle, window=WINDOW)
         picture = random_picture(80, 90)
-        images = [one.image(picture)[Field.IMAGE] for one in (client, phone)]
+        images = [one.image(picture)[Field.IMAGE] for one in (client, arm64)]
         assert images[0] == images[1]
         for question in ("What colour is the shape?", "图片里有几个圆形？"):
             host, arm = (
                 one.chat(_ask(question), image=images[0], max_new_tokens=20)
-                for one in (client, phone)
+                for one in (client, arm64)
             )
             assert (arm.ids, arm.text, arm.stop) == (host.ids, host.text, host.stop)
         hidden = np.random.default_rng(0).normal(size=(5, 256)).astype(np.float32)
-        host_logits, arm_logits = (one.tap(Tap.LOGITS, hidden) for one in (client, phone))
+        host_logits, arm_logits = (one.tap(Tap.LOGITS, hidden) for one in (client, arm64))
         assert_close("logits, phone", arm_logits, host_logits, ROUNDING, record_property)

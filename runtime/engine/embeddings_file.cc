@@ -1,0 +1,161 @@
+#include "runtime/engine/embeddings_file.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <utility>
+#include <vector>
+
+#include "runtime/engine/error.h"
+#include "runtime/engine/hash.h"
+
+namespace minicpmv {
+namespace {
+
+constexpr char kMagic[] = "MCPMVEMB";
+constexpr uint32_t kVersion = 1;
+constexpr size_t kHeaderBytes = 40, kChecksumOffset = 32;
+constexpr int kFileMode = 0600;  // what a picture shows is its owner's business
+
+[[noreturn]] void Refuse(const std::string& path, const std::string& problem) {
+  throw EngineError(error_code::kInvalidEmbeddings, path + ": " + problem);
+}
+
+// A file descriptor that closes itself.
+class Descriptor {
+ public:
+  explicit Descriptor(int fd) : fd_(fd) {}
+  ~Descriptor() {
+    if (fd_ >= 0) close(fd_);
+  }
+  Descriptor(const Descriptor&) = delete;
+  Descriptor& operator=(const Descriptor&) = delete;
+
+  int get() const { return fd_; }
+
+ private:
+  const int fd_;
+};
+
+std::string TextOf(const EmbeddingsIdentity& identity) {
+  return identity.program_id + " " + identity.weights_sha256;
+}
+
+size_t ValueBytes(const EmbeddingsIdentity& identity) {
+  return static_cast<size_t>(identity.image_tokens * identity.width) * sizeof(float);
+}
+
+// Appends a number's bytes; both of the engine's platforms are little-endian.
+template <typename Number>
+void Append(Number number, std::string* content) {
+  content->append(reinterpret_cast<const char*>(&number), sizeof(number));
+}
+
+template <typename Number>
+Number NumberAt(const std::string& content, size_t offset) {
+  Number number;
+  std::memcpy(&number, content.data() + offset, sizeof(number));
+  return number;
+}
+
+// Returns everything before the values; the checksum is zero.
+std::string HeaderOf(const EmbeddingsIdentity& identity, uint64_t key) {
+  const std::string text = TextOf(identity);
+  std::string header(kMagic);
+  Append(kVersion, &header);
+  Append(static_cast<uint32_t>(text.size()), &header);
+  Append(key, &header);
+  Append(static_cast<uint32_t>(identity.image_tokens), &header);
+  Append(static_cast<uint32_t>(identity.width), &header);
+  Append(uint64_t{0}, &header);
+  return header + text;
+}
+
+// Returns the checksum, and leaves zeros in its place.
+uint64_t TakeChecksum(std::string* content) {
+  const auto checksum = NumberAt<uint64_t>(*content, kChecksumOffset);
+  content->replace(kChecksumOffset, sizeof(checksum), sizeof(checksum), '\0');
+  return checksum;
+}
+
+// Returns whether all was written.
+bool WriteAll(int fd, const std::string& content) {
+  for (size_t done = 0; done < content.size();) {
+    const ssize_t count = write(fd, content.data() + done, content.size() - done);
+    if (count < 0 && errno == EINTR) continue;
+    if (count <= 0) return false;
+    done += static_cast<size_t>(count);
+  }
+  return true;
+}
+
+// Reads a file that must have this size.
+std::string ReadWhole(const std::string& path, size_t size) {
+  const Descriptor file(open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  if (file.get() < 0) Refuse(path, std::strerror(errno));
+  struct stat status;
+  if (fstat(file.get(), &status) != 0) Refuse(path, std::strerror(errno));
+  if (!S_ISREG(status.st_mode)) Refuse(path, "not a file");
+  if (static_cast<uint64_t>(status.st_size) != size) {
+    Refuse(path, "it has " + std::to_string(status.st_size) + " bytes; embeddings of this model " +
+                     "have " + std::to_string(size) + ": truncated, or another model's");
+  }
+  std::string content(size, '\0');
+  for (size_t done = 0; done < size;) {
+    const ssize_t count = read(file.get(), content.data() + done, size - done);
+    if (count < 0 && errno == EINTR) continue;
+    if (count <= 0) Refuse(path, "cannot be read");
+    done += static_cast<size_t>(count);
+  }
+  return content;
+}
+
+}  // namespace
+
+int64_t SaveEmbeddings(const std::string& path, const EmbeddingsIdentity& identity,
+                       const EncodedPicture& picture) {
+  std::string content = HeaderOf(identity, picture.key);
+  content.append(reinterpret_cast<const char*>(picture.tokens.data()),
+                 picture.tokens.size() * sizeof(float));
+  const uint64_t checksum = HashBytes(content.data(), content.size());
+  std::memcpy(content.data() + kChecksumOffset, &checksum, sizeof(checksum));
+  const std::string partial = path + ".partial-" + std::to_string(getpid());
+  const int fd = open(partial.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, kFileMode);
+  bool written = fd >= 0 && WriteAll(fd, content);
+  int problem = errno;
+  if (fd >= 0) close(fd);
+  if (written && std::rename(partial.c_str(), path.c_str()) != 0) {
+    problem = errno;
+    written = false;
+  }
+  if (!written) {
+    if (fd >= 0) unlink(partial.c_str());
+    throw EngineError(error_code::kFileError, path + ": " + std::strerror(problem));
+  }
+  return static_cast<int64_t>(content.size());
+}
+
+EncodedPicture LoadEmbeddings(const std::string& path, const EmbeddingsIdentity& identity) {
+  const size_t start = kHeaderBytes + TextOf(identity).size();
+  std::string content = ReadWhole(path, start + ValueBytes(identity));
+  const uint64_t checksum = TakeChecksum(&content);
+  if (content.compare(0, sizeof(kMagic) - 1, kMagic) != 0) Refuse(path, "not a file of embeddings");
+  if (HashBytes(content.data(), content.size()) != checksum) Refuse(path, "damaged or altered");
+  const auto key = NumberAt<uint64_t>(content, 16);
+  if (key == 0 || content.compare(0, start, HeaderOf(identity, key)) != 0) {
+    Refuse(path, "of another version, or made by another program or with other weights");
+  }
+  EncodedPicture picture{key, std::vector<float>(ValueBytes(identity) / sizeof(float))};
+  std::memcpy(picture.tokens.data(), content.data() + start, ValueBytes(identity));
+  for (const float value : picture.tokens) {
+    if (!std::isfinite(value)) Refuse(path, "a value is no number");
+  }
+  return picture;
+}
+
+}  // namespace minicpmv

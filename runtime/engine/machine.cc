@@ -1,0 +1,97 @@
+#include "runtime/engine/machine.h"
+
+#include <sys/resource.h>
+#include <tvm/runtime/c_backend_api.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cstring>
+#include <fstream>
+#include <vector>
+
+#include "runtime/engine/tensors.h"
+
+namespace minicpmv {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+constexpr int kPasses = 5;
+// Memory comes in lines of this many bytes, whole, whatever is read of them: one word of each
+// keeps the most of them on their way.
+constexpr size_t kLineWords = 64 / sizeof(uint64_t);
+
+// A buffer, and what the threads found in it: nobody needs the sum, but without it a compiler
+// would see that nothing need be read.
+struct Pass {
+  uint64_t* words;
+  size_t count;
+  std::atomic<uint64_t> sum{0};
+
+  // Returns where a task's share begins.
+  uint64_t* Share(int task, const TVMParallelGroupEnv& tasks) const {
+    const auto all = static_cast<size_t>(tasks.num_task);
+    return words + count / all * static_cast<size_t>(task) +
+           std::min(static_cast<size_t>(task), count % all);
+  }
+};
+
+int Fill(int task, TVMParallelGroupEnv* tasks, void* argument) {
+  const auto* pass = static_cast<Pass*>(argument);
+  std::fill(pass->Share(task, *tasks), pass->Share(task + 1, *tasks), uint64_t{1});
+  return 0;
+}
+
+int Read(int task, TVMParallelGroupEnv* tasks, void* argument) {
+  auto* pass = static_cast<Pass*>(argument);
+  const uint64_t* const end = pass->Share(task + 1, *tasks);
+  uint64_t sum = 0;
+  for (const uint64_t* word = pass->Share(task, *tasks); word < end; word += kLineWords) {
+    sum += *word;
+  }
+  pass->sum += sum;
+  return 0;
+}
+
+}  // namespace
+
+std::string CpuName() {
+  std::ifstream file("/proc/cpuinfo");
+  for (std::string line; std::getline(file, line);) {
+    const size_t colon = line.find(": ");
+    if (colon == std::string::npos) continue;
+    // The first on x86-64 and some phones, the second on others.
+    const std::string key = line.substr(0, line.find_last_not_of(" \t", colon - 1) + 1);
+    if (key == "model name" || key == "Hardware") return line.substr(colon + 2);
+  }
+  return "";
+}
+
+int64_t MemoryBytes() { return int64_t{sysconf(_SC_PHYS_PAGES)} * sysconf(_SC_PAGESIZE); }
+
+int64_t PeakRssBytes() {
+  constexpr int64_t kUnit = 1024;  // bytes, on Linux
+  struct rusage usage;
+  return getrusage(RUSAGE_SELF, &usage) == 0 ? usage.ru_maxrss * kUnit : 0;
+}
+
+std::optional<double> MeasureReadMs(int64_t bytes, const std::function<bool()>& cancelled) {
+  const AlignedBuffer buffer(static_cast<size_t>(bytes));
+  Pass pass{reinterpret_cast<uint64_t*>(buffer.data()), buffer.size() / sizeof(uint64_t)};
+  if (cancelled()) return std::nullopt;
+  // Pages that nobody has written to are all one page of zeros.
+  TVMBackendParallelLaunch(Fill, &pass, 0);
+  std::vector<double> times;  // ms
+  for (int i = 0; i < kPasses; ++i) {
+    if (cancelled()) return std::nullopt;
+    const auto start = Clock::now();
+    TVMBackendParallelLaunch(Read, &pass, 0);
+    times.push_back(std::chrono::duration<double, std::milli>(Clock::now() - start).count());
+  }
+  std::nth_element(times.begin(), times.begin() + kPasses / 2, times.end());
+  return times[kPasses / 2];
+}
+
+}  // namespace minicpmv

@@ -1,0 +1,29 @@
+// What the system says of the machine and of this process.
+#ifndef MINICPMV_ENGINE_MACHINE_H_
+#define MINICPMV_ENGINE_MACHINE_H_
+
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <string>
+
+namespace minicpmv {
+
+// Returns the processor's name, as /proc/cpuinfo has it; empty where it has none.
+std::string CpuName();
+
+// Returns the machine's memory, bytes.
+int64_t MemoryBytes();
+
+// Returns how much memory this process had at most so far, mapped files included, bytes.
+int64_t PeakRssBytes();
+
+// Reads a buffer of this many bytes, at least 8, from memory with all threads of TVM's pool.
+// cancelled: asked before every pass.
+// Returns the milliseconds of the median pass; nothing if cancelled.
+// Throws EngineError (out_of_memory).
+std::optional<double> MeasureReadMs(int64_t bytes, const std::function<bool()>& cancelled);
+
+}  // namespace minicpmv
+
+#endif  // MINICPMV_ENGINE_MACHINE_H_
