@@ -20,10 +20,11 @@ COMMANDS = (
     "convert.convert_command",
     "runtime.verify_command",
     "runtime.chat_command",
+    "android.apk_command",
     "convert.info_command",
     "convert.synth_command",
 )
-FOLDERS = ("convert", "quantize", "runtime")  # whose log messages are shown
+FOLDERS = ("android", "convert", "quantize", "runtime")  # whose log messages are shown
 FAILED, INTERRUPTED, BROKEN_PIPE = 2, 128 + signal.SIGINT, 128 + signal.SIGPIPE
 
 

@@ -1,0 +1,1 @@
+"""The app for phones: its Java and its page, the APK builder, sideloading."""

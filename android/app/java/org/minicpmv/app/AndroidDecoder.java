@@ -1,0 +1,174 @@
+package org.minicpmv.app;
+
+import android.graphics.Bitmap;
+import android.graphics.BitmapFactory;
+import android.graphics.BitmapRegionDecoder;
+import android.graphics.Matrix;
+import android.graphics.Rect;
+import android.media.ExifInterface;
+import java.io.BufferedOutputStream;
+import java.io.File;
+import java.io.FileOutputStream;
+import java.io.IOException;
+import java.io.OutputStream;
+import java.nio.ByteBuffer;
+import org.minicpmv.core.Cancel;
+import org.minicpmv.core.Decoder;
+import org.minicpmv.core.EngineException;
+import org.minicpmv.core.PictureStrips;
+import org.minicpmv.core.Progress;
+
+/** Decodes pictures with Android's own decoders, in strips: a 48-megapixel photo fits, too. */
+final class AndroidDecoder implements Decoder {
+  private static final int SMALL = 640; // pixels of the longer side, on the screen
+  private static final int QUALITY = 85; // of the small JPEG
+  private static final int STRIP_BYTES = 16 << 20;
+  private static final long WHOLE_PIXELS = 16_000_000; // of a format that only decodes at once
+
+  @Override
+  public int[] preview(File source, File jpeg) throws IOException {
+    BitmapFactory.Options bounds = bounds(source);
+    BitmapFactory.Options options = new BitmapFactory.Options();
+    options.inSampleSize = 1;
+    while (Math.max(bounds.outWidth, bounds.outHeight) / (options.inSampleSize * 2) >= SMALL) {
+      options.inSampleSize *= 2;
+    }
+    Bitmap small = BitmapFactory.decodeFile(source.getPath(), options);
+    if (small == null) {
+      throw new IOException("not a picture that this phone can decode");
+    }
+    int orientation = orientation(source, bounds);
+    Bitmap upright =
+        Bitmap.createBitmap(
+            small, 0, 0, small.getWidth(), small.getHeight(), matrix(orientation), true);
+    try (OutputStream target = new FileOutputStream(jpeg)) {
+      upright.compress(Bitmap.CompressFormat.JPEG, QUALITY, target);
+    }
+    PictureStrips strips =
+        new PictureStrips(bounds.outWidth, bounds.outHeight, orientation, STRIP_BYTES);
+    return new int[] {strips.uprightWidth(), strips.uprightHeight()};
+  }
+
+  @Override
+  public void pixels(File source, File output, Progress progress, Cancel cancel)
+      throws IOException, EngineException {
+    BitmapFactory.Options bounds = bounds(source);
+    BitmapRegionDecoder regions = regions(source);
+    if (regions == null && (long) bounds.outWidth * bounds.outHeight > WHOLE_PIXELS) {
+      throw new IOException("a picture of this format and size does not fit into memory");
+    }
+    PictureStrips strips =
+        new PictureStrips(
+            bounds.outWidth,
+            bounds.outHeight,
+            orientation(source, bounds),
+            regions == null ? Integer.MAX_VALUE : STRIP_BYTES); // at once: one strip
+    try (OutputStream target = new BufferedOutputStream(new FileOutputStream(output))) {
+      strips.writeHeader(target);
+      for (int i = 0; i < strips.count(); i++) {
+        cancel.check();
+        progress.onProgress("decode", i, strips.count());
+        PictureStrips.Strip strip = strips.strip(i);
+        Bitmap bitmap =
+            regions == null
+                ? BitmapFactory.decodeFile(source.getPath(), raw())
+                : regions.decodeRegion(rect(strip), raw());
+        if (bitmap == null) {
+          throw new IOException("the picture is damaged");
+        }
+        write(strips, strip, bitmap, target);
+      }
+      progress.onProgress("decode", strips.count(), strips.count());
+    } finally {
+      if (regions != null) {
+        regions.recycle();
+      }
+    }
+  }
+
+  private static Rect rect(PictureStrips.Strip strip) {
+    return new Rect(strip.left, strip.top, strip.left + strip.width, strip.top + strip.height);
+  }
+
+  private static void write(
+      PictureStrips strips, PictureStrips.Strip strip, Bitmap bitmap, OutputStream target)
+      throws IOException {
+    if (bitmap.getWidth() != strip.width || bitmap.getHeight() != strip.height) {
+      throw new IOException("the picture was decoded to another size than its own");
+    }
+    // The bitmap's own bytes: getPixels would convert colours, which the reference does not.
+    ByteBuffer pixels = ByteBuffer.allocate(bitmap.getByteCount());
+    bitmap.copyPixelsToBuffer(pixels);
+    strips.write(strip, pixels.array(), bitmap.getRowBytes(), target);
+    bitmap.recycle();
+  }
+
+  /** Returns null for a format that cannot be decoded in parts. */
+  private static BitmapRegionDecoder regions(File source) {
+    try {
+      return BitmapRegionDecoder.newInstance(source.getPath(), false);
+    } catch (IOException e) {
+      return null;
+    }
+  }
+
+  private static BitmapFactory.Options bounds(File source) throws IOException {
+    BitmapFactory.Options bounds = new BitmapFactory.Options();
+    bounds.inJustDecodeBounds = true;
+    BitmapFactory.decodeFile(source.getPath(), bounds);
+    if (bounds.outWidth < 1 || bounds.outHeight < 1) {
+      throw new IOException("not a picture that this phone can decode");
+    }
+    return bounds;
+  }
+
+  private static BitmapFactory.Options raw() {
+    BitmapFactory.Options options = new BitmapFactory.Options();
+    options.inPreferredConfig = Bitmap.Config.ARGB_8888;
+    options.inPremultiplied = false; // transparency is dropped, not mixed in, as the reference does
+    options.inScaled = false;
+    return options;
+  }
+
+  /** HEIF's decoder turns pictures itself, whatever EXIF says. */
+  private static int orientation(File source, BitmapFactory.Options bounds) throws IOException {
+    String type = bounds.outMimeType;
+    if (type != null && (type.contains("heif") || type.contains("heic") || type.contains("avif"))) {
+      return PictureStrips.UPRIGHT;
+    }
+    return new ExifInterface(source.getPath())
+        .getAttributeInt(ExifInterface.TAG_ORIENTATION, PictureStrips.UPRIGHT);
+  }
+
+  private static Matrix matrix(int orientation) {
+    Matrix matrix = new Matrix();
+    switch (orientation) {
+      case ExifInterface.ORIENTATION_FLIP_HORIZONTAL:
+        matrix.setScale(-1, 1);
+        break;
+      case ExifInterface.ORIENTATION_ROTATE_180:
+        matrix.setRotate(180);
+        break;
+      case ExifInterface.ORIENTATION_FLIP_VERTICAL:
+        matrix.setScale(1, -1);
+        break;
+      case ExifInterface.ORIENTATION_TRANSPOSE:
+        matrix.setRotate(90);
+        matrix.postScale(-1, 1);
+        break;
+      case ExifInterface.ORIENTATION_ROTATE_90:
+        matrix.setRotate(90);
+        break;
+      case ExifInterface.ORIENTATION_TRANSVERSE:
+        matrix.setRotate(-90);
+        matrix.postScale(-1, 1);
+        break;
+      case ExifInterface.ORIENTATION_ROTATE_270:
+        matrix.setRotate(-90);
+        break;
+      default:
+        break;
+    }
+    return matrix;
+  }
+}

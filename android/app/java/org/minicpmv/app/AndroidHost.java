@@ -1,0 +1,194 @@
+package org.minicpmv.app;
+
+import android.app.ActivityManager;
+import android.content.ClipData;
+import android.content.ClipboardManager;
+import android.content.Context;
+import android.content.pm.PackageManager;
+import android.content.res.Configuration;
+import android.os.Build;
+import android.os.Handler;
+import android.os.Looper;
+import java.io.IOException;
+import java.io.InputStream;
+import java.util.Locale;
+import org.json.JSONObject;
+import org.minicpmv.core.Decoder;
+import org.minicpmv.core.Host;
+import org.minicpmv.core.Json;
+
+/** The phone, as the assistant needs it. Everything that the screen does is on the main thread. */
+final class AndroidHost implements Host {
+  private final App app;
+  private final Handler main = new Handler(Looper.getMainLooper());
+  private final Decoder decoder = new AndroidDecoder();
+  private MainActivity screen; // null: there is none; this and the next are of the main thread
+  private boolean seen;
+
+  AndroidHost(App app) {
+    this.app = app;
+  }
+
+  /** Called on the main thread. */
+  void attach(MainActivity activity) {
+    screen = activity;
+  }
+
+  /** Called on the main thread. */
+  void detach(MainActivity activity) {
+    if (screen == activity) {
+      screen = null;
+    }
+  }
+
+  /** Called on the main thread. */
+  void setSeen(boolean isSeen) {
+    seen = isSeen;
+  }
+
+  @Override
+  public void toPage(JSONObject event) {
+    final String script = "receive(" + Json.forScript(event) + ")";
+    onScreen(
+        new OnScreen() {
+          @Override
+          public void run(MainActivity activity) {
+            activity.evaluate(script);
+          }
+        });
+  }
+
+  @Override
+  public void working(final boolean busy) {
+    main.post(
+        new Runnable() {
+          @Override
+          public void run() {
+            WorkService.set(app, busy, seen);
+          }
+        });
+  }
+
+  @Override
+  public void choosePicture(final boolean camera) {
+    onScreen(
+        new OnScreen() {
+          @Override
+          public void run(MainActivity activity) {
+            activity.choosePicture(camera);
+          }
+        });
+  }
+
+  @Override
+  public void chooseWeights() {
+    onScreen(
+        new OnScreen() {
+          @Override
+          public void run(MainActivity activity) {
+            activity.chooseWeights();
+          }
+        });
+  }
+
+  @Override
+  public void copy(final String text) {
+    onScreen(
+        new OnScreen() {
+          @Override
+          public void run(MainActivity activity) {
+            ClipboardManager board =
+                (ClipboardManager) app.getSystemService(Context.CLIPBOARD_SERVICE);
+            board.setPrimaryClip(ClipData.newPlainText(null, text));
+          }
+        });
+  }
+
+  @Override
+  public void save(final String name, final String text) {
+    onScreen(
+        new OnScreen() {
+          @Override
+          public void run(MainActivity activity) {
+            activity.save(name, text);
+          }
+        });
+  }
+
+  @Override
+  public void leave() {
+    onScreen(
+        new OnScreen() {
+          @Override
+          public void run(MainActivity activity) {
+            activity.moveTaskToBack(true);
+          }
+        });
+  }
+
+  @Override
+  public String language() {
+    Locale locale = app.getResources().getConfiguration().getLocales().get(0);
+    return locale.getLanguage();
+  }
+
+  @Override
+  public boolean isDark() {
+    int mode = app.getResources().getConfiguration().uiMode & Configuration.UI_MODE_NIGHT_MASK;
+    return mode == Configuration.UI_MODE_NIGHT_YES;
+  }
+
+  @Override
+  public JSONObject about() {
+    String version;
+    try {
+      version = app.getPackageManager().getPackageInfo(app.getPackageName(), 0).versionName;
+    } catch (PackageManager.NameNotFoundException e) {
+      throw new IllegalStateException("the app runs, so it is installed", e);
+    }
+    return Json.object(
+        "app", version,
+        "phone", Build.MANUFACTURER + " " + Build.MODEL,
+        "chip", Build.VERSION.SDK_INT >= 31 ? Build.SOC_MODEL : Build.HARDWARE,
+        "android", Build.VERSION.RELEASE,
+        "memory_bytes", memory().totalMem,
+        "free_space_bytes", app.getFilesDir().getUsableSpace());
+  }
+
+  @Override
+  public long availableMemory() {
+    return memory().availMem;
+  }
+
+  @Override
+  public InputStream bundleFile(String name) throws IOException {
+    return app.getAssets().open("bundle/" + name);
+  }
+
+  @Override
+  public Decoder decoder() {
+    return decoder;
+  }
+
+  private ActivityManager.MemoryInfo memory() {
+    ActivityManager.MemoryInfo info = new ActivityManager.MemoryInfo();
+    ((ActivityManager) app.getSystemService(Context.ACTIVITY_SERVICE)).getMemoryInfo(info);
+    return info;
+  }
+
+  private void onScreen(final OnScreen action) {
+    main.post(
+        new Runnable() {
+          @Override
+          public void run() {
+            if (screen != null) {
+              action.run(screen);
+            }
+          }
+        });
+  }
+
+  private interface OnScreen {
+    void run(MainActivity activity);
+  }
+}

@@ -1,0 +1,173 @@
+package org.minicpmv.app;
+
+import android.Manifest;
+import android.app.Activity;
+import android.content.ActivityNotFoundException;
+import android.content.Intent;
+import android.content.res.Configuration;
+import android.net.Uri;
+import android.os.Build;
+import android.os.Bundle;
+import android.provider.MediaStore;
+import android.util.AndroidRuntimeException;
+import android.webkit.WebSettings;
+import android.webkit.WebView;
+import android.widget.TextView;
+import android.widget.Toast;
+import java.io.IOException;
+import java.io.OutputStream;
+import java.nio.charset.StandardCharsets;
+import org.minicpmv.core.PageFiles;
+
+/** The screen: a web view, and the system's own pickers. */
+public final class MainActivity extends Activity {
+  private static final int PICTURE = 1;
+  private static final int PHOTO = 2;
+  private static final int WEIGHTS = 3;
+  private static final int SAVE = 4;
+  private static final String TO_SAVE = "to_save"; // key of the instance state
+
+  private WebView view; // null: the system has none
+  private String toSave;
+
+  @Override
+  protected void onCreate(Bundle state) {
+    super.onCreate(state);
+    toSave = state == null ? null : state.getString(TO_SAVE);
+    try {
+      view = new WebView(this);
+    } catch (AndroidRuntimeException e) { // missing, switched off, or just being updated
+      TextView text = new TextView(this);
+      text.setText(R.string.no_web_view);
+      setContentView(text);
+      return;
+    }
+    WebSettings settings = view.getSettings();
+    settings.setJavaScriptEnabled(true);
+    settings.setAllowFileAccess(false);
+    settings.setAllowContentAccess(false);
+    settings.setGeolocationEnabled(false);
+    view.setBackgroundColor(getColor(R.color.background));
+    view.setWebViewClient(new PageClient(app()));
+    view.addJavascriptInterface(new Bridge(app()), "app");
+    setContentView(view);
+    app().host().attach(this);
+    view.loadUrl(PageFiles.START);
+    if (Build.VERSION.SDK_INT >= Build.VERSION_CODES.TIRAMISU) {
+      requestPermissions(new String[] {Manifest.permission.POST_NOTIFICATIONS}, 0);
+    }
+  }
+
+  @Override
+  protected void onStart() {
+    super.onStart();
+    app().host().setSeen(true);
+    app().assistant().foreground();
+  }
+
+  @Override
+  protected void onStop() {
+    app().host().setSeen(false);
+    super.onStop();
+  }
+
+  @Override
+  public void onConfigurationChanged(Configuration configuration) {
+    super.onConfigurationChanged(configuration);
+    app().assistant().onChange(); // the language and light or dark may be others
+  }
+
+  @Override
+  protected void onSaveInstanceState(Bundle state) {
+    super.onSaveInstanceState(state);
+    state.putString(TO_SAVE, toSave);
+  }
+
+  @Override
+  protected void onDestroy() {
+    app().host().detach(this);
+    if (view != null) {
+      view.destroy();
+    }
+    super.onDestroy();
+  }
+
+  /** The page decides: it closes what is open, or leaves. */
+  @Override
+  public void onBackPressed() {
+    if (view == null) {
+      finish();
+    } else {
+      evaluate("receive({event: 'back'})");
+    }
+  }
+
+  void evaluate(String script) {
+    view.evaluateJavascript(script, null);
+  }
+
+  void choosePicture(boolean camera) {
+    if (camera) {
+      Uri photo = PhotoProvider.newPhoto(this);
+      Intent intent = new Intent(MediaStore.ACTION_IMAGE_CAPTURE);
+      intent.putExtra(MediaStore.EXTRA_OUTPUT, photo);
+      intent.addFlags(
+          Intent.FLAG_GRANT_WRITE_URI_PERMISSION | Intent.FLAG_GRANT_READ_URI_PERMISSION);
+      start(intent, PHOTO);
+    } else {
+      start(document(Intent.ACTION_OPEN_DOCUMENT, "image/*"), PICTURE);
+    }
+  }
+
+  void chooseWeights() {
+    start(document(Intent.ACTION_OPEN_DOCUMENT, "*/*"), WEIGHTS);
+  }
+
+  void save(String name, String text) {
+    toSave = text;
+    Intent intent = document(Intent.ACTION_CREATE_DOCUMENT, "text/plain");
+    start(intent.putExtra(Intent.EXTRA_TITLE, name), SAVE);
+  }
+
+  @Override
+  protected void onActivityResult(int request, int result, Intent data) {
+    if (result != RESULT_OK) {
+      return;
+    }
+    Uri chosen = data == null ? null : data.getData();
+    if (request == PHOTO) {
+      new Thread(new Taking(app(), PhotoProvider.photo(this), false)).start();
+    } else if (chosen != null && request == PICTURE) {
+      new Thread(new Taking(app(), chosen, false)).start();
+    } else if (chosen != null && request == WEIGHTS) {
+      new Thread(new Taking(app(), chosen, true)).start();
+    } else if (chosen != null && request == SAVE && toSave != null) {
+      write(chosen, toSave);
+      toSave = null;
+    }
+  }
+
+  private void write(Uri target, String text) {
+    try (OutputStream stream = getContentResolver().openOutputStream(target)) {
+      stream.write(text.getBytes(StandardCharsets.UTF_8));
+    } catch (IOException e) {
+      Toast.makeText(this, String.valueOf(e.getMessage()), Toast.LENGTH_LONG).show();
+    }
+  }
+
+  private void start(Intent intent, int request) {
+    try {
+      startActivityForResult(intent, request);
+    } catch (ActivityNotFoundException e) {
+      Toast.makeText(this, R.string.no_picker, Toast.LENGTH_LONG).show();
+    }
+  }
+
+  private static Intent document(String action, String type) {
+    return new Intent(action).addCategory(Intent.CATEGORY_OPENABLE).setType(type);
+  }
+
+  private App app() {
+    return (App) getApplication();
+  }
+}

@@ -1,0 +1,77 @@
+package org.minicpmv.app;
+
+import android.app.Notification;
+import android.app.NotificationChannel;
+import android.app.NotificationManager;
+import android.app.PendingIntent;
+import android.app.Service;
+import android.content.Context;
+import android.content.Intent;
+import android.content.pm.ServiceInfo;
+import android.os.Build;
+import android.os.IBinder;
+
+/** Tells the system that the app works, so that it is not stopped when it is not seen. */
+public final class WorkService extends Service {
+  private static final String CHANNEL = "work";
+  private static final int NOTIFICATION = 1;
+
+  private static boolean wanted; // these two are of the main thread
+  private static WorkService running; // null: not started yet, or ended
+
+  /** Starts or ends it; called on the main thread. Only an app that is seen may start it. */
+  static void set(Context context, boolean busy, boolean isSeen) {
+    wanted = busy;
+    if (busy && isSeen) {
+      try {
+        context.startForegroundService(new Intent(context, WorkService.class));
+      } catch (IllegalStateException e) {
+        return; // it was left just now; then the work goes on while the system lets it
+      }
+    } else if (!busy && running != null) {
+      running.stopSelf();
+    }
+  }
+
+  @Override
+  public int onStartCommand(Intent intent, int flags, int id) {
+    NotificationManager manager =
+        (NotificationManager) getSystemService(Context.NOTIFICATION_SERVICE);
+    manager.createNotificationChannel(
+        new NotificationChannel(
+            CHANNEL,
+            getString(R.string.notification_channel),
+            NotificationManager.IMPORTANCE_LOW));
+    Intent open = new Intent(this, MainActivity.class);
+    Notification notification =
+        new Notification.Builder(this, CHANNEL)
+            .setSmallIcon(R.drawable.notification)
+            .setContentTitle(getString(R.string.notification_text))
+            .setContentIntent(
+                PendingIntent.getActivity(this, 0, open, PendingIntent.FLAG_IMMUTABLE))
+            .setOngoing(true)
+            .build();
+    if (Build.VERSION.SDK_INT >= Build.VERSION_CODES.Q) {
+      startForeground(
+          NOTIFICATION, notification, ServiceInfo.FOREGROUND_SERVICE_TYPE_DATA_SYNC);
+    } else {
+      startForeground(NOTIFICATION, notification);
+    }
+    running = this;
+    if (!wanted) {
+      stopSelf(); // the work was done before the system started this; it must start all the same
+    }
+    return START_NOT_STICKY;
+  }
+
+  @Override
+  public void onDestroy() {
+    running = null;
+    super.onDestroy();
+  }
+
+  @Override
+  public IBinder onBind(Intent intent) {
+    return null;
+  }
+}

@@ -1,0 +1,128 @@
+package org.minicpmv.core;
+
+import java.util.ArrayList;
+import java.util.List;
+import org.json.JSONArray;
+import org.json.JSONObject;
+
+/** A conversation: users' turns and answers, pictures among them. */
+public final class Chat {
+  private static final int TITLE = 60; // characters
+
+  public final String id;
+  private final List<Turn> turns = new ArrayList<>();
+  private long changed; // milliseconds since 1970
+
+  public Chat(String id, long now) {
+    this.id = id;
+    this.changed = now;
+  }
+
+  public synchronized List<Turn> turns() {
+    return new ArrayList<>(turns);
+  }
+
+  public synchronized long changed() {
+    return changed;
+  }
+
+  /** The first question, or as much of it as a list shows. */
+  public synchronized String title() {
+    String text = turns.isEmpty() ? "" : turns.get(0).text.trim().replaceAll("\\s+", " ");
+    if (text.codePointCount(0, text.length()) <= TITLE) {
+      return text;
+    }
+    return text.substring(0, text.offsetByCodePoints(0, TITLE)) + "…";
+  }
+
+  /**
+   * Asks: at the end, or in place of an earlier question, which goes with all that follows it.
+   *
+   * @param from index of the question that this one replaces; the number of turns adds one
+   */
+  public synchronized void ask(int from, Turn question, long now) {
+    boolean isQuestion = from == turns.size() || (from >= 0 && from < turns.size());
+    if (!isQuestion || (from < turns.size() && !turns.get(from).isUser())) {
+      throw new IllegalArgumentException("no question at " + from);
+    }
+    turns.subList(from, turns.size()).clear();
+    turns.add(question);
+    changed = now;
+  }
+
+  /** Adds an answer. */
+  public synchronized void answer(Turn answer, long now) {
+    turns.add(answer);
+    changed = now;
+  }
+
+  /**
+   * Returns what the engine hears: the model sees one picture, before the first question, so its
+   * conversation begins with the question that brought the latest picture. Questions without an
+   * answer are left out, but the last.
+   */
+  public synchronized JSONArray messages() {
+    JSONArray messages = new JSONArray();
+    for (int i = pictureIndex(); i < turns.size(); i++) {
+      Turn turn = turns.get(i);
+      boolean isLast = i == turns.size() - 1;
+      Turn next = isLast ? null : turns.get(i + 1);
+      if (turn.isUser() && isLast) {
+        messages.put(message(turn));
+      } else if (turn.isUser() && !next.isUser() && !next.text.isEmpty()) {
+        messages.put(message(turn));
+        messages.put(message(next));
+      }
+    }
+    return messages;
+  }
+
+  /** Returns the id of the picture that the engine's conversation is about, or null. */
+  public synchronized String picture() {
+    return turns.isEmpty() ? null : turns.get(pictureIndex()).picture;
+  }
+
+  /** Returns the ids of all pictures. */
+  public synchronized List<String> pictures() {
+    List<String> pictures = new ArrayList<>();
+    for (Turn turn : turns) {
+      if (turn.picture != null) {
+        pictures.add(turn.picture);
+      }
+    }
+    return pictures;
+  }
+
+  public synchronized JSONObject toJson() {
+    JSONArray array = new JSONArray();
+    for (Turn turn : turns) {
+      array.put(turn.toJson());
+    }
+    return Json.object("id", id, "title", title(), "changed", changed, "turns", array);
+  }
+
+  /** Reads what {@link #toJson} wrote; what is no turn in it is left out. */
+  static Chat fromJson(String id, JSONObject json) {
+    Chat chat = new Chat(id, json.optLong("changed"));
+    for (JSONObject object : Json.objects(json.optJSONArray("turns"))) {
+      Turn turn = Turn.fromJson(object);
+      if (turn != null) {
+        chat.turns.add(turn);
+      }
+    }
+    return chat;
+  }
+
+  private int pictureIndex() {
+    for (int i = turns.size() - 1; i > 0; i--) {
+      if (turns.get(i).picture != null) {
+        return i;
+      }
+    }
+    return 0;
+  }
+
+  private static JSONObject message(Turn turn) {
+    return Json.object("role", turn.role, "content", turn.text);
+  }
+}

@@ -1,0 +1,102 @@
+package org.minicpmv.core;
+
+import java.io.File;
+import java.io.IOException;
+import java.util.ArrayList;
+import java.util.Collections;
+import java.util.Comparator;
+import java.util.HashSet;
+import java.util.List;
+import java.util.Map;
+import java.util.Set;
+import java.util.TreeMap;
+import java.util.UUID;
+import org.json.JSONArray;
+import org.json.JSONException;
+import org.json.JSONObject;
+
+/** Conversations that outlive the app: one file each. */
+public final class ChatStore {
+  private static final String SUFFIX = ".json";
+
+  private final File folder;
+  private final Log log;
+  private final Map<String, Chat> chats = new TreeMap<>();
+
+  public ChatStore(File folder, Log log) throws IOException {
+    this.folder = folder;
+    this.log = log;
+    FileTools.makeFolder(folder);
+    for (File file : FileTools.list(folder)) {
+      String name = file.getName();
+      if (name.endsWith(SUFFIX)) {
+        read(file, name.substring(0, name.length() - SUFFIX.length()));
+      }
+    }
+  }
+
+  /** Begins a chat; it is kept once it is saved. */
+  public synchronized Chat create(long now) {
+    Chat chat = new Chat(UUID.randomUUID().toString(), now);
+    chats.put(chat.id, chat);
+    return chat;
+  }
+
+  /** Returns null if there is none. */
+  public synchronized Chat get(String id) {
+    return id == null ? null : chats.get(id);
+  }
+
+  public synchronized void save(Chat chat) throws EngineException {
+    if (!chats.containsKey(chat.id)) {
+      return; // deleted meanwhile
+    }
+    try {
+      FileTools.write(new File(folder, chat.id + SUFFIX), chat.toJson().toString());
+    } catch (IOException e) {
+      throw new EngineException(
+          EngineException.FILE_ERROR, "the chat could not be kept: " + e.getMessage(), e);
+    }
+  }
+
+  public synchronized void delete(String id) {
+    if (chats.remove(id) != null && !new File(folder, id + SUFFIX).delete()) {
+      log.add("chat " + id + " had no file");
+    }
+  }
+
+  /** Returns what a list of chats shows, the latest first. */
+  public synchronized JSONArray list() {
+    List<Chat> sorted = new ArrayList<>(chats.values());
+    Collections.sort(
+        sorted,
+        new Comparator<Chat>() {
+          @Override
+          public int compare(Chat one, Chat other) {
+            return Long.compare(other.changed(), one.changed());
+          }
+        });
+    JSONArray list = new JSONArray();
+    for (Chat chat : sorted) {
+      list.put(Json.object("id", chat.id, "title", chat.title(), "changed", chat.changed()));
+    }
+    return list;
+  }
+
+  /** Returns the pictures that some chat shows. */
+  public synchronized Set<String> pictures() {
+    Set<String> pictures = new HashSet<>();
+    for (Chat chat : chats.values()) {
+      pictures.addAll(chat.pictures());
+    }
+    return pictures;
+  }
+
+  private void read(File file, String id) {
+    try {
+      chats.put(id, Chat.fromJson(id, new JSONObject(FileTools.read(file))));
+    } catch (IOException | JSONException e) {
+      log.add("chat " + id + " cannot be read and is left as it is: " + e.getMessage());
+    }
+  }
+}

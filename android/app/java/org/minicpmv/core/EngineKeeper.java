@@ -1,0 +1,171 @@
+package org.minicpmv.core;
+
+import java.io.File;
+import java.util.Iterator;
+import java.util.LinkedHashMap;
+import java.util.List;
+import java.util.Map;
+import org.json.JSONArray;
+import org.json.JSONObject;
+
+/**
+ * Has one engine running and loaded when it is needed, and none when it is not.
+ *
+ * <p>All but {@link #cancel} is called from one thread.
+ */
+final class EngineKeeper {
+  private static final long QUIET_SECONDS = 600; // a slow phone takes minutes for a picture
+  private static final String UNKNOWN_PICTURE = "unknown_picture";
+
+  private final List<String> command;
+  private final File bundle;
+  private final File cache;
+  private final Log log;
+  private final Map<String, String> names = new LinkedHashMap<>(); // of pictures, to the engine
+  private volatile Engine engine;
+  private volatile JSONObject loaded; // what the engine said of the bundle; null: none is loaded
+  private int window;
+  private int threads;
+
+  EngineKeeper(List<String> command, File bundle, File cache, Log log) {
+    this.command = command;
+    this.bundle = bundle;
+    this.cache = cache;
+    this.log = log;
+  }
+
+  /** Returns what a running engine said of itself; null if there is none. */
+  JSONObject hello() {
+    Engine running = engine;
+    return running == null ? null : running.hello();
+  }
+
+  boolean isReady() {
+    return engine != null && loaded != null;
+  }
+
+  /** Starts and loads what is not yet; returns what the engine said of the bundle. */
+  JSONObject ready(Settings settings, Engine.Listener listener) throws EngineException {
+    if (engine != null && threads != settings.threads()) {
+      unload();
+    }
+    try {
+      if (engine == null) {
+        threads = settings.threads();
+        engine = new Engine(command, threads, new File(cache, "engine.stderr"), QUIET_SECONDS);
+        log.add("engine started: " + engine.hello());
+      }
+      if (loaded == null || window != settings.window()) {
+        listener.onProgress("load", 0, 0);
+        loaded = null;
+        window = settings.window();
+        loaded =
+            request("load", Json.object("bundle", bundle.getPath(), "window", window), listener);
+        log.add("bundle loaded: " + loaded);
+      }
+      return loaded;
+    } catch (EngineException e) {
+      throw noted(e);
+    }
+  }
+
+  /** Sends a request to the running engine. */
+  JSONObject request(String op, JSONObject fields, Engine.Listener listener)
+      throws EngineException {
+    Engine running = engine;
+    if (running == null) {
+      throw new EngineException(EngineException.DIED, "the engine is not running");
+    }
+    try {
+      return running.request(op, fields, listener);
+    } catch (EngineException e) {
+      throw noted(e);
+    }
+  }
+
+  /**
+   * Answers a conversation.
+   *
+   * @param messages as the protocol has them
+   * @param picture the id of the picture that they are about, or null
+   * @param speed gets what the picture took
+   */
+  JSONObject chat(
+      JSONArray messages,
+      String picture,
+      Pictures pictures,
+      JSONObject sampling,
+      Engine.Listener listener,
+      Cancel cancel,
+      JSONObject speed)
+      throws EngineException {
+    String name = picture == null ? null : names.get(picture);
+    boolean isRemembered = name != null;
+    if (picture != null && name == null) {
+      name = encode(picture, pictures, listener, cancel, speed);
+    }
+    cancel.check();
+    try {
+      return request("chat", chatFields(messages, name, sampling), listener);
+    } catch (EngineException e) {
+      if (!isRemembered || !e.code().equals(UNKNOWN_PICTURE)) {
+        throw e;
+      }
+      name = encode(picture, pictures, listener, cancel, speed); // it has seen many others since
+      return request("chat", chatFields(messages, name, sampling), listener);
+    }
+  }
+
+  /** Ends what is under way. */
+  void cancel() {
+    Engine running = engine;
+    if (running != null) {
+      running.cancel();
+    }
+  }
+
+  /** Ends the engine, so that its memory is free. */
+  void unload() {
+    Engine running = engine;
+    engine = null;
+    loaded = null;
+    names.clear();
+    if (running != null) {
+      running.close();
+      log.add("engine ended");
+    }
+  }
+
+  private String encode(
+      String picture, Pictures pictures, Engine.Listener listener, Cancel cancel, JSONObject speed)
+      throws EngineException {
+    File pixels = new File(cache, "picture.pixels");
+    try {
+      pictures.pixels(picture, pixels, listener, cancel);
+      cancel.check();
+      JSONObject line = request("image", Json.object("path", pixels.getPath()), listener);
+      Json.put(speed, "encode_ms", line.optDouble("encode_ms"));
+      names.put(picture, line.optString("image"));
+      return line.optString("image");
+    } finally {
+      pixels.delete();
+    }
+  }
+
+  private EngineException noted(EngineException e) {
+    log.add("engine: " + e.code() + ": " + e.getMessage());
+    if (e.isDeath()) {
+      unload();
+    }
+    return e;
+  }
+
+  private static JSONObject chatFields(JSONArray messages, String image, JSONObject sampling) {
+    JSONObject fields = Json.object("messages", messages, "image", image);
+    for (Iterator<String> keys = sampling.keys(); keys.hasNext(); ) {
+      String key = keys.next();
+      Json.put(fields, key, sampling.opt(key));
+    }
+    return fields;
+  }
+}

@@ -1,0 +1,56 @@
+package org.minicpmv.core;
+
+import java.util.ArrayList;
+import java.util.List;
+import org.json.JSONArray;
+import org.json.JSONException;
+import org.json.JSONObject;
+
+/** Android's JSON without the checked exceptions that cannot happen. */
+public final class Json {
+  private Json() {}
+
+  /** Makes an object of names and values in turn; a value that is null is left out. */
+  public static JSONObject object(Object... pairs) {
+    JSONObject object = new JSONObject();
+    for (int i = 0; i < pairs.length; i += 2) {
+      put(object, (String) pairs[i], pairs[i + 1]);
+    }
+    return object;
+  }
+
+  /** Sets a value; null removes it. */
+  public static void put(JSONObject object, String name, Object value) {
+    try {
+      object.put(name, value);
+    } catch (JSONException e) {
+      throw new IllegalArgumentException(name + ": no JSON value: " + value, e);
+    }
+  }
+
+  /** Returns a text, or null if there is none of this name. */
+  public static String text(JSONObject object, String name) {
+    Object value = object.opt(name);
+    return value instanceof String ? (String) value : null;
+  }
+
+  /** Returns the objects in an array; what is none is left out. */
+  public static List<JSONObject> objects(JSONArray array) {
+    List<JSONObject> objects = new ArrayList<>();
+    for (int i = 0; array != null && i < array.length(); i++) {
+      JSONObject object = array.optJSONObject(i);
+      if (object != null) {
+        objects.add(object);
+      }
+    }
+    return objects;
+  }
+
+  /**
+   * Writes an object so that it can stand in a script. Two line separators are allowed in JSON but
+   * end a line in scripts before ES2019, which old WebViews speak.
+   */
+  public static String forScript(JSONObject object) {
+    return object.toString().replace("\u2028", "\\u2028").replace("\u2029", "\\u2029");
+  }
+}

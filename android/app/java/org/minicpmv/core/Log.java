@@ -1,0 +1,50 @@
+package org.minicpmv.core;
+
+import java.io.File;
+import java.io.IOException;
+import java.nio.charset.StandardCharsets;
+import java.nio.file.Files;
+import java.nio.file.StandardOpenOption;
+import java.text.SimpleDateFormat;
+import java.util.Date;
+import java.util.Locale;
+
+/** What happened, for whoever looks for a mistake: never what the user said or showed. */
+public final class Log {
+  private static final long LIMIT = 128 << 10; // bytes of each of two files
+
+  private final File file;
+  private final File older;
+
+  public Log(File file) {
+    this.file = file;
+    this.older = new File(file.getPath() + ".old");
+  }
+
+  public synchronized void add(String text) {
+    String time = new SimpleDateFormat("yyyy-MM-dd HH:mm:ss", Locale.ROOT).format(new Date());
+    byte[] line = (time + " " + text + "\n").getBytes(StandardCharsets.UTF_8);
+    try {
+      if (file.length() > LIMIT) {
+        FileTools.move(file, older);
+      }
+      Files.write(
+          file.toPath(), line, StandardOpenOption.CREATE, StandardOpenOption.APPEND);
+    } catch (IOException e) {
+      System.err.println("the log cannot be written: " + e); // a full disk must not stop the app
+    }
+  }
+
+  /** Returns all that is kept. */
+  public synchronized String text() {
+    StringBuilder text = new StringBuilder();
+    for (File part : new File[] {older, file}) {
+      try {
+        text.append(part.exists() ? FileTools.read(part) : "");
+      } catch (IOException e) {
+        text.append("(").append(e.getMessage()).append(")\n");
+      }
+    }
+    return text.toString();
+  }
+}

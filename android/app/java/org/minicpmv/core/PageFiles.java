@@ -1,0 +1,62 @@
+package org.minicpmv.core;
+
+import java.util.Collections;
+import java.util.HashMap;
+import java.util.LinkedHashMap;
+import java.util.Locale;
+import java.util.Map;
+import java.util.regex.Pattern;
+
+/** Which of the app's files the page may have, and how they are served. */
+public final class PageFiles {
+  public static final String ORIGIN = "https://app.local";
+  public static final String START = ORIGIN + "/index.html";
+  private static final String PICTURES = "/picture/";
+  private static final Pattern NAME = Pattern.compile("/[a-z0-9_-]+\\.[a-z]+");
+  private static final Pattern PICTURE = Pattern.compile("/picture/[0-9a-f-]{36}");
+  private static final Map<String, String> TYPES = new HashMap<>();
+  private static final Map<String, String> HEADERS;
+
+  static {
+    TYPES.put("html", "text/html");
+    TYPES.put("css", "text/css");
+    TYPES.put("js", "text/javascript");
+    TYPES.put("svg", "image/svg+xml");
+    TYPES.put("txt", "text/plain");
+    Map<String, String> headers = new LinkedHashMap<>();
+    headers.put(
+        "Content-Security-Policy",
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
+            + "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'");
+    headers.put("X-Content-Type-Options", "nosniff");
+    headers.put("Cache-Control", "no-store");
+    HEADERS = Collections.unmodifiableMap(headers);
+  }
+
+  private PageFiles() {}
+
+  /** Headers of every answer. */
+  public static Map<String, String> headers() {
+    return HEADERS;
+  }
+
+  /** Returns the asset of a path, or null if the page has none such. */
+  public static String asset(String path) {
+    return path != null && NAME.matcher(path).matches() && type(path) != null
+        ? "page" + path
+        : null;
+  }
+
+  /** Returns the id of the picture that a path asks for, or null. */
+  public static String picture(String path) {
+    return path != null && PICTURE.matcher(path).matches()
+        ? path.substring(PICTURES.length())
+        : null;
+  }
+
+  /** Returns the MIME type of a name, or null if it is none of ours. */
+  public static String type(String name) {
+    int dot = name.lastIndexOf('.');
+    return TYPES.get(name.substring(dot + 1).toLowerCase(Locale.ROOT));
+  }
+}

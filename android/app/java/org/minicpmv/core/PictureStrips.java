@@ -1,0 +1,147 @@
+package org.minicpmv.core;
+
+import java.io.IOException;
+import java.io.OutputStream;
+import java.nio.ByteBuffer;
+import java.nio.ByteOrder;
+import java.nio.charset.StandardCharsets;
+
+/**
+ * Cuts a picture of any size into strips that fit into memory, and turns them upright.
+ *
+ * <p>A strip is a rectangle of the stored picture that becomes whole rows of the upright one, so
+ * that the engine's pixel file (runtime/engine/picture_file.h) is written from its top to its end.
+ */
+public final class PictureStrips {
+  public static final int UPRIGHT = 1; // EXIF's orientation
+  private static final int LAST_ORIENTATION = 8;
+  private static final int FIRST_TURNED = 5; // from here on width and height change places
+  private static final String MAGIC = "MCPMVRGB";
+  private static final int VERSION = 1;
+  private static final int HEADER = 24;
+  private static final int SOURCE_BYTES = 4; // a pixel: red, green, blue, alpha
+  private static final int TARGET_BYTES = 3;
+  private static final int ALIGNMENT = 16; // rows: JPEG's blocks are decoded whole
+
+  /** A rectangle of the stored picture, in pixels. */
+  public static final class Strip {
+    public final int left;
+    public final int top;
+    public final int width;
+    public final int height;
+
+    Strip(int left, int top, int width, int height) {
+      this.left = left;
+      this.top = top;
+      this.width = width;
+      this.height = height;
+    }
+  }
+
+  private final int width;
+  private final int height;
+  private final int orientation;
+  private final int rows;
+
+  /**
+   * @param width of the stored picture
+   * @param height of the stored picture
+   * @param orientation as EXIF has it, 1 to 8; anything else counts as upright
+   * @param stripBytes how much memory a strip may take
+   */
+  public PictureStrips(int width, int height, int orientation, int stripBytes) {
+    if (width < 1 || height < 1) {
+      throw new IllegalArgumentException("a picture of " + width + " x " + height);
+    }
+    this.width = width;
+    this.height = height;
+    boolean known = orientation >= UPRIGHT && orientation <= LAST_ORIENTATION;
+    this.orientation = known ? orientation : UPRIGHT;
+    long fitting = stripBytes / ((long) uprightWidth() * SOURCE_BYTES);
+    long aligned = fitting / ALIGNMENT * ALIGNMENT;
+    this.rows = (int) Math.min(uprightHeight(), Math.max(aligned, ALIGNMENT));
+  }
+
+  public int uprightWidth() {
+    return isTurned() ? height : width;
+  }
+
+  public int uprightHeight() {
+    return isTurned() ? width : height;
+  }
+
+  public int count() {
+    return (uprightHeight() + rows - 1) / rows;
+  }
+
+  /** Returns the rectangle to decode for the strip that is `index`-th from the upright top. */
+  public Strip strip(int index) {
+    int first = index * rows;
+    int length = Math.min(rows, uprightHeight() - first);
+    // Rows of the upright picture are rows or columns of the stored one, counted from either end.
+    boolean fromEnd = orientation == 3 || orientation == 4 || orientation == 7 || orientation == 8;
+    int start = fromEnd ? uprightHeight() - first - length : first;
+    return isTurned()
+        ? new Strip(start, 0, length, height)
+        : new Strip(0, start, width, length);
+  }
+
+  /** Writes what stands before the pixels. */
+  public void writeHeader(OutputStream target) throws IOException {
+    ByteBuffer header = ByteBuffer.allocate(HEADER).order(ByteOrder.LITTLE_ENDIAN);
+    header.put(MAGIC.getBytes(StandardCharsets.US_ASCII));
+    header.putInt(VERSION).putInt(uprightWidth()).putInt(uprightHeight()).putInt(0);
+    target.write(header.array());
+  }
+
+  /**
+   * Writes a strip as upright rows of red, green and blue.
+   *
+   * @param strip a rectangle of this picture
+   * @param pixels its rows of red, green, blue and alpha
+   * @param rowBytes from one row to the next
+   */
+  public void write(Strip strip, byte[] pixels, int rowBytes, OutputStream target)
+      throws IOException {
+    int wide = isTurned() ? strip.height : strip.width;
+    int high = isTurned() ? strip.width : strip.height;
+    byte[] row = new byte[wide * TARGET_BYTES];
+    for (int y = 0; y < high; y++) {
+      for (int x = 0; x < wide; x++) {
+        int from = sourceOffset(strip, x, y, rowBytes);
+        row[TARGET_BYTES * x] = pixels[from];
+        row[TARGET_BYTES * x + 1] = pixels[from + 1];
+        row[TARGET_BYTES * x + 2] = pixels[from + 2];
+      }
+      target.write(row);
+    }
+  }
+
+  /** Returns where a pixel of the upright strip stands in the stored one. */
+  private int sourceOffset(Strip strip, int x, int y, int rowBytes) {
+    int right = strip.width - 1;
+    int bottom = strip.height - 1;
+    switch (orientation) {
+      case 2: // mirrored
+        return y * rowBytes + (right - x) * SOURCE_BYTES;
+      case 3: // turned by 180 degrees
+        return (bottom - y) * rowBytes + (right - x) * SOURCE_BYTES;
+      case 4: // upside down in a mirror
+        return (bottom - y) * rowBytes + x * SOURCE_BYTES;
+      case 5: // transposed
+        return x * rowBytes + y * SOURCE_BYTES;
+      case 6: // to be turned clockwise
+        return (bottom - x) * rowBytes + y * SOURCE_BYTES;
+      case 7: // transposed along the other diagonal
+        return (bottom - x) * rowBytes + (right - y) * SOURCE_BYTES;
+      case 8: // to be turned counter-clockwise
+        return x * rowBytes + (right - y) * SOURCE_BYTES;
+      default:
+        return y * rowBytes + x * SOURCE_BYTES;
+    }
+  }
+
+  private boolean isTurned() {
+    return orientation >= FIRST_TURNED;
+  }
+}

@@ -1,0 +1,99 @@
+package org.minicpmv.core;
+
+import java.io.File;
+import java.io.IOException;
+import java.io.InputStream;
+import java.io.OutputStream;
+import java.nio.file.Files;
+import java.util.Set;
+import java.util.UUID;
+import org.json.JSONObject;
+
+/** Pictures of the chats: each as it came, and a small one for the screen. */
+public final class Pictures {
+  private static final String SMALL = ".jpg";
+  private static final long LIMIT = 200L << 20; // bytes of a file; more than any camera writes
+  private static final int BLOCK = 1 << 16;
+
+  private final File folder;
+  private final Decoder decoder;
+
+  public Pictures(File folder, Decoder decoder) throws IOException {
+    this.folder = folder;
+    this.decoder = decoder;
+    FileTools.makeFolder(folder);
+  }
+
+  /** Keeps a picture; returns its id, width and height. */
+  public JSONObject add(InputStream source) throws EngineException {
+    String id = UUID.randomUUID().toString();
+    File partial = new File(folder, id + ".partial");
+    try {
+      copy(source, partial);
+      int[] size = decoder.preview(partial, small(id));
+      FileTools.move(partial, original(id));
+      return Json.object("id", id, "width", size[0], "height", size[1]);
+    } catch (IOException | RuntimeException e) { // decoders throw both for damaged files
+      small(id).delete();
+      boolean full = folder.getUsableSpace() < BLOCK;
+      throw new EngineException(
+          full ? EngineException.NO_SPACE : EngineException.INVALID_PICTURE,
+          String.valueOf(e.getMessage()),
+          e);
+    } finally {
+      partial.delete();
+    }
+  }
+
+  public boolean has(String id) {
+    return original(id).isFile();
+  }
+
+  /** The file for the screen. */
+  public File small(String id) {
+    return new File(folder, id + SMALL);
+  }
+
+  /** Decodes a picture into the engine's form. */
+  public void pixels(String id, File output, Progress progress, Cancel cancel)
+      throws EngineException {
+    try {
+      decoder.pixels(original(id), output, progress, cancel);
+    } catch (IOException | RuntimeException e) {
+      boolean full = folder.getUsableSpace() < BLOCK;
+      throw new EngineException(
+          full ? EngineException.NO_SPACE : EngineException.INVALID_PICTURE,
+          "the picture cannot be decoded: " + e.getMessage(),
+          e);
+    }
+  }
+
+  /** Removes all that no chat shows. */
+  public void keepOnly(Set<String> used) {
+    for (File file : FileTools.list(folder)) {
+      String name = file.getName();
+      int dot = name.indexOf('.');
+      if (!used.contains(dot < 0 ? name : name.substring(0, dot))) {
+        file.delete(); // what cannot be deleted now goes another time
+      }
+    }
+  }
+
+  private File original(String id) {
+    return new File(folder, id);
+  }
+
+  private static void copy(InputStream source, File target) throws IOException {
+    byte[] block = new byte[BLOCK];
+    long done = 0;
+    try (OutputStream stream = Files.newOutputStream(target.toPath())) {
+      for (int count; (count = source.read(block)) >= 0; ) {
+        done += count;
+        if (done > LIMIT) {
+          throw new IOException("the file is larger than " + (LIMIT >> 20) + " MiB");
+        }
+        stream.write(block, 0, count);
+      }
+    }
+  }
+}

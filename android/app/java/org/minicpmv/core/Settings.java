@@ -1,0 +1,141 @@
+package org.minicpmv.core;
+
+import java.io.File;
+import java.io.IOException;
+import java.util.Iterator;
+import org.json.JSONException;
+import org.json.JSONObject;
+
+/** What the user chose; where nothing is chosen, what the bundle says. */
+public final class Settings {
+  private static final String DEFAULTS = "OmniLMMChat"; // the set of generation.json
+  private static final int MAX_NEW_TOKENS = 1024; // by default: a phone's patience
+  private static final int MAX_WINDOW = 16384;
+  private static final int MAX_THREADS = 16;
+  private static final int MAX_TOP_K = 1000;
+
+  private final File file;
+  private final JSONObject defaults;
+  private JSONObject chosen = new JSONObject();
+
+  /**
+   * @param file where choices are kept
+   * @param generation the bundle's generation.json
+   */
+  public Settings(File file, JSONObject generation, Log log) {
+    this.file = file;
+    JSONObject sets = generation.optJSONObject("sets");
+    JSONObject set = sets == null ? null : sets.optJSONObject(DEFAULTS);
+    JSONObject sample = set == null ? null : set.optJSONObject("sample");
+    JSONObject given = sample == null ? new JSONObject() : sample;
+    defaults =
+        Json.object(
+            "do_sample", given.optBoolean("do_sample", true),
+            "temperature", given.optDouble("temperature", 0.7),
+            "top_p", given.optDouble("top_p", 0.8),
+            "top_k", given.optInt("top_k", 100),
+            "repetition_penalty", given.optDouble("repetition_penalty", 1.0),
+            "max_new_tokens", MAX_NEW_TOKENS,
+            "window", generation.optInt("window", 1024),
+            "threads", 0,
+            "language", "system");
+    try {
+      JSONObject kept = file.exists() ? new JSONObject(FileTools.read(file)) : new JSONObject();
+      chosen = valid(kept);
+    } catch (IOException | JSONException e) {
+      log.add("settings cannot be read, so all are as at first: " + e.getMessage());
+    }
+  }
+
+  /** Takes choices over those before; what is out of its range is left out. */
+  public synchronized void choose(JSONObject choices) throws EngineException {
+    JSONObject valid = valid(choices);
+    for (Iterator<String> names = valid.keys(); names.hasNext(); ) {
+      String name = names.next();
+      Json.put(chosen, name, valid.opt(name));
+    }
+    keep();
+  }
+
+  /** Forgets all choices. */
+  public synchronized void reset() throws EngineException {
+    chosen = new JSONObject();
+    keep();
+  }
+
+  /** Returns all settings. */
+  public synchronized JSONObject all() {
+    JSONObject all = new JSONObject();
+    for (Iterator<String> names = defaults.keys(); names.hasNext(); ) {
+      String name = names.next();
+      Json.put(all, name, chosen.has(name) ? chosen.opt(name) : defaults.opt(name));
+    }
+    return all;
+  }
+
+  public int window() {
+    return all().optInt("window");
+  }
+
+  public int threads() {
+    return all().optInt("threads");
+  }
+
+  public String language() {
+    return all().optString("language");
+  }
+
+  /** Returns the fields of a chat request. */
+  public JSONObject sampling() {
+    JSONObject all = all();
+    JSONObject fields =
+        Json.object(
+            "max_new_tokens", all.optInt("max_new_tokens"),
+            "repetition_penalty", all.optDouble("repetition_penalty"),
+            "do_sample", all.optBoolean("do_sample"));
+    if (all.optBoolean("do_sample")) {
+      Json.put(fields, "temperature", all.optDouble("temperature"));
+      Json.put(fields, "top_p", all.optDouble("top_p"));
+      if (all.optInt("top_k") > 0) {
+        Json.put(fields, "top_k", all.optInt("top_k"));
+      }
+    }
+    return fields;
+  }
+
+  private void keep() throws EngineException {
+    try {
+      FileTools.write(file, chosen.toString());
+    } catch (IOException e) {
+      throw new EngineException(
+          EngineException.FILE_ERROR, "settings could not be kept: " + e.getMessage(), e);
+    }
+  }
+
+  private static JSONObject valid(JSONObject choices) {
+    JSONObject valid = new JSONObject();
+    if (choices.opt("do_sample") instanceof Boolean) {
+      Json.put(valid, "do_sample", choices.opt("do_sample"));
+    }
+    String language = Json.text(choices, "language");
+    if ("system".equals(language) || "en".equals(language) || "zh".equals(language)) {
+      Json.put(valid, "language", language);
+    }
+    take(valid, choices, "temperature", 0.05, 5, false);
+    take(valid, choices, "top_p", 0.01, 1, false);
+    take(valid, choices, "repetition_penalty", 1, 2, false);
+    take(valid, choices, "top_k", 0, MAX_TOP_K, true);
+    take(valid, choices, "max_new_tokens", 1, MAX_WINDOW, true);
+    take(valid, choices, "window", 128, MAX_WINDOW, true);
+    take(valid, choices, "threads", 0, MAX_THREADS, true);
+    return valid;
+  }
+
+  private static void take(
+      JSONObject valid, JSONObject choices, String name, double low, double high, boolean whole) {
+    double value = choices.optDouble(name, Double.NaN);
+    if (value >= low && value <= high && (!whole || value == Math.rint(value))) {
+      Json.put(valid, name, whole ? (Object) (int) value : (Object) value);
+    }
+  }
+}

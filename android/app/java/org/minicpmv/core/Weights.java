@@ -1,0 +1,198 @@
+package org.minicpmv.core;
+
+import java.io.File;
+import java.io.IOException;
+import java.io.InputStream;
+import java.io.OutputStream;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.security.MessageDigest;
+import java.security.NoSuchAlgorithmException;
+import java.util.ArrayList;
+import java.util.List;
+import org.json.JSONObject;
+
+/**
+ * The weights: one file, in the app's own folder or beside it where a PC put it.
+ *
+ * <p>The engine reads a bundle's folder; weights that lie elsewhere stand in it as a link.
+ */
+public final class Weights {
+  public static final String NAME = "weights.safetensors";
+  public static final String PARTIAL = NAME + ".partial";
+  private static final String VERIFIED = "weights.verified";
+  private static final int BLOCK = 1 << 20;
+  private static final long SPARE = 64L << 20; // bytes that a phone's storage keeps free
+  private static final long TOLD_EVERY = 8L << 20; // bytes between two words of progress
+
+  private final File folder;
+  private final List<File> outside;
+  private final long size;
+  private final String sha256;
+
+  /**
+   * @param folder the bundle's
+   * @param outside files that may be the weights, too
+   * @param record what the manifest says of them: `size`, `sha256`
+   */
+  public Weights(File folder, List<File> outside, JSONObject record) {
+    this.folder = folder;
+    this.outside = new ArrayList<>(outside);
+    this.size = record.optLong("size");
+    this.sha256 = record.optString("sha256");
+  }
+
+  public long size() {
+    return size;
+  }
+
+  /** Finds the weights; afterwards the bundle's folder has them, if this does not throw. */
+  public File find() throws EngineException {
+    File own = new File(folder, NAME);
+    try {
+      Files.deleteIfExists(new File(folder, PARTIAL).toPath()); // of an import that was killed
+      if (Files.isSymbolicLink(own.toPath())) {
+        Files.delete(own.toPath()); // what it led to may be gone; it is made anew below
+      }
+      if (own.isFile() && own.length() == size) {
+        return own;
+      }
+      for (File file : outside) {
+        if (file.isFile() && file.canRead() && file.length() == size) {
+          Files.deleteIfExists(own.toPath());
+          Files.createSymbolicLink(own.toPath(), file.toPath());
+          return file;
+        }
+      }
+    } catch (IOException e) {
+      throw new EngineException(EngineException.FILE_ERROR, String.valueOf(e.getMessage()), e);
+    }
+    List<File> candidates = new ArrayList<>(outside);
+    candidates.add(0, own);
+    for (File file : candidates) {
+      if (file.isFile()) {
+        throw new EngineException(
+            EngineException.WRONG_WEIGHTS,
+            file + " has " + file.length() + " bytes; the app needs " + size);
+      }
+    }
+    throw new EngineException(EngineException.NO_WEIGHTS, "no weights yet");
+  }
+
+  /** Copies weights into the app; a copy that is cancelled or wrong leaves nothing behind. */
+  public void importFrom(InputStream source, long length, Progress progress, Cancel cancel)
+      throws EngineException {
+    if (length >= 0 && length != size) {
+      throw new EngineException(
+          EngineException.WRONG_WEIGHTS,
+          "the file has " + length + " bytes; the app needs " + size);
+    }
+    if (folder.getUsableSpace() < size + SPARE) {
+      throw new EngineException(
+          EngineException.NO_SPACE,
+          folder.getUsableSpace() + " bytes are free; the weights take " + size);
+    }
+    File partial = new File(folder, PARTIAL);
+    File own = new File(folder, NAME);
+    try {
+      String found;
+      try (OutputStream target = Files.newOutputStream(partial.toPath())) {
+        found = pump(source, target, "import", progress, cancel);
+      }
+      if (partial.length() != size) {
+        throw new EngineException(
+            EngineException.WRONG_WEIGHTS,
+            "the file has " + partial.length() + " bytes; the app needs " + size);
+      }
+      requireHash(found);
+      FileTools.move(partial, own);
+      markVerified(own);
+    } catch (IOException e) {
+      boolean full = folder.getUsableSpace() < BLOCK;
+      throw new EngineException(
+          full ? EngineException.NO_SPACE : EngineException.FILE_ERROR,
+          "the weights could not be copied: " + e.getMessage(),
+          e);
+    } finally {
+      partial.delete();
+    }
+  }
+
+  /** Whether a file that {@link #find} found was hashed before, and has not changed since. */
+  public boolean isVerified(File file) {
+    try {
+      return FileTools.read(new File(folder, VERIFIED)).equals(mark(file));
+    } catch (IOException e) {
+      return false; // never hashed
+    }
+  }
+
+  /** Hashes the weights. */
+  public void verify(File file, Progress progress, Cancel cancel) throws EngineException {
+    try (InputStream source = Files.newInputStream(file.toPath())) {
+      requireHash(pump(source, null, "verify", progress, cancel));
+      markVerified(file);
+    } catch (IOException e) {
+      throw new EngineException(
+          EngineException.DAMAGED_WEIGHTS, file + " cannot be read: " + e.getMessage(), e);
+    }
+  }
+
+  /** Copies until the end, to nowhere if there is no target; returns the SHA-256. */
+  private String pump(
+      InputStream source, OutputStream target, String stage, Progress progress, Cancel cancel)
+      throws IOException, EngineException {
+    MessageDigest digest;
+    try {
+      digest = MessageDigest.getInstance("SHA-256");
+    } catch (NoSuchAlgorithmException e) {
+      throw new IllegalStateException("every Java has SHA-256", e);
+    }
+    byte[] block = new byte[BLOCK];
+    long done = 0;
+    long told = 0;
+    progress.onProgress(stage, 0, size);
+    for (int count; (count = source.read(block)) >= 0; ) {
+      cancel.check();
+      digest.update(block, 0, count);
+      if (target != null) {
+        target.write(block, 0, count);
+      }
+      done += count;
+      if (done > size) {
+        throw new EngineException(
+            EngineException.WRONG_WEIGHTS, "the file is longer than the " + size + " bytes needed");
+      }
+      if (done - told >= TOLD_EVERY || done == size) {
+        progress.onProgress(stage, done, size);
+        told = done;
+      }
+    }
+    return hex(digest.digest());
+  }
+
+  private void requireHash(String found) throws EngineException {
+    if (!found.equals(sha256)) {
+      throw new EngineException(
+          EngineException.DAMAGED_WEIGHTS,
+          "the weights' SHA-256 is " + found + "; the bundle says " + sha256);
+    }
+  }
+
+  private void markVerified(File file) throws IOException {
+    FileTools.write(new File(folder, VERIFIED), mark(file));
+  }
+
+  private String mark(File file) throws IOException {
+    Path path = file.toPath();
+    return sha256 + " " + file.length() + " " + Files.getLastModifiedTime(path).toMillis();
+  }
+
+  private static String hex(byte[] bytes) {
+    StringBuilder text = new StringBuilder();
+    for (byte b : bytes) {
+      text.append(Character.forDigit((b >> 4) & 15, 16)).append(Character.forDigit(b & 15, 16));
+    }
+    return text.toString();
+  }
+}
