@@ -20,6 +20,7 @@ COMMANDS = (
     "convert.convert_command",
     "runtime.verify_command",
     "runtime.chat_command",
+    "runtime.bench_command",
     "android.apk_command",
     "convert.info_command",
     "convert.synth_command",

@@ -105,7 +105,7 @@ def test_help_imports_nothing_heavy_and_lists_all_commands() -> None:
     shown = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True).stdout
     lines = shown.decode().splitlines()
     names = [line.split()[0] for line in lines if line.startswith("    ")]
-    assert names[:4] == ["convert", "verify", "chat", "info"]
+    assert names[:5] == ["convert", "verify", "chat", "bench", "info"]
     assert lines[-1] == "[]"
 
 

@@ -1,0 +1,1 @@
+"""Measures how fast a bundle runs, beside what the machine's memory allows."""

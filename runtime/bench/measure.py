@@ -1,0 +1,192 @@
+"""The rounds of a benchmark: everything once per round, so that a slow moment hits all alike."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from convert.plan import Plan
+from runtime.bench.inputs import (
+    FIRST_QUESTION,
+    LONG_ANSWER,
+    SECOND_QUESTION,
+    random_picture,
+    text_of_length,
+)
+from runtime.bench.runners import Asked, Runner
+from runtime.prompt import Tokenizer
+
+PREFILL_LENGTHS = (96, 256, 1024)  # tokens
+DECODE_STEPS = 64
+_MOST_ANSWERS = 32  # a model may end its answers long before they have DECODE_STEPS tokens
+
+Progress = Callable[[int, int], None]  # steps done, steps in all
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One measured quantity: a value per round."""
+
+    values: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        """The middle of the values."""
+        return statistics.median(self.values)
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns median, spread and values."""
+        figures = {"median": self.median, "min": min(self.values), "max": max(self.values)}
+        shown: dict[str, Any] = {name: _short(value) for name, value in figures.items()}
+        return shown | {"values": [_short(value) for value in self.values]}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What is measured, and how often."""
+
+    has_vision: bool
+    tokenizer: Tokenizer | None  # None: nothing can be asked
+    decode_bytes: int | None  # weights that a token reads; None: the limit is not asked for
+    window: int  # tokens; longer prompts are left out
+    rounds: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurements:
+    """What came out; a figure that could not be measured is not there."""
+
+    figures: Mapping[str, Figure]  # by names that end with their unit
+    tokens: Mapping[str, int]  # how many stand behind a figure, by the figure's name
+    peak_rss_bytes: int | None
+
+
+def decode_bytes(plan: Plan) -> int:
+    """Returns the bytes of weights that every decoded token reads: the layers and the head."""
+    head = "llm.head" if any(t.name == "llm.head" for t in plan.tensors) else "llm.embed"
+    names = ("llm.layers.", "llm.norm.", head)
+    return sum(tensor.nbytes for tensor in plan.tensors if tensor.name.startswith(names))
+
+
+def measure(runner: Runner, work: Work, progress: Progress) -> Measurements:
+    """Loads once per round, warms up, then runs the rounds.
+
+    Raises:
+        ToolkitError: the runner failed.
+    """
+    found = _Found()
+    lengths = [n for n in PREFILL_LENGTHS if n <= work.window]
+    texts = {}
+    if work.tokenizer is not None:
+        texts = {n: text_of_length(work.tokenizer, n) for n in lengths}
+    steps = _Steps(progress, work.rounds + 1 + work.rounds * (3 + len(texts)))
+    for _ in range(work.rounds):
+        found.add("load_ms", runner.load())
+        steps.next()
+    can_ask = work.tokenizer is not None
+    peak = _warm_up(runner, work, texts) if can_ask else None
+    steps.next()
+    for i in range(work.rounds):
+        if can_ask and work.has_vision:
+            _ask_of_picture(runner, i + 1, found)
+        steps.next()
+        for tokens, text in texts.items():
+            _prefill(runner, tokens, text, found)
+            steps.next()
+        before = runner.read_bytes_s()
+        steps.next()
+        if can_ask:
+            _decode(runner, found)
+        _limit(before, runner.read_bytes_s(), work.decode_bytes, found)
+        steps.next()
+    figures = {name: Figure(tuple(values)) for name, values in found.values.items()}
+    return Measurements(figures=figures, tokens=found.tokens, peak_rss_bytes=peak)
+
+
+@dataclass
+class _Found:
+    """Values by figure, as they come."""
+
+    values: dict[str, list[float]] = field(default_factory=dict)
+    tokens: dict[str, int] = field(default_factory=dict)
+
+    def add(self, name: str, value: float, tokens: int | None = None) -> None:
+        """Adds a round's value, and how many tokens stand behind it."""
+        self.values.setdefault(name, []).append(value)
+        if tokens is not None:
+            self.tokens[name] = tokens
+
+
+class _Steps:
+    """Counts what is done."""
+
+    def __init__(self, progress: Progress, total: int) -> None:
+        self._progress, self._done, self._total = progress, -1, total
+        self.next()
+
+    def next(self) -> None:
+        """One more is done."""
+        self._done += 1
+        self._progress(self._done, self._total)
+
+
+def _short(value: float) -> float:
+    """Keeps the six digits that a measurement may have."""
+    return float(f"{value:.6g}")
+
+
+def _warm_up(runner: Runner, work: Work, texts: Mapping[int, str]) -> int | None:
+    """Does once what the rounds do; returns the memory that takes.
+
+    Later the buffer of which bandwidth is measured would count.
+    """
+    if work.has_vision:
+        runner.ask(FIRST_QUESTION, random_picture(0), 1)
+    runner.ask(texts[max(texts)] if texts else LONG_ANSWER, None, 2)
+    return runner.peak_rss_bytes()
+
+
+def _ask_of_picture(runner: Runner, seed: int, found: _Found) -> None:
+    """Asks of a new picture, then asks something else of the same one."""
+    picture = random_picture(seed)
+    runner.forget()
+    first = runner.ask(FIRST_QUESTION, picture, 1)
+    second = runner.ask(SECOND_QUESTION, picture, 1)
+    found.add("image_encode_ms", first.encode_ms)
+    found.add("ttft_first_ms", first.total_ms, first.prefilled_tokens)
+    found.add("ttft_second_ms", second.total_ms, second.prefilled_tokens)
+
+
+def _prefill(runner: Runner, tokens: int, text: str, found: _Found) -> None:
+    runner.forget()
+    asked = runner.ask(text, None, 1)
+    rate = asked.prefilled_tokens / asked.prefill_ms * 1000
+    found.add(f"prefill_{tokens}_tok_s", rate, asked.prefilled_tokens)
+
+
+def _decode(runner: Runner, found: _Found) -> None:
+    """Decodes until enough steps were made, in several answers if they end early."""
+    answers: list[Asked] = []
+    done = 0
+    while done < DECODE_STEPS and len(answers) < _MOST_ANSWERS:
+        answers.append(runner.ask(LONG_ANSWER, None, DECODE_STEPS - done + 1))
+        done += answers[-1].decode_steps
+    if done > 0:
+        ms = sum(asked.decode_ms for asked in answers)
+        found.add("decode_tok_s", done / ms * 1000, done)
+
+
+def _limit(before: float | None, after: float | None, nbytes: int | None, found: _Found) -> None:
+    """Holds this round's decoding against the bandwidth just before and after it."""
+    if before is None or after is None:
+        return
+    bandwidth = (before + after) / 2
+    found.add("read_bytes_s", bandwidth)
+    if nbytes is None:
+        return
+    limit = bandwidth / nbytes
+    found.add("decode_limit_tok_s", limit)
+    if "decode_tok_s" in found.values:
+        found.add("decode_share_of_limit", found.values["decode_tok_s"][-1] / limit)

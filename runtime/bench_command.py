@@ -1,0 +1,255 @@
+"""`minicpmv bench`: how fast does a bundle run, and how near is that to the memory's limit?"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from quantize.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from convert.bundle import Bundle
+    from runtime.bench.measure import Measurements
+    from runtime.bench.runners import Runner
+
+NAME = "bench"
+HELP = "measure a bundle's speed beside what the machine's memory allows"
+REFERENCE = "reference"
+ENGINES = ("local", "qemu", REFERENCE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchConfig:
+    """What the user asked for."""
+
+    bundle: Path
+    engine: str  # one of `ENGINES`
+    threads: int | None  # None: as many as the engine finds right
+    rounds: int
+    window: int | None  # tokens; None: the bundle's default
+
+    def __post_init__(self) -> None:
+        """Checks ranges."""
+        for name in ("threads", "rounds", "window"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"--{name} is {value}; expected a positive number")
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declares the arguments."""
+    parser.add_argument("bundle", type=Path, metavar="DIR", help="a bundle, made by convert")
+    parser.add_argument(
+        "--engine",
+        choices=ENGINES,
+        default="local",
+        help="where to run: local, this PC; qemu, the phone's program on this PC, whose times say "
+        "nothing of a phone; reference, PyTorch with the bundle's checkpoint "
+        "(default: %(default)s)",
+    )
+    parser.add_argument("--threads", type=int, metavar="N", help="default: as the engine chooses")
+    parser.add_argument(
+        "--rounds", type=int, default=3, metavar="N", help="measurements of each (default: 3)"
+    )
+    parser.add_argument("--window", type=int, metavar="N", help="context window in tokens")
+    parser.add_argument("--json", action="store_true", help="print one line of JSON on stdout")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measures and returns the exit code."""
+    from convert.console import results
+
+    config = BenchConfig(
+        bundle=args.bundle,
+        engine=args.engine,
+        threads=args.threads,
+        rounds=args.rounds,
+        window=args.window,
+    )
+    report = bench(config)
+    if args.json:
+        print(json.dumps(report, ensure_ascii=False))
+    else:
+        _print(report, results())
+    return 0
+
+
+def bench(config: BenchConfig) -> dict[str, Any]:
+    """Measures a bundle; returns the report, as JSON has it.
+
+    Raises:
+        ToolkitError: no bundle, or an engine that cannot run it.
+    """
+    from convert.bundle import Bundle
+    from convert.console import Bars
+    from runtime.bench.measure import Work, decode_bytes, measure
+    from runtime.defaults import GenerationDefaults
+    from runtime.prompt import Tokenizer
+
+    started = time.monotonic()
+    bundle = Bundle.open(config.bundle)
+    window = config.window or GenerationDefaults.load(bundle.generation).window
+    is_reference = config.engine == REFERENCE
+    nbytes = None if is_reference else decode_bytes(bundle.plan)
+    with Bars() as bars, _runner(bundle, config, window) as (runner, device):
+        measured = measure(
+            runner,
+            Work(
+                has_vision=bundle.config.vision is not None,
+                tokenizer=None if bundle.tokenizer is None else Tokenizer(bundle.tokenizer),
+                decode_bytes=nbytes,
+                window=window,
+                rounds=config.rounds,
+            ),
+            lambda done, total: bars("measure", done, total),
+        )
+    return {
+        "version": version("minicpmv"),
+        "bundle": str(config.bundle),
+        "quantization": "none" if is_reference else bundle.plan.recipe.scheme.name,
+        "engine": config.engine,
+        "device": device,
+        "window": window,
+        "rounds": config.rounds,
+        "weights_bytes": None if is_reference else bundle.plan.nbytes,
+        "decode_bytes": nbytes,
+        **_measured(measured),
+        "seconds": round(time.monotonic() - started, 1),
+    }
+
+
+def _measured(measured: Measurements) -> dict[str, Any]:
+    figures = {name: figure.to_json() for name, figure in measured.figures.items()}
+    for name, tokens in measured.tokens.items():
+        figures[name]["tokens"] = tokens
+    return {"figures": figures, "peak_rss_bytes": measured.peak_rss_bytes}
+
+
+@contextmanager
+def _runner(
+    bundle: Bundle, config: BenchConfig, window: int
+) -> Iterator[tuple[Runner, dict[str, Any]]]:
+    """Gives what is measured, and what there is to say of where it runs."""
+    from runtime.bench.runners import EngineRunner
+    from runtime.engine_client import EngineClient, engine_command
+    from runtime.protocol import Field
+
+    if config.engine == REFERENCE:
+        yield _reference(bundle, config, window)
+        return
+    target = "host" if config.engine == "local" else "android-arm64"
+    command = engine_command(config.engine, bundle.program(target))
+    if config.threads is not None:
+        command = ["env", f"TVM_NUM_THREADS={config.threads}", *command]
+    with EngineClient(command) as client:
+        keys = (
+            Field.TARGET, Field.PROGRAM_ID, Field.CPU, Field.CPU_FEATURES, Field.BLOCKS,
+            Field.THREADS, Field.MEMORY_BYTES,
+        )  # fmt: skip
+        runner = EngineRunner(client, bundle.path, window=window)
+        yield runner, {key: client.hello[key] for key in keys}
+
+
+def _reference(bundle: Bundle, config: BenchConfig, window: int) -> tuple[Runner, dict[str, Any]]:
+    import torch
+
+    from quantize.errors import CheckpointError
+    from runtime.backend import ReferenceBackend
+    from runtime.bench.runners import ReferenceRunner
+    from runtime.loader import choose_device, choose_dtype, open_source
+    from runtime.prompt import Tokenizer
+    from runtime.reference.load import load_reference
+    from runtime.session import Session
+
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    checkpoint = open_source(bundle)
+    if checkpoint.tokenizer is None:
+        raise CheckpointError(f"{checkpoint.path}: has no tokenizer.model, so it cannot be asked")
+    tokenizer = Tokenizer(checkpoint.tokenizer)
+    device = choose_device(None)
+    dtype = choose_dtype(None, device)
+
+    def load() -> Session:
+        model = load_reference(checkpoint, device=device, dtype=dtype)
+        return Session(ReferenceBackend(model), tokenizer, window=window)
+
+    return ReferenceRunner(load), {
+        "torch": torch.__version__,
+        "device": str(device),
+        "dtype": str(dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _print(report: dict[str, Any], console: Console) -> None:
+    from convert.console import Size, print_table
+
+    device = report["device"]
+    where = device.get("cpu") or device.get("target") or f"PyTorch, {device['dtype']}"
+    weights = "" if report["weights_bytes"] is None else f", {Size(report['weights_bytes'])}"
+    lines = {
+        "bundle": f"{report['bundle']} ({report['quantization']}{weights})",
+        "engine": f"{report['engine']}: {where}; threads: {device['threads']}",
+        "rounds": f"{report['rounds']}, in {report['seconds']:,.0f} s; window {report['window']}",
+    }
+    for key, text in lines.items():
+        console.print(f"{key:10}{text}", markup=False, soft_wrap=True)
+    console.print()
+    rows = [["", "median", "min", "max", "", ""]]
+    for name, (title, unit, scale, note) in _rows(report).items():
+        figure = report["figures"].get(name)
+        values = ["-"] * 3
+        if figure is not None:
+            values = [f"{figure[key] * scale:,.1f}" for key in ("median", "min", "max")]
+            note = note.format(tokens=figure.get("tokens"))
+        rows.append([title, *values, unit, note if figure is not None else ""])
+    widths = [max(len(row[i]) for row in rows) for i in range(4)]
+    aligned = [[row[0], *(row[i].rjust(widths[i]) for i in (1, 2, 3)), *row[4:]] for row in rows]
+    print_table(console, aligned[0], aligned[1:])
+    peak = report["peak_rss_bytes"]
+    console.print()
+    shown = "-" if peak is None else f"{Size(peak)} at most, mapped weights included"
+    console.print(f"{'memory':10}{shown}", markup=False, soft_wrap=True)
+
+
+def _rows(report: dict[str, Any]) -> dict[str, tuple[str, str, float, str]]:
+    """Returns the table: figure to title, unit, factor of that unit, note."""
+    from convert.console import Size
+    from runtime.bench.measure import PREFILL_LENGTHS
+
+    nbytes = report["decode_bytes"]
+    per_token = "" if nbytes is None else f"{Size(nbytes)} of weights per token"
+    return {
+        "load_ms": ("load", "ms", 1, ""),
+        "image_encode_ms": ("encode a picture", "ms", 1, ""),
+        "ttft_first_ms": (
+            "first token, first question",
+            "ms",
+            1,
+            "a new picture; {tokens} tokens with it",
+        ),
+        "ttft_second_ms": (
+            "first token, second question",
+            "ms",
+            1,
+            "the same picture; {tokens} new tokens",
+        ),
+        **{
+            f"prefill_{n}_tok_s": (f"prefill {n}", "tok/s", 1, "{tokens} tokens")
+            for n in PREFILL_LENGTHS
+        },
+        "decode_tok_s": ("decode", "tok/s", 1, "{tokens} tokens"),
+        "read_bytes_s": ("memory read", "GB/s", 1e-9, "just before and after decoding"),
+        "decode_limit_tok_s": ("decode at this bandwidth", "tok/s", 1, per_token),
+        "decode_share_of_limit": ("decode, of that", "%", 100, ""),
+    }
