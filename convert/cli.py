@@ -20,8 +20,8 @@ COMMANDS = (
     "convert.convert_command",
     "runtime.verify_command",
     "runtime.chat_command",
-    "runtime.bench_command",
     "android.apk_command",
+    "runtime.bench_command",
     "convert.info_command",
     "convert.synth_command",
 )
