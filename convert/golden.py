@@ -8,7 +8,8 @@ from collections.abc import Callable
 
 from convert.bundle import GOLDEN, GOLDEN_PICTURE, Bundle
 from convert.config import CONFIGS
-from runtime.engine_client import LOCAL, EngineClient, engine_command
+from runtime.engine_client import EngineClient, engine_command
+from runtime.engine_options import LOCAL
 from runtime.picture import open_picture
 from runtime.picture_file import write_picture_file
 from runtime.prompt import Message

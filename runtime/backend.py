@@ -1,21 +1,16 @@
-"""What generation asks of a model, and the two that answer: PyTorch, and compiled blocks."""
+"""What generation asks of a model, and the PyTorch model that answers."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol, cast, runtime_checkable
+from typing import Protocol, cast
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from convert.config import ModelConfig
 from runtime.reference.kv_cache import KVCache
 from runtime.reference.model import MiniCPMV
-
-if TYPE_CHECKING:  # the reference runs without TVM
-    from runtime.compiled import CompiledCache, CompiledModel
 
 
 class Cache(Protocol):
@@ -27,14 +22,6 @@ class Cache(Protocol):
 
     def truncate(self, length: int) -> bool:
         """Goes back to the first `length` tokens; False and unchanged if they are gone."""
-
-
-@runtime_checkable
-class BeamCache(Cache, Protocol):
-    """A cache that can hold several continuations of one conversation."""
-
-    def reorder(self, beams: Tensor) -> None:
-        """Makes row i what row beams[i] was."""
 
 
 class Backend(Protocol):
@@ -56,7 +43,7 @@ class Backend(Protocol):
     def forward(self, embeds: Tensor, cache: Cache) -> Tensor:
         """Runs the decoder on (L, D) and adds them to the cache; returns hidden states (L, D).
 
-        Where the cache is a `BeamCache`, (B, L, D) runs B rows at once.
+        A `KVCache` takes (B, L, D), too: B continuations of one conversation.
         """
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -102,42 +89,3 @@ class ReferenceBackend:
     def logits(self, hidden: Tensor) -> Tensor:
         """See `Backend`."""
         return self._model.llm.logits(hidden)
-
-
-class CompiledBackend:
-    """A bundle's compiled blocks."""
-
-    def __init__(self, model: CompiledModel) -> None:
-        self._model = model
-        self.config = model.config
-
-    def encode_image(self, pixels: Tensor) -> Tensor:
-        """See `Backend`."""
-        assert self.config.vision is not None, "a decoder-only model"
-        x = self._model.vision_embed(_array(pixels[0]))
-        for i in range(self.config.vision.depth):
-            x = self._model.vision_block(i, x)
-        return torch.from_numpy(self._model.resample(self._model.vision_norm(x)))
-
-    def embed(self, ids: Sequence[int]) -> Tensor:
-        """See `Backend`."""
-        return torch.from_numpy(self._model.embed(list(ids)))
-
-    def new_cache(self, window: int, pinned: int) -> CompiledCache:
-        """See `Backend`."""
-        return self._model.new_cache(window, pinned)
-
-    def forward(self, embeds: Tensor, cache: Cache) -> Tensor:
-        """See `Backend`."""
-        x = _array(embeds)
-        for i in range(self.config.decoder.num_hidden_layers):
-            x = self._model.layer(i, x, cast("CompiledCache", cache))
-        return torch.from_numpy(x)
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """See `Backend`."""
-        return torch.from_numpy(self._model.logits(_array(hidden)))
-
-
-def _array(tensor: Tensor) -> NDArray[np.float32]:
-    return np.ascontiguousarray(tensor.numpy(), dtype=np.float32)

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from quantize.errors import ConfigError
-from runtime.backend import Backend, BeamCache, Cache
-from runtime.generate import Cancelled, Generation, StopReason
+from runtime.backend import Backend, Cache
+from runtime.generate import Generation
+from runtime.protocol import Stop
+from runtime.reference.kv_cache import KVCache
 from runtime.sampling import GenerationOptions, check_logits, penalize
+from runtime.session import Cancelled
 
 
 @dataclass(frozen=True)
@@ -36,24 +38,17 @@ def beam_search(
 
     Args:
         backend: the model.
-        cache: holds the prompt, and must be able to hold several beams.
+        cache: holds the prompt; a `KVCache`, which can hold several beams.
         logits: (V,) after the prompt.
         options: without sampling.
         cancelled: asked before every step.
-
-    Raises:
-        ConfigError: this engine's cache holds one sequence only.
     """
-    if not isinstance(cache, BeamCache):
-        raise ConfigError(
-            f"num_beams is {options.num_beams}, but this engine's cache holds one sequence: "
-            "choose sampling, or one beam, or the reference engine"
-        )
+    assert isinstance(cache, KVCache), "other caches hold one sequence"
     eos, width = backend.config.decoder.eos_token_id, options.num_beams
     rows = [_Beam([], 0.0)]  # what the rows of the cache hold behind the prompt
     finished: list[_Beam] = []
     running, rows_logits, steps = rows, logits.unsqueeze(0), 0
-    stop: StopReason = "cancelled"
+    stop = Stop.CANCELLED
     while not cancelled():
         candidates, parents = _continuations(rows, rows_logits, options)
         ends = [b.ids[-1] == eos or len(b.ids) == options.max_new_tokens for b in candidates]
@@ -63,7 +58,7 @@ def beam_search(
         running = [candidates[i] for i in going]
         full = len(finished) == width
         if not running or (full and running[0].score <= finished[-1].score):
-            stop = "eos" if finished[0].ids[-1] == eos else "length"
+            stop = Stop.EOS if finished[0].ids[-1] == eos else Stop.LENGTH
             break
         cache.reorder(torch.tensor([parents[i] for i in going]))
         embeds = backend.embed([b.ids[-1] for b in running]).unsqueeze(1)

@@ -13,6 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quantize.errors import ConfigError
+from runtime.engine_options import (
+    LOCAL,
+    REFERENCE,
+    EngineOptions,
+    add_engine_arguments,
+    engine_options,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -20,11 +27,10 @@ if TYPE_CHECKING:
     from convert.bundle import Bundle
     from runtime.bench.measure import Measurements
     from runtime.bench.runners import Runner
+    from runtime.places import Progress
 
 NAME = "bench"
 HELP = "measure a bundle's speed beside what the machine's memory allows"
-REFERENCE = "reference"
-ENGINES = ("local", "qemu", REFERENCE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,14 +38,13 @@ class BenchConfig:
     """What the user asked for."""
 
     bundle: Path
-    engine: str  # one of `ENGINES`
-    threads: int | None  # None: as many as the engine finds right
+    engine: EngineOptions
     rounds: int
     window: int | None  # tokens; None: the bundle's default
 
     def __post_init__(self) -> None:
         """Checks ranges."""
-        for name in ("threads", "rounds", "window"):
+        for name in ("rounds", "window"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"--{name} is {value}; expected a positive number")
@@ -48,15 +53,7 @@ class BenchConfig:
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments."""
     parser.add_argument("bundle", type=Path, metavar="DIR", help="a bundle, made by convert")
-    parser.add_argument(
-        "--engine",
-        choices=ENGINES,
-        default="local",
-        help="where to run: local, this PC; qemu, the phone's program on this PC, whose times say "
-        "nothing of a phone; reference, PyTorch with the bundle's checkpoint "
-        "(default: %(default)s)",
-    )
-    parser.add_argument("--threads", type=int, metavar="N", help="default: as the engine chooses")
+    add_engine_arguments(parser, default=LOCAL)
     parser.add_argument(
         "--rounds", type=int, default=3, metavar="N", help="measurements of each (default: 3)"
     )
@@ -70,8 +67,7 @@ def run(args: argparse.Namespace) -> int:
 
     config = BenchConfig(
         bundle=args.bundle,
-        engine=args.engine,
-        threads=args.threads,
+        engine=engine_options(args),
         rounds=args.rounds,
         window=args.window,
     )
@@ -98,9 +94,9 @@ def bench(config: BenchConfig) -> dict[str, Any]:
     started = time.monotonic()
     bundle = Bundle.open(config.bundle)
     window = config.window or GenerationDefaults.load(bundle.generation).window
-    is_reference = config.engine == REFERENCE
+    is_reference = config.engine.engine == REFERENCE
     nbytes = None if is_reference else decode_bytes(bundle.plan)
-    with Bars() as bars, _runner(bundle, config, window) as (runner, device):
+    with Bars() as bars, _runner(bundle, config, window, bars) as (runner, device):
         measured = measure(
             runner,
             Work(
@@ -116,7 +112,7 @@ def bench(config: BenchConfig) -> dict[str, Any]:
         "version": version("minicpmv"),
         "bundle": str(config.bundle),
         "quantization": "none" if is_reference else bundle.plan.recipe.scheme.name,
-        "engine": config.engine,
+        "engine": config.engine.engine,
         "device": device,
         "window": window,
         "rounds": config.rounds,
@@ -136,26 +132,24 @@ def _measured(measured: Measurements) -> dict[str, Any]:
 
 @contextmanager
 def _runner(
-    bundle: Bundle, config: BenchConfig, window: int
+    bundle: Bundle, config: BenchConfig, window: int, progress: Progress
 ) -> Iterator[tuple[Runner, dict[str, Any]]]:
     """Gives what is measured, and what there is to say of where it runs."""
     from runtime.bench.runners import EngineRunner
-    from runtime.engine_client import EngineClient, engine_command
+    from runtime.places import open_place
     from runtime.protocol import Field
 
-    if config.engine == REFERENCE:
+    if config.engine.engine == REFERENCE:
         yield _reference(bundle, config, window)
         return
-    target = "host" if config.engine == "local" else "android-arm64"
-    command = engine_command(config.engine, bundle.program(target))
-    if config.threads is not None:
-        command = ["env", f"TVM_NUM_THREADS={config.threads}", *command]
-    with EngineClient(command) as client:
+    place = open_place(bundle, config.engine)
+    place.prepare(progress)
+    with place.start() as client:
         keys = (
             Field.TARGET, Field.PROGRAM_ID, Field.CPU, Field.CPU_FEATURES, Field.BLOCKS,
             Field.THREADS, Field.MEMORY_BYTES,
         )  # fmt: skip
-        runner = EngineRunner(client, bundle.path, window=window)
+        runner = EngineRunner(client, place.bundle, window=window)
         yield runner, {key: client.hello[key] for key in keys}
 
 
@@ -168,10 +162,10 @@ def _reference(bundle: Bundle, config: BenchConfig, window: int) -> tuple[Runner
     from runtime.loader import choose_device, choose_dtype, open_source
     from runtime.prompt import Tokenizer
     from runtime.reference.load import load_reference
-    from runtime.session import Session
+    from runtime.reference_session import ReferenceSession
 
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
+    if config.engine.threads is not None:
+        torch.set_num_threads(config.engine.threads)
     checkpoint = open_source(bundle)
     if checkpoint.tokenizer is None:
         raise CheckpointError(f"{checkpoint.path}: has no tokenizer.model, so it cannot be asked")
@@ -179,9 +173,9 @@ def _reference(bundle: Bundle, config: BenchConfig, window: int) -> tuple[Runner
     device = choose_device(None)
     dtype = choose_dtype(None, device)
 
-    def load() -> Session:
+    def load() -> ReferenceSession:
         model = load_reference(checkpoint, device=device, dtype=dtype)
-        return Session(ReferenceBackend(model), tokenizer, window=window)
+        return ReferenceSession(ReferenceBackend(model), tokenizer, window=window)
 
     return ReferenceRunner(load), {
         "torch": torch.__version__,

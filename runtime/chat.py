@@ -5,25 +5,28 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import Any, cast
 
 from PIL import Image
 
 from quantize.errors import PictureError, PromptError
+from runtime.engine_options import EngineOptions
 from runtime.loader import load
 from runtime.picture import open_picture
 from runtime.prompt import Message, Tokenizer
 from runtime.sampling import GenerationOptions
-from runtime.session import Session
 
 
 class ChatModel:
     """A model with the original's `chat` function.
 
     It keeps the cache of its latest conversation: a call that continues it computes only what is
-    new, and a picture is encoded once.
+    new, and a picture is encoded once. A bundle's engine is a process of its own, which ends with
+    `close`, at the end of a `with`, or with the object.
     """
 
     def __init__(
@@ -31,6 +34,8 @@ class ChatModel:
         source: str | Path | None = None,
         *,
         engine: str | None = None,
+        threads: int | None = None,
+        serial: str | None = None,
         device: str | None = None,
         dtype: str | None = None,
         settings: str = "minicpm-v-1.0",
@@ -41,7 +46,9 @@ class ChatModel:
 
         Args:
             source: a checkpoint's folder or hub id, a bundle, or None for the demo checkpoint.
-            engine: `local` or `reference`; by default what fits the source.
+            engine: `local`, `qemu`, `adb` or `reference`; by default what fits the source.
+            threads: of the engine; by default as many as it finds best.
+            serial: of the phone, for `adb`; by default $ANDROID_SERIAL, or the only one.
             device: cpu, mps or cuda, for the reference; by default the fastest that is there.
             dtype: float32, float16 or bfloat16, for the reference.
             settings: whose generation defaults to use; a name in `configs/generation.json`.
@@ -51,16 +58,31 @@ class ChatModel:
         Raises:
             ToolkitError: the source cannot be opened, or an argument does not fit it.
         """
-        loaded = load(source, engine=engine, device=device, dtype=dtype)
+        options = EngineOptions(engine=engine, threads=threads, serial=serial)
+        loaded = load(source, options, device=device, dtype=dtype)
         self.tokenizer = loaded.tokenizer
         self.description = loaded.description
         self._settings = loaded.defaults.named(settings)
         tokens = loaded.defaults.window_for(
             window, as_original=as_original, max_new_tokens=self._settings.max_new_tokens
         )
-        self.session = Session(
-            loaded.backend, loaded.tokenizer, window=tokens, as_original=as_original
-        )
+        self.session = loaded.open_session(window=tokens, as_original=as_original)
+        weakref.finalize(self, self.session.close)
+
+    def __enter__(self) -> ChatModel:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the model's engine; another question starts it again."""
+        self.session.close()
 
     def chat(
         self,
@@ -115,11 +137,22 @@ class OmniLMMChat:
         self,
         model_path: str | Path | None = None,
         *,
+        engine: str | None = None,
+        threads: int | None = None,
+        serial: str | None = None,
         device: str | None = None,
         dtype: str | None = None,
     ) -> None:
         """Loads a checkpoint or a bundle; see `ChatModel`."""
-        self.model = ChatModel(model_path, device=device, dtype=dtype, settings="OmniLMMChat")
+        self.model = ChatModel(
+            model_path,
+            engine=engine,
+            threads=threads,
+            serial=serial,
+            device=device,
+            dtype=dtype,
+            settings="OmniLMMChat",
+        )
 
     def chat(self, inputs: Mapping[str, Any]) -> str:
         """Answers `{"image": base64, "question": JSON of the messages}`.

@@ -8,28 +8,31 @@ import json
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from convert.console import messages, results
+from convert.console import Size, messages, results
 from quantize.errors import ConfigError, PromptError, ToolkitError
+from runtime.engine_options import EngineOptions, add_engine_arguments, engine_options
+from runtime.protocol import Stage, Stop
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from runtime.generate import Cancelled
     from runtime.prompt import Message
     from runtime.sampling import GenerationOptions
-    from runtime.session import Reply, Session, Statistics
+    from runtime.session import Cancelled, Reply, Session, Statistics
 
 NAME = "chat"
 HELP = "ask about a picture, once or in a conversation"
 SETTINGS = "OmniLMMChat"  # whose sampling it uses; beam search, the other original's, cannot stream
 COMMANDS = "/image FILE shows a picture, /reset starts anew, /quit ends; Ctrl-C stops an answer"
 _FAILED = 2
+_THINKING = "thinking"
+_STAGES = {Stage.ENCODE: "encoding the picture", Stage.PREFILL: "reading the prompt"}
 # What a terminal would obey rather than show.
 _CONTROL = {i: None for i in (*range(32), *range(127, 160)) if chr(i) not in "\n\t"}
 
@@ -42,7 +45,7 @@ class ChatConfig:
     image: Path | None
     prompt: str | None  # None: a conversation
     greedy: bool
-    engine: str | None
+    engine: EngineOptions
     device: str | None
     dtype: str | None
     max_new_tokens: int | None
@@ -74,12 +77,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--image", metavar="FILE", type=Path, help="the picture")
     add("--prompt", metavar="TEXT", help="ask this and end; without it, a conversation")
     add("--greedy", action="store_true", help="always take the likeliest token")
-    add(
-        "--engine",
-        choices=("local", "reference"),
-        help="local: a bundle's compiled blocks; reference: the full-precision model "
-        "(default: what fits DIR)",
-    )
+    add_engine_arguments(parser)
     add("--device", help="cpu, mps or cuda, for the reference (default: the fastest there is)")
     add(
         "--dtype",
@@ -102,16 +100,19 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Chats; returns 0, or 2 if a piped question could not be answered."""
-    config = ChatConfig(**{name: getattr(args, name) for name in ChatConfig.__dataclass_fields__})
+    names = ChatConfig.__dataclass_fields__.keys() - {"engine"}
+    config = ChatConfig(
+        engine=engine_options(args), **{name: getattr(args, name) for name in names}
+    )
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # an answer may not fit the terminal's encoding
     if config.prompt is not None and not config.prompt.strip():
         raise PromptError("--prompt is empty; expected a question")
-    chat = _open(config)
-    if config.prompt is not None:
-        chat.ask(config.prompt)
-        return 0
-    return _converse(chat)
+    with closing(_open(config)) as chat:
+        if config.prompt is not None:
+            chat.ask(config.prompt)
+            return 0
+        return _converse(chat)
 
 
 class _Chat:
@@ -129,10 +130,14 @@ class _Chat:
         self._picture, self._as_json = picture, as_json
         self._turns: list[Message] = []
 
+    def close(self) -> None:
+        """Ends what runs the model."""
+        self._session.close()
+
     @property
     def lacks_picture(self) -> bool:
         """Whether the model takes pictures and has none yet."""
-        return self._picture is None and self._session.backend.config.vision is not None
+        return self._picture is None and self._session.config.vision is not None
 
     def ask(self, text: str, cancelled: Cancelled = lambda: False) -> None:
         """Prints the answer as it comes, and what it took; an answer joins the conversation."""
@@ -148,6 +153,7 @@ class _Chat:
                 self._picture,
                 self._options,
                 on_text=(lambda piece: None) if self._as_json else show,
+                on_progress=waiting.update,
                 cancelled=cancelled,
             )
         if self._as_json:
@@ -161,9 +167,10 @@ class _Chat:
     def show_picture(self, path: Path) -> None:
         """Takes another picture; the first turn carries it, so the conversation starts anew."""
         from runtime.picture import open_picture
+        from runtime.session import require_vision
 
         picture = open_picture(path)
-        self._session.require_vision()
+        require_vision(self._session.config)
         self._picture = picture
         _say(f"{path}: {picture.width} x {picture.height} pixels" + self.reset())
 
@@ -177,12 +184,17 @@ class _Waiting:
     """A sign of life until the answer's first word."""
 
     def __init__(self) -> None:
-        self._status = messages().status("thinking") if messages().is_terminal else None
+        self._status = messages().status(_THINKING) if messages().is_terminal else None
 
     def __enter__(self) -> _Waiting:
         if self._status is not None:
             self._status.start()
         return self
+
+    def update(self, stage: str, done: int, total: int) -> None:
+        """Says how far a picture or a prompt is."""
+        if self._status is not None:
+            self._status.update(f"{_STAGES[stage]} {done}/{total}" if done < total else _THINKING)
 
     def stop(self) -> None:
         """Wipes the sign away."""
@@ -199,11 +211,23 @@ def _open(config: ChatConfig) -> _Chat:
     from runtime.loader import load
     from runtime.picture import open_picture
     from runtime.sampling import GenerationOptions
-    from runtime.session import Session
+    from runtime.session import require_vision
 
     picture = None if config.image is None else open_picture(config.image)
-    with messages().status("loading the model"):
-        loaded = load(config.source, engine=config.engine, device=config.device, dtype=config.dtype)
+    with messages().status("loading the model") as status:
+
+        def progress(stage: str, done: int, total: int) -> None:
+            status.update(f"{stage}: {Size(done)} of {Size(total)}")
+
+        loaded = load(
+            config.source,
+            config.engine,
+            device=config.device,
+            dtype=config.dtype,
+            progress=progress,
+        )
+    if picture is not None:
+        require_vision(loaded.config)
     settings = loaded.defaults.named(SETTINGS)
     limit = settings.max_new_tokens if config.max_new_tokens is None else config.max_new_tokens
     if config.greedy:
@@ -217,11 +241,8 @@ def _open(config: ChatConfig) -> _Chat:
     window = loaded.defaults.window_for(
         config.window, as_original=config.as_original, max_new_tokens=limit
     )
-    session = Session(
-        loaded.backend, loaded.tokenizer, window=window, as_original=config.as_original
-    )
-    if picture is not None:
-        session.require_vision()
+    with messages().status("starting the engine"):
+        session = loaded.open_session(window=window, as_original=config.as_original)
     note = "" if config.source is not None else "demo checkpoint: "
     _say(f"{note}{loaded.description}; window {window}; {_how(options)}")
     return _Chat(session, options, picture, as_json=config.json)
@@ -229,6 +250,8 @@ def _open(config: ChatConfig) -> _Chat:
 
 def _converse(chat: _Chat) -> int:
     """Answers line by line until /quit or the end of the input."""
+    from runtime.engine_process import EngineDiedError
+
     is_terminal = sys.stdin.isatty()
     failed = False
     if is_terminal:
@@ -254,6 +277,8 @@ def _converse(chat: _Chat) -> int:
         except (ToolkitError, UnicodeDecodeError) as error:
             failed = True
             messages().print(f"{type(error).__name__}: {error}", markup=False, soft_wrap=True)
+            if isinstance(error, EngineDiedError):
+                _say("the next question starts the engine again")
     return _FAILED if failed and not is_terminal else 0
 
 
@@ -310,7 +335,7 @@ def _how(options: GenerationOptions) -> str:
 def _statistics_line(s: Statistics) -> str:
     picture = f"picture {s.encode_ms:,.0f} ms, " if s.encode_ms else ""
     reused = f" ({s.reused_tokens} remembered)" if s.reused_tokens else ""
-    end = {"eos": "", "length": ", cut at --max-new-tokens", "cancelled": ", cancelled"}[s.stop]
+    end = {Stop.LENGTH: ", cut at --max-new-tokens", Stop.CANCELLED: ", cancelled"}.get(s.stop, "")
     return (
         f"{picture}prompt {s.prompt_tokens} tokens{reused} {s.prefill_tok_s:,.0f} tok/s, "
         f"answer {s.generated_tokens} tokens {s.decode_tok_s:,.1f} tok/s{end}"

@@ -1,22 +1,17 @@
-"""Starts an engine and talks to it: JSON lines through its pipes.
+"""Requests to an engine, and its answers.
 
 `runtime/engine/PROTOCOL.md` describes the lines.
 """
 
 from __future__ import annotations
 
-import json
-import queue
 import shutil
-import subprocess
 import tempfile
-import threading
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import Any, BinaryIO
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,27 +19,29 @@ from PIL import Image
 
 from quantize.errors import ToolkitError
 from runtime import protocol
+from runtime.engine_options import LOCAL, QEMU
+from runtime.engine_process import EngineDiedError, EngineProcess, Line
 from runtime.picture_file import write_picture_file
 from runtime.prompt import Message
 from runtime.protocol import Event, Field, Op, Tap
+from runtime.session import Cancelled, OnProgress, OnText
 
-LOCAL, QEMU = "local", "qemu"
 QEMU_PROGRAM = "qemu-aarch64-static"
 START_SECONDS = 60.0
 QUIET_SECONDS = 600.0  # between two lines of the engine while it works
-_END_SECONDS = 10.0  # from the end of its input to its own end
 _CANCEL_ID = 0  # no request's
-_LAST_WORDS = 20  # lines of stderr that are kept
 
-Line = dict[str, Any]
 Float32 = NDArray[np.float32]
-OnProgress = Callable[[str, int, int], None]  # stage, done, in all
-OnText = Callable[[str], None]
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 def _ignore(*_: object) -> None:
     """Hears of nothing."""
+
+
+def _never() -> bool:
+    """Cancels nothing."""
+    return False
 
 
 class EngineError(ToolkitError):
@@ -53,10 +50,6 @@ class EngineError(ToolkitError):
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
         self.code = code
-
-
-class EngineDiedError(ToolkitError):
-    """The engine ended, or does not answer."""
 
 
 @dataclass(frozen=True)
@@ -90,51 +83,71 @@ def engine_command(engine: str, program: Path, *, cpu: str = "max") -> list[str]
     return [QEMU_PROGRAM, "-cpu", cpu, str(program)]
 
 
+class Files(Protocol):
+    """How the files that requests name get to an engine and back."""
+
+    def send(self, path: Path) -> str:
+        """Makes a file readable for the engine; returns its path there."""
+
+    def room(self, path: Path) -> str:
+        """Returns the path at which the engine is to write what `fetch` brings to `path`."""
+
+    def fetch(self, path: Path) -> None:
+        """Brings what the engine wrote."""
+
+
+class SharedFiles:
+    """Files of an engine on this machine: it sees them where they are."""
+
+    def send(self, path: Path) -> str:
+        """See `Files`."""
+        return str(path)
+
+    def room(self, path: Path) -> str:
+        """See `Files`."""
+        return str(path)
+
+    def fetch(self, path: Path) -> None:
+        """See `Files`."""
+
+
 class EngineClient:
     """A running engine; a context manager that ends it. Requests come one after the other.
 
     Only `cancel` may be called from another thread while a request is under way.
     """
 
-    def __init__(self, command: Sequence[str], *, quiet_seconds: float = QUIET_SECONDS) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        *,
+        name: str | None = None,
+        environment: Mapping[str, str] = _NOTHING,
+        files: Files | None = None,
+        quiet_seconds: float = QUIET_SECONDS,
+    ) -> None:
         """Starts an engine and hears its first line.
 
         Args:
             command: see `engine_command`.
+            name: by which errors call it; by default its program's.
+            environment: variables that it gets besides this process's.
+            files: how files get to it; by default it sees this machine's.
             quiet_seconds: after how long without a line an engine at work counts as dead.
 
         Raises:
             EngineDiedError: it does not start, or speaks another version of the protocol.
             EngineError: it cannot run on this processor.
         """
-        self._name = Path(command[-1]).name
+        self._process = EngineProcess(command, name=name, environment=environment)
+        self._files = files or SharedFiles()
         self._quiet_seconds = quiet_seconds
-        self._lines: queue.Queue[bytes | None] = queue.Queue()
-        self._last_words: deque[str] = deque(maxlen=_LAST_WORDS)
-        self._sending = threading.Lock()
         self._number = 0
-        pipe = subprocess.PIPE
         try:
-            # In a session of its own: an interrupt from the keyboard is the client's to handle.
-            self._process = subprocess.Popen(
-                command, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True
-            )
-        except OSError as error:
-            raise EngineDiedError(
-                f"{command[0]}: does not start: {error.strerror or error}"
-            ) from error
-        assert self._process.stdout is not None and self._process.stderr is not None
-        self._threads = [
-            threading.Thread(target=self._read_lines, args=(self._process.stdout,), daemon=True),
-            threading.Thread(target=self._read_words, args=(self._process.stderr,), daemon=True),
-        ]
-        for thread in self._threads:
-            thread.start()
-        try:
-            self.hello = _checked(self._receive(START_SECONDS))
+            self.hello = _checked(self._process.receive(START_SECONDS))
             if self.hello.get(Field.PROTOCOL) != protocol.VERSION:
                 raise EngineDiedError(
-                    f"{self._name}: speaks version {self.hello.get(Field.PROTOCOL)} of the "
+                    f"{self._process.name}: speaks version {self.hello.get(Field.PROTOCOL)} of the "
                     f"protocol; expected {protocol.VERSION}: convert again"
                 )
         except BaseException:
@@ -154,22 +167,7 @@ class EngineClient:
 
     def close(self) -> None:
         """Ends the engine; what it was doing is cancelled."""
-        process = self._process
-        assert process.stdin is not None
-        try:
-            process.stdin.close()
-        except OSError:
-            pass  # it is dead already
-        try:
-            process.wait(_END_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        for thread in self._threads:
-            thread.join()
-        for stream in (process.stdout, process.stderr):
-            assert stream is not None
-            stream.close()
+        self._process.close()
 
     def request(
         self,
@@ -178,6 +176,7 @@ class EngineClient:
         *,
         on_progress: OnProgress = _ignore,
         on_text: OnText = _ignore,
+        cancelled: Cancelled = _never,
     ) -> Line:
         """Sends a request and waits for its last event.
 
@@ -186,17 +185,25 @@ class EngineClient:
             fields: of the request.
             on_progress: hears of work that takes long.
             on_text: hears an answer as it grows.
+            cancelled: asked again and again while the engine works; true cancels the request.
 
         Raises:
-            EngineError: the engine refused it.
+            EngineError: the engine refused it, or a picture was cancelled.
             EngineDiedError: the engine ended, or was quiet for too long.
         """
         self._number += 1
         number = self._number
-        self._send({Field.OP: op, Field.ID: number, **fields})
+
+        def ask() -> None:
+            nonlocal cancelled
+            if cancelled():
+                cancelled = _never  # once is enough
+                self.cancel()
+
+        self._process.send({Field.OP: op, Field.ID: number, **fields})
         try:
             while True:
-                line = self._receive(self._quiet_seconds)
+                line = self._process.receive(self._quiet_seconds, ask)
                 # Without an id it is an error: the engine could not even read this request.
                 if line.get(Field.ID, number) != number:
                     continue  # of a request that was given up, or of a cancel
@@ -215,18 +222,24 @@ class EngineClient:
 
     def cancel(self) -> None:
         """Ends the request that is under way; an answer then stops with reason `cancelled`."""
-        self._send({Field.OP: Op.CANCEL, Field.ID: _CANCEL_ID})
+        self._process.send({Field.OP: Op.CANCEL, Field.ID: _CANCEL_ID})
 
     def load(self, bundle: Path, *, window: int) -> Line:
         """Loads a bundle in place of the one before."""
         return self.request(Op.LOAD, {Field.BUNDLE: str(bundle), Field.WINDOW: window})
 
-    def image(self, picture: Image.Image, on_progress: OnProgress = _ignore) -> Line:
+    def image(
+        self,
+        picture: Image.Image,
+        on_progress: OnProgress = _ignore,
+        cancelled: Cancelled = _never,
+    ) -> Line:
         """Encodes a picture, unless the engine remembers it; the line names it for `chat`."""
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "picture"
             write_picture_file(path, picture)
-            return self.request(Op.IMAGE, {Field.PATH: str(path)}, on_progress=on_progress)
+            fields = {Field.PATH: self._files.send(path)}
+            return self.request(Op.IMAGE, fields, on_progress=on_progress, cancelled=cancelled)
 
     def chat(
         self,
@@ -237,6 +250,7 @@ class EngineClient:
         options: Mapping[str, Any] = _NOTHING,
         on_progress: OnProgress = _ignore,
         on_text: OnText = _ignore,
+        cancelled: Cancelled = _never,
     ) -> EngineAnswer:
         """Answers the last turn of a conversation.
 
@@ -247,6 +261,7 @@ class EngineClient:
             options: more fields of the request: sampling, `stop`, `as_original`.
             on_progress: hears of the prefill.
             on_text: hears the answer as it grows.
+            cancelled: true ends the answer with what there is of it.
         """
         fields = {
             Field.MESSAGES: list(messages),
@@ -254,7 +269,9 @@ class EngineClient:
             Field.MAX_NEW_TOKENS: max_new_tokens,
             **options,
         }
-        line = self.request(Op.CHAT, fields, on_progress=on_progress, on_text=on_text)
+        line = self.request(
+            Op.CHAT, fields, on_progress=on_progress, on_text=on_text, cancelled=cancelled
+        )
         return EngineAnswer(
             line[Field.TEXT], line[Field.IDS], line[Field.STOP], line[Field.STATISTICS]
         )
@@ -294,65 +311,19 @@ class EngineClient:
         """
         with tempfile.TemporaryDirectory() as folder:
             source, result = Path(folder) / "input", Path(folder) / "output"
-            fields = {Field.WHAT: what, Field.OUTPUT: str(result), **options}
+            fields = {Field.WHAT: what, Field.OUTPUT: self._files.room(result), **options}
             if what == Tap.EMBED:
                 fields[Field.IDS] = [int(i) for i in np.asarray(value)]
             else:
-                fields[Field.INPUT] = str(source)
-            if isinstance(value, Image.Image):
-                write_picture_file(source, value)
-            elif what != Tap.EMBED:
-                np.ascontiguousarray(value, np.dtype("<f4")).tofile(source)
+                if isinstance(value, Image.Image):
+                    write_picture_file(source, value)
+                else:
+                    np.ascontiguousarray(value, np.dtype("<f4")).tofile(source)
+                fields[Field.INPUT] = self._files.send(source)
             line = self.request(Op.TAP, fields)
+            self._files.fetch(result)
             output: Float32 = np.fromfile(result, np.dtype("<f4")).reshape(line[Field.SHAPE])
             return output
-
-    def _send(self, line: Line) -> None:
-        data = json.dumps(line, ensure_ascii=True).encode() + b"\n"
-        stdin = self._process.stdin
-        assert stdin is not None
-        try:
-            with self._sending:
-                stdin.write(data)
-                stdin.flush()
-        except (OSError, ValueError) as error:
-            raise self._died("has ended") from error
-
-    def _receive(self, seconds: float) -> Line:
-        try:
-            data = self._lines.get(timeout=seconds)
-        except queue.Empty:
-            raise self._died(f"has said nothing for {seconds:.0f} s") from None
-        if data is None:
-            self._lines.put(None)  # for whoever asks next
-            raise self._died("has ended")
-        try:
-            line: Line = json.loads(data)
-        except ValueError as error:
-            raise self._died(f"said what is no JSON: {data[:80]!r}") from error
-        return line
-
-    def _died(self, what: str) -> EngineDiedError:
-        """Makes the error that tells the engine's last words."""
-        try:
-            code = self._process.wait(0.5)
-        except subprocess.TimeoutExpired:
-            end = ""
-        else:
-            end = f" (signal {-code})" if code < 0 else f" (exit code {code})"
-            for thread in self._threads:
-                thread.join(_END_SECONDS)  # its last words may still be on their way
-        words = " | ".join(self._last_words)
-        return EngineDiedError(f"{self._name}: {what}{end}{f': {words}' if words else ''}")
-
-    def _read_lines(self, stream: BinaryIO) -> None:
-        for line in stream:
-            self._lines.put(line)
-        self._lines.put(None)
-
-    def _read_words(self, stream: BinaryIO) -> None:
-        for line in stream:
-            self._last_words.append(line.decode(errors="replace").rstrip())
 
 
 def _checked(line: Line) -> Line:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 from torch import Tensor
 
 from runtime.backend import Backend, Cache
+from runtime.protocol import Stop
 from runtime.sampling import GenerationOptions, Sampler
+from runtime.session import Cancelled
 
-StopReason = Literal["eos", "length", "cancelled"]
-Cancelled = Callable[[], bool]
 OnToken = Callable[[int], None]
 
 
@@ -23,7 +22,7 @@ class Generation:
     ids: list[int]  # without the end token
     cached: list[int]  # the ids that the cache now holds behind the prompt
     steps: int  # passes through the decoder
-    stop: StopReason
+    stop: str  # a value of `Stop`
 
 
 def generate(
@@ -51,10 +50,10 @@ def generate(
     while not cancelled():
         token = sampler.choose(logits, ids)
         if token == eos:
-            return Generation(ids, list(ids), len(ids), "eos")
+            return Generation(ids, list(ids), len(ids), Stop.EOS)
         ids.append(token)
         on_token(token)
         if len(ids) == options.max_new_tokens:
-            return Generation(ids, ids[:-1], len(ids) - 1, "length")
+            return Generation(ids, ids[:-1], len(ids) - 1, Stop.LENGTH)
         logits = backend.logits(backend.forward(backend.embed([token]), cache))[-1]
-    return Generation(ids, list(ids), len(ids), "cancelled")
+    return Generation(ids, list(ids), len(ids), Stop.CANCELLED)

@@ -3,32 +3,45 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
 from convert.bundle import MANIFEST, Bundle
 from convert.checkpoint import Checkpoint
+from convert.config import ModelConfig
 from convert.hub import is_hub_id
 from quantize.errors import BundleError, CheckpointError, ConfigError
-from runtime.backend import Backend, CompiledBackend, ReferenceBackend
+from runtime.backend import ReferenceBackend
 from runtime.defaults import DEFAULTS, GenerationDefaults
+from runtime.engine_options import REFERENCE, EngineOptions
+from runtime.engine_session import EngineSession
+from runtime.places import Progress, open_place
 from runtime.prompt import Tokenizer
+from runtime.reference_session import ReferenceSession
+from runtime.session import Session
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-ENGINES = ("local", "reference")
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-_HOST = "host"  # the target whose program runs here
+
+
+class OpenSession(Protocol):
+    """Starts conversations with a model."""
+
+    def __call__(self, *, window: int, as_original: bool = False) -> Session:
+        """Args: window: tokens that a token may see. as_original: cut long prompts silently."""
 
 
 @dataclass(frozen=True)
 class Loaded:
     """A model that is ready to answer."""
 
-    backend: Backend
+    config: ModelConfig
+    open_session: OpenSession
     tokenizer: Tokenizer
     defaults: GenerationDefaults
     description: str  # what runs, where and how
@@ -41,41 +54,43 @@ def is_bundle(source: str | Path | None) -> bool:
 
 def load(
     source: str | Path | None,
+    engine: EngineOptions | None = None,
     *,
-    engine: str | None = None,
     device: str | None = None,
     dtype: str | None = None,
+    progress: Progress = lambda stage, done, total: None,
 ) -> Loaded:
     """Loads a model.
 
     Args:
         source: a bundle, a checkpoint's folder or hub id, or None for the demo checkpoint.
-        engine: `local` for a bundle's compiled blocks, `reference` for PyTorch; by default local
-            for a bundle and reference for a checkpoint. A bundle's reference is its checkpoint.
+        engine: where it runs; by default on this PC, a checkpoint in PyTorch. A bundle's
+            reference is its checkpoint.
         device: cpu, mps or cuda; by default the fastest that is there. Reference only.
         dtype: a name of `DTYPES`; by default float32 on a CPU, a half-precision type elsewhere.
+        progress: hears of what is copied to a phone.
 
     Raises:
         ToolkitError: nothing that can be opened, or an engine that cannot run it.
     """
-    if engine not in (None, *ENGINES):
-        raise ConfigError(f"engine is {engine!r}; expected one of {', '.join(ENGINES)}")
-    if not is_bundle(source):
-        if engine == "local":
-            name = "the demo checkpoint" if source is None else source
-            raise BundleError(
-                f"{name}: not a bundle, so engine local cannot run it; make one with "
-                "`minicpmv convert`, or choose --engine reference"
+    options = engine or EngineOptions()
+    bundle = None if source is None or not is_bundle(source) else Bundle.open(source)
+    if bundle is None and options.engine not in (None, REFERENCE):
+        raise BundleError(
+            f"{source or 'the demo checkpoint'}: not a bundle, so engine {options.engine} cannot "
+            "run it; make one with `minicpmv convert`, or choose --engine reference"
+        )
+    if bundle is None or options.engine == REFERENCE:
+        if options.threads is not None:
+            raise ConfigError(
+                f"threads {options.threads} is for a bundle's engine, not for the reference"
             )
-        return _load_checkpoint(Checkpoint.open(source), device, dtype)
-    assert source is not None, "only a path is a bundle"
-    bundle = Bundle.open(source)
-    if engine == "reference":
-        return _load_checkpoint(open_source(bundle), device, dtype)
+        checkpoint = Checkpoint.open(source) if bundle is None else open_source(bundle)
+        return _load_checkpoint(checkpoint, device, dtype)
     for name, value in (("device", device), ("dtype", dtype)):
         if value is not None:
             raise ConfigError(f"{name} {value!r} is for --engine reference; a bundle has its own")
-    return _load_bundle(bundle)
+    return _load_bundle(bundle, options, progress)
 
 
 def open_source(bundle: Bundle, reference: str | None = None) -> Checkpoint:
@@ -148,23 +163,24 @@ def _load_checkpoint(checkpoint: Checkpoint, device: str | None, dtype: str | No
     model = load_reference(checkpoint, device=where, dtype=kind)
     name = str(kind).removeprefix("torch.")
     return Loaded(
-        ReferenceBackend(model),
+        checkpoint.config,
+        partial(ReferenceSession, ReferenceBackend(model), tokenizer),
         tokenizer,
         GenerationDefaults.load(DEFAULTS),
         f"{checkpoint.path} on the reference engine ({name}, {where})",
     )
 
 
-def _load_bundle(bundle: Bundle) -> Loaded:
-    from runtime.compiled import CompiledModel, compile_here
-
+def _load_bundle(bundle: Bundle, options: EngineOptions, progress: Progress) -> Loaded:
     tokenizer = _tokenizer(bundle.tokenizer, bundle.path)
-    model = CompiledModel(bundle.config, compile_here(bundle.config), bundle.weights())
+    place = open_place(bundle, options)
+    place.prepare(progress)
     return Loaded(
-        CompiledBackend(model),
+        bundle.config,
+        partial(EngineSession, place, bundle.config),
         tokenizer,
         GenerationDefaults.load(bundle.generation),
-        f"{bundle.path} on the local engine ({bundle.plan.recipe.scheme.name})",
+        f"{bundle.path} on the {place.description} ({bundle.plan.recipe.scheme.name})",
     )
 
 

@@ -6,6 +6,7 @@ The format stands in `runtime/engine/picture_file.h`: a header of 24 bytes, then
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 
 from PIL import Image
@@ -18,10 +19,16 @@ _STRIP_BYTES = 4 * 2**20  # converted at once
 
 def write_picture_file(path: Path, picture: Image.Image) -> None:
     """Writes a picture's pixels as RGB, a strip of rows at a time: no second copy in memory."""
+    with path.open("wb") as file:
+        file.write(HEADER.pack(MAGIC, VERSION, *picture.size, 0))
+        for strip in rgb_strips(picture):
+            file.write(strip)
+
+
+def rgb_strips(picture: Image.Image) -> Iterator[bytes]:
+    """Yields a picture's pixels as RGB, row after row, some MiB at once."""
     width, height = picture.size
     rows = max(1, _STRIP_BYTES // (3 * width))
-    with path.open("wb") as file:
-        file.write(HEADER.pack(MAGIC, VERSION, width, height, 0))
-        for top in range(0, height, rows):
-            strip = picture.crop((0, top, width, min(top + rows, height)))
-            file.write(strip.convert("RGB").tobytes())
+    for top in range(0, height, rows):
+        strip = picture.crop((0, top, width, min(top + rows, height)))
+        yield strip.convert("RGB").tobytes()

@@ -71,14 +71,7 @@ class Tokenizer:
         Raises:
             PromptError: the text is no valid Unicode.
         """
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError as error:  # JSON may hold half of a UTF-16 pair
-            bad = ascii(text[error.start])
-            raise PromptError(
-                f"the text is no valid Unicode: character {error.start} is the lone surrogate "
-                f"{bad}; remove it"
-            ) from error
+        check_text(text)
         ids: list[int] = []
         start = 0
         for tag in self._tags.finditer(text) if self._has_tags else ():
@@ -135,6 +128,26 @@ def check_messages(messages: Sequence[Message]) -> None:
             raise PromptError(f"message {i} has no text in 'content'")
     if len(messages) % 2 == 0:
         raise PromptError("the last message is the assistant's; expected a user's")
+
+
+def check_question(messages: Sequence[Message]) -> None:
+    """Raises PromptError unless a conversation is one, and its last turn asks something."""
+    check_messages(messages)
+    for message in messages:
+        check_text(message["content"])
+    if not messages[-1]["content"].strip():
+        raise PromptError("the prompt is empty; expected a question")
+
+
+def check_text(text: str) -> None:
+    """Raises PromptError where a text is no valid Unicode."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:  # JSON may hold half of a UTF-16 pair
+        raise PromptError(
+            f"the text is no valid Unicode: character {error.start} is the lone surrogate "
+            f"{text[error.start]!a}; remove it"
+        ) from error
 
 
 def _is_tag(piece: str) -> bool:

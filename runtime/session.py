@@ -1,45 +1,23 @@
-"""One conversation after the other with a model, nothing computed twice.
-
-Every request carries the whole conversation. It is tokenized whole; what the KV cache already
-holds of it is kept, and the rest is prefilled. A second question, another try and an edited turn
-are all this one rule.
-"""
+"""What answers conversations: the interface that the reference and the engine share."""
 
 from __future__ import annotations
 
-import hashlib
-import time
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
-import torch
-from PIL import Image
-from torch import Tensor
-
-from convert.config import VisionConfig
 from quantize.errors import PictureError, PromptError
-from runtime.backend import Backend, Cache
-from runtime.beam import beam_search
-from runtime.generate import Cancelled, Generation, StopReason, generate
-from runtime.picture import preprocess
-from runtime.prompt import (
-    ASSISTANT,
-    ORIGINAL_PROMPT_LIMIT,
-    USER,
-    Message,
-    Prompt,
-    Tokenizer,
-    check_messages,
-)
-from runtime.reference.kv_cache import pinned_tokens
-from runtime.sampling import GenerationOptions
-from runtime.streaming import TextStream
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from convert.config import ModelConfig, VisionConfig
+    from runtime.prompt import Message
+    from runtime.sampling import GenerationOptions
 
 OnText = Callable[[str], None]
-Key = int | tuple[str, int]  # a token's id; for an image token the picture's hash and its index
-
-_PICTURES_KEPT = 8  # whose image tokens are remembered: 0.6 MB each at full size
+OnProgress = Callable[[str, int, int], None]  # a value of `runtime.protocol.Stage`, done, in all
+Cancelled = Callable[[], bool]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +31,7 @@ class Statistics:
     reused_tokens: int  # of the prompt, found in the cache
     generated_tokens: int
     decode_steps: int  # passes through the decoder: the first token needs none
-    stop: StopReason
+    stop: str  # a value of `runtime.protocol.Stop`
 
     @property
     def prefill_tok_s(self) -> float:
@@ -75,44 +53,12 @@ class Reply:
     statistics: Statistics
 
 
-@dataclass(frozen=True)
-class _Request:
-    """A conversation, tokenized and held against the window."""
+class Session(Protocol):
+    """A model with the cache of its latest conversation."""
 
-    prompt: Prompt
-    keys: list[Key]
-    pinned: int  # tokens from the start that stay visible
-
-
-class Session:
-    """A model, its tokenizer, and the cache of the latest conversation."""
-
-    def __init__(
-        self, backend: Backend, tokenizer: Tokenizer, *, window: int, as_original: bool = False
-    ) -> None:
-        """Args: window: tokens that a token may see. as_original: cut long prompts silently."""
-        if window < 1:
-            raise PromptError(f"context window is {window}; expected a positive number of tokens")
-        self.backend, self.tokenizer = backend, tokenizer
-        self.window, self._as_original = window, as_original
-        self._pictures: OrderedDict[str, Tensor] = OrderedDict()
-        self.reset()
-
-    def require_vision(self) -> VisionConfig:
-        """Returns the vision encoder's geometry, or raises PictureError for a decoder alone."""
-        config = self.backend.config
-        if config.vision is None:
-            raise PictureError(
-                f"a picture was given to a {config.architecture}, which has no vision encoder; "
-                "leave the picture out, or take a MiniCPM-V"
-            )
-        return config.vision
-
-    def reset(self) -> None:
-        """Forgets the cache; pictures stay encoded."""
-        self._cache: Cache | None = None
-        self._cached: list[Key] = []
-        self._pinned = 0
+    @property
+    def config(self) -> ModelConfig:
+        """The model's geometry."""
 
     def reply(
         self,
@@ -120,8 +66,9 @@ class Session:
         picture: Image.Image | None,
         options: GenerationOptions,
         *,
-        on_text: OnText = lambda text: None,
-        cancelled: Cancelled = lambda: False,
+        on_text: OnText = ...,
+        on_progress: OnProgress = ...,
+        cancelled: Cancelled = ...,
     ) -> Reply:
         """Answers the last turn of a conversation.
 
@@ -130,168 +77,35 @@ class Session:
             picture: shown with the first turn.
             options: how to generate.
             on_text: called with every piece of the answer; together they are the answer's text.
-            cancelled: asked before every token; true ends the answer there.
+            on_progress: hears how far picture and prompt are.
+            cancelled: asked again and again; true ends the answer there.
 
         Raises:
             PromptError: the conversation is malformed or its last turn exceeds the window.
             PictureError: the model is a decoder without eyes.
         """
-        pixels, digest = self._pixels(picture)
-        request = self._request(messages, digest)
-        try:
-            return self._reply(request, pixels, digest, options, on_text, cancelled)
-        except BaseException:
-            self.reset()  # whatever stopped it, the cache may be half-written
-            raise
 
-    def _reply(
-        self,
-        request: _Request,
-        pixels: Tensor | None,
-        digest: str,
-        options: GenerationOptions,
-        on_text: OnText,
-        cancelled: Cancelled,
-    ) -> Reply:
-        start = time.perf_counter()
-        encode = pixels is not None and digest not in self._pictures
-        image = None if pixels is None else self._image_tokens(pixels, digest)
-        encoded = time.perf_counter()
-        cache, reused = self._rewind(request)
-        hidden = self._prefill(request, image, cache, reused, cancelled)
-        stream = TextStream(self.tokenizer, on_text)
-        if hidden is None:
-            prefilled = time.perf_counter()
-            generation = Generation([], [], 0, "cancelled")
-            self._cached = request.keys[: cache.length]
-        else:
-            logits = self.backend.logits(hidden[-1:])[0].cpu()
-            prefilled = time.perf_counter()
-            generation = self._generate(cache, logits, options, stream, cancelled)
-            self._cached = [*request.keys, *generation.cached]
-        text = stream.finish(generation.ids)
-        return Reply(
-            text,
-            generation.ids,
-            Statistics(
-                encode_ms=(encoded - start) * 1000 if encode else 0.0,
-                prefill_ms=(prefilled - encoded) * 1000,
-                decode_ms=(time.perf_counter() - prefilled) * 1000,
-                prompt_tokens=len(request.keys),
-                reused_tokens=reused,
-                generated_tokens=len(generation.ids),
-                decode_steps=generation.steps,
-                stop=generation.stop,
-            ),
+    def reset(self) -> None:
+        """Forgets the cache; pictures stay encoded."""
+
+    def close(self) -> None:
+        """Ends what runs the model."""
+
+
+def check_window(window: int) -> None:
+    """Raises PromptError unless a context window has room for tokens."""
+    if window < 1:
+        raise PromptError(f"context window is {window}; expected a positive number of tokens")
+
+
+def require_vision(config: ModelConfig) -> VisionConfig:
+    """Returns the vision encoder's geometry, or raises PictureError for a decoder alone."""
+    if config.vision is None:
+        raise PictureError(
+            f"a picture was given to a {config.architecture}, which has no vision encoder; "
+            "leave the picture out, or take a MiniCPM-V"
         )
-
-    def _generate(
-        self,
-        cache: Cache,
-        logits: Tensor,
-        options: GenerationOptions,
-        stream: TextStream,
-        cancelled: Cancelled,
-    ) -> Generation:
-        if options.num_beams > 1:  # the best way is known at its end only: nothing to stream
-            return beam_search(self.backend, cache, logits, options, cancelled=cancelled)
-        return generate(
-            self.backend, cache, logits, options, on_token=stream.add, cancelled=cancelled
-        )
-
-    def _pixels(self, picture: Image.Image | None) -> tuple[Tensor | None, str]:
-        """Returns the vision encoder's input and the hash by which a picture is known."""
-        if picture is None:
-            return None, ""
-        pixels = preprocess(picture, self.require_vision().image_size)
-        return pixels, hashlib.sha256(pixels.contiguous().numpy().tobytes()).hexdigest()
-
-    def _image_tokens(self, pixels: Tensor, digest: str) -> Tensor:
-        """Returns image tokens (Q, D), encoded or remembered."""
-        if digest not in self._pictures:
-            self._pictures[digest] = self.backend.encode_image(pixels)
-            while len(self._pictures) > _PICTURES_KEPT:
-                self._pictures.popitem(last=False)
-        self._pictures.move_to_end(digest)
-        return self._pictures[digest]
-
-    def _request(self, messages: Sequence[Message], digest: str) -> _Request:
-        """Tokenizes a conversation and checks that it fits."""
-        resampler = self.backend.config.resampler
-        image_tokens = resampler.query_num if digest and resampler else 0
-        check_messages(messages)
-        if not messages[-1]["content"].strip():
-            raise PromptError("the prompt is empty; expected a question")
-        prompt = self.tokenizer.prompt(messages, image_tokens)
-        if self._as_original:
-            prompt = prompt.cut(ORIGINAL_PROMPT_LIMIT)
-        keys: list[Key] = list(prompt.ids)
-        end = None
-        if prompt.image_start is not None:
-            start, end = prompt.image_start, prompt.image_start + image_tokens
-            keys[start:end] = [(digest, i) for i in range(image_tokens)]
-        pinned = pinned_tokens(end)
-        last = len(self.tokenizer.encode(USER + messages[-1]["content"] + ASSISTANT))
-        self._check_fit(min(last, len(keys) - pinned), pinned, len(keys))
-        return _Request(prompt, keys, pinned)
-
-    def _check_fit(self, last: int, pinned: int, total: int) -> None:
-        """Earlier turns may slide out of the window; the last one may not."""
-        room = self.window - pinned
-        if room > 0 and last <= room:
-            return
-        raise PromptError(
-            f"the prompt has {total} tokens; its last turn takes {last}, and the context window of "
-            f"{self.window} has room for {max(room, 0)} beside {pinned} pinned ones: "
-            "shorten the turn, or try a larger --window"
-        )
-
-    def _rewind(self, request: _Request) -> tuple[Cache, int]:
-        """Takes the cache back to what it shares with a request; returns it and its length."""
-        limit = len(request.keys) - 1  # the last token must run: its logits are the answer's start
-        shared = next(
-            (i for i, (a, b) in enumerate(zip(self._cached, request.keys, strict=False)) if a != b),
-            min(len(self._cached), len(request.keys)),
-        )
-        reused, cache = min(shared, limit), self._cache
-        if cache is None or self._pinned != request.pinned or not reused:
-            cache = None
-        elif cache.length > reused and not cache.truncate(reused):
-            cache = None
-        if cache is None:
-            cache, reused = self.backend.new_cache(self.window, request.pinned), 0
-        self._cache, self._pinned = cache, request.pinned
-        return cache, reused
-
-    def _prefill(
-        self,
-        request: _Request,
-        image: Tensor | None,
-        cache: Cache,
-        reused: int,
-        cancelled: Cancelled,
-    ) -> Tensor | None:
-        """Runs what the cache lacks, in chunks; returns the last hidden states, None if cancelled.
-
-        A chunk is as long as the window, so that the attention's scores stay small.
-        """
-        ids, hidden = request.prompt.ids, None
-        for start in range(reused, len(ids), self.window):
-            if cancelled():
-                return None
-            embeds = self.backend.embed(ids[start : start + self.window])
-            if image is not None and request.prompt.image_start is not None:
-                embeds = _put(embeds, image.to(embeds), request.prompt.image_start - start)
-            hidden = self.backend.forward(embeds, cache)
-        return hidden
-
-
-def _put(embeds: Tensor, image: Tensor, at: int) -> Tensor:
-    """Returns embeds (L, D) with those of image (Q, D) that fall into it, the first at `at`."""
-    first, last = max(at, 0), min(at + image.shape[0], embeds.shape[0])
-    if first >= last:
-        return embeds
-    return torch.cat((embeds[:first], image[first - at : last - at], embeds[last:]))
+    return config.vision
 
 
 def _rate(tokens: int, ms: float) -> float:

@@ -6,17 +6,29 @@ import argparse
 import json
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from quantize.errors import BundleError, CheckpointError
+from runtime.engine_options import (
+    ADB,
+    LOCAL,
+    QEMU,
+    EngineOptions,
+    add_engine_arguments,
+    engine_options,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from convert.bundle import Bundle
     from convert.checkpoint import Checkpoint
+    from runtime.engine_session import EngineSession
+    from runtime.prompt import Tokenizer
+    from runtime.reference.model import MiniCPMV
     from runtime.verify.report import Check, Report
     from runtime.verify.run import Models
 
@@ -33,6 +45,7 @@ class VerifyConfig:
     bundle: Path
     reference: str | None
     window: int
+    engine: EngineOptions
     as_json: bool
 
 
@@ -47,6 +60,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--window", type=int, default=1024, metavar="N", help="context window in tokens"
     )
+    add_engine_arguments(parser, (LOCAL, QEMU, ADB), default=LOCAL)
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
 
 
@@ -54,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     """Verifies; returns 0 if all checks passed, 1 if one failed."""
     from convert.console import Bars, results
 
-    config = VerifyConfig(args.bundle, args.reference, args.window, args.json)
+    config = VerifyConfig(args.bundle, args.reference, args.window, engine_options(args), args.json)
     with Bars() as bars:
         report = verify(config, bars)
     if config.as_json:
@@ -72,7 +86,9 @@ def verify(config: VerifyConfig, progress: Progress) -> Report:
         CheckpointError: the reference is missing, or not what the bundle was made from.
     """
     from convert.bundle import Bundle
+    from runtime.engine_session import EngineSession
     from runtime.loader import open_source
+    from runtime.places import open_place
     from runtime.prompt import Tokenizer
     from runtime.verify.cases import built_in_cases
     from runtime.verify.report import Report
@@ -82,7 +98,8 @@ def verify(config: VerifyConfig, progress: Progress) -> Report:
     started = time.monotonic()
     bundle = Bundle.open(config.bundle)
     settings = load_settings()
-    checks = check_files(bundle, "host", progress)
+    place = open_place(bundle, config.engine)
+    checks = check_files(bundle, place.target, progress)
     checkpoint = open_source(bundle, config.reference)
     if checkpoint.config != bundle.config:
         raise BundleError(f"{bundle.path}: its model configuration is not the checkpoint's")
@@ -91,19 +108,22 @@ def verify(config: VerifyConfig, progress: Progress) -> Report:
             f"{checkpoint.path}: has no tokenizer.model; without one nothing can be asked"
         )
     checks += check_tensors(bundle, checkpoint, settings["thresholds"], progress)
-    outcome = run_cases(
-        _load_models(bundle, checkpoint),
-        Tokenizer(checkpoint.tokenizer),
-        built_in_cases(settings["built_in"], with_pictures=bundle.config.vision is not None),
-        settings,
-        config.window,
-        progress,
-    )
+    tokenizer = Tokenizer(checkpoint.tokenizer)
+    place.prepare(progress)
+    with closing(EngineSession(place, bundle.config, window=config.window)) as session:
+        outcome = run_cases(
+            _load_models(bundle, checkpoint, tokenizer, session, config.window),
+            tokenizer,
+            built_in_cases(settings["built_in"], with_pictures=bundle.config.vision is not None),
+            settings,
+            config.window,
+            progress,
+        )
     return Report(
         bundle=str(config.bundle),
         reference=str(checkpoint.path),
         quantization=bundle.plan.recipe.scheme.name,
-        engine="local",
+        engine=place.engine,
         window=config.window,
         longest_prompt=outcome.longest_prompt,
         checks=checks + outcome.checks,
@@ -112,23 +132,32 @@ def verify(config: VerifyConfig, progress: Progress) -> Report:
     )
 
 
-def _load_models(bundle: Bundle, checkpoint: Checkpoint) -> Models:
-    from runtime.backend import CompiledBackend, ReferenceBackend
-    from runtime.compiled import CompiledModel, compile_here
+def _load_models(
+    bundle: Bundle,
+    checkpoint: Checkpoint,
+    tokenizer: Tokenizer,
+    session: EngineSession,
+    window: int,
+) -> Models:
+    from runtime.backend import ReferenceBackend
+    from runtime.reference.kv_cache import KVCache
     from runtime.reference.load import load_reference
+    from runtime.reference_session import ReferenceSession
     from runtime.verify.arithmetic import Float16KVCache, apply_arithmetic
     from runtime.verify.run import Model, Models
-    from runtime.verify.stages import CompiledStages, TorchStages
+    from runtime.verify.stages import EngineStages, TorchStages
 
-    reference = load_reference(checkpoint)
-    arithmetic = apply_arithmetic(load_reference(checkpoint), bundle.plan.recipe.scheme)
-    compiled = CompiledModel(bundle.config, compile_here(bundle.config), bundle.weights())
+    def model(torch_model: MiniCPMV, cache: type[KVCache]) -> Model:
+        backend = ReferenceBackend(torch_model, cache)
+        return Model(
+            TorchStages(torch_model, cache), ReferenceSession(backend, tokenizer, window=window)
+        )
+
+    rounded = apply_arithmetic(load_reference(checkpoint), bundle.plan.recipe.scheme)
     return Models(
-        reference=Model(TorchStages(reference), ReferenceBackend(reference)),
-        arithmetic=Model(
-            TorchStages(arithmetic, Float16KVCache), ReferenceBackend(arithmetic, Float16KVCache)
-        ),
-        bundle=Model(CompiledStages(compiled), CompiledBackend(compiled)),
+        reference=model(load_reference(checkpoint), KVCache),
+        arithmetic=model(rounded, Float16KVCache),
+        bundle=Model(EngineStages(session.client(), bundle.config), session),
     )
 
 

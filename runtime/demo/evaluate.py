@@ -10,20 +10,20 @@ import argparse
 import json
 from collections import Counter
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from runtime.backend import Backend
 from runtime.demo.questions import LANGUAGES, random_example
 from runtime.demo.scenes import draw, random_scene
-from runtime.prompt import Tokenizer
+from runtime.engine_options import add_engine_arguments, engine_options
 from runtime.sampling import GenerationOptions
 from runtime.session import Session
 
 SEED = 20_250_101
-_WINDOW = 1024
+WINDOW = 1024
 _MAX_NEW_TOKENS = 80  # the longest description has fewer
 
 
@@ -41,23 +41,20 @@ class Score:
 
 
 def evaluate(
-    backend: Backend,
-    tokenizer: Tokenizer,
+    session: Session,
     questions: int,
     on_answer: Callable[[str, str, str, str], None] = lambda *texts: None,
 ) -> dict[str, dict[str, Score]]:
     """Asks `questions` in each language; one picture, one question.
 
     Args:
-        backend: the model.
-        tokenizer: its tokenizer.
+        session: the model.
         questions: how many in each language.
         on_answer: called with language, meaning, right answer and given answer.
 
     Returns:
         Scores by language and meaning; the meaning `all` sums up.
     """
-    session = Session(backend, tokenizer, window=_WINDOW)
     options = GenerationOptions(max_new_tokens=_MAX_NEW_TOKENS)
     scores = {}
     for language in LANGUAGES:
@@ -85,6 +82,7 @@ def main() -> None:
     parser.add_argument("model", type=Path, help="a checkpoint's or a bundle's folder")
     parser.add_argument("--questions", type=int, default=500, help="in each language")
     parser.add_argument("--errors", action="store_true", help="print wrong answers")
+    add_engine_arguments(parser)
     parser.add_argument("-o", "--output", type=Path, help="a JSON file to write the scores to")
     args = parser.parse_args()
 
@@ -92,8 +90,9 @@ def main() -> None:
         if args.errors and given != right:
             print(f"{language} {meaning}: {right!r}, answered {given!r}")
 
-    model = load(args.model)
-    scores = evaluate(model.backend, model.tokenizer, args.questions, show)
+    session = load(args.model, engine_options(args)).open_session(window=WINDOW)
+    with closing(session):
+        scores = evaluate(session, args.questions, show)
     record = {
         language: {
             "accuracy": by_meaning["all"].accuracy,

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from convert.config import CONFIGS
-from runtime.backend import Backend
 from runtime.prompt import Prompt, Tokenizer
 from runtime.reference.kv_cache import pinned_tokens
 from runtime.sampling import GenerationOptions
@@ -40,7 +40,7 @@ class Model:
     """One of the three that are compared."""
 
     stages: Stages
-    backend: Backend
+    session: Session
 
 
 @dataclass(frozen=True)
@@ -117,18 +117,19 @@ def run_cases(
     logits = _Logits()
     answers: list[Answer] = []
     longest = 0
+    picture: Image.Image | None = None
+    image: tuple[Tensor, ...] = ()
     options = GenerationOptions(max_new_tokens=settings["built_in"]["max_new_tokens"])
     for done, case in enumerate(cases):
         progress("compare stages", done, len(cases))
-        replies = [
-            Session(model.backend, tokenizer, window=window).reply(
-                case.messages, case.picture, options
-            )
-            for model in (models.reference, models.bundle, models.arithmetic)
-        ]
+        replies = []
+        for model in (models.reference, models.bundle, models.arithmetic):
+            model.session.reset()  # no case may hang on the one before
+            replies.append(model.session.reply(case.messages, case.picture, options))
         texts = [reply.text for reply in replies]
         answers.append(Answer(case.name, case.messages[-1]["content"], *texts))
-        image = _compare_vision(models, case, worst)
+        if case.picture is not picture:  # the cases of a picture follow each other
+            picture, image = case.picture, _compare_vision(models, case.picture, worst)
         prompt = _prompt(models, tokenizer, case)
         ids = prompt.ids + replies[0].ids
         longest = max(longest, len(ids))
@@ -144,16 +145,18 @@ def _prompt(models: Models, tokenizer: Tokenizer, case: Case) -> Prompt:
     return tokenizer.prompt(case.messages, image_tokens)
 
 
-def _compare_vision(models: Models, case: Case, worst: _Worst) -> tuple[Tensor, ...]:
+def _compare_vision(
+    models: Models, picture: Image.Image | None, worst: _Worst
+) -> tuple[Tensor, ...]:
     """Compares the stages up to the image tokens; returns those of the three models.
 
     The three tuples are the results of each model's own stages from the picture on.
     """
-    if case.picture is None:
+    if picture is None:
         return ()
     everyone = [m.stages for m in (models.reference, models.arithmetic, models.bundle)]
     reference = everyone[0]
-    pixels = [stages.preprocess(case.picture) for stages in everyone]
+    pixels = [stages.preprocess(picture) for stages in everyone]
     levels = metrics.max_difference(pixels[0], pixels[2]) * 127.5  # of 255, undoing (x - 0.5) / 0.5
     limit = worst.thresholds["preprocessing_levels"]
     worst.add(Check("preprocessing", "pixels", "max difference", "of 255", levels, 0, limit, False))

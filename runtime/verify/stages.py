@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 from convert.config import ModelConfig
-from runtime.compiled import CompiledCache, CompiledModel
+from runtime.engine_client import EngineClient
 from runtime.picture import preprocess
+from runtime.protocol import Field, Tap
 from runtime.reference.kv_cache import KVCache
 from runtime.reference.model import MiniCPMV
 
@@ -116,57 +116,54 @@ class TorchStages:
         return self._model.llm.logits(hidden)
 
 
-class CompiledStages:
-    """A bundle's compiled blocks."""
+class EngineStages:
+    """A bundle's engine, one stage at a time."""
 
-    def __init__(self, model: CompiledModel) -> None:
-        self.config = model.config
-        self._model = model
+    def __init__(self, client: EngineClient, config: ModelConfig) -> None:
+        """Args: client: with the bundle loaded. config: the bundle's."""
+        self._client, self.config = client, config
 
     def preprocess(self, picture: Image.Image) -> Tensor:
         """See `Stages`."""
-        assert self.config.vision is not None
-        return preprocess(picture, self.config.vision.image_size)[0]
+        return torch.from_numpy(self._client.tap(Tap.PREPROCESS, picture))
 
     def vision_embed(self, pixels: Tensor) -> Tensor:
         """See `Stages`."""
-        return torch.from_numpy(self._model.vision_embed(_numpy(pixels)))
+        return self._tap(Tap.VISION_EMBED, pixels)
 
     def vision_block(self, index: int, x: Tensor) -> Tensor:
         """See `Stages`."""
-        return torch.from_numpy(self._model.vision_block(index, _numpy(x)))
+        return self._tap(Tap.VISION_BLOCK, x, {Field.INDEX: index})
 
     def vision_norm(self, x: Tensor) -> Tensor:
         """See `Stages`."""
-        return torch.from_numpy(self._model.vision_norm(_numpy(x)))
+        return self._tap(Tap.VISION_NORM, x)
 
     def resample(self, features: Tensor) -> Tensor:
         """See `Stages`."""
-        return torch.from_numpy(self._model.resample(_numpy(features)))
+        return self._tap(Tap.RESAMPLER, features)
 
     def embed(self, ids: Sequence[int]) -> Tensor:
         """See `Stages`."""
-        return torch.from_numpy(self._model.embed(list(ids)))
+        return torch.from_numpy(self._client.tap(Tap.EMBED, ids))
 
     def layers(self, inputs: Sequence[Tensor], window: int, pinned: int) -> list[Tensor]:
         """See `Stages`."""
-        cache: CompiledCache = self._model.new_cache(window, pinned)
-        outputs: list[Tensor] = []
-        for i in range(self.config.decoder.num_hidden_layers):
-            x = _numpy(_layer_input(i, inputs, outputs))
-            outputs.append(torch.from_numpy(self._model.layer(i, x, cache)))
-        return outputs
+        each = len(inputs) > 1
+        options = {Field.WINDOW: window, Field.PINNED: pinned, Field.PER_LAYER: each}
+        return list(
+            self._tap(Tap.LAYERS, torch.stack(list(inputs)) if each else inputs[0], options)
+        )
 
     def logits(self, hidden: Tensor) -> Tensor:
         """See `Stages`."""
-        return torch.from_numpy(self._model.logits(_numpy(hidden)))
+        return self._tap(Tap.LOGITS, hidden)
+
+    def _tap(self, what: str, x: Tensor, options: Mapping[str, Any] | None = None) -> Tensor:
+        return torch.from_numpy(self._client.tap(what, x.numpy(), options or {}))
 
 
 def _layer_input(index: int, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Tensor:
     if len(inputs) > 1:
         return inputs[index]
     return outputs[-1] if outputs else inputs[0]
-
-
-def _numpy(x: Tensor) -> np.ndarray:
-    return np.ascontiguousarray(x.numpy(), dtype=np.float32)

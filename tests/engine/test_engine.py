@@ -18,23 +18,17 @@ import pytest
 
 from convert.bundle import Bundle
 from runtime import protocol
-from runtime.backend import CompiledBackend
-from runtime.compiled import CompiledModel, compile_here
-from runtime.engine_client import (
-    LOCAL,
-    QEMU,
-    EngineClient,
-    EngineDiedError,
-    EngineError,
-    engine_command,
-)
+from runtime.engine_client import EngineClient, EngineError, engine_command
+from runtime.engine_options import LOCAL, QEMU
+from runtime.engine_process import EngineDiedError
 from runtime.picture import preprocess
 from runtime.picture_file import write_picture_file
 from runtime.prompt import Message, Tokenizer
 from runtime.protocol import ErrorCode, Event, Field, Op, Stage, Stop, Tap
+from runtime.reference_session import ReferenceSession
 from runtime.sampling import GenerationOptions
-from runtime.session import Session
 from tests.compare import Record, assert_close
+from tests.compiled import CompiledBackend, CompiledModel, compile_here
 from tests.engine.engines import PHONE, Built
 from tests.engine.test_picture import random_picture
 
@@ -65,10 +59,9 @@ def client(built: Built, running: EngineClient) -> EngineClient:
 
 
 @pytest.fixture
-def session(built: Built, model: CompiledModel) -> Session:
-    return Session(
-        CompiledBackend(model), Tokenizer(built.bundle / "tokenizer.model"), window=WINDOW
-    )
+def session(built: Built, model: CompiledModel) -> ReferenceSession:
+    tokenizer = Tokenizer(built.bundle / "tokenizer.model")
+    return ReferenceSession(CompiledBackend(model), tokenizer, window=WINDOW)
 
 
 def _ask(*turns: str) -> list[Message]:
@@ -149,7 +142,9 @@ def _assert_mostly_close(name: str, actual: Any, expected: Any, record: Record) 
 
 
 @pytest.mark.parametrize("with_picture", [False, True])
-def test_greedy_answers(client: EngineClient, session: Session, with_picture: bool) -> None:
+def test_greedy_answers(
+    client: EngineClient, session: ReferenceSession, with_picture: bool
+) -> None:
     """A conversation of three questions, which outgrows the window."""
     picture = random_picture(80, 90) if with_picture else None
     image = None if picture is None else client.image(picture)[Field.IMAGE]
@@ -204,7 +199,7 @@ def test_stop_strings_and_length(client: EngineClient) -> None:
     assert len(client.chat(_ask("What colour?"), max_new_tokens=3).ids) == 3
 
 
-def test_texts(client: EngineClient, session: Session) -> None:
+def test_texts(client: EngineClient, session: ReferenceSession) -> None:
     for text in ("The shape is red.", "这个图形<image>是什么", "😀\0"):
         ids = client.request(Op.TOKENIZE, {"text": text})[Field.IDS]
         assert ids == session.tokenizer.encode(text)
@@ -383,10 +378,10 @@ def test_the_end_of_its_input_ends_it(built: Built) -> None:
     client = EngineClient(engine_command(LOCAL, built.program))
     client.load(built.bundle, window=WINDOW)
     answer = {"messages": _ask("What?"), "max_new_tokens": 1_000_000}
-    client._send({Field.OP: Op.CHAT, **answer})
+    client._process.send({Field.OP: Op.CHAT, **answer})
     started = time.monotonic()
     client.close()
-    assert client._process.returncode == 0
+    assert client._process.exit_code == 0
     assert time.monotonic() - started < 5
 
 

@@ -11,7 +11,7 @@ import torch
 from quantize.errors import PromptError
 from runtime.prompt import Message, Prompt, Tokenizer
 from runtime.reference.kv_cache import KVCache
-from runtime.session import Key, Session, _Request
+from runtime.reference_session import Key, ReferenceSession, _Request
 from tests.engine.components import ComponentError, Components, numbers
 from tests.tiny import tokenizer_model
 
@@ -88,12 +88,12 @@ def _append(components: Components, cache: KVCache, ring: Ring, count: int) -> N
     assert not kept or min(kept) == oldest
 
 
-def _session(window: int) -> Session:
+def _session(window: int) -> ReferenceSession:
     backend = SimpleNamespace(
         config=SimpleNamespace(resampler=SimpleNamespace(query_num=IMAGE_TOKENS)),
         new_cache=lambda window, pinned: KVCache(0, window=window, pinned=pinned),
     )
-    return Session(backend, SimpleNamespace(), window=window)  # type: ignore[arg-type]
+    return ReferenceSession(backend, SimpleNamespace(), window=window)  # type: ignore[arg-type]
 
 
 def _spell(keys: list[Key]) -> str:

@@ -18,7 +18,7 @@ from convert.bundle import Bundle
 from convert.config import CONFIGS, ModelConfig
 from convert.plan import Recipe, make_plan
 from convert.synth_tokenizer import generate_tokenizer
-from runtime import engine_client
+from runtime import places
 from runtime.bench import measure as bench
 from runtime.bench.inputs import (
     FIRST_QUESTION,
@@ -202,7 +202,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         # As a script: the package of the tests imports much before it.
         command = ["env", f"PYTHONPATH={ROOT}", sys.executable, engine_stand_in.__file__]
         command += dies_at
-        monkeypatch.setattr(engine_client, "engine_command", lambda *_, **__: command)
+        monkeypatch.setattr(places, "engine_command", lambda *_, **__: command)
 
     install()
     return install
@@ -298,7 +298,7 @@ def test_the_reference(
     ("arguments", "problem"),
     [
         (["--rounds", "0"], "--rounds is 0"),
-        (["--threads", "-1"], "--threads is -1"),
+        (["--threads", "-1"], "threads is -1"),
         (["--window", "0"], "--window is 0"),
         (["--engine", "qemu"], "holds no program for target 'android-arm64'"),
     ],

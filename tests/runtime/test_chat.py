@@ -12,8 +12,8 @@ from PIL import Image
 from quantize.errors import BundleError, CheckpointError, ConfigError, PictureError, PromptError
 from runtime.chat import ChatModel, OmniLMMChat, img2base64
 from runtime.defaults import DEFAULTS, GenerationDefaults
+from runtime.reference_session import ReferenceSession
 from runtime.sampling import GenerationOptions
-from runtime.session import Session
 from tests.tiny import write_checkpoint
 
 QUESTION = {"role": "user", "content": "What colour is the shape?"}
@@ -39,13 +39,13 @@ def omni(checkpoint) -> OmniLMMChat:
 def options(monkeypatch) -> list[GenerationOptions]:
     """The options of every answer; answers are kept to 4 tokens."""
     seen: list[GenerationOptions] = []
-    reply = Session.reply
+    reply = ReferenceSession.reply
 
     def short(self, messages, picture, options, **rest):
         seen.append(options)
         return reply(self, messages, picture, replace(options, max_new_tokens=4), **rest)
 
-    monkeypatch.setattr(Session, "reply", short)
+    monkeypatch.setattr(ReferenceSession, "reply", short)
     return seen
 
 
@@ -217,6 +217,10 @@ def test_settings_are_chosen_by_name(checkpoint):
     [
         ({"engine": "warp"}, ConfigError, "engine is 'warp'"),
         ({"engine": "local"}, BundleError, "not a bundle"),
+        ({"engine": "adb"}, BundleError, "not a bundle"),
+        ({"engine": "reference", "threads": 2}, ConfigError, "threads 2 is for a bundle's engine"),
+        ({"threads": True}, ConfigError, "threads is True; expected an integer"),
+        ({"serial": "X"}, ConfigError, "serial 'X' names a phone"),
         ({"device": "abacus"}, ConfigError, "device is 'abacus'"),
         ({"device": "meta"}, ConfigError, "device is 'meta'"),
         ({"device": "cuda:99"}, ConfigError, "'cuda:99' is not on this machine"),

@@ -16,10 +16,11 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from rich.console import Console
 
 from convert import cli
 from runtime import chat_command
-from runtime.session import Session
+from runtime.reference_session import ReferenceSession
 from tests.tiny import write_checkpoint
 
 ROOT = Path(chat_command.__file__).resolve().parent.parent
@@ -55,13 +56,13 @@ class Keyboard(io.StringIO):
 def seen(monkeypatch) -> list[tuple[int, bool]]:
     """For every request: its number of turns, and whether it had a picture."""
     requests: list[tuple[int, bool]] = []
-    reply = Session.reply
+    reply = ReferenceSession.reply
 
     def watched(self, messages, picture, options, **rest):
         requests.append((len(messages), picture is not None))
         return reply(self, messages, picture, options, **rest)
 
-    monkeypatch.setattr(Session, "reply", watched)
+    monkeypatch.setattr(ReferenceSession, "reply", watched)
     return requests
 
 
@@ -214,6 +215,16 @@ def test_a_decoder_takes_text_only(tmp_path, picture, monkeypatch, capsys, seen)
     assert "no vision encoder" in capsys.readouterr().err
     assert piped(monkeypatch, f"/image {picture}\nHello\n", source, *SHORT) == 2
     assert seen == [(1, False), (1, False)]
+
+
+def test_progress_is_shown_until_the_first_word(monkeypatch):
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=80)
+    monkeypatch.setattr(chat_command, "messages", lambda: console)
+    for stage, shown in (("encode", "encoding the picture 3/12"), ("prefill", "the prompt 3/12")):
+        with chat_command._Waiting() as waiting:
+            waiting.update(stage, 3, 12)
+        assert shown in screen.getvalue()
 
 
 def test_control_characters_of_an_answer_do_not_reach_the_terminal():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,13 +11,12 @@ import torch
 
 from convert.config import ModelConfig
 from convert.weights import Rule, reference_rules
-from quantize.errors import BundleError, PromptError, ShapeError
 from quantize.layout import unpack_tiles
 from quantize.schemes import dequantize_groups
-from runtime.compiled import PREFILL_CHUNK, CompiledCache, CompiledModel, compile_here
 from runtime.reference.kv_cache import KVCache
 from runtime.reference.model import MiniCPMV
 from tests.compare import Record, assert_close
+from tests.compiled import PREFILL_CHUNK, CompiledCache, CompiledModel, compile_here
 from tests.quantized import SCHEME, NumpyModel, bundle_tensors
 from tests.tiny import random_state, tiny_config
 
@@ -263,45 +261,3 @@ def test_far_into_a_conversation(tiny: _Setup, record_property: Record) -> None:
     expected = np.concatenate([x, x])
     expected = tiny.numpy.layer(0, expected, 16, 4)[LONG:]
     _assert_sqnr("layer 0", tiny.model.layer(0, x, cache), expected, 45, record_property)
-
-
-def test_weights_are_not_copied(tiny: _Setup, tmp_path: Path) -> None:
-    file = tmp_path / "weights"
-    size = max(t.nbytes for t in tiny.tensors.values())
-    file.write_bytes(bytes(size))
-    mapped = np.memmap(file, np.uint8, "r")
-    stored = tiny.tensors["llm.embed.q_weight"]
-    view = mapped[: stored.nbytes].reshape(stored.shape)
-    model = CompiledModel(tiny.config, tiny.machine, {**tiny.tensors, "llm.embed.q_weight": view})
-    scale = tiny.tensors["llm.embed.q_scale"][0, :, 7].astype(np.float32)
-    zeros = model.embed([7])
-    np.testing.assert_array_equal(zeros, -7 * 12 * np.repeat(scale, 32)[None])
-    with file.open("r+b") as changed:
-        changed.write(b"\x77" * size)
-    assert not model.embed([7]).any(), "the model sees the file, not a copy"
-
-
-def test_weights_that_are_not_aligned_are_taken_too(tiny: _Setup) -> None:
-    memory = np.empty(tiny.tensors["llm.norm.weight"].nbytes + 66, np.uint8)
-    start = -memory.ctypes.data % 64 + 2
-    shifted = memory[start : start + tiny.tensors["llm.norm.weight"].nbytes].view(np.float16)
-    shifted[:] = tiny.tensors["llm.norm.weight"]
-    model = CompiledModel(tiny.config, tiny.machine, {**tiny.tensors, "llm.norm.weight": shifted})
-    x = _normal(2, tiny.config.decoder.hidden_size)
-    np.testing.assert_array_equal(model.logits(x), tiny.model.logits(x))
-
-
-def test_errors(tiny: _Setup) -> None:
-    model = tiny.model
-    for wrong in (501, -1):
-        with pytest.raises(PromptError, match=f"token id {wrong} is outside the vocabulary of 501"):
-            model.embed([3, wrong])
-    with pytest.raises(PromptError, match="window 8 leaves no room beside 8 pinned"):
-        model.new_cache(8, 8)
-    with pytest.raises(ShapeError, match=r"hidden states \(2, 255\): expected \(tokens, 256\)"):
-        model.logits(_normal(2, 255))
-    with pytest.raises(ShapeError, match="hidden states"):
-        model.layer(0, np.empty((0, 256), np.float32), model.new_cache(64, 4))
-    left = {name: t for name, t in tiny.tensors.items() if not name.startswith("resampler.ln_")}
-    with pytest.raises(BundleError, match=r"lack 4 tensors: resampler\.ln_kv\.weight, .*…"):
-        CompiledModel(tiny.config, tiny.machine, left)

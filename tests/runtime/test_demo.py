@@ -11,13 +11,14 @@ from convert.config import CONFIGS, ModelConfig
 from runtime.backend import ReferenceBackend
 from runtime.demo import scenes
 from runtime.demo.batches import IGNORED_TARGET, Samples, collate
-from runtime.demo.evaluate import evaluate
+from runtime.demo.evaluate import WINDOW, evaluate
 from runtime.demo.questions import LANGUAGES, all_wordings, random_example
 from runtime.demo.scenes import Item, Scene, draw, random_scene
 from runtime.demo.tokenizer import train_tokenizer
 from runtime.prompt import Tokenizer
 from runtime.reference.load import load_reference
 from runtime.reference.model import MiniCPMV
+from runtime.reference_session import ReferenceSession
 
 SQUARE = Scene((Item("square", "red", "big", 4),), 120, 120)
 
@@ -150,7 +151,8 @@ def test_the_checkpoint_answers(tokenizer):
     """A sample of the 500 questions per language whose accuracy the README states."""
     record = json.loads((DEMO / "accuracy.json").read_text())
     backend = ReferenceBackend(load_reference(Checkpoint.open(None)))
-    scores = evaluate(backend, tokenizer, 40)
+    session = ReferenceSession(backend, tokenizer, window=WINDOW)
+    scores = evaluate(session, 40)
     for language in LANGUAGES:
         # 40 questions: three standard deviations below the measured accuracy.
         p = record[language]["accuracy"]

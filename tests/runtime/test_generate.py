@@ -5,7 +5,6 @@ import torch
 from transformers import GraniteConfig, GraniteForCausalLM
 
 from convert.config import ModelConfig
-from quantize.errors import ConfigError
 from runtime.backend import ReferenceBackend
 from runtime.beam import beam_search
 from runtime.generate import generate
@@ -160,16 +159,3 @@ def test_a_limit_of_tokens_is_kept():
     for search in (greedy, beams):
         out, _ = search(backend, 1)
         assert (out.stop, len(out.ids), out.steps) == ("length", 1, 0)
-
-
-def test_a_cache_of_one_sequence_is_named():
-    class OneSequence:
-        length = 6
-
-        def truncate(self, length: int) -> bool:
-            return False
-
-    backend, _ = make(0, 1.0)
-    options = GenerationOptions(max_new_tokens=4, num_beams=3)
-    with pytest.raises(ConfigError, match="num_beams is 3, but this engine's cache holds one"):
-        beam_search(backend, OneSequence(), torch.zeros(501), options, cancelled=lambda: False)

@@ -12,9 +12,11 @@ from convert.bundle import Bundle
 from convert.cli import main
 from quantize.activations import multiply_w4a8, quantize_activations
 from quantize.schemes import GroupScheme, quantize_groups
+from runtime.engine_client import QEMU_PROGRAM
 from runtime.verify import metrics
 from runtime.verify.arithmetic import QuantizedLinear, round_to_int8, round_to_scheme
 from runtime.verify.report import Check
+from tests.engine.engines import add_phone
 from tests.tiny import write_checkpoint
 
 
@@ -62,19 +64,10 @@ def test_the_arithmetic_model_equals_the_numpy_reference():
     np.testing.assert_allclose(linear(torch.from_numpy(x)).numpy(), expected, atol=2e-5)
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    """A random checkpoint and its bundle."""
-    folder = tmp_path_factory.mktemp("verify")
-    checkpoint = write_checkpoint(folder / "checkpoint")
-    assert main(["convert", str(checkpoint), "-o", str(folder / "bundle")]) == 0
-    return checkpoint, folder / "bundle"
-
-
 @pytest.fixture
-def bundle(tiny, tmp_path):
-    """A copy of the bundle that a test may damage."""
-    return shutil.copytree(tiny[1], tmp_path / "bundle")
+def copy(bundle, tmp_path):
+    """A copy of the bundle that a test may change."""
+    return shutil.copytree(bundle, tmp_path / "bundle")
 
 
 def _verify(capsys, *arguments):
@@ -97,9 +90,10 @@ def _overwrite(folder, name, change):
     path.write_bytes(raw)
 
 
-def test_a_good_bundle_passes(tiny, capsys):
-    code, report = _verify(capsys, tiny[1])
+def test_a_good_bundle_passes(bundle, capsys):
+    code, report = _verify(capsys, bundle)
     assert (code, report["passed"], report["failed_stages"]) == (0, True, [])
+    assert report["engine"] == "local"
     stages = list(dict.fromkeys(check["stage"] for check in report["checks"]))
     assert stages == [
         "files",
@@ -121,8 +115,17 @@ def test_a_good_bundle_passes(tiny, capsys):
     assert layers == {"layer 0", "layer 1"}
 
 
-def test_the_table_is_readable(tiny, capsys):
-    assert main(["verify", str(tiny[1])]) == 0
+@pytest.mark.slow
+def test_the_phones_engine_passes(copy, capsys):
+    if shutil.which(QEMU_PROGRAM) is None:
+        pytest.skip(f"{QEMU_PROGRAM} is not installed; it runs the phone's program")
+    add_phone(copy)
+    code, report = _verify(capsys, copy, "--engine", "qemu")
+    assert (code, report["failed_stages"], report["engine"]) == (0, [], "qemu")
+
+
+def test_the_table_is_readable(bundle, capsys):
+    assert main(["verify", str(bundle)]) == 0
     out = capsys.readouterr().out
     assert "passed" in out and "decoder layers" in out and "KL divergence" in out
 
@@ -149,9 +152,9 @@ def test_the_table_is_readable(tiny, capsys):
         ),
     ],
 )
-def test_an_altered_tensor_is_found_where_it_is(bundle, capsys, tensor, change, stage, name):
-    _overwrite(bundle, tensor, change)
-    code, report = _verify(capsys, bundle)
+def test_an_altered_tensor_is_found_where_it_is(copy, capsys, tensor, change, stage, name):
+    _overwrite(copy, tensor, change)
+    code, report = _verify(capsys, copy)
     assert code == 1
     assert {"files", "weights", stage} <= set(report["failed_stages"])
     failed = {(c["stage"], c["name"]) for c in report["checks"] if not c["passed"]}
@@ -163,26 +166,26 @@ def test_an_altered_tensor_is_found_where_it_is(bundle, capsys, tensor, change, 
     assert local <= {name}
 
 
-def test_an_altered_program_is_not_run(bundle, capsys):
-    opened = Bundle.open(bundle)
-    library = opened.program("host")
-    raw = bytearray(library.read_bytes())
+def test_an_altered_program_is_not_run(copy, capsys):
+    opened = Bundle.open(copy)
+    program = opened.program("host")
+    raw = bytearray(program.read_bytes())
     raw[len(raw) // 2] ^= 1
-    library.write_bytes(raw)
-    assert main(["verify", str(bundle)]) == 2
+    program.write_bytes(raw)
+    assert main(["verify", str(copy)]) == 2
     assert "altered" in capsys.readouterr().err
 
 
-def test_a_reference_that_is_not_the_source_is_refused(tiny, tmp_path, capsys):
+def test_a_reference_that_is_not_the_source_is_refused(bundle, tmp_path, capsys):
     other = write_checkpoint(tmp_path / "other", seed=5)
-    assert main(["verify", str(tiny[1]), "--reference", str(other)]) == 2
+    assert main(["verify", str(bundle), "--reference", str(other)]) == 2
     assert "not the checkpoint" in capsys.readouterr().err
 
 
-def test_a_reference_that_is_gone_is_named(bundle, capsys):
-    manifest = json.loads((bundle / "bundle.json").read_text())
+def test_a_reference_that_is_gone_is_named(copy, capsys):
+    manifest = json.loads((copy / "bundle.json").read_text())
     manifest["source"]["path"] = "/nowhere/checkpoint"
-    (bundle / "bundle.json").write_text(json.dumps(manifest))
-    assert main(["verify", str(bundle)]) == 2
+    (copy / "bundle.json").write_text(json.dumps(manifest))
+    assert main(["verify", str(copy)]) == 2
     error = capsys.readouterr().err
     assert "/nowhere/checkpoint" in error and "--reference" in error

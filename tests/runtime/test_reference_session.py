@@ -14,8 +14,9 @@ from quantize.errors import PictureError, PromptError
 from runtime.backend import ReferenceBackend
 from runtime.prompt import Message, Tokenizer
 from runtime.reference.model import MiniCPMV
+from runtime.reference_session import ReferenceSession, _put
 from runtime.sampling import GenerationOptions
-from runtime.session import Reply, Session, _put
+from runtime.session import Reply
 from runtime.streaming import TextStream
 from tests.compare import randomize
 from tests.tiny import tiny_config, tokenizer_model
@@ -59,8 +60,8 @@ def tokenizer(tmp_path_factory) -> Tokenizer:
 
 
 @pytest.fixture
-def session(tokenizer) -> Session:
-    return Session(make_backend(), tokenizer, window=512)
+def session(tokenizer) -> ReferenceSession:
+    return ReferenceSession(make_backend(), tokenizer, window=512)
 
 
 def user(*texts: str) -> list[Message]:
@@ -68,9 +69,11 @@ def user(*texts: str) -> list[Message]:
     return [{"role": "assistant" if i % 2 else "user", "content": t} for i, t in enumerate(texts)]
 
 
-def assert_same_as_fresh(session: Session, messages, picture, options, reply: Reply) -> None:
+def assert_same_as_fresh(
+    session: ReferenceSession, messages, picture, options, reply: Reply
+) -> None:
     """A session that never saw anything answers alike."""
-    fresh = Session(session.backend, session.tokenizer, window=session.window)
+    fresh = ReferenceSession(session.backend, session.tokenizer, window=session.window)
     expected = fresh.reply(messages, picture, options)
     assert reply.ids == expected.ids
     assert expected.statistics.reused_tokens == 0
@@ -131,7 +134,7 @@ def test_the_picture_changes_the_answer(session):
 
 
 def test_a_long_conversation_slides_and_still_equals_a_fresh_one(tokenizer):
-    session = Session(make_backend(), tokenizer, window=48)
+    session = ReferenceSession(make_backend(), tokenizer, window=48)
     messages = user(QUESTION)
     for _ in range(4):
         reply = session.reply(messages, RED, ANSWER)
@@ -145,7 +148,7 @@ def test_a_long_conversation_slides_and_still_equals_a_fresh_one(tokenizer):
 
 
 def test_prefill_in_chunks_of_the_window(tokenizer):
-    session = Session(make_backend(), tokenizer, window=40)
+    session = ReferenceSession(make_backend(), tokenizer, window=40)
     messages = user("a b c d e f g h", "i j k l m n o p", "q r s t u v w x")
     session.reply(messages, RED, ANSWER)
     total = session.reply(messages, RED, ANSWER).statistics.prompt_tokens
@@ -158,11 +161,11 @@ def test_prefill_in_chunks_of_the_window(tokenizer):
 def test_the_last_turn_must_fit_the_window(tokenizer, picture, spare):
     backend = make_backend()
     needed = (
-        Session(backend, tokenizer, window=512)
+        ReferenceSession(backend, tokenizer, window=512)
         .reply(user(QUESTION), picture, ANSWER)
         .statistics.prompt_tokens
     )
-    session = Session(backend, tokenizer, window=needed + spare)
+    session = ReferenceSession(backend, tokenizer, window=needed + spare)
     if spare == 0:
         assert session.reply(user(QUESTION), picture, ANSWER).ids
         return
@@ -173,7 +176,7 @@ def test_the_last_turn_must_fit_the_window(tokenizer, picture, spare):
 
 
 def test_earlier_turns_may_slide_out_but_the_last_may_not(tokenizer):
-    session = Session(make_backend(), tokenizer, window=40)
+    session = ReferenceSession(make_backend(), tokenizer, window=40)
     long = "q r s t u v w x y z 1 2 3 4 5 6 7 8 9 q r s t"
     assert session.reply(user("a b c", long, "d e f"), RED, ANSWER).ids
     with pytest.raises(PromptError, match="its last turn takes"):
@@ -182,18 +185,18 @@ def test_earlier_turns_may_slide_out_but_the_last_may_not(tokenizer):
 
 @pytest.mark.parametrize("window", [3, 12])
 def test_a_window_without_room_beside_the_pinned(tokenizer, window):
-    session = Session(make_backend(), tokenizer, window=window)
+    session = ReferenceSession(make_backend(), tokenizer, window=window)
     with pytest.raises(PromptError, match=f"window of {window} has room for 0 beside"):
         session.reply(user(QUESTION), RED, ANSWER)
 
 
 def test_a_window_must_be_positive(tokenizer):
     with pytest.raises(PromptError, match="context window is 0"):
-        Session(make_backend(), tokenizer, window=0)
+        ReferenceSession(make_backend(), tokenizer, window=0)
 
 
 def test_as_the_original_prompts_are_cut(tokenizer):
-    session = Session(make_backend(), tokenizer, window=2100, as_original=True)
+    session = ReferenceSession(make_backend(), tokenizer, window=2100, as_original=True)
     reply = session.reply(user("a b c d e f g h " * 200), RED, ANSWER)
     assert reply.statistics.prompt_tokens == 2048
 
@@ -215,7 +218,7 @@ def test_a_malformed_conversation_is_refused(session, messages, problem):
 
 
 def test_a_decoder_takes_no_picture_but_text(tokenizer):
-    session = Session(make_backend(decoder_only=True), tokenizer, window=512)
+    session = ReferenceSession(make_backend(decoder_only=True), tokenizer, window=512)
     assert session.reply(user("Hello"), None, ANSWER).ids
     with pytest.raises(PictureError, match="no vision encoder"):
         session.reply(user("Hello"), RED, ANSWER)
@@ -244,7 +247,7 @@ def test_cancelling_keeps_what_was_said_and_the_cache(session):
 
 
 def test_cancelling_during_the_prefill(tokenizer):
-    session = Session(make_backend(), tokenizer, window=40)
+    session = ReferenceSession(make_backend(), tokenizer, window=40)
     messages = user("a b c d e f g h", "i j k l m n o p", "q r s t u v w x")
     asked = iter(range(100))
     reply = session.reply(messages, RED, ANSWER, cancelled=lambda: next(asked) == 1)

@@ -7,14 +7,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 import tvm
 from numpy.typing import NDArray
+from torch import Tensor
 from tvm import relax
 
 from convert.blocks.graph import lower
 from convert.compile import Target, build_blocks
 from convert.config import DecoderConfig, ModelConfig
-from quantize.errors import BundleError, PromptError, ShapeError
 from quantize.layout import TILE_ROWS, tiles
 from quantize.schemes import GroupScheme
 
@@ -41,11 +42,7 @@ class CompiledCache:
 
     def __init__(self, c: DecoderConfig, *, window: int, pinned: int, chunk: int) -> None:
         """Args: window, pinned: see `KVCache`. chunk: most tokens that a layer gets at once."""
-        if not 0 < pinned < window:
-            raise PromptError(
-                f"context window {window} leaves no room beside {pinned} pinned tokens; "
-                "try a larger --window"
-            )
+        assert 0 < pinned < window
         self.window, self.pinned, self.chunk = window, pinned, chunk
         self._ring = tiles(window - pinned + chunk) * TILE_ROWS  # slots for all but the pinned
         count = tiles(pinned) + self._ring // TILE_ROWS
@@ -106,6 +103,36 @@ class CompiledCache:
         return self._angles[1]
 
 
+class CompiledBackend:
+    """Generation over compiled blocks, as `runtime.backend.Backend` has it."""
+
+    def __init__(self, model: CompiledModel) -> None:
+        self._model = model
+        self.config = model.config
+
+    def encode_image(self, pixels: Tensor) -> Tensor:
+        assert self.config.vision is not None, "a decoder-only model"
+        x = self._model.vision_embed(_numpy(pixels[0]))
+        for i in range(self.config.vision.depth):
+            x = self._model.vision_block(i, x)
+        return torch.from_numpy(self._model.resample(self._model.vision_norm(x)))
+
+    def embed(self, ids: Sequence[int]) -> Tensor:
+        return torch.from_numpy(self._model.embed(list(ids)))
+
+    def new_cache(self, window: int, pinned: int) -> CompiledCache:
+        return self._model.new_cache(window, pinned)
+
+    def forward(self, embeds: Tensor, cache: CompiledCache) -> Tensor:
+        x = _numpy(embeds)
+        for i in range(self.config.decoder.num_hidden_layers):
+            x = self._model.layer(i, x, cache)
+        return torch.from_numpy(x)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        return torch.from_numpy(self._model.logits(_numpy(hidden)))
+
+
 def compile_here(config: ModelConfig, quant: str = "q4f16_1") -> Any:
     """Compiles a model's blocks for this PC, in memory; returns the machine that runs them."""
     module, _ = build_blocks(config, GroupScheme.load(quant))
@@ -124,13 +151,9 @@ class CompiledModel:
             config: the geometry for which the blocks were compiled.
             machine: what `compile_here` made for it.
             weights: by the bundle's names; must not be unmapped while the model lives.
-
-        Raises:
-            BundleError: a weight is missing.
         """
         self.config = config
         self._functions = machine
-        self._missing: list[str] = []
         self._weights = weights
         self._wrapped: dict[str, Any] = {}
         self._vision_blocks: list[list[Any]] = []
@@ -141,12 +164,6 @@ class CompiledModel:
         self._embedding = self._take(*_quantized("llm.embed"))
         head = "llm.head" if "llm.head.q_weight" in weights else "llm.embed"
         self._head = self._take("llm.norm.weight", *_quantized(head))
-        if self._missing:
-            raise BundleError(
-                f"the weights lack {len(self._missing)} tensors: "
-                f"{', '.join(self._missing[:3])}{'…' if len(self._missing) > 3 else ''}; "
-                "convert the checkpoint again"
-            )
 
     def vision_embed(self, pixels: Array) -> Float32:
         """Maps normalised pixels (3, S, S) to patches with positions (P, Dv)."""
@@ -165,31 +182,15 @@ class CompiledModel:
         return self._call("resampler", _copy(features), *self._resampler)
 
     def embed(self, ids: Sequence[int]) -> Float32:
-        """Maps token ids to scaled embeddings (L, D).
-
-        Raises:
-            PromptError: an id is outside the vocabulary.
-        """
-        table = np.asarray(ids, np.int64)
-        wrong = table[(table < 0) | (table >= self.config.decoder.vocab_size)]
-        if wrong.size:
-            raise PromptError(
-                f"token id {wrong[0]} is outside the vocabulary of "
-                f"{self.config.decoder.vocab_size}; is it this model's tokenizer?"
-            )
-        return self._call("embed", tvm.runtime.tensor(table.astype(np.int32)), *self._embedding)
+        """Maps token ids to scaled embeddings (L, D)."""
+        return self._call("embed", tvm.runtime.tensor(np.asarray(ids, np.int32)), *self._embedding)
 
     def new_cache(self, window: int, pinned: int, *, chunk: int = PREFILL_CHUNK) -> CompiledCache:
-        """Makes an empty cache.
-
-        Raises:
-            PromptError: the window has no room beside the pinned tokens.
-        """
+        """Makes an empty cache."""
         return CompiledCache(self.config.decoder, window=window, pinned=pinned, chunk=chunk)
 
     def layer(self, i: int, x: Array, cache: CompiledCache) -> Float32:
         """Runs decoder layer i on the next tokens (L, D) and adds them to its cache."""
-        self._check_width(x)
         parts = [
             self._call("decoder_layer", _copy(part), *cache.place(i, len(part)), *self._layers[i])
             for part in _chunks(x, cache.chunk)
@@ -198,17 +199,11 @@ class CompiledModel:
 
     def logits(self, hidden: Array) -> Float32:
         """Maps hidden states (L, D) to logits (L, V): final norm and LM head."""
-        self._check_width(hidden)
         return self._call("lm_head", _copy(hidden), *self._head)
 
     def _call(self, name: str, *arguments: Any) -> Float32:
         result: Float32 = self._functions[name](*arguments).numpy()
         return result
-
-    def _check_width(self, x: Array) -> None:
-        width = self.config.decoder.hidden_size
-        if x.ndim != 2 or x.shape[1] != width or not len(x):
-            raise ShapeError(f"hidden states {x.shape}: expected (tokens, {width})")
 
     def _wrap_vision(self, depth: int) -> None:
         patch_embed = (*_pair("vision.patch_embed"), "vision.pos_embed")
@@ -227,12 +222,15 @@ class CompiledModel:
         return self._take(*names)
 
     def _take(self, *names: str) -> list[Any]:
-        """Wraps weights as TVM tensors; notes those that are missing."""
-        self._missing += [name for name in names if name not in self._weights]
+        """Wraps weights as TVM tensors."""
         for name in names:
-            if name in self._weights and name not in self._wrapped:
+            if name not in self._wrapped:
                 self._wrapped[name] = _wrap(self._weights[name])
-        return [self._wrapped.get(name) for name in names]
+        return [self._wrapped[name] for name in names]
+
+
+def _numpy(tensor: Tensor) -> Array:
+    return np.ascontiguousarray(tensor.numpy(), dtype=np.float32)
 
 
 def _pair(name: str) -> list[str]:

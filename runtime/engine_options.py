@@ -1,0 +1,69 @@
+"""Where a model runs, as a user says it: the same arguments for every command."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+
+from quantize.errors import ConfigError
+
+LOCAL, QEMU, ADB, REFERENCE = "local", "qemu", "adb", "reference"
+ENGINES = (LOCAL, QEMU, ADB, REFERENCE)
+_MEANING = {
+    LOCAL: "this PC",
+    QEMU: "a phone's program on this PC",
+    ADB: "a phone",
+    REFERENCE: "the full-precision model",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions:
+    """Where a model runs, and with how many threads."""
+
+    engine: str | None = None  # one of `ENGINES`; None: what fits the model
+    threads: int | None = None  # None: what the engine finds best
+    serial: str | None = None  # of the phone; None: $ANDROID_SERIAL, or the only one
+
+    def __post_init__(self) -> None:
+        """Checks every value.
+
+        Raises:
+            ConfigError: an unknown engine, no threads, or a setting that means nothing here.
+        """
+        if self.engine not in (None, *ENGINES):
+            raise ConfigError(f"engine is {self.engine!r}; expected one of {', '.join(ENGINES)}")
+        if self.threads is not None and (type(self.threads) is not int or self.threads < 1):
+            raise ConfigError(f"threads is {self.threads!r}; expected an integer of at least 1")
+        if self.serial is not None and self.engine != ADB:
+            raise ConfigError(f"serial {self.serial!r} names a phone, which is for --engine adb")
+
+
+def add_engine_arguments(
+    parser: argparse.ArgumentParser, engines: tuple[str, ...] = ENGINES, default: str | None = None
+) -> None:
+    """Declares `--engine`, `--threads` and `--serial`.
+
+    Args:
+        parser: a command's.
+        engines: those that the command can use.
+        default: the engine where none is named; None: what fits the model.
+    """
+    meaning = "; ".join(f"{engine}: {_MEANING[engine]}" for engine in engines)
+    parser.add_argument(
+        "--engine",
+        choices=engines,
+        default=default,
+        help=f"{meaning} (default: {default or 'what fits DIR'})",
+    )
+    parser.add_argument(
+        "--threads", metavar="N", type=int, help="of the engine (default: what it finds best)"
+    )
+    parser.add_argument(
+        "--serial", help="the phone's, for --engine adb (default: $ANDROID_SERIAL, or the only one)"
+    )
+
+
+def engine_options(args: argparse.Namespace) -> EngineOptions:
+    """Reads the arguments that `add_engine_arguments` declared."""
+    return EngineOptions(engine=args.engine, threads=args.threads, serial=args.serial)

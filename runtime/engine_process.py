@@ -1,0 +1,165 @@
+"""An engine as a process: JSON lines through its pipes, and its last words."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import subprocess
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from quantize.errors import ToolkitError
+
+_POLL_SECONDS = 0.1  # between two calls while it waits
+_END_SECONDS = 10.0  # from the end of its input to its own end
+_LAST_WORDS = 20  # lines of stderr that are kept
+
+Line = dict[str, Any]
+
+
+class EngineDiedError(ToolkitError):
+    """The engine ended, or does not answer."""
+
+
+class EngineProcess:
+    """A started program. Lines may be sent from any thread, and are received in one."""
+
+    def __init__(
+        self, command: Sequence[str], *, name: str | None, environment: Mapping[str, str]
+    ) -> None:
+        """Starts it.
+
+        Args:
+            command: its command line.
+            name: by which errors call it; by default its program's.
+            environment: variables that it gets besides this process's.
+
+        Raises:
+            EngineDiedError: it does not start.
+        """
+        self.name = name or Path(command[-1]).name
+        self._lines: queue.Queue[bytes | None] = queue.Queue()
+        self._last_words: deque[str] = deque(maxlen=_LAST_WORDS)
+        self._sending = threading.Lock()
+        pipe = subprocess.PIPE
+        try:
+            # In a session of its own: an interrupt from the keyboard is the client's to handle.
+            self._process = subprocess.Popen(
+                command,
+                stdin=pipe,
+                stdout=pipe,
+                stderr=pipe,
+                env={**os.environ, **environment},
+                start_new_session=True,
+            )
+        except OSError as error:
+            advice = f"; try `chmod +x {command[0]}`" if isinstance(error, PermissionError) else ""
+            raise EngineDiedError(
+                f"{command[0]}: does not start: {error.strerror or error}{advice}"
+            ) from error
+        assert self._process.stdout is not None and self._process.stderr is not None
+        self._threads = [
+            threading.Thread(target=self._read_lines, args=(self._process.stdout,), daemon=True),
+            threading.Thread(target=self._read_words, args=(self._process.stderr,), daemon=True),
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def pid(self) -> int:
+        """The number by which the system knows it."""
+        return self._process.pid
+
+    @property
+    def exit_code(self) -> int | None:
+        """How it ended; None while it runs, minus the signal that ended it."""
+        return self._process.poll()
+
+    def close(self) -> None:
+        """Ends it: its input ends, and if that does not help, it is killed."""
+        process = self._process
+        assert process.stdin is not None
+        try:
+            process.stdin.close()
+        except OSError:
+            pass  # it is dead already
+        try:
+            process.wait(_END_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        for thread in self._threads:
+            thread.join()
+        for stream in (process.stdout, process.stderr):
+            assert stream is not None
+            stream.close()
+
+    def send(self, line: Line) -> None:
+        """Writes a line.
+
+        Raises:
+            EngineDiedError: it has ended.
+        """
+        data = json.dumps(line, ensure_ascii=True).encode() + b"\n"
+        stdin = self._process.stdin
+        assert stdin is not None
+        try:
+            with self._sending:
+                stdin.write(data)
+                stdin.flush()
+        except (OSError, ValueError) as error:
+            raise self._died("has ended") from error
+
+    def receive(self, seconds: float, on_wait: Callable[[], None] = lambda: None) -> Line:
+        """Waits for the next line, and calls `on_wait` again and again meanwhile.
+
+        Raises:
+            EngineDiedError: it has ended, says nothing for so long, or says what is no JSON.
+        """
+        data = self._wait(seconds, on_wait)
+        if data is None:
+            self._lines.put(None)  # for whoever asks next
+            raise self._died("has ended")
+        try:
+            line: Line = json.loads(data)
+        except ValueError as error:
+            raise self._died(f"said what is no JSON: {data[:80]!r}") from error
+        return line
+
+    def _wait(self, seconds: float, on_wait: Callable[[], None]) -> bytes | None:
+        deadline = time.monotonic() + seconds
+        while True:
+            on_wait()
+            left = deadline - time.monotonic()
+            try:
+                return self._lines.get(timeout=min(max(left, 0), _POLL_SECONDS))
+            except queue.Empty:
+                if left <= 0:
+                    raise self._died(f"has said nothing for {seconds:.0f} s") from None
+
+    def _died(self, what: str) -> EngineDiedError:
+        """Makes the error that tells its last words."""
+        try:
+            code = self._process.wait(0.5)
+        except subprocess.TimeoutExpired:
+            end = ""
+        else:
+            end = f" (signal {-code})" if code < 0 else f" (exit code {code})"
+            for thread in self._threads:
+                thread.join(_END_SECONDS)  # its last words may still be on their way
+        words = " | ".join(self._last_words)
+        return EngineDiedError(f"{self.name}: {what}{end}{f': {words}' if words else ''}")
+
+    def _read_lines(self, stream: BinaryIO) -> None:
+        for line in stream:
+            self._lines.put(line)
+        self._lines.put(None)
+
+    def _read_words(self, stream: BinaryIO) -> None:
+        for line in stream:
+            self._last_words.append(line.decode(errors="replace").rstrip())
