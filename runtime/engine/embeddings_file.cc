@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "runtime/engine/descriptor.h"
 #include "runtime/engine/error.h"
 #include "runtime/engine/hash.h"
 
@@ -25,22 +26,6 @@ constexpr int kFileMode = 0600;  // what a picture shows is its owner's business
 [[noreturn]] void Refuse(const std::string& path, const std::string& problem) {
   throw EngineError(error_code::kInvalidEmbeddings, path + ": " + problem);
 }
-
-// A file descriptor that closes itself.
-class Descriptor {
- public:
-  explicit Descriptor(int fd) : fd_(fd) {}
-  ~Descriptor() {
-    if (fd_ >= 0) close(fd_);
-  }
-  Descriptor(const Descriptor&) = delete;
-  Descriptor& operator=(const Descriptor&) = delete;
-
-  int get() const { return fd_; }
-
- private:
-  const int fd_;
-};
 
 std::string TextOf(const EmbeddingsIdentity& identity) {
   return identity.program_id + " " + identity.weights_sha256;
@@ -125,17 +110,18 @@ int64_t SaveEmbeddings(const std::string& path, const EmbeddingsIdentity& identi
   const uint64_t checksum = HashBytes(content.data(), content.size());
   std::memcpy(content.data() + kChecksumOffset, &checksum, sizeof(checksum));
   const std::string partial = path + ".partial-" + std::to_string(getpid());
-  const int fd = open(partial.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, kFileMode);
-  bool written = fd >= 0 && WriteAll(fd, content);
-  int problem = errno;
-  if (fd >= 0) close(fd);
-  if (written && std::rename(partial.c_str(), path.c_str()) != 0) {
-    problem = errno;
-    written = false;
+  bool opened = false, written = false;
+  {
+    const Descriptor file(
+        open(partial.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, kFileMode));
+    opened = file.get() >= 0;
+    written = opened && WriteAll(file.get(), content);
   }
+  written = written && std::rename(partial.c_str(), path.c_str()) == 0;
   if (!written) {
-    if (fd >= 0) unlink(partial.c_str());
-    throw EngineError(error_code::kFileError, path + ": " + std::strerror(problem));
+    const std::string problem = std::strerror(errno);
+    if (opened) unlink(partial.c_str());
+    throw EngineError(error_code::kFileError, path + ": " + problem);
   }
   return static_cast<int64_t>(content.size());
 }

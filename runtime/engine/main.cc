@@ -64,7 +64,7 @@ int main() {
     const BlockLibrary& blocks = ChooseBlocks(kBlockLibraries, features);
     writer.Write(Hello(features, blocks));
     RequestQueue queue(STDIN_FILENO, protocol::kLineLimit);
-    Server({kTarget, kProgramId, blocks.prefix}, &queue, &writer).Run();
+    Server({kTarget, kProgramId, blocks.prefix}, &writer).Run(&queue);
     return 0;
   } catch (const EngineError& error) {
     writer.Write(Line()

@@ -8,6 +8,7 @@
 #include <cerrno>
 #include <cstring>
 
+#include "runtime/engine/descriptor.h"
 #include "runtime/engine/error.h"
 
 namespace minicpmv {
@@ -16,22 +17,6 @@ namespace {
 [[noreturn]] void Refuse(const std::string& path, const std::string& reason) {
   throw EngineError(error_code::kInvalidPicture, path + ": " + reason);
 }
-
-// A file descriptor that closes itself.
-class Descriptor {
- public:
-  explicit Descriptor(const std::string& path) : fd_(open(path.c_str(), O_RDONLY | O_CLOEXEC)) {
-    if (fd_ < 0) Refuse(path, std::strerror(errno));
-  }
-  ~Descriptor() { close(fd_); }
-  Descriptor(const Descriptor&) = delete;
-  Descriptor& operator=(const Descriptor&) = delete;
-
-  int get() const { return fd_; }
-
- private:
-  const int fd_;
-};
 
 uint32_t LittleEndian(const uint8_t* bytes) {
   return static_cast<uint32_t>(bytes[0]) | static_cast<uint32_t>(bytes[1]) << 8 |
@@ -64,7 +49,8 @@ RgbPicture ParseHeader(const std::string& path, const uint8_t* header, uint64_t 
 }  // namespace
 
 PictureFile::PictureFile(const std::string& path) {
-  const Descriptor file(path);
+  const Descriptor file(open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  if (file.get() < 0) Refuse(path, std::strerror(errno));
   struct stat status;
   if (fstat(file.get(), &status) != 0) Refuse(path, std::strerror(errno));
   if (!S_ISREG(status.st_mode)) Refuse(path, "not a file");

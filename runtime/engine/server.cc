@@ -42,11 +42,12 @@ std::string NameOf(uint64_t key) {
 
 }  // namespace
 
-Server::Server(Program program, RequestQueue* queue, const LineWriter* writer)
-    : program_(std::move(program)), queue_(*queue), writer_(*writer) {}
+Server::Server(Program program, const LineWriter* writer)
+    : program_(std::move(program)), writer_(*writer) {}
 
-void Server::Run() {
-  while (const auto line = queue_.Next()) Answer(*line);
+void Server::Run(RequestQueue* queue) {
+  queue_ = queue;
+  while (const auto line = queue->Next()) Answer(*line);
 }
 
 void Server::Answer(const RequestLine& line) {
@@ -87,7 +88,7 @@ Line Server::Dispatch(Fields* request) {
   if (name == op::kTokenize) return Tokenize(request);
   if (name == op::kDetokenize) return Detokenize(request);
   if (name == op::kTap) {
-    const auto cancelled = [this] { return queue_.Cancelled(current_.number); };
+    const auto cancelled = [this] { return queue_->Cancelled(current_.number); };
     return Line().Set(field::kShape, ToJson(RunTap(request, &RequireModel(), cancelled)));
   }
   if (name == op::kReset) {
@@ -206,7 +207,7 @@ Line Server::Bandwidth(Fields* request) {
   if (bytes > kMaxBandwidthBytes) {
     request->Refuse("bytes: expected at most " + std::to_string(kMaxBandwidthBytes));
   }
-  const auto ms = MeasureReadMs(bytes, [this] { return queue_.Cancelled(current_.number); });
+  const auto ms = MeasureReadMs(bytes, [this] { return queue_->Cancelled(current_.number); });
   if (!ms) throw EngineError(error_code::kCancelled, "the measurement was cancelled");
   return Line().Set(field::kBytes, bytes).Set(field::kMs, *ms);
 }
@@ -271,7 +272,7 @@ EmbeddingsIdentity Server::Identity() const {
 
 WorkHooks Server::Hooks(const char* stage) const {
   WorkHooks hooks;
-  hooks.cancelled = [this] { return queue_.Cancelled(current_.number); };
+  hooks.cancelled = [this] { return queue_->Cancelled(current_.number); };
   hooks.progress = [this, stage](int64_t done, int64_t total) {
     Send(event::kProgress,
          Line().Set(field::kStage, stage).Set(field::kDone, done).Set(field::kTotal, total));

@@ -24,11 +24,11 @@ struct Program {
 // came, some with events before it. A request that fails changes nothing.
 class Server {
  public:
-  // queue, writer: outlive this.
-  Server(Program program, RequestQueue* queue, const LineWriter* writer);
+  // writer: outlives this.
+  Server(Program program, const LineWriter* writer);
 
-  // Answers requests until the end of the input.
-  void Run();
+  // Answers a queue's requests until the end of its input. What is loaded stays for the next.
+  void Run(RequestQueue* queue);
 
  private:
   // The request that is being answered.
@@ -56,8 +56,8 @@ class Server {
   void Send(const char* event, Line line) const;
 
   const Program program_;
-  RequestQueue& queue_;
   const LineWriter& writer_;
+  RequestQueue* queue_ = nullptr;  // in work
   std::unique_ptr<Model> model_;
   Current current_;
 };

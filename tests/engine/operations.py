@@ -203,6 +203,8 @@ def _errors(client: WatchedEngine, bundle: Path, folder: Path) -> None:
     client.refuses(ErrorCode.INVALID_REQUEST, "sing")
     client.refuses(ErrorCode.INVALID_PICTURE, Op.IMAGE, path=str(folder))
     client.refuses(ErrorCode.INVALID_EMBEDDINGS, Op.RESTORE_IMAGE, path=str(folder / "missing"))
+    image = client.image(random_picture(10, 10))[Field.IMAGE]
+    client.refuses(ErrorCode.FILE_ERROR, Op.SAVE_IMAGE, image=image, path=str(folder))
     tap = {"what": Tap.LOGITS, "input": str(folder / "missing"), "output": str(folder / "output")}
     client.refuses(ErrorCode.FILE_ERROR, Op.TAP, **tap)
     long = ask("colour " * WINDOW)

@@ -1,0 +1,100 @@
+"""Android kills an app's processes for system calls outside a list; the engine makes none."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from convert.toolchain import Toolchain, Tree, Unit
+from runtime.engine_client import QEMU_PROGRAM
+from tests.compare import Record
+from tests.engine.engines import Built
+from tests.engine.operations import WatchedEngine, every_operation
+from tests.engine.system_calls import (
+    allowed_calls,
+    calls_in,
+    forbidden_calls,
+    traced_command,
+)
+
+# What the operations cannot do without: reading, mapping, writing, renaming files; threads.
+EXPECTED = {
+    *("openat", "read", "readv", "mmap", "munmap", "write", "pread64", "pwrite64", "fstat"),
+    *("renameat", "unlinkat", "clone", "futex", "getrusage", "exit_group"),
+}
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_every_operation_stays_within_androids_lists(
+    phone: Built,
+    tmp_path: Path,
+    threads: int,
+    monkeypatch: pytest.MonkeyPatch,
+    record_property: Record,
+) -> None:
+    monkeypatch.setenv("TVM_NUM_THREADS", str(threads))
+    monkeypatch.setenv("TVM_THREAD_POOL_SPIN_COUNT", "10")  # each turn is a line in the log
+    log, folder = tmp_path / "log", tmp_path / "folder"
+    folder.mkdir()
+    with WatchedEngine(traced_command(phone.program, log)) as client:
+        every_operation(client, phone.bundle, folder)
+    calls = calls_in(log.read_text())
+    record_property("system calls", " ".join(sorted(calls)))
+    expected = EXPECTED if threads == 1 else EXPECTED | {"sched_yield"}
+    assert calls >= expected, expected - calls
+    assert not forbidden_calls(calls)
+
+
+def test_a_forbidden_call_is_found(tmp_path: Path) -> None:
+    """In a program that makes some, one of them in a thread."""
+    if shutil.which(QEMU_PROGRAM) is None:
+        pytest.skip(f"{QEMU_PROGRAM} is not installed; it runs the phone's program")
+    tests = Tree(name="tests", folder=Path(__file__).parent)
+    unit = Unit(
+        name="forbidden",
+        trees=(tests,),
+        sources=("forbidden_main.cc",),
+        flags=(),
+        includes=(),
+        content="",
+    )
+    program, log = tmp_path / "program", tmp_path / "log"
+    with Toolchain("aarch64-linux-musl") as toolchain:
+        toolchain.link(toolchain.compile(unit, lambda *_: None), program)
+    subprocess.run(traced_command(program, log), check=True, timeout=60)
+    forbidden = forbidden_calls(calls_in(log.read_text()))
+    assert forbidden == {
+        "8.0": ["Unknown syscall 4000", "getrandom", "statx"],
+        "10": ["Unknown syscall 4000", "statx"],
+        "12": ["Unknown syscall 4000"],
+        "15": ["Unknown syscall 4000"],
+    }
+
+
+def test_logs_are_read_whole() -> None:
+    log = (
+        '7 openat(AT_FDCWD,"/a (1)",O_RDONLY) = -1 errno=2 (No such file or directory)\n'
+        "7 futex(0x5,FUTEX_WAIT,2,NULL)8 mmap(NULL,1,-1,0) = 0x0000005502b29000\n"
+        " = 0\n"
+        "7 clock_gettime(CLOCK_MONOTONIC,0x0000005502b27080) = 0 ({tv_sec = 1,tv_nsec = 5})\n"
+        "7 Unknown syscall 4000\n"
+        " = -1 errno=38 (Function not implemented)\n"
+        "7 exit(0)7 exit_group(0)"
+    )
+    calls = {"openat", "futex", "mmap", "clock_gettime", "exit", "exit_group"}
+    assert calls_in(log) == calls | {"Unknown syscall 4000"}
+    for line in ("7 openat", "getrandom(1,2)", "--- SIGSYS {si_signo=SIGSYS} ---", "x = 0"):
+        with pytest.raises(ValueError, match="line 8"):
+            calls_in(f"{log}\n{line}\n")
+
+
+def test_the_lists() -> None:
+    """They differ from version to version, and the oldest has what any program needs."""
+    allowed = allowed_calls()
+    assert list(allowed) == ["8.0", "10", "12", "15"]
+    assert allowed["8.0"] >= EXPECTED
+    for call, first in (("getrandom", 1), ("membarrier", 1), ("statx", 2), ("clone3", 3)):
+        assert [call in names for names in allowed.values()] == [i >= first for i in range(4)]
