@@ -1,0 +1,136 @@
+"""What is wrong is refused with a code and a sentence; what was loaded stays, the next works."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runtime.engine_client import LOCAL, engine_command
+from runtime.picture_file import HEADER, MAGIC, VERSION, write_picture_file
+from runtime.protocol import ErrorCode, Field, Op
+from tests.engine.engines import Built
+from tests.engine.operations import QUESTIONS, WINDOW, WatchedEngine, ask
+from tests.engine.test_picture import random_picture
+
+PIXELS = bytes(3 * 4 * 5)
+GOOD = (MAGIC, VERSION, 4, 5, 0)
+
+
+@pytest.fixture(scope="module")
+def running(built: Built) -> Iterator[WatchedEngine]:
+    with WatchedEngine(engine_command(LOCAL, built.program), quiet_seconds=60) as client:
+        client.load(built.bundle, window=WINDOW)
+        yield client
+
+
+@pytest.fixture
+def client(running: WatchedEngine) -> Iterator[WatchedEngine]:
+    yield running
+    assert running.chat(ask(QUESTIONS[0]), max_new_tokens=1).ids, "the next request works"
+
+
+@pytest.mark.parametrize(
+    ("header", "pixels"),
+    [
+        ((MAGIC, VERSION, 0, 0, 0), b""),
+        ((MAGIC, VERSION, 0, 0, 0), PIXELS),
+        ((MAGIC, VERSION, 0, 5, 0), b""),
+        ((MAGIC, VERSION, 4, 0, 0), b""),
+        (GOOD, b""),
+        (GOOD, PIXELS[:-1]),
+        (GOOD, PIXELS + b"\0"),
+        ((MAGIC, VERSION, 2**32 - 1, 2**32 - 1, 0), PIXELS),
+        ((MAGIC, VERSION, 2**31, 2**31, 0), b""),
+        ((MAGIC, 2, 4, 5, 0), PIXELS),
+        ((MAGIC, VERSION, 4, 5, 1), PIXELS),
+        ((b"MCPMVEMB", VERSION, 4, 5, 0), PIXELS),
+    ],
+)
+def test_pictures(
+    client: WatchedEngine, tmp_path: Path, header: tuple[Any, ...], pixels: bytes
+) -> None:
+    path = tmp_path / "picture"
+    path.write_bytes(HEADER.pack(*header) + pixels)
+    client.refuses(ErrorCode.INVALID_PICTURE, Op.IMAGE, path=str(path))
+    path.write_bytes(HEADER.pack(*header)[:10])
+    client.refuses(ErrorCode.INVALID_PICTURE, Op.IMAGE, path=str(path))
+    path.write_bytes(HEADER.pack(*GOOD) + PIXELS)
+    assert client.request(Op.IMAGE, {Field.PATH: str(path)})[Field.IMAGE]
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        *('"temperature": -1', '"temperature": 1e999', '"temperature": NaN', '"top_p": -0.1'),
+        *('"top_p": 1.5', '"top_k": -5', '"top_k": 1.5', '"repetition_penalty": -1'),
+        *('"seed": -1', '"max_new_tokens": -1', '"max_new_tokens": 99999999999999999999'),
+    ],
+)
+def test_numbers(client: WatchedEngine, field: str) -> None:
+    message = '{"role": "user", "content": "What?"}'
+    rest = "" if "max_new_tokens" in field else ', "max_new_tokens": 1'
+    line = f'{{"op": "chat", "do_sample": true, "messages": [{message}], {field}{rest}}}\n'
+    client.send_raw(line.encode())
+    client.refuses(ErrorCode.INVALID_REQUEST, Op.RESET)  # hears the answer to the line before
+    client.reset()
+
+
+def test_texts(client: WatchedEngine) -> None:
+    for data in (b"\xff", b"\xc0\x80", b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"\xe4\xb8"):
+        client.send_raw(b'{"op": "tokenize", "text": "' + data + b'"}\n')
+        client.refuses(ErrorCode.INVALID_TEXT, Op.RESET)
+    client.reset()
+
+
+@pytest.mark.parametrize("pictured", [False, True])
+def test_prompts_longer_than_the_window(client: WatchedEngine, pictured: bool) -> None:
+    image = client.image(random_picture(20, 20))[Field.IMAGE] if pictured else None
+    fields = {"messages": ask("colour " * WINDOW), "image": image, "max_new_tokens": 1}
+    client.refuses(ErrorCode.PROMPT_TOO_LONG, Op.CHAT, **fields)
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "tokenizer.model"])
+def test_files_of_bundles(client: WatchedEngine, built: Built, tmp_path: Path, name: str) -> None:
+    """Truncated, longer, missing, a folder; of the right size and no such file."""
+    folder = tmp_path / "bundle"
+    shutil.copytree(built.bundle, folder)
+    path = folder / name
+    whole = path.read_bytes()
+    contents = [whole[:-1], whole + b"\0", b"", whole[: len(whole) // 2]]
+    for content in [*contents, b"\xff" * len(whole)]:
+        path.write_bytes(content)
+        client.refuses(ErrorCode.INVALID_BUNDLE, Op.LOAD, bundle=str(folder), window=WINDOW)
+    path.unlink()
+    client.refuses(ErrorCode.INVALID_BUNDLE, Op.LOAD, bundle=str(folder), window=WINDOW)
+    path.mkdir()
+    client.refuses(ErrorCode.INVALID_BUNDLE, Op.LOAD, bundle=str(folder), window=WINDOW)
+
+
+def test_manifests(client: WatchedEngine, built: Built, tmp_path: Path) -> None:
+    folder = tmp_path / "bundle"
+    shutil.copytree(built.bundle, folder)
+    manifest = json.loads((folder / "bundle.json").read_text())
+    files = manifest["files"]
+    changes: list[tuple[dict[str, Any], str]] = [
+        ({"format_version": 2}, ErrorCode.INVALID_BUNDLE),
+        ({"format_version": "1"}, ErrorCode.INVALID_BUNDLE),
+        ({"format": "zip"}, ErrorCode.INVALID_BUNDLE),
+        ({"targets": {}}, ErrorCode.OTHER_PROGRAM),
+        ({"files": {}}, ErrorCode.INVALID_BUNDLE),
+        ({"files": files | {"weights.safetensors": {"size": 1}}}, ErrorCode.INVALID_BUNDLE),
+        ({"files": files | {"more": {"size": -1}}}, ErrorCode.INVALID_BUNDLE),
+    ]
+    for change, code in changes:
+        (folder / "bundle.json").write_text(json.dumps(manifest | change))
+        client.refuses(code, Op.LOAD, bundle=str(folder), window=WINDOW)
+    for content in (b"", b"{", b"\xff", b"[" * 100_000, b"null"):
+        (folder / "bundle.json").write_bytes(content)
+        client.refuses(ErrorCode.INVALID_BUNDLE, Op.LOAD, bundle=str(folder), window=WINDOW)
+    picture = tmp_path / "picture"
+    write_picture_file(picture, random_picture(10, 10))
+    assert client.request(Op.IMAGE, {Field.PATH: str(picture)})[Field.IMAGE], "the model stays"

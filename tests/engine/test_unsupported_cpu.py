@@ -1,0 +1,68 @@
+"""A processor that can run nothing of what was compiled gets an error with a name."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from convert.engine_build import BlockLibrary, build_engine
+from convert.toolchain import BuildError
+from runtime.engine_client import (
+    LOCAL,
+    QEMU,
+    QEMU_PROGRAM,
+    EngineClient,
+    EngineError,
+    engine_command,
+)
+from runtime.protocol import ErrorCode, Field
+from tests.engine.engines import HOST, PHONE, Built
+
+QEMU_X86 = "qemu-x86_64-static"
+PREFIX = "blocks_"
+
+
+def _engine(target: str, triple: str, requires: tuple[str, ...], program: Path) -> Path:
+    """Links an engine that says it has blocks; it never comes to call them."""
+    library = BlockLibrary(prefix=PREFIX, requires=requires, objects=())
+    try:
+        build_engine(target, triple, [library], program, "program")
+    except BuildError as error:
+        if "pip could not download" not in str(error):
+            raise
+        pytest.skip(str(error))
+    return program
+
+
+def _refused(command: list[str]) -> str:
+    with pytest.raises(EngineError) as error:
+        EngineClient(command).close()
+    assert error.value.code == ErrorCode.UNSUPPORTED_CPU
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=60)
+    assert done.returncode == 1 and len(done.stdout.splitlines()) == 1 and not done.stderr
+    return str(error.value)
+
+
+def test_this_processor(tmp_path: Path) -> None:
+    program = _engine(HOST, "x86_64-linux-musl", ("x86-64-v2", "warp"), tmp_path / "engine")
+    assert _refused(engine_command(LOCAL, program)).endswith("needs also: warp")
+
+
+def test_an_older_phone(tmp_path: Path) -> None:
+    if shutil.which(QEMU_PROGRAM) is None:
+        pytest.skip(f"{QEMU_PROGRAM} is not installed; it runs the phone's program")
+    program = _engine(PHONE, "aarch64-linux-musl", ("asimd", "dotprod"), tmp_path / "engine")
+    old = engine_command(QEMU, program, cpu="cortex-a53")
+    assert _refused(old).endswith("needs also: dotprod")
+    with EngineClient(engine_command(QEMU, program, cpu="cortex-a76")) as client:
+        assert client.hello[Field.BLOCKS] == PREFIX
+
+
+def test_an_older_pc(built: Built) -> None:
+    """The host's engine as it is converted: its blocks need AVX2."""
+    if shutil.which(QEMU_X86) is None:
+        pytest.skip(f"{QEMU_X86} is not installed; it imitates old PCs")
+    assert "x86-64-v3" in _refused([QEMU_X86, "-cpu", "Nehalem", str(built.program)])
