@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import tvm
 
 from convert.blocks import decoder, vision
 from convert.blocks.graph import Graph, lower
+from convert.blocks.products import products
 from convert.config import CONFIGS, ModelConfig
 from convert.engine_build import BlockLibrary, export_objects
 from quantize.errors import ConfigError, ShapeError
@@ -32,6 +33,7 @@ class Variant:
 
     name: str
     requires: tuple[str, ...]  # names of runtime/engine/cpu_features.cc
+    products: str  # a name of convert/blocks/products.py
     tvm: dict[str, Any]  # TVM's target
 
 
@@ -74,11 +76,14 @@ class CompiledBlocks:
     libraries: tuple[BlockLibrary, ...]
 
 
-def build_blocks(config: ModelConfig, scheme: GroupScheme) -> tuple[Any, tuple[str, ...]]:
+def build_blocks(
+    config: ModelConfig, scheme: GroupScheme, variant: Variant
+) -> tuple[Any, tuple[str, ...]]:
     """Makes the Relax module of all blocks of a model, and the names of its functions.
 
     Raises:
         ShapeError: a width has no whole quantization groups.
+        ConfigError: the variant names unknown products.
     """
     c = config.decoder
     for name in ("hidden_size", "intermediate_size"):
@@ -87,7 +92,7 @@ def build_blocks(config: ModelConfig, scheme: GroupScheme) -> tuple[Any, tuple[s
                 f"{name} {getattr(c, name)} is not a multiple of {scheme.group_size}, "
                 f"the group of {scheme.name}"
             )
-    graph = Graph()
+    graph = Graph(products(variant.products))
     if config.vision is not None and config.resampler is not None:
         vision.vision_embed(graph, config.vision)
         vision.vision_block(graph, config.vision)
@@ -121,10 +126,11 @@ def compile_blocks(
         ShapeError: the recipe does not fit the geometry.
     """
     report = on_progress or log.debug
-    report("kernels")
-    module, _ = build_blocks(config, GroupScheme.load(quant))
-    libraries = []
+    scheme = GroupScheme.load(quant)
+    modules, libraries = [], []
     for variant in target.variants:
+        report(f"kernels, {variant.name}")
+        module, _ = build_blocks(config, scheme, variant)
         report(f"machine code, {variant.name}")
         prefix = f"{variant.name}_"
         executable = tvm.relax.build(
@@ -133,23 +139,25 @@ def compile_blocks(
             relax_pipeline=lower(),
         )
         objects = export_objects(executable, folder / variant.name)
+        modules.append(module)
         libraries.append(BlockLibrary(prefix=prefix, requires=variant.requires, objects=objects))
-    return CompiledBlocks(program_id=program_id(module, target), libraries=tuple(libraries))
+    return CompiledBlocks(program_id=program_id(modules, target), libraries=tuple(libraries))
 
 
-def program_id(module: Any, target: Target) -> str:
+def program_id(modules: Sequence[Any], target: Target) -> str:
     """Returns the SHA-256 of what the machine code follows from.
 
-    That is the module's text, the target, the weights' layout and the compiler's versions.
+    That is the modules' texts, one for each variant, the target, the weights' layout and the
+    compiler's versions.
     """
     about = {
-        "target": [[variant.name, variant.tvm] for variant in target.variants],
+        "modules": [module.script() for module in modules],
+        "target": asdict(target),
         "layout": LAYOUT_VERSION,
         "tvm": tvm.__version__,
         "llvm": tvm.target.codegen.llvm_version_major(),
     }
-    text = json.dumps(about, sort_keys=True) + module.script()
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
 
 def _check_keys(where: str, raw: dict[str, Any], kind: type) -> None:

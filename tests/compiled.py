@@ -135,8 +135,9 @@ class CompiledBackend:
 
 def compile_here(config: ModelConfig, quant: str = "q4f16_1") -> Any:
     """Compiles a model's blocks for this PC, in memory; returns the machine that runs them."""
-    module, _ = build_blocks(config, GroupScheme.load(quant))
-    target = tvm.target.Target(Target.load("host").variants[0].tvm)
+    variant = Target.load("host").variants[-1]  # what every host can run
+    module, _ = build_blocks(config, GroupScheme.load(quant), variant)
+    target = tvm.target.Target(variant.tvm)
     executable = relax.build(module, target=target, relax_pipeline=lower())
     return relax.VirtualMachine(executable, tvm.cpu())
 

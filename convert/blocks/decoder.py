@@ -95,9 +95,11 @@ def _linear(
     activations = graph.call(
         quantize(c.columns, scheme),
         [x],
-        tensor_type((length, groups, 4, 4, 2), "int16"),
+        tensor_type((length, groups, scheme.group_size), "int8"),
         tensor_type((length, groups)),
         tensor_type((length, groups), "int32"),
     )
     out = tensor_type((length, c.rows))
-    return graph.call(linear_q4(c, scheme), [*activations, *weight, *arguments], out)
+    return graph.call(
+        linear_q4(c, scheme, graph.products), [*activations, *weight, *arguments], out
+    )

@@ -9,13 +9,17 @@ from typing import Any
 import tvm
 from tvm import relax, tirx
 
+from convert.blocks.products import Products
+
 Expr = Any  # TVM has no type stubs
 
 
 class Graph:
     """A module under construction. A kernel that is called twice stands in it once."""
 
-    def __init__(self) -> None:
+    def __init__(self, products: Products) -> None:
+        """Args: products: how the processor that it is for multiplies codes."""
+        self.products = products
         self._builder = relax.BlockBuilder()
         self._parameters: list[Expr] = []
         self.functions: list[str] = []

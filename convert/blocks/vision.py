@@ -103,4 +103,6 @@ def _pair(name: str, out: int, inputs: int | None = None) -> list[Expr]:
 
 
 def _linear(graph: Graph, c: Linear, x: Expr, *arguments: Expr) -> Expr:
-    return graph.call(linear_f16(c), [x, *arguments], tensor_type((x.ty.shape[0], c.rows)))
+    return graph.call(
+        linear_f16(c, graph.products), [x, *arguments], tensor_type((x.ty.shape[0], c.rows))
+    )

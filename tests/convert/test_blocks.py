@@ -19,18 +19,21 @@ from convert import compile as compiling
 from convert.blocks import linear, maths, rows
 from convert.blocks.attention import Heads, attention
 from convert.blocks.linear import Linear
+from convert.blocks.products import products
 from convert.blocks.tir import kernel, span, store
-from convert.compile import Target, build_blocks, program_id
+from convert.compile import Target, Variant, build_blocks, program_id
 from convert.config import ModelConfig
 from quantize.activations import multiply_w4a8, quantize_activations
 from quantize.errors import ConfigError, ShapeError
 from quantize.layout import pack_tiles, tile_f16
 from quantize.schemes import dequantize_groups, quantize_groups
 from tests.compare import Record, assert_close
+from tests.processor import processor_features
 from tests.quantized import SCHEME
 from tests.tiny import tiny_config
 
 HOST = Target.load("host")
+PLAIN = HOST.variants[-1]  # what every host can run
 ROUNDING = 2e-6  # float32 sums of some hundred products in another order
 LENGTHS = (1, 2, 17, 66)
 Array = np.ndarray
@@ -39,10 +42,10 @@ Array = np.ndarray
 Run = Callable[[list[Array], list[Array]], None]
 
 
-def _compile(function: Any) -> Run:
+def _compile(function: Any, variant: Variant = PLAIN) -> Run:
     """Compiles a kernel; returns what calls it with inputs and fills outputs."""
     module = tvm.IRModule({"main": function.with_attr("global_symbol", "main")})
-    compiled = tvm.compile(module, target=tvm.target.Target(HOST.variants[0].tvm))["main"]
+    compiled = tvm.compile(module, target=tvm.target.Target(variant.tvm))["main"]
 
     def run(inputs: list[Array], outputs: list[Array]) -> None:
         tensors = [tvm.runtime.tensor(x) for x in (*inputs, *outputs)]
@@ -103,7 +106,7 @@ def test_silu() -> None:
 )
 def test_linear_f16(c: Linear, record_property: Record) -> None:
     weight, bias = _normal(c.rows, c.columns).astype(np.float16), _normal(c.rows)
-    run = _compile(linear.linear_f16(c))
+    run = _compile(linear.linear_f16(c, products(PLAIN.products)))
     for length in LENGTHS:
         x, residual = _normal(length, c.columns), _normal(length, c.rows)
         expected = x.astype(np.float64) @ weight.astype(np.float64).T
@@ -127,7 +130,7 @@ def _quantizer(width: int) -> Callable[[Array], list[Array]]:
 
     def quantize(x: Array) -> list[Array]:
         outputs = [
-            np.empty((len(x), groups, 4, 4, 2), np.int16),
+            np.empty((len(x), groups, SCHEME.group_size), np.int8),
             np.empty((len(x), groups), np.float32),
             np.empty((len(x), groups), np.int32),
         ]
@@ -142,19 +145,27 @@ def test_activations_are_quantized_to_the_bit() -> None:
     x[3, 32:64], x[4] = 0, np.arange(96) - 63.5  # a group of zeros; ties
     codes, scale, offset = _quantizer(96)(x)
     expected, expected_scale = quantize_activations(x, 32)
-    groups = expected.reshape(17, 3, 2, 4, 2, 2).astype(int)  # half, block, pair, odd
-    np.testing.assert_array_equal(codes, groups.transpose(0, 1, 3, 2, 5, 4).reshape(codes.shape))
+    np.testing.assert_array_equal(codes.reshape(expected.shape), expected)
     np.testing.assert_array_equal(scale, expected_scale)
     np.testing.assert_array_equal(offset, -7 * expected.reshape(17, 3, 32).sum(-1, dtype=int))
 
 
+def _runs_here(variant: Variant) -> bool:
+    return set(variant.requires) <= processor_features()
+
+
+HERE = [v for t in ("host", "android-x86_64") for v in Target.load(t).variants if _runs_here(v)]
+
+
 @pytest.mark.parametrize("residual", [None, 0.7])
-def test_linear_q4(residual: float | None, record_property: Record) -> None:
+@pytest.mark.parametrize("variant", HERE, ids=lambda variant: variant.products)
+def test_linear_q4(variant: Variant, residual: float | None, record_property: Record) -> None:
     c = Linear(rows=501, columns=320, residual=residual)
     weight = _normal(c.rows, c.columns).astype(np.float16)
     q, q_scale = quantize_groups(weight, SCHEME, name="w")
     q[0], q[1] = 15, 0  # all 16 codes decode
-    run, quantize = _compile(linear.linear_q4(c, SCHEME)), _quantizer(c.columns)
+    run = _compile(linear.linear_q4(c, SCHEME, products(variant.products)), variant)
+    quantize = _quantizer(c.columns)
     for length in LENGTHS:
         x, y = _normal(length, c.columns), _normal(length, c.rows)
         x[0] = 127  # with codes of 15: the largest sums that 16-bit words must hold
@@ -221,14 +232,14 @@ def _config(**overrides: Any) -> ModelConfig:
 
 def test_functions_of_both_architectures() -> None:
     decoder = ("embed", "decoder_layer", "lm_head")
-    assert build_blocks(_config(decoder_only=True), SCHEME)[1] == decoder
+    assert build_blocks(_config(decoder_only=True), SCHEME, PLAIN)[1] == decoder
     vision = ("vision_embed", "vision_block", "vision_norm", "resampler")
-    assert build_blocks(_config(), SCHEME)[1] == (*vision, *decoder)
+    assert build_blocks(_config(), SCHEME, PLAIN)[1] == (*vision, *decoder)
 
 
 def test_program_id_follows_from_what_is_compiled() -> None:
     def identity(target: Target = HOST, **overrides: Any) -> str:
-        return program_id(build_blocks(_config(**overrides), SCHEME)[0], target)
+        return program_id([build_blocks(_config(**overrides), SCHEME, PLAIN)[0]], target)
 
     same = identity()
     assert len(same) == 64
@@ -236,14 +247,13 @@ def test_program_id_follows_from_what_is_compiled() -> None:
     assert identity(initializer_range=0.5) == same  # nothing that is computed
     assert identity(vocab_size=502) != same
     assert identity(rms_norm_eps=1e-6) != same
-    (variant,) = HOST.variants
-    other = replace(variant, tvm={**variant.tvm, "mcpu": "x86-64-v4"})
+    other = replace(PLAIN, tvm={**PLAIN.tvm, "mcpu": "x86-64-v2"})
     assert identity(replace(HOST, variants=(other,))) != same
 
 
 def test_refuses_widths_without_whole_groups() -> None:
     with pytest.raises(ShapeError, match="intermediate_size 321 is not a multiple of 32"):
-        build_blocks(_config(intermediate_size=321), SCHEME)
+        build_blocks(_config(intermediate_size=321), SCHEME, PLAIN)
 
 
 def test_targets_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

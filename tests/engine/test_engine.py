@@ -385,10 +385,15 @@ def test_the_end_of_its_input_ends_it(built: Built) -> None:
     assert time.monotonic() - started < 5
 
 
-def test_the_phones_engine(phone: Built, client: EngineClient, record_property: Record) -> None:
+@pytest.mark.parametrize(
+    ("cpu", "blocks"), [("cortex-a53", "neon_"), ("cortex-a76", "dotprod_"), ("max", "dotprod_")]
+)
+def test_the_phones_engine(
+    cpu: str, blocks: str, phone: Built, client: EngineClient, record_property: Record
+) -> None:
     """Under qemu, as it ships: the same answers, and nearly the same numbers."""
-    with EngineClient(engine_command(QEMU, phone.program, cpu="cortex-a53")) as arm64:
-        assert arm64.hello[Field.TARGET] == PHONE
+    with EngineClient(engine_command(QEMU, phone.program, cpu=cpu)) as arm64:
+        assert (arm64.hello[Field.TARGET], arm64.hello[Field.BLOCKS]) == (PHONE, blocks)
         arm64.load(phone.bundle, window=WINDOW)
         picture = random_picture(80, 90)
         images = [one.image(picture)[Field.IMAGE] for one in (client, arm64)]

@@ -31,6 +31,7 @@ from convert.toolchain import PAGE_BYTES, BuildError
 from convert.weights_file import TensorSpec, WeightsFile, WeightsWriter
 from quantize.errors import BundleError
 from tests.engine.elf import DYNAMIC, INTERPRETER, LOAD, Elf
+from tests.processor import processor_features
 
 HERE = Path(__file__).resolve().parent
 TARGETS = ("android-x86_64", "android-arm64")
@@ -67,14 +68,15 @@ def compiled_proof(target: dict[str, Any], prefix: str | None) -> Any:
 
     from convert.blocks.graph import Graph, lower, tensor, tensor_type, variable
     from convert.blocks.linear import Linear, linear_f16
+    from convert.blocks.products import products
 
-    graph, length = Graph(), variable("length")
+    graph, length = Graph(products("neon")), variable("length")
     parameters = [
         tensor("x", (length, 64)),
         tensor("weight", (8, 64, 16), "float16"),
         tensor("bias", (128,)),
     ]
-    kernel = linear_f16(Linear(rows=128, columns=64, bias=True))
+    kernel = linear_f16(Linear(rows=128, columns=64, bias=True), products("neon"))
     with graph.function("proof", parameters):
         graph.finish(graph.call(kernel, parameters, tensor_type((length, 128))))
     module = graph.module()
@@ -92,7 +94,7 @@ def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         pytest.skip(str(error))
     target = Target.load(request.param)
     folder = tmp_path_factory.mktemp(target.name)
-    objects = export_objects(compiled_proof(target.variants[0].tvm, PREFIX), folder / "objects")
+    objects = export_objects(compiled_proof(target.variants[-1].tvm, PREFIX), folder / "objects")
     library = BlockLibrary(prefix=PREFIX, requires=(), objects=objects)
     return build_engine(
         target.name,
@@ -204,7 +206,7 @@ def test_python_gives_the_same_numbers(built: EngineReport) -> None:
     import tvm
     from tvm import relax
 
-    target = Target.load("host").variants[0].tvm
+    target = Target.load("host").variants[-1].tvm
     machine = relax.VirtualMachine(compiled_proof(target, None), tvm.cpu())
     result = machine["proof"](*map(tvm.runtime.tensor, INPUTS)).numpy()
     assert run(built, "proof")[0]["values"] == result.reshape(-1).tolist()
@@ -216,16 +218,7 @@ def test_processor_features(built: EngineReport) -> None:
         for cpu, features in ARM_CPUS.items():
             assert run(built, "choose", "any=", cpu=cpu)[0]["features"] == features
         return
-    text = Path("/proc/cpuinfo").read_text()
-    flags = set(next(line for line in text.splitlines() if line.startswith("flags")).split())
-    expected = {"x86-64-v2"}
-    if {"avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe"} <= flags:
-        expected.add("x86-64-v3")
-        expected |= {"avx-vnni"} if "avx_vnni" in flags else set()
-        if {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"} <= flags:
-            expected.add("x86-64-v4")
-            expected |= {"avx512-vnni"} if "avx512_vnni" in flags else set()
-    assert set(run(built, "choose", "any=")[0]["features"]) == expected
+    assert set(run(built, "choose", "any=")[0]["features"]) == processor_features()
 
 
 def test_the_first_blocks_that_run_are_taken(built: EngineReport) -> None:
