@@ -196,13 +196,16 @@ def _entries(plan: ApkPlan, scratch: Path) -> Iterator[tuple[str, Path | bytes]]
         if path.suffix in _PAGE_SUFFIXES:
             yield f"assets/page/{path.name}", path
     yield "assets/page/notices.txt", third_party_notices().encode()
-    kept = {MANIFEST, plan.bundle.generation.name}
-    if plan.bundle.tokenizer is not None:
-        kept.add(plan.bundle.tokenizer.name)
-    if plan.embed:
-        kept.add(WEIGHTS)
-    for name in kept:
+    yield f"assets/bundle/{MANIFEST}", plan.bundle.path / MANIFEST
+    for name in _carried(plan):
         yield f"assets/bundle/{name}", plan.bundle.path / name
+
+
+def _carried(plan: ApkPlan) -> set[str]:
+    """Returns the bundle's files that travel in the APK: not the engines, which lie in `lib`."""
+    manifest = plan.bundle.manifest
+    carried = set(manifest.files) - {target.program for target in manifest.targets.values()}
+    return carried if plan.embed else carried - {WEIGHTS}
 
 
 def _add(archive: zipfile.ZipFile, name: str, content: Path | bytes) -> None:

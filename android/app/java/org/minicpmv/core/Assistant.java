@@ -23,7 +23,8 @@ public final class Assistant implements Closeable, Work.Changes {
   private final ChatStore chats;
   private final Pictures pictures;
   private final Work work;
-  private String current; // the chat on the page; null: a new one
+  private final Object publishing = new Object(); // what is published last is the latest
+  private volatile String current; // the chat on the page; null: a new one
 
   public Assistant(Host host, Places places) throws IOException {
     this.host = host;
@@ -145,9 +146,7 @@ public final class Assistant implements Closeable, Work.Changes {
   }
 
   private void open(String id) {
-    synchronized (this) {
-      current = chats.get(id) == null ? null : id;
-    }
+    current = chats.get(id) == null ? null : id;
     publishChat();
   }
 
@@ -157,7 +156,9 @@ public final class Assistant implements Closeable, Work.Changes {
       work.stop();
     }
     synchronized (this) {
-      current = id != null && id.equals(current) ? null : current;
+      if (id != null && id.equals(current)) {
+        current = null;
+      }
       chats.delete(id);
     }
     onChange();
@@ -210,22 +211,24 @@ public final class Assistant implements Closeable, Work.Changes {
   }
 
   private void publishState() {
-    JSONObject state = state();
-    Json.put(state, "chats", chats.list());
-    host.toPage(state);
+    synchronized (publishing) {
+      JSONObject state = state();
+      Json.put(state, "chats", chats.list());
+      host.toPage(state);
+    }
   }
 
   private void publishChat() {
-    Chat chat;
-    synchronized (this) {
-      chat = chats.get(current);
+    synchronized (publishing) {
+      Chat chat = chats.get(current);
+      JSONObject event =
+          Json.object("event", "chat", "chat", chat == null ? null : chat.toJson());
+      Job answering = work.answering();
+      if (chat != null && answering != null && chat.id.equals(answering.chat)) {
+        Json.put(event, "partial", answering.text());
+      }
+      host.toPage(event);
     }
-    JSONObject event = Json.object("event", "chat", "chat", chat == null ? null : chat.toJson());
-    Job answering = work.answering();
-    if (chat != null && answering != null && chat.id.equals(answering.chat)) {
-      Json.put(event, "partial", answering.text());
-    }
-    host.toPage(event);
   }
 
   private JSONObject state() {

@@ -7,7 +7,10 @@ import java.io.IOException;
 import java.io.InputStream;
 import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
+import java.util.ArrayList;
 import java.util.Arrays;
+import java.util.Iterator;
+import java.util.List;
 import org.json.JSONException;
 import org.json.JSONObject;
 
@@ -15,7 +18,6 @@ import org.json.JSONObject;
 public final class BundleFiles {
   private static final String MANIFEST = "bundle.json";
   private static final String GENERATION = "generation.json";
-  private static final String TOKENIZER = "tokenizer.model";
   private static final int BLOCK = 1 << 16;
 
   public final File folder;
@@ -27,23 +29,15 @@ public final class BundleFiles {
     this.folder = folder;
     try {
       FileTools.makeFolder(folder);
-      JSONObject[] read = new JSONObject[2];
-      for (String name : new String[] {TOKENIZER, GENERATION, MANIFEST}) {
-        byte[] content = content(host, name);
-        if (content == null) {
-          continue;
-        }
-        File file = new File(folder, name);
-        if (!file.exists() || !Arrays.equals(Files.readAllBytes(file.toPath()), content)) {
-          Files.write(file.toPath(), content);
-        }
-        if (name.equals(MANIFEST) || name.equals(GENERATION)) {
-          read[name.equals(MANIFEST) ? 0 : 1] =
-              new JSONObject(new String(content, StandardCharsets.UTF_8));
-        }
+      byte[] content = content(host, MANIFEST);
+      manifest = new JSONObject(new String(content, StandardCharsets.UTF_8));
+      for (String name : carried(manifest)) {
+        bringUpToDate(name, content(host, name));
       }
-      manifest = read[0];
-      generation = read[1];
+      bringUpToDate(MANIFEST, content);
+      generation = new JSONObject(FileTools.read(new File(folder, GENERATION)));
+    } catch (FileNotFoundException e) {
+      throw new EngineException("invalid_bundle", "the app lacks a file: " + e.getMessage(), e);
     } catch (IOException e) {
       boolean full = folder.getUsableSpace() < BLOCK;
       throw new EngineException(
@@ -52,9 +46,6 @@ public final class BundleFiles {
           e);
     } catch (JSONException e) {
       throw new EngineException("invalid_bundle", "the app's own files are damaged", e);
-    }
-    if (manifest == null || generation == null) {
-      throw new EngineException("invalid_bundle", "the app lacks files of its own");
     }
   }
 
@@ -73,7 +64,30 @@ public final class BundleFiles {
         "quantization", manifest.opt("quantization"));
   }
 
-  /** Returns null for a file that the bundle does not have. */
+  /** Lists the files that the app carries: all but the weights and the engines. */
+  private static List<String> carried(JSONObject manifest) {
+    List<String> names = new ArrayList<>();
+    JSONObject files = manifest.optJSONObject("files");
+    if (files == null) {
+      return names;
+    }
+    for (Iterator<String> keys = files.keys(); keys.hasNext(); ) {
+      String name = keys.next();
+      // Engines lie in a folder of their own in a bundle, and elsewhere on a phone.
+      if (!name.equals(Weights.NAME) && name.indexOf('/') < 0) {
+        names.add(name);
+      }
+    }
+    return names;
+  }
+
+  private void bringUpToDate(String name, byte[] content) throws IOException {
+    File file = new File(folder, name);
+    if (!file.exists() || !Arrays.equals(Files.readAllBytes(file.toPath()), content)) {
+      Files.write(file.toPath(), content);
+    }
+  }
+
   private static byte[] content(Host host, String name) throws IOException {
     ByteArrayOutputStream content = new ByteArrayOutputStream();
     byte[] block = new byte[BLOCK];
@@ -81,8 +95,6 @@ public final class BundleFiles {
       for (int count; (count = source.read(block)) >= 0; ) {
         content.write(block, 0, count);
       }
-    } catch (FileNotFoundException e) {
-      return null;
     }
     return content.toByteArray();
   }

@@ -136,19 +136,56 @@ final class EngineKeeper {
     }
   }
 
+  /** Brings a picture to the engine: what was computed of it before, or the picture itself. */
   private String encode(
       String picture, Pictures pictures, Engine.Listener listener, Cancel cancel, JSONObject speed)
       throws EngineException {
-    File pixels = new File(cache, "picture.pixels");
+    File embeddings = pictures.embeddings(picture);
+    String name = restore(embeddings, listener);
+    if (name == null) {
+      File pixels = new File(cache, "picture.pixels");
+      try {
+        pictures.pixels(picture, pixels, listener, cancel);
+        cancel.check();
+        JSONObject line = request("image", Json.object("path", pixels.getPath()), listener);
+        Json.put(speed, "encode_ms", line.optDouble("encode_ms"));
+        name = line.optString("image");
+      } finally {
+        pixels.delete();
+      }
+      keep(name, embeddings, listener);
+    }
+    names.put(picture, name);
+    return name;
+  }
+
+  /** Returns null if nothing was kept, or what an older program or other weights computed. */
+  private String restore(File embeddings, Engine.Listener listener) throws EngineException {
+    if (!embeddings.isFile()) {
+      return null;
+    }
     try {
-      pictures.pixels(picture, pixels, listener, cancel);
-      cancel.check();
-      JSONObject line = request("image", Json.object("path", pixels.getPath()), listener);
-      Json.put(speed, "encode_ms", line.optDouble("encode_ms"));
-      names.put(picture, line.optString("image"));
-      return line.optString("image");
-    } finally {
-      pixels.delete();
+      JSONObject fields = Json.object("path", embeddings.getPath());
+      return request("restore_image", fields, listener).optString("image");
+    } catch (EngineException e) {
+      if (e.isDeath()) {
+        throw e;
+      }
+      embeddings.delete();
+      return null;
+    }
+  }
+
+  /** A picture takes long to encode: what came out is kept for the next time the app starts. */
+  private void keep(String name, File embeddings, Engine.Listener listener)
+      throws EngineException {
+    try {
+      JSONObject fields = Json.object("image", name, "path", embeddings.getPath());
+      request("save_image", fields, listener);
+    } catch (EngineException e) {
+      if (e.isDeath()) {
+        throw e; // without space, the picture is encoded again another time
+      }
     }
   }
 

@@ -12,6 +12,7 @@ import org.json.JSONObject;
 /** Pictures of the chats: each as it came, and a small one for the screen. */
 public final class Pictures {
   private static final String SMALL = ".jpg";
+  private static final String EMBEDDINGS = ".embeddings";
   private static final long LIMIT = 200L << 20; // bytes of a file; more than any camera writes
   private static final int BLOCK = 1 << 16;
 
@@ -52,6 +53,11 @@ public final class Pictures {
   /** The file for the screen. */
   public File small(String id) {
     return new File(folder, id + SMALL);
+  }
+
+  /** Where the engine keeps what it computed of a picture. */
+  public File embeddings(String id) {
+    return new File(folder, id + EMBEDDINGS);
   }
 
   /** Decodes a picture into the engine's form. */

@@ -47,22 +47,25 @@ public final class Weights {
   }
 
   /** Finds the weights; afterwards the bundle's folder has them, if this does not throw. */
-  public File find() throws EngineException {
+  public synchronized File find() throws EngineException {
     File own = new File(folder, NAME);
     try {
       Files.deleteIfExists(new File(folder, PARTIAL).toPath()); // of an import that was killed
-      if (Files.isSymbolicLink(own.toPath())) {
-        Files.delete(own.toPath()); // what it led to may be gone; it is made anew below
-      }
-      if (own.isFile() && own.length() == size) {
+      boolean isLink = Files.isSymbolicLink(own.toPath());
+      if (!isLink && own.isFile() && own.length() == size) {
         return own;
       }
       for (File file : outside) {
         if (file.isFile() && file.canRead() && file.length() == size) {
-          Files.deleteIfExists(own.toPath());
-          Files.createSymbolicLink(own.toPath(), file.toPath());
+          if (!isLink || !Files.readSymbolicLink(own.toPath()).equals(file.toPath())) {
+            Files.deleteIfExists(own.toPath());
+            Files.createSymbolicLink(own.toPath(), file.toPath());
+          }
           return file;
         }
+      }
+      if (isLink) {
+        Files.delete(own.toPath()); // what it led to is gone, or another
       }
     } catch (IOException e) {
       throw new EngineException(EngineException.FILE_ERROR, String.valueOf(e.getMessage()), e);
@@ -131,11 +134,11 @@ public final class Weights {
   public void verify(File file, Progress progress, Cancel cancel) throws EngineException {
     try (InputStream source = Files.newInputStream(file.toPath())) {
       requireHash(pump(source, null, "verify", progress, cancel));
-      markVerified(file);
     } catch (IOException e) {
       throw new EngineException(
           EngineException.DAMAGED_WEIGHTS, file + " cannot be read: " + e.getMessage(), e);
     }
+    markVerified(file);
   }
 
   /** Copies until the end, to nowhere if there is no target; returns the SHA-256. */
@@ -179,8 +182,12 @@ public final class Weights {
     }
   }
 
-  private void markVerified(File file) throws IOException {
-    FileTools.write(new File(folder, VERIFIED), mark(file));
+  private synchronized void markVerified(File file) throws EngineException {
+    try {
+      FileTools.write(new File(folder, VERIFIED), mark(file));
+    } catch (IOException e) {
+      throw new EngineException(EngineException.FILE_ERROR, String.valueOf(e.getMessage()), e);
+    }
   }
 
   private String mark(File file) throws IOException {

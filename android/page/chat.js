@@ -1,0 +1,188 @@
+// The chat on the screen: turns, the answer that grows, editing.
+
+import {announce, button, fill, find, make} from './dom.js';
+import {say} from './texts.js';
+
+const NEAR_END = 80; // pixels: closer to its end, the chat follows the answer
+
+let send; // to the host
+let chat = null; // what is shown; null: a new chat
+let live = null; // the element of the answer that grows; null: none
+let answering = false;
+
+/** Begins: `sender` brings commands to the host. */
+export function start(sender) {
+  send = sender;
+}
+
+/** Returns the id of the chat that is shown; undefined for a new one. */
+export function shownChat() {
+  return chat === null ? undefined : chat.id;
+}
+
+/** Shows a chat as the host has it. */
+export function showChat(newChat, partial) {
+  const before = chat;
+  const isSame = before !== null && newChat !== undefined && before.id === newChat.id;
+  const editing = isSame && find('turns').querySelector('form');
+  chat = newChat === undefined ? null : newChat;
+  answering = partial !== undefined;
+  if (editing && !answering && before.turns.length === chat.turns.length) {
+    return; // nothing that is shown is different, and somebody is writing
+  }
+  live = null;
+  const turns = chat === null ? [] : chat.turns;
+  fill(find('turns'), ...turns.map((turn, i) => turnElement(turn, i, turns)));
+  if (answering) {
+    live = make('div', {className: 'text waiting'}, partial);
+    find('turns').append(make('div', {className: 'turn'}, hidden(say('model')), live));
+  } else if (isSame && turns.length > before.turns.length) {
+    announce(say('answered', {text: turns[turns.length - 1].text}));
+  }
+  toEnd();
+}
+
+/** Adds a piece to the answer that grows. */
+export function addText(id, text) {
+  if (live !== null && id === shownChat()) {
+    const follow = isNearEnd();
+    live.append(text);
+    if (follow) {
+      toEnd();
+    }
+  }
+}
+
+function turnElement(turn, index, turns) {
+  const element = make('div', {className: 'turn ' + turn.role});
+  element.append(hidden(turn.role === 'user' ? say('you') : say('model')));
+  if (turn.role === 'user') {
+    fillQuestion(element, turn, index, turns);
+  } else {
+    fillAnswer(element, turn, index, turns);
+  }
+  return element;
+}
+
+function fillQuestion(element, turn, index, turns) {
+  const isLast = index === turns.length - 1;
+  if (turn.picture) {
+    const isLater = turns.slice(0, index).some((earlier) => earlier.picture);
+    if (isLater) {
+      element.append(make('div', {className: 'divider'}, say('pictureStarts')));
+    }
+    const picture = make('img', {className: 'picture', alt: say('picture')});
+    picture.addEventListener('load', () => isLast && toEnd());
+    picture.src = 'picture/' + turn.picture;
+    element.append(picture);
+  }
+  element.append(make('div', {className: 'text'}, turn.text));
+  if (answering) {
+    return;
+  }
+  if (isLast) {
+    element.append(make('div', {className: 'note bad'}, say('noAnswer')));
+  }
+  const actions = make('div', {className: 'actions'});
+  if (isLast) {
+    actions.append(button(say('again'), () => ask(turn, index, turn.text), 'again', 'small'));
+  }
+  actions.append(button(say('edit'), () => edit(element, turn, index), 'edit', 'small'));
+  actions.append(copyButton(turn.text));
+  element.append(actions);
+}
+
+function fillAnswer(element, turn, index, turns) {
+  element.append(make('div', {className: 'text'}, turn.text));
+  const why = {cancelled: 'stopped', length: 'cut', failed: 'failed'}[turn.stop];
+  if (why) {
+    const style = turn.stop === 'failed' ? 'note bad' : 'note';
+    element.append(make('div', {className: style}, say(why)));
+  }
+  const speed = speedLine(turn.speed);
+  if (speed !== '') {
+    element.append(make('div', {className: 'note speed'}, speed));
+  }
+  if (answering) {
+    return;
+  }
+  const actions = make('div', {className: 'actions'});
+  if (index === turns.length - 1) {
+    const question = turns[index - 1];
+    actions.append(
+      button(say('again'), () => ask(question, index - 1, question.text), 'again', 'small'));
+  }
+  actions.append(copyButton(turn.text));
+  element.append(actions);
+}
+
+function copyButton(text) {
+  const element = button(say('copy'), () => {
+    send('copy', {text});
+    announce(say('copied'));
+    element.lastChild.textContent = say('copied');
+    setTimeout(() => { element.lastChild.textContent = say('copy'); }, 1500);
+  }, 'copy', 'small');
+  return element;
+}
+
+/** Lets the user change a question in its place. */
+function edit(element, turn, index) {
+  const box = make('textarea', {value: turn.text, rows: 3, 'aria-label': say('edit')});
+  const done = make('button', {type: 'submit', className: 'strong'}, say('send'));
+  const buttons = make('div', {className: 'actions'}, button(say('cancel'), close), done);
+  const form = make('form', {}, box, buttons);
+  form.addEventListener('submit', (event) => {
+    event.preventDefault();
+    if (box.value.trim() !== '') {
+      form.remove();
+      ask(turn, index, box.value);
+    }
+  });
+  function close() {
+    form.remove();
+    showChat(chat);
+  }
+  element.querySelector('.actions').remove();
+  element.append(form);
+  box.focus();
+}
+
+/** Asks again, in place of a question. */
+function ask(turn, index, text) {
+  send('send', {chat: chat.id, from: index, text, picture: turn.picture});
+}
+
+function speedLine(speed) {
+  const parts = [];
+  const statistics = speed && speed.statistics;
+  if (speed && speed.encode_ms > 0) {
+    parts.push(say('speedPicture', {seconds: (speed.encode_ms / 1000).toFixed(1)}));
+  }
+  if (statistics) {
+    const reused = statistics.reused_tokens;
+    parts.push(say('speedPrompt', {
+      tokens: statistics.prompt_tokens,
+      rate: statistics.prefill_tok_s.toFixed(0),
+    }) + (reused > 0 ? ' (' + say('speedReused', {tokens: reused}) + ')' : ''));
+    parts.push(say('speedAnswer', {
+      tokens: statistics.generated_tokens,
+      rate: statistics.decode_tok_s.toFixed(1),
+    }));
+  }
+  return parts.join(' · ');
+}
+
+function hidden(text) {
+  return make('span', {className: 'unseen'}, text);
+}
+
+function isNearEnd() {
+  const main = find('main');
+  return main.scrollHeight - main.scrollTop - main.clientHeight < NEAR_END;
+}
+
+function toEnd() {
+  const main = find('main');
+  main.scrollTop = main.scrollHeight;
+}

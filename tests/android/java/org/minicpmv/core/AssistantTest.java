@@ -1,0 +1,419 @@
+package org.minicpmv.core;
+
+import static org.junit.Assert.assertEquals;
+import static org.junit.Assert.assertFalse;
+import static org.junit.Assert.assertNotNull;
+import static org.junit.Assert.assertTrue;
+
+import java.io.ByteArrayInputStream;
+import java.io.File;
+import java.io.IOException;
+import java.io.InputStream;
+import java.nio.charset.StandardCharsets;
+import java.nio.file.Files;
+import java.util.Collections;
+import java.util.concurrent.CountDownLatch;
+import org.json.JSONArray;
+import org.json.JSONObject;
+import org.junit.After;
+import org.junit.Before;
+import org.junit.Test;
+
+/** The app without its screen, from the page's commands to the page's events. */
+public final class AssistantTest {
+  private Fixture app;
+
+  @Before
+  public void setUp() throws Exception {
+    app = new Fixture();
+  }
+
+  @After
+  public void tearDown() {
+    app.close();
+  }
+
+  private static JSONObject turn(JSONObject chat, int index) throws Exception {
+    return chat.getJSONArray("turns").getJSONObject(index);
+  }
+
+  @Test
+  public void answersAreStreamedAndKept() throws Exception {
+    app.ready().say("do", "send", "text", "hello");
+    assertEquals("1: ", app.await("text").getString("text"));
+    JSONObject chat = app.awaitAnswer();
+    assertEquals("1: hello", turn(chat, 1).getString("text"));
+    assertEquals(10.0, turn(chat, 1).getJSONObject("speed").getJSONObject("statistics")
+        .getDouble("decode_tok_s"), 0);
+    app.awaitIdle();
+    app.close();
+    app.start().awaitIdle();
+    app.say("do", "open", "chat", chat.getString("id"));
+    assertEquals("1: hello", turn(app.awaitAnswer(), 1).getString("text"));
+  }
+
+  @Test
+  public void aSecondTurnTellsTheFirst() throws Exception {
+    app.ready().say("do", "send", "text", "one");
+    String id = app.awaitAnswer().getString("id");
+    app.awaitIdle();
+    app.say("do", "send", "text", "two", "chat", id);
+    app.await("text");
+    assertEquals("3: two", turn(app.awaitAnswer(), 3).getString("text"));
+  }
+
+  @Test
+  public void anEditedQuestionTakesThePlaceOfAllThatFollowed() throws Exception {
+    app.ready().say("do", "send", "text", "one");
+    String id = app.awaitAnswer().getString("id");
+    app.awaitIdle();
+    app.say("do", "send", "text", "changed", "chat", id, "from", 0);
+    app.await("text");
+    JSONObject chat = app.awaitAnswer();
+    assertEquals(2, chat.getJSONArray("turns").length());
+    assertEquals("1: changed", turn(chat, 1).getString("text"));
+    app.say("do", "send", "text", "no question stands there", "chat", id, "from", 1);
+    app.say("do", "send", "text", "nor there", "chat", id, "from", 9);
+    app.say("do", "hello");
+    app.awaitIdle();
+    app.say("do", "open", "chat", id);
+    assertEquals("1: changed", turn(app.awaitAnswer(), 1).getString("text"));
+  }
+
+  @Test
+  public void aPictureIsEncodedOnceAndSurvivesTheEngine() throws Exception {
+    app.ready().say("do", "picture", "camera", true);
+    JSONObject picture = app.await("picture").getJSONObject("picture");
+    assertEquals(5, picture.getInt("width"));
+    assertNotNull(app.assistant.picture(picture.getString("id")));
+    app.say("do", "send", "text", "what", "picture", picture.getString("id"));
+    JSONObject chat = app.awaitAnswer();
+    assertEquals("1: what seeing 5x3", turn(chat, 1).getString("text"));
+    assertEquals(5.0, turn(chat, 1).getJSONObject("speed").getDouble("encode_ms"), 0);
+    app.awaitIdle();
+    app.say("do", "send", "text", "signal 9", "chat", chat.getString("id"));
+    assertEquals("engine_killed", app.await("error").getString("code"));
+    app.awaitIdle();
+    app.say("do", "send", "text", "and now", "chat", chat.getString("id"));
+    app.await("text");
+    JSONArray turns = app.awaitAnswer().getJSONArray("turns");
+    // What the engine computed of the picture was kept: nothing is encoded again.
+    assertEquals("5: and now seeing 5x3 again", turns.getJSONObject(5).getString("text"));
+    assertFalse(turns.getJSONObject(5).getJSONObject("speed").has("encode_ms"));
+  }
+
+  @Test
+  public void aPictureThatTheEngineForgotIsBroughtAgain() throws Exception {
+    app.ready().say("do", "picture", "camera", false);
+    String picture = app.await("picture").getJSONObject("picture").getString("id");
+    app.say("do", "send", "text", "what", "picture", picture);
+    String id = app.awaitAnswer().getString("id");
+    app.awaitIdle();
+    Files.createFile(new File(app.files, "bundle/forget-pictures").toPath());
+    app.say("do", "send", "text", "and now", "chat", id);
+    app.await("text");
+    assertTrue(turn(app.awaitAnswer(), 3).getString("text").contains("seeing 5x3"));
+  }
+
+  @Test
+  public void whatIsNoPictureIsRefused() throws Exception {
+    app.ready().assistant.addPicture(new ByteArrayInputStream(new byte[0]));
+    assertEquals("invalid_picture", app.await("error").getString("code"));
+    app.say("do", "send", "text", "what", "picture", "gone");
+    assertEquals("invalid_picture", app.await("error").getString("code"));
+    assertEquals(0, new File(app.files, "pictures").list().length);
+  }
+
+  @Test
+  public void anAnswerCanBeStopped() throws Exception {
+    app.ready().say("do", "send", "text", "slow");
+    app.await("text");
+    assertTrue(app.working);
+    app.say("do", "stop");
+    JSONObject answer = turn(app.awaitAnswer(), 1);
+    assertEquals("cancelled", answer.getString("stop"));
+    assertTrue(answer.getString("text").startsWith("bla"));
+    app.awaitIdle();
+    assertFalse(app.working);
+  }
+
+  @Test
+  public void twoTapsAskOnce() throws Exception {
+    app.ready().say("do", "send", "text", "slow");
+    app.await("text");
+    app.say("do", "send", "text", "slow");
+    assertEquals("busy", app.await("error").getString("code"));
+    app.say("do", "stop");
+    assertEquals(2, app.awaitAnswer().getJSONArray("turns").length());
+  }
+
+  @Test
+  public void aQuestionWaitsForTheLoadingModel() throws Exception {
+    app.placeWeights();
+    app.start();
+    while (!app.await("state").has("settings")) {
+      continue; // before that, the app does not know its bundle
+    }
+    app.say("do", "send", "text", "early");
+    assertEquals("1: early", turn(app.awaitAnswer(), 1).getString("text"));
+  }
+
+  @Test
+  public void aPageThatIsReloadedSeesTheAnswerSoFar() throws Exception {
+    app.ready().say("do", "send", "text", "slow");
+    app.await("text");
+    app.await("text");
+    app.events.clear();
+    app.say("do", "hello");
+    assertEquals("answer", app.await("state").getJSONObject("job").getString("kind"));
+    assertTrue(app.await("chat").getString("partial").startsWith("bla bla"));
+    app.say("do", "stop");
+    app.awaitAnswer();
+  }
+
+  @Test
+  public void aDeadEngineIsStartedAgainAndTheChatIsKept() throws Exception {
+    app.ready().say("do", "send", "text", "die 3");
+    JSONObject error = app.await("error");
+    assertEquals("engine_died", error.getString("code"));
+    assertTrue(error.getString("message").contains("last words"));
+    JSONObject chat = app.awaitAnswer();
+    assertEquals("half an ans", turn(chat, 1).getString("text"));
+    assertEquals("failed", turn(chat, 1).getString("stop"));
+    assertTrue(app.awaitIdle().has("model"));
+    app.say("do", "send", "text", "again", "chat", chat.getString("id"), "from", 0);
+    app.await("text");
+    assertEquals("1: again", turn(app.awaitAnswer(), 1).getString("text"));
+  }
+
+  @Test
+  public void whyItDiedIsTold() throws Exception {
+    app.ready();
+    for (String[] pair :
+        new String[][] {
+          {"signal 31", "engine_forbidden"}, {"signal 11", "engine_crashed"},
+        }) {
+      app.say("do", "send", "text", pair[0]);
+      assertEquals(pair[1], app.await("error").getString("code"));
+      app.awaitIdle();
+    }
+    app.say("do", "send", "text", "garbage");
+    assertEquals("engine_crashed", app.await("error").getString("code"));
+  }
+
+  @Test
+  public void anEngineThatKeepsDyingIsLeftUntilTheUserWants() throws Exception {
+    app.ready();
+    JSONObject state = null;
+    for (int i = 0; i < 3; i++) {
+      app.say("do", "send", "text", "die 1");
+      app.await("error");
+      state = app.awaitIdle();
+    }
+    assertEquals("engine_died", state.getJSONObject("problem").getString("code"));
+    app.say("do", "retry");
+    while (!app.awaitIdle().has("model")) {
+      continue; // the state before
+    }
+  }
+
+  @Test
+  public void anErrorOfTheEngineLeavesItRunning() throws Exception {
+    app.ready().say("do", "send", "text", "refuse prompt_too_long");
+    assertEquals("prompt_too_long", app.await("error").getString("code"));
+    assertTrue(app.awaitIdle().has("model"));
+  }
+
+  @Test
+  public void anEngineThatDoesNotStartIsAProblem() throws Exception {
+    app.placeWeights();
+    app.start(Collections.singletonList(new File(app.folder, "none").getPath()));
+    JSONObject state = app.awaitIdle();
+    for (int i = 0; i < 3 && !state.has("problem"); i++) {
+      state = app.awaitIdle();
+    }
+    assertEquals("no_engine", state.getJSONObject("problem").getString("code"));
+  }
+
+  @Test
+  public void withoutWeightsTheUserIsAsked() throws Exception {
+    JSONObject state = app.start().awaitIdle();
+    assertEquals("no_weights", state.getJSONObject("problem").getString("code"));
+    assertEquals(app.beside.getPath(), state.getJSONArray("places").getString(0));
+    app.placeWeights();
+    app.say("do", "retry");
+    while (!app.awaitIdle().has("model")) {
+      continue;
+    }
+  }
+
+  @Test
+  public void weightsAreImported() throws Exception {
+    app.start().awaitIdle();
+    app.say("do", "import");
+    JSONObject state = app.awaitIdle();
+    while (!state.has("model")) {
+      state = app.awaitIdle();
+    }
+    assertEquals("yes", state.getString("verified"));
+  }
+
+  @Test
+  public void anImportCanBeStopped() throws Exception {
+    app.start().awaitIdle();
+    final CountDownLatch read = new CountDownLatch(1);
+    InputStream endless =
+        new InputStream() {
+          private int count;
+
+          @Override
+          public int read() {
+            return 0;
+          }
+
+          @Override
+          public int read(byte[] target, int offset, int length) throws IOException {
+            if (count++ > 0) {
+              app.say("do", "stop");
+            }
+            read.countDown();
+            return 1;
+          }
+        };
+    app.assistant.importWeights(endless, -1);
+    read.await();
+    JSONObject state = app.awaitIdle();
+    assertEquals("no_weights", state.getJSONObject("problem").getString("code"));
+    assertFalse(new File(app.files, "bundle/" + Weights.PARTIAL).exists());
+  }
+
+  @Test
+  public void halfAndForeignWeightsAreRefused() throws Exception {
+    Files.write(app.beside.toPath(), "these are".getBytes(StandardCharsets.UTF_8));
+    JSONObject state = app.start().awaitIdle();
+    assertEquals("wrong_weights", state.getJSONObject("problem").getString("code"));
+    app.assistant.importWeights(new ByteArrayInputStream(new byte[3]), 3);
+    assertEquals("wrong_weights", app.await("error").getString("code"));
+    byte[] other = Fixture.WEIGHTS.clone();
+    other[0]++;
+    app.awaitIdle();
+    app.assistant.importWeights(new ByteArrayInputStream(other), -1);
+    assertEquals("damaged_weights", app.await("error").getString("code"));
+  }
+
+  @Test
+  public void damagedWeightsAreFoundInTheBackground() throws Exception {
+    byte[] other = Fixture.WEIGHTS.clone();
+    other[0]++;
+    Files.write(app.beside.toPath(), other);
+    app.start();
+    assertEquals("damaged_weights", app.await("error").getString("code"));
+    JSONObject state = app.awaitIdle();
+    while (state.has("model")) {
+      state = app.awaitIdle();
+    }
+    assertEquals("damaged_weights", state.getJSONObject("problem").getString("code"));
+    app.say("do", "send", "text", "hello");
+    assertEquals("damaged_weights", app.await("error").getString("code"));
+  }
+
+  @Test
+  public void anUpdateOfTheAppWantsItsOwnWeights() throws Exception {
+    app.ready().close();
+    app.carry("weights of another bundle".getBytes(StandardCharsets.UTF_8));
+    JSONObject state = app.start().awaitIdle();
+    while (!state.has("problem")) {
+      state = app.awaitIdle();
+    }
+    assertEquals("wrong_weights", state.getJSONObject("problem").getString("code"));
+  }
+
+  @Test
+  public void weightsThatTheAppCarriesAreCopiedOut() throws Exception {
+    app.carried.put(Weights.NAME, Fixture.WEIGHTS);
+    assertTrue(app.start().awaitIdle().has("model"));
+  }
+
+  @Test
+  public void memoryIsFreedInTheBackgroundAndTakenAgain() throws Exception {
+    app.ready().say("do", "send", "text", "one");
+    String id = app.awaitAnswer().getString("id");
+    app.awaitIdle();
+    app.assistant.trimMemory();
+    JSONObject state = app.await("state");
+    while (state.has("model") || state.has("job")) {
+      state = app.await("state");
+    }
+    app.assistant.foreground();
+    app.awaitIdle();
+    app.say("do", "send", "text", "two", "chat", id);
+    app.await("text");
+    assertEquals("3: two", turn(app.awaitAnswer(), 3).getString("text"));
+  }
+
+  @Test
+  public void settingsReachTheEngine() throws Exception {
+    app.ready().say(
+        "do", "settings", "settings",
+        Json.object("window", 256, "threads", 2, "top_p", 7, "language", "en"));
+    JSONObject state = app.awaitIdle();
+    assertEquals(256, state.getJSONObject("settings").getInt("window"));
+    assertEquals(0.8, state.getJSONObject("settings").getDouble("top_p"), 0); // 7 is no share
+    assertEquals("en", state.getString("language"));
+    app.say("do", "send", "text", "one");
+    app.awaitAnswer();
+    state = app.awaitIdle();
+    assertEquals(256, state.getJSONObject("model").getInt("window"));
+    assertEquals("2", state.getJSONObject("engine").getString("threads"));
+    app.say("do", "settings");
+    assertEquals(512, app.awaitIdle().getJSONObject("settings").getInt("window"));
+  }
+
+  @Test
+  public void theSelfCheckTellsWhatItFound() throws Exception {
+    app.ready().say("do", "check");
+    JSONArray results = app.await("check").getJSONArray("results");
+    for (JSONObject result : Json.objects(results)) {
+      assertTrue(result.toString(), result.getBoolean("ok"));
+    }
+    assertEquals("answer", results.getJSONObject(5).getString("name"));
+  }
+
+  @Test
+  public void chatsAreDeletedWithTheirPictures() throws Exception {
+    app.ready().say("do", "picture", "camera", true);
+    String picture = app.await("picture").getJSONObject("picture").getString("id");
+    app.say("do", "send", "text", "slow", "picture", picture);
+    app.await("text");
+    app.events.clear();
+    app.say("do", "hello");
+    String id = app.await("chat").getJSONObject("chat").getString("id");
+    app.say("do", "delete", "chat", id); // in the middle of its answer
+    assertEquals(0, app.awaitIdle().getJSONArray("chats").length());
+    assertEquals(0, new File(app.files, "chats").list().length);
+    app.close();
+    app.start().awaitIdle();
+    assertEquals(0, new File(app.files, "pictures").list().length);
+  }
+
+  @Test
+  public void theLogSaysNothingOfTheChats() throws Exception {
+    app.ready().say("do", "send", "text", "my secret");
+    app.awaitAnswer();
+    app.say("do", "log");
+    app.say("do", "copy", "text", "a copy");
+    assertTrue(app.saved.contains("engine started"));
+    assertFalse(app.saved.contains("secret"));
+    assertEquals("a copy", app.copied);
+  }
+
+  @Test
+  public void whatIsNoCommandIsIgnored() throws Exception {
+    app.ready();
+    for (String text : new String[] {"", "[", "3", "{}", "{\"do\": \"fly\"}", "{\"do\": \"send\"}"}) {
+      app.assistant.receive(text);
+    }
+    app.say("do", "send", "text", "still there");
+    assertEquals("1: still there", turn(app.awaitAnswer(), 1).getString("text"));
+  }
+}

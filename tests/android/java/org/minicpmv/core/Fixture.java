@@ -1,0 +1,229 @@
+package org.minicpmv.core;
+
+import java.io.ByteArrayInputStream;
+import java.io.File;
+import java.io.FileNotFoundException;
+import java.io.IOException;
+import java.io.InputStream;
+import java.nio.charset.StandardCharsets;
+import java.nio.file.Files;
+import java.security.MessageDigest;
+import java.util.Arrays;
+import java.util.Collections;
+import java.util.HashMap;
+import java.util.List;
+import java.util.Map;
+import java.util.concurrent.BlockingQueue;
+import java.util.concurrent.LinkedBlockingQueue;
+import java.util.concurrent.TimeUnit;
+import org.json.JSONObject;
+
+/** An assistant in a folder of its own, with a fake engine and a page that only listens. */
+final class Fixture implements Host, AutoCloseable {
+  static final byte[] WEIGHTS = "these are the weights".getBytes(StandardCharsets.UTF_8);
+  private static final long SECONDS = 60;
+
+  final File folder;
+  final File files;
+  final File beside; // where a PC puts the weights
+  final Map<String, byte[]> carried = new HashMap<>();
+  final BlockingQueue<JSONObject> events = new LinkedBlockingQueue<>();
+  volatile boolean working;
+  volatile String copied;
+  volatile String saved;
+  Assistant assistant;
+
+  Fixture() throws Exception {
+    folder = Files.createTempDirectory("assistant").toFile();
+    files = new File(folder, "files");
+    beside = new File(folder, "beside.safetensors");
+    carry(WEIGHTS);
+  }
+
+  /** Makes the app that of a bundle with these weights. */
+  void carry(byte[] weights) throws Exception {
+    JSONObject file = Json.object("size", weights.length, "sha256", sha256(weights));
+    JSONObject manifest =
+        Json.object(
+            "architecture", "MiniCPMV",
+            "files",
+                Json.object(
+                    "weights.safetensors", file, "generation.json", new JSONObject(),
+                    "engine/host", new JSONObject()),
+            "targets", Json.object("host", Json.object("program_id", "program")));
+    carried.put("bundle.json", manifest.toString().getBytes(StandardCharsets.UTF_8));
+    carried.put("generation.json", "{\"window\": 512, \"sets\": {}}".getBytes(StandardCharsets.UTF_8));
+  }
+
+  static List<String> fakeEngine() {
+    return Arrays.asList(System.getProperty("python"), System.getProperty("fake_engine"));
+  }
+
+  void placeWeights() throws IOException {
+    Files.write(beside.toPath(), WEIGHTS);
+  }
+
+  /** Starts the app, as the user does. */
+  Fixture start() throws Exception {
+    return start(fakeEngine());
+  }
+
+  Fixture start(List<String> engine) throws Exception {
+    events.clear();
+    File cache = new File(folder, "cache");
+    assistant =
+        new Assistant(this, new Places(engine, files, cache, Collections.singletonList(beside)));
+    return this;
+  }
+
+  /** Starts the app with weights beside it, and waits until it can be asked. */
+  Fixture ready() throws Exception {
+    placeWeights();
+    start();
+    while (!awaitIdle().getString("verified").equals("yes")) {
+      continue; // they are hashed in the background
+    }
+    return this;
+  }
+
+  void say(Object... pairs) {
+    assistant.receive(Json.object(pairs).toString());
+  }
+
+  /** Waits for an event. */
+  JSONObject await(String name) throws Exception {
+    while (true) {
+      JSONObject event = events.poll(SECONDS, TimeUnit.SECONDS);
+      if (event == null) {
+        throw new AssertionError("no event " + name);
+      }
+      if (event.getString("event").equals(name)) {
+        return event;
+      }
+    }
+  }
+
+  /** Waits until nothing is under way, whatever was heard before; returns that state. */
+  JSONObject awaitIdle() throws Exception {
+    events.clear();
+    say("do", "hello");
+    while (true) {
+      JSONObject state = await("state");
+      boolean isReady = state.has("problem") || state.has("model");
+      if (!state.has("job") && !state.has("answering") && isReady) {
+        return state;
+      }
+    }
+  }
+
+  /** Waits until an answer is there, and returns its chat. */
+  JSONObject awaitAnswer() throws Exception {
+    while (true) {
+      JSONObject chat = await("chat").optJSONObject("chat");
+      if (chat != null && chat.getJSONArray("turns").length() % 2 == 0) {
+        return chat;
+      }
+    }
+  }
+
+  @Override
+  public void close() {
+    if (assistant != null) {
+      assistant.close();
+    }
+  }
+
+  @Override
+  public void toPage(JSONObject event) {
+    events.add(event);
+  }
+
+  @Override
+  public void working(boolean busy) {
+    working = busy;
+  }
+
+  @Override
+  public void choosePicture(boolean camera) {
+    assistant.addPicture(new ByteArrayInputStream("5 3".getBytes(StandardCharsets.UTF_8)));
+  }
+
+  @Override
+  public void chooseWeights() {
+    assistant.importWeights(new ByteArrayInputStream(WEIGHTS), WEIGHTS.length);
+  }
+
+  @Override
+  public void copy(String text) {
+    copied = text;
+  }
+
+  @Override
+  public void save(String name, String text) {
+    saved = text;
+  }
+
+  @Override
+  public void leave() {}
+
+  @Override
+  public String language() {
+    return "zh";
+  }
+
+  @Override
+  public boolean isDark() {
+    return false;
+  }
+
+  @Override
+  public JSONObject about() {
+    return Json.object("app", "0");
+  }
+
+  @Override
+  public long availableMemory() {
+    return -1;
+  }
+
+  @Override
+  public InputStream bundleFile(String name) throws IOException {
+    byte[] content = carried.get(name);
+    if (content == null) {
+      throw new FileNotFoundException(name);
+    }
+    return new ByteArrayInputStream(content);
+  }
+
+  /** Pictures are texts here: a width and a height. */
+  @Override
+  public Decoder decoder() {
+    return new Decoder() {
+      @Override
+      public int[] preview(File source, File jpeg) throws IOException {
+        String[] size = FileTools.read(source).split(" ");
+        FileTools.write(jpeg, "small");
+        return new int[] {Integer.parseInt(size[0]), Integer.parseInt(size[1])};
+      }
+
+      @Override
+      public void pixels(File source, File output, Progress progress, Cancel cancel)
+          throws IOException {
+        String[] size = FileTools.read(source).split(" ");
+        int width = Integer.parseInt(size[0]);
+        PictureStrips strips = new PictureStrips(width, Integer.parseInt(size[1]), 1, 1 << 20);
+        try (java.io.OutputStream target = Files.newOutputStream(output.toPath())) {
+          strips.writeHeader(target);
+        }
+      }
+    };
+  }
+
+  static String sha256(byte[] content) throws Exception {
+    StringBuilder text = new StringBuilder();
+    for (byte b : MessageDigest.getInstance("SHA-256").digest(content)) {
+      text.append(String.format("%02x", b));
+    }
+    return text.toString();
+  }
+}

@@ -1,0 +1,241 @@
+package org.minicpmv.core;
+
+import static org.junit.Assert.assertArrayEquals;
+import static org.junit.Assert.assertEquals;
+import static org.junit.Assert.assertFalse;
+import static org.junit.Assert.assertNull;
+import static org.junit.Assert.assertTrue;
+
+import java.io.ByteArrayOutputStream;
+import java.io.File;
+import java.nio.file.Files;
+import java.util.Random;
+import org.json.JSONArray;
+import org.json.JSONObject;
+import org.junit.Test;
+
+/** The parts that need no engine. */
+public final class LogicTest {
+  private static Chat chat(Turn... turns) {
+    Chat chat = new Chat("id", 0);
+    for (Turn turn : turns) {
+      if (turn.isUser()) {
+        chat.ask(chat.turns().size(), turn, 1);
+      } else {
+        chat.answer(turn, 2);
+      }
+    }
+    return chat;
+  }
+
+  private static Turn question(String text) {
+    return Turn.question(text, null);
+  }
+
+  private static Turn answer(String text) {
+    return Turn.answer(text, "eos", null);
+  }
+
+  private static String spoken(Chat chat) throws Exception {
+    StringBuilder text = new StringBuilder();
+    JSONArray messages = chat.messages();
+    for (int i = 0; i < messages.length(); i++) {
+      JSONObject message = messages.getJSONObject(i);
+      text.append(message.getString("role").charAt(0)).append(message.getString("content"));
+    }
+    return text.toString();
+  }
+
+  @Test
+  public void theEngineHearsWhatBelongsToTheLatestPicture() throws Exception {
+    Chat chat =
+        chat(
+            Turn.question("1", "a"), answer("2"), question("3"), answer("4"),
+            Turn.question("5", "b"), answer("6"), question("7"));
+    assertEquals("u5a6u7", spoken(chat));
+    assertEquals("b", chat.picture());
+    assertEquals("u1a2u3", spoken(chat(Turn.question("1", "a"), answer("2"), question("3"))));
+    assertNull(chat(question("1")).picture());
+  }
+
+  @Test
+  public void questionsWithoutAnswerAreLeftOut() throws Exception {
+    assertEquals("u3", spoken(chat(question("1"), question("2"), question("3"))));
+    assertEquals("u2a3u4", spoken(chat(question("1"), question("2"), answer("3"), question("4"))));
+    assertEquals("u3", spoken(chat(question("1"), answer(""), question("3"))));
+    Chat late = chat(Turn.question("1", "a"), question("2"));
+    assertEquals("u2", spoken(late));
+    assertEquals("a", late.picture());
+  }
+
+  @Test
+  public void titlesAreShortAndWholeCharacters() {
+    assertEquals("one two", chat(question(" one\n two ")).title());
+    String title = chat(question(new String(new char[200]).replace("\0", "\uD83D\uDE00"))).title();
+    assertEquals(61, title.codePointCount(0, title.length()));
+  }
+
+  @Test
+  public void chatsAreReadAsTheyWereWritten() throws Exception {
+    Chat chat =
+        chat(Turn.question("图 \u2028 \uD83D\uDE00", "p"), Turn.answer("a", "length", new JSONObject()));
+    JSONObject json = chat.toJson();
+    assertEquals(json.toString(), Chat.fromJson("id", json).toJson().toString());
+    File folder = Files.createTempDirectory("chats").toFile();
+    Log log = new Log(new File(folder, "log"));
+    Files.write(new File(folder, "bad.json").toPath(), new byte[] {'{'});
+    Files.write(new File(folder, "odd.json").toPath(), "{\"turns\": [1, {}]}".getBytes());
+    ChatStore store = new ChatStore(folder, log);
+    assertNull(store.get("bad"));
+    assertEquals(0, store.get("odd").turns().size());
+    assertTrue(log.text().contains("bad"));
+    assertTrue(new File(folder, "bad.json").exists()); // perhaps a later app can read it
+  }
+
+  @Test
+  public void stripsPutTogetherAreTheUprightPicture() throws Exception {
+    Random random = new Random(0);
+    for (int orientation = 0; orientation <= 9; orientation++) {
+      for (int[] size : new int[][] {{1, 1}, {37, 50}, {50, 37}, {16, 64}, {1, 40}}) {
+        byte[] stored = new byte[size[0] * size[1] * 4];
+        random.nextBytes(stored);
+        byte[] whole = written(size, orientation, stored, Integer.MAX_VALUE);
+        assertArrayEquals(whole, written(size, orientation, stored, 1));
+        assertArrayEquals(whole, written(size, orientation, stored, 3000));
+        assertArrayEquals(upright(size, orientation, stored), pixels(whole));
+      }
+    }
+  }
+
+  /** Writes a picture through strips; a strip's rows are longer than its pixels, as bitmaps' are. */
+  private static byte[] written(int[] size, int orientation, byte[] stored, int memory)
+      throws Exception {
+    PictureStrips strips = new PictureStrips(size[0], size[1], orientation, memory);
+    ByteArrayOutputStream target = new ByteArrayOutputStream();
+    strips.writeHeader(target);
+    for (int i = 0; i < strips.count(); i++) {
+      PictureStrips.Strip strip = strips.strip(i);
+      int rowBytes = strip.width * 4 + 8;
+      byte[] pixels = new byte[rowBytes * strip.height];
+      for (int y = 0; y < strip.height; y++) {
+        int from = ((strip.top + y) * size[0] + strip.left) * 4;
+        System.arraycopy(stored, from, pixels, y * rowBytes, strip.width * 4);
+      }
+      strips.write(strip, pixels, rowBytes, target);
+    }
+    return target.toByteArray();
+  }
+
+  private static byte[] pixels(byte[] file) {
+    return java.util.Arrays.copyOfRange(file, 24, file.length);
+  }
+
+  /** EXIF's own words: where row 0 and column 0 of what is stored stand in what is seen. */
+  private static byte[] upright(int[] size, int orientation, byte[] stored) {
+    boolean turned = orientation >= 5 && orientation <= 8;
+    int wide = turned ? size[1] : size[0];
+    int high = turned ? size[0] : size[1];
+    byte[] seen = new byte[wide * high * 3];
+    for (int row = 0; row < size[1]; row++) {
+      for (int column = 0; column < size[0]; column++) {
+        int x = turned ? row : column;
+        int y = turned ? column : row;
+        boolean right = orientation == 2 || orientation == 3 || orientation == 6 || orientation == 7;
+        boolean bottom = orientation == 3 || orientation == 4 || orientation == 7 || orientation == 8;
+        x = right ? wide - 1 - x : x;
+        y = bottom ? high - 1 - y : y;
+        System.arraycopy(stored, (row * size[0] + column) * 4, seen, (y * wide + x) * 3, 3);
+      }
+    }
+    return seen;
+  }
+
+  @Test
+  public void aLargePhotoIsCutIntoStripsThatFit() {
+    PictureStrips strips = new PictureStrips(8000, 6000, 6, 16 << 20);
+    assertEquals(6000, strips.uprightWidth());
+    int columns = 0;
+    for (int i = 0; i < strips.count(); i++) {
+      PictureStrips.Strip strip = strips.strip(i);
+      assertTrue((long) strip.width * strip.height * 4 <= 16 << 20);
+      columns += strip.width;
+    }
+    assertEquals(8000, columns);
+  }
+
+  @Test
+  public void onlyThePageIsServed() {
+    assertEquals("page/main.js", PageFiles.asset("/main.js"));
+    assertEquals("text/javascript", PageFiles.type("page/main.js"));
+    assertEquals("text/css", PageFiles.type("style.css"));
+    assertEquals("text/html", PageFiles.type("index.html"));
+    for (String path : new String[] {
+      null, "", "/", "/../bundle/bundle.json", "/bundle/bundle.json", "/bundle.json", "/a/b.js",
+      "/..js", "/MAIN.JS", "/main.js/", "/main.exe", "/%2e%2e/x.js",
+    }) {
+      assertNull(path, PageFiles.asset(path));
+    }
+    String id = "01234567-89ab-cdef-0123-456789abcdef";
+    assertEquals(id, PageFiles.picture("/picture/" + id));
+    assertNull(PageFiles.picture("/picture/../../chats/x"));
+    assertNull(PageFiles.picture("/picture/" + id + ".json"));
+    assertTrue(PageFiles.headers().get("Content-Security-Policy").startsWith("default-src 'none'"));
+  }
+
+  @Test
+  public void anEngineMayDieNowAndThen() {
+    RestartPolicy policy = new RestartPolicy();
+    assertTrue(policy.died(0));
+    assertTrue(policy.died(1_000));
+    assertFalse(policy.died(2_000));
+    policy.forgive();
+    assertTrue(policy.died(3_000));
+    assertTrue(policy.died(4_000));
+    assertTrue(policy.died(1_000_000)); // those before are long ago
+  }
+
+  @Test
+  public void settingsAreCheckedAndKept() throws Exception {
+    File folder = Files.createTempDirectory("settings").toFile();
+    File file = new File(folder, "settings.json");
+    Log log = new Log(new File(folder, "log"));
+    JSONObject generation =
+        new JSONObject("{\"window\": 300, \"sets\": {\"OmniLMMChat\": {\"sample\": {\"top_k\": 7}}}}");
+    Settings settings = new Settings(file, generation, log);
+    assertEquals(300, settings.window());
+    assertEquals(7, settings.sampling().getInt("top_k"));
+    settings.choose(
+        new JSONObject(
+            "{\"temperature\": 0.5, \"top_k\": 1.5, \"window\": 1e9, \"language\": \"xx\","
+                + " \"do_sample\": \"no\", \"unknown\": 1}"));
+    settings = new Settings(file, generation, log);
+    assertEquals(0.5, settings.sampling().getDouble("temperature"), 0);
+    assertEquals(7, settings.sampling().getInt("top_k"));
+    assertEquals("system", settings.language());
+    settings.choose(new JSONObject("{\"do_sample\": false, \"top_k\": 0}"));
+    assertFalse(settings.sampling().has("temperature"));
+    Files.write(file.toPath(), new byte[] {'['});
+    assertEquals(300, new Settings(file, generation, log).window());
+    assertTrue(log.text().contains("settings"));
+  }
+
+  @Test
+  public void eventsCanStandInOldScripts() {
+    String text = Json.forScript(Json.object("text", "a\u2028b\u2029c"));
+    assertFalse(text.contains("\u2028"));
+    assertEquals("{\"text\":\"a\\u2028b\\u2029c\"}", text);
+  }
+
+  @Test
+  public void theLogStaysSmall() throws Exception {
+    File file = new File(Files.createTempDirectory("log").toFile(), "log");
+    Log log = new Log(file);
+    String line = new String(new char[10_000]).replace('\0', 'x');
+    for (int i = 0; i < 60; i++) {
+      log.add(line);
+    }
+    assertTrue(log.text().length() < 300_000);
+    log.add("the last");
+    assertTrue(log.text().endsWith("the last\n"));
+  }
+}

@@ -1,0 +1,217 @@
+package org.minicpmv.desk;
+
+import java.awt.Graphics2D;
+import java.awt.image.BufferedImage;
+import java.io.BufferedReader;
+import java.io.File;
+import java.io.FileInputStream;
+import java.io.FileNotFoundException;
+import java.io.IOException;
+import java.io.InputStream;
+import java.io.InputStreamReader;
+import java.io.OutputStream;
+import java.nio.charset.StandardCharsets;
+import java.nio.file.Files;
+import java.util.Arrays;
+import java.util.Collections;
+import javax.imageio.ImageIO;
+import org.json.JSONException;
+import org.json.JSONObject;
+import org.minicpmv.core.Assistant;
+import org.minicpmv.core.Cancel;
+import org.minicpmv.core.Decoder;
+import org.minicpmv.core.EngineException;
+import org.minicpmv.core.Host;
+import org.minicpmv.core.Json;
+import org.minicpmv.core.PictureStrips;
+import org.minicpmv.core.Places;
+import org.minicpmv.core.Progress;
+
+/**
+ * The app's logic at a desk: what is a phone's is stood in for, so that the page can be driven.
+ *
+ * <p>Arguments: a folder for the app, the bundle that it carries, where a PC puts the weights, and
+ * how to start the engine. A line of stdin is a command of the page, or with `host` one of the
+ * user's hands: `picture` or `weights` with a `path` is what is chosen next. A line of stdout is
+ * an event, or with `host` what the app asked the phone to do.
+ */
+public final class Desk implements Host {
+  private final File bundle;
+  private final String language = System.getProperty("language", "en");
+  private final boolean isDark = Boolean.getBoolean("dark");
+  private File chosen;
+  private Assistant assistant;
+
+  private Desk(File bundle) {
+    this.bundle = bundle;
+  }
+
+  public static void main(String[] arguments) throws IOException, JSONException {
+    Desk desk = new Desk(new File(arguments[1]));
+    File folder = new File(arguments[0]);
+    Places places =
+        new Places(
+            Arrays.asList(arguments).subList(3, arguments.length),
+            new File(folder, "files"),
+            new File(folder, "cache"),
+            Collections.singletonList(new File(arguments[2])));
+    desk.assistant = new Assistant(desk, places);
+    desk.listen();
+  }
+
+  private void listen() throws IOException, JSONException {
+    BufferedReader reader =
+        new BufferedReader(new InputStreamReader(System.in, StandardCharsets.UTF_8));
+    for (String line; (line = reader.readLine()) != null; ) {
+      JSONObject command = new JSONObject(line);
+      if (command.has("host")) {
+        chosen = new File(command.getString("path"));
+      } else {
+        assistant.receive(line);
+      }
+    }
+    assistant.close();
+    System.exit(0);
+  }
+
+  private synchronized void write(JSONObject line) {
+    byte[] bytes = (line + "\n").getBytes(StandardCharsets.UTF_8);
+    System.out.write(bytes, 0, bytes.length);
+    System.out.flush();
+  }
+
+  private static JSONObject asked(String what, Object... pairs) {
+    JSONObject line = Json.object(pairs);
+    Json.put(line, "host", what);
+    return line;
+  }
+
+  @Override
+  public void toPage(JSONObject event) {
+    write(event);
+  }
+
+  @Override
+  public void working(boolean busy) {
+    write(asked("working", "busy", busy));
+  }
+
+  @Override
+  public void choosePicture(boolean camera) {
+    try (InputStream source = new FileInputStream(chosen)) {
+      assistant.addPicture(source);
+    } catch (IOException e) {
+      throw new IllegalStateException(e);
+    }
+  }
+
+  @Override
+  public void chooseWeights() {
+    try {
+      assistant.importWeights(new FileInputStream(chosen), chosen.length());
+    } catch (IOException e) {
+      throw new IllegalStateException(e);
+    }
+  }
+
+  @Override
+  public void copy(String text) {
+    write(asked("copy", "text", text));
+  }
+
+  @Override
+  public void save(String name, String text) {
+    write(asked("save", "name", name, "text", text));
+  }
+
+  @Override
+  public void leave() {
+    write(asked("leave"));
+  }
+
+  @Override
+  public String language() {
+    return language;
+  }
+
+  @Override
+  public boolean isDark() {
+    return isDark;
+  }
+
+  @Override
+  public JSONObject about() {
+    return Json.object(
+        "app", "0.1.0", "phone", "a desk", "android", "14", "memory_bytes", 8L << 30,
+        "free_space_bytes", 50L << 30);
+  }
+
+  @Override
+  public long availableMemory() {
+    return -1;
+  }
+
+  @Override
+  public InputStream bundleFile(String name) throws IOException {
+    if (name.equals("weights.safetensors")) {
+      throw new FileNotFoundException(name); // this app carries none
+    }
+    return new FileInputStream(new File(bundle, name));
+  }
+
+  @Override
+  public Decoder decoder() {
+    return new DeskDecoder();
+  }
+
+  private static final class DeskDecoder implements Decoder {
+    private static final int SMALL = 640;
+    private static final int STRIP_BYTES = 1 << 16; // several strips even of a small picture
+
+    @Override
+    public int[] preview(File source, File jpeg) throws IOException {
+      BufferedImage picture = read(source);
+      double scale = Math.min(1, (double) SMALL / Math.max(picture.getWidth(), picture.getHeight()));
+      int width = (int) Math.max(1, Math.round(picture.getWidth() * scale));
+      int height = (int) Math.max(1, Math.round(picture.getHeight() * scale));
+      BufferedImage small = new BufferedImage(width, height, BufferedImage.TYPE_INT_RGB);
+      Graphics2D graphics = small.createGraphics();
+      graphics.drawImage(picture, 0, 0, width, height, null);
+      graphics.dispose();
+      ImageIO.write(small, "jpg", jpeg);
+      return new int[] {picture.getWidth(), picture.getHeight()};
+    }
+
+    @Override
+    public void pixels(File source, File output, Progress progress, Cancel cancel)
+        throws IOException, EngineException {
+      BufferedImage picture = read(source);
+      PictureStrips strips =
+          new PictureStrips(picture.getWidth(), picture.getHeight(), 1, STRIP_BYTES);
+      try (OutputStream target = Files.newOutputStream(output.toPath())) {
+        strips.writeHeader(target);
+        for (int i = 0; i < strips.count(); i++) {
+          cancel.check();
+          progress.onProgress("decode", i, strips.count());
+          PictureStrips.Strip strip = strips.strip(i);
+          byte[] pixels = new byte[strip.width * strip.height * 4];
+          for (int j = 0; j < strip.width * strip.height; j++) {
+            int rgb = picture.getRGB(strip.left + j % strip.width, strip.top + j / strip.width);
+            pixels[4 * j] = (byte) (rgb >> 16);
+            pixels[4 * j + 1] = (byte) (rgb >> 8);
+            pixels[4 * j + 2] = (byte) rgb;
+          }
+          strips.write(strip, pixels, strip.width * 4, target);
+        }
+      }
+    }
+
+    private static BufferedImage read(File source) throws IOException {
+      BufferedImage picture = ImageIO.read(source);
+      if (picture == null) {
+        throw new IOException("not a picture");
+      }
+      return picture;
+    }
+  }
+}

@@ -1,0 +1,27 @@
+"""The app's logic, tested by JUnit on this machine's Java."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.android.bundle import FAKE_ENGINE
+
+
+@pytest.mark.parametrize("name", ["LogicTest", "AssistantTest"])
+def test_junit(java_classpath: str, name: str) -> None:
+    done = subprocess.run(
+        [
+            *("java", "-cp", java_classpath),
+            *(f"-Dpython={sys.executable}", f"-Dfake_engine={FAKE_ENGINE}"),
+            *("org.junit.runner.JUnitCore", f"org.minicpmv.core.{name}"),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "OK (" in done.stdout
