@@ -4,37 +4,29 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import signal
 import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
 from convert.console import Size, messages, results
 from quantize.errors import ConfigError, PromptError, ToolkitError
+from runtime.conversation import Conversation, say
 from runtime.engine_options import EngineOptions, add_engine_arguments, engine_options
-from runtime.protocol import Stage, Stop
 
 if TYPE_CHECKING:
-    from PIL import Image
-
-    from runtime.prompt import Message
     from runtime.sampling import GenerationOptions
-    from runtime.session import Cancelled, Reply, Session, Statistics
+    from runtime.session import Cancelled
 
 NAME = "chat"
 HELP = "ask about a picture, once or in a conversation"
 SETTINGS = "OmniLMMChat"  # whose sampling it uses; beam search, the other original's, cannot stream
 COMMANDS = "/image FILE shows a picture, /reset starts anew, /quit ends; Ctrl-C stops an answer"
 _FAILED = 2
-_THINKING = "thinking"
-_STAGES = {Stage.ENCODE: "encoding the picture", Stage.PREFILL: "reading the prompt"}
-# What a terminal would obey rather than show.
-_CONTROL = {i: None for i in (*range(32), *range(127, 160)) if chr(i) not in "\n\t"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,98 +107,7 @@ def run(args: argparse.Namespace) -> int:
         return _converse(chat)
 
 
-class _Chat:
-    """A conversation and the screen."""
-
-    def __init__(
-        self,
-        session: Session,
-        options: GenerationOptions,
-        picture: Image.Image | None,
-        *,
-        as_json: bool,
-    ) -> None:
-        self._session, self._options = session, options
-        self._picture, self._as_json = picture, as_json
-        self._turns: list[Message] = []
-
-    def close(self) -> None:
-        """Ends what runs the model."""
-        self._session.close()
-
-    @property
-    def lacks_picture(self) -> bool:
-        """Whether the model takes pictures and has none yet."""
-        return self._picture is None and self._session.config.vision is not None
-
-    def ask(self, text: str, cancelled: Cancelled = lambda: False) -> None:
-        """Prints the answer as it comes, and what it took; an answer joins the conversation."""
-        turns: list[Message] = [*self._turns, {"role": "user", "content": text}]
-        with _Waiting() as waiting:
-
-            def show(piece: str) -> None:
-                waiting.stop()
-                results().out(piece.translate(_CONTROL), end="", highlight=False)
-
-            reply = self._session.reply(
-                turns,
-                self._picture,
-                self._options,
-                on_text=(lambda piece: None) if self._as_json else show,
-                on_progress=waiting.update,
-                cancelled=cancelled,
-            )
-        if self._as_json:
-            results().out(_json_line(reply), highlight=False)
-        else:
-            results().out("", highlight=False)
-        if reply.text:  # an answer that was cancelled before its first word leaves no trace
-            self._turns = [*turns, {"role": "assistant", "content": reply.text}]
-        _say(_statistics_line(reply.statistics))
-
-    def show_picture(self, path: Path) -> None:
-        """Takes another picture; the first turn carries it, so the conversation starts anew."""
-        from runtime.picture import open_picture
-        from runtime.session import require_vision
-
-        picture = open_picture(path)
-        require_vision(self._session.config)
-        self._picture = picture
-        _say(f"{path}: {picture.width} x {picture.height} pixels" + self.reset())
-
-    def reset(self) -> str:
-        """Forgets the conversation but not the picture; says so if there was one."""
-        had, self._turns = bool(self._turns), []
-        return "; the conversation starts anew" if had else ""
-
-
-class _Waiting:
-    """A sign of life until the answer's first word."""
-
-    def __init__(self) -> None:
-        self._status = messages().status(_THINKING) if messages().is_terminal else None
-
-    def __enter__(self) -> _Waiting:
-        if self._status is not None:
-            self._status.start()
-        return self
-
-    def update(self, stage: str, done: int, total: int) -> None:
-        """Says how far a picture or a prompt is."""
-        if self._status is not None:
-            self._status.update(f"{_STAGES[stage]} {done}/{total}" if done < total else _THINKING)
-
-    def stop(self) -> None:
-        """Wipes the sign away."""
-        if self._status is not None:
-            self._status.stop()
-            self._status = None
-
-    def __exit__(self, *error: object) -> None:
-        self.stop()
-
-
-def _open(config: ChatConfig) -> _Chat:
+def _open(config: ChatConfig) -> Conversation:
     """Loads picture and model, and says what runs how."""
     from runtime.loader import load
     from runtime.picture import open_picture
@@ -244,11 +145,11 @@ def _open(config: ChatConfig) -> _Chat:
     with messages().status("starting the engine"):
         session = loaded.open_session(window=window, as_original=config.as_original)
     note = "" if config.source is not None else "demo checkpoint: "
-    _say(f"{note}{loaded.description}; window {window}; {_how(options)}")
-    return _Chat(session, options, picture, as_json=config.json)
+    say(f"{note}{loaded.description}; window {window}; {_how(options)}")
+    return Conversation(session, options, picture, as_json=config.json)
 
 
-def _converse(chat: _Chat) -> int:
+def _converse(chat: Conversation) -> int:
     """Answers line by line until /quit or the end of the input."""
     from runtime.engine_process import EngineDiedError
 
@@ -256,9 +157,9 @@ def _converse(chat: _Chat) -> int:
     failed = False
     if is_terminal:
         _enable_line_editing()
-        _say(COMMANDS)
+        say(COMMANDS)
         if chat.lacks_picture:
-            _say("no picture yet")
+            say("no picture yet")
     while True:
         try:
             line = input("> " if is_terminal else "").strip()
@@ -278,15 +179,15 @@ def _converse(chat: _Chat) -> int:
             failed = True
             messages().print(f"{type(error).__name__}: {error}", markup=False, soft_wrap=True)
             if isinstance(error, EngineDiedError):
-                _say("the next question starts the engine again")
+                say("the next question starts the engine again")
     return _FAILED if failed and not is_terminal else 0
 
 
-def _handle(chat: _Chat, line: str) -> None:
+def _handle(chat: Conversation, line: str) -> None:
     command, _, argument = line.partition(" ")
     argument = argument.strip().strip("'\"")
     if command == "/reset":
-        _say(chat.reset().removeprefix("; ") or "nothing to forget")
+        say(chat.reset().removeprefix("; ") or "nothing to forget")
     elif command == "/image" and argument:
         chat.show_picture(Path(argument).expanduser())
     elif command.startswith("/"):
@@ -330,24 +231,3 @@ def _how(options: GenerationOptions) -> str:
         f"temperature {options.temperature:g}, top-k {options.top_k or 'all'}, "
         f"top-p {options.top_p:g}{seed}"
     )
-
-
-def _statistics_line(s: Statistics) -> str:
-    picture = f"picture {s.encode_ms:,.0f} ms, " if s.encode_ms else ""
-    reused = f" ({s.reused_tokens} remembered)" if s.reused_tokens else ""
-    end = {Stop.LENGTH: ", cut at --max-new-tokens", Stop.CANCELLED: ", cancelled"}.get(s.stop, "")
-    return (
-        f"{picture}prompt {s.prompt_tokens} tokens{reused} {s.prefill_tok_s:,.0f} tok/s, "
-        f"answer {s.generated_tokens} tokens {s.decode_tok_s:,.1f} tok/s{end}"
-    )
-
-
-def _json_line(reply: Reply) -> str:
-    statistics = asdict(reply.statistics)
-    for name in ("prefill_tok_s", "decode_tok_s"):
-        statistics[name] = getattr(reply.statistics, name)
-    return json.dumps({"answer": reply.text, "statistics": statistics}, ensure_ascii=False)
-
-
-def _say(text: str) -> None:
-    messages().print(text, style="dim", markup=False, soft_wrap=True)

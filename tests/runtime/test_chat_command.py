@@ -19,7 +19,7 @@ from PIL import Image
 from rich.console import Console
 
 from convert import cli
-from runtime import chat_command
+from runtime import chat_command, conversation
 from runtime.reference_session import ReferenceSession
 from tests.tiny import write_checkpoint
 
@@ -220,15 +220,15 @@ def test_a_decoder_takes_text_only(tmp_path, picture, monkeypatch, capsys, seen)
 def test_progress_is_shown_until_the_first_word(monkeypatch):
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=True, width=80)
-    monkeypatch.setattr(chat_command, "messages", lambda: console)
+    monkeypatch.setattr(conversation, "messages", lambda: console)
     for stage, shown in (("encode", "encoding the picture 3/12"), ("prefill", "the prompt 3/12")):
-        with chat_command._Waiting() as waiting:
+        with conversation.Waiting() as waiting:
             waiting.update(stage, 3, 12)
         assert shown in screen.getvalue()
 
 
 def test_control_characters_of_an_answer_do_not_reach_the_terminal():
-    assert "a\x1b[2J\x9b\r\n\tb".translate(chat_command._CONTROL) == "a[2J\n\tb"
+    assert "a\x1b[2J\x9b\r\n\tb".translate(conversation.CONTROL) == "a[2J\n\tb"
 
 
 def test_in_a_real_terminal(checkpoint):

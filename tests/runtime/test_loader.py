@@ -110,6 +110,25 @@ def test_a_conversation_survives_its_engine(bundle, monkeypatch, capsys):
     assert err.count("answer 5 tokens") == 2
 
 
+def test_a_picture_can_be_cancelled(bundle, monkeypatch, capsys, tmp_path):
+    """As by Ctrl-C right after the question: no answer, no trace; the next one is answered."""
+    reply, turns = EngineSession.reply, []
+
+    def impatient(self, messages, *rest, cancelled, **named):
+        turns.append(len(messages))
+        return reply(self, messages, *rest, cancelled=lambda: len(turns) == 1, **named)
+
+    monkeypatch.setattr(EngineSession, "reply", impatient)
+    Image.new("RGB", (2000, 2000), "red").save(tmp_path / "large.png")
+    monkeypatch.setattr(sys, "stdin", io.StringIO("What?\nWhat?\n"))
+    arguments = ["--image", str(tmp_path / "large.png"), "--greedy", "--max-new-tokens", "3"]
+    assert cli.main(["chat", str(bundle), *arguments]) == 0
+    assert turns == [1, 1]
+    err = capsys.readouterr().err
+    assert "cancelled while encoding the picture" in err
+    assert "answer 3 tokens" in err
+
+
 def test_a_bundles_own_generation_settings_are_used(bundle, tmp_path):
     copy = shutil.copytree(bundle, tmp_path / "bundle")
     text = (copy / "generation.json").read_text("utf-8").replace("1024", "1025", 1)
