@@ -1,27 +1,27 @@
-"""Trains the demo's SentencePiece model on its own questions and answers."""
+"""Trains the demo's SentencePiece model on its own words."""
 
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import sentencepiece
 
-from runtime.demo.questions import LANGUAGES, random_example
-from runtime.demo.scenes import random_scene
+from runtime.demo.scenes import WORDS
 from runtime.prompt import ASSISTANT, IMAGE_END, IMAGE_START, USER
 
 _IMAGE_START_ID = 101  # as in the real tokenizer
-_SENTENCES = 20_000
+_REPEATS = 10  # the words come before chance neighbours among the common characters
 
 
-def train_tokenizer(path: Path, vocab_size: int, seed: int) -> None:
+def train_tokenizer(path: Path, vocab_size: int) -> None:
     """Writes a `tokenizer.model` of the real one's kind: BPE, byte fallback, text unchanged."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=_corpus(seed),
+        sentence_iterator=_corpus(),
         model_writer=model,
         model_type="bpe",
         vocab_size=vocab_size,
@@ -48,13 +48,30 @@ def _user_defined() -> list[str]:
     return [*before, IMAGE_START, IMAGE_END, "<ref>", "</ref>", "<box>", "</box>"]
 
 
-def _corpus(seed: int) -> Iterator[str]:
-    """Yields conversations, and GB 2312's first level so that common characters are pieces."""
-    for high in range(0xB0, 0xD8):
+def _corpus() -> Iterator[str]:
+    """Yields the words and what stands between them, then GB 2312's first level.
+
+    Whole sentences would make one piece of "green cross": in Chinese, where no space divides
+    them, colour and shape would be no words of their own, and every pair a thing to learn.
+    """
+    for _ in range(_REPEATS):
+        yield from (USER, ASSISTANT)
+        yield from _words(WORDS)
+    for high in range(0xB0, 0xD8):  # common characters, so that these are pieces
         cells = range(0xA1, 0xFF if high < 0xD7 else 0xFA)
         yield "".join(bytes((high, low)).decode("gb2312") for low in cells)
-    for i in range(_SENTENCES):
-        rng = np.random.default_rng([seed, i])
-        example = random_example(random_scene(rng), LANGUAGES[i % 2], rng)
-        question = example.messages[-1]["content"]
-        yield f"{USER}{question}{ASSISTANT}{example.answer}"
+
+
+def _words(node: Any) -> Iterator[str]:
+    """Yields every text of the wordings, cut at its placeholders, as it may stand in a sentence."""
+    if isinstance(node, str):
+        for part in re.split(r"\{\w+\}", node):
+            yield part
+            if part.isascii():
+                yield from (part.capitalize(), " " + part.lstrip())
+    elif isinstance(node, dict):
+        for child in node.values():
+            yield from _words(child)
+    elif isinstance(node, list):
+        for child in node:
+            yield from _words(child)

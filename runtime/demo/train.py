@@ -109,7 +109,7 @@ def train(args: argparse.Namespace) -> None:
     args.output.mkdir(parents=True, exist_ok=True)
     if source.resolve() != (args.output / "config.json").resolve():
         shutil.copyfile(source, args.output / "config.json")
-    train_tokenizer(args.output / "tokenizer.model", config.decoder.vocab_size, SEED)
+    train_tokenizer(args.output / "tokenizer.model", config.decoder.vocab_size)
     draw(_SAMPLE, np.random.default_rng(1)).picture.save(args.output / "sample.png")
     trainer = Trainer(config)
     state = args.output / "training.pt"
@@ -237,9 +237,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder to write")
     parser.add_argument("--minutes", type=float, default=60, help="time to train")
-    parser.add_argument("--batch", type=int, default=16, help="pictures in a step")
-    parser.add_argument("--conversations", type=int, default=6, help="conversations per picture")
-    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--batch", type=int, default=12, help="pictures in a step")
+    parser.add_argument("--conversations", type=int, default=8, help="conversations per picture")
+    parser.add_argument("--learning-rate", type=float, default=8e-4)
     parser.add_argument("--probe-weight", type=float, default=0.5)
     parser.add_argument("--resume", action="store_true", help="go on from OUTPUT's weights")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
