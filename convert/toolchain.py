@@ -1,9 +1,9 @@
-"""Compiles and links C++ with zig, for any platform; keeps what it compiled in a cache.
+"""Compiles and links C++, for any platform; keeps what it compiled in a cache.
 
-zig brings the compiler, the linker, libc++ and musl for every platform. Each object is kept under
-a key made of all that it follows from, beside its hash: what is missing, half-written or damaged
-is compiled again, the rest is linked as it is; what is not used for long goes. The cache may be
-removed at any time.
+The compiler is zig, unless a test gives another. zig brings the linker, libc++ and musl for every
+platform. Each object is kept under a key made of all that it follows from, beside its hash: what
+is missing, half-written or damaged is compiled again, the rest is linked as it is; what is not
+used for long goes. The cache may be removed at any time.
 """
 
 from __future__ import annotations
@@ -64,26 +64,41 @@ class Unit:
     content: str  # a hash or version of what the sources include
 
 
-class Toolchain:
-    """zig for one platform; a context manager, because it needs a folder for its own files."""
+@dataclass(frozen=True, kw_only=True)
+class Compiler:
+    """How C++ is compiled and linked."""
 
-    def __init__(self, triple: str, *, cache: Path | None = None, jobs: int | None = None) -> None:
+    name: str
+    version: str
+    command: tuple[str, ...]
+    platform_flags: tuple[str, ...]
+    compile_flags: tuple[str, ...]
+    link_flags: tuple[str, ...]
+
+
+class Toolchain:
+    """A compiler for one platform; a context manager: it needs a folder for its own files."""
+
+    def __init__(
+        self,
+        triple: str,
+        *,
+        compiler: Compiler | None = None,
+        cache: Path | None = None,
+        jobs: int | None = None,
+    ) -> None:
         """Chooses a platform.
 
         Args:
             triple: zig's name of it, for example `aarch64-linux-musl`.
+            compiler: None takes zig; another's platform may have any name.
             cache: where objects are kept; None takes the user's, see `cache_folder`.
             jobs: compilers at a time; None takes as many as this process may use processors.
 
         Raises:
             BuildError: an architecture that nobody here has tried.
         """
-        architecture = triple.partition("-")[0]
-        if architecture not in BASELINE:
-            raise BuildError(
-                f"{triple}: cannot be built for; known architectures: {', '.join(BASELINE)}"
-            )
-        self._platform = ("-target", triple, f"-mcpu={BASELINE[architecture]}")
+        self._compiler = compiler or _zig(triple)
         self._triple = triple
         self._cache = cache or cache_folder()
         self._jobs = jobs or _processors()
@@ -139,15 +154,18 @@ class Toolchain:
         whole = output.with_name(f".{output.name}.partial-{os.getpid()}")
         try:
             inputs = [str(path) for path in objects]
-            self._run([*_LINK, "-o", str(whole), *inputs], f"{output.name}: cannot be linked")
+            flags = self._compiler.link_flags
+            self._run([*flags, "-o", str(whole), *inputs], f"{output.name}: cannot be linked")
             os.replace(whole, output)
         finally:
             whole.unlink(missing_ok=True)
 
     def _object_name(self, unit: Unit, source: str) -> str:
+        compiler = self._compiler
+        flags = [*compiler.platform_flags, *compiler.compile_flags, *unit.flags]
         about = {
-            "zig": version("ziglang"),
-            "flags": [*self._platform, *_COMPILE, *unit.flags, *unit.includes, *unit.foreign],
+            compiler.name: compiler.version,
+            "flags": [*flags, *unit.includes, *unit.foreign],
             "content": unit.content,
             "source": source,
             "text": hashlib.sha256((unit.trees[0].folder / source).read_bytes()).hexdigest(),
@@ -163,8 +181,9 @@ class Toolchain:
         flags += [f"-ffile-prefix-map={tree.folder}={tree.name}" for tree in unit.trees]
         whole = output.with_suffix(f".partial-{os.getpid()}")
         try:
+            arguments = [*self._compiler.compile_flags, *flags, "-c", "-o", str(whole)]
             self._run(
-                [*_COMPILE, *flags, "-c", "-o", str(whole), f"{unit.trees[0].folder / source}"],
+                [*arguments, str(unit.trees[0].folder / source)],
                 f"{unit.name}: {source} does not compile for {self._triple}",
             )
             # The hash comes first: an object without its hash, or with another's, is not whole.
@@ -178,7 +197,7 @@ class Toolchain:
         environment = dict(os.environ)
         environment["ZIG_GLOBAL_CACHE_DIR"] = str(self._cache / "zig")  # libc++, musl
         environment["ZIG_LOCAL_CACHE_DIR"] = self._scratch.name
-        command = [sys.executable, "-m", "ziglang", "c++", *self._platform, *arguments]
+        command = [*self._compiler.command, *self._compiler.platform_flags, *arguments]
         done = subprocess.run(
             command, env=environment, capture_output=True, text=True, errors="replace", check=False
         )
@@ -194,6 +213,22 @@ def cache_folder() -> Path:
     if chosen:
         return Path(chosen).expanduser().absolute()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minicpmv"
+
+
+def _zig(triple: str) -> Compiler:
+    architecture = triple.partition("-")[0]
+    if architecture not in BASELINE:
+        raise BuildError(
+            f"{triple}: cannot be built for; known architectures: {', '.join(BASELINE)}"
+        )
+    return Compiler(
+        name="zig",
+        version=version("ziglang"),
+        command=(sys.executable, "-m", "ziglang", "c++"),
+        platform_flags=("-target", triple, f"-mcpu={BASELINE[architecture]}"),
+        compile_flags=_COMPILE,
+        link_flags=_LINK,
+    )
 
 
 def _find(include: str, trees: Sequence[Tree]) -> Path:

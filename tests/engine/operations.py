@@ -59,7 +59,7 @@ class WatchedEngine(EngineClient):
 
     def send_raw(self, data: bytes) -> None:
         """Sends bytes that are no line of ours."""
-        stdin = self._process.stdin
+        stdin = self._process._process.stdin
         assert stdin is not None
         stdin.write(data)
         stdin.flush()

@@ -1,0 +1,126 @@
+"""Runs libFuzzer on what the engine reads from outside: `python -m tests.engine.fuzz`.
+
+Inputs that lead somewhere new are kept in `corpus/`; `--merge` keeps only those that it takes to
+reach what is reached.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from quantize.errors import ToolkitError
+from runtime.picture_file import write_picture_file
+from tests.engine.engines import build_host_engine
+from tests.engine.sanitized import TARGETS, Sanitized, build_sanitized
+from tests.engine.test_picture import random_picture
+
+CORPUS = Path(__file__).resolve().parent / "corpus"
+MAX_BYTES = {"bundle": 1 << 15}  # of an input; what nobody names has 4 KiB
+_INPUT_SECONDS = 20  # after which an input counts as endless
+_MEMORY_MIB = 2048
+WIDTH = 256  # of tests.tiny's hidden states
+
+
+class FuzzError(ToolkitError):
+    """An input that the engine cannot stand."""
+
+
+def fuzz(built: Sanitized, target: str, seconds: int, found: Path, *, seed: int = 0) -> str:
+    """Runs one fuzzer, from the kept corpus on.
+
+    Args:
+        built: the programs.
+        target: which one.
+        seconds: how long; 0 runs the kept inputs and no other.
+        found: a folder for new inputs.
+        seed: of the random numbers; 0 takes another each time.
+
+    Returns:
+        libFuzzer's last figures.
+
+    Raises:
+        FuzzError: an input crashes it, or takes too long or too much memory; it is kept in the
+            working folder.
+    """
+    options = [f"-max_total_time={seconds}"] if seconds else ["-runs=0"]
+    options += [f"-seed={seed}", f"-timeout={_INPUT_SECONDS}", f"-rss_limit_mb={_MEMORY_MIB}"]
+    options += [f"-max_len={MAX_BYTES.get(target, 4096)}", "-print_final_stats=1"]
+    done = _run(built, target, [*options, str(found), str(CORPUS / target)])
+    figures = [line for line in done.stderr.splitlines() if "cov:" in line]
+    return figures[-1] if figures else "no input"
+
+
+def merge(built: Sanitized, target: str, found: Path) -> int:
+    """Minimises the kept corpus, together with what was found; returns how many inputs it has."""
+    kept = CORPUS / target
+    with tempfile.TemporaryDirectory() as folder:
+        # Few inputs that reach every place, not every count of visits.
+        options = ["-merge=1", "-set_cover_merge=1", "-use_counters=0"]
+        options.append(f"-max_len={MAX_BYTES.get(target, 4096)}")
+        _run(built, target, [*options, folder, str(kept), str(found)])
+        shutil.rmtree(kept)
+        shutil.copytree(folder, kept)
+    return len(list(kept.iterdir()))
+
+
+def _run(
+    built: Sanitized, target: str, arguments: Sequence[str]
+) -> subprocess.CompletedProcess[str]:
+    """Runs a fuzzer in a folder of its own, with files that its requests may name."""
+    environment = dict(os.environ, MINICPMV_FUZZ_BUNDLE=str(built.bundle), TVM_NUM_THREADS="1")
+    memory = Path("/dev/shm")  # thousands of files a second
+    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder:
+        write_picture_file(Path(folder) / "picture", random_picture(30, 20))
+        np.ones((5, WIDTH), np.float32).tofile(Path(folder) / "row")
+        prefix = f"-artifact_prefix={Path.cwd()}/{target}-"
+        done = subprocess.run(
+            [str(built.fuzzers[target]), prefix, *arguments],
+            cwd=folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+        )
+    if done.returncode:
+        raise FuzzError(f"{target}: {done.stderr[-4000:]}")
+    return done
+
+
+def main() -> int:
+    """Builds the fuzzers and runs them one after the other."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=int, default=60, help="for all targets together")
+    parser.add_argument("--target", action="append", choices=TARGETS, help="by default all")
+    parser.add_argument("--merge", action="store_true", help="keep what was found")
+    arguments = parser.parse_args()
+    targets = arguments.target or TARGETS
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        print("building", file=sys.stderr)
+        bundle = build_host_engine(folder, head="different").bundle
+        built = build_sanitized(bundle, folder, targets)
+        for target in targets:
+            found = folder / f"found-{target}"
+            found.mkdir()
+            print(f"{target}: {fuzz(built, target, arguments.seconds // len(targets), found)}")
+            if arguments.merge:
+                print(f"{target}: {merge(built, target, found)} inputs kept")
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except ToolkitError as error:
+        print(error, file=sys.stderr)
+        sys.exit(1)
