@@ -39,7 +39,9 @@ export function showChat(newChat, partial) {
   } else if (isSame && turns.length > before.turns.length) {
     announce(say('answered', {text: turns[turns.length - 1].text}));
   }
-  toEnd();
+  if (turns.length > 0) {
+    toEnd();
+  }
 }
 
 /** Adds a piece to the answer that grows. */

@@ -1,0 +1,113 @@
+"""The page in a real browser, on a stand-in for the phone: the app's own logic and engine."""
+
+from __future__ import annotations
+
+import json
+import mimetypes
+import queue
+import subprocess
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from playwright.sync_api import Page, Route
+
+from android.builder import PAGE
+
+ORIGIN = "https://app.local/"
+# Chromium's own bridge to this process stands in for the one that Android offers a page.
+_BRIDGE = "window.app = {send: (command) => { window.fromPage(command); }};"
+
+
+class Phone:
+    """The app's logic in a process of its own, wired to a page."""
+
+    def __init__(
+        self,
+        page: Page,
+        classpath: str,
+        folder: Path,
+        bundle: Path,
+        engine: Sequence[str],
+        *,
+        beside: Path,
+        language: str = "en",
+        dark: bool = False,
+    ) -> None:
+        self.page, self._folder = page, folder
+        self.asked: list[dict[str, Any]] = []  # what the app wanted of the phone
+        self._events: queue.Queue[dict[str, Any]] = queue.Queue()
+        command = ["java", "-Djava.awt.headless=true", f"-Dlanguage={language}"]
+        command += [f"-Ddark={str(dark).lower()}", "-cp", classpath, "org.minicpmv.desk.Desk"]
+        command += [str(folder), str(bundle), str(beside), *engine]
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        self.errors: list[str] = []
+        page.on("pageerror", lambda error: self.errors.append(str(error)))
+        page.on("console", lambda m: self.errors.append(m.text) if m.type == "error" else None)
+        page.expose_function("fromPage", self._send)
+        page.add_init_script(_BRIDGE)
+        page.route(ORIGIN + "**", self._serve)
+
+    def open(self) -> None:
+        """Shows the page, as the app does when it starts."""
+        self.page.goto(ORIGIN + "index.html")
+
+    def choose(self, path: Path) -> None:
+        """Says which file the user will choose next."""
+        self._send(json.dumps({"host": "choose", "path": str(path)}))
+
+    def until(self, expression: str, seconds: float = 60) -> None:
+        """Hands events to the page until an expression holds there."""
+        for _ in range(int(seconds * 20)):
+            self.pump()
+            if self.page.evaluate(expression):
+                return
+            self.page.wait_for_timeout(50)
+        raise AssertionError(f"never: {expression}")
+
+    def pump(self) -> None:
+        """Hands over what events there are."""
+        events = [self._events.get() for _ in range(self._events.qsize())]
+        self.asked += [event for event in events if "host" in event]
+        shown = [event for event in events if "host" not in event]
+        if shown:
+            self.page.evaluate("events => events.forEach(e => window.receive(e))", shown)
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(60)
+        self._reader.join()
+
+    def _send(self, command: str) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(command + "\n")
+        self._process.stdin.flush()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            self._events.put(json.loads(line))
+
+    def _serve(self, route: Route) -> None:
+        """Serves the page as the app does; PageFiles.java has the same headers."""
+        path = route.request.url[len(ORIGIN) :]
+        if path.startswith("picture/"):
+            file = self._folder / "files" / "pictures" / (path.removeprefix("picture/") + ".jpg")
+            route.fulfill(path=file, content_type="image/jpeg")
+        elif path == "notices.txt":
+            route.fulfill(body="notices", content_type="text/plain")
+        elif (PAGE / path).is_file():
+            policy = (
+                "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
+                "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+            )
+            kind = mimetypes.guess_type(path)[0]
+            headers = {"Content-Security-Policy": policy, "Content-Type": kind or "text/plain"}
+            route.fulfill(path=PAGE / path, headers=headers)
+        else:
+            route.fulfill(status=404)

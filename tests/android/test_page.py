@@ -1,0 +1,325 @@
+"""The page in headless Chromium, over the app's own logic and a bundle's engine.
+
+Screenshots lie in the folder that `MINICPMV_SCREENSHOTS` names, or in pytest's.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from android.builder import PAGE
+from convert.bundle import WEIGHTS
+from tests.android.bundle import FAKE_ENGINE, fake_bundle
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+    from tests.android.phone import Phone
+
+PICTURE = Path(__file__).resolve().parents[2] / "configs" / "demo" / "sample.png"
+SIZES = {"small": (320, 568), "phone": (360, 720), "wide": (900, 700)}
+Start = Callable[..., "Phone"]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    if importlib.util.find_spec("playwright") is None:
+        pytest.skip("playwright is not installed")
+    program = shutil.which("chromium")
+    if program is None:
+        pytest.skip("chromium is not installed; it is in Debian's package of that name")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def start(browser: Browser, java_classpath: str, tmp_path: Path) -> Iterator[Start]:
+    from tests.android.phone import Phone
+
+    started: list[tuple[Phone, Page]] = []
+    bundle = fake_bundle(tmp_path / "bundle")
+
+    def begin(*, weights: bool = True, size: str = "phone", **options: Any) -> Phone:
+        width, height = SIZES[size]
+        page = browser.new_page(viewport={"width": width, "height": height})
+        beside = tmp_path / f"beside-{len(started)}"
+        if weights:
+            shutil.copy(bundle / WEIGHTS, beside)
+        phone = Phone(
+            page,
+            java_classpath,
+            tmp_path / f"app-{len(started)}",
+            bundle,
+            [sys.executable, str(FAKE_ENGINE)],
+            beside=beside,
+            **options,
+        )
+        started.append((phone, page))
+        phone.open()
+        ready = "#start.empty" if weights else "#start.card"
+        phone.until(
+            f"document.querySelector('{ready}') && document.querySelector('#progress').hidden"
+        )
+        return phone
+
+    yield begin
+    for phone, page in started:
+        phone.close()
+        page.close()
+        assert phone.errors == []
+
+
+def shoot(phone: Phone, name: str, tmp_path: Path) -> None:
+    folder = Path(os.environ.get("MINICPMV_SCREENSHOTS") or tmp_path / "screenshots")
+    phone.page.screenshot(path=folder / f"{name}.png")
+
+
+def ask(phone: Phone, text: str) -> None:
+    phone.page.fill("#question", text)
+    phone.page.click("#send")
+
+
+def answered(phone: Phone, count: int) -> None:
+    phone.until(f"document.querySelectorAll('.speed').length === {count}")
+    phone.until("document.querySelector('#stop').hidden")
+
+
+def turns(phone: Phone) -> list[str]:
+    texts: list[str] = phone.page.eval_on_selector_all(
+        ".turn .text", "all => all.map(e => e.innerText)"
+    )
+    return texts
+
+
+def fits(phone: Phone) -> bool:
+    """Whether nothing has to be scrolled sideways."""
+    return bool(
+        phone.page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+        and phone.page.evaluate(
+            "[...document.querySelectorAll('button, input, select, textarea')]"
+            ".filter(e => e.offsetParent !== null)"
+            ".every(e => { const r = e.getBoundingClientRect();"
+            " return r.left >= 0 && r.right <= window.innerWidth; })"
+        )
+    )
+
+
+def test_a_picture_two_turns_and_history(start: Start, tmp_path: Path) -> None:
+    phone = start()
+    page = phone.page
+    phone.choose(PICTURE)
+    page.click("#gallery")
+    phone.until("!document.querySelector('#attached').hidden")
+    ask(phone, "What is this?")
+    answered(phone, 1)
+    assert turns(phone) == ["What is this?", "1: What is this? seeing 320x240"]
+    assert page.eval_on_selector(".picture", "e => e.naturalWidth") == 320
+    ask(phone, "And now?")
+    answered(phone, 2)
+    assert turns(phone)[2:] == ["And now?", "3: And now? seeing 320x240"]
+    assert "10.0 tok/s" in page.inner_text(".speed")
+    assert "3: And now?" in page.inner_text("#announce")
+    shoot(phone, "chat", tmp_path)
+    page.reload()
+    phone.until("document.querySelectorAll('.speed').length === 2")
+    page.click("#new-chat")
+    phone.until(
+        "document.querySelector('#start.empty') && !document.querySelector('#start').hidden"
+    )
+    assert turns(phone) == []
+    page.click("#open-history")
+    shoot(phone, "history", tmp_path)
+    page.click("#chats .open")
+    answered(phone, 2)
+    page.click("#open-history")
+    page.click("#chats .icon")
+    page.click("text=Delete for good?")
+    phone.until("document.querySelectorAll('#chats .open').length === 0")
+    page.keyboard.press("Escape")
+    assert turns(phone) == []
+
+
+def test_a_later_picture_begins_anew(start: Start) -> None:
+    phone = start()
+    ask(phone, "one")
+    answered(phone, 1)
+    phone.choose(PICTURE)
+    phone.page.click("#camera")
+    phone.until("!document.querySelector('#attached').hidden")
+    phone.page.click("#attached button")
+    assert phone.page.is_hidden("#attached")
+    for count in (2, 3):
+        phone.page.click("#camera")
+        phone.until("!document.querySelector('#attached').hidden")
+        ask(phone, "two")
+        answered(phone, count)
+        assert turns(phone)[-1] == "1: two seeing 320x240"
+    assert phone.page.locator(".divider").count() == 1
+
+
+def test_stop_again_edit_and_copy(start: Start) -> None:
+    phone = start()
+    page = phone.page
+    ask(phone, "slow")
+    phone.until("[...document.querySelectorAll('.waiting')].some(e => e.innerText.includes('bla'))")
+    assert page.is_hidden("#send")
+    page.click("#stop")
+    answered(phone, 1)
+    assert page.inner_text(".turn:last-child .note") == "Stopped"
+    page.click(".turn.user >> text=Edit")
+    page.fill(".turn form textarea", "better")
+    page.click(".turn form .strong")
+    phone.until("document.body.innerText.includes('1: better')")
+    answered(phone, 1)
+    assert turns(phone) == ["better", "1: better"]
+    page.click("text=Again")
+    phone.until("document.querySelector('#stop').hidden")
+    answered(phone, 1)
+    assert turns(phone) == ["better", "1: better"]
+    page.click(".turn.assistant >> text=Copy")
+    phone.until("true")
+    phone.page.wait_for_timeout(200)
+    phone.pump()
+    assert {"host": "copy", "text": "1: better"} in phone.asked
+
+
+def test_an_engine_that_dies_is_told_of(start: Start, tmp_path: Path) -> None:
+    phone = start()
+    ask(phone, "signal 9")
+    phone.until("!document.querySelector('#alert').hidden")
+    assert "The system ended the model" in phone.page.inner_text("#alert")
+    phone.until("document.querySelector('.note.bad') !== null")
+    shoot(phone, "died", tmp_path)
+    phone.until(
+        "document.querySelector('#stop').hidden && document.querySelector('#progress').hidden"
+    )
+    phone.page.click("#alert button")
+    ask(phone, "still there")
+    answered(phone, 1)
+    assert turns(phone)[-1] == "3: still there"
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_the_first_start(start: Start, tmp_path: Path, dark: bool) -> None:
+    phone = start(weights=False, size="small", dark=dark)
+    page = phone.page
+    assert "minicpmv sideload" in page.inner_text("#start")
+    assert page.is_disabled("#send")
+    assert fits(phone)
+    shoot(phone, f"first-{'dark' if dark else 'light'}", tmp_path)
+    other = tmp_path / "other"
+    other.write_bytes(b"x")
+    phone.choose(other)
+    page.click("text=Choose the file")
+    phone.until("document.querySelector('#start').innerText.includes('not the weights')")
+    phone.choose(tmp_path / "bundle" / WEIGHTS)
+    page.click("#start .strong")
+    phone.until("document.querySelector('#start.empty') !== null")
+    phone.until("document.querySelector('#progress').hidden")
+    ask(phone, "hello")
+    answered(phone, 1)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("dark", [False, True])
+def test_everything_fits(start: Start, tmp_path: Path, size: str, dark: bool) -> None:
+    phone = start(size=size, dark=dark, language="zh-CN")
+    page = phone.page
+    assert page.get_attribute("html", "lang") == "zh-CN"
+    assert "请" in page.inner_text("#start") or "图片" in page.inner_text("#start")
+    phone.choose(PICTURE)
+    page.click("#gallery")
+    phone.until("!document.querySelector('#attached').hidden")
+    assert fits(phone)
+    ask(phone, "这张图片里有什么？" + "很长" * 40 + "unbroken" * 12)
+    answered(phone, 1)
+    assert fits(phone)
+    theme = "dark" if dark else "light"
+    shoot(phone, f"zh-{size}-{theme}", tmp_path)
+    for opener, panel in (("#open-settings", "settings"), ("#open-history", "history")):
+        page.click(opener)
+        assert fits(phone), panel
+        shoot(phone, f"{panel}-{size}-{theme}", tmp_path)
+        page.keyboard.press("Escape")
+    page.click("#open-settings")
+    page.click("#settings-body .buttons button:nth-child(4)")
+    page.click("summary")
+    phone.until("document.querySelector('#about pre').innerText === 'notices'")
+    assert fits(phone)
+    phone.page.evaluate("window.receive({event: 'back'})")
+    assert not page.evaluate("document.querySelector('#about').open")
+    phone.page.evaluate("window.receive({event: 'back'})")
+    phone.page.wait_for_timeout(300)
+    phone.pump()
+    assert {"host": "leave"} in phone.asked
+
+
+def test_settings_and_self_check(start: Start) -> None:
+    phone = start()
+    page = phone.page
+    page.click("#open-settings")
+    page.fill("#set-window", "256")
+    page.press("#set-window", "Tab")
+    page.fill("#set-top_p", "7")
+    page.press("#set-top_p", "Tab")
+    assert page.input_value("#set-top_p") == "0.8"  # 7 is no share
+    page.select_option("#set-language", "zh")
+    phone.until("document.documentElement.lang === 'zh-CN'")
+    page.select_option("#set-language", "en")
+    phone.until("document.documentElement.lang === 'en'")
+    assert page.input_value("#set-window") == "256"
+    page.click("text=All as at first")
+    phone.until("document.querySelector('#set-window').value === '1024'")
+    page.click("text=Self-check")
+    page.click("text=Run the check")
+    phone.until("document.body.innerText.includes('All is well.')")
+    assert page.locator(".results .failed").count() == 0
+
+
+def test_keyboard_and_names(start: Start) -> None:
+    phone = start()
+    page = phone.page
+    nameless = page.eval_on_selector_all(
+        "button, input, select, textarea",
+        "all => all.filter(e => e.offsetParent !== null && !e.innerText.trim()"
+        " && !e.getAttribute('aria-label') && !(e.labels && e.labels.length)).length",
+    )
+    assert nameless == 0
+    page.focus("#question")
+    page.keyboard.type("by hand")
+    page.keyboard.press("Enter")
+    answered(phone, 1)
+    assert turns(phone) == ["by hand", "1: by hand"]
+    page.focus("#open-settings")
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.querySelector('#settings').contains(document.activeElement)")
+    page.keyboard.press("Escape")
+    assert page.evaluate("document.activeElement.id") == "open-settings"
+
+
+def test_texts_are_the_same_in_both_languages(start: Start) -> None:
+    phone = start()
+    tables = phone.page.evaluate("import('./texts.js').then((m) => m.TABLES)")
+    assert tables["en"].keys() == tables["zh"].keys()
+    for name, text in tables["en"].items():
+        filled = sorted(re.findall(r"\{\w+\}", text))
+        assert filled == sorted(re.findall(r"\{\w+\}", tables["zh"][name])), name
+    source = "".join(path.read_text("utf-8") for path in PAGE.glob("*.js"))
+    for name in re.findall(r"say\('(\w+)'[,)]", source):
+        assert name in tables["en"], name
+    java = (PAGE.parent / "app/java/org/minicpmv/core/EngineException.java").read_text("utf-8")
+    for code in set(re.findall(r'= "(\w+)";', java)) - {"cancelled"}:
+        assert f"error_{code}" in tables["en"], code
