@@ -18,7 +18,8 @@ demo: setup ## converts, checks and asks the demo model
 	$(BIN)/minicpmv chat $(DEMO) --image $(PICTURE) --greedy --prompt "What colour is the shape?"
 	$(BIN)/minicpmv chat $(DEMO) --image $(PICTURE) --greedy --prompt "这个图形是什么颜色？"
 
-test: setup ## checks format, style and types, and runs the tests
+test: ## sets up, checks format, style and types, and runs the tests
+	@.ci/setup tests
 	@$(BIN)/ruff format --quiet --check .
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/mypy

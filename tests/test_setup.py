@@ -59,12 +59,12 @@ class Machine:
             else:
                 (self.state / name).touch()
 
-    def run(self) -> tuple[int, str, list[str]]:
+    def run(self, *arguments: str) -> tuple[int, str, list[str]]:
         """Returns the exit code, what was said, and what mattered of the calls."""
         log = self.state / "log"
         log.write_text("")
         done = subprocess.run(
-            [str(self.checkout / ".ci" / "setup")],
+            [str(self.checkout / ".ci" / "setup"), *arguments],
             env={"PATH": str(self.bin), "STATE": str(self.state)},
             capture_output=True,
             text=True,
@@ -138,3 +138,16 @@ def test_an_old_python_is_not_enough(machine: Machine) -> None:
     code, said, _ = machine.run()
     assert code == 2
     assert "python3 is older than 3.10" in said
+
+
+def test_for_tests_root_installs_what_they_use(machine: Machine) -> None:
+    machine.has("python3", "venv-package")
+    machine.script(machine.bin / "javac", "")
+    code, said, calls = machine.run("tests")
+    assert code == 0
+    assert calls == ["apt-get update -qq", "apt-get install -qq -y", VENV, INSTALL]
+    assert "qemu-user-static clang libclang-rt-dev maven" in said
+    machine.user(1000)
+    code, said, calls = machine.run("tests")
+    assert (code, calls) == (0, [])
+    assert said.startswith("Tests skip for want of: qemu-user-static clang")
