@@ -1,13 +1,12 @@
 #include "runtime/engine/machine.h"
 
-#include <sys/resource.h>
 #include <tvm/runtime/c_backend_api.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
 #include <chrono>
-#include <cstring>
+#include <cstdlib>
 #include <fstream>
 #include <vector>
 
@@ -72,9 +71,14 @@ std::string CpuName() {
 int64_t MemoryBytes() { return int64_t{sysconf(_SC_PHYS_PAGES)} * sysconf(_SC_PAGESIZE); }
 
 int64_t PeakRssBytes() {
-  constexpr int64_t kUnit = 1024;  // bytes, on Linux
-  struct rusage usage;
-  return getrusage(RUSAGE_SELF, &usage) == 0 ? usage.ru_maxrss * kUnit : 0;
+  // Not getrusage: its figure begins with the peak of the process that started this one.
+  std::ifstream file("/proc/self/status");
+  const std::string key = "VmHWM:";
+  for (std::string line; std::getline(file, line);) {
+    if (line.compare(0, key.size(), key) != 0) continue;
+    return std::strtoll(line.c_str() + key.size(), nullptr, 10) * 1024;  // it counts KiB
+  }
+  return 0;
 }
 
 std::optional<double> MeasureReadMs(int64_t bytes, const std::function<bool()>& cancelled) {
