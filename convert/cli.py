@@ -21,6 +21,7 @@ COMMANDS = (
     "runtime.verify_command",
     "runtime.chat_command",
     "android.apk_command",
+    "android.sideload_command",
     "runtime.bench_command",
     "convert.info_command",
     "convert.synth_command",

@@ -1,15 +1,25 @@
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 
-from android.builder import APP, compile_java
+from android.builder import APP, build_apk, compile_java, plan_apk
+from android.signing import Key, debug_key
 from android.tools import ToolError, package
+from convert.bundle import Bundle, Source
+from convert.checkpoint import Checkpoint
+from convert.pipeline import write_bundle
+from convert.plan import Recipe, make_plan
+from tests.android.fake_phone import FakePhone
+from tests.tiny import write_checkpoint
 
 JAVA = Path(__file__).parent / "java"
+TOOLS = ("aapt2", "zipalign", "apksigner", "dexdump", "keytool", "qemu-aarch64-static")
 
 
 @pytest.fixture(scope="session")
@@ -31,3 +41,54 @@ def java_classpath(java_tools: None, tmp_path_factory: pytest.TempPathFactory) -
     junit = [package(name).fetch() for name in ("junit", "hamcrest-core")]
     compile_java([APP / "java" / "org" / "minicpmv" / "core", JAVA], classes, *junit)
     return os.pathsep.join(map(str, [classes, *junit, package("android-all").fetch()]))
+
+
+@pytest.fixture(scope="session")
+def tools(java_tools: None) -> None:
+    missing = [tool for tool in TOOLS if shutil.which(tool) is None]
+    if missing:
+        pytest.skip(f"not installed: {', '.join(missing)}; Debian has them")
+
+
+@pytest.fixture(scope="session")
+def bundle(tools: None, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    if importlib.util.find_spec("ziglang") is None:
+        pytest.skip("ziglang is not installed; it compiles the engine")
+    folder = tmp_path_factory.mktemp("phone")
+    source = Checkpoint.open(write_checkpoint(folder / "checkpoint"))
+    plan = make_plan(source.config, source.untied_head, Recipe.load("q4f16_1"))
+    (folder / "bundle").mkdir()
+    about = Source(path=str(source.path), sha256=source.source_hash(), demo=False)
+    write_bundle(source, about, plan, ("android-arm64",), folder / "bundle", _quiet)
+    return Bundle.open(folder / "bundle")
+
+
+@pytest.fixture(scope="session")
+def key(tools: None, tmp_path_factory: pytest.TempPathFactory) -> Key:
+    return debug_key(tmp_path_factory.mktemp("config"))
+
+
+@pytest.fixture(scope="session")
+def apk(bundle: Bundle, key: Key, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("apk") / "chat.apk"
+    build_apk(plan_apk(bundle, None, embed=False), key, output, _quiet, password="")
+    return output
+
+
+@pytest.fixture
+def phone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakePhone:
+    state, folder = tmp_path / "phone", tmp_path / "bin"
+    state.mkdir()
+    folder.mkdir()
+    adb = folder / "adb"
+    adb.write_text(
+        f'#!/bin/sh\nexec {sys.executable} {Path(__file__).parent / "fake_adb.py"} "$@"\n'
+    )
+    adb.chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder), prepend=":")
+    monkeypatch.setenv("FAKE_ADB", str(state))
+    return FakePhone(state)
+
+
+def _quiet(stage: str, done: int, total: int) -> None:
+    """Shows nothing."""

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import importlib.util
 import json
 import re
-import shutil
 import subprocess
 import zipfile
 from pathlib import Path
@@ -18,49 +16,12 @@ from android.apk_info import ApkInfo
 from android.builder import PAGE, ApkError, build_apk, build_unsigned, plan_apk, version_code
 from android.signing import Key, debug_key, own_key
 from android.tools import ToolError, debian_packages, package, run
-from convert.bundle import Bundle, Source
-from convert.checkpoint import Checkpoint
+from convert.bundle import Bundle
 from convert.cli import main
-from convert.pipeline import write_bundle
-from convert.plan import Recipe, make_plan
 from quantize.errors import BundleError
 from tests.engine.elf import Elf
-from tests.tiny import write_checkpoint
 
 LIMIT = 4 << 20  # bytes of an APK without weights
-TOOLS = ("aapt2", "zipalign", "apksigner", "dexdump", "keytool", "qemu-aarch64-static")
-
-
-@pytest.fixture(scope="module")
-def tools(java_tools: None) -> None:
-    missing = [tool for tool in TOOLS if shutil.which(tool) is None]
-    if missing:
-        pytest.skip(f"not installed: {', '.join(missing)}; Debian has them")
-
-
-@pytest.fixture(scope="module")
-def bundle(tools: None, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    if importlib.util.find_spec("ziglang") is None:
-        pytest.skip("ziglang is not installed; it compiles the engine")
-    folder = tmp_path_factory.mktemp("phone")
-    source = Checkpoint.open(write_checkpoint(folder / "checkpoint"))
-    plan = make_plan(source.config, source.untied_head, Recipe.load("q4f16_1"))
-    (folder / "bundle").mkdir()
-    about = Source(path=str(source.path), sha256=source.source_hash(), demo=False)
-    write_bundle(source, about, plan, ("android-arm64",), folder / "bundle", _quiet)
-    return Bundle.open(folder / "bundle")
-
-
-@pytest.fixture(scope="module")
-def key(tools: None, tmp_path_factory: pytest.TempPathFactory) -> Key:
-    return debug_key(tmp_path_factory.mktemp("config"))
-
-
-@pytest.fixture(scope="module")
-def apk(bundle: Bundle, key: Key, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    output = tmp_path_factory.mktemp("apk") / "chat.apk"
-    build_apk(plan_apk(bundle, None, embed=False), key, output, _quiet, password="")
-    return output
 
 
 def test_what_android_reads(apk: Path) -> None:
