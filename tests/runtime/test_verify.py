@@ -115,7 +115,6 @@ def test_a_good_bundle_passes(bundle, capsys):
     assert layers == {"layer 0", "layer 1"}
 
 
-@pytest.mark.slow
 def test_the_phones_engine_passes(copy, capsys):
     if shutil.which(QEMU_PROGRAM) is None:
         pytest.skip(f"{QEMU_PROGRAM} is not installed; it runs the phone's program")
