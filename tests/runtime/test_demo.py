@@ -112,9 +112,7 @@ def test_the_tokenizer_is_of_the_real_ones_kind(tokenizer):
         assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
-def test_the_tokenizer_is_a_function_of_its_seed(tmp_path, tokenizer):
-    from runtime.demo.train import SEED
-
+def test_the_tokenizer_follows_from_the_wordings(tmp_path, tokenizer):
     train_tokenizer(tmp_path / "tokenizer.model", tokenizer.vocab_size)
     assert (tmp_path / "tokenizer.model").read_bytes() == (DEMO / "tokenizer.model").read_bytes()
 
