@@ -108,13 +108,14 @@ def main() -> int:
         folder = Path(scratch)
         print("building", file=sys.stderr)
         bundle = build_host_engine(folder, head="different").bundle
-        built = build_sanitized(bundle, folder, targets)
+        built = build_sanitized(bundle, folder / "programs", targets)
         for target in targets:
             found = folder / f"found-{target}"
             found.mkdir()
-            print(f"{target}: {fuzz(built, target, arguments.seconds // len(targets), found)}")
+            figures = fuzz(built, target, arguments.seconds // len(targets), found)
+            print(f"{target}: {figures}", flush=True)
             if arguments.merge:
-                print(f"{target}: {merge(built, target, found)} inputs kept")
+                print(f"{target}: {merge(built, target, found)} inputs kept", flush=True)
     return 0
 
 
