@@ -78,9 +78,12 @@ function onProgress(event) {
 }
 
 function onPicture(event) {
+  const isNew = picture === null || picture.id !== event.picture.id;
   picture = event.picture;
   drawComposer();
-  find('question').focus();
+  if (isNew) {
+    find('question').focus();
+  }
 }
 
 function onError(event) {
@@ -118,6 +121,7 @@ function wire() {
   });
   find('attached').querySelector('button').addEventListener('click', () => {
     picture = null;
+    send('drop');
     drawComposer();
     find('question').focus();
   });

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import mimetypes
 import queue
+import re
 import subprocess
 import threading
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from typing import Any
 
 from playwright.sync_api import Page, Route
 
-from android.builder import PAGE
+from android.builder import APP, PAGE
 
 ORIGIN = "https://app.local/"
 # Chromium's own bridge to this process stands in for the one that Android offers a page.
@@ -94,7 +95,7 @@ class Phone:
             self._events.put(json.loads(line))
 
     def _serve(self, route: Route) -> None:
-        """Serves the page as the app does; PageFiles.java has the same headers."""
+        """Serves the page as the app does."""
         path = route.request.url[len(ORIGIN) :]
         if path.startswith("picture/"):
             file = self._folder / "files" / "pictures" / (path.removeprefix("picture/") + ".jpg")
@@ -102,12 +103,16 @@ class Phone:
         elif path == "notices.txt":
             route.fulfill(body="notices", content_type="text/plain")
         elif (PAGE / path).is_file():
-            policy = (
-                "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
-                "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-            )
             kind = mimetypes.guess_type(path)[0]
-            headers = {"Content-Security-Policy": policy, "Content-Type": kind or "text/plain"}
+            headers = {"Content-Security-Policy": _policy(), "Content-Type": kind or "text/plain"}
             route.fulfill(path=PAGE / path, headers=headers)
         else:
             route.fulfill(status=404)
+
+
+def _policy() -> str:
+    """Returns the content security policy that the app gives its page."""
+    source = (APP / "java/org/minicpmv/core/PageFiles.java").read_text("utf-8")
+    match = re.search(r'"Content-Security-Policy",((?:[^;"]|"[^"]*")*)\);', source)
+    assert match is not None
+    return "".join(re.findall(r'"([^"]*)"', match[1]))

@@ -323,3 +323,49 @@ def test_texts_are_the_same_in_both_languages(start: Start) -> None:
     java = (PAGE.parent / "app/java/org/minicpmv/core/EngineException.java").read_text("utf-8")
     for code in set(re.findall(r'= "(\w+)";', java)) - {"cancelled"}:
         assert f"error_{code}" in tables["en"], code
+
+
+@pytest.mark.slow
+def test_the_demo_answers(browser: Browser, java_classpath: str, tmp_path: Path) -> None:
+    """The same page and logic over the real engine, which really sees the picture."""
+    from convert.bundle import Bundle, Source
+    from convert.checkpoint import Checkpoint
+    from convert.pipeline import HOST, add_golden, write_bundle
+    from convert.plan import Recipe, make_plan
+    from tests.android.phone import Phone
+
+    source = Checkpoint.open(None)
+    plan = make_plan(source.config, source.untied_head, Recipe.load("q4f16_1"))
+    (tmp_path / "bundle").mkdir()
+    about = Source(path="demo", sha256=source.source_hash(), demo=True)
+    folder = tmp_path / "bundle"
+    manifest = write_bundle(source, about, plan, (HOST,), folder, lambda *_: None)
+    add_golden(folder, manifest, lambda *_: None)
+    bundle = Bundle.open(folder)
+    phone = Phone(
+        browser.new_page(),
+        java_classpath,
+        tmp_path / "app",
+        bundle.path,
+        [str(bundle.program(HOST))],
+        beside=bundle.path / WEIGHTS,
+    )
+    phone.open()
+    phone.until("document.querySelector('#start.empty')")
+    phone.choose(PICTURE)
+    phone.page.click("#gallery")
+    phone.until("!document.querySelector('#attached').hidden")
+    ask(phone, "What colour is the shape?")
+    answered(phone, 1)
+    ask(phone, "这个图形是什么颜色？")
+    answered(phone, 2)
+    shoot(phone, "demo", tmp_path)
+    assert turns(phone)[1] == "Red."
+    assert "红" in turns(phone)[3]
+    phone.page.click("#open-settings")
+    phone.page.click("text=Self-check")
+    phone.page.click("text=Run the check")
+    phone.until("document.body.innerText.includes('All is well.')")
+    shoot(phone, "demo-check", tmp_path)
+    phone.close()
+    assert phone.errors == []

@@ -6,7 +6,10 @@ import java.io.ByteArrayInputStream;
 import java.io.IOException;
 import java.io.InputStream;
 
-/** Opens what the user chose, off the main thread: it may come from far away. */
+/**
+ * Opens what the user chose, off the main thread: it may come from far away. Other apps bring it,
+ * and their mistakes are not to end this one.
+ */
 final class Taking implements Runnable {
   private final App app;
   private final Uri chosen;
@@ -30,7 +33,7 @@ final class Taking implements Runnable {
   private void takePicture() {
     try (InputStream source = app.getContentResolver().openInputStream(chosen)) {
       app.assistant().addPicture(source);
-    } catch (IOException | SecurityException e) {
+    } catch (IOException | RuntimeException e) {
       app.assistant().addPicture(nothing()); // says that it is no picture
     } finally {
       PhotoProvider.forget(app);
@@ -41,7 +44,7 @@ final class Taking implements Runnable {
     try {
       AssetFileDescriptor file = app.getContentResolver().openAssetFileDescriptor(chosen, "r");
       app.assistant().importWeights(file.createInputStream(), file.getLength());
-    } catch (IOException | SecurityException e) {
+    } catch (IOException | RuntimeException e) {
       app.assistant().importWeights(nothing(), 0); // says what is wrong with it
     }
   }

@@ -25,6 +25,7 @@ public final class Assistant implements Closeable, Work.Changes {
   private final Work work;
   private final Object publishing = new Object(); // what is published last is the latest
   private volatile String current; // the chat on the page; null: a new one
+  private volatile JSONObject chosen; // a picture that is not asked about yet; null: none
 
   public Assistant(Host host, Places places) throws IOException {
     this.host = host;
@@ -54,7 +55,8 @@ public final class Assistant implements Closeable, Work.Changes {
   /** Takes the picture that the user chose; does not close the source. */
   public void addPicture(InputStream source) {
     try {
-      host.toPage(Json.object("event", "picture", "picture", pictures.add(source)));
+      chosen = pictures.add(source);
+      host.toPage(Json.object("event", "picture", "picture", chosen));
     } catch (EngineException e) {
       fail(e);
     }
@@ -103,6 +105,9 @@ public final class Assistant implements Closeable, Work.Changes {
     switch (name) {
       case "hello":
         onChange();
+        if (chosen != null) { // the page was ended while the user was in the camera
+          host.toPage(Json.object("event", "picture", "picture", chosen));
+        }
         break;
       case "open":
         open(Json.text(command, "chat"));
@@ -118,6 +123,9 @@ public final class Assistant implements Closeable, Work.Changes {
         break;
       case "picture":
         host.choosePicture(command.optBoolean("camera"));
+        break;
+      case "drop":
+        chosen = null;
         break;
       case "import":
         host.chooseWeights();
@@ -188,6 +196,7 @@ public final class Assistant implements Closeable, Work.Changes {
     chat.ask(command.optInt("from", chat.turns().size()), Turn.question(text, picture), now);
     chats.save(chat);
     current = chat.id;
+    chosen = null;
     work.answer(chat);
     publishChat();
   }

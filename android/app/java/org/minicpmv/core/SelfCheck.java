@@ -61,7 +61,13 @@ final class SelfCheck {
 
   /** The prompts whose answers were computed where the bundle was made. */
   private void checkAnswers() throws EngineException {
-    JSONObject line = keeper.request("selfcheck", new JSONObject(), listener);
+    JSONObject line;
+    try {
+      line = keeper.request("selfcheck", new JSONObject(), listener);
+    } catch (EngineException e) {
+      failed("answer", e);
+      return;
+    }
     for (JSONObject check : Json.objects(line.optJSONArray("checks"))) {
       String answer = check.optString("question") + " " + check.optString("text");
       boolean passed = check.optBoolean("passed");

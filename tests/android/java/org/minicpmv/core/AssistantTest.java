@@ -116,6 +116,19 @@ public final class AssistantTest {
   }
 
   @Test
+  public void aChosenPictureOutlivesThePage() throws Exception {
+    app.ready().say("do", "picture", "camera", true);
+    String id = app.await("picture").getJSONObject("picture").getString("id");
+    app.say("do", "hello");
+    assertEquals(id, app.await("picture").getJSONObject("picture").getString("id"));
+    app.say("do", "drop");
+    app.awaitIdle();
+    for (JSONObject event : app.events) {
+      assertFalse(event.getString("event").equals("picture"));
+    }
+  }
+
+  @Test
   public void whatIsNoPictureIsRefused() throws Exception {
     app.ready().assistant.addPicture(new ByteArrayInputStream(new byte[0]));
     assertEquals("invalid_picture", app.await("error").getString("code"));
