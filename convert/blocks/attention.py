@@ -14,7 +14,7 @@ were never written must hold finite numbers: a weight of 0 does not hide a NaN.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from tvm.script.ir_builder import tirx as T
@@ -36,7 +36,6 @@ from convert.blocks.tir import (
 )
 from convert.config import DecoderConfig
 
-QUERIES = 4  # that share a load of keys or values
 _MASKED = -1e30  # far below any score; its weight is exactly 0
 
 
@@ -60,10 +59,13 @@ class _Keys:
 
 
 def attention(
-    heads: int, head_dim: int, queries: int, keys: int, q: Heads, k: Heads, v: Heads
+    heads: int, head_dim: int, queries: int, keys: int, q: Heads, k: Heads, v: Heads, *, block: int
 ) -> Expr:
-    """Makes the kernel (q, k, v) -> (queries, heads * head_dim), without a mask; float32."""
-    tiles, lanes = -(-keys // LANES), lanes_of(head_dim)
+    """Makes the kernel (q, k, v) -> (queries, heads * head_dim), without a mask; float32.
+
+    Args: block: queries that share a load of keys or values.
+    """
+    tiles = -(-keys // LANES)
     with kernel("attention") as kern:
         q_rows = kern.tensor("q", (queries, q.columns))
         k_rows, v_rows = kern.tensor("k", (keys, k.columns)), kern.tensor("v", (keys, v.columns))
@@ -73,6 +75,13 @@ def attention(
             with T.grid(tiles, head_dim, LANES) as (tile, d, lane):
                 row = T.min(tile * LANES + lane, keys - 1)  # missing keys are masked below
                 store(turned, k_rows[row, k.first + head * head_dim + d], tile, d, lane)
+            # Rows of the packed tensor are far apart: each would cost a page of its own.
+            near = T.alloc_buffer((tiles * LANES, head_dim), "float32")
+            with T.serial(0, tiles * LANES) as slot:
+                row = T.min(slot, keys - 1)
+                for at, lanes in _parts(head_dim):
+                    part = v_rows[row, span(v.first + head * head_dim + at, lanes)]
+                    store(near, part, slot, span(at, lanes))
 
             def mask(scores: Expr, tile: Expr, _row: Expr) -> Expr:
                 return (
@@ -84,17 +93,16 @@ def attention(
             def query(row: Expr, d: Expr) -> Expr:
                 return q_rows[row, q.first + head * head_dim + d] * T.float32(head_dim**-0.5)
 
-            def value(slot: Expr, at: Expr) -> Expr:
-                row = T.min(slot, keys - 1)
-                return v_rows[row, span(v.first + head * head_dim + at, lanes)]
+            def value(slot: Expr, at: int, lanes: int) -> Expr:
+                return near[slot, span(at, lanes)]
 
             run = _Keys(tiles, T.int64(0), query, lambda tile, d: turned[tile, d, span(0)], mask)
-            scores = T.alloc_buffer((QUERIES, tiles * LANES), "float32")
+            scratch = _Scratch(block, tiles, head_dim)
 
             def attend(first: Expr, count: int) -> None:
-                _attend(scores, [run], first, count, head_dim, value, out, head * head_dim)
+                _attend(scratch, [run], first, count, head_dim, value, out, head * head_dim)
 
-            each_row_block(T.int64(queries), QUERIES, attend)
+            each_row_block(T.int64(queries), block, attend)
     return kern.function
 
 
@@ -155,13 +163,14 @@ def store_keys(c: DecoderConfig) -> Expr:
     return k.function
 
 
-def cached_attention(c: DecoderConfig) -> Expr:
+def cached_attention(c: DecoderConfig, block: int) -> Expr:
     """Makes the kernel (queries, keys, values, start, window, pinned) -> (L, D), float32.
 
     queries (L, 2, D) from `rotate_queries`; keys and values as `store_keys` left them, the L
-    queries' own among them; start is the first query's index.
+    queries' own among them; start is the first query's index. `block` queries share a load of
+    keys or values.
     """
-    dim, lanes = c.head_dim, lanes_of(c.head_dim)
+    dim = c.head_dim
     with kernel("cached_attention") as k:
         rows, tiles = k.length("rows"), k.length("tiles")
         queries = k.tensor("queries", (rows, 2, c.hidden_size))
@@ -181,7 +190,7 @@ def cached_attention(c: DecoderConfig) -> Expr:
             def key(tile: Expr, d: Expr) -> Expr:
                 return wide(keys[kv_head, tile, d, span(0)])
 
-            def value(slot: Expr, at: Expr) -> Expr:
+            def value(slot: Expr, at: int, lanes: int) -> Expr:
                 loaded = values[kv_head, slot // LANES, slot % LANES, span(at, lanes)]
                 return wide(loaded, lanes)
 
@@ -214,30 +223,42 @@ def cached_attention(c: DecoderConfig) -> Expr:
                 ),
                 _Keys(T.Bind(used), pinned_tiles, query(0), key, mask_recent),
             ]
-            scores = T.alloc_buffer((QUERIES, tiles * LANES), "float32")
+            scratch = _Scratch(block, tiles, dim)
 
             def attend(first: Expr, count: int) -> None:
-                _attend(scores, runs, first, count, dim, value, out, head * dim)
+                _attend(scratch, runs, first, count, dim, value, out, head * dim)
 
-            each_row_block(rows, QUERIES, attend)
+            each_row_block(rows, block, attend)
     return k.function
 
 
+class _Scratch:
+    """Where a head's block of queries stands, and its scores."""
+
+    def __init__(self, block: int, tiles: Expr, head_dim: int) -> None:
+        self.queries = T.alloc_buffer((block, head_dim), "float32")
+        self.scores = T.alloc_buffer((block, tiles * LANES), "float32")
+
+
 def _attend(
-    scores: Expr,
+    scratch: _Scratch,
     runs: list[_Keys],
     first: Expr,
     count: int,
     head_dim: int,
-    value: Callable[[Expr, Expr], Expr],
+    value: Callable[[Expr, int, int], Expr],
     out: Expr,
     column: Expr,
 ) -> None:
     """Attends with `count` queries from row `first` on: scores, softmax, weighted values."""
+    scores, asked = scratch.scores, scratch.queries
     largest = local((count, LANES))
     for m in range(count):
         store(largest, spread(T.float32(_MASKED)), m, span(0))
     for run in runs:
+        with T.serial(0, head_dim) as d:
+            for m in range(count):
+                store(asked, run.query(first + m, d), m, d)
         with T.serial(0, run.tiles) as i:
             tile = T.Bind(run.first + i)
             sums = local((count, LANES))
@@ -246,28 +267,36 @@ def _attend(
             with T.serial(0, head_dim) as d:
                 keys = T.Bind(run.key(tile, d))
                 for m in range(count):
-                    product = keys * spread(run.query(first + m, d))
+                    product = keys * spread(asked[m, d])
                     store(sums, sums[m, span(0)] + product, m, span(0))
             for m in range(count):
                 score = T.Bind(run.mask(sums[m, span(0)], tile, first + m))
                 store(scores, score, m, span(tile * LANES))
                 store(largest, T.max(largest[m, span(0)], score), m, span(0))
     factors = [_softmax(scores, largest, runs, m) for m in range(count)]
-    lanes = lanes_of(head_dim)
-    with T.serial(0, head_dim // lanes) as part:
+    for at, lanes in _parts(head_dim):
         mixed = local((count, lanes))
         for m in range(count):
             store(mixed, spread(T.float32(0), lanes), m, span(0, lanes))
         for run in runs:
             with T.serial(0, run.tiles * LANES) as i:
                 slot = T.Bind(run.first * LANES + i)
-                loaded = T.Bind(value(slot, part * lanes))
+                loaded = T.Bind(value(slot, at, lanes))
                 for m in range(count):
                     weighted = loaded * spread(scores[m, slot], lanes)
                     store(mixed, mixed[m, span(0, lanes)] + weighted, m, span(0, lanes))
         for m in range(count):
             result = mixed[m, span(0, lanes)] * spread(factors[m], lanes)
-            store(out, result, first + m, span(column + part * lanes, lanes))
+            store(out, result, first + m, span(column + at, lanes))
+
+
+def _parts(width: int) -> Iterator[tuple[int, int]]:
+    """Cuts a width into vectors (start, lanes): of 16 lanes, and for the rest of fewer."""
+    at = 0
+    while at < width:
+        lanes = min(LANES, 1 << (width - at).bit_length() - 1)
+        yield at, lanes
+        at += lanes
 
 
 def _softmax(scores: Expr, largest: Expr, runs: list[_Keys], m: int) -> Expr:

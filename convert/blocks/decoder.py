@@ -53,7 +53,7 @@ def decoder_layer(graph: Graph, c: DecoderConfig, scheme: GroupScheme) -> None:
         written = [packed, angles, start, pinned, keys, values]
         keys, values = graph.call_in_place(attention.store_keys(c), written, (4, 5))
         seen = [queries, keys, values, start, window, pinned]
-        mixed = graph.call(attention.cached_attention(c), seen, x.ty)
+        mixed = graph.call(attention.cached_attention(c, graph.products.queries), seen, x.ty)
         added = Linear(rows=d, columns=d, residual=c.residual_scale)
         y = _linear(graph, added, scheme, mixed, o, x)
         normed = graph.call(norm, [y, post_norm], x.ty)

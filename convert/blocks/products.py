@@ -30,6 +30,7 @@ class Products:
     # Tokens that share a load of weights: as many as the registers hold sums of.
     q4_tokens: int
     f16_tokens: int
+    queries: int  # that share a load of keys or values
 
 
 def unpack(packed: Sequence[Expr]) -> list[Expr]:
@@ -117,17 +118,21 @@ def _part(vector: Expr, lanes: int, index: int) -> Expr:
 
 
 _KNOWN = {
-    "vnni": Products(_vnni, q4_tokens=12, f16_tokens=14),
+    "vnni": Products(_vnni, q4_tokens=12, f16_tokens=14, queries=8),
     "avx2": Products(
-        _pairs(8, "llvm.x86.avx2.pmadd.ub.sw", "llvm.x86.avx2.pmadd.wd"), q4_tokens=4, f16_tokens=6
+        _pairs(8, "llvm.x86.avx2.pmadd.ub.sw", "llvm.x86.avx2.pmadd.wd"),
+        q4_tokens=4,
+        f16_tokens=6,
+        queries=4,
     ),
     "sse": Products(
         _pairs(4, "llvm.x86.ssse3.pmadd.ub.sw.128", "llvm.x86.sse2.pmadd.wd"),
         q4_tokens=2,
         f16_tokens=2,
+        queries=4,
     ),
-    "dotprod": Products(_sdot, q4_tokens=4, f16_tokens=6),
-    "neon": Products(_long, q4_tokens=2, f16_tokens=6),
+    "dotprod": Products(_sdot, q4_tokens=4, f16_tokens=6, queries=4),
+    "neon": Products(_long, q4_tokens=2, f16_tokens=6, queries=4),
 }
 
 

@@ -41,7 +41,14 @@ def vision_block(graph: Graph, c: VisionConfig) -> None:
         normed = graph.call(norm, [x, *norm1], hidden_type)
         packed = _linear(graph, Linear(rows=3 * d, columns=d, bias=True), normed, *qkv)
         heads = [Heads(3 * d, i * d) for i in range(3)]
-        attend = attention(c.num_heads, c.head_dim, c.num_patches, c.num_patches, *heads)
+        attend = attention(
+            c.num_heads,
+            c.head_dim,
+            c.num_patches,
+            c.num_patches,
+            *heads,
+            block=graph.products.queries,
+        )
         mixed = graph.call(attend, [packed] * 3, hidden_type)
         added = Linear(rows=d, columns=d, bias=True, residual=1.0)
         y = _linear(graph, added, mixed, *proj, x)
@@ -84,7 +91,14 @@ def resampler(graph: Graph, c: ResamplerConfig, patches: int) -> None:
         k = _linear(graph, keys, kv, k_weight, key_positions)
         biased = Linear(rows=d, columns=d, bias=True)
         v = _linear(graph, biased, kv, *v_proj)
-        attend = attention(c.num_heads, c.head_dim, c.query_num, patches, *[Heads(d)] * 3)
+        attend = attention(
+            c.num_heads,
+            c.head_dim,
+            c.query_num,
+            patches,
+            *[Heads(d)] * 3,
+            block=graph.products.queries,
+        )
         mixed = graph.call(attend, [query, k, v], query.ty)
         x = _linear(graph, biased, mixed, *out_proj)
         x = graph.call(norm, [x, *ln_post], x.ty)

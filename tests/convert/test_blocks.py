@@ -215,7 +215,7 @@ def test_attention(heads: int, dim: int, queries: int, keys: int, record_propert
     width = heads * dim
     q, packed = _normal(queries, width) * 3, _normal(keys, 2 * width + 1)
     k, v = Heads(2 * width + 1, 1), Heads(2 * width + 1, width + 1)
-    run = _compile(attention(heads, dim, queries, keys, Heads(width), k, v))
+    run = _compile(attention(heads, dim, queries, keys, Heads(width), k, v, block=4))
     out = np.empty_like(q)
     run([q, packed, packed], [out])
     split = [
