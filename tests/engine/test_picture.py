@@ -101,7 +101,7 @@ def _file(width: int, height: int, body: int, **header: int | bytes) -> bytes:
 BAD_FILES = {
     "empty": (b"", "too short"),
     "half a header": (_file(1, 1, 3)[:12], "too short"),
-    "a header alone": (_file(1, 1, 0), "too short"),
+    "a header alone": (_file(1, 1, 0), "1 x 1 pixels do not take 0 bytes"),
     "another magic": (_file(1, 1, 3, magic=b"MCPMVRGC"), "not a file of decoded pixels"),
     "a PNG": (b"\x89PNG\r\n\x1a\n" + bytes(100), "not a file of decoded pixels"),
     "a later version": (_file(1, 1, 3, version=2), "version 2; expected 1"),
