@@ -12,6 +12,10 @@ namespace minicpmv {
 // Returns the processor's name, as /proc/cpuinfo has it; empty where it has none.
 std::string CpuName();
 
+// Returns how many cores this process may use, on x86-64, where the system shows two logical
+// processors for a core that has two; 0 elsewhere, where TVM tells fast cores from slow ones.
+int DefaultThreads();
+
 // Returns the machine's memory, bytes.
 int64_t MemoryBytes();
 

@@ -27,9 +27,14 @@ void SetThreads() {
   // TVM binds threads to cores counted from the first, whichever of them this process may use;
   // the system knows better where there is room.
   setenv("TVM_BIND_THREADS", "0", 0);
+  constexpr char kVariable[] = "TVM_NUM_THREADS";
+  // On x86-64 TVM takes half of the processors, as if each were half a core.
+  if (const int cores = DefaultThreads(); cores > 0) {
+    setenv(kVariable, std::to_string(cores).c_str(), 0);
+  }
   // As many as were asked for, not only as many as there are fast cores.
   constexpr int kFastCores = 1;
-  const char* wanted = std::getenv("TVM_NUM_THREADS");
+  const char* wanted = std::getenv(kVariable);
   const int threads = wanted == nullptr ? 0 : std::atoi(wanted);
   if (threads < 1) return;
   tvm::ffi::Function::GetGlobalRequired("runtime.config_threadpool")(kFastCores, threads);
