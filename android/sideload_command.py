@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +13,15 @@ from typing import TYPE_CHECKING
 from android.tools import ToolError
 
 if TYPE_CHECKING:
-    from android.adb import Adb, PhoneInfo
     from android.apk_info import ApkInfo
     from convert.bundle import Bundle
+    from runtime.adb import Adb, PhoneInfo
 
 NAME = "sideload"
 HELP = "install the app on a phone, and put the weights beside it"
+log = logging.getLogger(__name__)
 _SPARE_BYTES = 200 << 20  # that stay free on the phone
+_SYSTEM_BYTES = 1 << 30  # of memory that a phone needs for itself
 _MANIFEST_IN_APK = "assets/bundle/bundle.json"
 _WEIGHTS_IN_APK = "assets/bundle/weights.safetensors"
 # Where the app looks; the second for phones on which a PC may not write into an app's folder.
@@ -31,7 +34,7 @@ class SideloadConfig:
 
     apk: Path
     bundle: Path | None  # None: the weights are in the APK, or on the phone already
-    device: str | None
+    serial: str | None
     json: bool
 
 
@@ -40,16 +43,22 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("apk", metavar="APK", nargs="?", type=Path, default=Path("chat.apk"), help="the app")
     add("--bundle", metavar="DIR", type=Path, help="the bundle that it was made of")
-    add("--device", metavar="SERIAL", help="which phone, where several are connected")
+    add(
+        *("--device", "--serial"),
+        dest="serial",
+        metavar="SERIAL",
+        help="which phone (default: $ANDROID_SERIAL, or the only one)",
+    )
     add("--json", action="store_true", help="print JSON")
 
 
 def run(args: argparse.Namespace) -> int:
     """Installs, copies, starts."""
-    from android.adb import Adb
     from android.apk_info import ApkInfo
+    from android.installing import install
     from convert.bundle import Bundle
     from convert.console import Size, messages
+    from runtime.adb import connect
 
     config = SideloadConfig(
         **{name: getattr(args, name) for name in SideloadConfig.__dataclass_fields__}
@@ -57,13 +66,14 @@ def run(args: argparse.Namespace) -> int:
     app = ApkInfo.read(config.apk)
     bundle = None if config.bundle is None else Bundle.open(config.bundle)
     _check_pair(config.apk, bundle)
-    adb = Adb(config.device)
+    adb = connect(config.serial)
     phone = adb.info()
-    _say = messages().print
-    _say(f"{phone.model}: API {phone.api}, {Size(phone.memory_bytes)} of memory", markup=False)
+    _say(f"{phone.model}: API {phone.api}, {Size(phone.memory_bytes)} of memory")
     _check_phone(app, phone)
+    if bundle is not None:
+        _check_memory(bundle, phone)
     with messages().status("installing"):
-        adb.install(config.apk, app.package)
+        install(adb, config.apk, app.package)
         adb.shell(f"am force-stop {app.package}")
     folder = None if bundle is None else _copy_weights(adb, app.package, bundle)
     adb.shell(f"am start -n {app.package}/.MainActivity")
@@ -72,8 +82,14 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps({**about, "package": app.package, "weights": folder}))
     else:
         where = "" if folder is None else f"; weights in {folder}"
-        _say(f"{app.package} {app.version_name} is installed and started{where}", markup=False)
+        _say(f"{app.package} {app.version_name} is installed and started{where}")
     return 0
+
+
+def _say(text: str) -> None:
+    from convert.console import messages
+
+    messages().print(text, markup=False, soft_wrap=True)
 
 
 def _check_pair(apk: Path, bundle: Bundle | None) -> None:
@@ -96,46 +112,60 @@ def _check_pair(apk: Path, bundle: Bundle | None) -> None:
 
 
 def _check_phone(app: ApkInfo, phone: PhoneInfo) -> None:
-    from android.adb import PhoneError
+    from runtime.adb import AdbError
 
     if phone.api < app.min_sdk:
-        raise PhoneError(
+        raise AdbError(
             f"{phone.model}: has Android API {phone.api}; the app needs {app.min_sdk} (Android 8)"
         )
     if not set(app.abis) & set(phone.abis):
-        raise PhoneError(
+        raise AdbError(
             f"{phone.model}: runs {', '.join(phone.abis)}; the app has {', '.join(app.abis)}"
+        )
+
+
+def _check_memory(bundle: Bundle, phone: PhoneInfo) -> None:
+    """Weights that do not fit into memory are read again and again: slow, but not wrong."""
+    from convert.bundle import WEIGHTS
+    from convert.console import Size
+
+    size = bundle.manifest.files[WEIGHTS].size
+    if phone.memory_bytes < size + _SYSTEM_BYTES:
+        log.warning(
+            f"{phone.model} has {Size(phone.memory_bytes)} of memory, the weights take "
+            f"{Size(size)}: the app will be slow, or Android will end it"
         )
 
 
 def _copy_weights(adb: Adb, package: str, bundle: Bundle) -> str:
     """Puts the weights where the app finds them; returns the folder."""
-    from android.adb import PhoneError
     from convert.bundle import WEIGHTS
-    from convert.console import Bars, Size, messages
+    from convert.console import Bars, Size
+    from runtime.adb import AdbError
 
     record = bundle.manifest.files[WEIGHTS]
     folders = [folder.format(package=package) for folder in _FOLDERS]
     folder = next((folder for folder in folders if adb.can_write(folder)), None)
     if folder is None:
-        raise PhoneError(f"{adb.serial}: can write neither to {folders[0]} nor to {folders[1]}")
+        raise AdbError(f"{adb.serial}: can write neither to {folders[0]} nor to {folders[1]}")
     target = f"{folder}/{WEIGHTS}"
-    if adb.size(target) == record.size and adb.sha256(target) == record.sha256:
-        messages().print("the weights are on the phone already", markup=False)
+    if adb.size(target) == record.size and adb.sha256(target, record.size) == record.sha256:
+        _say("the weights are on the phone already")
         return folder
-    free = adb.free_bytes(folder)
-    if free < record.size + _SPARE_BYTES:
-        raise PhoneError(
-            f"{adb.serial}: {Size(free)} are free below {folder}; the weights take "
-            f"{Size(record.size)}, and {Size(_SPARE_BYTES)} must stay free"
+    adb.clear(target, record.sha256)  # another bundle's are of no use to the app that is there now
+    free, needed = adb.free_bytes(folder), record.size - adb.arrived(target, record.sha256)
+    if free < needed + _SPARE_BYTES:
+        raise AdbError(
+            f"{adb.serial}: {Size(free)} are free below {folder}; the weights take {Size(needed)}, "
+            f"and {Size(_SPARE_BYTES)} must stay free"
         )
     if folder == folders[1]:
         adb.shell(f"chmod 755 {folder}")  # an app may read there what everybody may
     with Bars() as bars:
-        adb.copy(
+        adb.push(
             bundle.path / WEIGHTS,
             target,
-            record.sha256,
-            lambda done, total: bars("weights", done, total),
+            lambda done: bars("weights", done, record.size),
+            sha256=record.sha256,
         )
     return folder

@@ -1,31 +1,76 @@
-"""Commands to a phone through `adb`, the Android Debug Bridge."""
+"""A phone through `adb`, the Android Debug Bridge: its shell, its files, what it is.
+
+The only client of adb. Copies go through the phone's shell, so that one that broke goes on.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
+import select
 import shlex
 import shutil
 import subprocess
-import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from quantize.errors import ToolkitError
 
 PROGRAM = "adb"
 SERIAL_VARIABLE = "ANDROID_SERIAL"
-_QUICK_SECONDS = 60.0
+READY = "device"  # the state of a phone that can be used
+QUICK_SECONDS = 60.0  # for a command, and for a copy to move on
 _SLOWEST_BYTES_S = 250_000  # an old phone on a bad cable
-_LOOK_SECONDS = 1.0  # between two looks at how much of a file has arrived
+_BLOCK = 1 << 20  # bytes
+_TRIES = 3  # of a copy that breaks
+_WAIT_SECONDS = 20.0  # for a phone that went away
+_FULL = "No space left"
 _STATES = {
-    "unauthorized": "allow USB debugging on its screen",
-    "offline": "unplug it and plug it in again, or try `adb reconnect`",
-    "no permissions": "this user may not use its USB port; see `adb devices -l`",
+    "unauthorized": "it asks whether it trusts this PC; answer on its screen",
+    "authorizing": "it asks whether it trusts this PC; answer on its screen",
+    "offline": "it does not answer; unplug it and plug it in again, or try `adb reconnect`",
+    "no permissions": "this user may not use its USB port; Debian's package "
+    "android-sdk-platform-tools-common has the rules for that",
+    "recovery": "it is in recovery mode; restart it",
+    "bootloader": "it is in its boot loader; restart it",
+    "sideload": "it waits for a system update; restart it",
 }
+# What adb prints, on whichever stream, when its server starts or is of another version.
+_NOISE = re.compile(r"\* daemon |\* failed to start daemon|adb server (version|is out of date)")
+
+OnBytes = Callable[[int], None]  # bytes that have arrived
 
 
 class AdbError(ToolkitError):
     """A phone cannot be reached, or refused a command."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhoneInfo:
+    """What a phone is."""
+
+    model: str
+    abis: tuple[str, ...]  # its own first, then those that it imitates
+    api: int
+    memory_bytes: int
+
+
+@dataclass(frozen=True)
+class Said:
+    """How a command of adb ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def reason(self) -> str:
+        """The line that says why it failed."""
+        lines = (self.err.strip() or self.out.strip()).splitlines() or ["no message"]
+        return lines[-1].strip()
 
 
 class Adb:
@@ -42,13 +87,83 @@ class Adb:
         """Returns the command line that runs a script on the phone, without a terminal."""
         return self.command("shell", "-T", script)
 
+    def run(self, what: str, *arguments: str, seconds: float = QUICK_SECONDS) -> Said:
+        """Runs a command of adb, whatever comes of it.
+
+        Args:
+            what: names it in messages.
+            arguments: of adb.
+            seconds: how long it may take.
+
+        Raises:
+            AdbError: it takes longer.
+        """
+        try:
+            return _run(self.command(*arguments), seconds)
+        except TimeoutError:
+            raise self._too_long(what) from None
+
     def shell(self, script: str) -> str:
         """Runs a script on the phone and returns what it printed.
 
         Raises:
             AdbError: it failed, or takes too long.
         """
-        return self._run(self.shell_command(script), f"`{script:.60}`")
+        what = f"`{script:.60}`"
+        return self._checked(what, self.run(what, "shell", "-T", script))
+
+    def try_shell(self, script: str) -> str | None:
+        """Runs a script that may fail; None if it did."""
+        said = self.run(f"`{script:.60}`", "shell", "-T", script)
+        return None if said.code else said.out
+
+    def info(self) -> PhoneInfo:
+        """Asks the phone what it is.
+
+        Raises:
+            AdbError: it does not say.
+        """
+        names = ("ro.product.model", "ro.product.cpu.abilist", "ro.build.version.sdk")
+        script = "".join(f"getprop {name}; " for name in names) + "cat /proc/meminfo"
+        lines = [line.strip() for line in self.shell(script).splitlines()]
+        model, abis, api, *memory = [*lines, "", "", ""]
+        total = next((m for line in memory if (m := re.match(r"MemTotal:\s+(\d+) kB", line))), None)
+        if not api.isdecimal() or total is None or not abis:
+            raise AdbError(f"{self.serial}: does not say which Android and processor it has")
+        return PhoneInfo(
+            model=model or self.serial,
+            abis=tuple(abis.split(",")),
+            api=int(api),
+            memory_bytes=int(total[1]) * 1024,
+        )
+
+    def free_bytes(self, folder: str) -> int:
+        """Returns how much may be written below a folder."""
+        lines = self.shell(f"df -k {shlex.quote(folder)}").splitlines()
+        fields = lines[-1].split() if lines else []
+        if len(fields) < 4 or not fields[3].isdecimal():
+            raise AdbError(f"{self.serial}: does not say what space is free below {folder}")
+        return int(fields[3]) * 1024
+
+    def can_write(self, folder: str) -> bool:
+        """Makes a folder if need be; says whether files can be written into it."""
+        quoted = shlex.quote(folder)
+        script = f"mkdir -p {quoted} && touch {quoted}/.try && rm {quoted}/.try"
+        return self.try_shell(script) is not None
+
+    def size(self, path: str) -> int | None:
+        """Returns a file's size, None if there is none."""
+        text = (self.try_shell(f"stat -c %s {shlex.quote(path)}") or "").strip()
+        return int(text) if text.isdecimal() else None
+
+    def sha256(self, path: str, size: int) -> str | None:
+        """Returns the hash of a file of that size, None if the phone has no program for that."""
+        seconds = QUICK_SECONDS + size / _SLOWEST_BYTES_S
+        said = self.run(
+            "sha256sum", "shell", "-T", f"sha256sum {shlex.quote(path)}", seconds=seconds
+        )
+        match = re.match(r"([0-9a-f]{64})\b", said.out)
+        return match[1] if said.code == 0 and match else None
 
     def pull(self, remote: str, local: Path) -> None:
         """Copies a file from the phone.
@@ -56,49 +171,105 @@ class Adb:
         Raises:
             AdbError: it could not be copied.
         """
-        self._run(self.command("pull", remote, str(local)), f"pull {remote}")
+        what = f"pull {remote}"
+        self._checked(what, self.run(what, "pull", remote, str(local)))
 
-    def push(self, local: Path, remote: str, on_bytes: Callable[[int], None] | None = None) -> None:
-        """Copies a file to the phone.
+    def clear(self, remote: str, sha256: str) -> None:
+        """Removes a file, and what arrived of others for its place; keeps what did of this one."""
+        quoted, mine = shlex.quote(remote), shlex.quote(_partial(remote, sha256))
+        self.shell(
+            f'rm -f {quoted}; for part in {quoted}.part-*; do [ "$part" = {mine} ] || '
+            'rm -f "$part"; done'
+        )
+
+    def arrived(self, remote: str, sha256: str) -> int:
+        """Returns how many bytes of a file an earlier `push` that broke has brought."""
+        return self.size(_partial(remote, sha256)) or 0
+
+    def push(
+        self,
+        local: Path,
+        remote: str,
+        on_bytes: OnBytes = lambda count: None,
+        *,
+        sha256: str | None = None,
+    ) -> None:
+        """Copies a file to the phone; what an earlier try brought is kept.
 
         Args:
             local: what to copy.
-            remote: its path there.
-            on_bytes: hears now and then how many bytes have arrived.
+            remote: its path there; appears when it is whole.
+            on_bytes: hears how many bytes have arrived.
+            sha256: of the file, where it is known.
 
         Raises:
-            AdbError: it could not be copied.
+            AdbError: the phone went away, ran full, or got something else.
         """
-        seconds = _QUICK_SECONDS + local.stat().st_size / _SLOWEST_BYTES_S
-        look = None if on_bytes is None else lambda: on_bytes(self._size(remote))
-        self._run(self.command("push", str(local), remote), f"push {local.name}", seconds, look)
-
-    def _size(self, remote: str) -> int:
-        """Returns a file's size; 0 where there is none yet."""
-        text = self.shell(f"stat -c %s {shlex.quote(remote)} 2>/dev/null || echo 0").strip()
-        return int(text) if text.isdecimal() else 0
-
-    def _run(
-        self,
-        command: list[str],
-        what: str,
-        seconds: float = _QUICK_SECONDS,
-        look: Callable[[], None] | None = None,
-    ) -> str:
-        process = _start(command)
-        try:
-            out, err = _finish(process, seconds, look)
-        except TimeoutError:
+        total = local.stat().st_size
+        sha256 = sha256 or _hash(local)
+        partial = _partial(remote, sha256)
+        quoted = shlex.quote(partial)
+        done, problem = 0, ""
+        for _ in range(_TRIES):
+            start = self.size(partial) or 0
+            if start > total:
+                self.shell(f"rm {quoted}")
+                start = 0
+            problem = self._append(local, start, partial, on_bytes)
+            done = self.size(partial) or 0
+            if done == total:
+                break
+            if _FULL in problem:
+                self.try_shell(f"rm -f {quoted}")
+                raise AdbError(
+                    f"{self.serial}: push {local.name} failed: {problem}; the phone is full, and "
+                    "what had arrived was removed: free some space, and try again"
+                )
+            self._wait()
+        else:
             raise AdbError(
-                f"{self.serial}: {what} took too long; is the phone still connected?"
-            ) from None
+                f"{self.serial}: push {local.name} failed: {done / 2**20:,.0f} of "
+                f"{total / 2**20:,.0f} MiB are on the phone: {problem}; the same command goes on "
+                "from there"
+            )
+        found = self.sha256(partial, total)
+        if found is not None and found != sha256:
+            self.shell(f"rm {quoted}")
+            raise AdbError(
+                f"{self.serial}: push {local.name} failed: it arrived damaged and was removed; try "
+                "another cable"
+            )
+        self.shell(f"chmod 644 {quoted} && mv {quoted} {shlex.quote(remote)}")
+
+    def _append(self, local: Path, start: int, remote: str, on_bytes: OnBytes) -> str:
+        """Sends a file's rest; returns what went wrong, if anything did."""
+        process = _start(self.shell_command(f"cat >> {shlex.quote(remote)}"), subprocess.PIPE)
+        assert process.stdin is not None
+        try:
+            with local.open("rb") as file:
+                file.seek(start)
+                _feed(process.stdin, file, start, on_bytes)
+            _, err = process.communicate(timeout=QUICK_SECONDS)
+        except (TimeoutError, subprocess.TimeoutExpired):
+            return "the phone takes nothing any more"
         finally:
-            process.kill()
-            process.communicate()
-        if process.returncode:
-            lines = (err.strip() or out.strip()).splitlines() or ["no message"]
-            raise AdbError(f"{self.serial}: {what} failed: {lines[-1]}")
-        return out
+            _end(process)
+        lines = [line for line in _text(err).splitlines() if line.strip()]
+        return lines[0].strip() if lines else "the connection broke"
+
+    def _wait(self) -> None:
+        try:
+            _run(self.command("wait-for-device"), _WAIT_SECONDS)
+        except TimeoutError:
+            return  # the next try says that it is gone
+
+    def _checked(self, what: str, said: Said) -> str:
+        if said.code:
+            raise AdbError(f"{self.serial}: {what} failed: {said.reason}")
+        return said.out
+
+    def _too_long(self, what: str) -> AdbError:
+        return AdbError(f"{self.serial}: {what} took too long; is the phone still connected?")
 
 
 def connect(serial: str | None = None) -> Adb:
@@ -110,18 +281,14 @@ def connect(serial: str | None = None) -> Adb:
     Raises:
         AdbError: adb is not installed; the phone is not connected, or not ready; there are several.
     """
-    if shutil.which(PROGRAM) is None:
-        raise AdbError(
-            f"{PROGRAM} is not installed; Debian has it in the package adb, Android in its "
-            "platform tools"
-        )
-    states = _devices()
+    states = devices()
     serial = serial or os.environ.get(SERIAL_VARIABLE) or None
     if serial is None:
         if not states:
             raise AdbError(
-                "no phone is connected; switch on USB debugging in its developer options, plug it "
-                "in, and see whether `adb devices` lists it"
+                "no phone is connected; plug one in and allow USB debugging in its developer "
+                "options (seven taps on the build number show them), then see whether "
+                "`adb devices` lists it"
             )
         if len(states) > 1:
             raise AdbError(
@@ -133,63 +300,108 @@ def connect(serial: str | None = None) -> Adb:
         raise AdbError(
             f"phone {serial} is not connected; `adb devices` lists {', '.join(states) or 'none'}"
         )
-    if states[serial] != "device":
-        advice = next((a for s, a in _STATES.items() if states[serial].startswith(s)), "try again")
-        raise AdbError(f"phone {serial} is not ready ({states[serial]}): {advice}")
+    if states[serial] != READY:
+        raise AdbError(f"phone {serial} is not ready ({states[serial]}): {advice(states[serial])}")
     return Adb(serial)
 
 
-def _devices() -> dict[str, str]:
-    """Returns the states of the connected phones by their serial numbers."""
-    process = _start([PROGRAM, "devices"])
+def devices() -> dict[str, str]:
+    """Returns the states of the connected phones by their serial numbers.
+
+    Raises:
+        AdbError: adb is not installed, or its server does not work.
+    """
+    if shutil.which(PROGRAM) is None:
+        raise AdbError(
+            f"{PROGRAM} is not installed; Debian has it in the package adb: sudo apt-get install "
+            "adb; elsewhere it is in Android's platform tools"
+        )
     try:
-        out, err = _finish(process, _QUICK_SECONDS)
+        said = _run([PROGRAM, "devices"], QUICK_SECONDS)
     except TimeoutError:
         raise AdbError("`adb devices` does not answer; try `adb kill-server`") from None
-    finally:
-        process.kill()
-        process.communicate()
-    if process.returncode:
-        raise AdbError(f"`adb devices` failed: {(err.strip() or out.strip())[-200:]}")
-    _, _, listed = out.partition("List of devices attached")
+    if said.code:
+        raise AdbError(f"`adb devices` failed: {said.reason}; try `adb kill-server`")
+    _, _, listed = said.out.partition("List of devices attached")
     pairs = (line.split("\t", 1) for line in listed.splitlines() if "\t" in line)
-    return {serial.strip(): state.strip() for serial, state in pairs}
+    return {serial.strip(): state.split(";")[0].strip() for serial, state in pairs}
 
 
-def _start(command: list[str]) -> subprocess.Popen[str]:
+def advice(state: str) -> str:
+    """Says what to do with a phone that is in a state other than `READY`."""
+    return next((a for start, a in _STATES.items() if state.startswith(start)), "try again")
+
+
+def _partial(remote: str, sha256: str) -> str:
+    """Returns under which name a file arrives: its own, so that only its own parts are kept."""
+    return f"{remote}.part-{re.sub('[^0-9a-z]', '', sha256)[:8]}"  # a manifest's: from outside
+
+
+def _hash(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _feed(pipe: IO[bytes], file: IO[bytes], done: int, on_bytes: OnBytes) -> None:
+    """Writes a file's rest into a pipe; ends early where nobody reads it.
+
+    Raises:
+        TimeoutError: the reader takes nothing for long.
+    """
+    os.set_blocking(pipe.fileno(), False)
+    on_bytes(done)
+    try:
+        while block := file.read(_BLOCK):
+            rest = memoryview(block)
+            while rest:
+                if not select.select([], [pipe], [], QUICK_SECONDS)[1]:
+                    raise TimeoutError
+                rest = rest[os.write(pipe.fileno(), rest) :]
+            done += len(block)
+            on_bytes(done)
+    except BrokenPipeError:
+        pass  # the process has ended; it says why
+
+
+def _run(command: list[str], seconds: float) -> Said:
+    """Runs a program.
+
+    Raises:
+        TimeoutError: it takes longer.
+    """
+    process = _start(command, subprocess.DEVNULL)
+    try:
+        out, err = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        raise TimeoutError from None
+    finally:
+        _end(process)
+    return Said(process.returncode, _text(out), _text(err))
+
+
+def _start(command: list[str], stdin: int) -> subprocess.Popen[bytes]:
+    pipe = subprocess.PIPE
     try:
         # In a session of its own: an interrupt is for whoever waits here, not for adb.
         return subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            encoding="utf-8",
-            errors="replace",
-            start_new_session=True,
+            command, stdin=stdin, stdout=pipe, stderr=pipe, start_new_session=True
         )
     except OSError as error:
         raise AdbError(f"{command[0]}: does not start: {error.strerror or error}") from error
 
 
-def _finish(
-    process: subprocess.Popen[str], seconds: float, look: Callable[[], None] | None = None
-) -> tuple[str, str]:
-    """Waits for a process; returns what it printed, and its errors.
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    for stream in (process.stdin, process.stdout, process.stderr):
+        if stream is not None:
+            stream.close()
+    process.wait()
 
-    Args:
-        process: one of `_start`.
-        seconds: how long it may take.
-        look: called now and then meanwhile.
 
-    Raises:
-        TimeoutError: it takes longer.
-    """
-    deadline = time.monotonic() + seconds
-    while (left := deadline - time.monotonic()) > 0:
-        try:
-            return process.communicate(timeout=left if look is None else min(left, _LOOK_SECONDS))
-        except subprocess.TimeoutExpired:
-            if look is not None:
-                look()
-    raise TimeoutError
+def _text(output: bytes) -> str:
+    """Decodes what adb printed, without what it says of its server."""
+    lines = output.decode(errors="replace").splitlines(keepends=True)
+    return "".join(line for line in lines if not _NOISE.match(line))

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 import secrets
 import shlex
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from convert.bundle import MANIFEST, Bundle, FileRecord
 from quantize.errors import BundleError
-from runtime.adb import Adb, AdbError
+from runtime.adb import Adb, AdbError, PhoneInfo
 from runtime.engine_client import EngineClient
 from runtime.engine_options import ADB
 from runtime.places import PHONE, Progress, threads_environment
@@ -56,7 +57,7 @@ class Phone:
         self.engine, self.description = ADB, f"engine of phone {adb.serial}"
         self.bundle = Path()  # the engine is started in it
         self._adb, self._source = adb, bundle
-        self.target = _target_of(adb)
+        self.target = target_of(adb.serial, adb.info())
         self._program = bundle.program(self.target).relative_to(bundle.path).as_posix()
         identity = bundle.manifest.targets[self.target].program_id
         if not re.fullmatch(r"[0-9a-zA-Z]{8,}", identity):
@@ -69,26 +70,29 @@ class Phone:
         """Pushes what is not there already with the same size and hash; see `Place`.
 
         Raises:
-            AdbError: a file could not be copied.
+            AdbError: a file could not be copied, or the phone has no room for it.
         """
         files = self._files()
         missing = self._missing(files)
+        if not missing:
+            return
         total = sum(files[name].size for name in missing)
+        paths = {name: f"{self._folder}/{name}" for name in missing}
+        self._make_folders(paths.values())
+        for name, remote in paths.items():
+            self._adb.shell(f"rm -f {shlex.quote(remote + _STAMP)}")
+            self._adb.clear(remote, files[name].sha256)
+        self._require_room(total - sum(self._adb.arrived(paths[n], files[n].sha256) for n in paths))
         done = 0
-        for name in missing:
+        for name, remote in paths.items():
 
             def arrived(count: int, before: int = done) -> None:
                 progress("push to the phone", before + count, total)
 
-            arrived(0)
-            remote = f"{self._folder}/{name}"
+            self._adb.push(self._source.path / name, remote, arrived, sha256=files[name].sha256)
             stamp = shlex.quote(remote + _STAMP)
-            parent = shlex.quote(remote.rpartition("/")[0])
-            self._adb.shell(f"mkdir -p {parent} && rm -f {stamp}")
-            self._adb.push(self._source.path / name, remote, arrived)
             self._adb.shell(f"echo {shlex.quote(files[name].sha256)} > {stamp}")
             done += files[name].size
-            progress("push to the phone", done, total)
 
     def start(self) -> EngineClient:
         """See `Place`."""
@@ -105,6 +109,18 @@ class Phone:
             name=self.description,
             files=PhoneFiles(self._adb, self._folder, exchange),
         )
+
+    def _make_folders(self, paths: Iterable[str]) -> None:
+        folders = {shlex.quote(path.rpartition("/")[0]) for path in paths}
+        self._adb.shell(f"mkdir -p {' '.join(sorted(folders))}")
+
+    def _require_room(self, needed: int) -> None:
+        free = self._adb.free_bytes(self._folder)
+        if free < needed:
+            raise AdbError(
+                f"{self._adb.serial}: {free / 2**20:,.0f} MiB are free below {self._folder}; "
+                f"{needed / 2**20:,.0f} MiB are needed there"
+            )
 
     def _files(self) -> dict[str, FileRecord]:
         """Returns what the phone needs of the bundle: all but other targets' programs."""
@@ -130,13 +146,16 @@ class Phone:
         ]
 
 
-def _target_of(adb: Adb) -> str:
-    """Returns the target whose program a phone can run."""
-    abis = adb.shell("getprop ro.product.cpu.abilist").strip().split(",")
-    for abi in abis:  # its own first, then those that it imitates
+def target_of(serial: str, phone: PhoneInfo) -> str:
+    """Returns the target whose program a phone can run.
+
+    Raises:
+        AdbError: none.
+    """
+    for abi in phone.abis:  # its own first, then those that it imitates
         if abi in _TARGETS:
             return _TARGETS[abi]
     raise AdbError(
-        f"phone {adb.serial} runs {', '.join(abis)}; the engine is for {' and '.join(_TARGETS)}: "
+        f"phone {serial} runs {', '.join(phone.abis)}; the engine is for {' and '.join(_TARGETS)}: "
         "a 64-bit system"
     )

@@ -3,7 +3,6 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ from convert.bundle import Bundle, Source
 from convert.checkpoint import Checkpoint
 from convert.pipeline import write_bundle
 from convert.plan import Recipe, make_plan
-from tests.android.fake_phone import FakePhone
+from tests.fake_phone import FakePhone, fake_phone
 from tests.tiny import write_checkpoint
 
 JAVA = Path(__file__).parent / "java"
@@ -77,17 +76,7 @@ def apk(bundle: Bundle, key: Key, tmp_path_factory: pytest.TempPathFactory) -> P
 
 @pytest.fixture
 def phone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakePhone:
-    state, folder = tmp_path / "phone", tmp_path / "bin"
-    state.mkdir()
-    folder.mkdir()
-    adb = folder / "adb"
-    adb.write_text(
-        f'#!/bin/sh\nexec {sys.executable} {Path(__file__).parent / "fake_adb.py"} "$@"\n'
-    )
-    adb.chmod(0o755)
-    monkeypatch.setenv("PATH", str(folder), prepend=":")
-    monkeypatch.setenv("FAKE_ADB", str(state))
-    return FakePhone(state)
+    return fake_phone(tmp_path, monkeypatch)
 
 
 def _quiet(stage: str, done: int, total: int) -> None:

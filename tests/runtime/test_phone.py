@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
-import time
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ from PIL import Image
 from convert import cli
 from convert.bundle import Bundle
 from quantize.errors import BundleError
-from runtime.adb import Adb, AdbError, connect
+from runtime.adb import AdbError
 from runtime.chat import ChatModel
 from runtime.engine_options import EngineOptions
 from runtime.engine_process import EngineDiedError
@@ -23,54 +23,32 @@ from runtime.phone import EMULATOR, ROOT
 from runtime.places import open_place
 from runtime.protocol import Field, Tap
 from runtime.sampling import GenerationOptions
+from tests.fake_phone import SERIAL, FakePhone, fake_phone
 
 QUESTION = [{"role": "user", "content": "What colour is the shape?"}]
 ANSWER = GenerationOptions(max_new_tokens=8)
 RED = Image.new("RGB", (60, 40), "red")
-SERIAL = "emulator-5554"
 OPTIONS = EngineOptions(engine="adb", threads=1)
-
-
-class FakePhone:
-    """The folder of `fake_adb.sh`."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        script = folder / "adb"
-        script.write_bytes(Path(__file__).with_name("fake_adb.sh").read_bytes())
-        script.chmod(0o755)
-        (self.root / "data/local/tmp").mkdir(parents=True)
-        self.set("devices", f"{SERIAL}\tdevice\n\n")
-        self.set("abis", "x86_64,arm64-v8a,x86,armeabi-v7a\n")
-
-    @property
-    def root(self) -> Path:
-        return self.folder / "root"
-
-    @property
-    def bundle(self) -> Path:
-        """The folder that the engine runs in."""
-        (folder,) = (self.root / ROOT[1:]).iterdir()
-        return folder
-
-    def set(self, name: str, text: str) -> None:
-        (self.folder / name).write_text(text)
-
-    def pushed(self) -> list[str]:
-        """The names of the files pushed since the last call."""
-        log = self.folder / "log"
-        lines = log.read_text().splitlines() if log.exists() else []
-        log.unlink(missing_ok=True)
-        return [line.split()[2] for line in lines if line.split()[1] == "push"]
 
 
 @pytest.fixture
 def phone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakePhone:
-    folder = tmp_path / "adb"
-    folder.mkdir()
-    monkeypatch.setenv("PATH", str(folder), prepend=":")
-    monkeypatch.delenv("ANDROID_SERIAL", raising=False)
-    return FakePhone(folder)
+    """An emulator, so that this PC's engine runs on it."""
+    phone = fake_phone(tmp_path, monkeypatch)
+    phone.abis("x86_64,arm64-v8a,x86,armeabi-v7a")
+    return phone
+
+
+def folder_of(phone: FakePhone) -> Path:
+    """The folder that the engine runs in."""
+    (folder,) = phone.path(ROOT).iterdir()
+    return folder
+
+
+def pushed(phone: FakePhone) -> list[str]:
+    """The names of the files pushed since the last call."""
+    targets = [shlex.split(call)[-1] for call in phone.calls() if "cat >> " in call]
+    return [Path(target).name.partition(".part-")[0] for target in targets]
 
 
 @pytest.fixture(scope="module")
@@ -106,12 +84,14 @@ def test_answers_as_on_the_pc(for_phones, phone):
         assert reply.statistics.encode_ms > 0
         hidden = np.random.default_rng(0).normal(size=(3, 256)).astype(np.float32)
         assert session.client().tap(Tap.LOGITS, hidden).shape == (3, 501)
-        exchange = [p.name for p in phone.bundle.glob("exchange-*/*")]
+        exchange = [p.name for p in folder_of(phone).glob("exchange-*/*")]
         assert sorted(exchange) == ["input", "output", "picture"]
     finally:
         session.close()
-    assert not list(phone.bundle.glob("exchange-*")), "it is cleared away"
-    assert phone.bundle.name == Bundle.open(for_phones).manifest.targets[EMULATOR].program_id[:16]
+    assert not list(folder_of(phone).glob("exchange-*")), "it is cleared away"
+    assert (
+        folder_of(phone).name == Bundle.open(for_phones).manifest.targets[EMULATOR].program_id[:16]
+    )
 
 
 def test_only_what_is_missing_is_pushed(for_phones, phone):
@@ -120,38 +100,38 @@ def test_only_what_is_missing_is_pushed(for_phones, phone):
     seen: list[tuple[str, int, int]] = []
     place.prepare(lambda *progress: seen.append(progress))
     needed = {*opened.manifest.files, "bundle.json"} - {"engine/host"}
-    assert sorted(phone.pushed()) == sorted(Path(name).name for name in needed)
+    assert sorted(pushed(phone)) == sorted(Path(name).name for name in needed)
     total = sum((for_phones / name).stat().st_size for name in needed)
     assert seen[0] == ("push to the phone", 0, total)
     assert seen[-1] == ("push to the phone", total, total)
     place.prepare(lambda *_: None)
-    assert phone.pushed() == []
-    (phone.bundle / "weights.safetensors").write_bytes(b"short")
-    (phone.bundle / "tokenizer.model.sha256").write_text("0" * 64)
+    assert pushed(phone) == []
+    (folder_of(phone) / "weights.safetensors").write_bytes(b"short")
+    (folder_of(phone) / "tokenizer.model.sha256").write_text("0" * 64)
     place.prepare(lambda *_: None)
-    assert sorted(phone.pushed()) == ["tokenizer.model", "weights.safetensors"]
-    pushed = (phone.bundle / "weights.safetensors").read_bytes()
-    assert pushed == (for_phones / "weights.safetensors").read_bytes()
+    assert sorted(pushed(phone)) == ["tokenizer.model", "weights.safetensors"]
+    arrived = (folder_of(phone) / "weights.safetensors").read_bytes()
+    assert arrived == (for_phones / "weights.safetensors").read_bytes()
 
 
 def test_a_push_that_fails_is_tried_again(for_phones, phone):
     place = open_place(Bundle.open(for_phones), OPTIONS)
     place.prepare(lambda *_: None)
-    phone.pushed()
-    (phone.bundle / "weights.safetensors").unlink()
-    phone.set("fails", "push")
+    pushed(phone)
+    (folder_of(phone) / "weights.safetensors").unlink()
+    phone.write("full", "100000")
     with pytest.raises(AdbError, match=rf"{SERIAL}: push weights.safetensors failed: .*No space"):
         place.prepare(lambda *_: None)
-    phone.set("fails", "")
-    phone.pushed()
+    (phone.state / "full").unlink()
+    pushed(phone)
     place.prepare(lambda *_: None)
-    assert phone.pushed() == ["weights.safetensors"]
+    assert pushed(phone) == ["weights.safetensors"]
 
 
 def test_an_engine_that_does_not_run_there_tells_its_last_words(for_phones, phone):
     session = open_session(for_phones)
     session.close()
-    program = phone.bundle / "engine" / EMULATOR
+    program = folder_of(phone) / "engine" / EMULATOR
     program.write_text("#!/bin/sh\necho wrong phone >&2\nexit 7\n")
     opened = Bundle.open(for_phones)
     with pytest.raises(EngineDiedError, match=r"engine of phone .*exit code 7.*: wrong phone"):
@@ -167,45 +147,11 @@ def test_chat_on_a_phone(for_phones, phone, capsys):
     assert capsys.readouterr().out == out
 
 
-@pytest.mark.parametrize(
-    ("devices", "problem"),
-    [
-        ("", "no phone is connected; switch on USB debugging"),
-        ("A\tdevice\nB\tdevice\n", r"2 phones are connected: A, B; choose one with --serial"),
-        ("A\tunauthorized\n", r"phone A is not ready \(unauthorized\): allow USB debugging"),
-        ("A\tno permissions (user in plugdev group)\n", "this user may not use its USB port"),
-        ("A\trecovery\n", r"not ready \(recovery\): try again"),
-    ],
-)
-def test_phones_that_cannot_be_used(phone, devices, problem):
-    phone.set("devices", devices)
-    with pytest.raises(AdbError, match=problem):
-        connect()
-
-
-def test_the_phone_is_chosen_by_its_serial(phone, monkeypatch):
-    phone.set("devices", "A\tdevice\nB\tdevice\nC\toffline\n")
-    assert connect("B").serial == "B"
-    monkeypatch.setenv("ANDROID_SERIAL", "A")
-    assert connect().serial == "A"
-    assert connect("B").serial == "B"
-    with pytest.raises(AdbError, match="phone D is not connected; `adb devices` lists A, B, C"):
-        connect("D")
-    with pytest.raises(AdbError, match=r"C is not ready \(offline\): unplug it"):
-        connect("C")
-
-
-def test_a_missing_adb_is_named(monkeypatch, tmp_path):
-    monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(AdbError, match="adb is not installed"):
-        connect()
-
-
 def test_a_phone_of_another_kind(for_phones, phone):
-    phone.set("abis", "armeabi-v7a,armeabi\n")
+    phone.abis("armeabi-v7a,armeabi")
     with pytest.raises(AdbError, match=r"runs armeabi-v7a, armeabi; .* a 64-bit system"):
         open_place(Bundle.open(for_phones), OPTIONS)
-    phone.set("abis", "arm64-v8a,armeabi-v7a\n")
+    phone.abis("arm64-v8a,armeabi-v7a")
     with pytest.raises(BundleError, match="convert again with --target android-arm64"):
         open_place(Bundle.open(for_phones), OPTIONS)
 
@@ -219,26 +165,25 @@ def test_a_program_id_that_is_no_hash_does_not_name_a_folder(for_phones, phone, 
         open_place(Bundle.open(folder), OPTIONS)
 
 
-def test_a_phone_that_does_not_answer(phone):
-    script = phone.folder / "adb"
-    script.write_text("#!/bin/sh\nexec sleep 1000\n")
-    started, looks = time.monotonic(), []
-    with pytest.raises(AdbError, match="X: shell took too long; is the phone still connected"):
-        Adb("X")._run(["adb"], "shell", 0.3)
-    with pytest.raises(AdbError, match="X: push took too long"):
-        Adb("X")._run(["adb"], "push", 0.3, lambda: looks.append(1))
-    assert looks
-    assert time.monotonic() - started < 60
+def test_a_phone_without_room(for_phones, phone):
+    phone.free(1 << 20)
+    place = open_place(Bundle.open(for_phones), OPTIONS)
+    with pytest.raises(AdbError, match=r"1 MiB are free below /data/local/tmp/.*MiB are needed"):
+        place.prepare(lambda *_: None)
+    assert pushed(phone) == []
 
 
-def test_a_push_says_how_far_it_is(phone, tmp_path, monkeypatch):
-    """A look at the size comes between; a slow copy shows it."""
-    monkeypatch.setattr("runtime.adb._LOOK_SECONDS", 0.05)
-    script = phone.folder / "adb"
-    slow = script.read_text().replace('cp "$1" "$target"', 'echo half > "$target" && sleep 1')
-    assert slow != script.read_text()
-    script.write_text(slow)
-    (tmp_path / "file").write_bytes(bytes(10))
-    sizes: list[int] = []
-    Adb(SERIAL).push(tmp_path / "file", "/data/local/tmp/file", sizes.append)
-    assert 5 in sizes
+def test_a_push_goes_on_where_it_broke(for_phones, phone):
+    """Of a run before: its part is there, and counts as room that is not needed again."""
+    opened = Bundle.open(for_phones)
+    place = open_place(opened, OPTIONS)
+    place.prepare(lambda *_: None)
+    weights = folder_of(phone) / "weights.safetensors"
+    content, digest = weights.read_bytes(), opened.manifest.files[weights.name].sha256
+    weights.with_name(f"{weights.name}.part-{digest[:8]}").write_bytes(content[:-100])
+    weights.unlink()
+    phone.free(1 << 10)
+    seen: list[int] = []
+    place.prepare(lambda _, done, total: seen.append(done))
+    assert seen == [len(content) - 100, len(content)]
+    assert weights.read_bytes() == content
