@@ -3,13 +3,16 @@ DEMO := build/demo
 PICTURE := configs/demo/sample.png
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test format bench train-demo clean
+.PHONY: help setup android-tools demo test format bench train-demo clean
 
 help: ## shows this
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1#\2/p' $(MAKEFILE_LIST) | awk -F"#" "{printf \"%-18s%s\\n\", \$$1, \$$2}"
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1#\2/p' $(MAKEFILE_LIST) | awk -F"#" "{printf \"%-20s%s\\n\", \$$1, \$$2}"
 
 setup: ## makes .venv and installs what is missing; the others do this first
 	@.ci/setup
+
+android-tools: setup ## installs what `minicpmv apk` and `sideload` need, or names it
+	@$(BIN)/python -m android.install_tools apk sideload
 
 demo: setup ## converts, checks and asks the demo model
 	$(BIN)/minicpmv convert --output $(DEMO) --target host,onnx

@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any
 from convert.toolchain import cache_folder
 from quantize.errors import ToolkitError
 
+AREAS = ("apk", "sideload", "qemu", "tests")  # what programs are for
 # Copies one file of a package, by its coordinates, from wherever the user's settings of Maven say.
 _COPY = "org.apache.maven.plugins:maven-dependency-plugin:3.6.1:copy"
 
@@ -26,18 +27,75 @@ class ToolError(ToolkitError):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Program:
+    """A program of Debian's."""
+
+    name: str
+    what: str  # it does here
+    areas: tuple[str, ...]  # names of `AREAS`: what needs it
+    debian: tuple[str, ...]  # packages
+    ask: tuple[str, ...]  # arguments that make it say what it is
+    answer: str  # a regular expression of what it then says; a group in it is the version
+    oldest: str | None = None  # version that will do
+    tried: str | None = None  # version with which it was tested
+
+    @property
+    def is_there(self) -> bool:
+        """Whether it is found; it may still not work."""
+        return shutil.which(self.name) is not None
+
+    @property
+    def mend(self) -> str:
+        """The command that brings it."""
+        return install_command(self.debian)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DebianFile:
+    """A file of Debian's."""
+
+    name: str
+    what: str
+    areas: tuple[str, ...]
+    debian: tuple[str, ...]
+    path: str
+    tried: str | None = None
+
+    @property
+    def is_there(self) -> bool:
+        """Whether there is such a file."""
+        return Path(self.path).is_file()
+
+    @property
+    def mend(self) -> str:
+        """The command that brings it."""
+        return install_command(self.debian)
+
+
+@dataclass(frozen=True, kw_only=True)
 class MavenPackage:
     """A jar, pinned to the bit."""
 
+    name: str  # by which this toolkit knows it
+    what: str
+    areas: tuple[str, ...]
     group: str
-    name: str
+    artifact: str
     version: str
     sha256: str
 
     @property
     def file_name(self) -> str:
         """What Maven calls it."""
-        return f"{self.name}-{self.version}.jar"
+        return f"{self.artifact}-{self.version}.jar"
+
+    def kept(self, folder: Path | None = None) -> Path:
+        """Returns where the cache has it, or would."""
+        return (folder or cache_folder()) / "packages" / self.file_name
+
+    def is_right(self, path: Path) -> bool:
+        """Says whether a file is this package, to the bit."""
+        return path.is_file() and _sha256(path) == self.sha256
 
     def fetch(self, folder: Path | None = None) -> Path:
         """Returns the package's jar; Maven downloads it if the cache has no whole one.
@@ -45,11 +103,11 @@ class MavenPackage:
         Raises:
             ToolError: Maven could not get it, or got another file.
         """
-        kept = (folder or cache_folder()) / "packages" / self.file_name
-        if kept.is_file() and _sha256(kept) == self.sha256:
+        kept = self.kept(folder)
+        if self.is_right(kept):
             return kept
         with tempfile.TemporaryDirectory() as scratch:
-            coordinates = f"{self.group}:{self.name}:{self.version}"
+            coordinates = f"{self.group}:{self.artifact}:{self.version}"
             run(
                 [
                     *(program("mvn"), "--batch-mode", "--quiet", _COPY),
@@ -60,7 +118,7 @@ class MavenPackage:
                 "cache has it",
             )
             found = Path(scratch) / self.file_name
-            if not found.is_file() or _sha256(found) != self.sha256:
+            if not self.is_right(found):
                 raise ToolError(
                     f"{self.file_name}: Maven did not bring the file with SHA-256 {self.sha256}"
                 )
@@ -71,9 +129,24 @@ class MavenPackage:
         return kept
 
 
+def programs(areas: Collection[str] = AREAS) -> list[Program]:
+    """Lists the programs that some areas need."""
+    return [p for p in map(_program, _table()["programs"]) if set(p.areas) & set(areas)]
+
+
+def files(areas: Collection[str] = AREAS) -> list[DebianFile]:
+    """Lists the files that some areas need."""
+    return [f for f in map(_file, _table()["files"]) if set(f.areas) & set(areas)]
+
+
+def packages(areas: Collection[str] = AREAS) -> list[MavenPackage]:
+    """Lists the jars that some areas need."""
+    return [p for p in map(package, _table()["packages"]) if set(p.areas) & set(areas)]
+
+
 def package(name: str) -> MavenPackage:
     """Returns a package that `tools.json` names."""
-    return MavenPackage(name=name, **_table()["packages"][name])
+    return MavenPackage(**_entry("packages", name))
 
 
 def program(name: str) -> str:
@@ -82,12 +155,12 @@ def program(name: str) -> str:
     Raises:
         ToolError: it is not installed; says which Debian package has it.
     """
-    entry = _table()["programs"][name]
+    entry = _program(name)
     found = shutil.which(name)
     if found is None:
         raise ToolError(
-            f"{name} is not installed; it {entry['what']}. Debian has it in the package "
-            f"{entry['debian']}: sudo apt-get install {entry['debian']}"
+            f"{name} is not installed; it {entry.what}. Debian has it: {entry.mend}; "
+            "`minicpmv doctor` lists all that is needed"
         )
     return found
 
@@ -98,19 +171,18 @@ def framework() -> Path:
     Raises:
         ToolError: they are not installed.
     """
-    entry = _table()["files"]["framework"]
-    path = Path(entry["path"])
-    if not path.is_file():
+    entry = _file("framework-res.apk")
+    if not entry.is_there:
         raise ToolError(
-            f"{path}: missing; it holds {entry['what']}: sudo apt-get install {entry['debian']}"
+            f"{entry.path} is missing: {entry.what}. Debian has it: {entry.mend}; "
+            "`minicpmv doctor` lists all that is needed"
         )
-    return path
+    return Path(entry.path)
 
 
-def debian_packages() -> list[str]:
-    """Returns every Debian package that something of `tools.json` is in."""
-    entries = [*_table()["programs"].values(), *_table()["files"].values()]
-    return sorted({entry["debian"] for entry in entries})
+def install_command(debian: Sequence[str]) -> str:
+    """Returns the command that installs Debian packages."""
+    return f"sudo apt-get install {' '.join(debian)}"
 
 
 def run(command: Sequence[str], problem: str, *, stdin: str | None = None) -> str:
@@ -138,6 +210,21 @@ def run(command: Sequence[str], problem: str, *, stdin: str | None = None) -> st
         errors = [line for line in lines if "error" in line.lower()] or lines or ["no message"]
         raise ToolError(f"{problem}: {Path(command[0]).name}: {errors[0].strip()}")
     return done.stdout
+
+
+def _program(name: str) -> Program:
+    return Program(**_entry("programs", name))
+
+
+def _file(name: str) -> DebianFile:
+    return DebianFile(**_entry("files", name))
+
+
+def _entry(kind: str, name: str) -> dict[str, Any]:
+    entry = dict(_table()[kind][name])
+    entry["areas"] = entry.pop("for")
+    lists = {key: tuple(value) for key, value in entry.items() if isinstance(value, list)}
+    return {"name": name, **entry, **lists}
 
 
 @cache
