@@ -13,11 +13,28 @@ from contextlib import contextmanager
 from typing import Any
 
 from tvm import tirx
+from tvm.ir.op import register_op_attr
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 LANES = 16
 Expr = Any  # TVM has no type stubs
+
+# TVM 0.27 cannot rename a kernel that takes an element's address, and linking renames them all:
+# so `llvm.prefetch` is written late, when intrinsics are lowered.
+_PREFETCH = "tirx.minicpmv_prefetch"
+_OPAQUE_EFFECT = 3  # TVM's CallEffectKind: never removed
+register_op_attr(_PREFETCH, "TCallEffectKind", _OPAQUE_EFFECT)
+register_op_attr(_PREFETCH, "TScriptPrinterName", "prefetch")
+
+
+def _write_prefetch(call: Any) -> Any:
+    read, into_l2, data = (tirx.const(value, "int32") for value in (0, 2, 1))
+    address = tirx.address_of(call.args[0])
+    return tirx.call_llvm_intrin("void", "llvm.prefetch", address, read, into_l2, data)
+
+
+tirx.register_intrin_lowering(_PREFETCH, target="llvm", f=_write_prefetch)
 
 
 class Kernel:
@@ -83,6 +100,11 @@ def local(shape: Sequence[int], dtype: str = "float32") -> Expr:
 def store(buffer: Expr, value: Expr, *indices: Expr) -> None:
     """Writes a scalar or a vector."""
     T.buffer_store(buffer, value, list(indices))
+
+
+def prefetch(element: Expr) -> None:
+    """Asks for the cache line of a tensor's element, which may lie beyond the tensor's end."""
+    T.evaluate(tirx.call_intrin("int32", _PREFETCH, element))
 
 
 def fold(values: Expr, combine: Callable[[Expr, Expr], Expr], lanes: int) -> Expr:
