@@ -66,7 +66,8 @@ class GroupScheme:
         if name not in known:
             raise ConfigError(f"quantization recipe {name!r} is unknown; known: {', '.join(known)}")
         raw = json.loads((RECIPES / f"{name}.json").read_text("utf-8"))
-        raw.pop("tensors", None)  # which tensor gets which format: convert/plan.py reads it
+        for key in ("method", "tensors"):  # how, and which tensors: convert/plan.py reads them
+            raw.pop(key, None)
         expected = {field.name for field in fields(GroupScheme)}
         if set(raw) != expected:
             raise ConfigError(
@@ -95,13 +96,11 @@ def quantize_groups(weight: Array, scheme: GroupScheme, *, name: str) -> tuple[A
 
     Source: MLC-LLM group_quantization.py; bits held by tests/golden/mlc-q4f16_1.
     """
-    groups = _groups(weight, scheme, name)
+    groups = split_groups(weight, scheme, name)
     scale = (np.abs(groups).max(-1, initial=0) / np.float32(scheme.zero_point)).astype(np.float16)
-    if not np.isfinite(scale).all():
-        _refuse_non_finite(weight, name)
     with np.errstate(divide="ignore", invalid="ignore"):  # a scale of 0, see below
-        ratio = _round_to_float16(groups / scale.astype(np.float32)[..., None])
-    code = _round_to_float16(ratio + np.float32(scheme.zero_point))
+        ratio = round_to_float16(groups / scale.astype(np.float32)[..., None])
+    code = round_to_float16(ratio + np.float32(scheme.zero_point))
     np.rint(code, out=code)
     # Where the scale is 0, so are the values (code 0), or they are too small for any scale
     # (infinite ratios, clipped to either end); both come back as 0.
@@ -131,6 +130,34 @@ def error_bound(weight: Array, scale: Array, scheme: GroupScheme) -> Array:
     return bound
 
 
+def split_groups(weight: Array, scheme: GroupScheme, name: str) -> Array:
+    """Cuts a weight (N, K) float16 into groups (N, K/G, G) float32; see `check_groups`."""
+    check_groups(weight, scheme, name)
+    return weight.reshape(weight.shape[0], -1, scheme.group_size).astype(np.float32)
+
+
+def check_groups(weight: Array, scheme: GroupScheme, name: str) -> None:
+    """Checks that a weight (N, K) float16 can be quantized.
+
+    Raises:
+        ShapeError: not a matrix, or K is not a multiple of the group size.
+        CheckpointError: a value is not finite.
+    """
+    assert weight.dtype == np.float16, "the scheme's arithmetic starts from float16"
+    if weight.ndim != 2 or weight.shape[1] % scheme.group_size:
+        raise ShapeError(
+            f"{name}: shape {tuple(weight.shape)}; {scheme.name} needs a matrix whose width is a "
+            f"multiple of {scheme.group_size}"
+        )
+    bad = np.argwhere(~np.isfinite(weight))
+    if len(bad):
+        row, column = (int(i) for i in bad[0])
+        raise CheckpointError(
+            f"{name}: {len(bad)} values are not finite in float16, the first at "
+            f"[{row}, {column}]; is the checkpoint damaged?"
+        )
+
+
 def row_chunks(rows: int, columns: int, values: int = 1 << 22) -> Iterator[slice]:
     """Cuts a matrix into runs of whole 16-row tiles of about `values` values, in order.
 
@@ -141,26 +168,7 @@ def row_chunks(rows: int, columns: int, values: int = 1 << 22) -> Iterator[slice
         yield slice(start, min(start + step, rows))
 
 
-def _groups(weight: Array, scheme: GroupScheme, name: str) -> Array:
-    assert weight.dtype == np.float16, "the scheme's arithmetic starts from float16"
-    if weight.ndim != 2 or weight.shape[1] % scheme.group_size:
-        raise ShapeError(
-            f"{name}: shape {tuple(weight.shape)}; {scheme.name} needs a matrix whose width is a "
-            f"multiple of {scheme.group_size}"
-        )
-    grouped = weight.reshape(weight.shape[0], -1, scheme.group_size)
-    return grouped.astype(np.float32)
-
-
-def _refuse_non_finite(weight: Array, name: str) -> None:
-    bad = np.argwhere(~np.isfinite(weight))
-    row, column = (int(i) for i in bad[0])
-    raise CheckpointError(
-        f"{name}: {len(bad)} values are not finite in float16, the first at "
-        f"[{row}, {column}]; is the checkpoint damaged?"
-    )
-
-
-def _round_to_float16(values: Array) -> Array:
+def round_to_float16(values: Array) -> Array:
+    """Rounds float32 values to float16's, half to even; they stay float32."""
     with np.errstate(over="ignore"):
         return values.astype(np.float16).astype(np.float32)

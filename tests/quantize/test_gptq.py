@@ -1,0 +1,131 @@
+"""GPTQ and AWQ on small problems whose right answers follow from elsewhere."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from quantize.awq import choose_factors
+from quantize.errors import CheckpointError, ShapeError
+from quantize.fast import nearest_codes, search_scales
+from quantize.gptq import Inputs, compensate, correct
+from quantize.schemes import GroupScheme, dequantize_groups
+from quantize.search import search_groups
+
+SCHEME = replace(GroupScheme.load("q4f16_1"), max_code=15)
+
+
+def correlated(tokens: int, width: int, seed: int = 0) -> Tensor:
+    """Inputs that depend on each other, as activations do."""
+    generator = torch.Generator().manual_seed(seed)
+    base = torch.randn(tokens, width // 4, generator=generator)
+    mix = torch.randn(width // 4, width, generator=generator)
+    return base @ mix + 0.3 * torch.randn(tokens, width, generator=generator)
+
+
+def values(q: Tensor, scale: Tensor) -> Tensor:
+    return torch.from_numpy(dequantize_groups(q.numpy(), scale.numpy(), SCHEME))
+
+
+def statistics(seen: Tensor, wanted: Tensor | None = None) -> Inputs:
+    return Inputs.none(seen.shape[1]).add(seen, seen if wanted is None else wanted)
+
+
+def output_error(weight: Tensor, rounded: Tensor, inputs: Tensor) -> float:
+    return float((inputs @ (rounded - weight).T).square().mean())
+
+
+@pytest.fixture(scope="module")
+def weight() -> Tensor:
+    return torch.randn(70, 128, generator=torch.Generator().manual_seed(5)) * 0.05
+
+
+def test_compensation_loses_much_less(weight: Tensor) -> None:
+    inputs = correlated(2000, 128)
+    compensated = values(*compensate(weight, statistics(inputs).damped(), SCHEME, name="w"))
+    half = weight.half().numpy()
+    searched = torch.from_numpy(dequantize_groups(*search_groups(half, SCHEME, name="w"), SCHEME))
+    unseen = correlated(2000, 128)  # the same mixing
+    assert output_error(weight, compensated, unseen) < 0.35 * output_error(weight, searched, unseen)
+
+
+def test_equals_the_textbook(weight: Tensor) -> None:
+    """Optimal brain quantization, input by input, with the inverse recomputed each time."""
+    inputs = correlated(500, 64, seed=2)
+    power = statistics(inputs).damped()
+    small = weight[:5, :64]
+    q, scale = compensate(small, power, SCHEME, name="w")
+    sums = power.diagonal().view(2, 32).sum(-1)
+    order = [
+        int(g) * 32 + int(i)
+        for g in sums.argsort(descending=True)
+        for i in power.diagonal()[int(g) * 32 : int(g) * 32 + 32].argsort(descending=True)
+    ]
+    now = small.double().clone()
+    for step, at in enumerate(order):
+        left = order[step:]
+        inverse = torch.linalg.inv(power[left][:, left])
+        steps = scale[:, at // 32].double()
+        codes = nearest_codes(now[:, at], steps, SCHEME)
+        np.testing.assert_array_equal(codes + 7, q[:, at].double(), err_msg=f"input {at}")
+        loss = (now[:, at] - codes * steps) / inverse[0, 0]
+        now[:, left] -= loss[:, None] * inverse[0]
+
+
+def test_rows_do_not_depend_on_each_other(weight: Tensor) -> None:
+    power = statistics(correlated(500, 128)).damped()
+    q, scale = compensate(weight, power, SCHEME, name="w")
+    alone_q, alone_scale = compensate(weight[17:18], power, SCHEME, name="w")
+    assert torch.equal(alone_q[0], q[17]) and torch.equal(alone_scale[0], scale[17])
+
+
+def test_correction_makes_good_a_drift(weight: Tensor) -> None:
+    wanted = correlated(3000, 128)
+    seen = wanted + 0.2 * torch.roll(wanted, 1, dims=1)
+    moved = correct(weight, statistics(seen, wanted))
+    before = float((wanted @ weight.T - seen @ weight.T).square().mean())
+    after = float((wanted @ weight.T - seen @ moved.T).square().mean())
+    assert after < 0.2 * before
+    assert torch.allclose(correct(weight, statistics(wanted)), weight)
+
+
+def test_without_tokens_nothing_moves(weight: Tensor) -> None:
+    nothing = Inputs.none(128)
+    assert torch.equal(correct(weight, nothing), weight)
+    q, scale = compensate(weight, nothing.damped(), SCHEME, name="w")
+    assert float((values(q, scale) - weight).abs().max()) < 0.05
+
+
+def test_compensation_refuses(weight: Tensor) -> None:
+    broken = weight.clone()
+    broken[3, 4] = torch.inf
+    with pytest.raises(CheckpointError, match=r"layers\.1\.o: holds NaN or infinity"):
+        compensate(broken, torch.eye(128).double(), SCHEME, name="layers.1.o")
+    with pytest.raises(ShapeError, match="w: its width 100 is not a multiple of 32"):
+        compensate(weight[:, :100], torch.eye(100).double(), SCHEME, name="w")
+
+
+def searched(weight: Tensor) -> Tensor:
+    groups = weight.view(len(weight), -1, SCHEME.group_size)
+    scale = search_scales(groups, SCHEME, None)
+    return (nearest_codes(groups, scale, SCHEME) * scale).view_as(weight)
+
+
+def test_awq_protects_large_activations(weight: Tensor) -> None:
+    inputs = torch.randn(1000, 128, generator=torch.Generator().manual_seed(6))
+    inputs[:, [3, 40, 99]] *= 30
+    factors = choose_factors([weight, weight[:20] * 2], inputs, searched)
+    assert factors[[3, 40, 99]].min() > 1.5 * factors.median()
+    folded = searched(weight * factors) / factors
+    plain = output_error(weight, searched(weight), inputs)
+    assert output_error(weight, folded, inputs) < 0.5 * plain
+
+
+def test_awq_leaves_alone_what_it_cannot_help(weight: Tensor) -> None:
+    assert torch.equal(choose_factors([weight], torch.zeros(10, 128), searched), torch.ones(128))
+    factors = choose_factors([weight], correlated(100, 128), lambda w: w)
+    assert torch.equal(factors, torch.ones(128))
