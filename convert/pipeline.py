@@ -27,6 +27,7 @@ from convert.bundle import (
     TargetRecord,
     tensor_records,
 )
+from convert.calibration_store import CalibratedWeights
 from convert.checkpoint import Checkpoint
 from convert.compile import Target, compile_blocks
 from convert.config import CONFIGS, ModelConfig
@@ -35,8 +36,10 @@ from convert.golden import can_answer, write_golden
 from convert.plan import Plan, PlannedTensor
 from convert.weights_file import Array, WeightsWriter
 from quantize.errors import CheckpointError, ConfigError
+from quantize.fast import CHUNK_VALUES
 from quantize.layout import pack_tiles, tile_f16
-from quantize.schemes import GroupScheme, quantize_groups, row_chunks
+from quantize.methods import Method, find_method, quantize_weight
+from quantize.schemes import GroupScheme, row_chunks
 
 HOST = "host"  # the target of this PC
 ONNX = "onnx"  # a product of its own, not part of a bundle
@@ -75,6 +78,7 @@ def write_bundle(
     targets: tuple[str, ...],
     folder: Path,
     progress: Progress,
+    calibrated: CalibratedWeights | None = None,
 ) -> Manifest:
     """Fills an empty folder with a whole bundle.
 
@@ -85,11 +89,12 @@ def write_bundle(
         targets: names of `configs/target/` files; one engine each.
         folder: where to write.
         progress: hears of every stage.
+        calibrated: what calibration made, if the recipe's method has one.
 
     Raises:
         CheckpointError: a tensor holds NaN, infinity, or more than its format can.
     """
-    write_weights(checkpoint, plan, folder / WEIGHTS, progress)
+    write_weights(checkpoint, plan, folder / WEIGHTS, progress, calibrated)
     programs = {}
     for target in targets:
         program = f"engine/{target}"
@@ -114,21 +119,46 @@ def write_bundle(
     return manifest
 
 
-def write_weights(checkpoint: Checkpoint, plan: Plan, path: Path, progress: Progress) -> None:
+def write_weights(
+    checkpoint: Checkpoint,
+    plan: Plan,
+    path: Path,
+    progress: Progress,
+    calibrated: CalibratedWeights | None = None,
+) -> None:
     """Writes the weights file of a plan; one tensor is in memory at a time."""
+    method = find_method(plan.recipe.method)
+    assert (calibrated is not None) == method.calibrated, "the method asks for calibration"
     total = plan.nbytes
     done = 0
     with WeightsWriter(path, plan.stored) as writer:
         for tensor in plan.tensors:
             progress("weights", done, total)
-            for name, values in encode(checkpoint, tensor, plan.recipe.scheme).items():
+            stored = None if calibrated is None else stored_form(tensor, plan, calibrated)
+            if stored is None:
+                stored = encode(checkpoint, tensor, plan.recipe.scheme, method)
+            for name, values in stored.items():
                 writer.write(name, values)
             done += tensor.nbytes
     progress("weights", total, total)
 
 
+def stored_form(
+    tensor: PlannedTensor, plan: Plan, calibrated: CalibratedWeights
+) -> Mapping[str, Array] | None:
+    """Returns the stored form of what calibration made of a tensor; None if it made nothing."""
+    values = calibrated.replaced(tensor.name)
+    if values is not None:
+        return {tensor.name: values.astype(np.float16 if tensor.format == "f16" else np.float32)}
+    codes = calibrated.codes(tensor.name) if tensor.format == "q4" else None
+    if codes is None:
+        return None
+    packed = pack_tiles(*codes, plan.recipe.scheme)
+    return dict(zip((f"{tensor.name}.q_weight", f"{tensor.name}.q_scale"), packed, strict=True))
+
+
 def encode(
-    checkpoint: Checkpoint, tensor: PlannedTensor, scheme: GroupScheme
+    checkpoint: Checkpoint, tensor: PlannedTensor, scheme: GroupScheme, method: Method
 ) -> Mapping[str, Array]:
     """Reads a planned tensor and brings it into its stored form.
 
@@ -151,9 +181,9 @@ def encode(
             np.empty(spec.shape, dtype)
             for spec, dtype in zip(tensor.stored, (np.uint8, np.float16), strict=True)
         )
-        first = 0
-        for rows in row_chunks(*weight.shape):
-            q, scale = quantize_groups(weight[rows], scheme, name=tensor.name)
+        first, (count, columns) = 0, weight.shape
+        for rows in row_chunks(count, columns, CHUNK_VALUES):
+            q, scale = quantize_weight(weight[rows], scheme, method, name=tensor.name)
             q_weight, q_scale = pack_tiles(q, scale, scheme)
             last = first + len(q_weight)
             weights[first:last], scales[first:last] = q_weight, q_scale

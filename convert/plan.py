@@ -19,6 +19,7 @@ from convert.weights import Rule, bundle_rules
 from convert.weights_file import TensorSpec, file_size
 from quantize.errors import ConfigError, ShapeError
 from quantize.layout import TILE_ROWS, tiles
+from quantize.methods import find_method
 from quantize.schemes import RECIPES, GroupScheme
 
 Shape = tuple[int, ...]
@@ -35,9 +36,10 @@ class FormatRule:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A quantization recipe: the number format of the groups, and which tensors get it."""
+    """A quantization recipe: the number format of the groups, how, and which tensors get it."""
 
     scheme: GroupScheme
+    method: str  # a key of quantize.methods.METHODS
     tensors: tuple[FormatRule, ...]
     source: Mapping[str, Any]  # the file it was read from
 
@@ -56,11 +58,13 @@ class Recipe:
         """Reads a recipe's content; see `load`."""
         name = raw.get("name")
         names = {field.name for field in fields(GroupScheme)}
-        if set(raw) != {*names, "tensors"}:
+        expected = {*names, "method", "tensors"}
+        if set(raw) != expected:
             raise ConfigError(
                 f"recipe {name}: has the keys {', '.join(sorted(raw))}; "
-                f"expected {', '.join(sorted({*names, 'tensors'}))}"
+                f"expected {', '.join(sorted(expected))}"
             )
+        find_method(str(raw["method"]))
         rows, keys = raw["tensors"], {field.name for field in fields(FormatRule)}
         if not isinstance(rows, list) or not all(_is_row(row, keys) for row in rows):
             raise ConfigError(
@@ -74,7 +78,18 @@ class Recipe:
                 f"known: {', '.join(FORMATS)}"
             )
         scheme = GroupScheme(**{key: raw[key] for key in names})
-        return Recipe(scheme, tuple(FormatRule(**row) for row in rows), raw)
+        return Recipe(scheme, raw["method"], tuple(FormatRule(**row) for row in rows), raw)
+
+    def with_method(self, method: str) -> Recipe:
+        """Returns the same recipe with another method; all but plain rounding use every code.
+
+        Raises:
+            ConfigError: no such method.
+        """
+        codes = (
+            2**self.scheme.bits - 1 if find_method(method).search else 2 * self.scheme.zero_point
+        )
+        return Recipe.from_json({**self.source, "method": method, "max_code": codes})
 
     def format_of(self, name: str) -> FormatRule:
         """Returns the row that counts for a tensor."""
@@ -214,6 +229,16 @@ def _q4(name: str, shape: Shape, scheme: GroupScheme) -> tuple[TensorSpec, ...]:
     )
 
 
+def _q8(name: str, shape: Shape, scheme: GroupScheme) -> tuple[TensorSpec, ...]:
+    if len(shape) != 2:
+        raise ShapeError(f"{name}: shape {list(shape)}; q8 needs a matrix")
+    count, groups = tiles(shape[0]), -(-shape[1] // scheme.group_size)
+    return (
+        TensorSpec(f"{name}.q_weight", "I8", (count, groups, 8, scheme.group_size * 2)),
+        TensorSpec(f"{name}.q_scale", "F16", (count, groups, TILE_ROWS)),
+    )
+
+
 def _f16_tiled(name: str, shape: Shape, scheme: GroupScheme) -> tuple[TensorSpec, ...]:
     if len(shape) != 2:
         raise ShapeError(f"{name}: shape {list(shape)}; f16_tiled needs a matrix")
@@ -230,6 +255,7 @@ def _f32(name: str, shape: Shape, scheme: GroupScheme) -> tuple[TensorSpec, ...]
 
 FORMATS: dict[str, Callable[[str, Shape, GroupScheme], tuple[TensorSpec, ...]]] = {
     "q4": _q4,  # 4-bit codes and a scale per group, tiled
+    "q8": _q8,  # int8 codes and a scale per group, the last one filled with zeros; tiled
     "f16_tiled": _f16_tiled,  # float16 matrix, tiled
     "f16": _f16,
     "f32": _f32,

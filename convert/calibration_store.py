@@ -1,0 +1,119 @@
+"""What calibration made, on disk: a folder that a broken run goes on from.
+
+A file for each decoder layer and one for embedding and head: codes, scales, and what was folded
+into norms. Beside them the hidden states at which the next layer begins. The folder's name is a
+hash of all that the result follows from, so another checkpoint, recipe or sample has another.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+from torch import Tensor
+
+from quantize.layout import pack_mlc, unpack_mlc
+from quantize.schemes import Array
+
+_STREAM = "stream"
+Stream = list[Tensor]  # each sample's hidden states (L, D) float32
+
+
+class CalibratedWeights:
+    """Quantized tensors by their artifact names; each is read when it is asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        """Opens what a finished calibration left in a folder."""
+        self._files: dict[str, Path] = {}
+        for path in sorted(folder.glob("part-*.safetensors")):
+            with safe_open(path, "numpy") as file:
+                self._files |= dict.fromkeys(file.keys(), path)
+
+    def codes(self, name: str) -> tuple[Array, Array] | None:
+        """Returns q (N, K) uint8 and scale (N, K/G) float16; None if there are none."""
+        if f"{name}.q_scale" not in self._files:
+            return None
+        return unpack_mlc(self._read(f"{name}.q_weight")), self._read(f"{name}.q_scale")
+
+    def replaced(self, name: str) -> Array | None:
+        """Returns float32 values that take the place of a small tensor's; None if none do."""
+        return self._read(name) if name in self._files else None
+
+    def _read(self, key: str) -> Array:
+        with safe_open(self._files[key], "numpy") as file:
+            values: Array = file.get_tensor(key)
+        return values
+
+
+class CalibrationStore:
+    """The folder of one calibration, finished or not."""
+
+    def __init__(self, parent: Path, about: Mapping[str, Any]) -> None:
+        """Args: parent: where such folders are. about: all that the result follows from."""
+        text = json.dumps(about, sort_keys=True)
+        self.folder = parent / hashlib.sha256(text.encode()).hexdigest()[:24]
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def has(self, part: str) -> bool:
+        """Says whether a part is done."""
+        return self._part(part).is_file()
+
+    def save(
+        self, part: str, codes: Mapping[str, tuple[Tensor, Tensor]], small: Mapping[str, Tensor]
+    ) -> None:
+        """Writes a part: codes (N, K) uint8 with scales, and small tensors by their names."""
+        tensors = {name: values.float().contiguous().numpy() for name, values in small.items()}
+        for name, (q, scale) in codes.items():
+            tensors[f"{name}.q_weight"] = pack_mlc(q.numpy())
+            tensors[f"{name}.q_scale"] = scale.numpy()
+        _write(self._part(part), tensors, {})
+
+    def save_stream(self, stage: str, done: int, streams: Sequence[Stream]) -> None:
+        """Keeps the hidden states before layer `done` of a stage, in the place of earlier ones."""
+        tensors = {
+            f"{i}.{k}": sample.numpy() for i, s in enumerate(streams) for k, sample in enumerate(s)
+        }
+        _write(self.folder / f"{_STREAM}.safetensors", tensors, {"stage": stage, "done": str(done)})
+
+    def load_stream(self, stage: str) -> tuple[int, list[Stream]] | None:
+        """Returns how many layers of a stage are done, and its streams; None if it never began."""
+        path = self.folder / f"{_STREAM}.safetensors"
+        try:
+            with safe_open(path, "numpy") as file:
+                about = file.metadata() or {}
+                if about.get("stage") != stage:
+                    return None
+                places = sorted(tuple(map(int, key.split("."))) for key in file.keys())
+                streams: list[Stream] = [[] for _ in range(places[-1][0] + 1)]
+                for i, k in places:
+                    streams[i].append(torch.from_numpy(np.array(file.get_tensor(f"{i}.{k}"))))
+                return int(about["done"]), streams
+        except (FileNotFoundError, SafetensorError):  # none, or not whole: begin again
+            return None
+
+    def finish(self) -> CalibratedWeights:
+        """Drops the hidden states and opens the result."""
+        (self.folder / f"{_STREAM}.safetensors").unlink(missing_ok=True)
+        return CalibratedWeights(self.folder)
+
+    def _part(self, part: str) -> Path:
+        return self.folder / f"part-{part}.safetensors"
+
+
+def _write(path: Path, tensors: Mapping[str, Array], metadata: Mapping[str, str]) -> None:
+    """Writes a file that appears only when it is whole."""
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    try:
+        contiguous = {name: np.ascontiguousarray(values) for name, values in tensors.items()}
+        save_file(contiguous, partial, metadata=dict(metadata))
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,57 @@
+"""How codes and scales are found: the methods that a recipe may name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from quantize.errors import ConfigError
+from quantize.fast import quantize_groups_fast, search_groups_fast
+from quantize.schemes import Array, GroupScheme
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """What is done to a tensor before its codes are written."""
+
+    search: bool  # scales are searched, all codes used; otherwise plain rounding, as MLC does
+    fold: bool = False  # AWQ's factors are folded into norms and the linears before
+    compensate: bool = False  # GPTQ, with correction of what the layers before lost
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether it needs to see activations."""
+        return self.fold or self.compensate
+
+
+METHODS = {
+    "rtn": Method(search=False),
+    "mse": Method(search=True),
+    "awq": Method(search=True, fold=True),
+    "gptq": Method(search=True, compensate=True),
+    "awq+gptq": Method(search=True, fold=True, compensate=True),
+}
+
+
+def find_method(name: str) -> Method:
+    """Returns a method by its name.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    if name not in METHODS:
+        raise ConfigError(
+            f"quantization method {name!r:.40} is unknown; known: {', '.join(METHODS)}"
+        )
+    return METHODS[name]
+
+
+def quantize_weight(
+    weight: Array, scheme: GroupScheme, method: Method, *, name: str
+) -> tuple[Array, Array]:
+    """Quantizes rows (N, K) float16 without calibration.
+
+    Returns:
+        q (N, K) uint8 codes; scale (N, K/G) float16.
+    """
+    function = search_groups_fast if method.search else quantize_groups_fast
+    return function(weight, scheme, name=name)
