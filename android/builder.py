@@ -15,14 +15,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from android.notices import third_party_notices
+from android.phones import ABIS, MIN_SDK, TARGET_SDK
 from android.signing import Key, sign
 from android.tools import ToolError, framework, package, program, run
 from convert.bundle import MANIFEST, WEIGHTS, Bundle
 
 ROOT = Path(__file__).parent
 APP, PAGE = ROOT / "app", ROOT / "page"
-MIN_SDK, TARGET_SDK = 26, 34
-ABIS = {"arm64-v8a": "android-arm64", "x86_64": "android-x86_64"}  # Android's name, a bundle's
 ENGINE = "libengine.so"  # Android only unpacks and runs files that are called like a library
 EMBED_LIMIT = 1 << 30  # bytes; a larger APK is not installed by every phone
 JAVA_LEVEL = "8"  # the newest whose classes dx understands

@@ -7,11 +7,11 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from android.phones import MIN_SDK
 from android.tools import ToolError, program, run
 
 DEBUG_ALIAS, DEBUG_PASSWORD = "debug", "android"  # as everyone's debug key: it protects nothing
 _DEBUG_DAYS = 10000
-_MIN_SDK = 26
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +80,7 @@ def sign(apk: Path, key: Key, output: Path, *, password: str | None = None) -> N
     command = [program("apksigner"), "sign", "--ks", str(key.keystore), "--ks-pass", key.password]
     if key.alias is not None:
         command += ["--ks-key-alias", key.alias]
-    command += ["--min-sdk-version", str(_MIN_SDK), "--v1-signing-enabled", "false"]
+    command += ["--min-sdk-version", str(MIN_SDK), "--v1-signing-enabled", "false"]
     command += ["--v2-signing-enabled", "true", "--v3-signing-enabled", "true"]
     command += ["--v4-signing-enabled", "false", "--in", str(apk), "--out", str(output)]
     stdin = None if password is None else password + "\n"

@@ -25,6 +25,7 @@ COMMANDS = (
     "runtime.bench_command",
     "convert.info_command",
     "convert.synth_command",
+    "android.doctor_command",
 )
 FOLDERS = ("android", "convert", "quantize", "runtime")  # whose log messages are shown
 FAILED, INTERRUPTED, BROKEN_PIPE = 2, 128 + signal.SIGINT, 128 + signal.SIGPIPE
@@ -44,7 +45,7 @@ class Command(Protocol):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line and returns its exit code: 0, 1 (failed parity) or 2 (an error)."""
+    """Runs the command line and returns its exit code: 0, 1 (a check failed) or 2 (an error)."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _leave)
     args = _parser().parse_args(argv)

@@ -129,7 +129,7 @@ class Toolchain:
         folder.mkdir(exist_ok=True)
         with _locked(folder), ThreadPoolExecutor(self._jobs) as pool:
             objects = [folder / self._object_name(unit, source) for source in unit.sources]
-            missing = {s: o for s, o in zip(unit.sources, objects, strict=True) if not _is_whole(o)}
+            missing = {s: o for s, o in zip(unit.sources, objects, strict=True) if not is_whole(o)}
             running = [pool.submit(self._compile, unit, s, o) for s, o in missing.items()]
             stage = f"{unit.name} for {self._triple}"
             try:
@@ -242,7 +242,7 @@ def _processors() -> int:
     return os.cpu_count() or 1
 
 
-def _is_whole(path: Path) -> bool:
+def is_whole(path: Path) -> bool:
     """Tells whether an object is there and has the hash that was noted when it was made."""
     try:
         return _sha256(path) == _hash_file(path).read_text()

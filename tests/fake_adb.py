@@ -4,6 +4,7 @@ The phone's files lie in `sdcard`, `data` and `proc`; `programs` has what its sh
 this machine's; `getprop.NAME` are its properties. For adb:
 
 - `devices`: what `adb devices` lists; `log` gets the calls
+- `version`: what `adb version` says; `server`: why its server does not start
 - `install`: what installing says
 - `break`: how many bytes a copy survives, once; `full`: how many a full phone takes, every time
 - `readonly`: a folder that cannot be written
@@ -66,7 +67,7 @@ def shell(script: str) -> int:
         return append(Path(shlex.split(here(script))[-1]))
     os.environ["PATH"] = f"{STATE}/programs:{os.environ['PATH']}"
     os.chdir("/")
-    os.execvp("sh", ["sh", "-c", here(script)])
+    os.execv("/bin/sh", ["sh", "-c", here(script)])
 
 
 def main() -> int:
@@ -78,6 +79,9 @@ def main() -> int:
     if (noise := state("noise")) is not None:
         (STATE / "noise").unlink()
         print(noise)
+    if arguments == ["version"]:
+        print(state("version"))
+        return 0
     if arguments == ["devices"]:
         if (problem := state("server")) is not None:
             return fail(problem)

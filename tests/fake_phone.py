@@ -51,6 +51,9 @@ class FakePhone:
     def free(self, nbytes: int) -> None:
         self.write("df", _DF.format(nbytes // 1024))
 
+    def adb_says(self, version: str) -> None:
+        self.write("version", version)
+
     def path(self, target: str) -> Path:
         return self.state / target.lstrip("/")
 
