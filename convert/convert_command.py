@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from convert.bundle import Source
+    from convert.calibration_store import CalibratedWeights
     from convert.checkpoint import Checkpoint
     from convert.output_folder import OutputFolder
     from convert.pipeline import Progress
@@ -36,13 +37,16 @@ class ConvertConfig:
     onnx: Path | None  # None: no ONNX
     targets: tuple[str, ...]  # compiled ones
     quant: str
+    method: str | None = None  # None: the recipe's
+    samples: Path | None = None  # for calibration; None: built-in ones
+    skip_bad: bool = False
 
     def shown(self) -> dict[str, str]:
         """Names every setting as the user would."""
         shown = {"checkpoint": self.checkpoint or "demo"}
         if self.bundle is not None:
             shown |= {"bundle": str(self.bundle), "target": ", ".join(self.targets)}
-            shown |= {"quantization": self.quant}
+            shown |= {"quantization": self.quant + (f", {self.method}" if self.method else "")}
         if self.onnx is not None:
             shown |= {"onnx": str(self.onnx)}
         return shown
@@ -71,6 +75,22 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         default=DEFAULT_RECIPE,
         help="quantization recipe, a file in configs/quant (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--method",
+        metavar="NAME",
+        help="how codes are found: `rtn`, plain rounding; `mse`, searched scales; `awq`, `gptq`, "
+        "`awq+gptq`, calibrated (default: the recipe's)",
+    )
+    parser.add_argument(
+        "--calibration",
+        metavar="FILE.jsonl",
+        type=Path,
+        help="samples for calibration, one JSON object a line: question, and if there are image (a "
+        "path beside the file) and answer (default: built-in ones)",
+    )
+    parser.add_argument(
+        "--skip-bad", action="store_true", help="leave out lines of --calibration that are bad"
     )
     parser.add_argument("--json", action="store_true", help="print the summary as JSON on stdout")
     parser.add_argument("-v", "--verbose", action="store_true", help="show every tensor's plan")
@@ -129,6 +149,9 @@ def _resolve(args: argparse.Namespace) -> ConvertConfig:
         onnx=beside if ONNX in targets else None,
         targets=compiled,
         quant=args.quant,
+        method=args.method,
+        samples=args.calibration,
+        skip_bad=args.skip_bad,
     )
 
 
@@ -145,7 +168,29 @@ def _outputs(config: ConvertConfig) -> tuple[OutputFolder | None, OutputFolder |
 def _plan(checkpoint: Checkpoint, config: ConvertConfig) -> Plan:
     from convert.plan import Recipe, make_plan
 
-    return make_plan(checkpoint.config, checkpoint.untied_head, Recipe.load(config.quant))
+    recipe = Recipe.load(config.quant)
+    if config.method is not None:
+        recipe = recipe.with_method(config.method)
+    return make_plan(checkpoint.config, checkpoint.untied_head, recipe)
+
+
+def _calibrate(
+    config: ConvertConfig, checkpoint: Checkpoint, plan: Plan, progress: Progress
+) -> CalibratedWeights | None:
+    """Calibrates if the recipe's method asks for it."""
+    from convert.calibration import calibrate
+    from convert.calibration_samples import default_samples, read_samples
+    from convert.toolchain import cache_folder
+    from quantize.methods import find_method
+
+    if not find_method(plan.recipe.method).calibrated:
+        return None
+    pictures = checkpoint.config.vision is not None
+    if config.samples is not None:
+        samples = read_samples(config.samples, pictures=pictures, skip_bad=config.skip_bad)
+    else:
+        samples = default_samples(demo=config.checkpoint is None, pictures=pictures)
+    return calibrate(checkpoint, plan.recipe, samples, cache_folder() / "calibration", progress)
 
 
 def _source(checkpoint: Checkpoint, config: ConvertConfig, progress: Progress) -> Source:
@@ -175,7 +220,10 @@ def _convert(
 
     output.require_space(plan.nbytes + PROGRAM_BYTES * len(config.targets))
     with output as folder:
-        manifest = write_bundle(checkpoint, source, plan, config.targets, folder, progress)
+        calibrated = _calibrate(config, checkpoint, plan, progress)
+        manifest = write_bundle(
+            checkpoint, source, plan, config.targets, folder, progress, calibrated
+        )
         manifest = add_golden(folder, manifest, progress)
         output.commit()
     return {

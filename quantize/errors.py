@@ -20,6 +20,10 @@ class BundleError(ToolkitError):
     """A bundle is damaged, foreign, or may not be overwritten."""
 
 
+class CalibrationError(ToolkitError):
+    """A calibration sample is missing, malformed, or does not suit the model."""
+
+
 class ShapeError(ToolkitError):
     """A tensor's shape does not fit what is done with it."""
 

@@ -12,12 +12,13 @@ problem column by column).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from quantize.errors import CheckpointError, ShapeError
+from quantize.errors import CheckpointError
 from quantize.fast import nearest_codes, search_scales
 from quantize.schemes import GroupScheme
 
@@ -31,19 +32,21 @@ class Inputs:
 
     power: Tensor  # (K, K) float64: of x xT, x as the quantized model has it
     drift: Tensor  # (K, K) float64: of (f - x) xT, f as the full-precision model has it
-    tokens: int
 
     @staticmethod
     def none(width: int) -> Inputs:
         """Returns the sums over no tokens."""
         zeros = torch.zeros(width, width, dtype=torch.float64)
-        return Inputs(zeros, zeros.clone(), 0)
+        return Inputs(zeros, zeros.clone())
 
-    def add(self, seen: Tensor, wanted: Tensor) -> Inputs:
-        """Adds tokens, in place: `seen` and `wanted` (L, K) float32; returns the new sums."""
-        self.power.add_(seen.T @ seen)
-        self.drift.add_((wanted - seen).T @ seen)
-        return Inputs(self.power, self.drift, self.tokens + len(seen))
+    @staticmethod
+    def of(pairs: Iterable[tuple[Tensor, Tensor]], width: int) -> Inputs:
+        """Sums up tokens: pairs of what the two models have, (L, K) float32 each."""
+        sums = Inputs.none(width)
+        for seen, wanted in pairs:
+            sums.power.add_(seen.T @ seen)
+            sums.drift.add_((wanted - seen).T @ seen)
+        return sums
 
     def damped(self, damping: float = DAMPING) -> Tensor:
         """Returns the power, its diagonal raised by `damping` of its mean: (K, K), definite."""
@@ -61,40 +64,44 @@ def correct(weight: Tensor, inputs: Inputs) -> Tensor:
     return weight + weight @ step.to(weight.dtype)
 
 
-def compensate(
-    weight: Tensor, power: Tensor, scheme: GroupScheme, *, name: str
-) -> tuple[Tensor, Tensor]:
-    """Quantizes with error compensation.
+class Compensation:
+    """Quantizes linears that share their inputs, with error compensation."""
 
-    Args:
-        weight: (N, K) float32.
-        power: (K, K) float64, positive definite: what an error costs; see `Inputs.damped`.
-        scheme: the number format.
-        name: the tensor, for messages.
+    def __init__(self, power: Tensor, scheme: GroupScheme) -> None:
+        """Prepares for inputs.
 
-    Returns:
-        q (N, K) uint8 codes; scale (N, K/G) float16.
+        Args:
+            power: (K, K) float64, positive definite: what an error costs; see `Inputs.damped`.
+            scheme: the number format.
+        """
+        self._scheme = scheme
+        self._order = _order(power.diagonal(), scheme.group_size)
+        ordered = power[self._order][:, self._order]
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(ordered))
+        self._factor = torch.linalg.cholesky(inverse, upper=True).float()
 
-    Raises:
-        ShapeError: K is not a multiple of the group size.
-        CheckpointError: a value is not finite.
-    """
-    rows, columns = weight.shape
-    if columns % scheme.group_size:
-        raise ShapeError(f"{name}: its width {columns} is not a multiple of {scheme.group_size}")
-    if not bool(weight.isfinite().all()):
-        raise CheckpointError(f"{name}: holds NaN or infinity; is the checkpoint damaged?")
-    order = _order(power.diagonal(), scheme.group_size)
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(power[order][:, order]))
-    factor = torch.linalg.cholesky(inverse, upper=True).float()
-    q = torch.empty(rows, columns, dtype=torch.uint8)
-    scale = torch.empty(rows, columns // scheme.group_size, dtype=torch.float16)
-    for start in range(0, rows, _CHUNK_ROWS):
-        chunk = slice(start, min(start + _CHUNK_ROWS, rows))
-        codes, scales = _round(weight[chunk][:, order].float(), factor, scheme)
-        q[chunk, order] = codes
-        scale[chunk, order[:: scheme.group_size] // scheme.group_size] = scales
-    return q, scale
+    def round(self, weight: Tensor, *, name: str) -> tuple[Tensor, Tensor]:
+        """Quantizes weights (N, K) of any float dtype.
+
+        Returns:
+            q (N, K) uint8 codes; scale (N, K/G) float16.
+
+        Raises:
+            CheckpointError: a value of the tensor `name` is not finite.
+        """
+        rows, columns = weight.shape
+        size = self._scheme.group_size
+        q = torch.empty(rows, columns, dtype=torch.uint8)
+        scale = torch.empty(rows, columns // size, dtype=torch.float16)
+        for start in range(0, rows, _CHUNK_ROWS):
+            chunk = slice(start, min(start + _CHUNK_ROWS, rows))
+            wide = weight[chunk].float()
+            if not bool(wide.isfinite().all()):
+                raise CheckpointError(f"{name}: holds NaN or infinity; is the checkpoint damaged?")
+            codes, scales = _round(wide[:, self._order], self._factor, self._scheme)
+            q[chunk, self._order] = codes
+            scale[chunk, self._order[::size] // size] = scales
+        return q, scale
 
 
 def _order(power: Tensor, size: int) -> Tensor:

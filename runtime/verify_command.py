@@ -139,6 +139,7 @@ def _load_models(
     session: EngineSession,
     window: int,
 ) -> Models:
+    from quantize.methods import find_method
     from runtime.backend import ReferenceBackend
     from runtime.reference.kv_cache import KVCache
     from runtime.reference.load import load_reference
@@ -146,6 +147,7 @@ def _load_models(
     from runtime.verify.arithmetic import Float16KVCache, apply_arithmetic
     from runtime.verify.run import Model, Models
     from runtime.verify.stages import EngineStages, TorchStages
+    from runtime.verify.stored import load_stored
 
     def model(torch_model: MiniCPMV, cache: type[KVCache]) -> Model:
         backend = ReferenceBackend(torch_model, cache)
@@ -153,7 +155,11 @@ def _load_models(
             TorchStages(torch_model, cache), ReferenceSession(backend, tokenizer, window=window)
         )
 
-    rounded = apply_arithmetic(load_reference(checkpoint), bundle.plan.recipe.scheme)
+    recipe, arithmetic = bundle.plan.recipe, load_reference(checkpoint)
+    stored = find_method(recipe.method).search
+    if stored:
+        load_stored(arithmetic, bundle.plan, bundle.weights())
+    rounded = apply_arithmetic(arithmetic, recipe.scheme, stored=stored)
     return Models(
         reference=model(load_reference(checkpoint), KVCache),
         arithmetic=model(rounded, Float16KVCache),

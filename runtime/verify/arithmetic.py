@@ -2,8 +2,8 @@
 
 It is built from the full-precision checkpoint and the recipe alone, in other code than the
 bundle's kernels: 4-bit weights, int8 activations per group, float16 vision weights, norms and KV
-cache. What it loses against the reference is what the recipe costs; a bundle that loses more has
-a fault.
+cache. Only what calibration chose comes from the bundle: see `runtime.verify.stored`. What it
+loses against the reference is what the recipe costs; a bundle that loses more has a fault.
 """
 
 from __future__ import annotations
@@ -57,24 +57,29 @@ def round_to_scheme(weight: Tensor, scheme: GroupScheme, name: str) -> Tensor:
 
 
 @torch.no_grad()
-def apply_arithmetic(model: MiniCPMV, scheme: GroupScheme) -> MiniCPMV:
-    """Rounds a reference model in place, and returns it."""
+def apply_arithmetic(model: MiniCPMV, scheme: GroupScheme, *, stored: bool = False) -> MiniCPMV:
+    """Rounds a reference model in place, and returns it.
+
+    Args:
+        model: full precision.
+        scheme: the decoder's number format.
+        stored: the decoder's matrices are rounded already, as a bundle stores them.
+    """
+
+    def rounded(weight: Tensor, name: str) -> Tensor:
+        return weight.detach() if stored else round_to_scheme(weight, scheme, name)
+
     for name, module in list(model.llm.model.named_modules()):
         if isinstance(module, nn.Linear):
             parent, _, child = name.rpartition(".")
-            rounded = round_to_scheme(module.weight, scheme, name)
-            quantized = QuantizedLinear(rounded, scheme.group_size)
+            quantized = QuantizedLinear(rounded(module.weight, name), scheme.group_size)
             setattr(model.llm.model.get_submodule(parent), child, quantized)
         elif isinstance(module, RMSNorm):
             module.weight.copy_(module.weight.half())
     embedding = model.llm.model.embed_tokens
     tied = model.llm.lm_head.weight is embedding.weight
-    embedding.weight = nn.Parameter(
-        round_to_scheme(embedding.weight, scheme, "embed_tokens"), requires_grad=False
-    )
-    head = (
-        embedding.weight if tied else round_to_scheme(model.llm.lm_head.weight, scheme, "lm_head")
-    )
+    embedding.weight = nn.Parameter(rounded(embedding.weight, "embed_tokens"), requires_grad=False)
+    head = embedding.weight if tied else rounded(model.llm.lm_head.weight, "lm_head")
     model.llm.lm_head = QuantizedLinear(head.data, scheme.group_size)  # type: ignore[assignment]
     _round_vision(model)
     return model

@@ -14,10 +14,14 @@ from convert.checkpoint import Checkpoint
 from convert.plan import PlannedTensor
 from quantize.errors import BundleError
 from quantize.layout import unpack_tiles, untile_f16
+from quantize.methods import find_method
 from quantize.schemes import Array, GroupScheme, dequantize_groups
 from runtime.verify import metrics
 from runtime.verify.arithmetic import round_to_scheme
 from runtime.verify.report import Check
+
+# What AWQ folds the factors of a layer's norms into.
+_FOLLOWERS = {"input_norm.weight": "qkv", "post_norm.weight": "gate_up"}
 
 Progress = Callable[[str, int, int], None]  # stage, done, in all
 
@@ -56,9 +60,12 @@ def check_tensors(
 ) -> list[Check]:
     """Decodes every stored tensor and compares it with the checkpoint's.
 
-    A tensor may lose what its format loses with plain rounding, and `loss_margin_db` more.
+    A tensor may lose what its format loses with plain rounding, and `loss_margin_db` more;
+    calibration moves weights on purpose, by up to `calibrated_margin_db`. Factors that it folded
+    into a tensor are estimated from the tensor itself, and taken out.
     """
     scheme, weights = bundle.plan.recipe.scheme, bundle.weights()
+    method = find_method(bundle.plan.recipe.method)
     checks = []
     for done, tensor in enumerate(bundle.plan.tensors):
         progress("compare weights", done + 1, len(bundle.plan.tensors))
@@ -66,8 +73,12 @@ def check_tensors(
         stored = decode_tensor(weights, tensor, scheme)
         rounded = _round(original, tensor.format, scheme, tensor.name)
         expected = metrics.sqnr_db(original, rounded)
+        moved = method.calibrated and tensor.name.startswith("llm.")
+        if moved and method.fold:
+            stored = _unfold(tensor, original, stored, bundle, checkpoint)
         value = metrics.sqnr_db(original, stored)
-        limit = min(expected, thresholds["exact_db"]) - thresholds["loss_margin_db"]
+        margin = thresholds["calibrated_margin_db" if moved else "loss_margin_db"]
+        limit = min(expected, thresholds["exact_db"]) - margin
         if not bool(original.any()):  # no signal to measure noise against
             value = expected = math.inf if torch.equal(original, stored) else -math.inf
         checks.append(Check("weights", tensor.name, "SQNR", "dB", value, expected, limit, True))
@@ -87,6 +98,45 @@ def decode_tensor(
     else:
         values = weights[name]
     return torch.from_numpy(np.array(values, dtype=np.float32))
+
+
+def _unfold(
+    tensor: PlannedTensor, original: Tensor, stored: Tensor, bundle: Bundle, checkpoint: Checkpoint
+) -> Tensor:
+    """Takes folded factors out of a decoder's tensor, as far as they can be told."""
+    if original.dim() == 2:
+        rows, columns = _factors(original, stored)
+        return stored / (rows.unsqueeze(-1) * columns)
+    follower = _FOLLOWERS.get(tensor.name.partition(".layers.")[2].partition(".")[2])
+    if follower is None:  # the last norm: nothing is folded into it
+        return stored
+    name = ".".join([*tensor.name.split(".")[:3], follower])
+    matrix = next(other for other in bundle.plan.tensors if other.name == name)
+    scheme = bundle.plan.recipe.scheme
+    _, columns = _factors(
+        matrix.rule.make(checkpoint.read), decode_tensor(bundle.weights(), matrix, scheme)
+    )
+    return stored * columns
+
+
+def _factors(original: Tensor, stored: Tensor) -> tuple[Tensor, Tensor]:
+    """Estimates factors of rows (N,) and columns (K,) by which two matrices (N, K) differ.
+
+    Those of the first rows are 1 on average: of queries and gates, which nothing is folded into.
+    """
+    rows = torch.ones(len(original))
+    columns = torch.ones(original.shape[1])
+    for _ in range(3):
+        scaled = original * rows.unsqueeze(-1)
+        columns = _ratio((stored * scaled).sum(0), scaled.square().sum(0))
+        scaled = original * columns
+        rows = _ratio((stored * scaled).sum(1), scaled.square().sum(1))
+    size = float(rows[: max(1, len(rows) // 3)].mean())
+    return rows / size, columns * size
+
+
+def _ratio(product: Tensor, power: Tensor) -> Tensor:
+    return torch.where((power > 0) & (product > 0), product / power, 1.0)
 
 
 def _round(weight: Tensor, form: str, scheme: GroupScheme, name: str) -> Tensor:

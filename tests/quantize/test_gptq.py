@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from quantize.awq import choose_factors
-from quantize.errors import CheckpointError, ShapeError
+from quantize.errors import CheckpointError
 from quantize.fast import nearest_codes, search_scales
-from quantize.gptq import Inputs, compensate, correct
+from quantize.gptq import Compensation, Inputs, correct
 from quantize.schemes import GroupScheme, dequantize_groups
 from quantize.search import search_groups
 
@@ -32,7 +32,7 @@ def values(q: Tensor, scale: Tensor) -> Tensor:
 
 
 def statistics(seen: Tensor, wanted: Tensor | None = None) -> Inputs:
-    return Inputs.none(seen.shape[1]).add(seen, seen if wanted is None else wanted)
+    return Inputs.of([(seen, seen if wanted is None else wanted)], seen.shape[1])
 
 
 def output_error(weight: Tensor, rounded: Tensor, inputs: Tensor) -> float:
@@ -46,7 +46,7 @@ def weight() -> Tensor:
 
 def test_compensation_loses_much_less(weight: Tensor) -> None:
     inputs = correlated(2000, 128)
-    compensated = values(*compensate(weight, statistics(inputs).damped(), SCHEME, name="w"))
+    compensated = values(*Compensation(statistics(inputs).damped(), SCHEME).round(weight, name="w"))
     half = weight.half().numpy()
     searched = torch.from_numpy(dequantize_groups(*search_groups(half, SCHEME, name="w"), SCHEME))
     unseen = correlated(2000, 128)  # the same mixing
@@ -58,7 +58,7 @@ def test_equals_the_textbook(weight: Tensor) -> None:
     inputs = correlated(500, 64, seed=2)
     power = statistics(inputs).damped()
     small = weight[:5, :64]
-    q, scale = compensate(small, power, SCHEME, name="w")
+    q, scale = Compensation(power, SCHEME).round(small, name="w")
     sums = power.diagonal().view(2, 32).sum(-1)
     order = [
         int(g) * 32 + int(i)
@@ -78,8 +78,8 @@ def test_equals_the_textbook(weight: Tensor) -> None:
 
 def test_rows_do_not_depend_on_each_other(weight: Tensor) -> None:
     power = statistics(correlated(500, 128)).damped()
-    q, scale = compensate(weight, power, SCHEME, name="w")
-    alone_q, alone_scale = compensate(weight[17:18], power, SCHEME, name="w")
+    q, scale = Compensation(power, SCHEME).round(weight, name="w")
+    alone_q, alone_scale = Compensation(power, SCHEME).round(weight[17:18], name="w")
     assert torch.equal(alone_q[0], q[17]) and torch.equal(alone_scale[0], scale[17])
 
 
@@ -96,7 +96,7 @@ def test_correction_makes_good_a_drift(weight: Tensor) -> None:
 def test_without_tokens_nothing_moves(weight: Tensor) -> None:
     nothing = Inputs.none(128)
     assert torch.equal(correct(weight, nothing), weight)
-    q, scale = compensate(weight, nothing.damped(), SCHEME, name="w")
+    q, scale = Compensation(nothing.damped(), SCHEME).round(weight, name="w")
     assert float((values(q, scale) - weight).abs().max()) < 0.05
 
 
@@ -104,9 +104,7 @@ def test_compensation_refuses(weight: Tensor) -> None:
     broken = weight.clone()
     broken[3, 4] = torch.inf
     with pytest.raises(CheckpointError, match=r"layers\.1\.o: holds NaN or infinity"):
-        compensate(broken, torch.eye(128).double(), SCHEME, name="layers.1.o")
-    with pytest.raises(ShapeError, match="w: its width 100 is not a multiple of 32"):
-        compensate(weight[:, :100], torch.eye(100).double(), SCHEME, name="w")
+        Compensation(torch.eye(128).double(), SCHEME).round(broken, name="layers.1.o")
 
 
 def searched(weight: Tensor) -> Tensor:
