@@ -19,7 +19,7 @@ from convert.calibration_layer import STAGES, LayerWalk, fold_layer
 from convert.calibration_samples import Sample, TokenizedSample, tokenize
 from convert.calibration_store import CalibratedWeights, CalibrationStore, Stream
 from convert.checkpoint import Checkpoint
-from convert.plan import Recipe
+from convert.plan import Plan
 from convert.weights import EMBEDDING, HEAD
 from quantize.gptq import Compensation, Inputs, correct
 from quantize.methods import find_method, quantize_weight
@@ -40,16 +40,16 @@ Progress = Callable[[str, int, int], None]  # stage, done, in all
 @torch.no_grad()
 def calibrate(
     checkpoint: Checkpoint,
-    recipe: Recipe,
+    plan: Plan,
     samples: Sequence[Sample],
     home: Path,
     progress: Progress,
 ) -> CalibratedWeights:
-    """Quantizes a checkpoint's decoder with the recipe's method.
+    """Quantizes what a plan stores in 4 bits with its recipe's method.
 
     Args:
         checkpoint: with its tokenizer.
-        recipe: number format and method.
+        plan: of the checkpoint; what it stores otherwise counts as exact.
         samples: conversations, with pictures where the model has eyes.
         home: a folder for the work; a broken run of the same work goes on there.
         progress: counts layers.
@@ -63,11 +63,12 @@ def calibrate(
         "version": VERSION,
         "torch": torch.__version__,
         "checkpoint": checkpoint.source_hash(),
-        "scheme": asdict(recipe.scheme) | {"name": ""},
-        "method": recipe.method,
+        "scheme": asdict(plan.recipe.scheme) | {"name": ""},
+        "method": plan.recipe.method,
+        "quantized": sorted(_quantized(plan)),
         "samples": [sample.digest for sample in tokenized],
     }
-    run = _Run(checkpoint, recipe, CalibrationStore(home, about), progress)
+    run = _Run(checkpoint, plan, CalibrationStore(home, about), progress)
     return run.run(tokenized)
 
 
@@ -75,22 +76,22 @@ class _Run:
     """One calibration."""
 
     def __init__(
-        self, checkpoint: Checkpoint, recipe: Recipe, store: CalibrationStore, progress: Progress
+        self, checkpoint: Checkpoint, plan: Plan, store: CalibrationStore, progress: Progress
     ) -> None:
         self._checkpoint, self._store, self._progress = checkpoint, store, progress
-        self._scheme: GroupScheme = recipe.scheme
-        self._method = find_method(recipe.method)
+        self._scheme: GroupScheme = plan.recipe.scheme
+        self._method = find_method(plan.recipe.method)
+        self._quantized = _quantized(plan)
         self._depth = checkpoint.config.decoder.num_hidden_layers
-        self._tied_head = self._method.compensate and not checkpoint.untied_head
+        compensated = self._quantized if self._method.compensate else set()
+        self._tied_head = "llm.embed" in compensated and not checkpoint.untied_head
+        self._head = "llm.head" in compensated
         self._first = self._depth if self._tied_head else 0  # units of work before the layers
 
     def run(self, samples: Sequence[TokenizedSample]) -> CalibratedWeights:
-        last = "head" if self._method.compensate and self._checkpoint.untied_head else None
-        parts = [*(["embed"] if self._tied_head else []), *map(_part, range(self._depth))]
-        if all(map(self._store.has, [*parts, *([last] if last else [])])):
-            return self._store.finish()
-        streams = self._begin(samples)
-        self._quantize_layers(streams, last)
+        ends = [name for name, there in (("embed", self._tied_head), ("head", self._head)) if there]
+        if not all(map(self._store.has, [*ends, *map(_part, range(self._depth))])):
+            self._quantize_layers(*self._begin(samples))
         return self._store.finish()
 
     def _begin(self, samples: Sequence[TokenizedSample]) -> tuple[int, list[Stream]]:
@@ -131,17 +132,16 @@ class _Run:
         codes = compensation.round(self._checkpoint.read(EMBEDDING), name=EMBEDDING)
         self._store.save("embed", {"llm.embed": codes}, {})
 
-    def _quantize_layers(self, begun: tuple[int, list[Stream]], last: str | None) -> None:
-        done, streams = begun
+    def _quantize_layers(self, done: int, streams: list[Stream]) -> None:
         for i in range(done, self._depth):
             self._report(self._first + 4 * i)
             streams = self._quantize_layer(i, streams)
             self._store.save_stream("layers", i + 1, streams)
-        if last is not None:
+        if self._head:
             inputs = self._head_inputs(streams[1], streams[0])
             head = correct(self._checkpoint.read(HEAD).float(), inputs)
             codes = Compensation(inputs.damped(), self._scheme).round(head, name=HEAD)
-            self._store.save(last, {"llm.head": codes}, {})
+            self._store.save("head", {"llm.head": codes}, {})
         self._report(self._first + 4 * self._depth)
 
     def _quantize_layer(self, i: int, streams: list[Stream]) -> list[Stream]:
@@ -162,9 +162,11 @@ class _Run:
         for k, stage in enumerate(STAGES):
             weight = walks[0].weight(stage)
             name = f"llm.layers.{i}.{stage.name}"
-            codes[name] = self._round(weight, walks, name)
+            if name in self._quantized:
+                codes[name] = self._round(weight, walks, name)
             if self._method.compensate:
-                walks[1].set_weight(stage, self._dequantize(codes[name]), self._scheme.group_size)
+                stored = self._dequantize(codes[name]) if name in codes else weight
+                walks[1].set_weight(stage, stored, self._scheme.group_size)
             for walk in walks:
                 walk.advance()
             self._report(self._first + 4 * i + k + 1)
@@ -236,7 +238,7 @@ class _Run:
             assert codes is not None, "it was quantized first"
             q, scale = (torch.from_numpy(part)[used] for part in codes)
             rows = self._dequantize((q, scale))
-        elif rounded:
+        elif rounded and "llm.embed" in self._quantized:
             half = rows.half().numpy()
             parts = quantize_weight(half, self._scheme, self._method, name=EMBEDDING)
             rows = torch.from_numpy(dequantize_groups(*parts, self._scheme))
@@ -256,6 +258,11 @@ class _Run:
 
     def _report(self, done: int) -> None:
         self._progress("calibration", done, self._first + 4 * self._depth)
+
+
+def _quantized(plan: Plan) -> set[str]:
+    """Returns the names of the decoder's tensors that are stored in 4 bits."""
+    return {tensor.name for tensor in plan.tensors if tensor.format == "q4"}
 
 
 def _norms(layer: DecoderLayer) -> list[tuple[str, RMSNorm]]:

@@ -190,7 +190,7 @@ def _calibrate(
         samples = read_samples(config.samples, pictures=pictures, skip_bad=config.skip_bad)
     else:
         samples = default_samples(demo=config.checkpoint is None, pictures=pictures)
-    return calibrate(checkpoint, plan.recipe, samples, cache_folder() / "calibration", progress)
+    return calibrate(checkpoint, plan, samples, cache_folder() / "calibration", progress)
 
 
 def _source(checkpoint: Checkpoint, config: ConvertConfig, progress: Progress) -> Source:

@@ -20,7 +20,7 @@ from convert.calibration_samples import Sample, default_samples, read_samples, t
 from convert.calibration_store import CalibratedWeights
 from convert.checkpoint import Checkpoint
 from convert.pipeline import write_weights
-from convert.plan import Recipe, make_plan
+from convert.plan import Plan, Recipe, make_plan
 from convert.weights_file import WeightsFile
 from quantize.errors import CalibrationError, CheckpointError
 from runtime.reference.load import load_reference
@@ -42,6 +42,14 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     return Checkpoint.open(write_checkpoint(path, outliers=True))
 
 
+def plan_of(checkpoint: Checkpoint, method: str, **formats: str) -> Plan:
+    """Returns a plan; `formats` by the ends of tensors' names."""
+    recipe = RECIPE.with_method(method)
+    rows = [{"pattern": f"llm.*{end}", "format": f, "why": "test"} for end, f in formats.items()]
+    recipe = Recipe.from_json({**recipe.source, "tensors": rows + recipe.source["tensors"]})
+    return make_plan(checkpoint.config, checkpoint.untied_head, recipe)
+
+
 def samples() -> list[Sample]:
     return default_samples(demo=True, pictures=True)[:24]
 
@@ -52,11 +60,11 @@ def loss(checkpoint: Checkpoint, method: str, folder: Path) -> float:
     plan = make_plan(checkpoint.config, checkpoint.untied_head, recipe)
     calibrated = None
     if method not in ("rtn", "mse"):
-        calibrated = calibrate(checkpoint, recipe, samples(), folder, silent)
+        calibrated = calibrate(checkpoint, plan, samples(), folder, silent)
     write_weights(checkpoint, plan, folder / f"{method}.w", silent, calibrated)
     weights = WeightsFile(folder / f"{method}.w")
     model = load_stored(load_reference(checkpoint), plan, weights)
-    apply_arithmetic(model, recipe.scheme, stored=True)
+    apply_arithmetic(model, plan, stored=True)
     reference = load_reference(checkpoint)
     losses = []
     with torch.inference_mode():
@@ -86,8 +94,9 @@ def test_goes_on_after_a_break(
     method: str, head: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = write_checkpoint(tmp_path / "c", head="copy" if head == "copy" else "different")
-    checkpoint, recipe = Checkpoint.open(source), RECIPE.with_method(method)
-    whole = calibrate(checkpoint, recipe, samples()[:4], tmp_path / "whole", silent)
+    checkpoint = Checkpoint.open(source)
+    plan = plan_of(checkpoint, method)
+    whole = calibrate(checkpoint, plan, samples()[:4], tmp_path / "whole", silent)
     steps: list[tuple[int, int]] = []
 
     def stop_at(limit: int) -> None:
@@ -97,7 +106,7 @@ def test_goes_on_after_a_break(
                 if done >= limit:
                     raise KeyboardInterrupt
 
-        calibrate(checkpoint, recipe, samples()[:4], tmp_path / "broken", progress)
+        calibrate(checkpoint, plan, samples()[:4], tmp_path / "broken", progress)
 
     for limit in (1, 5, 7):
         with pytest.raises(KeyboardInterrupt):
@@ -118,21 +127,21 @@ def test_goes_on_after_a_break(
             np.testing.assert_array_equal(found[1], expected[1], err_msg=name)
     assert (whole.codes("llm.head") is not None) == (method == "gptq" and head == "different")
     monkeypatch.setattr(calibration, "load_reference", None)  # finished: nothing is computed
-    calibrate(checkpoint, recipe, samples()[:4], tmp_path / "whole", silent)
+    calibrate(checkpoint, plan, samples()[:4], tmp_path / "whole", silent)
 
 
 def test_a_damaged_stream_is_computed_anew(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    recipe = RECIPE.with_method("awq")
+    plan = plan_of(checkpoint, "awq")
 
     def stop(stage: str, done: int, total: int) -> None:
         if stage == "calibration" and done >= 4:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        calibrate(checkpoint, recipe, samples()[:2], tmp_path, stop)
+        calibrate(checkpoint, plan, samples()[:2], tmp_path, stop)
     stream = next(tmp_path.glob("*/stream.safetensors"))
     stream.write_bytes(stream.read_bytes()[:1000])
-    calibrate(checkpoint, recipe, samples()[:2], tmp_path, silent)
+    calibrate(checkpoint, plan, samples()[:2], tmp_path, silent)
 
 
 def test_folding_changes_nothing_in_full_precision(checkpoint: Checkpoint) -> None:
@@ -171,12 +180,12 @@ def test_a_tensor_with_nan_is_refused_by_name(tmp_path: Path) -> None:
     state["llm.model.layers.1.mlp.up_proj.weight"][3, 5] = torch.nan
     checkpoint = Checkpoint.open(write_checkpoint(tmp_path / "c", config=config, state=state))
     with pytest.raises(CheckpointError, match=r"llm\.model\.layers\.1\.mlp\.up_proj\.weight"):
-        calibrate(checkpoint, RECIPE.with_method("gptq"), samples()[:2], tmp_path / "h", silent)
+        calibrate(checkpoint, plan_of(checkpoint, "gptq"), samples()[:2], tmp_path / "h", silent)
 
 
 def test_another_sample_is_another_calibration(checkpoint: Checkpoint, tmp_path: Path) -> None:
     for count in (2, 4):
-        calibrate(checkpoint, RECIPE.with_method("awq"), samples()[:count], tmp_path, silent)
+        calibrate(checkpoint, plan_of(checkpoint, "awq"), samples()[:count], tmp_path, silent)
     assert len(list(tmp_path.iterdir())) == 2
 
 
@@ -264,5 +273,12 @@ def test_the_decoder_alone(tmp_path: Path) -> None:
     source = write_checkpoint(tmp_path / "c", decoder_only=True)
     checkpoint = Checkpoint.open(source)
     texts = [replace(s, answer=s.answer[:40]) for s in default_samples(demo=False, pictures=False)]
-    made = calibrate(checkpoint, RECIPE.with_method("gptq"), texts[:4], tmp_path / "h", silent)
+    made = calibrate(checkpoint, plan_of(checkpoint, "gptq"), texts[:4], tmp_path / "h", silent)
     assert made.codes("llm.layers.1.down") is not None and made.codes("llm.embed") is not None
+
+
+def test_only_what_is_stored_in_4_bits(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    plan = plan_of(checkpoint, "gptq", embed="f16_tiled", down="f16_tiled")
+    made = calibrate(checkpoint, plan, samples()[:2], tmp_path, silent)
+    assert made.codes("llm.embed") is None and made.codes("llm.layers.0.down") is None
+    assert made.codes("llm.layers.0.o") is not None
