@@ -1,4 +1,4 @@
-"""`minicpmv chat`: one answer, or a conversation in the terminal."""
+"""`minicpmv chat`: one answer, or a conversation in the terminal or in the browser."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from runtime.conversation import Conversation, say
 from runtime.engine_options import EngineOptions, add_engine_arguments, engine_options
 
 if TYPE_CHECKING:
+    from runtime.loader import Loaded
     from runtime.sampling import GenerationOptions
     from runtime.session import Cancelled
 
@@ -27,6 +28,7 @@ HELP = "ask about a picture, once or in a conversation"
 SETTINGS = "OmniLMMChat"  # whose sampling it uses; beam search, the other original's, cannot stream
 COMMANDS = "/image FILE shows a picture, /reset starts anew, /quit ends; Ctrl-C stops an answer"
 _FAILED = 2
+_LAST_PORT = 65535
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,13 +50,22 @@ class ChatConfig:
     window: int | None
     as_original: bool
     json: bool
+    web: bool
+    port: int | None
+    no_open: bool
 
     def __post_init__(self) -> None:
-        """Refuses settings of sampling beside `--greedy`."""
+        """Refuses arguments that mean nothing beside others."""
         names = ("temperature", "top_p", "top_k", "seed")
         given = [f"--{n.replace('_', '-')}" for n in names if getattr(self, n) is not None]
         if self.greedy and given:
             raise ConfigError(f"--greedy does not sample, so {', '.join(given)} mean nothing")
+        if self.web and (self.prompt is not None or self.json):
+            raise ConfigError("--prompt and --json are for the terminal, --web is for the browser")
+        if not self.web and (self.port is not None or self.no_open):
+            raise ConfigError("--port and --no-open are for --web")
+        if self.port is not None and not 0 <= self.port <= _LAST_PORT:
+            raise ConfigError(f"--port is {self.port}; expected 0 (any) to {_LAST_PORT}")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -88,6 +99,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="cut long prompts to 2048 tokens and let nothing slide out of the window",
     )
     add("--json", action="store_true", help="print every answer as one line of JSON")
+    add("--web", action="store_true", help="chat in the browser, with the page of the app")
+    add("--port", metavar="N", type=int, help="for --web (default: one that is free)")
+    add("--no-open", action="store_true", help="print the address of --web, but open no browser")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -100,6 +114,10 @@ def run(args: argparse.Namespace) -> int:
         sys.stdout.reconfigure(errors="replace")  # an answer may not fit the terminal's encoding
     if config.prompt is not None and not config.prompt.strip():
         raise PromptError("--prompt is empty; expected a question")
+    if config.web:
+        from runtime.web.command import chat_on_page
+
+        return chat_on_page(config)
     with closing(_open(config)) as chat:
         if config.prompt is not None:
             chat.ask(config.prompt)
@@ -107,26 +125,28 @@ def run(args: argparse.Namespace) -> int:
         return _converse(chat)
 
 
-def _open(config: ChatConfig) -> Conversation:
-    """Loads picture and model, and says what runs how."""
+def load_model(config: ChatConfig, engine: EngineOptions) -> Loaded:
+    """Loads what the command line names, and shows how far it is."""
     from runtime.loader import load
-    from runtime.picture import open_picture
-    from runtime.sampling import GenerationOptions
-    from runtime.session import require_vision
 
-    picture = None if config.image is None else open_picture(config.image)
     with messages().status("loading the model") as status:
 
         def progress(stage: str, done: int, total: int) -> None:
             status.update(f"{stage}: {Size(done)} of {Size(total)}")
 
-        loaded = load(
-            config.source,
-            config.engine,
-            device=config.device,
-            dtype=config.dtype,
-            progress=progress,
+        return load(
+            config.source, engine, device=config.device, dtype=config.dtype, progress=progress
         )
+
+
+def _open(config: ChatConfig) -> Conversation:
+    """Loads picture and model, and says what runs how."""
+    from runtime.picture import open_picture
+    from runtime.sampling import GenerationOptions
+    from runtime.session import require_vision
+
+    picture = None if config.image is None else open_picture(config.image)
+    loaded = load_model(config, config.engine)
     if picture is not None:
         require_vision(loaded.config)
     settings = loaded.defaults.named(SETTINGS)

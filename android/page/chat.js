@@ -44,15 +44,24 @@ export function showChat(newChat, partial) {
   }
 }
 
-/** Adds a piece to the answer that grows. */
-export function addText(id, text) {
-  if (live !== null && id === shownChat()) {
-    const follow = isNearEnd();
-    live.append(text);
-    if (follow) {
-      toEnd();
-    }
+/**
+ * Adds a piece that begins at a place of the answer that grows. What is shown of it already is not
+ * shown again; says false if something before it is missing.
+ */
+export function addText(id, at, text) {
+  if (live === null || id !== shownChat()) {
+    return true;
   }
+  const known = live.textContent.length;
+  if (at > known) {
+    return false;
+  }
+  const follow = isNearEnd();
+  live.append(text.slice(known - at));
+  if (follow) {
+    toEnd();
+  }
+  return true;
 }
 
 function turnElement(turn, index, turns) {

@@ -65,7 +65,9 @@ function onChat(event) {
 }
 
 function onText(event) {
-  chatView.addText(event.chat, event.text);
+  if (!chatView.addText(event.chat, event.at, event.text)) {
+    send('hello'); // then the chat comes whole
+  }
   progress = null;
   drawProgress();
 }
@@ -92,7 +94,7 @@ function onError(event) {
     grow();
   }
   failed = null;
-  if (NEEDS_WEIGHTS.includes(event.code) && state !== null && !state.model) {
+  if (isAboutWeights(event.code) && !state.model) {
     return; // the screen for that says more
   }
   find('alert').querySelector('span').textContent = sayError(event.code) + '\n' + event.message;
@@ -186,7 +188,7 @@ function drawComposer() {
   find('send').hidden = isAnswering;
   find('stop').hidden = !isAnswering;
   find('send').disabled = box.value.trim() === '' || !state || Boolean(state.problem);
-  find('camera').hidden = !sees;
+  find('camera').hidden = !sees || !state || !state.can.includes('camera');
   find('gallery').hidden = !sees;
   find('attached').hidden = picture === null;
   if (picture !== null) {
@@ -229,7 +231,7 @@ function drawStart() {
     return; // a button that has the focus keeps it
   }
   drawn = key;
-  if (problem && NEEDS_WEIGHTS.includes(problem.code)) {
+  if (problem && isAboutWeights(problem.code)) {
     drawWeights(start, problem);
   } else if (problem) {
     fill(start, make('h2', {}, say('problemTitle')), make('p', {}, sayError(problem.code)),
@@ -244,6 +246,11 @@ function drawStart() {
     const sees = !(state.model && state.model.image_tokens === 0);
     fill(start, make('p', {className: 'hint'}, say(sees ? 'empty' : 'emptyText')));
   }
+}
+
+/** Whether an error means that the user has to bring weights, where the host takes them. */
+function isAboutWeights(code) {
+  return state !== null && state.can.includes('import') && NEEDS_WEIGHTS.includes(code);
 }
 
 /** The first start: where the weights go. */

@@ -68,6 +68,11 @@ function draw(name) {
   }
 }
 
+/** Whether the host has something that not all have. */
+function can(what) {
+  return state.can.includes(what);
+}
+
 function drawHistory() {
   const rows = state.chats.map((chat) => {
     const date = new Date(chat.changed).toLocaleString(document.documentElement.lang);
@@ -121,7 +126,8 @@ function drawSettings() {
   });
   fill(find('settings-body'),
     checkField('do_sample', 'doSample', settings),
-    ...Object.keys(NUMBERS).map((name) => numberField(name, settings)),
+    ...Object.keys(NUMBERS).filter((name) => name !== 'threads' || can('threads'))
+      .map((name) => numberField(name, settings)),
     make('div', {className: 'field'},
       make('label', {htmlFor: 'set-language'}, say('language')), language),
     make('div', {className: 'buttons'},
@@ -129,7 +135,7 @@ function drawSettings() {
         event.target.blur();
         send('settings');
       }),
-      button(say('check'), () => open('check')),
+      can('check') ? button(say('check'), () => open('check')) : null,
       button(say('saveLog'), () => send('log')),
       button(say('about'), () => open('about'))));
 }
@@ -189,8 +195,8 @@ function drawAbout() {
     const quantization = bundle.quantization || {};
     rows.push(['aboutModel', [bundle.architecture, quantization.name].filter(Boolean).join(', ')]);
     rows.push(['aboutSource', (bundle.source || {}).path]);
-    rows.push(['aboutWeights',
-      sayBytes(bundle.weights_bytes) + ', ' + say('verified_' + state.verified)]);
+    rows.push(['aboutWeights', bundle.weights_bytes
+      && sayBytes(bundle.weights_bytes) + ', ' + say('verified_' + state.verified)]);
   }
   rows.push(['aboutPhone', [about.phone, about.android].filter(Boolean).join(', ')]);
   rows.push(['aboutChip', (state.engine && state.engine.cpu) || about.chip]);
@@ -202,9 +208,11 @@ function drawAbout() {
   const text = make('pre', {tabIndex: 0}, notices || '');
   const details = make('details', {}, make('summary', {}, say('notices')), text);
   details.addEventListener('toggle', () => details.open && readNotices(text));
+  const privacy = about.folder ? 'aboutPrivacyFolder' : 'aboutPrivacyText';
   fill(find('about-body'), list,
-    make('h3', {}, say('aboutPrivacy')), make('p', {}, say('aboutPrivacyText')),
-    make('h3', {}, say('aboutLicence')), make('p', {}, say('aboutLicenceText')), details);
+    make('h3', {}, say('aboutPrivacy')), make('p', {}, say(privacy, about)),
+    make('h3', {}, say('aboutLicence')), make('p', {}, say('aboutLicenceText')),
+    can('notices') ? details : null);
 }
 
 async function readNotices(element) {

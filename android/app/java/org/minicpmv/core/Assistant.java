@@ -4,6 +4,8 @@ import java.io.Closeable;
 import java.io.File;
 import java.io.IOException;
 import java.io.InputStream;
+import java.util.Arrays;
+import java.util.List;
 import org.json.JSONArray;
 import org.json.JSONException;
 import org.json.JSONObject;
@@ -16,6 +18,8 @@ import org.json.JSONObject;
  */
 public final class Assistant implements Closeable, Work.Changes {
   private static final String LOG_NAME = "minicpmv-log.txt";
+  private static final List<String> ABILITIES =
+      Arrays.asList("camera", "import", "check", "threads", "notices");
 
   private final Host host;
   private final Places places;
@@ -251,6 +255,7 @@ public final class Assistant implements Closeable, Work.Changes {
       where.put(file.getPath());
     }
     Json.put(state, "places", where);
+    Json.put(state, "can", new JSONArray(ABILITIES));
     return state;
   }
 

@@ -30,8 +30,11 @@ final class Job {
     total = newTotal;
   }
 
-  synchronized void add(String piece) {
+  /** Adds a piece to an answer; returns where it begins. */
+  synchronized int add(String piece) {
+    int at = text.length();
     text.append(piece);
+    return at;
   }
 
   synchronized String text() {

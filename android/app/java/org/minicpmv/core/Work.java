@@ -241,8 +241,8 @@ final class Work implements Closeable {
 
     @Override
     public void onText(String text) {
-      running.add(text);
-      host.toPage(Json.object("event", "text", "chat", running.chat, "text", text));
+      int at = running.add(text);
+      host.toPage(Json.object("event", "text", "chat", running.chat, "at", at, "text", text));
       heed();
     }
 

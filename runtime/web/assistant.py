@@ -1,0 +1,225 @@
+"""The host of the page: takes its commands, has the work done, tells it what is new.
+
+`android/page/BRIDGE.md` lists commands and events; `Assistant.java` is the same for the app.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import shutil
+import threading
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from quantize.errors import PictureError, ToolkitError
+from runtime.web.chats import USER, ChatStore, Turn
+from runtime.web.events import Event
+from runtime.web.failures import BusyError, error_code
+from runtime.web.work import Desk, Work, now
+
+log = logging.getLogger(__name__)
+
+
+class Assistant:
+    """All but the transport. Its methods come from any thread and return soon."""
+
+    def __init__(self, desk: Desk, publish: Callable[[Event], None]) -> None:
+        """Args: desk: what it works with. publish: brings events to the pages."""
+        self._desk, self._publish = desk, publish
+        self._chats: ChatStore = desk.chats
+        self._lock = threading.RLock()
+        self._publishing = threading.Lock()  # what is published last is the latest
+        self._current: str | None = None  # the chat on the page; None: a new one
+        self._chosen: dict[str, Any] | None = None  # a picture that is not asked about yet
+        self._work = Work(desk, publish, self._on_change)
+        desk.pictures.keep_only(desk.chats.pictures())
+        self._commands: dict[str, Callable[[dict[str, Any]], None]] = {
+            "hello": lambda command: self.greet(),
+            "open": self._open,
+            "delete": self._delete,
+            "send": self._send,
+            "stop": lambda command: self._work.stop(),
+            "drop": self._drop,
+            "settings": self._change,
+            "check": lambda command: self._work.check(),
+            "retry": lambda command: self._work.prepare(),
+        }
+
+    def prepare(self) -> None:
+        """Opens the model."""
+        self._work.prepare()
+
+    def close(self) -> None:
+        """Ends what is under way, and the model."""
+        self._work.close()
+
+    def greet(self) -> None:
+        """Tells a page that is new all that it shows."""
+        self._on_change()
+        with self._lock:
+            chosen = self._chosen
+        if chosen is not None:
+            self._publish({"event": "picture", "picture": chosen})
+
+    def receive(self, command: Any) -> None:
+        """Takes a command of the page.
+
+        Raises:
+            ValueError: it is none.
+        """
+        name = command.get("do") if isinstance(command, dict) else None
+        if not isinstance(name, str) or name not in self._commands:
+            raise ValueError(f"{name!r:.40} is no command")
+        try:
+            self._commands[name](command)
+        except (ToolkitError, OSError) as error:
+            self.fail(error)
+
+    def add_picture(self, partial: Path) -> None:
+        """Takes a picture that came whole, at a place of `Pictures.partial`."""
+        try:
+            chosen = self._desk.pictures.take(partial)
+        except (ToolkitError, OSError, MemoryError) as error:
+            self.fail(error)
+            return
+        with self._lock:
+            self._chosen = chosen
+        self._publish({"event": "picture", "picture": chosen})
+
+    def show(self, path: Path) -> None:
+        """Takes a picture of the command line.
+
+        Raises:
+            PictureError: it is none that is taken.
+        """
+        try:
+            partial = Path(shutil.copyfile(path, self._desk.pictures.partial()))
+        except OSError as error:
+            raise PictureError(f"{path}: {error.strerror or error}") from error
+        try:
+            self._chosen = self._desk.pictures.take(partial)
+        except PictureError as error:
+            raise PictureError(f"{path}: {error}") from error
+
+    def fail(self, error: Exception) -> None:
+        """Tells the page of an error."""
+        code = error_code(error)
+        log.warning("%s: %s", code, error)
+        self._publish({"event": "error", "code": code, "message": str(error)})
+
+    def report(self) -> str:
+        """Returns what a report of a mistake says of this machine and model: no chats."""
+        state = self._state()
+        return "\n".join(f"{key}: {value}" for key, value in state.items() if key != "chats")
+
+    def _on_change(self) -> None:
+        self._publish_state()
+        self._publish_chat()
+
+    def _open(self, command: dict[str, Any]) -> None:
+        name = _text(command, "chat")
+        with self._lock:
+            self._current = None if self._chats.get(name) is None else name
+        self._publish_chat()
+
+    def _delete(self, command: dict[str, Any]) -> None:
+        name = _text(command, "chat")
+        if name is None:
+            return
+        answering = self._work.answering()
+        if answering is not None and answering.chat == name:
+            self._work.stop()
+        with self._lock:
+            self._current = None if self._current == name else self._current
+            self._chats.delete(name)
+        self._on_change()
+
+    def _drop(self, command: dict[str, Any]) -> None:
+        with self._lock:
+            self._chosen = None
+
+    def _send(self, command: dict[str, Any]) -> None:
+        """Takes a question: a new one, or one in place of an earlier one."""
+        text = (_text(command, "text") or "").strip()
+        picture = _text(command, "picture")
+        if not text:
+            return
+        with self._lock:
+            if self._work.answering() is not None:
+                raise BusyError("an answer is under way")
+            if picture is not None and not self._desk.pictures.has(picture):
+                raise PictureError("the picture is gone")
+            known = self._chats.get(_text(command, "chat"))
+            place = 0 if known is None else command.get("from", len(known.turns))
+            if type(place) is not int:
+                raise ValueError(f"{place!r:.40} is no place in a chat")
+            chat = known or self._chats.create(now())
+            chat.ask(place, Turn(role=USER, text=text, picture=picture), now())
+            self._chats.save(chat)
+            self._current = chat.name
+            self._chosen = None
+            self._work.answer(chat)
+
+    def _change(self, command: dict[str, Any]) -> None:
+        choices = command.get("settings")
+        if choices is None:
+            self._desk.settings.reset()
+        else:
+            self._desk.settings.choose(choices)
+        self._publish_state()
+
+    def _publish_state(self) -> None:
+        with self._publishing:
+            self._publish({"event": "state", **self._state()})
+
+    def _publish_chat(self) -> None:
+        with self._publishing:
+            chat = self._chats.get(self._current)
+            event: Event = {"event": "chat"}
+            if chat is not None:
+                event["chat"] = chat.to_json()
+                answering = self._work.answering()
+                if answering is not None and answering.chat == chat.name:
+                    event["partial"] = answering.text
+            self._publish(event)
+
+    def _state(self) -> Event:
+        settings = self._desk.settings.all()
+        state: Event = {
+            "chats": self._chats.list(),
+            "settings": settings,
+            "can": [] if self._desk.model.bundle is None else ["check", "threads"],
+            "about": _about(self._desk.folder),
+            **self._work.describe(),
+        }
+        if settings["language"] != "system":
+            state["language"] = settings["language"]
+        return state
+
+
+def _text(command: dict[str, Any], key: str) -> str | None:
+    value = command.get(key)
+    if value is not None and not isinstance(value, str):
+        raise ValueError(f"{key} is {value!r:.40}; expected a text")
+    return value
+
+
+def _about(folder: Path) -> dict[str, Any]:
+    """Returns what the page says of this machine."""
+    try:
+        app = version("minicpmv")
+    except PackageNotFoundError:  # run from a checkout that was never installed
+        app = ""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    device = f"{platform.system()} {platform.release()}"
+    return {
+        "app": app,
+        "phone": device,
+        "chip": platform.machine(),
+        "memory_bytes": memory,
+        "folder": str(folder),
+    }

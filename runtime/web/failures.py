@@ -1,0 +1,41 @@
+"""Errors as the page knows them: a code that it explains, and a sentence."""
+
+from __future__ import annotations
+
+import logging
+
+from quantize.errors import BundleError, PictureError, PromptError, ToolkitError
+from runtime.engine_client import EngineError
+from runtime.engine_process import EngineDiedError
+from runtime.protocol import ErrorCode
+
+UNKNOWN, BUSY, ENGINE_DIED = "unknown", "busy", "engine_died"
+_CODES: tuple[tuple[type[BaseException], str], ...] = (
+    (EngineDiedError, ENGINE_DIED),
+    (PictureError, ErrorCode.INVALID_PICTURE),
+    (PromptError, ErrorCode.PROMPT_TOO_LONG),
+    (BundleError, ErrorCode.INVALID_BUNDLE),
+    (ToolkitError, UNKNOWN),
+    (OSError, ErrorCode.FILE_ERROR),
+    (MemoryError, ErrorCode.OUT_OF_MEMORY),
+)
+
+log = logging.getLogger(__name__)
+
+
+class BusyError(ToolkitError):
+    """Something else is under way."""
+
+
+def error_code(error: BaseException) -> str:
+    """Returns the code by which the page explains an error; logs what is a mistake of ours."""
+    for candidate in (error, error.__cause__):
+        if isinstance(candidate, EngineError):
+            return candidate.code
+    if isinstance(error, BusyError):
+        return BUSY
+    for kind, code in _CODES:
+        if isinstance(error, kind):
+            return code
+    log.error("a mistake of minicpmv", exc_info=error)
+    return ErrorCode.INTERNAL

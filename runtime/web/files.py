@@ -1,0 +1,46 @@
+"""Where the page's host keeps what outlives it, and how it writes there."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from quantize.errors import ConfigError
+
+
+def data_folder() -> Path:
+    """Returns the folder for chats, pictures, settings and the log; it may not exist yet."""
+    home = os.environ.get("XDG_DATA_HOME", "")
+    base = Path(home) if Path(home).is_absolute() else Path.home() / ".local" / "share"
+    return base / "minicpmv" / "web"
+
+
+@contextmanager
+def owned(folder: Path) -> Iterator[None]:
+    """Makes a folder that only this user can read, and keeps other servers out of it.
+
+    Raises:
+        ConfigError: another server uses it.
+    """
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ConfigError(
+                f"{folder}: another `minicpmv chat --web` uses it; open the address that it "
+                "printed, end it, or set XDG_DATA_HOME to another folder"
+            ) from error
+        yield
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a file that is never there by half."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(value, ensure_ascii=False), "utf-8")
+    partial.replace(path)

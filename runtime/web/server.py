@@ -1,0 +1,154 @@
+"""The page over HTTP: its files, its pictures, its commands, and the stream of events.
+
+| request | |
+|---|---|
+| `GET NAME` | a file of `android/page`; none: the page itself |
+| `GET picture/ID` | a picture for the screen |
+| `GET events` | server-sent events: all of BRIDGE.md's, the state and the chat first |
+| `GET log` | the log, with what is known of the machine and the model |
+| `POST command` | a command of BRIDGE.md, as JSON |
+| `POST picture` | the picture that the user chose, as it is |
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import BinaryIO
+
+from starlette.applications import Starlette
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import FileResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from quantize.errors import PictureError
+from runtime.web import pictures
+from runtime.web.assistant import Assistant
+from runtime.web.events import Events
+from runtime.web.pictures import Pictures
+
+PAGE = Path(__file__).resolve().parents[2] / "android" / "page"
+START = "index.html"
+LOG_NAME = "minicpmv-log.txt"
+COMMAND_LIMIT = 1 << 20  # bytes
+_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
+_NOTHING = 204
+
+
+class TooLargeError(Exception):
+    """A request's body exceeds what is taken."""
+
+
+def web_app(
+    assistant: Assistant, events: Events, store: Pictures, log: Callable[[], str]
+) -> Starlette:
+    """Makes the application; see the table above. Put a `Guard` before it.
+
+    Args:
+        assistant: takes the commands.
+        events: what it publishes.
+        store: the pictures.
+        log: returns the log's text.
+    """
+    files = {path.name: path for path in PAGE.iterdir() if path.suffix in _TYPES}
+
+    async def file(request: Request) -> Response:
+        path = files.get(request.path_params.get("name", START))
+        if path is None:
+            return _none()
+        return FileResponse(path, media_type=_TYPES[path.suffix])
+
+    async def picture(request: Request) -> Response:
+        name = request.path_params["name"]
+        return FileResponse(store.small(name)) if store.has(name) else _none()
+
+    async def stream(request: Request) -> Response:
+        async def lines() -> AsyncIterator[str]:
+            async for text in events.stream():
+                if text.startswith(":"):  # from here on nothing is missed: all that there is
+                    await asyncio.to_thread(assistant.greet)
+                yield text
+
+        return StreamingResponse(lines(), media_type="text/event-stream")
+
+    async def report(request: Request) -> Response:
+        text = await asyncio.to_thread(lambda: f"{assistant.report()}\n\n{log()}")
+        disposition = {"Content-Disposition": f'attachment; filename="{LOG_NAME}"'}
+        return PlainTextResponse(text, headers=disposition)
+
+    async def command(request: Request) -> Response:
+        if _kind(request) != "application/json":
+            return _wrong("expected application/json", 415)
+        try:
+            raw = b"".join([block async for block in _body(request, COMMAND_LIMIT)])
+            await asyncio.to_thread(assistant.receive, json.loads(raw))
+        except TooLargeError:
+            return _wrong(f"a command has at most {COMMAND_LIMIT:,} bytes", 413)
+        except (ValueError, RecursionError) as error:
+            return _wrong(f"no command: {error}", 400)
+        return Response(status_code=_NOTHING)
+
+    async def add_picture(request: Request) -> Response:
+        if _kind(request) != "application/octet-stream":
+            return _wrong("expected application/octet-stream", 415)
+        partial = store.partial()
+        try:
+            with partial.open("wb") as target:
+                await _receive(request, target)
+        except TooLargeError:
+            partial.unlink()
+            what = f"the picture is larger than {pictures.LIMIT >> 20} MiB"
+            assistant.fail(PictureError(what))
+            return _wrong(what, 413)
+        except (OSError, ClientDisconnect) as error:
+            partial.unlink(missing_ok=True)
+            assistant.fail(error)
+            return _wrong("the picture did not come whole", 400)
+        await asyncio.to_thread(assistant.add_picture, partial)
+        return Response(status_code=_NOTHING)
+
+    routes = [
+        Route("/", file),
+        Route("/events", stream),
+        Route("/log", report),
+        Route("/command", command, methods=["POST"]),
+        Route("/picture", add_picture, methods=["POST"]),
+        Route("/picture/{name}", picture),
+        Route("/{name}", file),
+    ]
+    app = Starlette(routes=routes)
+    app.router.redirect_slashes = False
+    return app
+
+
+async def _receive(request: Request, target: BinaryIO) -> None:
+    async for block in _body(request, pictures.LIMIT):
+        target.write(block)
+
+
+async def _body(request: Request, limit: int) -> AsyncIterator[bytes]:
+    """Yields a request's body; raises TooLargeError as soon as it is known to exceed a limit."""
+    announced = request.headers.get("content-length", "0")
+    if not announced.isdecimal() or int(announced) > limit:
+        raise TooLargeError
+    size = 0
+    async for block in request.stream():
+        size += len(block)
+        if size > limit:
+            raise TooLargeError
+        yield block
+
+
+def _kind(request: Request) -> str:
+    """Returns a request's media type, without its parameters."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+def _none() -> Response:
+    return _wrong("there is nothing here", 404)
+
+
+def _wrong(what: str, status: int) -> Response:
+    return PlainTextResponse(f"{what}\n", status)

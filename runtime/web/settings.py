@@ -1,0 +1,107 @@
+"""What the user chose; where nothing is chosen, what the model brings."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from runtime.defaults import GenerationDefaults
+from runtime.sampling import GenerationOptions
+from runtime.web.files import write_json
+
+SET = "OmniLMMChat"  # of generation.json
+LANGUAGES = ("system", "en", "zh")
+# As in Settings.java and panels.js: lowest, highest, and whether only whole numbers.
+RANGES: Mapping[str, tuple[float, float, bool]] = {
+    "temperature": (0.05, 5, False),
+    "top_p": (0.01, 1, False),
+    "top_k": (0, 1000, True),
+    "repetition_penalty": (1, 2, False),
+    "max_new_tokens": (1, 16384, True),
+    "window": (128, 16384, True),
+    "threads": (0, 16, True),
+}
+
+log = logging.getLogger(__name__)
+
+
+class Settings:
+    """Choices in a file. From any thread."""
+
+    def __init__(self, path: Path, defaults: GenerationDefaults, window: int) -> None:
+        """Reads the choices; what is out of its range is left out.
+
+        Args:
+            path: where they are kept.
+            defaults: the model's.
+            window: where none is chosen, in tokens.
+        """
+        self._path = path
+        self._lock = threading.Lock()
+        settings = defaults.named(SET)
+        self._defaults: dict[str, Any] = {
+            "do_sample": True,
+            "temperature": 1.0,
+            "top_p": 1.0,
+            "top_k": 0,
+            "repetition_penalty": 1.0,
+            **settings.choose(True, {}),
+            "max_new_tokens": settings.max_new_tokens,
+            "window": window,
+            "threads": 0,
+            "language": "system",
+        }
+        self._chosen: dict[str, Any] = {}
+        try:
+            if path.exists():
+                self._chosen = _valid(json.loads(path.read_text("utf-8")))
+        except (OSError, ValueError, RecursionError) as error:
+            log.warning("settings cannot be read, so all are as at first: %s", error)
+
+    def choose(self, choices: Any) -> None:
+        """Takes choices over those before; what is out of its range is left out."""
+        with self._lock:
+            self._chosen |= _valid(choices)
+            write_json(self._path, self._chosen)
+
+    def reset(self) -> None:
+        """Forgets all choices."""
+        with self._lock:
+            self._chosen = {}
+            write_json(self._path, self._chosen)
+
+    def all(self) -> dict[str, Any]:
+        """Returns all settings."""
+        with self._lock:
+            return self._defaults | self._chosen
+
+    def options(self, seed: int | None) -> GenerationOptions:
+        """Returns how to generate."""
+        settings = self.all()
+        names = ("max_new_tokens", "repetition_penalty", "do_sample")
+        chosen = {name: settings[name] for name in names}
+        if settings["do_sample"]:
+            chosen |= {name: settings[name] for name in ("temperature", "top_p")}
+            chosen |= {"top_k": settings["top_k"] or None, "seed": seed}
+        return GenerationOptions(**chosen)
+
+
+def _valid(choices: Any) -> dict[str, Any]:
+    """Returns those choices that mean something."""
+    valid: dict[str, Any] = {}
+    if not isinstance(choices, dict):
+        return valid
+    for name, value in choices.items():
+        if name == "do_sample" and isinstance(value, bool):
+            valid[name] = value
+        elif name == "language" and value in LANGUAGES:
+            valid[name] = value
+        elif name in RANGES and type(value) in (int, float):
+            low, high, is_whole = RANGES[name]
+            if low <= value <= high and (not is_whole or value == int(value)):
+                valid[name] = int(value) if is_whole else float(value)
+    return valid
