@@ -15,11 +15,12 @@ import tvm
 from convert.blocks import decoder, vision
 from convert.blocks.graph import Graph, lower
 from convert.blocks.products import products
+from convert.blocks.stored import Formats
 from convert.config import CONFIGS, ModelConfig
 from convert.engine_build import BlockLibrary, export_objects
-from quantize.errors import ConfigError, ShapeError
+from convert.plan import Plan
+from quantize.errors import ConfigError
 from quantize.layout import LAYOUT_VERSION
-from quantize.schemes import GroupScheme
 
 TARGETS = CONFIGS / "target"
 
@@ -76,61 +77,49 @@ class CompiledBlocks:
     libraries: tuple[BlockLibrary, ...]
 
 
-def build_blocks(
-    config: ModelConfig, scheme: GroupScheme, variant: Variant
-) -> tuple[Any, tuple[str, ...]]:
+def build_blocks(config: ModelConfig, plan: Plan, variant: Variant) -> tuple[Any, tuple[str, ...]]:
     """Makes the Relax module of all blocks of a model, and the names of its functions.
 
     Raises:
-        ShapeError: a width has no whole quantization groups.
-        ConfigError: the variant names unknown products.
+        ConfigError: the variant names unknown products, or the plan's formats have no kernels.
     """
-    c = config.decoder
-    for name in ("hidden_size", "intermediate_size"):
-        if getattr(c, name) % scheme.group_size:
-            raise ShapeError(
-                f"{name} {getattr(c, name)} is not a multiple of {scheme.group_size}, "
-                f"the group of {scheme.name}"
-            )
+    c, formats = config.decoder, Formats(config, plan)
     graph = Graph(products(variant.products))
     if config.vision is not None and config.resampler is not None:
-        vision.vision_embed(graph, config.vision)
-        vision.vision_block(graph, config.vision)
+        vision.vision_embed(graph, config.vision, formats)
+        vision.vision_block(graph, config.vision, formats)
         vision.vision_norm(graph, config.vision)
-        vision.resampler(graph, config.resampler, config.vision.num_patches)
-    decoder.embed(graph, c, scheme)
-    decoder.decoder_layer(graph, c, scheme)
-    decoder.lm_head(graph, c, scheme)
+        vision.resampler(graph, config.resampler, config.vision.num_patches, formats)
+    decoder.embed(graph, c, formats)
+    decoder.decoder_layer(graph, c, formats)
+    decoder.lm_head(graph, c, formats)
     return graph.module(), tuple(graph.functions)
 
 
 def compile_blocks(
     config: ModelConfig,
+    plan: Plan,
     target: Target,
     folder: Path,
     on_progress: Progress | None = None,
-    *,
-    quant: str = "q4f16_1",
 ) -> CompiledBlocks:
     """Compiles all blocks of a model into objects for an engine, once per kind of processor.
 
     Args:
         config: the model's geometry; its depth does not matter.
+        plan: how its matrices are stored.
         target: what for.
         folder: gets the objects.
         on_progress: called with the name of each stage as it begins.
-        quant: a recipe of `configs/quant/`.
 
     Raises:
-        ConfigError: an unknown recipe.
-        ShapeError: the recipe does not fit the geometry.
+        ConfigError: see `build_blocks`.
     """
     report = on_progress or log.debug
-    scheme = GroupScheme.load(quant)
     modules, libraries = [], []
     for variant in target.variants:
         report(f"kernels, {variant.name}")
-        module, _ = build_blocks(config, scheme, variant)
+        module, _ = build_blocks(config, plan, variant)
         report(f"machine code, {variant.name}")
         prefix = f"{variant.name}_"
         executable = tvm.relax.build(

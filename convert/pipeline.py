@@ -37,12 +37,14 @@ from convert.plan import Plan, PlannedTensor
 from convert.weights_file import Array, WeightsWriter
 from quantize.errors import CheckpointError, ConfigError
 from quantize.fast import CHUNK_VALUES
-from quantize.layout import pack_tiles, tile_f16
+from quantize.int8 import quantize_int8
+from quantize.layout import pack_int8_tiles, pack_tiles, tile_f16
 from quantize.methods import Method, find_method, quantize_weight
 from quantize.schemes import GroupScheme, row_chunks
 
 HOST = "host"  # the target of this PC
 ONNX = "onnx"  # a product of its own, not part of a bundle
+MLC = "mlc-android"  # likewise
 # What has a say in a bundle's bytes.
 TOOLS = ("minicpmv", "apache-tvm", "apache-tvm-ffi", "numpy", "torch", "ziglang")
 # Room for compiled programs and the manifest, beside the weights.
@@ -53,7 +55,7 @@ Progress = Callable[[str, int, int], None]  # stage, done, in all (0: not known)
 
 def known_targets() -> tuple[str, ...]:
     """Returns what can be converted for."""
-    return *Target.names(), ONNX
+    return *Target.names(), ONNX, MLC
 
 
 def parse_targets(text: str) -> tuple[str, ...]:
@@ -98,9 +100,7 @@ def write_bundle(
     programs = {}
     for target in targets:
         program = f"engine/{target}"
-        identity = build_program(
-            checkpoint.config, target, folder / program, progress, quant=plan.recipe.scheme.name
-        )
+        identity = build_program(checkpoint.config, plan, target, folder / program, progress)
         programs[target] = TargetRecord(program=program, program_id=identity)
     if checkpoint.tokenizer is not None:
         shutil.copyfile(checkpoint.tokenizer, folder / TOKENIZER)
@@ -157,10 +157,8 @@ def stored_form(
     return dict(zip((f"{tensor.name}.q_weight", f"{tensor.name}.q_scale"), packed, strict=True))
 
 
-def encode(
-    checkpoint: Checkpoint, tensor: PlannedTensor, scheme: GroupScheme, method: Method
-) -> Mapping[str, Array]:
-    """Reads a planned tensor and brings it into its stored form.
+def read_weight(checkpoint: Checkpoint, tensor: PlannedTensor) -> Array:
+    """Reads a planned tensor: float32 where it is stored so, float16 otherwise.
 
     Raises:
         CheckpointError: it holds NaN, infinity, or more than its format can.
@@ -176,15 +174,28 @@ def encode(
             f"{checkpoint.path}: {', '.join(tensor.rule.sources)}: {count} values are beyond "
             f"float16's {np.finfo(np.float16).max:.0f}; is the checkpoint damaged?"
         )
-    if tensor.format == "q4":
+    return weight
+
+
+def encode(
+    checkpoint: Checkpoint, tensor: PlannedTensor, scheme: GroupScheme, method: Method
+) -> Mapping[str, Array]:
+    """Reads a planned tensor and brings it into its stored form; see `read_weight`."""
+    weight = read_weight(checkpoint, tensor)
+    if tensor.format in ("q4", "q8"):
+        code = np.uint8 if tensor.format == "q4" else np.int8
         weights, scales = (
             np.empty(spec.shape, dtype)
-            for spec, dtype in zip(tensor.stored, (np.uint8, np.float16), strict=True)
+            for spec, dtype in zip(tensor.stored, (code, np.float16), strict=True)
         )
         first, (count, columns) = 0, weight.shape
         for rows in row_chunks(count, columns, CHUNK_VALUES):
-            q, scale = quantize_weight(weight[rows], scheme, method, name=tensor.name)
-            q_weight, q_scale = pack_tiles(q, scale, scheme)
+            if tensor.format == "q4":
+                q, scale = quantize_weight(weight[rows], scheme, method, name=tensor.name)
+                q_weight, q_scale = pack_tiles(q, scale, scheme)
+            else:
+                q, scale = quantize_int8(weight[rows], scheme.group_size, name=tensor.name)
+                q_weight, q_scale = pack_int8_tiles(q, scale)
             last = first + len(q_weight)
             weights[first:last], scales[first:last] = q_weight, q_scale
             first = last
@@ -193,29 +204,29 @@ def encode(
 
 
 def build_program(
-    config: ModelConfig, target: str, output: Path, progress: Progress, *, quant: str = "q4f16_1"
+    config: ModelConfig, plan: Plan, target: str, output: Path, progress: Progress
 ) -> str:
     """Compiles a model's blocks and links the engine that holds them; returns its program id.
 
     Args:
         config: the model's geometry.
+        plan: how its matrices are stored.
         target: a file of `configs/target/`.
         output: the program to write.
         progress: hears of every stage.
-        quant: a recipe of `configs/quant/`.
 
     Raises:
-        ToolkitError: an unknown target, a geometry that does not fit the recipe, or something
-            that does not compile.
+        ToolkitError: an unknown target, a format without kernels, or something that does not
+            compile.
     """
     made_for = Target.load(target)
     with tempfile.TemporaryDirectory() as objects:
         blocks = compile_blocks(
             config,
+            plan,
             made_for,
             Path(objects),
             lambda stage: progress(f"{stage} for {target}", 0, 0),
-            quant=quant,
         )
         identity = blocks.program_id
         build_engine(target, made_for.link, blocks.libraries, output, identity, progress)

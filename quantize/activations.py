@@ -1,4 +1,4 @@
-"""Int8 activations and the product of 4-bit weights with them, in numpy.
+"""Int8 activations and the products of quantized weights with them, in numpy.
 
 What every kernel computes: activations are quantized per token and group of 32 to int8, a group's
 product is a whole number, and the groups are added in float32.
@@ -29,6 +29,11 @@ def quantize_activations(x: Array, group_size: int) -> tuple[Array, Array]:
     return np.rint(groups / divisor).astype(np.int8).reshape(x.shape), scale
 
 
+def pad_groups(x: Array, group_size: int) -> Array:
+    """Fills the last group of activations (L, K) with zeros."""
+    return np.pad(x, ((0, 0), (0, -x.shape[1] % group_size)))
+
+
 def multiply_w4a8(x: Array, q: Array, scale: Array, scheme: GroupScheme) -> Array:
     """Returns x @ W.T in the arithmetic of the kernels.
 
@@ -42,13 +47,28 @@ def multiply_w4a8(x: Array, q: Array, scale: Array, scheme: GroupScheme) -> Arra
         (L, N) float32. Kernels may add the groups in another order, or fuse product and sum.
     """
     codes, x_scale = quantize_activations(x, scheme.group_size)
+    return multiply_codes(codes, x_scale, q.astype(np.int8) - np.int8(scheme.zero_point), scale)
+
+
+def multiply_codes(codes: Array, x_scale: Array, weight: Array, scale: Array) -> Array:
+    """Returns x @ W.T of whole numbers and scales, in the arithmetic of the kernels.
+
+    Args:
+        codes: (L, G * group) int8 activations, see `quantize_activations`.
+        x_scale: (L, G) float32.
+        weight: (N, G * group) int8, zero point left out.
+        scale: (N, G) float16.
+
+    Returns:
+        (L, N) float32. Kernels may add the groups in another order, or fuse product and sum.
+    """
     rows, groups = scale.shape
+    size = weight.shape[1] // groups
     wide = scale.astype(np.float32)
-    out = np.zeros((x.shape[0], rows), np.float32)
+    out = np.zeros((len(codes), rows), np.float32)
     for g in range(groups):
-        inputs = slice(g * scheme.group_size, (g + 1) * scheme.group_size)
+        inputs = slice(g * size, (g + 1) * size)
         # Whole numbers below 2**24: float32 holds them exactly, and multiplies them faster.
-        centred = q[:, inputs].astype(np.float32) - np.float32(scheme.zero_point)
-        dot = codes[:, inputs].astype(np.float32) @ centred.T
+        dot = codes[:, inputs].astype(np.float32) @ weight[:, inputs].astype(np.float32).T
         out += dot * (wide[:, g] * x_scale[:, g, None])
     return out

@@ -155,11 +155,11 @@ def _load_models(
             TorchStages(torch_model, cache), ReferenceSession(backend, tokenizer, window=window)
         )
 
-    recipe, arithmetic = bundle.plan.recipe, load_reference(checkpoint)
-    stored = find_method(recipe.method).search
+    arithmetic = load_reference(checkpoint)
+    stored = find_method(bundle.plan.recipe.method).search
     if stored:
         load_stored(arithmetic, bundle.plan, bundle.weights())
-    rounded = apply_arithmetic(arithmetic, recipe.scheme, stored=stored)
+    rounded = apply_arithmetic(arithmetic, bundle.plan, stored=stored)
     return Models(
         reference=model(load_reference(checkpoint), KVCache),
         arithmetic=model(rounded, Float16KVCache),

@@ -16,8 +16,8 @@ from tvm import relax
 from convert.blocks.graph import lower
 from convert.compile import Target, build_blocks
 from convert.config import DecoderConfig, ModelConfig
+from convert.plan import Plan
 from quantize.layout import TILE_ROWS, tiles
-from quantize.schemes import GroupScheme
 
 Array = NDArray[Any]
 Float32 = NDArray[np.float32]
@@ -133,10 +133,10 @@ class CompiledBackend:
         return torch.from_numpy(self._model.logits(_numpy(hidden)))
 
 
-def compile_here(config: ModelConfig, quant: str = "q4f16_1") -> Any:
+def compile_here(config: ModelConfig, plan: Plan) -> Any:
     """Compiles a model's blocks for this PC, in memory; returns the machine that runs them."""
     variant = Target.load("host").variants[-1]  # what every host can run
-    module, _ = build_blocks(config, GroupScheme.load(quant), variant)
+    module, _ = build_blocks(config, plan, variant)
     target = tvm.target.Target(variant.tvm)
     executable = relax.build(module, target=target, relax_pipeline=lower())
     return relax.VirtualMachine(executable, tvm.cpu())
@@ -162,9 +162,9 @@ class CompiledModel:
             self._wrap_vision(config.vision.depth)
         layers = range(config.decoder.num_hidden_layers)
         self._layers = [self._quantized_layer(f"llm.layers.{i}") for i in layers]
-        self._embedding = self._take(*_quantized("llm.embed"))
-        head = "llm.head" if "llm.head.q_weight" in weights else "llm.embed"
-        self._head = self._take("llm.norm.weight", *_quantized(head))
+        self._embedding = self._take("llm.embed")
+        untied = {"llm.head", "llm.head.q_weight"} & set(weights)
+        self._head = self._take("llm.norm.weight", "llm.head" if untied else "llm.embed")
 
     def vision_embed(self, pixels: Array) -> Float32:
         """Maps normalised pixels (3, S, S) to patches with positions (P, Dv)."""
@@ -216,18 +216,18 @@ class CompiledModel:
         self._resampler = self._take(*(f"resampler.{name}" for name in _RESAMPLER))
 
     def _quantized_layer(self, prefix: str) -> list[Any]:
-        names: list[str] = []
-        for part in _DECODER_LAYER:
-            name = f"{prefix}.{part}"
-            names += [name] if name.endswith(".weight") else _quantized(name)
-        return self._take(*names)
+        return self._take(*(f"{prefix}.{part}" for part in _DECODER_LAYER))
 
     def _take(self, *names: str) -> list[Any]:
-        """Wraps weights as TVM tensors."""
+        """Wraps weights as TVM tensors, two for a quantized one."""
+        stored: list[str] = []
         for name in names:
+            parts = [f"{name}.q_weight", f"{name}.q_scale"]
+            stored += parts if parts[0] in self._weights else [name]
+        for name in stored:
             if name not in self._wrapped:
                 self._wrapped[name] = _wrap(self._weights[name])
-        return [self._wrapped[name] for name in names]
+        return [self._wrapped[name] for name in stored]
 
 
 def _numpy(tensor: Tensor) -> Array:
@@ -236,10 +236,6 @@ def _numpy(tensor: Tensor) -> Array:
 
 def _pair(name: str) -> list[str]:
     return [f"{name}.weight", f"{name}.bias"]
-
-
-def _quantized(name: str) -> list[str]:
-    return [f"{name}.q_weight", f"{name}.q_scale"]
 
 
 def _chunks(x: Array, size: int) -> Iterator[Array]:

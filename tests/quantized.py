@@ -1,6 +1,6 @@
 """The bundle's arithmetic in numpy, from the tensors of a bundle: what compiled blocks must say.
 
-4-bit weights times int8 activations per group, float16 vision weights and KV cache. Everything
+Quantized weights times int8 activations per group, float16 weights and KV cache. Everything
 between is float64 here and float32 in the kernels.
 """
 
@@ -15,36 +15,39 @@ import torch
 from torch import Tensor
 
 from convert.config import ModelConfig
-from convert.weights import Rule, bundle_rules
-from quantize.activations import multiply_w4a8
-from quantize.layout import pack_tiles, tile_f16, unpack_tiles, untile_f16
+from convert.plan import Plan
+from quantize.activations import multiply_codes, pad_groups, quantize_activations
+from quantize.int8 import dequantize_int8, quantize_int8
+from quantize.layout import (
+    pack_int8_tiles,
+    pack_tiles,
+    tile_f16,
+    unpack_int8_tiles,
+    unpack_tiles,
+    untile_f16,
+)
 from quantize.schemes import GroupScheme, dequantize_groups, quantize_groups
 
 Array = np.ndarray
 SCHEME = GroupScheme.load("q4f16_1")
-_Q4 = ("llm.embed", "llm.head", ".qkv", ".o", ".gate_up", ".down")
+SIZE = SCHEME.group_size
 
 
-def bundle_tensors(
-    config: ModelConfig, state: Mapping[str, Tensor], *, untied_head: bool = False
-) -> dict[str, Array]:
+def bundle_tensors(state: Mapping[str, Tensor], plan: Plan) -> dict[str, Array]:
     """Makes a bundle's tensors from a checkpoint's."""
     tensors: dict[str, Array] = {}
-    for rule in bundle_rules(config, untied_head):
-        if not isinstance(rule, Rule):
-            continue
-        weight = rule.make(state.__getitem__).contiguous().numpy()
-        name = rule.name
-        if name.endswith(_Q4):
-            q, scale = quantize_groups(weight.astype(np.float16), SCHEME, name=name)
-            packed = pack_tiles(q, scale, SCHEME)
-            tensors[f"{name}.q_weight"], tensors[f"{name}.q_scale"] = packed
-        elif name.startswith("llm."):
-            tensors[name] = weight.astype(np.float16)
-        elif weight.ndim == 2 and name.endswith(".weight"):
-            tensors[name] = tile_f16(weight)
+    for planned in plan.tensors:
+        weight = planned.rule.make(state.__getitem__).contiguous().numpy()
+        name, half = planned.name, weight.astype(np.float16)
+        if planned.format == "q4":
+            packed = pack_tiles(*quantize_groups(half, SCHEME, name=name), SCHEME)
+        elif planned.format == "q8":
+            packed = pack_int8_tiles(*quantize_int8(half, SIZE, name=name))
         else:
-            tensors[name] = weight.astype(np.float32)
+            forms = {"f16_tiled": tile_f16, "f16": np.float16, "f32": np.float32}
+            tensors[name] = forms[planned.format](weight)
+            continue
+        tensors[f"{name}.q_weight"], tensors[f"{name}.q_scale"] = packed
     return tensors
 
 
@@ -92,9 +95,9 @@ class NumpyModel:
         return self._dense(f"{at}.proj", d, self._layer_norm(f"{at}.ln_post", x, c.norm_eps))
 
     def embed(self, ids: list[int]) -> Array:
-        q, scale = self._codes("llm.embed", self.config.decoder.vocab_size)
-        table = dequantize_groups(q, scale, SCHEME)
-        return table[ids] * np.float32(self.config.decoder.scale_emb)
+        c = self.config.decoder
+        table = self._dequantized("llm.embed", c.vocab_size, c.hidden_size)
+        return table[ids] * np.float32(c.scale_emb)
 
     def decoder(self, x: Array, window: int, pinned: int) -> list[Array]:
         """Runs all layers on a whole conversation (L, D); returns what each layer returns."""
@@ -108,21 +111,22 @@ class NumpyModel:
         c = self.config.decoder
         at, d = f"llm.layers.{i}", c.hidden_size
         normed = self._rms_norm(f"{at}.input_norm.weight", x)
-        qkv = self._quantized(f"{at}.qkv", d + 2 * c.kv_dim, normed)
+        qkv = self._linear(f"{at}.qkv", d + 2 * c.kv_dim, normed)
         q, k, v = np.split(qkv, [d, d + c.kv_dim], axis=1)
         mixed = self._attend_window(q, k, v, window, pinned)
-        x = x + c.residual_scale * self._quantized(f"{at}.o", d, mixed)
+        x = x + c.residual_scale * self._linear(f"{at}.o", d, mixed)
         normed = self._rms_norm(f"{at}.post_norm.weight", x)
-        both = self._quantized(f"{at}.gate_up", 2 * c.intermediate_size, normed)
+        both = self._linear(f"{at}.gate_up", 2 * c.intermediate_size, normed)
         gates, values = np.split(both, 2, axis=1)
         hidden = gates / (1 + np.exp(-gates)) * values
-        return x + c.residual_scale * self._quantized(f"{at}.down", d, hidden)
+        return x + c.residual_scale * self._linear(f"{at}.down", d, hidden)
 
     def logits(self, x: Array) -> Array:
         c = self.config.decoder
-        head = "llm.head" if "llm.head.q_weight" in self._tensors else "llm.embed"
+        untied = {"llm.head", "llm.head.q_weight"} & set(self._tensors)
+        head = "llm.head" if untied else "llm.embed"
         normed = self._rms_norm("llm.norm.weight", x) / c.logits_divisor
-        return self._quantized(head, c.vocab_size, normed)
+        return self._linear(head, c.vocab_size, normed)
 
     def _attend_window(self, q: Array, k: Array, v: Array, window: int, pinned: int) -> Array:
         """Query by query, key by key, as the words of `runtime.reference.kv_cache` say it."""
@@ -145,17 +149,30 @@ class NumpyModel:
                 out[h, t] = _softmax(np.array(scores) * c.head_dim**-0.5) @ values[kv, seen]
         return out.transpose(1, 0, 2).reshape(len(q), -1)
 
-    def _codes(self, name: str, rows: int) -> tuple[Array, Array]:
-        packed = (self._tensors[f"{name}.{part}"] for part in ("q_weight", "q_scale"))
-        return unpack_tiles(*packed, rows)
+    def _dequantized(self, name: str, rows: int, columns: int) -> Array:
+        if name in self._tensors:
+            return untile_f16(self._tensors[name], rows).astype(np.float32)
+        packed = [self._tensors[f"{name}.{part}"] for part in ("q_weight", "q_scale")]
+        if packed[0].dtype == np.int8:
+            return dequantize_int8(*unpack_int8_tiles(*packed, rows), columns)
+        return dequantize_groups(*unpack_tiles(*packed, rows), SCHEME)
 
-    def _quantized(self, name: str, rows: int, x: Array) -> Array:
-        product: Array = multiply_w4a8(x.astype(np.float32), *self._codes(name, rows), SCHEME)
-        return product.astype(np.float64)
+    def _linear(self, name: str, rows: int, x: Array) -> Array:
+        if name in self._tensors:
+            weight = untile_f16(self._tensors[name], rows).astype(np.float64)
+            dense: Array = x.astype(np.float64) @ weight.T
+            return dense
+        packed = [self._tensors[f"{name}.{part}"] for part in ("q_weight", "q_scale")]
+        if packed[0].dtype == np.int8:
+            codes, scale = unpack_int8_tiles(*packed, rows)
+        else:
+            q, scale = unpack_tiles(*packed, rows)
+            codes = q.astype(np.int8) - np.int8(SCHEME.zero_point)
+        activations = quantize_activations(pad_groups(x.astype(np.float32), SIZE), SIZE)
+        return multiply_codes(*activations, codes, scale).astype(np.float64)
 
     def _dense(self, name: str, rows: int, x: Array) -> Array:
-        weight = untile_f16(self._tensors[f"{name}.weight"], rows).astype(np.float64)
-        product: Array = x.astype(np.float64) @ weight.T
+        product = self._linear(f"{name}.weight", rows, x)
         return product + self._tensors.get(f"{name}.bias", np.zeros(rows))
 
     def _layer_norm(self, name: str, x: Array, eps: float) -> Array:

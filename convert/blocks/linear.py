@@ -13,7 +13,7 @@ from functools import reduce
 from tvm.script.ir_builder import tirx as T
 
 from convert.blocks.maths import gelu
-from convert.blocks.products import Products, unpack
+from convert.blocks.products import Product, Products
 from convert.blocks.tir import (
     LANES,
     Expr,
@@ -30,11 +30,10 @@ from convert.blocks.tir import (
 )
 from quantize.activations import MAX_INT8
 from quantize.layout import TILE_ROWS, tiles
-from quantize.schemes import GroupScheme
 
-# Groups of 4-bit weights between what is used and what is asked for from memory: 4 KiB. The
-# processor's own prefetcher ends at each page; from 16 groups on nothing is gained.
-_AHEAD = 16
+# Bytes between the weights that are used and those that are asked for from memory. The
+# processor's own prefetcher ends at each page of 4 KiB; nothing is gained from further ahead.
+_AHEAD = 4096
 
 Epilogue = Callable[[Expr, Expr, Expr, int], Expr]  # (value, row, columns, lanes) -> value
 
@@ -75,51 +74,65 @@ def linear_f16(c: Linear, by: Products) -> Expr:
     return k.function
 
 
-def quantize(width: int, scheme: GroupScheme) -> Expr:
-    """Makes the kernel (x (L, K)) -> codes, scale, offset: int8 activations for `linear_q4`.
+def quantize(width: int, size: int, zero_point: int) -> Expr:
+    """Makes the kernel (x (L, K)) -> codes, scale, offset: int8 activations for `linear_codes`.
 
-    codes (L, K/32, 32) int8, scale (L, K/32) float32. offset (L, K/32) int32: the codes' sum
-    times minus the weights' zero point.
+    codes (L, G, size) int8, scale (L, G) float32, G = ceil(K / size); values that a last group
+    lacks are 0. offset (L, G) int32: the codes' sum times minus the weights' zero point.
     """
-    size = scheme.group_size
-    groups, parts = width // size, size // LANES
+    groups, rest = -(-width // size), width % size
     with kernel("quantize") as k:
         length = k.length("rows")
         x = k.tensor("x", (length, width))
         codes = k.tensor("codes", (length, groups, size), "int8")
         scale = k.tensor("scale", (length, groups))
         offset = k.tensor("offset", (length, groups), "int32")
-        with T.parallel(0, length) as row:
-            with T.serial(0, groups) as group:
-                values = [T.Bind(x[row, span(group * size + i * LANES)]) for i in range(parts)]
-                scratch = local((LANES,))
-                largest = reduce(T.max, [T.max(v, spread(T.float32(0)) - v) for v in values])
-                store(scratch, largest, span(0))
-                step = T.Bind(fold(scratch, T.max, LANES) / T.float32(MAX_INT8))
-                store(scale, step, row, group)
-                divisor = T.Bind(T.Select(step == T.float32(0), T.float32(1), step))
-                rounded = [T.Bind(T.nearbyint(v / spread(divisor))) for v in values]
+
+        def write(row: Expr, group: Expr, values: list[Expr]) -> None:
+            scratch = local((LANES,))
+            largest = reduce(T.max, [T.max(v, spread(T.float32(0)) - v) for v in values])
+            store(scratch, largest, span(0))
+            step = T.Bind(fold(scratch, T.max, LANES) / T.float32(MAX_INT8))
+            store(scale, step, row, group)
+            divisor = T.Bind(T.Select(step == T.float32(0), T.float32(1), step))
+            rounded = [T.Bind(T.nearbyint(v / spread(divisor))) for v in values]
+            total = T.int32(0)
+            if zero_point:
                 store(scratch, reduce(operator.add, rounded), span(0))
-                total = T.cast(fold(scratch, operator.add, LANES), "int32")
-                store(offset, total * -scheme.zero_point, row, group)
-                for i, part in enumerate(rounded):
-                    store(codes, T.cast(part, "int8x16"), row, group, span(i * LANES))
+                total = T.cast(fold(scratch, operator.add, LANES), "int32") * -zero_point
+            store(offset, total, row, group)
+            for i, part in enumerate(rounded):
+                store(codes, T.cast(part, "int8x16"), row, group, span(i * LANES))
+
+        parts = range(0, size, LANES)
+        with T.parallel(0, length) as row:
+            with T.serial(0, width // size) as group:
+                write(row, group, [T.Bind(x[row, span(group * size + i)]) for i in parts])
+            if rest:
+                last = local((size,))
+                for i in parts:
+                    store(last, spread(T.float32(0)), span(i))
+                with T.serial(0, rest) as i:
+                    store(last, x[row, width - rest + i], i)
+                write(row, T.int64(groups - 1), [T.Bind(last[span(i)]) for i in parts])
     return k.function
 
 
-def linear_q4(c: Linear, scheme: GroupScheme, by: Products) -> Expr:
+def linear_codes(c: Linear, size: int, by: Product, blocks: int, dtype: str) -> Expr:
     """Makes the kernel (codes, scale, offset, q_weight, q_scale, [bias], [residual]) -> (L, N).
 
-    A group's product is exact, whatever instructions compute it.
+    The first three are from `quantize`. q_weight (ceil(N/16), G, blocks, 64) of `dtype`, q_scale
+    (ceil(N/16), G, 16) float16, G = ceil(K / size). A group's product is exact, whatever
+    instructions compute it.
     """
-    size = scheme.group_size
-    groups, blocks = c.columns // size, size // 8
-    with kernel("linear_q4") as k:
+    groups = -(-c.columns // size)
+    ahead = _AHEAD // (blocks * 4 * TILE_ROWS)
+    with kernel("linear_codes") as k:
         length = k.length("rows")
         codes = k.tensor("codes", (length, groups, size), "int8")
         scale = k.tensor("scale", (length, groups))
         offset = k.tensor("offset", (length, groups), "int32")
-        q_weight = k.tensor("q_weight", (tiles(c.rows), groups, blocks, 64), "uint8")
+        q_weight = k.tensor("q_weight", (tiles(c.rows), groups, blocks, 4 * TILE_ROWS), dtype)
         q_scale = k.tensor("q_scale", (tiles(c.rows), groups, TILE_ROWS), "float16")
         epilogue = _epilogue(k, c, length)
         out = k.tensor("out", (length, c.rows))
@@ -130,23 +143,23 @@ def linear_q4(c: Linear, scheme: GroupScheme, by: Products) -> Expr:
                 with T.serial(0, groups) as group:
                     if count == 1:  # bound by memory
                         for i in range(blocks):
-                            prefetch(q_weight[tile, group + _AHEAD, i, 0])
-                        prefetch(q_scale[tile, group + _AHEAD, 0])
+                            prefetch(q_weight[tile, group + ahead, i, 0])
+                        prefetch(q_scale[tile, group + ahead, 0])
                     packed = [q_weight[tile, group, i, span(0, 64)] for i in range(blocks)]
-                    unpacked = unpack(packed)
+                    unpacked = by.unpack(packed)
                     step = T.Bind(wide(q_scale[tile, group, span(0)]))
                     for m in range(count):
                         row = first + m
                         fours = [
-                            T.reinterpret("int32", codes[row, group, span(4 * i, 4)])
-                            for i in range(2 * blocks)
+                            T.reinterpret("int32", codes[row, group, span(i, 4)])
+                            for i in range(0, size, 4)
                         ]
                         dot = wide(by.group(unpacked, fours, offset[row, group]))
                         factor = step * spread(scale[row, group])
                         store(sums, sums[m, span(0)] + dot * factor, m, span(0))
                 _finish(out, sums, first, count, tile, c.rows, epilogue)
 
-            each_row_block(length, by.q4_tokens, multiply)
+            each_row_block(length, by.tokens, multiply)
     return k.function
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from tvm.script.ir_builder import tirx as T
 
 from convert.blocks.maths import silu
 from convert.blocks.tir import (
     Expr,
+    Kernel,
     fold,
     kernel,
     lanes_of,
@@ -18,7 +21,6 @@ from convert.blocks.tir import (
 )
 from convert.config import VisionConfig
 from quantize.layout import TILE_ROWS
-from quantize.schemes import GroupScheme
 
 
 def layer_norm(width: int, eps: float) -> Expr:
@@ -108,29 +110,66 @@ def patches(c: VisionConfig) -> Expr:
     return k.function
 
 
-def embedding(rows: int, width: int, factor: float, scheme: GroupScheme) -> Expr:
+def embedding_codes(
+    rows: int, width: int, factor: float, size: int, zero_point: int | None
+) -> Expr:
     """Makes the kernel (ids (L,) int32, q_weight, q_scale) -> rows times `factor` (L, D), float32.
 
-    The ids must be known to lie within the table.
+    Codes are of 4 bits around a zero point, or int8 where there is none. The ids must be known to
+    lie within the table.
     """
-    groups, tiles = width // scheme.group_size, -(-rows // TILE_ROWS)
-    with kernel("embedding") as k:
+    groups, tiles = -(-width // size), -(-rows // TILE_ROWS)
+    blocks, dtype = (8, "int8") if zero_point is None else (4, "uint8")
+    with kernel("embedding_codes") as k:
         length = k.length("rows")
         ids = k.tensor("ids", (length,), "int32")
-        q_weight = k.tensor("q_weight", (tiles, groups, 4, 64), "uint8")
+        q_weight = k.tensor("q_weight", (tiles, groups, blocks, 4 * TILE_ROWS), dtype)
         q_scale = k.tensor("q_scale", (tiles, groups, TILE_ROWS), "float16")
-        out = k.tensor("out", (length, width))
-        with T.parallel(0, length) as row:
-            tile, lane = T.Bind(ids[row] // TILE_ROWS), T.Bind(ids[row] % TILE_ROWS)
-            with T.serial(0, groups) as group:
-                scale = T.Bind(T.cast(q_scale[tile, group, lane], "float32"))
-                with T.grid(4, 4) as (block, byte):
-                    both = T.Bind(T.cast(q_weight[tile, group, block, lane * 4 + byte], "int32"))
-                    for half, code in enumerate((both & 15, both >> 4)):
-                        value = T.cast(code - scheme.zero_point, "float32") * scale
-                        at = group * scheme.group_size + half * 16 + block * 4 + byte
-                        store(out, value * T.float32(factor), row, at)
+
+        def value(tile: Expr, lane: Expr, column: Expr) -> Expr:
+            group, place = T.Bind(column // size), T.Bind(column % size)
+            packed = q_weight[tile, group, place // 4 % blocks, lane * 4 + place % 4]
+            code = T.cast(packed, "int32")
+            if zero_point is not None:
+                half = T.cast(place // (4 * blocks) * 4, "int32")
+                code = T.bitwise_and(T.shift_right(code, half), 15) - zero_point
+            return T.cast(code, "float32") * T.cast(q_scale[tile, group, lane], "float32")
+
+        _gather(k, length, width, factor, ids, value)
     return k.function
+
+
+def embedding_f16(rows: int, width: int, factor: float) -> Expr:
+    """Makes the kernel (ids (L,) int32, weight) -> rows times `factor` (L, D), float32.
+
+    weight (ceil(V/16), D, 16) float16. The ids must be known to lie within the table.
+    """
+    with kernel("embedding_f16") as k:
+        length = k.length("rows")
+        ids = k.tensor("ids", (length,), "int32")
+        weight = k.tensor("weight", (-(-rows // TILE_ROWS), width, TILE_ROWS), "float16")
+
+        def value(tile: Expr, lane: Expr, column: Expr) -> Expr:
+            return T.cast(weight[tile, column, lane], "float32")
+
+        _gather(k, length, width, factor, ids, value)
+    return k.function
+
+
+def _gather(
+    k: Kernel,
+    length: Expr,
+    width: int,
+    factor: float,
+    ids: Expr,
+    value: Callable[[Expr, Expr, Expr], Expr],
+) -> None:
+    """Writes value(tile, lane, column) * factor for every id and column."""
+    out = k.tensor("out", (length, width))
+    with T.parallel(0, length) as row:
+        tile, lane = T.Bind(ids[row] // TILE_ROWS), T.Bind(ids[row] % TILE_ROWS)
+        with T.serial(0, width) as column:
+            store(out, value(tile, lane, column) * T.float32(factor), row, column)
 
 
 def _row_sum(width: int, value: object) -> Expr:

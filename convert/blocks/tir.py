@@ -117,9 +117,10 @@ def fold(values: Expr, combine: Callable[[Expr, Expr], Expr], lanes: int) -> Exp
 
 
 def each_row_block(rows: Expr, size: int, body: Callable[[Expr, int], None]) -> None:
-    """Calls body(first row, count) for blocks of `size` rows, then for the rest, one by one."""
-    with T.serial(0, rows // size) as block:
-        body(block * size, size)
-    if size > 1:
-        with T.serial(0, rows % size) as row:
-            body(rows // size * size + row, 1)
+    """Calls body(first row, count) for blocks of `size` rows, of a third of it, then of one."""
+    done: Expr = T.int64(0)
+    for count in sorted({size, max(size // 3, 1), 1}, reverse=True):
+        first, blocks = done, T.Bind((rows - done) // count)
+        with T.serial(0, blocks) as block:
+            body(first + block * count, count)
+        done = T.Bind(first + blocks * count)

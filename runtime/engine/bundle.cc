@@ -61,6 +61,14 @@ std::vector<Part> PartsOf(const TensorRecord& tensor, int64_t group_size, int64_
   if (tensor.format == "f16_tiled") {
     return {{"", DType::kF16, {Tiles(shape[0]), shape[1], kTileRows}}};
   }
+  if (tensor.format == "q8") {
+    const int64_t groups = (shape[1] + group_size - 1) / group_size;
+    const int64_t blocks = 2 * kBlocksInGroup;
+    return {{".q_weight",
+             DType::kI8,
+             {Tiles(shape[0]), groups, blocks, group_size * kTileRows / blocks}},
+            {".q_scale", DType::kF16, {Tiles(shape[0]), groups, kTileRows}}};
+  }
   if (tensor.format != "q4" || shape[1] % group_size != 0) return {};
   const int64_t groups = shape[1] / group_size;
   const int64_t block = group_size * kTileRows * code_bits / 8 / kBlocksInGroup;  // bytes

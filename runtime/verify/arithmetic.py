@@ -1,9 +1,9 @@
 """A model of the bundle's arithmetic: the reference, rounded where a bundle rounds.
 
 It is built from the full-precision checkpoint and the recipe alone, in other code than the
-bundle's kernels: 4-bit weights, int8 activations per group, float16 vision weights, norms and KV
-cache. Only what calibration chose comes from the bundle: see `runtime.verify.stored`. What it
-loses against the reference is what the recipe costs; a bundle that loses more has a fault.
+bundle's kernels: quantized weights, int8 activations per group, float16 norms and KV cache. Only
+what calibration chose comes from the bundle: see `runtime.verify.stored`. What it loses against
+the reference is what the recipe costs; a bundle that loses more has a fault.
 """
 
 from __future__ import annotations
@@ -12,25 +12,79 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from convert.plan import Plan
 from quantize.activations import MAX_INT8
+from quantize.int8 import dequantize_int8, quantize_int8
 from quantize.schemes import GroupScheme, dequantize_groups, quantize_groups
 from runtime.reference.decoder import RMSNorm
 from runtime.reference.kv_cache import KVCache
 from runtime.reference.model import MiniCPMV
+from runtime.reference.resampler import CrossAttention, Resampler
+from runtime.reference.vision import VisionEncoder
+
+# The decoder's linears, by the names of the bundle's tensors that hold them.
+_STACKS = {
+    "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "o": ("self_attn.o_proj",),
+    "gate_up": ("mlp.gate_proj", "mlp.up_proj"),
+    "down": ("mlp.down_proj",),
+}
+_VISION = {"qkv": "attn.qkv", "proj": "attn.proj", "fc1": "mlp.fc1", "fc2": "mlp.fc2"}
 
 
 class QuantizedLinear(nn.Module):
-    """A linear without bias: 4-bit weights times activations rounded to int8 per group."""
+    """A linear of quantized weights times activations rounded to int8 per group."""
 
-    def __init__(self, weight: Tensor, group_size: int) -> None:
-        """Args: weight: (N, K) float32, already rounded by the scheme."""
+    def __init__(self, weight: Tensor, group_size: int, bias: Tensor | None = None) -> None:
+        """Args: weight: (N, K) float32, already rounded by the scheme. bias: (N,)."""
         super().__init__()
         self.weight = nn.Parameter(weight, requires_grad=False)
+        self.bias = bias
         self.group_size = group_size
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (..., K) to (..., N)."""
-        return F.linear(round_to_int8(x, self.group_size), self.weight)
+        return F.linear(round_to_int8(x, self.group_size), self.weight, self.bias)
+
+
+class CutPatches(nn.Module):
+    """The patch embedding as a linear over cut patches, in place of a convolution."""
+
+    def __init__(self, linear: nn.Module, patch_size: int) -> None:
+        """Args: linear: from a patch's pixels (c, y, x)."""
+        super().__init__()
+        self.linear, self.patch_size = linear, patch_size
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Maps pixels (B, 3, S, S) to (B, D, S/p, S/p)."""
+        patches = F.unfold(pixels, self.patch_size, stride=self.patch_size).transpose(1, 2)
+        side = pixels.shape[-1] // self.patch_size
+        embedded: Tensor = self.linear(patches).transpose(1, 2)
+        return embedded.unflatten(-1, (side, side))  # type: ignore[no-untyped-call, no-any-return]
+
+
+class FoldedCrossAttention(nn.Module):
+    """The resampler's attention as a bundle has it: what no picture changes is folded, unrounded.
+
+    That is the projection of the queries, and of the keys' positions.
+    """
+
+    def __init__(self, full: CrossAttention, k_proj: nn.Module, v_proj: nn.Module) -> None:
+        """Args: full: whose queries' projection is used. k_proj, v_proj: as they are stored."""
+        super().__init__()
+        self.full, self.k_proj, self.v_proj = full, k_proj, v_proj
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Maps query (Q, D), key and value (B, P, D) to (B, Q, D); key - value are positions."""
+        (wq, wk, _), (bq, bk, _) = (
+            t.chunk(3) for t in (self.full.in_proj_weight, self.full.in_proj_bias)
+        )
+        q = F.linear(query, wq, bq).expand(len(value), -1, -1)
+        k = self.k_proj(value) + F.linear(key - value, wk, bk)
+        heads = (t.unflatten(-1, (self.full.num_heads, -1)) for t in (q, k, self.v_proj(value)))
+        mixed = F.scaled_dot_product_attention(*(t.transpose(1, 2) for t in heads))
+        out: Tensor = self.full.out_proj(mixed.transpose(1, 2).flatten(-2))
+        return out
 
 
 class Float16KVCache(KVCache):
@@ -42,58 +96,120 @@ class Float16KVCache(KVCache):
 
 
 def round_to_int8(x: Tensor, group_size: int) -> Tensor:
-    """Rounds groups of activations (..., K) to multiples of max|x| / 127."""
-    groups = x.unflatten(-1, (-1, group_size))  # type: ignore[no-untyped-call]
+    """Rounds groups of activations (..., K) to multiples of max|x| / 127; the last may be short."""
+    padded = F.pad(x, (0, -x.shape[-1] % group_size))
+    groups = padded.unflatten(-1, (-1, group_size))  # type: ignore[no-untyped-call]
     scale = groups.abs().amax(-1, keepdim=True) / MAX_INT8
     rounded = torch.where(scale > 0, (groups / scale).round() * scale, 0)
-    out: Tensor = rounded.flatten(-2)
+    out: Tensor = rounded.flatten(-2)[..., : x.shape[-1]]
     return out
 
 
 def round_to_scheme(weight: Tensor, scheme: GroupScheme, name: str) -> Tensor:
-    """Quantizes a weight (N, K) and gives it back as float32."""
+    """Quantizes a weight (N, K) to 4 bits and gives it back as float32."""
     half = weight.detach().cpu().to(torch.float16).numpy()
     return torch.from_numpy(dequantize_groups(*quantize_groups(half, scheme, name=name), scheme))
 
 
+def round_to_format(weight: Tensor, format: str, scheme: GroupScheme, name: str) -> Tensor:
+    """Stores a weight in a format of a plan by plain rounding, and gives it back as float32."""
+    if format == "q4":
+        return round_to_scheme(weight, scheme, name)
+    if format == "q8":
+        half = weight.detach().cpu().to(torch.float16).numpy()
+        codes = quantize_int8(half, scheme.group_size, name=name)
+        return torch.from_numpy(dequantize_int8(*codes, half.shape[1]))
+    return weight if format == "f32" else weight.half().float()
+
+
+class _Rounding:
+    """Replaces linears by what a plan makes of them."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._formats = {tensor.name: tensor.format for tensor in plan.tensors}
+        self._scheme = plan.recipe.scheme
+
+    def linear(
+        self, name: str, weight: Tensor, bias: Tensor | None = None, *, stored: bool = False
+    ) -> nn.Module:
+        """Makes the linear of a bundle's tensor from (some rows of) it, rounded already or not."""
+        format, weight = self._formats[name], weight.detach()
+        rounded = weight if stored else self.rounded(name, weight)
+        if format in ("q4", "q8"):
+            return QuantizedLinear(rounded, self._scheme.group_size, bias)
+        out = nn.Linear(weight.shape[1], weight.shape[0], bias is not None)
+        out.weight = nn.Parameter(rounded, requires_grad=False)
+        if bias is not None:
+            out.bias = nn.Parameter(bias.detach(), requires_grad=False)
+        return out
+
+    def rounded(self, name: str, weight: Tensor) -> Tensor:
+        return round_to_format(weight, self._formats[name], self._scheme, name)
+
+    def replace(self, parent: nn.Module, path: str, name: str, *, stored: bool = False) -> None:
+        old = parent.get_submodule(path)
+        assert isinstance(old, nn.Linear)
+        above, _, child = path.rpartition(".")
+        new = self.linear(name, old.weight, old.bias, stored=stored)
+        setattr(parent.get_submodule(above), child, new)
+
+
 @torch.no_grad()
-def apply_arithmetic(model: MiniCPMV, scheme: GroupScheme, *, stored: bool = False) -> MiniCPMV:
+def apply_arithmetic(model: MiniCPMV, plan: Plan, *, stored: bool = False) -> MiniCPMV:
     """Rounds a reference model in place, and returns it.
 
     Args:
         model: full precision.
-        scheme: the decoder's number format.
+        plan: how each tensor is stored.
         stored: the decoder's matrices are rounded already, as a bundle stores them.
     """
-
-    def rounded(weight: Tensor, name: str) -> Tensor:
-        return weight.detach() if stored else round_to_scheme(weight, scheme, name)
-
-    for name, module in list(model.llm.model.named_modules()):
-        if isinstance(module, nn.Linear):
-            parent, _, child = name.rpartition(".")
-            quantized = QuantizedLinear(rounded(module.weight, name), scheme.group_size)
-            setattr(model.llm.model.get_submodule(parent), child, quantized)
-        elif isinstance(module, RMSNorm):
+    rounding, stack = _Rounding(plan), model.llm.model
+    for i, layer in enumerate(stack.layers):
+        for name, paths in _STACKS.items():
+            for path in paths:
+                rounding.replace(layer, path, f"llm.layers.{i}.{name}", stored=stored)
+    for module in stack.modules():
+        if isinstance(module, RMSNorm):
             module.weight.copy_(module.weight.half())
-    embedding = model.llm.model.embed_tokens
-    tied = model.llm.lm_head.weight is embedding.weight
-    embedding.weight = nn.Parameter(rounded(embedding.weight, "embed_tokens"), requires_grad=False)
-    head = embedding.weight if tied else rounded(model.llm.lm_head.weight, "lm_head")
-    model.llm.lm_head = QuantizedLinear(head.data, scheme.group_size)  # type: ignore[assignment]
-    _round_vision(model)
+    embedding, head = stack.embed_tokens, model.llm.lm_head.weight
+    tied = head is embedding.weight
+    if not stored:
+        embedding.weight = nn.Parameter(
+            rounding.rounded("llm.embed", embedding.weight), requires_grad=False
+        )
+    model.llm.lm_head = rounding.linear(  # type: ignore[assignment]
+        "llm.embed" if tied else "llm.head",
+        embedding.weight if tied else head,
+        stored=stored or tied,
+    )
+    if model.vpm is not None and model.resampler is not None:
+        _round_vision(model.vpm, rounding)
+        _round_resampler(model.resampler, rounding)
     return model
 
 
-def _round_vision(model: MiniCPMV) -> None:
-    """Rounds matrices to float16; a bundle keeps all that is small in float32."""
-    if model.vpm is None or model.resampler is None:
-        return
-    for module in (*model.vpm.modules(), *model.resampler.modules()):
-        if isinstance(module, (nn.Linear, nn.Conv2d)):
-            module.weight.copy_(module.weight.half())
-    resampler = model.resampler
-    resampler.proj.copy_(resampler.proj.half())
-    # The queries' projection, and that of the keys' positions, are folded in float32; rounding
-    # both here is a bound from above, four orders of magnitude below the 4-bit decoder's loss.
-    resampler.attn.in_proj_weight.copy_(resampler.attn.in_proj_weight.half())
+def _round_vision(encoder: VisionEncoder, rounding: _Rounding) -> None:
+    embed = encoder.patch_embed.proj
+    name, matrix = "vision.patch_embed.weight", embed.weight.flatten(1)
+    linear = rounding.linear(name, matrix, embed.bias)
+    encoder.patch_embed.proj = CutPatches(linear, embed.kernel_size[0])  # type: ignore[assignment]
+    for i, block in enumerate(encoder.blocks):
+        for name, path in _VISION.items():
+            rounding.replace(block, path, f"vision.blocks.{i}.{name}.weight")
+
+
+def _round_resampler(resampler: Resampler, rounding: _Rounding) -> None:
+    attention = resampler.attn
+    (_, wk, wv), (_, _, bv) = (
+        t.chunk(3) for t in (attention.in_proj_weight, attention.in_proj_bias)
+    )
+    rounding.replace(resampler, "kv_proj", "resampler.kv_proj.weight")
+    rounding.replace(attention, "out_proj", "resampler.out_proj.weight")
+    resampler.attn = FoldedCrossAttention(  # type: ignore[assignment]
+        attention,
+        rounding.linear("resampler.k_proj.weight", wk),
+        rounding.linear("resampler.v_proj.weight", wv, bv),
+    )
+    proj = rounding.linear("resampler.proj.weight", resampler.proj.T.contiguous())
+    resampler.ln_post = nn.Sequential(resampler.ln_post, proj)  # type: ignore[assignment]
+    resampler.proj.copy_(torch.eye(len(resampler.proj)))

@@ -13,11 +13,12 @@ from convert.bundle import Bundle, FileRecord
 from convert.checkpoint import Checkpoint
 from convert.plan import PlannedTensor
 from quantize.errors import BundleError
-from quantize.layout import unpack_tiles, untile_f16
+from quantize.int8 import dequantize_int8
+from quantize.layout import unpack_int8_tiles, unpack_tiles, untile_f16
 from quantize.methods import find_method
 from quantize.schemes import Array, GroupScheme, dequantize_groups
 from runtime.verify import metrics
-from runtime.verify.arithmetic import round_to_scheme
+from runtime.verify.arithmetic import round_to_format
 from runtime.verify.report import Check
 
 # What AWQ folds the factors of a layer's norms into.
@@ -71,7 +72,7 @@ def check_tensors(
         progress("compare weights", done + 1, len(bundle.plan.tensors))
         original = tensor.rule.make(checkpoint.read)
         stored = decode_tensor(weights, tensor, scheme)
-        rounded = _round(original, tensor.format, scheme, tensor.name)
+        rounded = round_to_format(original, tensor.format, scheme, tensor.name)
         expected = metrics.sqnr_db(original, rounded)
         moved = method.calibrated and tensor.name.startswith("llm.")
         if moved and method.fold:
@@ -93,6 +94,9 @@ def decode_tensor(
     if tensor.format == "q4":
         packed = weights[f"{name}.q_weight"], weights[f"{name}.q_scale"]
         values = dequantize_groups(*unpack_tiles(*packed, shape[0]), scheme)
+    elif tensor.format == "q8":
+        packed = weights[f"{name}.q_weight"], weights[f"{name}.q_scale"]
+        values = dequantize_int8(*unpack_int8_tiles(*packed, shape[0]), shape[1])
     elif tensor.format == "f16_tiled":
         values = untile_f16(weights[name], shape[0])
     else:
@@ -137,9 +141,3 @@ def _factors(original: Tensor, stored: Tensor) -> tuple[Tensor, Tensor]:
 
 def _ratio(product: Tensor, power: Tensor) -> Tensor:
     return torch.where((power > 0) & (product > 0), product / power, 1.0)
-
-
-def _round(weight: Tensor, form: str, scheme: GroupScheme, name: str) -> Tensor:
-    if form == "q4":
-        return round_to_scheme(weight, scheme, name)
-    return weight if form == "f32" else weight.half().float()

@@ -11,7 +11,7 @@ from convert import cli, pipeline
 from tests.tiny import write_checkpoint
 
 
-def fake_program(config: Any, target: str, output: Path, *_: Any, quant: str) -> str:
+def fake_program(config: Any, plan: Any, target: str, output: Path, *_: Any) -> str:
     """Writes a stand-in for an engine."""
     output.parent.mkdir(exist_ok=True)
     output.write_bytes(b"program for " + target.encode())

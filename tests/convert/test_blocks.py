@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -23,9 +24,11 @@ from convert.blocks.products import products
 from convert.blocks.tir import kernel, span, store
 from convert.compile import Target, Variant, build_blocks, program_id
 from convert.config import ModelConfig
-from quantize.activations import multiply_w4a8, quantize_activations
-from quantize.errors import ConfigError, ShapeError
-from quantize.layout import pack_tiles, tile_f16
+from convert.plan import Plan, Recipe, make_plan
+from quantize.activations import multiply_codes, pad_groups, quantize_activations
+from quantize.errors import ConfigError
+from quantize.int8 import dequantize_int8, quantize_int8
+from quantize.layout import pack_int8_tiles, pack_tiles, tile_f16
 from quantize.schemes import dequantize_groups, quantize_groups
 from tests.compare import Record, assert_close
 from tests.processor import processor_features
@@ -124,13 +127,16 @@ def test_linear_f16(c: Linear, record_property: Record) -> None:
         assert_close(f"linear_f16 of {length}", out, expected, ROUNDING, record_property)
 
 
-def _quantizer(width: int) -> Callable[[Array], list[Array]]:
+SIZE = SCHEME.group_size
+
+
+def _quantizer(width: int, zero_point: int) -> Callable[[Array], list[Array]]:
     """Compiles the kernel that quantizes activations: codes, scale, offset."""
-    run, groups = _compile(linear.quantize(width, SCHEME)), width // SCHEME.group_size
+    run, groups = _compile(linear.quantize(width, SIZE, zero_point)), -(-width // SIZE)
 
     def quantize(x: Array) -> list[Array]:
         outputs = [
-            np.empty((len(x), groups, SCHEME.group_size), np.int8),
+            np.empty((len(x), groups, SIZE), np.int8),
             np.empty((len(x), groups), np.float32),
             np.empty((len(x), groups), np.int32),
         ]
@@ -140,14 +146,16 @@ def _quantizer(width: int) -> Callable[[Array], list[Array]]:
     return quantize
 
 
-def test_activations_are_quantized_to_the_bit() -> None:
-    x = _normal(17, 96) * 100
-    x[3, 32:64], x[4] = 0, np.arange(96) - 63.5  # a group of zeros; ties
-    codes, scale, offset = _quantizer(96)(x)
-    expected, expected_scale = quantize_activations(x, 32)
+@pytest.mark.parametrize(("width", "zero_point"), [(96, 7), (80, 0), (65, 128), (31, 7)])
+def test_activations_are_quantized_to_the_bit(width: int, zero_point: int) -> None:
+    x = _normal(17, width) * 100
+    x[3, 32:64], x[4] = 0, np.arange(width) - 63.5  # a group of zeros; ties
+    codes, scale, offset = _quantizer(width, zero_point)(x)
+    expected, expected_scale = quantize_activations(pad_groups(x, SIZE), SIZE)
+    sums = expected.reshape(codes.shape).sum(-1, dtype=int)
     np.testing.assert_array_equal(codes.reshape(expected.shape), expected)
     np.testing.assert_array_equal(scale, expected_scale)
-    np.testing.assert_array_equal(offset, -7 * expected.reshape(17, 3, 32).sum(-1, dtype=int))
+    np.testing.assert_array_equal(offset, -zero_point * sums)
 
 
 def _runs_here(variant: Variant) -> bool:
@@ -159,33 +167,82 @@ HERE = [v for t in ("host", "android-x86_64") for v in Target.load(t).variants i
 
 @pytest.mark.parametrize("residual", [None, 0.7])
 @pytest.mark.parametrize("variant", HERE, ids=lambda variant: variant.products)
-def test_linear_q4(variant: Variant, residual: float | None, record_property: Record) -> None:
+def test_linear_of_4_bit_codes(
+    variant: Variant, residual: float | None, record_property: Record
+) -> None:
     c = Linear(rows=501, columns=320, residual=residual)
-    weight = _normal(c.rows, c.columns).astype(np.float16)
-    q, q_scale = quantize_groups(weight, SCHEME, name="w")
+    q, q_scale = quantize_groups(_weight(c), SCHEME, name="w")
     q[0], q[1] = 15, 0  # all 16 codes decode
-    run = _compile(linear.linear_q4(c, SCHEME, products(variant.products)), variant)
-    quantize = _quantizer(c.columns)
+    by = products(variant.products).q4
+    kernel = linear.linear_codes(c, SIZE, by, 4, "uint8")
+    signed = q.astype(np.int8) - np.int8(SCHEME.zero_point)
+    weight = pack_tiles(q, q_scale, SCHEME)
+    _check_linear(c, variant, kernel, SCHEME.zero_point, weight, (signed, q_scale), record_property)
+
+
+@pytest.mark.parametrize("columns", [320, 337, 4])
+@pytest.mark.parametrize("variant", HERE, ids=lambda variant: variant.products)
+def test_linear_of_int8_codes(variant: Variant, columns: int, record_property: Record) -> None:
+    c = Linear(rows=501, columns=columns, bias=True, gelu=True, residual=1.0)
+    codes, scale = quantize_int8(_weight(c), SIZE, name="w")
+    codes[0, :columns], codes[1, :columns] = 127, -127  # the largest sums
+    by = products(variant.products).q8
+    kernel = linear.linear_codes(c, SIZE, by, 8, "int8")
+    weight = pack_int8_tiles(codes, scale)
+    _check_linear(c, variant, kernel, by.bias, weight, (codes, scale), record_property)
+
+
+def _weight(c: Linear) -> Array:
+    return _normal(c.rows, c.columns).astype(np.float16)
+
+
+def _check_linear(
+    c: Linear,
+    variant: Variant,
+    kernel: Any,
+    zero_point: int,
+    weight: tuple[Array, Array],
+    codes: tuple[Array, Array],
+    record: Record,
+) -> None:
+    """Compares a product of codes at every length with what numpy says of whole numbers."""
+    run, quantize = _compile(kernel, variant), _quantizer(c.columns, zero_point)
     for length in LENGTHS:
-        x, y = _normal(length, c.columns), _normal(length, c.rows)
-        x[0] = 127  # with codes of 15: the largest sums that 16-bit words must hold
-        inputs = [*quantize(x), *pack_tiles(q, q_scale, SCHEME)]
-        expected = multiply_w4a8(x, q, q_scale, SCHEME)
-        if residual is not None:
-            inputs.append(y)
-            expected = y + np.float32(residual) * expected
+        x, residual, bias = _normal(length, c.columns), _normal(length, c.rows), _normal(c.rows)
+        x[0] = 127  # with the largest codes: the largest sums that 16-bit words must hold
+        inputs = [*quantize(x), *weight]
+        expected = multiply_codes(*quantize_activations(pad_groups(x, SIZE), SIZE), *codes)
+        if c.bias:
+            inputs.append(bias)
+            expected = expected + bias
+        if c.gelu:
+            expected = F.gelu(torch.from_numpy(expected)).numpy()
+        if c.residual is not None:
+            inputs.append(residual)
+            expected = residual + np.float32(c.residual) * expected
         out = np.empty((length, c.rows), np.float32)
         run(inputs, [out])
-        assert_close(f"linear_q4 of {length}", out, expected, ROUNDING, record_property)
+        assert_close(f"linear of {length}", out, expected, ROUNDING, record)
 
 
-def test_embedding_dequantizes_exactly() -> None:
-    q, scale = quantize_groups(_normal(501, 96).astype(np.float16), SCHEME, name="e")
-    ids = np.array([0, 15, 16, 500, 7, 7], np.int32)
-    out = np.empty((6, 96), np.float32)
-    run = _compile(rows.embedding(501, 96, 12.0, SCHEME))
-    run([ids, *pack_tiles(q, scale, SCHEME)], [out])
-    np.testing.assert_array_equal(out, dequantize_groups(q, scale, SCHEME)[ids] * np.float32(12))
+@pytest.mark.parametrize("form", ["q4", "q8", "f16_tiled"])
+def test_embedding_is_exact(form: str) -> None:
+    width = 96 if form == "q4" else 77
+    table, ids = _normal(501, width).astype(np.float16), np.array([0, 15, 16, 500, 7, 7], np.int32)
+    if form == "q4":
+        codes = quantize_groups(table, SCHEME, name="e")
+        weight, expected = pack_tiles(*codes, SCHEME), dequantize_groups(*codes, SCHEME)
+        kernel = rows.embedding_codes(501, width, 12.0, SIZE, SCHEME.zero_point)
+    elif form == "q8":
+        codes = quantize_int8(table, SIZE, name="e")
+        weight, expected = pack_int8_tiles(*codes), dequantize_int8(*codes, width)
+        kernel = rows.embedding_codes(501, width, 12.0, SIZE, None)
+    else:
+        weight, expected = (tile_f16(table),), table.astype(np.float32)
+        kernel = rows.embedding_f16(501, width, 12.0)
+    out = np.empty((6, width), np.float32)
+    _compile(kernel)([ids, *weight], [out])
+    np.testing.assert_array_equal(out, expected[ids] * np.float32(12))
 
 
 @pytest.mark.parametrize("width", [144, 10, 1])
@@ -230,16 +287,26 @@ def _config(**overrides: Any) -> ModelConfig:
     return ModelConfig.from_json(tiny_config(**overrides))
 
 
+def _plan(config: ModelConfig, **formats: str) -> Plan:
+    raw = dict(Recipe.load("q4f16_1").source)
+    changed = [{"pattern": k, "format": v, "why": "test"} for k, v in formats.items()]
+    return make_plan(config, False, Recipe.from_json({**raw, "tensors": changed + raw["tensors"]}))
+
+
 def test_functions_of_both_architectures() -> None:
     decoder = ("embed", "decoder_layer", "lm_head")
-    assert build_blocks(_config(decoder_only=True), SCHEME, PLAIN)[1] == decoder
+    config = _config(decoder_only=True)
+    assert build_blocks(config, _plan(config), PLAIN)[1] == decoder
     vision = ("vision_embed", "vision_block", "vision_norm", "resampler")
-    assert build_blocks(_config(), SCHEME, PLAIN)[1] == (*vision, *decoder)
+    assert build_blocks(_config(), _plan(_config()), PLAIN)[1] == (*vision, *decoder)
 
 
 def test_program_id_follows_from_what_is_compiled() -> None:
-    def identity(target: Target = HOST, **overrides: Any) -> str:
-        return program_id([build_blocks(_config(**overrides), SCHEME, PLAIN)[0]], target)
+    def identity(
+        target: Target = HOST, formats: Mapping[str, str] = MappingProxyType({}), **overrides: Any
+    ) -> str:
+        config = _config(**overrides)
+        return program_id([build_blocks(config, _plan(config, **formats), PLAIN)[0]], target)
 
     same = identity()
     assert len(same) == 64
@@ -247,13 +314,18 @@ def test_program_id_follows_from_what_is_compiled() -> None:
     assert identity(initializer_range=0.5) == same  # nothing that is computed
     assert identity(vocab_size=502) != same
     assert identity(rms_norm_eps=1e-6) != same
+    assert identity(formats={"llm.layers.*.o": "q8"}) != same
     other = replace(PLAIN, tvm={**PLAIN.tvm, "mcpu": "x86-64-v2"})
     assert identity(replace(HOST, variants=(other,))) != same
 
 
-def test_refuses_widths_without_whole_groups() -> None:
-    with pytest.raises(ShapeError, match="intermediate_size 321 is not a multiple of 32"):
-        build_blocks(_config(intermediate_size=321), SCHEME, PLAIN)
+def test_refuses_formats_without_kernels() -> None:
+    config = _config()
+    with pytest.raises(ConfigError, match=r"llm.layers.\*.o has the format f32, which no kernel"):
+        build_blocks(config, _plan(config, **{"llm.layers.*.o": "f32"}), PLAIN)
+    mixed = {"llm.layers.0.o": "q8"}
+    with pytest.raises(ConfigError, match=r"llm.layers.\*.o has the formats q4, q8; a layer is"):
+        build_blocks(config, _plan(config, **mixed), PLAIN)
 
 
 def test_targets_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

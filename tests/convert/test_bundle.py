@@ -12,7 +12,8 @@ from numpy.testing import assert_array_equal
 from convert.bundle import Bundle
 from convert.checkpoint import Checkpoint
 from quantize.errors import BundleError
-from quantize.layout import unpack_tiles, untile_f16
+from quantize.int8 import quantize_int8
+from quantize.layout import unpack_int8_tiles, unpack_tiles, untile_f16
 from quantize.schemes import quantize_groups
 from tests.convert.bundles import snapshot, write_bundle
 
@@ -86,14 +87,19 @@ def test_holds_what_the_checkpoint_says(whole: Path) -> None:
     for tensor in bundle.plan.tensors:
         name, rows = tensor.name, tensor.rule.shape[0]
         expected = tensor.rule.make(checkpoint.read).numpy()
-        if tensor.format == "q4":
-            found = unpack_tiles(weights[f"{name}.q_weight"], weights[f"{name}.q_scale"], rows)
-            codes = quantize_groups(expected.astype(np.float16), scheme, name=name)
+        half = expected.astype(np.float16)
+        if tensor.format in ("q4", "q8"):
+            packed = weights[f"{name}.q_weight"], weights[f"{name}.q_scale"]
+            if tensor.format == "q4":
+                found, codes = unpack_tiles(*packed, rows), quantize_groups(half, scheme, name=name)
+            else:
+                found = unpack_int8_tiles(*packed, rows)
+                codes = quantize_int8(half, scheme.group_size, name=name)
             assert_array_equal(found[0], codes[0], err_msg=name)
             assert_array_equal(found[1], codes[1], err_msg=name)
         elif tensor.format == "f16_tiled":
             found = untile_f16(weights[name], rows)
-            assert_array_equal(found, expected.astype(np.float16), err_msg=name)
+            assert_array_equal(found, half, err_msg=name)
         else:
             assert_array_equal(weights[name], expected.astype(weights[name].dtype), err_msg=name)
     assert len(weights) == len(bundle.plan.stored)

@@ -38,7 +38,8 @@ def build_host_engine(folder: Path, **checkpoint: Any) -> Built:
 def add_phone(folder: Path) -> Path:
     """Adds the phone's engine to a bundle; returns it."""
     program = f"engine/{PHONE}"
-    identity = build_program(Bundle.open(folder).config, PHONE, folder / program, lambda *_: None)
+    opened = Bundle.open(folder)
+    identity = build_program(opened.config, opened.plan, PHONE, folder / program, lambda *_: None)
     path = folder / "bundle.json"
     manifest = json.loads(path.read_text())
     manifest["targets"][PHONE] = {"program": program, "program_id": identity}

@@ -116,7 +116,7 @@ def build_sanitized(
         # The blocks are the compiler's, not ours: those for one kind of processor are enough.
         host = Target.load(HOST)
         host = replace(host, variants=host.variants[-1:])
-        compiled = compile_blocks(opened.config, host, blocks)
+        compiled = compile_blocks(opened.config, opened.plan, host, blocks)
         info = build_info(HOST, opened.manifest.targets[HOST].program_id, compiled.libraries)
         (generated / "build_info.cc").write_text(info)
         parts = sorted(path.name for path in ENGINE.glob("*.cc") if path.name != MAIN)

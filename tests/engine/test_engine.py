@@ -40,7 +40,7 @@ LONG = 150  # tokens: more than one chunk
 @pytest.fixture(scope="module")
 def model(built: Built) -> CompiledModel:
     bundle = Bundle.open(built.bundle)
-    return CompiledModel(bundle.config, compile_here(bundle.config), bundle.weights())
+    return CompiledModel(bundle.config, compile_here(bundle.config, bundle.plan), bundle.weights())
 
 
 @pytest.fixture(scope="module")

@@ -132,7 +132,12 @@ def test_the_table_is_readable(bundle, capsys):
 @pytest.mark.parametrize(
     ("tensor", "change", "stage", "name"),
     [
-        ("vision.blocks.1.fc1.weight", lambda t: t[:, ::-1].copy(), "vision encoder", "block 1"),
+        (
+            "vision.blocks.1.fc1.weight.q_scale",
+            lambda t: t[:, ::-1].copy(),
+            "vision encoder",
+            "block 1",
+        ),
         ("vision.pos_embed", lambda t: np.roll(t, 1, axis=0), "vision encoder", "patch embedding"),
         ("resampler.key_positions", lambda t: t * 0, "resampler", "from features"),
         ("llm.layers.1.down.q_scale", lambda t: t * np.float16(1.5), "decoder layers", "layer 1"),

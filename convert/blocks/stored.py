@@ -1,0 +1,126 @@
+"""Matrices in the formats of a recipe: the parameters that stand for them, and their products."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from convert.blocks.graph import Expr, Graph, tensor, tensor_type
+from convert.blocks.linear import Linear, linear_codes, linear_f16, quantize
+from convert.blocks.rows import embedding_codes, embedding_f16
+from convert.config import ModelConfig
+from convert.plan import Plan
+from quantize.errors import ConfigError
+from quantize.layout import TILE_ROWS
+from quantize.schemes import GroupScheme
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A matrix (N, K) as a function's parameters."""
+
+    format: str  # a key of convert.plan.FORMATS
+    scheme: GroupScheme
+    parameters: tuple[Expr, ...]
+    rows: int
+    columns: int
+
+    def linear(self, graph: Graph, c: Linear, x: Expr, *arguments: Expr) -> Expr:
+        """Adds the product x (L, K) -> (L, N) and what `c` says follows it."""
+        length, size = x.ty.shape[0], self.scheme.group_size
+        out = tensor_type((length, self.rows))
+        if self.format == "f16_tiled":
+            kernel = linear_f16(c, graph.products)
+            return graph.call(kernel, [x, *self.parameters, *arguments], out)
+        groups = -(-self.columns // size)
+        zero_point = self.scheme.zero_point if self.format == "q4" else graph.products.q8.bias
+        activations = graph.call(
+            quantize(self.columns, size, zero_point),
+            [x],
+            tensor_type((length, groups, size), "int8"),
+            tensor_type((length, groups)),
+            tensor_type((length, groups), "int32"),
+        )
+        product = graph.products.q4 if self.format == "q4" else graph.products.q8
+        kernel = linear_codes(c, size, product, *_blocks(self.format))
+        return graph.call(kernel, [*activations, *self.parameters, *arguments], out)
+
+    def look_up(self, graph: Graph, ids: Expr, factor: float) -> Expr:
+        """Adds the rows of `ids` (L,), times `factor`: (L, K)."""
+        if self.format == "f16_tiled":
+            kernel = embedding_f16(self.rows, self.columns, factor)
+        else:
+            zero_point = self.scheme.zero_point if self.format == "q4" else None
+            kernel = embedding_codes(
+                self.rows, self.columns, factor, self.scheme.group_size, zero_point
+            )
+        out = tensor_type((ids.ty.shape[0], self.columns))
+        return graph.call(kernel, [ids, *self.parameters], out)
+
+
+class Formats:
+    """What a plan says of a model's matrices, as far as blocks need it."""
+
+    def __init__(self, config: ModelConfig, plan: Plan) -> None:
+        self._config = config
+        self._scheme = plan.recipe.scheme
+        self._formats = {tensor.name: tensor.format for tensor in plan.tensors}
+
+    @property
+    def untied_head(self) -> bool:
+        """Says whether the LM head is another matrix than the token embedding."""
+        return "llm.head" in self._formats
+
+    def matrix(self, name: str, rows: int, columns: int) -> Stored:
+        """Makes the parameters of a matrix.
+
+        Args:
+            name: the bundle's; `*` stands for every layer, whose formats must be the same.
+            rows: N.
+            columns: K.
+
+        Raises:
+            ConfigError: the layers' formats differ, or no kernel knows the format.
+        """
+        formats = sorted({self._formats[layer] for layer in self._names(name)})
+        where = f"recipe {self._scheme.name}: {name}"
+        if len(formats) != 1:
+            raise ConfigError(
+                f"{where} has the formats {', '.join(formats)}; a layer is compiled once for all, "
+                "so it must be the same in each"
+            )
+        parameters = _parameters(formats[0], name, rows, columns, self._scheme.group_size)
+        if parameters is None:
+            raise ConfigError(
+                f"{where} has the format {formats[0]}, which no kernel multiplies; expected q4, "
+                "q8 or f16_tiled"
+            )
+        return Stored(formats[0], self._scheme, parameters, rows, columns)
+
+    def _names(self, name: str) -> Iterable[str]:
+        c = self._config
+        depth = c.decoder.num_hidden_layers
+        if name.startswith("vision.") and c.vision is not None:
+            depth = c.vision.depth
+        return (name.replace("*", str(i)) for i in range(depth))
+
+
+def _blocks(format: str) -> tuple[int, str]:
+    """Returns how many blocks of 64 bytes hold a group's codes, and of which type they are."""
+    return (4, "uint8") if format == "q4" else (8, "int8")
+
+
+def _parameters(
+    format: str, name: str, rows: int, columns: int, group_size: int
+) -> tuple[Expr, ...] | None:
+    tiles, name = -(-rows // TILE_ROWS), name.rpartition("*.")[2].replace(".", "_")
+    if format == "f16_tiled":
+        return (tensor(name, (tiles, columns, TILE_ROWS), "float16"),)
+    if format not in ("q4", "q8"):
+        return None
+    blocks, dtype = _blocks(format)
+    groups = -(-columns // group_size)
+    return (
+        tensor(f"{name}_q_weight", (tiles, groups, blocks, 4 * TILE_ROWS), dtype),
+        tensor(f"{name}_q_scale", (tiles, groups, TILE_ROWS), "float16"),
+    )
