@@ -58,7 +58,9 @@ def bundle(tools: None, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     plan = make_plan(source.config, source.untied_head, Recipe.load("q4f16_1"))
     (folder / "bundle").mkdir()
     about = Source(path=str(source.path), sha256=source.source_hash(), demo=False)
-    write_bundle(source, about, plan, ("android-arm64",), folder / "bundle", _quiet)
+    write_bundle(
+        source, about, plan, ("android-arm64", "android-x86_64"), folder / "bundle", _quiet
+    )
     return Bundle.open(folder / "bundle")
 
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import re
-import subprocess
 import zipfile
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from android.apk_info import ApkInfo
 from android.builder import PAGE, ApkError, build_apk, build_unsigned, plan_apk, version_code
@@ -19,21 +18,26 @@ from android.tools import ToolError, package, run
 from convert.bundle import Bundle
 from convert.cli import main
 from quantize.errors import BundleError
-from tests.engine.elf import Elf
+from runtime.engine_client import EngineClient
+from runtime.protocol import Field
+from tests.engine.elf import INTERPRETER, LOAD, Elf
 
 LIMIT = 4 << 20  # bytes of an APK without weights
+PAGE_BYTES = 16384  # of newer phones
+BUNDLE = "assets/bundle"
+PICTURE = Path(__file__).resolve().parents[2] / "configs" / "demo" / "sample.png"
 
 
 def test_what_android_reads(apk: Path) -> None:
     info = ApkInfo.read(apk)
     assert (info.package, info.min_sdk, info.target_sdk) == ("org.minicpmv.app", 26, 34)
-    assert info.abis == ("arm64-v8a",)
+    assert info.abis == ("arm64-v8a", "x86_64")
     assert info.schemes == ("v2", "v3")
-    assert {p.rpartition(".")[2] for p in info.permissions} == {
-        "FOREGROUND_SERVICE",
-        "FOREGROUND_SERVICE_DATA_SYNC",
-        "POST_NOTIFICATIONS",
-    }
+    assert info.permissions == (  # INTERNET is not among them
+        "android.permission.FOREGROUND_SERVICE",
+        "android.permission.FOREGROUND_SERVICE_DATA_SYNC",
+        "android.permission.POST_NOTIFICATIONS",
+    )
     assert info.size < LIMIT
     badging = run(["aapt2", "dump", "badging", str(apk)], "")
     assert "launchable-activity: name='org.minicpmv.app.MainActivity'" in badging
@@ -46,10 +50,6 @@ def test_what_android_reads(apk: Path) -> None:
 def test_what_lies_in_it(apk: Path, bundle: Bundle) -> None:
     with zipfile.ZipFile(apk) as archive:
         names = set(archive.namelist())
-        assert (
-            archive.read("lib/arm64-v8a/libengine.so")
-            == bundle.program("android-arm64").read_bytes()
-        )
         for path in PAGE.glob("*.js"):
             assert archive.read(f"assets/page/{path.name}") == path.read_bytes()
         notices = archive.read("assets/page/notices.txt").decode()
@@ -62,37 +62,75 @@ def test_what_lies_in_it(apk: Path, bundle: Bundle) -> None:
     run(["zipalign", "-c", "4", str(apk)], "not aligned")
 
 
-def test_classes(apk: Path, tmp_path: Path) -> None:
-    """Everything that the manifest and the page name is there; Android has what they call."""
-    with zipfile.ZipFile(apk) as archive:
-        archive.extract("classes.dex", tmp_path)
-    dump = run(["dexdump", "-d", str(tmp_path / "classes.dex")], "")
-    classes = set(re.findall(r"Class descriptor  : 'L([^;]+);'", dump))
-    for name in ("App", "MainActivity", "WorkService", "PhotoProvider", "Bridge", "PageClient"):
-        assert f"org/minicpmv/app/{name}" in classes
-    assert "invoke-custom" not in dump  # what Android 8 does not know
-    called = set(re.findall(r"\{[^}]*\}, L(android/[\w/$]+);\.(\w+):", dump))
-    assert len(called) > 50
-    with zipfile.ZipFile(package("android-all").fetch()) as jar:
-        known = set(jar.namelist())
-    assert {name for name, _ in called if f"{name}.class" not in known} == set()
+def test_its_components_are_those_and_no_others(apk: Path) -> None:
+    """Only the screen is open to other apps."""
+    tree = run(["aapt2", "dump", "xmltree", "--file", "AndroidManifest.xml", str(apk)], "")
+    found = {}
+    for part in re.split(r"\n\s+E: (?=\w)", tree):
+        kind = part.split(maxsplit=1)[0]
+        if kind in ("activity", "activity-alias", "service", "receiver", "provider"):
+            name = re.search(r':name\(\w+\)="([^"]+)"', part)
+            exported = re.search(r":exported\(\w+\)=(\w+)", part)
+            assert name is not None and exported is not None, part
+            found[kind, name[1]] = exported[1] == "true"
+    assert found == {
+        ("activity", ".MainActivity"): True,
+        ("service", ".WorkService"): False,
+        ("provider", ".PhotoProvider"): False,
+    }
+    assert "intent-filter" in tree and tree.count("E: intent-filter") == 1
 
 
-def test_the_engine_in_it_answers(apk: Path, tmp_path: Path, bundle: Bundle) -> None:
-    """As Android does: unpacked, then run as it is, here by qemu."""
+def test_for_phones_and_emulators(apk: Path, bundle: Bundle, tmp_path: Path, key: Key) -> None:
+    """Without a wish all that the bundle has; else what is asked for."""
     with zipfile.ZipFile(apk) as archive:
-        archive.extract("lib/arm64-v8a/libengine.so", tmp_path)
-    engine = tmp_path / "lib/arm64-v8a/libengine.so"
+        for abi, target in (("arm64-v8a", "android-arm64"), ("x86_64", "android-x86_64")):
+            name = f"lib/{abi}/libengine.so"
+            assert archive.read(name) == bundle.program(target).read_bytes()
+            archive.extract(name, tmp_path)
+            elf = Elf.read(tmp_path / name)
+            assert (elf.machine, elf.needed) == (
+                target.removeprefix("android-").replace("arm64", "aarch64"),
+                0,
+            )
+            assert not any(s.kind == INTERPRETER for s in elf.segments)
+            loaded = [s for s in elf.segments if s.kind == LOAD]
+            assert all(s.alignment >= PAGE_BYTES for s in loaded)
+            assert all((s.address - s.offset) % PAGE_BYTES == 0 for s in loaded)
+    one = tmp_path / "one.apk"
+    build_apk(plan_apk(bundle, ["x86_64"], embed=False), key, one, _quiet, password="")
+    assert ApkInfo.read(one).abis == ("x86_64",)
+
+
+def test_the_engine_in_it_answers_as_the_pcs(demo: Path, key: Key, tmp_path: Path) -> None:
+    """As Android does: unpacked, then run as it is, here by qemu; all comes from the APK."""
+    apk, app = tmp_path / "demo.apk", tmp_path / "app"
+    opened = Bundle.open(demo)
+    build_apk(plan_apk(opened, None, embed=True), key, apk, _quiet, password="")
+    with zipfile.ZipFile(apk) as archive:
+        archive.extractall(app)
+    engine = app / "lib/arm64-v8a/libengine.so"
     engine.chmod(0o755)
-    elf = Elf.read(engine)
-    assert elf.machine == "aarch64"
-    assert elf.needed == 0
-    assert all(s.alignment >= 16384 for s in elf.segments if s.kind == 1)
-    done = subprocess.run(
-        ["qemu-aarch64-static", str(engine)], input=b"", capture_output=True, check=True
-    )
-    hello = json.loads(done.stdout.splitlines()[0])
-    assert (hello["event"], hello["target"]) == ("hello", "android-arm64")
+    local = _answers([str(opened.program("host"))], demo)
+    phone = _answers(["qemu-aarch64-static", "-cpu", "cortex-a76", str(engine)], app / BUNDLE)
+    assert phone == local
+    assert [text for text, _ in phone] == ["Red.", "红色。"]
+    plain = tmp_path / "plain.apk"
+    build_apk(plan_apk(opened, None, embed=False), key, plain, _quiet, password="")
+    assert plain.stat().st_size < LIMIT
+
+
+def _answers(command: list[str], folder: Path) -> list[tuple[str, list[int]]]:
+    """Asks about the demo's picture, always taking the likeliest token."""
+    found = []
+    with EngineClient(command) as client, Image.open(PICTURE) as picture:
+        client.load(folder, window=256)
+        name = client.image(picture.convert("RGB"))[Field.IMAGE]
+        for question in ("What colour is the shape?", "这个图形是什么颜色？"):
+            turn = [{"role": "user", "content": question}]
+            answer = client.chat(turn, image=name, max_new_tokens=20)
+            found.append((answer.text, answer.ids))
+    return found
 
 
 def test_same_inputs_same_bytes(bundle: Bundle, tmp_path: Path) -> None:
@@ -114,9 +152,11 @@ def test_embedded_weights(bundle: Bundle, tmp_path: Path) -> None:
 def test_an_apk_for_what_the_bundle_lacks(bundle: Bundle) -> None:
     with pytest.raises(ApkError, match="unknown ABI; known: arm64-v8a, x86_64"):
         plan_apk(bundle, ["mips"], embed=False)
-    with pytest.raises(BundleError, match="no program for target 'android-x86_64'"):
-        plan_apk(bundle, ["x86_64"], embed=False)
     other = Bundle.open(bundle.path)
+    phone = {"android-arm64": bundle.manifest.targets["android-arm64"]}
+    other.manifest = dataclasses.replace(bundle.manifest, targets=phone)
+    with pytest.raises(BundleError, match="no program for target 'android-x86_64'"):
+        plan_apk(other, ["x86_64"], embed=False)
     host = {"host": next(iter(bundle.manifest.targets.values()))}
     other.manifest = dataclasses.replace(bundle.manifest, targets=host)
     with pytest.raises(ApkError, match="only for host; convert again with --target host,android"):
