@@ -249,7 +249,7 @@ def _decoder(keys: _Keys) -> DecoderConfig:
     keys.expect("hidden_act", "silu", "the decoder's MLP is SwiGLU")
     keys.expect("rope_scaling", None, "no MiniCPM-V scales its positions")
     keys.expect("attention_bias", False, "MiniCPM's attention has no bias")
-    keys.expect("tie_word_embeddings", True, "a head of its own is found by its tensor")
+    keys.take("tie_word_embeddings", bool, True)  # a head of its own is found by its tensor
     heads = keys.take("num_attention_heads", int)
     return DecoderConfig(
         vocab_size=keys.take("vocab_size", int),

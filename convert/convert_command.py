@@ -17,13 +17,14 @@ if TYPE_CHECKING:
     from convert.bundle import Source
     from convert.calibration_store import CalibratedWeights
     from convert.checkpoint import Checkpoint
+    from convert.mlc_compile import MlcCompiler
     from convert.output_folder import OutputFolder
     from convert.pipeline import Progress
-    from convert.plan import Plan
+    from convert.plan import Plan, Recipe
 
 NAME = "convert"
 HELP = "convert a checkpoint to 4-bit artifacts"
-DEFAULT_TARGET, DEFAULT_RECIPE = "host", "q4f16_1"
+DEFAULT_TARGET, DEFAULT_RECIPE, MLC_RECIPE = "host", "q4f16_1", "mlc"
 # The exported graph sums in another order than PyTorch does; both in float32.
 ONNX_TOLERANCE = 1e-4  # of the output's largest magnitude
 
@@ -36,7 +37,10 @@ class ConvertConfig:
     bundle: Path | None  # None: no compiled target
     onnx: Path | None  # None: no ONNX
     targets: tuple[str, ...]  # compiled ones
-    quant: str
+    quant: str  # of the bundle
+    mlc: Path | None = None  # None: no MLC package
+    mlc_quant: str = MLC_RECIPE
+    mlc_python: str | None = None  # where mlc_llm is; None: here
     method: str | None = None  # None: the recipe's
     samples: Path | None = None  # for calibration; None: built-in ones
     skip_bad: bool = False
@@ -49,6 +53,9 @@ class ConvertConfig:
             shown |= {"quantization": self.quant + (f", {self.method}" if self.method else "")}
         if self.onnx is not None:
             shown |= {"onnx": str(self.onnx)}
+        if self.mlc is not None:
+            method = f", {self.method}" if self.method else ""
+            shown |= {"mlc package": f"{self.mlc} ({self.mlc_quant}{method})"}
         return shown
 
 
@@ -67,14 +74,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="NAMES",
         default=DEFAULT_TARGET,
         help="what to make, separated by commas: a bundle with engines for `host`, this PC, "
-        "`android-arm64`, phones, `android-x86_64`, emulators; and `onnx`, the vision encoder and "
-        "resampler as ONNX, in DIR, or in DIR-onnx beside a bundle (default: %(default)s)",
+        "`android-arm64`, phones, `android-x86_64`, emulators; `onnx`, the vision encoder and "
+        "resampler as ONNX; `mlc-android`, the decoder for MLC-LLM, the phone's GPU. Those two are "
+        "in DIR, or beside a bundle in DIR-onnx and DIR-mlc-android (default: %(default)s)",
     )
     parser.add_argument(
         "--quant",
         metavar="NAME",
-        default=DEFAULT_RECIPE,
-        help="quantization recipe, a file in configs/quant (default: %(default)s)",
+        help=f"quantization recipe, a file in configs/quant (default: {DEFAULT_RECIPE}; "
+        f"{MLC_RECIPE} for mlc-android)",
     )
     parser.add_argument(
         "--method",
@@ -92,6 +100,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--skip-bad", action="store_true", help="leave out lines of --calibration that are bad"
     )
+    parser.add_argument(
+        "--mlc-python",
+        metavar="PYTHON",
+        help="the Python of the environment that has mlc_llm, for mlc-android (default: this one)",
+    )
     parser.add_argument("--json", action="store_true", help="print the summary as JSON on stdout")
     parser.add_argument("-v", "--verbose", action="store_true", help="show every tensor's plan")
 
@@ -102,27 +115,41 @@ def run(args: argparse.Namespace) -> int:
     from convert.checkpoint import Checkpoint
     from convert.console import Bars, messages, results
     from convert.measure import peak_rss_bytes
+    from convert.mlc_compile import find_compiler
+    from convert.mlc_package import make_mlc_plan
+    from convert.plan import make_plan
 
     config = _resolve(args)
     console = messages() if args.json else results()
     for key, value in config.shown().items():
         _say(console, key, value)
     # Every output is checked before the work begins.
-    bundle, onnx = _outputs(config)
+    bundle, onnx, mlc = _outputs(config)
+    compiler = None if mlc is None else find_compiler(config.mlc_python)
     checkpoint = Checkpoint.open(config.checkpoint)
     if onnx is not None and checkpoint.config.vision is None:
         raise BundleError(f"{checkpoint.path}: has no vision encoder; leave out --target onnx")
     summary: dict[str, Any] = {"config": config.shown()}
     plan = None
     if bundle is not None:
-        plan = _plan(checkpoint, config)
+        plan = make_plan(checkpoint.config, checkpoint.untied_head, _recipe(config.quant, config))
         _print_plan(console, plan, verbose=args.verbose)
+    mlc_plan = None
+    if mlc is not None:
+        recipe = _recipe(config.mlc_quant, config)
+        mlc_plan = make_mlc_plan(checkpoint.config, checkpoint.untied_head, recipe)
+        _print_plan(console, mlc_plan, verbose=args.verbose)
     with Bars() as bars:
         source = _source(checkpoint, config, bars)
         if bundle is not None and plan is not None:
             summary |= _convert(config, checkpoint, source, plan, bundle, bars)
         if onnx is not None:
             summary["onnx"] = _export(checkpoint, source, onnx, bars)
+        if mlc is not None and mlc_plan is not None:
+            calibrated = _calibrate(config, checkpoint, mlc_plan, bars)
+            summary["mlc"] = _package(checkpoint, source, mlc_plan, calibrated, mlc, bars)
+            bars("mlc_llm compile", 0, 0)
+            summary["mlc"] |= _compile(compiler, mlc.path, config.mlc_python)
     summary |= {
         "seconds": round(time.monotonic() - start, 2),
         "peak_rss_bytes": peak_rss_bytes(),
@@ -135,43 +162,51 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _resolve(args: argparse.Namespace) -> ConvertConfig:
-    from convert.pipeline import ONNX, parse_targets
+    from convert.pipeline import MLC, ONNX, parse_targets
 
     targets = parse_targets(args.target)
-    compiled = tuple(target for target in targets if target != ONNX)
+    compiled = tuple(target for target in targets if target not in (ONNX, MLC))
     output = Path(args.output)
     # `.` and `..` have no name to add to.
     named = output if output.name.strip(".") else output.resolve()
-    beside = Path(f"{named}-{ONNX}") if compiled else output
+
+    def place(target: str) -> Path | None:
+        if target not in targets:
+            return None
+        return output if targets == (target,) else Path(f"{named}-{target}")
+
     return ConvertConfig(
         checkpoint=args.checkpoint,
         bundle=output if compiled else None,
-        onnx=beside if ONNX in targets else None,
+        onnx=place(ONNX),
+        mlc=place(MLC),
         targets=compiled,
-        quant=args.quant,
+        quant=args.quant or DEFAULT_RECIPE,
+        mlc_quant=args.quant or MLC_RECIPE,
+        mlc_python=args.mlc_python,
         method=args.method,
         samples=args.calibration,
         skip_bad=args.skip_bad,
     )
 
 
-def _outputs(config: ConvertConfig) -> tuple[OutputFolder | None, OutputFolder | None]:
-    from convert import bundle, onnx_export
+def _outputs(config: ConvertConfig) -> list[OutputFolder | None]:
+    from convert import bundle, mlc_package, onnx_export
     from convert.output_folder import OutputFolder
 
-    return (
-        OutputFolder(config.bundle, bundle.KIND) if config.bundle else None,
-        OutputFolder(config.onnx, onnx_export.KIND) if config.onnx else None,
+    places = (
+        (config.bundle, bundle.KIND),
+        (config.onnx, onnx_export.KIND),
+        (config.mlc, mlc_package.KIND),
     )
+    return [OutputFolder(path, kind) if path else None for path, kind in places]
 
 
-def _plan(checkpoint: Checkpoint, config: ConvertConfig) -> Plan:
-    from convert.plan import Recipe, make_plan
+def _recipe(name: str, config: ConvertConfig) -> Recipe:
+    from convert.plan import Recipe
 
-    recipe = Recipe.load(config.quant)
-    if config.method is not None:
-        recipe = recipe.with_method(config.method)
-    return make_plan(checkpoint.config, checkpoint.untied_head, recipe)
+    recipe = Recipe.load(name)
+    return recipe if config.method is None else recipe.with_method(config.method)
 
 
 def _calibrate(
@@ -269,6 +304,39 @@ def _export(
     }
 
 
+def _package(
+    checkpoint: Checkpoint,
+    source: Source,
+    plan: Plan,
+    calibrated: CalibratedWeights | None,
+    output: OutputFolder,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Writes the decoder for MLC-LLM."""
+    from convert.mlc_package import write_package
+
+    output.require_space(plan.nbytes)
+    with output as folder:
+        report = write_package(checkpoint, source, plan, folder, progress, calibrated)
+        output.commit()
+    return {
+        "path": str(output.path),
+        "parameters": report.parameters,
+        "bytes": report.weights_bytes,
+        "bits_per_weight": round(8 * report.weights_bytes / report.parameters, 3),
+        "pictures": False,
+    }
+
+
+def _compile(compiler: MlcCompiler | None, package: Path, python: str | None) -> dict[str, Any]:
+    """Compiles a whole package where MLC-LLM is installed; says what to type where it is not."""
+    from convert.mlc_compile import command_for_later, compile_package
+
+    if compiler is None:
+        return {"library": None, "compile_with": command_for_later(package, python)}
+    return {"library": str(compile_package(compiler, package)), "mlc_llm": compiler.version}
+
+
 def _print_plan(console: Console, plan: Plan, *, verbose: bool) -> None:
     from convert.console import Size, print_table
 
@@ -302,6 +370,15 @@ def _print_summary(console: Console, summary: dict[str, Any]) -> None:
         worst = ", ".join(f"{name} {value:.1e}" for name, value in onnx["differences"].items())
         differs = f"largest difference from the reference, of its scale: {worst}"
         _say(console, "onnx", f"{Size(onnx['bytes'])}, {differs}")
+    if "mlc" in summary:
+        mlc = summary["mlc"]
+        bits = f"{mlc['bits_per_weight']:.2f} bits per weight"
+        _say(console, "mlc package", f"{Size(mlc['bytes'])}, {bits}; text only, without pictures")
+        if mlc["library"] is None:
+            how = f"mlc_llm is not installed here; to compile it: {mlc['compile_with']}"
+        else:
+            how = f"compiled by mlc_llm {mlc['mlc_llm']}: {mlc['library']}"
+        _say(console, "mlc library", how)
     peak = Size(summary["peak_rss_bytes"])
     _say(console, "took", f"{summary['seconds']:.1f} s, peak memory {peak}")
 

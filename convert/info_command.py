@@ -1,4 +1,4 @@
-"""`minicpmv info`: what a checkpoint, a bundle or a model's configuration holds."""
+"""`minicpmv info`: what a checkpoint, a bundle, an MLC package or a configuration holds."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from convert.config import ModelConfig
 
 NAME = "info"
-HELP = "show what a checkpoint, a bundle or a config.json holds"
+HELP = "show what a checkpoint, a bundle, an MLC package, a config.json or a recipe holds"
 
 # Parts of the model, by the start of their tensors' names: as the reference has them, and as a
 # bundle has them.
@@ -37,7 +37,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "path",
         metavar="PATH",
         nargs="?",
-        help="a checkpoint's folder or hub id, a bundle, or a config.json (default: the demo)",
+        help="a checkpoint's folder or hub id, a bundle, an MLC package, a config.json, or a "
+        "recipe of configs/quant (default: the demo)",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
 
@@ -60,9 +61,15 @@ def describe(source: str | None) -> dict[str, Any]:
     Raises:
         ToolkitError: nothing there that is known, or a damaged one.
     """
+    from convert import mlc_package
     from convert.bundle import MANIFEST
+    from convert.recipe_info import describe_mlc_package, describe_recipe, is_recipe
 
     path = None if source is None else Path(source)
+    if path is not None and path.is_file() and is_recipe(path):
+        return describe_recipe(path)
+    if path is not None and (path / mlc_package.MANIFEST).exists():
+        return describe_mlc_package(path)
     if path is not None and path.is_file():
         return _describe_config(path)
     if path is not None and (path / MANIFEST).exists():
@@ -196,10 +203,15 @@ def _pieces(tokenizer: Path | None) -> dict[str, Any] | None:
 
 def _print(console: Console, info: dict[str, Any]) -> None:
     from convert.console import Size, print_table
+    from convert.recipe_info import lines
 
     def say(key: str, value: Any) -> None:
         console.print(f"{key:14}{value}", markup=False, soft_wrap=True)
 
+    if info["kind"] in ("recipe", "MLC package"):
+        for key, text in lines(info):
+            say(key, text)
+        return
     say(info["kind"], info["path"])
     for key in ("architecture", "vision", "resampler", "decoder", "quantization"):
         if key in info:

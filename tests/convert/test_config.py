@@ -73,7 +73,7 @@ def test_missing_key_is_named(key):
         ({"architectures": "MiniCPMV"}, "expected list"),
         ({"slice_mode": True}, "slice_mode.*2.0"),
         ({"mm_use_im_start_end": False}, "mm_use_im_start_end"),
-        ({"tie_word_embeddings": False}, "tie_word_embeddings"),
+        ({"tie_word_embeddings": "no"}, "tie_word_embeddings"),
         ({"hidden_act": "gelu"}, "hidden_act"),
         ({"rope_scaling": {"type": "linear"}}, "rope_scaling"),
         ({"sliding_window": 7}, "unknown keys sliding_window"),
