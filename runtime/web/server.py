@@ -33,7 +33,12 @@ PAGE = Path(__file__).resolve().parents[2] / "android" / "page"
 START = "index.html"
 LOG_NAME = "minicpmv-log.txt"
 COMMAND_LIMIT = 1 << 20  # bytes
-_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
+_TYPES = {
+    ".html": "text/html",
+    ".css": "text/css",
+    ".js": "text/javascript",
+    ".svg": "image/svg+xml",
+}
 _NOTHING = 204
 
 

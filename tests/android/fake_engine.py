@@ -1,8 +1,8 @@
 """An engine without a model: what it does stands in the question.
 
 `die 3` ends with code 3, `signal 9` by a signal, `garbage` says what is no JSON, `slow` speaks
-until it is cancelled, `refuse CODE` answers with an error; all else is repeated. A file
-`forget-pictures` in the bundle makes it forget every picture once.
+until it is cancelled, `count` counts until then, `refuse CODE` answers with an error; all else is
+repeated. A file `forget-pictures` in the bundle makes it forget every picture once.
 """
 
 from __future__ import annotations
@@ -51,11 +51,12 @@ def done(request: dict[str, Any], text: str, stop: str) -> None:
     say("done", request["id"], text=text, ids=ids, stop=stop, statistics=statistics)
 
 
-def speak(request: dict[str, Any]) -> None:
+def speak(request: dict[str, Any], word: str) -> None:
     text = ""
     while not cancelled.is_set():
-        say("text", request["id"], text="bla ")
-        text += "bla "
+        piece = f"{len(text.split())} " if word == "count" else "bla "
+        say("text", request["id"], text=piece)
+        text += piece
         time.sleep(_PIECE_SECONDS)
     done(request, text, "cancelled")
 
@@ -79,8 +80,8 @@ def chat(request: dict[str, Any], pictures: dict[str, str]) -> None:
         if word == "signal":
             os.kill(os.getpid(), int(rest))
         os._exit(int(rest))
-    if word == "slow":
-        speak(request)
+    if word in ("slow", "count"):
+        speak(request, word)
         return
     seen = f" seeing {pictures[image]}" if image else ""
     answer = f"{len(request['messages'])}: {last}{seen}"

@@ -15,13 +15,14 @@ from typing import Any
 from playwright.sync_api import Page, Route
 
 from android.builder import APP, PAGE
+from tests.android.screen import Screen
 
 ORIGIN = "https://app.local/"
 # Chromium's own bridge to this process stands in for the one that Android offers a page.
 _BRIDGE = "window.app = {send: (command) => { window.fromPage(command); }};"
 
 
-class Phone:
+class Phone(Screen):
     """The app's logic in a process of its own, wired to a page."""
 
     def __init__(
@@ -36,7 +37,8 @@ class Phone:
         language: str = "en",
         dark: bool = False,
     ) -> None:
-        self.page, self._folder = page, folder
+        super().__init__(page)
+        self._folder = folder
         self.asked: list[dict[str, Any]] = []  # what the app wanted of the phone
         self._events: queue.Queue[dict[str, Any]] = queue.Queue()
         command = ["java", "-Djava.awt.headless=true", f"-Dlanguage={language}"]
@@ -46,9 +48,6 @@ class Phone:
         self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
-        self.errors: list[str] = []
-        page.on("pageerror", lambda error: self.errors.append(str(error)))
-        page.on("console", lambda m: self.errors.append(m.text) if m.type == "error" else None)
         page.expose_function("fromPage", self._send)
         page.add_init_script(_BRIDGE)
         page.route(ORIGIN + "**", self._serve)
@@ -60,15 +59,6 @@ class Phone:
     def choose(self, path: Path) -> None:
         """Says which file the user will choose next."""
         self._send(json.dumps({"host": "choose", "path": str(path)}))
-
-    def until(self, expression: str, seconds: float = 60) -> None:
-        """Hands events to the page until an expression holds there."""
-        for _ in range(int(seconds * 20)):
-            self.pump()
-            if self.page.evaluate(expression):
-                return
-            self.page.wait_for_timeout(50)
-        raise AssertionError(f"never: {expression}")
 
     def pump(self) -> None:
         """Hands over what events there are."""
@@ -104,13 +94,16 @@ class Phone:
             route.fulfill(body="notices", content_type="text/plain")
         elif (PAGE / path).is_file():
             kind = mimetypes.guess_type(path)[0]
-            headers = {"Content-Security-Policy": _policy(), "Content-Type": kind or "text/plain"}
+            headers = {
+                "Content-Security-Policy": content_policy(),
+                "Content-Type": kind or "text/plain",
+            }
             route.fulfill(path=PAGE / path, headers=headers)
         else:
             route.fulfill(status=404)
 
 
-def _policy() -> str:
+def content_policy() -> str:
     """Returns the content security policy that the app gives its page."""
     source = (APP / "java/org/minicpmv/core/PageFiles.java").read_text("utf-8")
     match = re.search(r'"Content-Security-Policy",((?:[^;"]|"[^"]*")*)\);', source)

@@ -1,12 +1,7 @@
-"""The page in headless Chromium, over the app's own logic and a bundle's engine.
-
-Screenshots lie in the folder that `MINICPMV_SCREENSHOTS` names, or in pytest's.
-"""
+"""The page in headless Chromium, over the app's own logic and a bundle's engine."""
 
 from __future__ import annotations
 
-import importlib.util
-import os
 import re
 import shutil
 import sys
@@ -19,30 +14,16 @@ import pytest
 from android.builder import PAGE
 from convert.bundle import WEIGHTS
 from tests.android.bundle import FAKE_ENGINE, fake_bundle
+from tests.android.screen import PICTURE, SIZES, browser
+from tests.demo import demo
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
     from tests.android.phone import Phone
 
-PICTURE = Path(__file__).resolve().parents[2] / "configs" / "demo" / "sample.png"
-SIZES = {"small": (320, 568), "phone": (360, 720), "wide": (900, 700)}
 Start = Callable[..., "Phone"]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    if importlib.util.find_spec("playwright") is None:
-        pytest.skip("playwright is not installed")
-    program = shutil.which("chromium")
-    if program is None:
-        pytest.skip("chromium is not installed; it is in Debian's package of that name")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        yield browser
-        browser.close()
+__all__ = ["browser", "demo"]  # fixtures
 
 
 @pytest.fixture
@@ -82,80 +63,45 @@ def start(browser: Browser, java_classpath: str, tmp_path: Path) -> Iterator[Sta
         assert phone.errors == []
 
 
-def shoot(phone: Phone, name: str, tmp_path: Path) -> None:
-    folder = Path(os.environ.get("MINICPMV_SCREENSHOTS") or tmp_path / "screenshots")
-    phone.page.screenshot(path=folder / f"{name}.png")
-
-
-def ask(phone: Phone, text: str) -> None:
-    phone.page.fill("#question", text)
-    phone.page.click("#send")
-
-
-def answered(phone: Phone, count: int) -> None:
-    phone.until(f"document.querySelectorAll('.speed').length === {count}")
-    phone.until("document.querySelector('#stop').hidden")
-
-
-def turns(phone: Phone) -> list[str]:
-    texts: list[str] = phone.page.eval_on_selector_all(
-        ".turn .text", "all => all.map(e => e.innerText)"
-    )
-    return texts
-
-
-def fits(phone: Phone) -> bool:
-    """Whether nothing has to be scrolled sideways."""
-    return bool(
-        phone.page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
-        and phone.page.evaluate(
-            "[...document.querySelectorAll('button, input, select, textarea')]"
-            ".filter(e => e.offsetParent !== null)"
-            ".every(e => { const r = e.getBoundingClientRect();"
-            " return r.left >= 0 && r.right <= window.innerWidth; })"
-        )
-    )
-
-
 def test_a_picture_two_turns_and_history(start: Start, tmp_path: Path) -> None:
     phone = start()
     page = phone.page
     phone.choose(PICTURE)
     page.click("#gallery")
     phone.until("!document.querySelector('#attached').hidden")
-    ask(phone, "What is this?")
-    answered(phone, 1)
-    assert turns(phone) == ["What is this?", "1: What is this? seeing 320x240"]
+    phone.ask("What is this?")
+    phone.answered(1)
+    assert phone.turns() == ["What is this?", "1: What is this? seeing 320x240"]
     assert page.eval_on_selector(".picture", "e => e.naturalWidth") == 320
-    ask(phone, "And now?")
-    answered(phone, 2)
-    assert turns(phone)[2:] == ["And now?", "3: And now? seeing 320x240"]
+    phone.ask("And now?")
+    phone.answered(2)
+    assert phone.turns()[2:] == ["And now?", "3: And now? seeing 320x240"]
     assert "10.0 tok/s" in page.inner_text(".speed")
     assert "3: And now?" in page.inner_text("#announce")
-    shoot(phone, "chat", tmp_path)
+    phone.shoot("chat", tmp_path)
     page.reload()
     phone.until("document.querySelectorAll('.speed').length === 2")
     page.click("#new-chat")
     phone.until(
         "document.querySelector('#start.empty') && !document.querySelector('#start').hidden"
     )
-    assert turns(phone) == []
+    assert phone.turns() == []
     page.click("#open-history")
-    shoot(phone, "history", tmp_path)
+    phone.shoot("history", tmp_path)
     page.click("#chats .open")
-    answered(phone, 2)
+    phone.answered(2)
     page.click("#open-history")
     page.click("#chats .icon")
     page.click("text=Delete for good?")
     phone.until("document.querySelectorAll('#chats .open').length === 0")
     page.keyboard.press("Escape")
-    assert turns(phone) == []
+    assert phone.turns() == []
 
 
 def test_a_later_picture_begins_anew(start: Start) -> None:
     phone = start()
-    ask(phone, "one")
-    answered(phone, 1)
+    phone.ask("one")
+    phone.answered(1)
     phone.choose(PICTURE)
     phone.page.click("#camera")
     phone.until("!document.querySelector('#attached').hidden")
@@ -164,31 +110,31 @@ def test_a_later_picture_begins_anew(start: Start) -> None:
     for count in (2, 3):
         phone.page.click("#camera")
         phone.until("!document.querySelector('#attached').hidden")
-        ask(phone, "two")
-        answered(phone, count)
-        assert turns(phone)[-1] == "1: two seeing 320x240"
+        phone.ask("two")
+        phone.answered(count)
+        assert phone.turns()[-1] == "1: two seeing 320x240"
     assert phone.page.locator(".divider").count() == 1
 
 
 def test_stop_again_edit_and_copy(start: Start) -> None:
     phone = start()
     page = phone.page
-    ask(phone, "slow")
+    phone.ask("slow")
     phone.until("[...document.querySelectorAll('.waiting')].some(e => e.innerText.includes('bla'))")
     assert page.is_hidden("#send")
     page.click("#stop")
-    answered(phone, 1)
+    phone.answered(1)
     assert page.inner_text(".turn:last-child .note") == "Stopped"
     page.click(".turn.user >> text=Edit")
     page.fill(".turn form textarea", "better")
     page.click(".turn form .strong")
     phone.until("document.body.innerText.includes('1: better')")
-    answered(phone, 1)
-    assert turns(phone) == ["better", "1: better"]
+    phone.answered(1)
+    assert phone.turns() == ["better", "1: better"]
     page.click("text=Again")
     phone.until("document.querySelector('#stop').hidden")
-    answered(phone, 1)
-    assert turns(phone) == ["better", "1: better"]
+    phone.answered(1)
+    assert phone.turns() == ["better", "1: better"]
     page.click(".turn.assistant >> text=Copy")
     phone.until("true")
     phone.page.wait_for_timeout(200)
@@ -198,18 +144,18 @@ def test_stop_again_edit_and_copy(start: Start) -> None:
 
 def test_an_engine_that_dies_is_told_of(start: Start, tmp_path: Path) -> None:
     phone = start()
-    ask(phone, "signal 9")
+    phone.ask("signal 9")
     phone.until("!document.querySelector('#alert').hidden")
     assert "The system ended the model" in phone.page.inner_text("#alert")
     phone.until("document.querySelector('.note.bad') !== null")
-    shoot(phone, "died", tmp_path)
+    phone.shoot("died", tmp_path)
     phone.until(
         "document.querySelector('#stop').hidden && document.querySelector('#progress').hidden"
     )
     phone.page.click("#alert button")
-    ask(phone, "still there")
-    answered(phone, 1)
-    assert turns(phone)[-1] == "3: still there"
+    phone.ask("still there")
+    phone.answered(1)
+    assert phone.turns()[-1] == "3: still there"
 
 
 @pytest.mark.parametrize("dark", [False, True])
@@ -218,8 +164,8 @@ def test_the_first_start(start: Start, tmp_path: Path, dark: bool) -> None:
     page = phone.page
     assert "minicpmv sideload" in page.inner_text("#start")
     assert page.is_disabled("#send")
-    assert fits(phone)
-    shoot(phone, f"first-{'dark' if dark else 'light'}", tmp_path)
+    assert phone.fits()
+    phone.shoot(f"first-{'dark' if dark else 'light'}", tmp_path)
     other = tmp_path / "other"
     other.write_bytes(b"x")
     phone.choose(other)
@@ -229,8 +175,8 @@ def test_the_first_start(start: Start, tmp_path: Path, dark: bool) -> None:
     page.click("#start .strong")
     phone.until("document.querySelector('#start.empty') !== null")
     phone.until("document.querySelector('#progress').hidden")
-    ask(phone, "hello")
-    answered(phone, 1)
+    phone.ask("hello")
+    phone.answered(1)
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -243,22 +189,22 @@ def test_everything_fits(start: Start, tmp_path: Path, size: str, dark: bool) ->
     phone.choose(PICTURE)
     page.click("#gallery")
     phone.until("!document.querySelector('#attached').hidden")
-    assert fits(phone)
-    ask(phone, "这张图片里有什么？" + "很长" * 40 + "unbroken" * 12)
-    answered(phone, 1)
-    assert fits(phone)
+    assert phone.fits()
+    phone.ask("这张图片里有什么？" + "很长" * 40 + "unbroken" * 12)
+    phone.answered(1)
+    assert phone.fits()
     theme = "dark" if dark else "light"
-    shoot(phone, f"zh-{size}-{theme}", tmp_path)
+    phone.shoot(f"zh-{size}-{theme}", tmp_path)
     for opener, panel in (("#open-settings", "settings"), ("#open-history", "history")):
         page.click(opener)
-        assert fits(phone), panel
-        shoot(phone, f"{panel}-{size}-{theme}", tmp_path)
+        assert phone.fits(), panel
+        phone.shoot(f"{panel}-{size}-{theme}", tmp_path)
         page.keyboard.press("Escape")
     page.click("#open-settings")
     page.click("#settings-body .buttons button:nth-child(4)")
     page.click("summary")
     phone.until("document.querySelector('#about pre').innerText === 'notices'")
-    assert fits(phone)
+    assert phone.fits()
     phone.page.evaluate("window.receive({event: 'back'})")
     assert not page.evaluate("document.querySelector('#about').open")
     phone.page.evaluate("window.receive({event: 'back'})")
@@ -301,8 +247,8 @@ def test_keyboard_and_names(start: Start) -> None:
     page.focus("#question")
     page.keyboard.type("by hand")
     page.keyboard.press("Enter")
-    answered(phone, 1)
-    assert turns(phone) == ["by hand", "1: by hand"]
+    phone.answered(1)
+    assert phone.turns() == ["by hand", "1: by hand"]
     page.focus("#open-settings")
     page.keyboard.press("Enter")
     assert page.evaluate("document.querySelector('#settings').contains(document.activeElement)")
@@ -325,23 +271,39 @@ def test_texts_are_the_same_in_both_languages(start: Start) -> None:
         assert f"error_{code}" in tables["en"], code
 
 
+def test_no_piece_of_an_answer_is_shown_twice(start: Start) -> None:
+    phone = start()
+    phone.ask("count")
+    for _ in range(3):
+        phone.until("(document.querySelector('.waiting') || {}).innerText > '1'")
+        phone.page.reload()
+    phone.until("(document.querySelector('.waiting') || {}).innerText > '1'")
+    phone.page.click("#stop")
+    phone.answered(1)
+    numbers = phone.turns()[-1].split()
+    assert numbers == [str(i) for i in range(len(numbers))]
+    assert len(numbers) > 3
+    chat = {"id": "x", "turns": [{"role": "user", "text": "?"}]}
+    events: list[dict[str, Any]] = [{"event": "chat", "chat": chat, "partial": "one t"}]
+    for at, text in ((0, "one "), (4, "two "), (8, "three"), (8, "three")):
+        events.append({"event": "text", "chat": "x", "at": at, "text": text})
+    phone.page.evaluate("events => events.forEach((e) => window.receive(e))", events)
+    assert phone.turns()[-1] == "one two three"
+    missing = {"event": "text", "chat": "x", "at": 99, "text": "more"}
+    phone.page.evaluate("e => window.receive(e)", missing)
+    phone.until("document.querySelector('.waiting') === null")  # the host told how it is
+
+
 @pytest.mark.slow
-def test_the_demo_answers(browser: Browser, java_classpath: str, tmp_path: Path) -> None:
+def test_the_demo_answers(
+    browser: Browser, java_classpath: str, demo: Path, tmp_path: Path
+) -> None:
     """The same page and logic over the real engine, which really sees the picture."""
-    from convert.bundle import Bundle, Source
-    from convert.checkpoint import Checkpoint
-    from convert.pipeline import HOST, add_golden, write_bundle
-    from convert.plan import Recipe, make_plan
+    from convert.bundle import Bundle
+    from convert.pipeline import HOST
     from tests.android.phone import Phone
 
-    source = Checkpoint.open(None)
-    plan = make_plan(source.config, source.untied_head, Recipe.load("q4f16_1"))
-    (tmp_path / "bundle").mkdir()
-    about = Source(path="demo", sha256=source.source_hash(), demo=True)
-    folder = tmp_path / "bundle"
-    manifest = write_bundle(source, about, plan, (HOST,), folder, lambda *_: None)
-    add_golden(folder, manifest, lambda *_: None)
-    bundle = Bundle.open(folder)
+    bundle = Bundle.open(demo)
     phone = Phone(
         browser.new_page(),
         java_classpath,
@@ -355,17 +317,17 @@ def test_the_demo_answers(browser: Browser, java_classpath: str, tmp_path: Path)
     phone.choose(PICTURE)
     phone.page.click("#gallery")
     phone.until("!document.querySelector('#attached').hidden")
-    ask(phone, "What colour is the shape?")
-    answered(phone, 1)
-    ask(phone, "这个图形是什么颜色？")
-    answered(phone, 2)
-    shoot(phone, "demo", tmp_path)
-    assert turns(phone)[1] == "Red."
-    assert "红" in turns(phone)[3]
+    phone.ask("What colour is the shape?")
+    phone.answered(1)
+    phone.ask("这个图形是什么颜色？")
+    phone.answered(2)
+    phone.shoot("demo", tmp_path)
+    assert phone.turns()[1] == "Red."
+    assert "红" in phone.turns()[3]
     phone.page.click("#open-settings")
     phone.page.click("text=Self-check")
     phone.page.click("text=Run the check")
     phone.until("document.body.innerText.includes('All is well.')")
-    shoot(phone, "demo-check", tmp_path)
+    phone.shoot("demo-check", tmp_path)
     phone.close()
     assert phone.errors == []

@@ -1,0 +1,94 @@
+"""The page in headless Chromium, whichever host is behind it: what tests do and look at.
+
+Screenshots lie in the folder that `MINICPMV_SCREENSHOTS` names, or in pytest's.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+PICTURE = Path(__file__).resolve().parents[2] / "configs" / "demo" / "sample.png"
+SIZES = {"small": (320, 568), "phone": (360, 720), "wide": (900, 700)}
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    if importlib.util.find_spec("playwright") is None:
+        pytest.skip("playwright is not installed")
+    program = shutil.which("chromium")
+    if program is None:
+        pytest.skip("chromium is not installed; it is in Debian's package of that name")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+class Screen:
+    """A page, and what it complained of."""
+
+    def __init__(self, page: Page) -> None:
+        self.page = page
+        self.errors: list[str] = []
+        page.on("pageerror", lambda error: self.errors.append(str(error)))
+        page.on("console", lambda m: self.errors.append(m.text) if m.type == "error" else None)
+
+    def pump(self) -> None:
+        """Hands over what the host has for the page, where that is the test's to do."""
+
+    def until(self, expression: str, seconds: float = 60) -> None:
+        """Waits until an expression holds on the page."""
+        for _ in range(int(seconds * 20)):
+            self.pump()
+            if self.page.evaluate(expression):
+                return
+            self.page.wait_for_timeout(50)
+        raise AssertionError(f"never: {expression}")
+
+    def ready(self) -> None:
+        """Waits until something can be asked."""
+        self.until(
+            "document.querySelector('#start.empty') && document.querySelector('#progress').hidden"
+        )
+
+    def ask(self, text: str) -> None:
+        self.page.fill("#question", text)
+        self.page.click("#send")
+
+    def answered(self, count: int) -> None:
+        self.until(f"document.querySelectorAll('.speed').length === {count}")
+        self.until("document.querySelector('#stop').hidden")
+
+    def turns(self) -> list[str]:
+        texts: list[str] = self.page.eval_on_selector_all(
+            ".turn .text", "all => all.map(e => e.innerText)"
+        )
+        return texts
+
+    def fits(self) -> bool:
+        """Whether nothing has to be scrolled sideways."""
+        return bool(
+            self.page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+            and self.page.evaluate(
+                "[...document.querySelectorAll('button, input, select, textarea')]"
+                ".filter(e => e.offsetParent !== null)"
+                ".every(e => { const r = e.getBoundingClientRect();"
+                " return r.left >= 0 && r.right <= window.innerWidth; })"
+            )
+        )
+
+    def shoot(self, name: str, folder: Path) -> None:
+        folder = Path(os.environ.get("MINICPMV_SCREENSHOTS") or folder / "screenshots")
+        self.page.screenshot(path=folder / f"{name}.png")
