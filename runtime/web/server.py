@@ -60,14 +60,14 @@ def web_app(
     files = {path.name: path for path in PAGE.iterdir() if path.suffix in _TYPES}
 
     async def file(request: Request) -> Response:
-        path = files.get(request.path_params.get("name", START))
-        if path is None:
-            return _none()
+        path = files[request.scope["path"].removeprefix("/") or START]
         return FileResponse(path, media_type=_TYPES[path.suffix])
 
     async def picture(request: Request) -> Response:
         name = request.path_params["name"]
-        return FileResponse(store.small(name)) if store.has(name) else _none()
+        if not store.has(name):
+            return _wrong("there is no such picture", 404)
+        return FileResponse(store.small(name))
 
     async def stream(request: Request) -> Response:
         async def lines() -> AsyncIterator[str]:
@@ -121,7 +121,7 @@ def web_app(
         Route("/command", command, methods=["POST"]),
         Route("/picture", add_picture, methods=["POST"]),
         Route("/picture/{name}", picture),
-        Route("/{name}", file),
+        *(Route(f"/{name}", file) for name in files),
     ]
     app = Starlette(routes=routes)
     app.router.redirect_slashes = False
@@ -149,10 +149,6 @@ async def _body(request: Request, limit: int) -> AsyncIterator[bytes]:
 def _kind(request: Request) -> str:
     """Returns a request's media type, without its parameters."""
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
-
-
-def _none() -> Response:
-    return _wrong("there is nothing here", 404)
 
 
 def _wrong(what: str, status: int) -> Response:
