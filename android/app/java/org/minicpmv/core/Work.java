@@ -1,7 +1,6 @@
 package org.minicpmv.core;
 
 import java.io.Closeable;
-import java.io.File;
 import java.io.IOException;
 import java.io.InputStream;
 import java.util.concurrent.ExecutorService;
@@ -11,16 +10,11 @@ import org.json.JSONArray;
 import org.json.JSONObject;
 
 /**
- * Does what takes long, on one thread, one thing after the other; beside it weights are hashed.
+ * Does what takes long, on one thread, one thing after the other.
  *
  * <p>Its methods come from any thread and return at once.
  */
-final class Work implements Closeable {
-  private static final String UNKNOWN = "no";
-  private static final String RUNNING = "running";
-  private static final String VERIFIED = "yes";
-  private static final String DAMAGED = "failed";
-  private static final long MEMORY_BESIDE_WEIGHTS = 300L << 20; // bytes: cache, buffers, the page
+final class Work implements Closeable, Model.Watcher {
   private static final long END_SECONDS = 30;
 
   /** Hears that something is different now. */
@@ -29,39 +23,29 @@ final class Work implements Closeable {
   }
 
   private final Host host;
-  private final Places places;
   private final Log log;
   private final ChatStore chats;
   private final Pictures pictures;
   private final Changes changes;
-  private final RestartPolicy policy = new RestartPolicy();
+  private final Model model;
   private final ExecutorService worker = Executors.newSingleThreadExecutor();
-  private final ExecutorService verifier = Executors.newSingleThreadExecutor();
-  private final Cancel end = new Cancel();
 
-  private BundleFiles bundle; // these four stand once the first job has run
-  private Settings settings;
-  private Weights weights;
-  private EngineKeeper keeper;
   private Job job; // what is under way; null: nothing
   private Job waiting; // an answer that waits for what is under way; null: none
-  private EngineException problem; // why nothing can be asked; null: all is well
-  private JSONObject model; // what the engine said of the bundle; null: not loaded
-  private String verified = UNKNOWN;
 
   Work(
       Host host, Places places, Log log, ChatStore chats, Pictures pictures, Changes changes) {
     this.host = host;
-    this.places = places;
     this.log = log;
     this.chats = chats;
     this.pictures = pictures;
     this.changes = changes;
+    model = new Model(host, places, log, this);
   }
 
   /** Reads what the app carries, finds the weights, and loads. */
   void prepare() {
-    policy.forgive();
+    model.forgive();
     begin(new Preparing());
   }
 
@@ -85,7 +69,6 @@ final class Work implements Closeable {
 
   /** Ends what is under way and what waits. */
   void stop() {
-    EngineKeeper running;
     synchronized (this) {
       if (waiting != null) {
         waiting.cancel.wish();
@@ -94,11 +77,8 @@ final class Work implements Closeable {
         return;
       }
       job.cancel.wish();
-      running = keeper;
     }
-    if (running != null) {
-      running.cancel();
-    }
+    model.cancel();
   }
 
   /** Returns the answer to a chat that is under way or waits; null if there is none. */
@@ -107,8 +87,8 @@ final class Work implements Closeable {
   }
 
   /** Returns null until the first job has read them. */
-  synchronized Settings settings() {
-    return settings;
+  Settings settings() {
+    return model.settings();
   }
 
   /** Frees the engine's memory, unless it is at work. */
@@ -118,47 +98,38 @@ final class Work implements Closeable {
 
   /** Loads what {@link #rest} freed. */
   void wake() {
-    boolean asleep;
-    synchronized (this) {
-      asleep = keeper != null && !keeper.isReady() && problem == null;
-    }
-    if (asleep) {
+    if (model.isAsleep()) {
       begin(new Loading());
     }
   }
 
   /** Adds to the page's state what is known here. */
-  synchronized void describe(JSONObject state) {
-    Json.put(state, "job", job == null ? null : job.toJson());
-    Job answer = answering();
-    Json.put(state, "answering", answer == null ? null : answer.chat);
-    Json.put(state, "model", model);
-    Json.put(state, "verified", verified);
-    Json.put(state, "settings", settings == null ? null : settings.all());
-    Json.put(state, "engine", keeper == null ? null : keeper.hello());
-    if (problem != null) {
-      Json.put(
-          state, "problem", Json.object("code", problem.code(), "message", problem.getMessage()));
+  void describe(JSONObject state) {
+    synchronized (this) {
+      Json.put(state, "job", job == null ? null : job.toJson());
+      Job answer = answering();
+      Json.put(state, "answering", answer == null ? null : answer.chat);
     }
-    if (bundle == null) {
-      return;
+    model.describe(state);
+  }
+
+  /** Weights that are damaged are not used any longer. */
+  @Override
+  public void onVerified(EngineException found) {
+    if (found != null) {
+      rest();
+      fail(found, null);
     }
-    JSONObject about = bundle.about();
-    Json.put(about, "weights_bytes", weights.size());
-    Json.put(state, "bundle", about);
-    long available = host.availableMemory();
-    boolean isLow = available >= 0 && available < weights.size() + MEMORY_BESIDE_WEIGHTS;
-    Json.put(state, "low_memory", model == null && isLow ? available : null);
+    changes.onChange();
   }
 
   /** Ends everything. */
   @Override
   public void close() {
-    end.wish();
+    model.end();
     stop();
     worker.execute(new Unloading());
     worker.shutdown();
-    verifier.shutdown();
     try {
       worker.awaitTermination(END_SECONDS, TimeUnit.SECONDS);
     } catch (InterruptedException e) {
@@ -189,27 +160,6 @@ final class Work implements Closeable {
       host.toPage(
           Json.object(
               "event", "error", "code", e.code(), "message", e.getMessage(), "chat", chat));
-    }
-  }
-
-  /** Finds the weights, loads them, and has them verified in the background. */
-  private void load(Job running) throws EngineException {
-    synchronized (this) {
-      if (verified.equals(DAMAGED) && problem != null) {
-        throw problem;
-      }
-    }
-    File file = weights.find();
-    JSONObject said = keeper.ready(settings, new Listening(running));
-    synchronized (this) {
-      problem = null;
-      model = said;
-      if (weights.isVerified(file)) {
-        verified = VERIFIED;
-      } else if (!verified.equals(RUNNING)) {
-        verified = RUNNING;
-        verifier.execute(new Verifying(file));
-      }
     }
   }
 
@@ -249,7 +199,7 @@ final class Work implements Closeable {
     /** A wish that came before the engine had the request is told again. */
     private void heed() {
       if (running.cancel.isWished()) {
-        keeper.cancel();
+        model.cancel();
       }
     }
   }
@@ -274,7 +224,9 @@ final class Work implements Closeable {
       try {
         perform();
       } catch (EngineException e) {
-        note(e);
+        if (model.note(e)) {
+          worker.execute(new Loading());
+        }
         fail(e, job.chat);
       } catch (RuntimeException e) {
         log.add("a mistake of the app: " + where(e));
@@ -285,20 +237,6 @@ final class Work implements Closeable {
         }
         host.working(false);
         changes.onChange();
-      }
-    }
-
-    /** Keeps in mind what stands in the way, and starts an engine again that died. */
-    private void note(EngineException e) {
-      boolean again = e.isDeath() && policy.died(System.currentTimeMillis()) && !end.isWished();
-      synchronized (Work.this) {
-        model = e.isDeath() ? null : model;
-        if (model == null && !again && !e.code().equals(EngineException.CANCELLED)) {
-          problem = e;
-        }
-      }
-      if (again) {
-        worker.execute(new Loading());
       }
     }
 
@@ -315,36 +253,11 @@ final class Work implements Closeable {
 
     @Override
     void perform() throws EngineException {
-      BundleFiles files = new BundleFiles(new File(places.files, "bundle"), host);
-      synchronized (Work.this) {
-        bundle = files;
-        settings = new Settings(new File(places.files, "settings.json"), files.generation, log);
-        weights = new Weights(files.folder, places.outsideWeights, files.record(Weights.NAME));
-        if (keeper == null) {
-          keeper = new EngineKeeper(places.engine, files.folder, places.cache, log);
-        }
-        problem = null;
-        verified = verified.equals(DAMAGED) ? UNKNOWN : verified;
-      }
+      Listening listening = new Listening(job);
+      model.read();
       changes.onChange();
-      takeEmbedded();
-      load(job);
-    }
-
-    /** Weights that the app carries are copied out, so that the engine can map them. */
-    private void takeEmbedded() throws EngineException {
-      try {
-        weights.find();
-        return;
-      } catch (EngineException missing) {
-        try (InputStream source = host.bundleFile(Weights.NAME)) {
-          weights.importFrom(source, -1, new Listening(job), job.cancel);
-        } catch (IOException e) {
-          throw missing; // the app carries none
-        } catch (EngineException e) {
-          throw e.code().equals(EngineException.CANCELLED) ? missing : e;
-        }
-      }
+      model.takeEmbedded(listening, job.cancel);
+      model.load(listening);
     }
   }
 
@@ -355,7 +268,7 @@ final class Work implements Closeable {
 
     @Override
     void perform() throws EngineException {
-      load(job);
+      model.load(new Listening(job));
     }
   }
 
@@ -371,18 +284,13 @@ final class Work implements Closeable {
 
     @Override
     void perform() throws EngineException {
+      Listening listening = new Listening(job);
       try {
-        keeper.unload(); // it has the file mapped that goes
-        weights.importFrom(source, length, new Listening(job), job.cancel);
+        model.importWeights(source, length, listening, job.cancel);
       } finally {
         closeQuietly(source);
       }
-      synchronized (Work.this) {
-        problem = null;
-        verified = UNKNOWN;
-      }
-      policy.forgive();
-      load(job);
+      model.load(listening);
     }
   }
 
@@ -400,14 +308,14 @@ final class Work implements Closeable {
       JSONObject speed = new JSONObject();
       String stop = "failed";
       try {
-        load(job);
+        model.load(listening);
         job.cancel.check();
         JSONObject line =
-            keeper.chat(
+            model.keeper().chat(
                 chat.messages(),
                 chat.picture(),
                 pictures,
-                settings.sampling(),
+                settings().sampling(),
                 listening,
                 job.cancel,
                 speed);
@@ -430,7 +338,7 @@ final class Work implements Closeable {
     @Override
     void perform() throws EngineException {
       JSONArray results =
-          new SelfCheck(keeper, settings, bundle, new Listening(job), job.cancel).run(weights);
+          model.selfCheck(new Listening(job), job.cancel).run(model.weights());
       log.add("self-check: " + results);
       host.toPage(Json.object("event", "check", "results", results));
     }
@@ -443,45 +351,7 @@ final class Work implements Closeable {
 
     @Override
     void perform() {
-      synchronized (Work.this) {
-        model = null;
-      }
-      if (keeper != null) {
-        keeper.unload();
-      }
-    }
-  }
-
-  /** Hashes the weights while the user may already ask. */
-  private final class Verifying implements Runnable {
-    private final File file;
-
-    Verifying(File file) {
-      this.file = file;
-    }
-
-    @Override
-    public void run() {
-      try {
-        weights.verify(file, new Listening(new Job(Job.VERIFY, null)), end);
-        set(VERIFIED, null);
-      } catch (EngineException e) {
-        if (!end.isWished()) {
-          set(DAMAGED, e);
-          fail(e, null);
-        }
-      }
-      changes.onChange();
-    }
-
-    private void set(String value, EngineException found) {
-      synchronized (Work.this) {
-        verified = value;
-        problem = found == null ? problem : found;
-      }
-      if (found != null) {
-        rest();
-      }
+      model.unload();
     }
   }
 }
