@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from android.tools import ToolError
+
 if TYPE_CHECKING:
     from android.apk_info import ApkInfo
     from android.builder import ApkPlan
@@ -54,6 +56,11 @@ def run(args: argparse.Namespace) -> int:
     from convert.console import Bars
 
     config = _parse(args)
+    if config.output.is_dir():
+        raise ToolError(
+            f"{config.output}: a folder; expected the name of an APK, such as "
+            f"{config.output / 'chat.apk'}"
+        )
     plan = plan_apk(Bundle.open(config.bundle), config.abi, embed=config.embed)
     key = _key(config)
     password = ""
@@ -72,20 +79,20 @@ def run(args: argparse.Namespace) -> int:
 def _parse(args: argparse.Namespace) -> ApkConfig:
     values = {name: getattr(args, name) for name in ApkConfig.__dataclass_fields__}
     if args.abi is not None:
-        values["abi"] = tuple(dict.fromkeys(args.abi.split(",")))
+        values["abi"] = tuple(dict.fromkeys(part.strip() for part in args.abi.split(",")))
     return ApkConfig(**values)
 
 
 def _key(config: ApkConfig) -> Key:
     from android.signing import debug_key, own_key
-    from android.tools import ToolError
 
     if config.key is not None:
-        if config.key_pass is None and not sys.stdin.isatty():
+        key = own_key(config.key, config.key_alias, config.key_pass)
+        if key.password == "stdin" and not sys.stdin.isatty():
             raise ToolError(
                 "--key needs --key-pass env:NAME or file:PATH where there is no terminal to ask at"
             )
-        return own_key(config.key, config.key_alias, config.key_pass)
+        return key
     if config.key_alias is not None or config.key_pass is not None:
         raise ToolError("--key-alias and --key-pass are of your own key; give it with --key")
     return debug_key()

@@ -33,7 +33,8 @@ class ApkInfo:
             ToolError: no APK, or its signature does not hold.
         """
         if not apk.is_file():
-            raise ToolError(f"{apk}: no such file; expected an APK, as `minicpmv apk` makes it")
+            what = "a folder" if apk.is_dir() else "no such file"
+            raise ToolError(f"{apk}: {what}; expected an APK, as `minicpmv apk` makes it")
         badging = run([program("aapt2"), "dump", "badging", str(apk)], f"{apk}: not an APK")
         head = _find(r"package: name='([^']+)' versionCode='(\d+)' versionName='([^']*)'", badging)
         signature = run(

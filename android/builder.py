@@ -47,7 +47,7 @@ class ApkPlan:
         """Checks that the bundle has an engine for every ABI, and that embedding makes sense."""
         for abi in self.abis:
             if abi not in ABIS:
-                raise ApkError(f"{abi}: unknown ABI; known: {', '.join(ABIS)}")
+                raise ApkError(f"ABI {abi!r:.40} is unknown; known: {', '.join(ABIS)}")
             self.bundle.program(ABIS[abi])
         size = (self.bundle.path / WEIGHTS).stat().st_size
         if self.embed and size > EMBED_LIMIT:

@@ -55,7 +55,7 @@ def _print(report: Report) -> None:
         if shown:
             say(f"\n{title}:")
         for finding in shown:
-            say(f"  {finding.name}: {finding.state}: {finding.detail}")
+            say(f"  {finding.name}: {finding.detail}")
             if finding.mend is not None:
                 say(f"    {finding.mend}")
     commands = mends(report.findings)

@@ -57,11 +57,28 @@ def debug_key(folder: Path | None = None) -> Key:
 def own_key(keystore: Path, alias: str | None, password: str | None) -> Key:
     """Returns a key of the user's.
 
+    Args:
+        keystore: a file as keytool makes it.
+        alias: which key of it; None: the only one.
+        password: env:NAME or file:PATH; None: it is read from stdin.
+
     Raises:
-        ToolError: no such file.
+        ToolError: no such file or variable, or a password in the open.
     """
     if not keystore.is_file():
         raise ToolError(f"{keystore}: no such keystore; expected a file as keytool makes it")
+    if password is not None:
+        kind, _, where = password.partition(":")
+        if kind not in ("env", "file") or not where:
+            # Not repeated here: it may be the password itself.
+            raise ToolError(
+                "--key-pass says where the password is: env:NAME for a variable of the "
+                "environment, or file:PATH for a file's first line"
+            )
+        if kind == "env" and where not in os.environ:
+            raise ToolError(f"--key-pass {password}: there is no variable {where}")
+        if kind == "file" and not Path(where).is_file():
+            raise ToolError(f"--key-pass {password}: there is no such file")
     return Key(keystore=keystore, alias=alias, password=password or "stdin")
 
 

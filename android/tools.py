@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -207,8 +208,10 @@ def run(command: Sequence[str], problem: str, *, stdin: str | None = None) -> st
     )
     if done.returncode:
         lines = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
-        errors = [line for line in lines if "error" in line.lower()] or lines or ["no message"]
-        raise ToolError(f"{problem}: {Path(command[0]).name}: {errors[0].strip()}")
+        errors = [line for line in lines if re.search("error|Exception", line, re.IGNORECASE)]
+        first = (errors or lines or ["no message"])[0].strip()
+        first = re.sub(r"^[\w.]+Exception: ", "", first)  # of Java, whose names help nobody
+        raise ToolError(f"{problem}: {Path(command[0]).name}: {first}")
     return done.stdout
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import re
 import zipfile
 from pathlib import Path
@@ -150,7 +151,7 @@ def test_embedded_weights(bundle: Bundle, tmp_path: Path) -> None:
 
 
 def test_an_apk_for_what_the_bundle_lacks(bundle: Bundle) -> None:
-    with pytest.raises(ApkError, match="unknown ABI; known: arm64-v8a, x86_64"):
+    with pytest.raises(ApkError, match="ABI 'mips' is unknown; known: arm64-v8a, x86_64"):
         plan_apk(bundle, ["mips"], embed=False)
     other = Bundle.open(bundle.path)
     phone = {"android-arm64": bundle.manifest.targets["android-arm64"]}
@@ -165,10 +166,8 @@ def test_an_apk_for_what_the_bundle_lacks(bundle: Bundle) -> None:
 
 def test_keys(bundle: Bundle, key: Key, apk: Path, tmp_path: Path) -> None:
     assert debug_key(key.keystore.parent) == key  # made once
-    with pytest.raises(ToolError, match="no such keystore"):
-        own_key(tmp_path / "none", None, None)
     wrong = Key(keystore=key.keystore, alias=None, password="pass:wrong")
-    with pytest.raises(ToolError, match=r"chat2\.apk: cannot be signed"):
+    with pytest.raises(ToolError, match=r"chat2\.apk: cannot be signed.*password was incorrect"):
         build_apk(
             plan_apk(bundle, None, embed=False), wrong, tmp_path / "chat2.apk", _quiet, password=""
         )
@@ -210,6 +209,60 @@ def test_version_codes_grow() -> None:
     assert codes[0] == 1
 
 
-def test_the_command_refuses(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_keys_of_the_users_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    keystore, secret = tmp_path / "keys", tmp_path / "secret"
+    with pytest.raises(ToolError, match="no such keystore"):
+        own_key(keystore, None, None)
+    keystore.touch()
+    assert own_key(keystore, None, None).password == "stdin"
+    for open_password in ("swordfish", "pass:swordfish", "env:"):
+        with pytest.raises(ToolError, match="--key-pass says where the password is") as caught:
+            own_key(keystore, None, open_password)
+        assert "swordfish" not in str(caught.value)
+    with pytest.raises(ToolError, match="there is no variable SWORD"):
+        own_key(keystore, None, "env:SWORD")
+    monkeypatch.setenv("SWORD", "fish")
+    assert own_key(keystore, "me", "env:SWORD").password == "env:SWORD"
+    with pytest.raises(ToolError, match="there is no such file"):
+        own_key(keystore, None, f"file:{secret}")
+    secret.touch()
+    assert own_key(keystore, None, f"file:{secret}").password == f"file:{secret}"
+
+
+def test_the_command_refuses(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, bundle: Bundle
+) -> None:
     assert main(["apk", str(tmp_path / "none")]) == 2
     assert "no such folder; expected a bundle's folder" in capsys.readouterr().err
+    folder, command = str(tmp_path), ["apk", str(bundle.path), "-o", str(tmp_path / "a.apk")]
+    refused = {
+        ("-o", folder): f"{folder}: a folder; expected the name of an APK, such as {folder}/chat",
+        ("--abi", "arm64-v8a, arm64"): "ABI 'arm64' is unknown",
+        ("--abi", ""): "ABI '' is unknown",
+        ("--key-alias", "me"): "are of your own key; give it with --key",
+        ("--key", str(tmp_path / "keys")): "no such keystore",
+        ("--key", __file__): "--key needs --key-pass env:NAME or file:PATH where there is no term",
+    }
+    for arguments, said in refused.items():
+        assert main([*command, *arguments]) == 2
+        assert said in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_tells_what_it_made(
+    bundle: Bundle,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    output = tmp_path / "new" / "chat.apk"
+    command = ["apk", str(bundle.path), "--abi", "arm64-v8a, x86_64", "-o", str(output), "--embed"]
+    assert main(command) == 0
+    out = capsys.readouterr().out
+    for part in ("arm64-v8a, x86_64", "26 and later, made for 34", "v2 + v3", ", inside"):
+        assert part in out
+    assert "Whoever gets this APK gets the weights of" in out  # not the demo's
+    assert sorted(path.name for path in output.parent.iterdir()) == ["chat.apk"]
+    assert main([*command, "--json"]) == 0  # in the place of the other
+    assert json.loads(capsys.readouterr().out)["abis"] == ["arm64-v8a", "x86_64"]

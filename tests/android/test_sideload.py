@@ -164,6 +164,14 @@ def test_an_app_takes_the_weights_of_its_own_bundle(
     assert "was made of another bundle than" in capsys.readouterr().err
     assert main(["sideload", str(apk)]) == 2
     assert "has no weights inside; say with --bundle" in capsys.readouterr().err
-    assert main(["sideload", str(tmp_path / "none.apk")]) == 2
-    assert "no such file; expected an APK" in capsys.readouterr().err
+    for name, said in (
+        ("none.apk", "no such file; expected an APK"),
+        ("", "a folder; expected an APK"),
+        ("text.apk", "text.apk: not an APK: aapt2: "),
+        ("half.apk", "half.apk: not an APK: aapt2: "),
+    ):
+        (tmp_path / "text.apk").write_text("no APK")
+        (tmp_path / "half.apk").write_bytes(apk.read_bytes()[:100_000])
+        assert main(["sideload", str(tmp_path / name)]) == 2
+        assert said in capsys.readouterr().err
     assert not (phone.state / "log").exists()
