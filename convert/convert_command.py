@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from quantize.errors import BundleError
+from quantize.errors import BundleError, ConfigError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from convert.bundle import Source
+    from convert.calibration_samples import Sample
     from convert.calibration_store import CalibratedWeights
     from convert.checkpoint import Checkpoint
     from convert.mlc_compile import MlcCompiler
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 NAME = "convert"
 HELP = "convert a checkpoint to 4-bit artifacts"
 DEFAULT_TARGET, DEFAULT_RECIPE, MLC_RECIPE = "host", "q4f16_1", "mlc"
+SIZED_RECIPE = "small"  # whose method --target-size takes
 # The exported graph sums in another order than PyTorch does; both in float32.
 ONNX_TOLERANCE = 1e-4  # of the output's largest magnitude
 
@@ -42,6 +44,7 @@ class ConvertConfig:
     mlc_quant: str = MLC_RECIPE
     mlc_python: str | None = None  # where mlc_llm is; None: here
     method: str | None = None  # None: the recipe's
+    target_size: str | None = None  # None: the recipe's formats
     samples: Path | None = None  # for calibration; None: built-in ones
     skip_bad: bool = False
 
@@ -50,7 +53,8 @@ class ConvertConfig:
         shown = {"checkpoint": self.checkpoint or "demo"}
         if self.bundle is not None:
             shown |= {"bundle": str(self.bundle), "target": ", ".join(self.targets)}
-            shown |= {"quantization": self.quant + (f", {self.method}" if self.method else "")}
+            more = [text for text in (self.method, self.target_size) if text]
+            shown |= {"quantization": ", ".join([self.quant, *more])}
         if self.onnx is not None:
             shown |= {"onnx": str(self.onnx)}
         if self.mlc is not None:
@@ -91,6 +95,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "`awq+gptq`, calibrated (default: the recipe's)",
     )
     parser.add_argument(
+        "--target-size",
+        metavar="SIZE",
+        help="size of a bundle's weights, such as 1.9GB: every part gets the format that loses "
+        f"least within it, by measurement; number format and method are --quant's (default: "
+        f"{SIZED_RECIPE})",
+    )
+    parser.add_argument(
         "--calibration",
         metavar="FILE.jsonl",
         type=Path,
@@ -124,6 +135,8 @@ def run(args: argparse.Namespace) -> int:
     for key, value in config.shown().items():
         _say(console, key, value)
     # Every output is checked before the work begins.
+    if config.target_size is not None and config.bundle is None:
+        raise ConfigError("--target-size is for bundles; choose a target such as host")
     bundle, onnx, mlc = _outputs(config)
     compiler = None if mlc is None else find_compiler(config.mlc_python)
     checkpoint = Checkpoint.open(config.checkpoint)
@@ -132,7 +145,11 @@ def run(args: argparse.Namespace) -> int:
     summary: dict[str, Any] = {"config": config.shown()}
     plan = None
     if bundle is not None:
-        plan = make_plan(checkpoint.config, checkpoint.untied_head, _recipe(config.quant, config))
+        recipe = _recipe(config.quant, config)
+        if config.target_size is not None:
+            with Bars() as bars:
+                recipe = _sized(config, checkpoint, recipe, bars)
+        plan = make_plan(checkpoint.config, checkpoint.untied_head, recipe)
         _print_plan(console, plan, verbose=args.verbose)
     mlc_plan = None
     if mlc is not None:
@@ -181,10 +198,11 @@ def _resolve(args: argparse.Namespace) -> ConvertConfig:
         onnx=place(ONNX),
         mlc=place(MLC),
         targets=compiled,
-        quant=args.quant or DEFAULT_RECIPE,
+        quant=args.quant or (SIZED_RECIPE if args.target_size else DEFAULT_RECIPE),
         mlc_quant=args.quant or MLC_RECIPE,
         mlc_python=args.mlc_python,
         method=args.method,
+        target_size=args.target_size,
         samples=args.calibration,
         skip_bad=args.skip_bad,
     )
@@ -209,23 +227,41 @@ def _recipe(name: str, config: ConvertConfig) -> Recipe:
     return recipe if config.method is None else recipe.with_method(config.method)
 
 
+def _sized(
+    config: ConvertConfig, checkpoint: Checkpoint, base: Recipe, progress: Progress
+) -> Recipe:
+    """Chooses formats for `--target-size`."""
+    from convert.target_size import choose_recipe, measure_losses, parse_size, smallest_size
+
+    assert config.target_size is not None
+    size = parse_size(config.target_size)
+    smallest_size(checkpoint, base, size)  # found out before the work
+    losses = measure_losses(checkpoint, base, _samples(config, checkpoint), progress)
+    return choose_recipe(checkpoint, base, size, losses).recipe
+
+
 def _calibrate(
     config: ConvertConfig, checkpoint: Checkpoint, plan: Plan, progress: Progress
 ) -> CalibratedWeights | None:
     """Calibrates if the recipe's method asks for it."""
     from convert.calibration import calibrate
-    from convert.calibration_samples import default_samples, read_samples
     from convert.toolchain import cache_folder
     from quantize.methods import find_method
 
     if not find_method(plan.recipe.method).calibrated:
         return None
+    samples = _samples(config, checkpoint)
+    return calibrate(checkpoint, plan, samples, cache_folder() / "calibration", progress)
+
+
+def _samples(config: ConvertConfig, checkpoint: Checkpoint) -> list[Sample]:
+    """Returns what calibration and measurements show the model."""
+    from convert.calibration_samples import default_samples, read_samples
+
     pictures = checkpoint.config.vision is not None
     if config.samples is not None:
-        samples = read_samples(config.samples, pictures=pictures, skip_bad=config.skip_bad)
-    else:
-        samples = default_samples(demo=config.checkpoint is None, pictures=pictures)
-    return calibrate(checkpoint, plan, samples, cache_folder() / "calibration", progress)
+        return read_samples(config.samples, pictures=pictures, skip_bad=config.skip_bad)
+    return default_samples(demo=config.checkpoint is None, pictures=pictures)
 
 
 def _source(checkpoint: Checkpoint, config: ConvertConfig, progress: Progress) -> Source:

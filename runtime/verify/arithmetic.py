@@ -182,7 +182,14 @@ def apply_arithmetic(model: MiniCPMV, plan: Plan, *, stored: bool = False) -> Mi
         embedding.weight if tied else head,
         stored=stored or tied,
     )
+    return apply_vision_arithmetic(model, plan)
+
+
+@torch.no_grad()
+def apply_vision_arithmetic(model: MiniCPMV, plan: Plan) -> MiniCPMV:
+    """Rounds what sees in a reference model in place, if it has eyes, and returns it."""
     if model.vpm is not None and model.resampler is not None:
+        rounding = _Rounding(plan)
         _round_vision(model.vpm, rounding)
         _round_resampler(model.resampler, rounding)
     return model
