@@ -168,7 +168,8 @@ function speedLine(speed) {
   const parts = [];
   const statistics = speed && speed.statistics;
   if (speed && speed.encode_ms > 0) {
-    parts.push(say('speedPicture', {seconds: (speed.encode_ms / 1000).toFixed(1)}));
+    const digits = speed.encode_ms < 1000 ? 2 : 1;
+    parts.push(say('speedPicture', {seconds: (speed.encode_ms / 1000).toFixed(digits)}));
   }
   if (statistics) {
     const reused = statistics.reused_tokens;

@@ -39,7 +39,8 @@ def show(browser: Browser) -> Iterator[Show]:
     yield begin
     for screen in screens:
         screen.page.context.close()
-        assert screen.errors == []
+        # The server ended before its page, which looked for it in vain.
+        assert [error for error in screen.errors if "net::ERR_" not in error] == []
 
 
 def choose(screen: Screen, path: Path) -> None:
@@ -89,7 +90,6 @@ def test_the_demo(demo: Path, show: Show, tmp_path: Path) -> None:
         assert server.interrupt() == 0
         with pytest.raises(ProcessLookupError):
             os.kill(engine, 0)
-    screen.errors.clear()  # the browser says that the server is gone
     with WebServer([*command, "--image", str(PICTURE)], tmp_path) as server:
         screen = show(server, size="small", locale="zh-CN", color_scheme="dark")
         page = screen.page
@@ -206,7 +206,6 @@ def test_a_dead_engine_and_a_dead_server_are_told_of(show: Show, tmp_path: Path)
         assert screen.turns()[-1] == "3: still there"
         assert server.interrupt() == 0
         screen.until("document.querySelector('#alert').innerText.includes('does not answer')")
-        screen.errors.clear()  # the browser says it, too
 
 
 @pytest.mark.parametrize("size", SIZES)
