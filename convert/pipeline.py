@@ -194,7 +194,7 @@ def encode(
                 q, scale = quantize_weight(weight[rows], scheme, method, name=tensor.name)
                 q_weight, q_scale = pack_tiles(q, scale, scheme)
             else:
-                q, scale = quantize_int8(weight[rows], scheme.group_size, name=tensor.name)
+                q, scale = quantize_int8(weight[rows], name=tensor.name)
                 q_weight, q_scale = pack_int8_tiles(q, scale)
             last = first + len(q_weight)
             weights[first:last], scales[first:last] = q_weight, q_scale

@@ -18,6 +18,7 @@ from convert.config import ModelConfig
 from convert.weights import Rule, bundle_rules
 from convert.weights_file import TensorSpec, file_size
 from quantize.errors import ConfigError, ShapeError
+from quantize.int8 import INT8_GROUP
 from quantize.layout import TILE_ROWS, tiles
 from quantize.methods import find_method
 from quantize.schemes import RECIPES, GroupScheme
@@ -232,9 +233,10 @@ def _q4(name: str, shape: Shape, scheme: GroupScheme) -> tuple[TensorSpec, ...]:
 def _q8(name: str, shape: Shape, scheme: GroupScheme) -> tuple[TensorSpec, ...]:
     if len(shape) != 2:
         raise ShapeError(f"{name}: shape {list(shape)}; q8 needs a matrix")
-    count, groups = tiles(shape[0]), -(-shape[1] // scheme.group_size)
+    count, groups = tiles(shape[0]), -(-shape[1] // INT8_GROUP)
+    block = 4 * TILE_ROWS
     return (
-        TensorSpec(f"{name}.q_weight", "I8", (count, groups, 8, scheme.group_size * 2)),
+        TensorSpec(f"{name}.q_weight", "I8", (count, groups, INT8_GROUP // 4, block)),
         TensorSpec(f"{name}.q_scale", "F16", (count, groups, TILE_ROWS)),
     )
 

@@ -1,4 +1,4 @@
-"""Int8 weights: groups along the input dimension share a float16 scale, as in the 4-bit schemes.
+"""Int8 weights: groups of 128 along the input dimension share a float16 scale.
 
 A code is rint(value / scale), half to even, with scale = max|value| / 127, so codes are within
 -127..127. A last group that the width does not fill is filled with zeros.
@@ -12,12 +12,14 @@ from quantize.activations import MAX_INT8
 from quantize.errors import CheckpointError
 from quantize.schemes import Array
 
+INT8_GROUP = 128  # 8.125 bits per weight; kernels convert sums of whole numbers once per group
 
-def quantize_int8(weight: Array, group_size: int, *, name: str) -> tuple[Array, Array]:
+
+def quantize_int8(weight: Array, *, name: str) -> tuple[Array, Array]:
     """Quantizes groups of a matrix (N, K) float16.
 
     Returns:
-        codes (N, G * group_size) int8 and scale (N, G) float16, G = ceil(K / group_size). Where
+        codes (N, G * 128) int8 and scale (N, G) float16, G = ceil(K / 128). Where
         a group's values are too small for any scale, scale and codes are 0.
 
     Raises:
@@ -27,8 +29,8 @@ def quantize_int8(weight: Array, group_size: int, *, name: str) -> tuple[Array, 
     if not np.isfinite(weight).all():
         raise CheckpointError(f"{name}: holds NaN or infinity; is the checkpoint damaged?")
     rows, columns = weight.shape
-    padded = np.pad(weight, ((0, 0), (0, -columns % group_size))).astype(np.float32)
-    groups = padded.reshape(rows, -1, group_size)
+    padded = np.pad(weight, ((0, 0), (0, -columns % INT8_GROUP))).astype(np.float32)
+    groups = padded.reshape(rows, -1, INT8_GROUP)
     scale = (np.abs(groups).max(-1) / np.float32(MAX_INT8)).astype(np.float16)
     wide = scale.astype(np.float32)[..., None]
     ratio = np.divide(groups, wide, out=np.zeros_like(groups), where=wide > 0)
@@ -37,7 +39,7 @@ def quantize_int8(weight: Array, group_size: int, *, name: str) -> tuple[Array, 
 
 
 def dequantize_int8(codes: Array, scale: Array, columns: int) -> Array:
-    """Maps codes (N, G * group) and scale (N, G) to code * scale: (N, columns) float32, exact."""
+    """Maps codes (N, G * 128) and scale (N, G) to code * scale: (N, columns) float32, exact."""
     grouped = codes.reshape(*scale.shape, -1).astype(np.float32)
     values = grouped * scale.astype(np.float32)[..., None]
     return np.ascontiguousarray(values.reshape(len(codes), -1)[:, :columns])

@@ -3,7 +3,7 @@
 A 4-bit tile holds, for each group of 32 inputs, 4 blocks of 64 bytes. Block j has, for each of
 the 16 rows, inputs 4j..4j+3 of the group in the low halves of 4 bytes and inputs 16+4j..16+4j+3
 in the high halves: a kernel loads 64 bytes and has every row's next inputs side by side.
-An int8 tile holds, for each group, 8 blocks of 64 bytes: block j has each row's inputs
+An int8 tile holds, for each group of 128, 32 blocks of 64 bytes: block j has each row's inputs
 4j..4j+3 of the group. A float16 tile holds its 16 rows' values of one input side by side. Missing
 rows of the last tile are zero, and so are missing inputs of an int8 tile's last group.
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 import numpy as np
 
 from quantize.errors import ShapeError
+from quantize.int8 import INT8_GROUP
 from quantize.schemes import Array, GroupScheme
 
 LAYOUT_VERSION = 1  # of the tiles; part of the program id
@@ -59,28 +60,28 @@ def unpack_tiles(q_weight: Array, q_scale: Array, rows: int) -> tuple[Array, Arr
 
 
 def pack_int8_tiles(codes: Array, scale: Array) -> tuple[Array, Array]:
-    """Packs int8 codes (N, K) and their scales (N, K/32) into tiles, K a multiple of 32.
+    """Packs int8 codes (N, K) and their scales (N, K/128) into tiles, K a multiple of 128.
 
     Returns:
-        q_weight (ceil(N/16), K/32, 8, 64) int8; q_scale (ceil(N/16), K/32, 16) float16. Rows
+        q_weight (ceil(N/16), K/128, 32, 64) int8; q_scale (ceil(N/16), K/128, 16) float16. Rows
         beyond N are zero.
     """
     rows, groups = scale.shape
-    if codes.shape != (rows, groups * 32):
+    if codes.shape != (rows, groups * INT8_GROUP):
         raise ShapeError(f"codes {codes.shape} do not fit scales {scale.shape}")
     missing = tiles(rows) * TILE_ROWS - rows
     codes, scale = (np.pad(x, ((0, missing), (0, 0))) for x in (codes, scale))
     # tile n, row r, group g, block j, input in block c
-    blocks = codes.reshape(-1, TILE_ROWS, groups, 8, 4).transpose(0, 2, 3, 1, 4)
+    blocks = codes.reshape(-1, TILE_ROWS, groups, INT8_GROUP // 4, 4).transpose(0, 2, 3, 1, 4)
     q_scale = scale.reshape(-1, TILE_ROWS, groups).transpose(0, 2, 1)
-    q_weight = np.ascontiguousarray(blocks).reshape(-1, groups, 8, 4 * TILE_ROWS)
+    q_weight = np.ascontiguousarray(blocks).reshape(-1, groups, INT8_GROUP // 4, 4 * TILE_ROWS)
     return q_weight, np.ascontiguousarray(q_scale)
 
 
 def unpack_int8_tiles(q_weight: Array, q_scale: Array, rows: int) -> tuple[Array, Array]:
-    """Reverses `pack_int8_tiles`: codes (rows, K) int8 and scale (rows, K/32) float16."""
+    """Reverses `pack_int8_tiles`: codes (rows, K) int8 and scale (rows, K/128) float16."""
     count, groups = q_weight.shape[:2]
-    codes = q_weight.reshape(count, groups, 8, TILE_ROWS, 4).transpose(0, 3, 1, 2, 4)
+    codes = q_weight.reshape(count, groups, INT8_GROUP // 4, TILE_ROWS, 4).transpose(0, 3, 1, 2, 4)
     scale = q_scale.transpose(0, 2, 1).reshape(count * TILE_ROWS, groups)
     flat = codes.reshape(count * TILE_ROWS, -1)
     return np.ascontiguousarray(flat[:rows]), np.ascontiguousarray(scale[:rows])

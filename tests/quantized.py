@@ -17,7 +17,7 @@ from torch import Tensor
 from convert.config import ModelConfig
 from convert.plan import Plan
 from quantize.activations import multiply_codes, pad_groups, quantize_activations
-from quantize.int8 import dequantize_int8, quantize_int8
+from quantize.int8 import INT8_GROUP, dequantize_int8, quantize_int8
 from quantize.layout import (
     pack_int8_tiles,
     pack_tiles,
@@ -42,7 +42,7 @@ def bundle_tensors(state: Mapping[str, Tensor], plan: Plan) -> dict[str, Array]:
         if planned.format == "q4":
             packed = pack_tiles(*quantize_groups(half, SCHEME, name=name), SCHEME)
         elif planned.format == "q8":
-            packed = pack_int8_tiles(*quantize_int8(half, SIZE, name=name))
+            packed = pack_int8_tiles(*quantize_int8(half, name=name))
         else:
             forms = {"f16_tiled": tile_f16, "f16": np.float16, "f32": np.float32}
             tensors[name] = forms[planned.format](weight)
@@ -164,11 +164,11 @@ class NumpyModel:
             return dense
         packed = [self._tensors[f"{name}.{part}"] for part in ("q_weight", "q_scale")]
         if packed[0].dtype == np.int8:
-            codes, scale = unpack_int8_tiles(*packed, rows)
+            size, (codes, scale) = INT8_GROUP, unpack_int8_tiles(*packed, rows)
         else:
-            q, scale = unpack_tiles(*packed, rows)
+            size, (q, scale) = SIZE, unpack_tiles(*packed, rows)
             codes = q.astype(np.int8) - np.int8(SCHEME.zero_point)
-        activations = quantize_activations(pad_groups(x.astype(np.float32), SIZE), SIZE)
+        activations = quantize_activations(pad_groups(x.astype(np.float32), size), size)
         return multiply_codes(*activations, codes, scale).astype(np.float64)
 
     def _dense(self, name: str, rows: int, x: Array) -> Array:

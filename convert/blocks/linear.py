@@ -13,7 +13,7 @@ from functools import reduce
 from tvm.script.ir_builder import tirx as T
 
 from convert.blocks.maths import gelu
-from convert.blocks.products import Product, Products
+from convert.blocks.products import UNIT, Product, Products
 from convert.blocks.tir import (
     LANES,
     Expr,
@@ -125,7 +125,8 @@ def linear_codes(c: Linear, size: int, by: Product, blocks: int, dtype: str) -> 
     (ceil(N/16), G, 16) float16, G = ceil(K / size). A group's product is exact, whatever
     instructions compute it.
     """
-    groups = -(-c.columns // size)
+    groups, units = -(-c.columns // size), size // UNIT
+    in_unit = blocks // units
     ahead = _AHEAD // (blocks * 4 * TILE_ROWS)
     with kernel("linear_codes") as k:
         length = k.length("rows")
@@ -145,18 +146,27 @@ def linear_codes(c: Linear, size: int, by: Product, blocks: int, dtype: str) -> 
                         for i in range(blocks):
                             prefetch(q_weight[tile, group + ahead, i, 0])
                         prefetch(q_scale[tile, group + ahead, 0])
-                    packed = [q_weight[tile, group, i, span(0, 64)] for i in range(blocks)]
-                    unpacked = by.unpack(packed)
+                    dots = local((count, LANES), "int32")
+                    for m in range(count):
+                        store(dots, spread(offset[first + m, group]), m, span(0))
+                    with T.serial(0, units) as unit:
+                        block = unit * in_unit
+                        packed = [
+                            q_weight[tile, group, block + i, span(0, 64)] for i in range(in_unit)
+                        ]
+                        unpacked = by.unpack(packed)
+                        for m in range(count):
+                            fours = [
+                                T.reinterpret("int32", codes[first + m, group, span(at, 4)])
+                                for at in (unit * UNIT + i for i in range(0, UNIT, 4))
+                            ]
+                            dot = by.unit(unpacked, fours, dots[m, span(0)])
+                            store(dots, dot, m, span(0))
                     step = T.Bind(wide(q_scale[tile, group, span(0)]))
                     for m in range(count):
-                        row = first + m
-                        fours = [
-                            T.reinterpret("int32", codes[row, group, span(i, 4)])
-                            for i in range(0, size, 4)
-                        ]
-                        dot = wide(by.group(unpacked, fours, offset[row, group]))
-                        factor = step * spread(scale[row, group])
-                        store(sums, sums[m, span(0)] + dot * factor, m, span(0))
+                        factor = step * spread(scale[first + m, group])
+                        value = wide(dots[m, span(0)]) * factor
+                        store(sums, sums[m, span(0)] + value, m, span(0))
                 _finish(out, sums, first, count, tile, c.rows, epilogue)
 
             each_row_block(length, by.tokens, multiply)

@@ -1,6 +1,6 @@
 """Products of 4-bit and int8 codes with int8 activations, in each processor's instructions.
 
-A kernel asks for one thing, the product of a group: 16 rows (the lanes) of 32 weights with 32
+A kernel asks for one thing, the product of a unit: 16 rows (the lanes) of 32 weights with 32
 activations of one token, an exact int32 sum per row. How a processor does that is said here, and
 nowhere else.
 """
@@ -19,9 +19,10 @@ _BYTES = 4 * LANES  # of a block: 4 codes for each row
 _NIBBLE = 0x0F0F0F0F
 _SIGNS = -0x7F7F7F80  # 0x80808080
 
-Unpack = Callable[[Sequence[Expr]], list[Expr]]  # a group's stored blocks -> 8 of int8x64
-# (unpacked blocks, activations, offset) -> int32x16
-GroupProduct = Callable[[Sequence[Expr], Sequence[Expr], Expr], Expr]
+UNIT = 32  # inputs
+Unpack = Callable[[Sequence[Expr]], list[Expr]]  # a unit's stored blocks -> 8 of int8x64
+# (unpacked blocks, activations, int32x16 to add to) -> int32x16
+UnitProduct = Callable[[Sequence[Expr], Sequence[Expr], Expr], Expr]
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Product:
     """How codes of one width are multiplied."""
 
     unpack: Unpack
-    group: GroupProduct
+    unit: UnitProduct
     tokens: int  # that share a load of weights: as many as the registers hold sums of
     bias: int = 0  # what unpacking adds to codes
 
@@ -45,7 +46,7 @@ class Products:
 
 
 def _halves(packed: Sequence[Expr]) -> list[Expr]:
-    """Unpacks a group's four blocks (uint8x64) of 4-bit codes into eight of int8x64.
+    """Unpacks a unit's four blocks (uint8x64) of 4-bit codes into eight of int8x64.
 
     A byte's low half is an input's code, its high half that of the input 16 further.
     """
@@ -67,9 +68,8 @@ def _unsigned(packed: Sequence[Expr]) -> list[Expr]:
     return [T.Bind(T.reinterpret(f"int8x{_BYTES}", word)) for word in flipped]
 
 
-def _vnni(blocks: Sequence[Expr], activations: Sequence[Expr], offset: Expr) -> Expr:
+def _vnni(blocks: Sequence[Expr], activations: Sequence[Expr], sums: Expr) -> Expr:
     """AVX512-VNNI: adds four products of unsigned codes and signed activations to each row."""
-    sums = spread(offset)
     for block, four in zip(blocks, activations, strict=True):
         bytes_ = T.reinterpret(f"int8x{_BYTES}", spread(four))
         sums = T.call_llvm_pure_intrin(
@@ -78,27 +78,27 @@ def _vnni(blocks: Sequence[Expr], activations: Sequence[Expr], offset: Expr) -> 
     return sums
 
 
-def _sdot(blocks: Sequence[Expr], activations: Sequence[Expr], offset: Expr) -> Expr:
+def _sdot(blocks: Sequence[Expr], activations: Sequence[Expr], sums: Expr) -> Expr:
     """Arm's dot product: four rows at a time; 4-bit codes fit into signed bytes, too."""
     parts = []
     for i in range(LANES // 4):
-        sums = spread(offset, 4)
+        rows = _part(sums, 4, i)
         for block, four in zip(blocks, activations, strict=True):
             bytes_ = T.reinterpret("int8x16", spread(four, 4))
-            sums = T.call_llvm_pure_intrin(
-                "int32x4", "llvm.aarch64.neon.sdot", sums, _part(block, 16, i), bytes_
+            rows = T.call_llvm_pure_intrin(
+                "int32x4", "llvm.aarch64.neon.sdot", rows, _part(block, 16, i), bytes_
             )
-        parts.append(sums)
+        parts.append(rows)
     return T.Shuffle(parts, list(range(LANES)))
 
 
-def _pairs(lanes: int, multiply: str, add: str) -> GroupProduct:
+def _pairs(lanes: int, multiply: str, add: str) -> UnitProduct:
     """Makes a product of 4-bit codes of x86's instructions that add pairs; `lanes` rows at a time.
 
     Pairs of bytes give 16-bit words; those of all eight blocks fit into one: 16 * 15 * 127.
     """
 
-    def product(blocks: Sequence[Expr], activations: Sequence[Expr], offset: Expr) -> Expr:
+    def product(blocks: Sequence[Expr], activations: Sequence[Expr], sums: Expr) -> Expr:
         parts = []
         for i in range(LANES // lanes):
             words = None
@@ -109,54 +109,53 @@ def _pairs(lanes: int, multiply: str, add: str) -> GroupProduct:
                 words = two if words is None else words + two
             ones = T.broadcast(T.int16(1), 2 * lanes)
             parts.append(T.call_llvm_pure_intrin(typed("int32", lanes), add, words, ones))
-        return T.Shuffle(parts, list(range(LANES))) + spread(offset)
+        return sums + T.Shuffle(parts, list(range(LANES)))
 
     return product
 
 
-def _signed_pairs(lanes: int, multiply: str, sign: str, add: str) -> GroupProduct:
+def _signed_pairs(lanes: int, multiply: str, sign: str, add: str) -> UnitProduct:
     """Makes a product of int8 codes of the same instructions, which want one side unsigned.
 
     That is the codes' magnitude; the sign goes to the activation. A pair is at most 2 * 127 * 127
     and fits into a word, two pairs would not.
     """
 
-    def product(blocks: Sequence[Expr], activations: Sequence[Expr], offset: Expr) -> Expr:
+    def product(blocks: Sequence[Expr], activations: Sequence[Expr], sums: Expr) -> Expr:
         bytes_, words = f"int8x{4 * lanes}", f"int16x{2 * lanes}"
         ones = T.broadcast(T.int16(1), 2 * lanes)
         parts = []
         for i in range(LANES // lanes):
-            sums = spread(offset, lanes)
+            rows = _part(sums, lanes, i)
             for block, four in zip(blocks, activations, strict=True):
                 codes = T.Bind(_part(block, 4 * lanes, i))
                 spreaded = T.reinterpret(bytes_, spread(four, lanes))
                 signed = T.call_llvm_pure_intrin(bytes_, sign, spreaded, codes)
                 magnitude = T.call_llvm_pure_intrin(bytes_, sign, codes, codes)
                 two = T.call_llvm_pure_intrin(words, multiply, magnitude, signed)
-                sums = sums + T.call_llvm_pure_intrin(typed("int32", lanes), add, two, ones)
-            parts.append(T.Bind(sums))
+                rows = rows + T.call_llvm_pure_intrin(typed("int32", lanes), add, two, ones)
+            parts.append(T.Bind(rows))
         return T.Shuffle(parts, list(range(LANES)))
 
     return product
 
 
-def _long(blocks: Sequence[Expr], activations: Sequence[Expr], offset: Expr) -> Expr:
+def _long(blocks: Sequence[Expr], activations: Sequence[Expr], sums: Expr) -> Expr:
     """Plain NEON, 4-bit codes: products as 16-bit words, added up by multiply-accumulate.
 
     A word's sum is at most 8 * 15 * 127.
     """
-    sums = _add_pairs(_words(blocks, activations))
-    return _rows_of(sums) + spread(offset)
+    return sums + _rows_of(_add_pairs(_words(blocks, activations)))
 
 
-def _long_signed(blocks: Sequence[Expr], activations: Sequence[Expr], offset: Expr) -> Expr:
+def _long_signed(blocks: Sequence[Expr], activations: Sequence[Expr], sums: Expr) -> Expr:
     """Plain NEON, int8 codes: a word holds the sum of two products, at most 2 * 127 * 127."""
-    sums = None
+    pairs = None
     for i in range(0, len(blocks), 2):
         two = _add_pairs(_words(blocks[i : i + 2], activations[i : i + 2]))
-        sums = two if sums is None else [T.Bind(a + b) for a, b in zip(sums, two, strict=True)]
-    assert sums is not None
-    return _rows_of(sums) + spread(offset)
+        pairs = two if pairs is None else [T.Bind(a + b) for a, b in zip(pairs, two, strict=True)]
+    assert pairs is not None
+    return sums + _rows_of(pairs)
 
 
 def _words(blocks: Sequence[Expr], activations: Sequence[Expr]) -> Expr:
@@ -194,7 +193,7 @@ _SSE = ("llvm.x86.ssse3.pmadd.ub.sw.128", "llvm.x86.ssse3.psign.b.128", "llvm.x8
 _KNOWN = {
     "vnni": Products(
         q4=Product(_halves, _vnni, tokens=12),
-        q8=Product(_unsigned, _vnni, tokens=8, bias=128),
+        q8=Product(_unsigned, _vnni, tokens=16, bias=128),
         f16_tokens=14,
         queries=8,
     ),

@@ -119,7 +119,7 @@ def embedding_codes(
     lie within the table.
     """
     groups, tiles = -(-width // size), -(-rows // TILE_ROWS)
-    blocks, dtype = (8, "int8") if zero_point is None else (4, "uint8")
+    blocks, dtype = (size // 4, "int8") if zero_point is None else (size // 8, "uint8")
     with kernel("embedding_codes") as k:
         length = k.length("rows")
         ids = k.tensor("ids", (length,), "int32")

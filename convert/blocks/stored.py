@@ -11,6 +11,7 @@ from convert.blocks.rows import embedding_codes, embedding_f16
 from convert.config import ModelConfig
 from convert.plan import Plan
 from quantize.errors import ConfigError
+from quantize.int8 import INT8_GROUP
 from quantize.layout import TILE_ROWS
 from quantize.schemes import GroupScheme
 
@@ -25,9 +26,14 @@ class Stored:
     rows: int
     columns: int
 
+    @property
+    def group_size(self) -> int:
+        """Inputs that share a scale."""
+        return self.scheme.group_size if self.format == "q4" else INT8_GROUP
+
     def linear(self, graph: Graph, c: Linear, x: Expr, *arguments: Expr) -> Expr:
         """Adds the product x (L, K) -> (L, N) and what `c` says follows it."""
-        length, size = x.ty.shape[0], self.scheme.group_size
+        length, size = x.ty.shape[0], self.group_size
         out = tensor_type((length, self.rows))
         if self.format == "f16_tiled":
             kernel = linear_f16(c, graph.products)
@@ -51,9 +57,7 @@ class Stored:
             kernel = embedding_f16(self.rows, self.columns, factor)
         else:
             zero_point = self.scheme.zero_point if self.format == "q4" else None
-            kernel = embedding_codes(
-                self.rows, self.columns, factor, self.scheme.group_size, zero_point
-            )
+            kernel = embedding_codes(self.rows, self.columns, factor, self.group_size, zero_point)
         out = tensor_type((ids.ty.shape[0], self.columns))
         return graph.call(kernel, [ids, *self.parameters], out)
 
@@ -107,7 +111,7 @@ class Formats:
 
 def _blocks(format: str) -> tuple[int, str]:
     """Returns how many blocks of 64 bytes hold a group's codes, and of which type they are."""
-    return (4, "uint8") if format == "q4" else (8, "int8")
+    return (4, "uint8") if format == "q4" else (INT8_GROUP // 4, "int8")
 
 
 def _parameters(
@@ -119,7 +123,7 @@ def _parameters(
     if format not in ("q4", "q8"):
         return None
     blocks, dtype = _blocks(format)
-    groups = -(-columns // group_size)
+    groups = -(-columns // (group_size if format == "q4" else INT8_GROUP))
     return (
         tensor(f"{name}_q_weight", (tiles, groups, blocks, 4 * TILE_ROWS), dtype),
         tensor(f"{name}_q_scale", (tiles, groups, TILE_ROWS), "float16"),

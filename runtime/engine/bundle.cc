@@ -21,6 +21,7 @@ constexpr int64_t kFormatVersion = 1;
 constexpr int64_t kFileLimit = 64 << 20;  // bytes of a manifest or tokenizer; more than any has
 constexpr int64_t kTileRows = 16;         // output rows of a weight tile; see quantize/layout.py
 constexpr int64_t kBlocksInGroup = 4;
+constexpr int64_t kInt8Group = 128;
 constexpr int64_t kMaxCodeBits = 8;
 
 int64_t Tiles(int64_t rows) { return (rows + kTileRows - 1) / kTileRows; }
@@ -62,11 +63,8 @@ std::vector<Part> PartsOf(const TensorRecord& tensor, int64_t group_size, int64_
     return {{"", DType::kF16, {Tiles(shape[0]), shape[1], kTileRows}}};
   }
   if (tensor.format == "q8") {
-    const int64_t groups = (shape[1] + group_size - 1) / group_size;
-    const int64_t blocks = 2 * kBlocksInGroup;
-    return {{".q_weight",
-             DType::kI8,
-             {Tiles(shape[0]), groups, blocks, group_size * kTileRows / blocks}},
+    const int64_t groups = (shape[1] + kInt8Group - 1) / kInt8Group;
+    return {{".q_weight", DType::kI8, {Tiles(shape[0]), groups, kInt8Group / 4, 4 * kTileRows}},
             {".q_scale", DType::kF16, {Tiles(shape[0]), groups, kTileRows}}};
   }
   if (tensor.format != "q4" || shape[1] % group_size != 0) return {};

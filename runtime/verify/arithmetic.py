@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from convert.plan import Plan
 from quantize.activations import MAX_INT8
-from quantize.int8 import dequantize_int8, quantize_int8
+from quantize.int8 import INT8_GROUP, dequantize_int8, quantize_int8
 from quantize.schemes import GroupScheme, dequantize_groups, quantize_groups
 from runtime.reference.decoder import RMSNorm
 from runtime.reference.kv_cache import KVCache
@@ -117,7 +117,7 @@ def round_to_format(weight: Tensor, format: str, scheme: GroupScheme, name: str)
         return round_to_scheme(weight, scheme, name)
     if format == "q8":
         half = weight.detach().cpu().to(torch.float16).numpy()
-        codes = quantize_int8(half, scheme.group_size, name=name)
+        codes = quantize_int8(half, name=name)
         return torch.from_numpy(dequantize_int8(*codes, half.shape[1]))
     return weight if format == "f32" else weight.half().float()
 
@@ -136,7 +136,8 @@ class _Rounding:
         format, weight = self._formats[name], weight.detach()
         rounded = weight if stored else self.rounded(name, weight)
         if format in ("q4", "q8"):
-            return QuantizedLinear(rounded, self._scheme.group_size, bias)
+            size = self._scheme.group_size if format == "q4" else INT8_GROUP
+            return QuantizedLinear(rounded, size, bias)
         out = nn.Linear(weight.shape[1], weight.shape[0], bias is not None)
         out.weight = nn.Parameter(rounded, requires_grad=False)
         if bias is not None:

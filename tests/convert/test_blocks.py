@@ -27,7 +27,7 @@ from convert.config import ModelConfig
 from convert.plan import Plan, Recipe, make_plan
 from quantize.activations import multiply_codes, pad_groups, quantize_activations
 from quantize.errors import ConfigError
-from quantize.int8 import dequantize_int8, quantize_int8
+from quantize.int8 import INT8_GROUP, dequantize_int8, quantize_int8
 from quantize.layout import pack_int8_tiles, pack_tiles, tile_f16
 from quantize.schemes import dequantize_groups, quantize_groups
 from tests.compare import Record, assert_close
@@ -130,13 +130,13 @@ def test_linear_f16(c: Linear, record_property: Record) -> None:
 SIZE = SCHEME.group_size
 
 
-def _quantizer(width: int, zero_point: int) -> Callable[[Array], list[Array]]:
+def _quantizer(width: int, size: int, zero_point: int) -> Callable[[Array], list[Array]]:
     """Compiles the kernel that quantizes activations: codes, scale, offset."""
-    run, groups = _compile(linear.quantize(width, SIZE, zero_point)), -(-width // SIZE)
+    run, groups = _compile(linear.quantize(width, size, zero_point)), -(-width // size)
 
     def quantize(x: Array) -> list[Array]:
         outputs = [
-            np.empty((len(x), groups, SIZE), np.int8),
+            np.empty((len(x), groups, size), np.int8),
             np.empty((len(x), groups), np.float32),
             np.empty((len(x), groups), np.int32),
         ]
@@ -146,12 +146,14 @@ def _quantizer(width: int, zero_point: int) -> Callable[[Array], list[Array]]:
     return quantize
 
 
-@pytest.mark.parametrize(("width", "zero_point"), [(96, 7), (80, 0), (65, 128), (31, 7)])
-def test_activations_are_quantized_to_the_bit(width: int, zero_point: int) -> None:
+@pytest.mark.parametrize(
+    ("width", "size", "zero_point"), [(96, 32, 7), (80, 32, 0), (65, 128, 128), (300, 128, 128)]
+)
+def test_activations_are_quantized_to_the_bit(width: int, size: int, zero_point: int) -> None:
     x = _normal(17, width) * 100
     x[3, 32:64], x[4] = 0, np.arange(width) - 63.5  # a group of zeros; ties
-    codes, scale, offset = _quantizer(width, zero_point)(x)
-    expected, expected_scale = quantize_activations(pad_groups(x, SIZE), SIZE)
+    codes, scale, offset = _quantizer(width, size, zero_point)(x)
+    expected, expected_scale = quantize_activations(pad_groups(x, size), size)
     sums = expected.reshape(codes.shape).sum(-1, dtype=int)
     np.testing.assert_array_equal(codes.reshape(expected.shape), expected)
     np.testing.assert_array_equal(scale, expected_scale)
@@ -180,14 +182,14 @@ def test_linear_of_4_bit_codes(
     _check_linear(c, variant, kernel, SCHEME.zero_point, weight, (signed, q_scale), record_property)
 
 
-@pytest.mark.parametrize("columns", [320, 337, 4])
+@pytest.mark.parametrize("columns", [384, 337, 4])
 @pytest.mark.parametrize("variant", HERE, ids=lambda variant: variant.products)
 def test_linear_of_int8_codes(variant: Variant, columns: int, record_property: Record) -> None:
     c = Linear(rows=501, columns=columns, bias=True, gelu=True, residual=1.0)
-    codes, scale = quantize_int8(_weight(c), SIZE, name="w")
+    codes, scale = quantize_int8(_weight(c), name="w")
     codes[0, :columns], codes[1, :columns] = 127, -127  # the largest sums
     by = products(variant.products).q8
-    kernel = linear.linear_codes(c, SIZE, by, 8, "int8")
+    kernel = linear.linear_codes(c, INT8_GROUP, by, INT8_GROUP // 4, "int8")
     weight = pack_int8_tiles(codes, scale)
     _check_linear(c, variant, kernel, by.bias, weight, (codes, scale), record_property)
 
@@ -206,12 +208,13 @@ def _check_linear(
     record: Record,
 ) -> None:
     """Compares a product of codes at every length with what numpy says of whole numbers."""
-    run, quantize = _compile(kernel, variant), _quantizer(c.columns, zero_point)
+    size = codes[0].shape[1] // codes[1].shape[1]
+    run, quantize = _compile(kernel, variant), _quantizer(c.columns, size, zero_point)
     for length in LENGTHS:
         x, residual, bias = _normal(length, c.columns), _normal(length, c.rows), _normal(c.rows)
         x[0] = 127  # with the largest codes: the largest sums that 16-bit words must hold
         inputs = [*quantize(x), *weight]
-        expected = multiply_codes(*quantize_activations(pad_groups(x, SIZE), SIZE), *codes)
+        expected = multiply_codes(*quantize_activations(pad_groups(x, size), size), *codes)
         if c.bias:
             inputs.append(bias)
             expected = expected + bias
@@ -234,9 +237,9 @@ def test_embedding_is_exact(form: str) -> None:
         weight, expected = pack_tiles(*codes, SCHEME), dequantize_groups(*codes, SCHEME)
         kernel = rows.embedding_codes(501, width, 12.0, SIZE, SCHEME.zero_point)
     elif form == "q8":
-        codes = quantize_int8(table, SIZE, name="e")
+        codes = quantize_int8(table, name="e")
         weight, expected = pack_int8_tiles(*codes), dequantize_int8(*codes, width)
-        kernel = rows.embedding_codes(501, width, 12.0, SIZE, None)
+        kernel = rows.embedding_codes(501, width, 12.0, INT8_GROUP, None)
     else:
         weight, expected = (tile_f16(table),), table.astype(np.float32)
         kernel = rows.embedding_f16(501, width, 12.0)

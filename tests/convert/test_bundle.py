@@ -94,7 +94,7 @@ def test_holds_what_the_checkpoint_says(whole: Path) -> None:
                 found, codes = unpack_tiles(*packed, rows), quantize_groups(half, scheme, name=name)
             else:
                 found = unpack_int8_tiles(*packed, rows)
-                codes = quantize_int8(half, scheme.group_size, name=name)
+                codes = quantize_int8(half, name=name)
             assert_array_equal(found[0], codes[0], err_msg=name)
             assert_array_equal(found[1], codes[1], err_msg=name)
         elif tensor.format == "f16_tiled":
