@@ -18,7 +18,7 @@ from android.notices import third_party_notices
 from android.phones import ABIS, MIN_SDK, TARGET_SDK
 from android.signing import Key, sign
 from android.tools import ToolError, framework, package, program, run
-from convert.bundle import MANIFEST, WEIGHTS, Bundle
+from convert.bundle import MANIFEST, WEIGHTS, Bundle, FileRecord
 
 ROOT = Path(__file__).parent
 APP, PAGE = ROOT / "app", ROOT / "page"
@@ -101,7 +101,12 @@ def build_apk(plan: ApkPlan, key: Key, output: Path, progress: Progress, *, pass
 
 
 def build_unsigned(plan: ApkPlan, output: Path, progress: Progress) -> None:
-    """Builds the APK as it is before the signature."""
+    """Builds the APK as it is before the signature.
+
+    Raises:
+        ToolError: a tool is missing or fails, or a file of the bundle is not as it was written.
+    """
+    _check_files(plan, progress)
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
         classes, dexed = scratch / "classes", scratch / "classes.dex"
@@ -198,6 +203,20 @@ def _entries(plan: ApkPlan, scratch: Path) -> Iterator[tuple[str, Path | bytes]]
     yield f"assets/bundle/{MANIFEST}", plan.bundle.path / MANIFEST
     for name in _carried(plan):
         yield f"assets/bundle/{name}", plan.bundle.path / name
+
+
+def _check_files(plan: ApkPlan, progress: Progress) -> None:
+    """What goes into the APK must be what the bundle's manifest, which goes in too, says."""
+    manifest = plan.bundle.manifest
+    names = [*_carried(plan), *(manifest.targets[ABIS[abi]].program for abi in plan.abis)]
+    for done, name in enumerate(sorted(names)):
+        progress("check the bundle", done, len(names))
+        if FileRecord.of(plan.bundle.path / name) != manifest.files[name]:
+            raise ApkError(
+                f"{plan.bundle.path / name}: altered: its SHA-256 is not the manifest's; convert "
+                "the checkpoint again"
+            )
+    progress("check the bundle", len(names), len(names))
 
 
 def _carried(plan: ApkPlan) -> set[str]:

@@ -235,6 +235,11 @@ class Adb:
         found = self.sha256(partial, total)
         if found is not None and found != sha256:
             self.shell(f"rm {quoted}")
+            if _hash(local) != sha256:
+                raise AdbError(
+                    f"{local}: altered: its SHA-256 is not {sha256[:12]}…, as the manifest says; "
+                    "convert the checkpoint again"
+                )
             raise AdbError(
                 f"{self.serial}: push {local.name} failed: it arrived damaged and was removed; try "
                 "another cable"

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import re
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from tests.engine.elf import INTERPRETER, LOAD, Elf
 LIMIT = 4 << 20  # bytes of an APK without weights
 PAGE_BYTES = 16384  # of newer phones
 BUNDLE = "assets/bundle"
+_TURNED = 0x80 | 0x400 | 0x800 | 0x100  # orientation, screenSize, smallestScreenSize, screenLayout
 PICTURE = Path(__file__).resolve().parents[2] / "configs" / "demo" / "sample.png"
 
 
@@ -46,6 +48,9 @@ def test_what_android_reads(apk: Path) -> None:
     tree = run(["aapt2", "dump", "xmltree", "--file", "AndroidManifest.xml", str(apk)], "")
     assert re.search(r"extractNativeLibs\(0x[0-9a-f]+\)=true", tree)
     assert not re.search(r"debuggable|usesCleartextTraffic", tree)
+    # A turned screen does not start the activity anew, so an answer under way goes on.
+    kept = re.search(r":configChanges\(\w+\)=0x(\w+)", tree)
+    assert kept is not None and int(kept[1], 16) & _TURNED == _TURNED
 
 
 def test_what_lies_in_it(apk: Path, bundle: Bundle) -> None:
@@ -162,6 +167,25 @@ def test_an_apk_for_what_the_bundle_lacks(bundle: Bundle) -> None:
     other.manifest = dataclasses.replace(bundle.manifest, targets=host)
     with pytest.raises(ApkError, match="only for host; convert again with --target host,android"):
         plan_apk(other, None, embed=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "embed"),
+    [("engine/android-arm64", False), ("tokenizer.model", False), ("weights.safetensors", True)],
+)
+def test_a_bundle_that_is_not_as_it_was_written(
+    bundle: Bundle, tmp_path: Path, name: str, embed: bool
+) -> None:
+    folder = shutil.copytree(bundle.path, tmp_path / "bundle")
+    content = bytearray((folder / name).read_bytes())
+    content[-1] ^= 1
+    (folder / name).write_bytes(content)
+    plan = plan_apk(Bundle.open(folder), None, embed=embed)
+    with pytest.raises(ApkError, match=f"{name}: altered: its SHA-256 is not the manifest's"):
+        build_unsigned(plan, tmp_path / "apk", _quiet)
+    (folder / name).write_bytes(content[:-1])
+    with pytest.raises(BundleError, match=f"{name}: truncated"):
+        Bundle.open(folder)
 
 
 def test_keys(bundle: Bundle, key: Key, apk: Path, tmp_path: Path) -> None:

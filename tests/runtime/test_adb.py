@@ -184,8 +184,11 @@ def test_a_phone_that_is_full_keeps_nothing(phone: FakePhone, weights: Path) -> 
 
 def test_what_arrives_damaged_is_removed(phone: FakePhone, weights: Path) -> None:
     adb = connect()
+    with pytest.raises(AdbError, match=r"weights.safetensors: altered: its SHA-256 is not 00000"):
+        adb.push(weights, "/sdcard/w", sha256="0" * 64)  # it was wrong before
+    phone.program("sha256sum", f"echo {'1' * 64}  it")
     with pytest.raises(AdbError, match="arrived damaged and was removed"):
-        adb.push(weights, "/sdcard/w", sha256="0" * 64)
+        adb.push(weights, "/sdcard/w")
     assert list(phone.path("/sdcard").iterdir()) == []
     phone.program("sha256sum", "exit 127")  # a phone without it: who reads the file must check
     adb.push(weights, "/sdcard/w", sha256="0" * 64)
