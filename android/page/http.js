@@ -34,6 +34,7 @@ export function toServer(onEvent) {
   source.onopen = () => { isLost = false; }; // the host tells all anew
   source.onerror = lose;
   isDark.addListener(() => post({do: 'hello'}));
+  takeGifts();
 
   const own = { // what a browser does itself
     picture: () => choosePicture(),
@@ -50,18 +51,38 @@ export function toServer(onEvent) {
   };
 }
 
-/** Lets the user choose a picture and brings it to the host, which says what it thinks of it. */
+/** Lets the user choose a picture. */
 function choosePicture() {
   const input = document.createElement('input');
   input.type = 'file';
   input.accept = TYPES;
-  input.addEventListener('change', () => {
-    const headers = {'Content-Type': 'application/octet-stream'};
-    fetch('picture', {method: 'POST', headers, body: input.files[0]}).catch(() => {
-      // The host told of it already: it hangs up on what is too large.
-    });
-  });
+  input.addEventListener('change', () => bring(input.files[0]));
   input.click();
+}
+
+/** Takes pictures that are dropped on the page or pasted into it. */
+function takeGifts() {
+  document.addEventListener('dragover', (event) => {
+    if (event.dataTransfer.types.includes('Files')) {
+      event.preventDefault(); // else the browser would show the file in place of the page
+    }
+  });
+  const take = (event, given) => {
+    if (given.files.length > 0) {
+      event.preventDefault();
+      bring(given.files[0]);
+    }
+  };
+  document.addEventListener('drop', (event) => take(event, event.dataTransfer));
+  document.addEventListener('paste', (event) => take(event, event.clipboardData));
+}
+
+/** Brings a picture to the host, which says what it thinks of it. */
+function bring(file) {
+  const headers = {'Content-Type': 'application/octet-stream'};
+  fetch('picture', {method: 'POST', headers, body: file}).catch(() => {
+    // The host told of it already: it hangs up on what is too large.
+  });
 }
 
 function save(path) {

@@ -192,6 +192,25 @@ def test_pictures_upright_and_refused(show: Show, tmp_path: Path) -> None:
         screen.shoot("web-gif", tmp_path)
 
 
+@pytest.mark.parametrize("way", ["drop", "paste"])
+def test_pictures_dropped_and_pasted(show: Show, tmp_path: Path, way: str) -> None:
+    with WebServer(STAND_IN, tmp_path) as server:
+        screen = show(server)
+        screen.ready()
+        screen.page.evaluate(
+            """([way, bytes]) => {
+                const data = new DataTransfer();
+                data.items.add(new File([new Uint8Array(bytes)], 'a.png'));
+                document.body.dispatchEvent(way === 'drop'
+                    ? new DragEvent('drop', {dataTransfer: data, bubbles: true})
+                    : new ClipboardEvent('paste', {clipboardData: data, bubbles: true}));
+            }""",
+            [way, list(PICTURE.read_bytes())],
+        )
+        screen.until("!document.querySelector('#attached').hidden")
+        assert "320 × 240" in screen.page.inner_text("#attached")
+
+
 def test_a_dead_engine_and_a_dead_server_are_told_of(show: Show, tmp_path: Path) -> None:
     with WebServer(STAND_IN, tmp_path) as server:
         screen = show(server)
