@@ -26,7 +26,7 @@ from quantize.methods import find_method, quantize_weight
 from quantize.schemes import GroupScheme, dequantize_groups
 from runtime.reference.decoder import DecoderLayer, RMSNorm
 from runtime.reference.load import VISION, load_reference
-from runtime.verify.arithmetic import round_to_int8
+from runtime.verify.arithmetic import round_to_format, round_to_int8
 
 VERSION = 1  # of what calibration computes; another one does not go on from its folders
 # A tied embedding is looked up, too: what its error costs there, of the mean power of the head's
@@ -65,7 +65,7 @@ def calibrate(
         "checkpoint": checkpoint.source_hash(),
         "scheme": asdict(plan.recipe.scheme) | {"name": ""},
         "method": plan.recipe.method,
-        "quantized": sorted(_quantized(plan)),
+        "formats": _formats(plan),
         "samples": [sample.digest for sample in tokenized],
     }
     run = _Run(checkpoint, plan, CalibrationStore(home, about), progress)
@@ -81,9 +81,10 @@ class _Run:
         self._checkpoint, self._store, self._progress = checkpoint, store, progress
         self._scheme: GroupScheme = plan.recipe.scheme
         self._method = find_method(plan.recipe.method)
-        self._quantized = _quantized(plan)
+        self._formats = _formats(plan)
         self._depth = checkpoint.config.decoder.num_hidden_layers
-        compensated = self._quantized if self._method.compensate else set()
+        quantized = [name for name, form in self._formats.items() if form == "q4"]
+        compensated = quantized if self._method.compensate else []
         self._tied_head = "llm.embed" in compensated and not checkpoint.untied_head
         self._head = "llm.head" in compensated
         self._first = self._depth if self._tied_head else 0  # units of work before the layers
@@ -162,11 +163,14 @@ class _Run:
         for k, stage in enumerate(STAGES):
             weight = walks[0].weight(stage)
             name = f"llm.layers.{i}.{stage.name}"
-            if name in self._quantized:
+            form = self._formats[name]
+            if form == "q4":
                 codes[name] = self._round(weight, walks, name)
+                stored = self._dequantize(codes[name])
+            else:
+                stored = round_to_format(weight, form, self._scheme, name)
             if self._method.compensate:
-                stored = self._dequantize(codes[name]) if name in codes else weight
-                walks[1].set_weight(stage, stored, self._scheme.group_size)
+                walks[1].set_weight(stage, stored, form, self._scheme)
             for walk in walks:
                 walk.advance()
             self._report(self._first + 4 * i + k + 1)
@@ -238,10 +242,12 @@ class _Run:
             assert codes is not None, "it was quantized first"
             q, scale = (torch.from_numpy(part)[used] for part in codes)
             rows = self._dequantize((q, scale))
-        elif rounded and "llm.embed" in self._quantized:
+        elif rounded and self._formats["llm.embed"] == "q4":
             half = rows.half().numpy()
             parts = quantize_weight(half, self._scheme, self._method, name=EMBEDDING)
             rows = torch.from_numpy(dequantize_groups(*parts, self._scheme))
+        elif rounded:
+            rows = round_to_format(rows, self._formats["llm.embed"], self._scheme, EMBEDDING)
         rows = rows.float() * self._checkpoint.config.decoder.scale_emb
         stream = []
         lengths = [len(sample.ids) for sample in samples]
@@ -260,9 +266,9 @@ class _Run:
         self._progress("calibration", done, self._first + 4 * self._depth)
 
 
-def _quantized(plan: Plan) -> set[str]:
-    """Returns the names of the decoder's tensors that are stored in 4 bits."""
-    return {tensor.name for tensor in plan.tensors if tensor.format == "q4"}
+def _formats(plan: Plan) -> dict[str, str]:
+    """Returns the formats of the decoder's tensors."""
+    return {t.name: t.format for t in plan.tensors if t.name.startswith("llm.")}
 
 
 def _norms(layer: DecoderLayer) -> list[tuple[str, RMSNorm]]:

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from convert.calibration_store import Stream
 from quantize.awq import choose_factors
 from quantize.fast import nearest_codes, search_scales
+from quantize.int8 import INT8_GROUP
 from quantize.schemes import GroupScheme
 from runtime.reference.decoder import DecoderLayer, RMSNorm
-from runtime.verify.arithmetic import QuantizedLinear
+from runtime.verify.arithmetic import QuantizedLinear, round_to_int8
 
 _FOLD_TOKENS = 4096  # whose activations choose AWQ's factors
 
@@ -54,11 +55,18 @@ class LayerWalk:
         """Returns a stage's linears, stacked: (N, K) float32."""
         return torch.cat([linear.weight for linear in map(self._linear, stage.linears)])
 
-    def set_weight(self, stage: Stage, weight: Tensor, group_size: int) -> None:
-        """Gives a stage's linears the rows of `weight` (N, K), and activations rounded to int8."""
+    def set_weight(self, stage: Stage, weight: Tensor, form: str, scheme: GroupScheme) -> None:
+        """Gives a stage's linears the rows of `weight` (N, K), and a format's activations.
+
+        Args:
+            stage: the present one, or a later one.
+            weight: as it is stored.
+            form: a format of a plan; `q4` and `q8` have activations rounded to int8.
+            scheme: of the 4-bit format.
+        """
         sizes = [len(linear.weight) for linear in map(self._linear, stage.linears)]
         for name, rows in zip(stage.linears, torch.split(weight, sizes), strict=True):
-            linear = QuantizedLinear(rows.contiguous(), group_size)
+            linear = _linear_of(rows.contiguous(), form, scheme)
             if stage.name in self._last:
                 self._last[stage.name] = linear  # type: ignore[assignment]
             else:
@@ -90,6 +98,25 @@ class LayerWalk:
         module = self._last.get(short) or self._layer.get_submodule(name)
         assert isinstance(module, nn.Linear)
         return module
+
+
+def round_inputs(x: Tensor, form: str, scheme: GroupScheme) -> Tensor:
+    """Rounds a linear's inputs (L, K) as its format's kernel does."""
+    group = _group_size(form, scheme)
+    return x if group is None else round_to_int8(x, group)
+
+
+def _group_size(form: str, scheme: GroupScheme) -> int | None:
+    return {"q4": scheme.group_size, "q8": INT8_GROUP}.get(form)
+
+
+def _linear_of(weight: Tensor, form: str, scheme: GroupScheme) -> nn.Module:
+    group = _group_size(form, scheme)
+    if group is not None:
+        return QuantizedLinear(weight, group)
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    linear.weight = nn.Parameter(weight, requires_grad=False)
+    return linear
 
 
 def fold_layer(layer: DecoderLayer, stream: Stream, scheme: GroupScheme) -> None:

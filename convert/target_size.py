@@ -18,7 +18,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor
 
-from convert.calibration_layer import STAGES, LayerWalk
+from convert.calibration_layer import STAGES, LayerWalk, round_inputs
 from convert.calibration_samples import Sample, TokenizedSample, tokenize
 from convert.calibration_store import Stream
 from convert.checkpoint import Checkpoint
@@ -31,7 +31,7 @@ from runtime.reference.decoder import DecoderLayer
 from runtime.reference.load import VISION, load_reference
 from runtime.reference.model import MiniCPMV
 from runtime.verify import metrics
-from runtime.verify.arithmetic import apply_vision_arithmetic, round_to_format, round_to_int8
+from runtime.verify.arithmetic import apply_vision_arithmetic, round_to_format
 
 LOSSLESS = "f16_tiled"
 _PLAIN = ("f16", "f32")  # formats of what no kernel multiplies
@@ -188,7 +188,7 @@ class _Measurement:
             for stage in STAGES:
                 if variant[0] == f"layers' {stage.name}":
                     weight = self._rounded(walk.weight(stage), variant[1], stage.name)
-                    walk.set_weight(stage, weight, self._scheme.group_size)
+                    walk.set_weight(stage, weight, variant[1], self._scheme)
                 walk.advance()
             streams[variant] = walk.stream
 
@@ -208,7 +208,7 @@ class _Measurement:
             for expected, x in zip(reference, stream, strict=True):
                 hidden = norm(x) / c.logits_divisor
                 if head is not None:
-                    hidden = round_to_int8(hidden, self._scheme.group_size)
+                    hidden = round_inputs(hidden, variant[1], self._scheme)
                 logits = hidden @ (exact if head is None else head).T
                 kl.append(metrics.kl_divergence(expected, logits))
             losses[variant] = metrics.mean(torch.cat(kl))

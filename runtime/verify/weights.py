@@ -63,7 +63,8 @@ def check_tensors(
 
     A tensor may lose what its format loses with plain rounding, and `loss_margin_db` more;
     calibration moves weights on purpose, by up to `calibrated_margin_db`. Factors that it folded
-    into a tensor are estimated from the tensor itself, and taken out.
+    into a tensor are estimated from the tensor itself, and taken out; those of a norm from the
+    matrix behind it, whose own noise limits that to `folded_norm_db`.
     """
     scheme, weights = bundle.plan.recipe.scheme, bundle.weights()
     method = find_method(bundle.plan.recipe.method)
@@ -80,6 +81,8 @@ def check_tensors(
         value = metrics.sqnr_db(original, stored)
         margin = thresholds["calibrated_margin_db" if moved else "loss_margin_db"]
         limit = min(expected, thresholds["exact_db"]) - margin
+        if moved and method.fold and tensor.name.endswith("_norm.weight"):
+            limit = min(limit, thresholds["folded_norm_db"])
         if not bool(original.any()):  # no signal to measure noise against
             value = expected = math.inf if torch.equal(original, stored) else -math.inf
         checks.append(Check("weights", tensor.name, "SQNR", "dB", value, expected, limit, True))

@@ -49,7 +49,12 @@ from tests.bench.convert import ROOT, commit, machine
 
 SEED = 20_260_303  # of the conversations whose logits are compared
 KINDS = ("image", "text", "answer")
-ROWS = [("q4f16_1", method) for method in METHODS]
+ROWS = [
+    *(("small", method) for method in METHODS),
+    ("balanced", "gptq"),
+    ("best", "gptq"),
+    ("mlc", "rtn"),
+]
 FULL_SIZE = CONFIGS / "model" / "minicpm-v-1.0.json"
 
 
