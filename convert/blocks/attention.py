@@ -87,7 +87,7 @@ def attention(
                 return (
                     scores
                     if keys % LANES == 0
-                    else _keep(scores, _slots(tile) < spread(T.int32(keys)))
+                    else keep(scores, slots(tile) < spread(T.int32(keys)))
                 )
 
             def query(row: Expr, d: Expr) -> Expr:
@@ -199,18 +199,18 @@ def cached_attention(c: DecoderConfig, block: int) -> Expr:
 
             def mask_pinned(scores: Expr, tile: Expr, row: Expr) -> Expr:
                 visible = T.min(start + row, pinned - 1)
-                return _keep(scores, _slots(tile) <= spread(T.cast(visible, "int32")))
+                return keep(scores, slots(tile) <= spread(T.cast(visible, "int32")))
 
             def mask_recent(scores: Expr, tile: Expr, row: Expr) -> Expr:
                 # A slot holds the newest token whose place in the row of all recent tokens is
                 # congruent to the slot: `age` places before the newest.
                 size = T.cast(ring, "int32")
-                age = spread(T.floormod(newest, size)) - _slots(tile - pinned_tiles)
+                age = spread(T.floormod(newest, size)) - slots(tile - pinned_tiles)
                 age = T.Bind(T.Select(age < spread(T.int32(0)), age + spread(size), age))
                 place = T.Bind(spread(newest) - age)
                 last = T.Bind(T.cast(start + row - pinned, "int32"))
                 first = T.max(last - T.cast(window - pinned, "int32") + 1, T.int32(0))
-                return _keep(scores, T.And(place <= spread(last), place >= spread(first)))
+                return keep(scores, T.And(place <= spread(last), place >= spread(first)))
 
             used = (T.min(T.max(total - pinned, 0), ring) + LANES - 1) // LANES
             runs = [
@@ -325,10 +325,11 @@ def _rotate(
     return T.Bind(a * cos - b * sin), T.Bind(b * cos + a * sin)
 
 
-def _slots(tile: Expr) -> Expr:
+def slots(tile: Expr) -> Expr:
     """Returns the indices of a tile's slots, int32."""
     return T.ramp(T.cast(tile * LANES, "int32"), 1, LANES)
 
 
-def _keep(scores: Expr, condition: Expr) -> Expr:
+def keep(scores: Expr, condition: Expr) -> Expr:
+    """Masks scores where a condition does not hold."""
     return T.Select(condition, scores, spread(T.float32(_MASKED)))

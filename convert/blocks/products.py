@@ -23,6 +23,8 @@ UNIT = 32  # inputs
 Unpack = Callable[[Sequence[Expr]], list[Expr]]  # a unit's stored blocks -> 8 of int8x64
 # (unpacked blocks, activations, int32x16 to add to) -> int32x16
 UnitProduct = Callable[[Sequence[Expr], Sequence[Expr], Expr], Expr]
+# (16 pairs of int16, one pair for all as int32, int32x16 to add to) -> int32x16
+PairProduct = Callable[[Expr, Expr, Expr], Expr]
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,8 @@ class Products:
     q8: Product
     f16_tokens: int
     queries: int  # that share a load of keys or values
+    # Of 16-bit words, where it is faster than float32.
+    pairs: PairProduct | None = None
 
 
 def _halves(packed: Sequence[Expr]) -> list[Expr]:
@@ -188,6 +192,25 @@ def _part(vector: Expr, lanes: int, index: int) -> Expr:
     return T.Shuffle([vector], list(range(index * lanes, (index + 1) * lanes)))
 
 
+def _vnni_words(words: Expr, pair: Expr, sums: Expr) -> Expr:
+    other = T.reinterpret("int16x32", spread(pair))
+    return T.call_llvm_pure_intrin("int32x16", "llvm.x86.avx512.vpdpwssd.512", sums, words, other)
+
+
+def _add_words(lanes: int, multiply: str) -> PairProduct:
+    """Makes a product of 16-bit words of x86's older instructions, `lanes` rows at a time."""
+
+    def product(words: Expr, pair: Expr, sums: Expr) -> Expr:
+        other = T.reinterpret(f"int16x{2 * lanes}", spread(pair, lanes))
+        parts = [
+            T.call_llvm_pure_intrin(f"int32x{lanes}", multiply, _part(words, 2 * lanes, i), other)
+            for i in range(LANES // lanes)
+        ]
+        return sums + T.Shuffle(parts, list(range(LANES)))
+
+    return product
+
+
 _AVX2 = ("llvm.x86.avx2.pmadd.ub.sw", "llvm.x86.avx2.psign.b", "llvm.x86.avx2.pmadd.wd")
 _SSE = ("llvm.x86.ssse3.pmadd.ub.sw.128", "llvm.x86.ssse3.psign.b.128", "llvm.x86.sse2.pmadd.wd")
 _KNOWN = {
@@ -196,18 +219,21 @@ _KNOWN = {
         q8=Product(_unsigned, _vnni, tokens=16, bias=128),
         f16_tokens=14,
         queries=8,
+        pairs=_vnni_words,
     ),
     "avx2": Products(
         q4=Product(_halves, _pairs(8, _AVX2[0], _AVX2[2]), tokens=4),
         q8=Product(_as_they_are, _signed_pairs(8, *_AVX2), tokens=4),
         f16_tokens=6,
         queries=4,
+        pairs=_add_words(8, _AVX2[2]),
     ),
     "sse": Products(
         q4=Product(_halves, _pairs(4, _SSE[0], _SSE[2]), tokens=2),
         q8=Product(_as_they_are, _signed_pairs(4, *_SSE), tokens=2),
         f16_tokens=2,
         queries=4,
+        pairs=_add_words(4, _SSE[2]),
     ),
     "dotprod": Products(
         q4=Product(_halves, _sdot, tokens=4),

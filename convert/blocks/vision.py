@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from convert.blocks import rows
-from convert.blocks.attention import Heads, attention
+from convert.blocks.attention import Heads
 from convert.blocks.graph import Expr, Graph, tensor, tensor_type
 from convert.blocks.linear import Linear
 from convert.blocks.stored import Formats
+from convert.blocks.word_attention import all_attention
 from convert.config import ResamplerConfig, VisionConfig
 
 
@@ -45,13 +46,8 @@ def vision_block(graph: Graph, c: VisionConfig, formats: Formats) -> None:
         normed = graph.call(norm, [x, *norm1], hidden_type)
         packed = qkv.linear(graph, Linear(rows=3 * d, columns=d, bias=True), normed, qkv_bias)
         heads = [Heads(3 * d, i * d) for i in range(3)]
-        attend = attention(
-            c.num_heads,
-            c.head_dim,
-            c.num_patches,
-            c.num_patches,
-            *heads,
-            block=graph.products.queries,
+        attend = all_attention(
+            graph.products, c.num_heads, c.head_dim, c.num_patches, c.num_patches, *heads
         )
         mixed = graph.call(attend, [packed] * 3, hidden_type)
         added = Linear(rows=d, columns=d, bias=True, residual=1.0)
@@ -99,13 +95,8 @@ def resampler(graph: Graph, c: ResamplerConfig, patches: int, formats: Formats) 
         k = k_proj.linear(graph, keys, kv, key_positions)
         biased = Linear(rows=d, columns=d, bias=True)
         v = v_proj.linear(graph, biased, kv, v_bias)
-        attend = attention(
-            c.num_heads,
-            c.head_dim,
-            c.query_num,
-            patches,
-            *[Heads(d)] * 3,
-            block=graph.products.queries,
+        attend = all_attention(
+            graph.products, c.num_heads, c.head_dim, c.query_num, patches, *[Heads(d)] * 3
         )
         mixed = graph.call(attend, [query, k, v], query.ty)
         x = out_proj.linear(graph, biased, mixed, out_bias)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -22,6 +23,7 @@ from convert.blocks.attention import Heads, attention
 from convert.blocks.linear import Linear
 from convert.blocks.products import products
 from convert.blocks.tir import kernel, span, store
+from convert.blocks.word_attention import word_attention
 from convert.compile import Target, Variant, build_blocks, program_id
 from convert.config import ModelConfig
 from convert.plan import Plan, Recipe, make_plan
@@ -81,6 +83,13 @@ def test_exp() -> None:
     assert (np.abs(_apply(maths.exp, x) - expected) <= 3e-7 * expected).all()
     cut = _apply(maths.exp, np.full(16, -1000, np.float32))
     assert ((cut > 0) & (cut < 1e-37)).all()
+
+
+def test_a_shorter_exp() -> None:
+    x = np.linspace(-87, 0, 1 << 16, dtype=np.float32)
+    expected = np.exp(x.astype(np.float64))
+    short = _apply(partial(maths.exp, degree=5), x)
+    assert (np.abs(short - expected) <= 4e-6 * expected).all()
 
 
 def test_gelu_is_the_exact_one() -> None:
@@ -284,6 +293,32 @@ def test_attention(heads: int, dim: int, queries: int, keys: int, record_propert
     ]
     expected = F.scaled_dot_product_attention(*split).transpose(0, 1).reshape(queries, width)
     assert_close("attention", out, expected, ROUNDING, record_property)
+
+
+@pytest.mark.parametrize("variant", HERE, ids=lambda variant: variant.products)
+@pytest.mark.parametrize(
+    ("heads", "dim", "queries", "keys"), [(2, 72, 9, 36), (3, 16, 1, 1), (1, 10, 5, 333)]
+)
+def test_word_attention(
+    variant: Variant, heads: int, dim: int, queries: int, keys: int, record_property: Record
+) -> None:
+    """Off by roundings of 10 to 15 bits, and by nothing more."""
+    width = heads * dim
+    q, packed = _normal(queries, width) * 3, _normal(keys, 2 * width + 1)
+    q[0] = 0  # every key alike
+    k, v = Heads(2 * width + 1, 1), Heads(2 * width + 1, width + 1)
+    pairs = products(variant.products).pairs
+    assert pairs is not None
+    function = word_attention(heads, dim, queries, keys, Heads(width), k, v, block=4, pairs=pairs)
+    out = np.empty_like(q)
+    _compile(function, variant)([q, packed, packed], [out])
+    split = [
+        torch.from_numpy(t).double().view(len(t), heads, dim).transpose(0, 1)
+        for t in (q, packed[:, 1 : width + 1].copy(), packed[:, width + 1 :].copy())
+    ]
+    expected = F.scaled_dot_product_attention(*split).transpose(0, 1).reshape(queries, width)
+    assert_close("word_attention", out, expected, 3e-3, record_property)
+    assert_close("every key alike", out[0], packed[:, width + 1 :].mean(0), 3e-3, record_property)
 
 
 def _config(**overrides: Any) -> ModelConfig:

@@ -23,6 +23,9 @@ from tests.tiny import random_state, tiny_config
 
 Array = np.ndarray
 ROUNDING = 5e-6  # float32 sums of some hundred products in another order
+# dB; attention in 16-bit words, which the model in numpy does not round to, moves a few of the
+# activations behind it to the next int8 code.
+WORDS = 40
 LONG = 66  # tokens: no multiple of any block of rows
 
 
@@ -157,13 +160,13 @@ def test_vision(
     for i in range(c.depth):
         x, before = model.vision_block(i, x), x
         expected = setup.numpy.vision_block(i, before)
-        _assert_same_arithmetic(f"vision_block {i}", x, expected, record_property)
+        _assert_sqnr(f"vision_block {i}", x, expected, WORDS, record_property)
     features = model.vision_norm(x)
     expected = setup.numpy.vision_norm(x)
     assert_close("vision_norm", features, expected, ROUNDING, record_property)
     tokens = model.resample(features)
     expected = setup.numpy.resample(features)
-    _assert_same_arithmetic("resampler", tokens, expected, record_property)
+    _assert_sqnr("resampler", tokens, expected, WORDS, record_property)
     with torch.no_grad():
         reference = setup.reference().encode_image(torch.from_numpy(pixels)[None])[0]
     _assert_sqnr(
