@@ -63,8 +63,8 @@ def check_tensors(
 
     A tensor may lose what its format loses with plain rounding, and `loss_margin_db` more;
     calibration moves weights on purpose, by up to `calibrated_margin_db`. Factors that it folded
-    into a tensor are estimated from the tensor itself, and taken out; those of a norm from the
-    matrix behind it, whose own noise limits that to `folded_norm_db`.
+    into a tensor are estimated from the tensor itself, those of a norm from the matrix behind it,
+    whose own noise limits that to `folded_norm_db`.
     """
     scheme, weights = bundle.plan.recipe.scheme, bundle.weights()
     method = find_method(bundle.plan.recipe.method)
@@ -77,7 +77,7 @@ def check_tensors(
         expected = metrics.sqnr_db(original, rounded)
         moved = method.calibrated and tensor.name.startswith("llm.")
         if moved and method.fold:
-            stored = _unfold(tensor, original, stored, bundle, checkpoint)
+            original = _fold(tensor, original, stored, bundle, checkpoint)
         value = metrics.sqnr_db(original, stored)
         margin = thresholds["calibrated_margin_db" if moved else "loss_margin_db"]
         limit = min(expected, thresholds["exact_db"]) - margin
@@ -107,23 +107,23 @@ def decode_tensor(
     return torch.from_numpy(np.array(values, dtype=np.float32))
 
 
-def _unfold(
+def _fold(
     tensor: PlannedTensor, original: Tensor, stored: Tensor, bundle: Bundle, checkpoint: Checkpoint
 ) -> Tensor:
-    """Takes folded factors out of a decoder's tensor, as far as they can be told."""
+    """Folds factors into a decoder's original tensor, as far as they can be told."""
     if original.dim() == 2:
         rows, columns = _factors(original, stored)
-        return stored / (rows.unsqueeze(-1) * columns)
+        return original * rows.unsqueeze(-1) * columns
     follower = _FOLLOWERS.get(tensor.name.partition(".layers.")[2].partition(".")[2])
     if follower is None:  # the last norm: nothing is folded into it
-        return stored
+        return original
     name = ".".join([*tensor.name.split(".")[:3], follower])
     matrix = next(other for other in bundle.plan.tensors if other.name == name)
     scheme = bundle.plan.recipe.scheme
     _, columns = _factors(
         matrix.rule.make(checkpoint.read), decode_tensor(bundle.weights(), matrix, scheme)
     )
-    return stored * columns
+    return original / columns
 
 
 def _factors(original: Tensor, stored: Tensor) -> tuple[Tensor, Tensor]:
