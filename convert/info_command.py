@@ -126,6 +126,7 @@ def _describe_bundle(path: Path) -> dict[str, Any]:
         "path": str(path),
         **_describe_model(bundle.config),
         "quantization": bundle.plan.recipe.scheme.name,
+        "method": bundle.plan.recipe.method,
         "tokenizer": _pieces(bundle.tokenizer),
         "source": vars(manifest.source),
         "programs": {name: record.program_id for name, record in manifest.targets.items()},
@@ -213,7 +214,7 @@ def _print(console: Console, info: dict[str, Any]) -> None:
             say(key, text)
         return
     say(info["kind"], info["path"])
-    for key in ("architecture", "vision", "resampler", "decoder", "quantization"):
+    for key in ("architecture", "vision", "resampler", "decoder", "quantization", "method"):
         if key in info:
             say(key, info[key])
     if "dtypes" in info:

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from convert import calibration
+from convert.bundle import Bundle
 from convert.calibration import calibrate
 from convert.calibration_layer import STAGES, LayerWalk, fold_layer
 from convert.calibration_samples import Sample, default_samples, read_samples, tokenize
@@ -27,6 +28,7 @@ from runtime.reference.load import load_reference
 from runtime.verify import metrics
 from runtime.verify.arithmetic import apply_arithmetic
 from runtime.verify.stored import load_stored
+from tests.convert.bundles import convert, without_programs
 from tests.tiny import tiny_config, write_checkpoint
 
 RECIPE = Recipe.load("q4f16_1")
@@ -282,3 +284,21 @@ def test_only_what_is_stored_in_4_bits(checkpoint: Checkpoint, tmp_path: Path) -
     made = calibrate(checkpoint, plan, samples()[:2], tmp_path, silent)
     assert made.codes("llm.embed") is None and made.codes("llm.layers.0.down") is None
     assert made.codes("llm.layers.0.o") is not None
+
+
+def test_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    without_programs(monkeypatch)
+    monkeypatch.setenv("MINICPMV_CACHE", str(tmp_path / "cache"))
+    source = write_checkpoint(tmp_path / "c")
+    lines = write_lines(tmp_path, GOOD, "nonsense", {"question": "Hello?", "answer": "Hi."})
+    arguments = ("--quant", "small", "--calibration", str(lines))
+    assert convert(source, tmp_path / "b", *arguments) == 2
+    assert "samples.jsonl, line 2: not a line of JSON" in capsys.readouterr().err
+    assert not (tmp_path / "b").exists()
+    assert convert(source, tmp_path / "b", *arguments, "--skip-bad") == 0
+    recipe = Bundle.open(tmp_path / "b").plan.recipe
+    assert (recipe.scheme.name, recipe.method, recipe.scheme.max_code) == ("small", "gptq", 15)
+    assert convert(source, tmp_path / "plain", "--method", "rtn", "--quant", "small") == 0
+    assert Bundle.open(tmp_path / "plain").plan.recipe.scheme.max_code == 14
