@@ -184,6 +184,7 @@ def _fields(options: GenerationOptions) -> dict[str, Any]:
         Field.TOP_P: options.top_p,
         Field.REPETITION_PENALTY: options.repetition_penalty,
         Field.SEED: options.seed,
+        Field.STOP: list(options.stop),
     }
 
 

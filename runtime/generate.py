@@ -33,6 +33,7 @@ def generate(
     *,
     on_token: OnToken,
     cancelled: Cancelled,
+    stopped: Cancelled = lambda: False,
 ) -> Generation:
     """Continues a prompt one token at a time.
 
@@ -43,6 +44,7 @@ def generate(
         options: one beam only.
         on_token: called with every id as soon as it is known.
         cancelled: asked before every token.
+        stopped: asked after every token: whether the answer's text has come to a stop text.
     """
     assert options.num_beams == 1, "beams have a search of their own"
     sampler, eos = Sampler(options), backend.config.decoder.eos_token_id
@@ -53,6 +55,8 @@ def generate(
             return Generation(ids, list(ids), len(ids), Stop.EOS)
         ids.append(token)
         on_token(token)
+        if stopped():
+            return Generation(ids, ids[:-1], len(ids) - 1, Stop.STOP_STRING)
         if len(ids) == options.max_new_tokens:
             return Generation(ids, ids[:-1], len(ids) - 1, Stop.LENGTH)
         logits = backend.logits(backend.forward(backend.embed([token]), cache))[-1]

@@ -116,7 +116,7 @@ class ReferenceSession:
         encoded = time.perf_counter()
         cache, reused = self._rewind(request)
         hidden = self._prefill(request, image, cache, reused, on_progress, cancelled)
-        stream = TextStream(self.tokenizer, on_text)
+        stream = TextStream(self.tokenizer, on_text, options.stop)
         if hidden is None:
             prefilled = time.perf_counter()
             generation = Generation([], [], 0, Stop.CANCELLED)
@@ -153,7 +153,13 @@ class ReferenceSession:
         if options.num_beams > 1:  # the best way is known at its end only: nothing to stream
             return beam_search(self.backend, cache, logits, options, cancelled=cancelled)
         return generate(
-            self.backend, cache, logits, options, on_token=stream.add, cancelled=cancelled
+            self.backend,
+            cache,
+            logits,
+            options,
+            on_token=stream.add,
+            cancelled=cancelled,
+            stopped=lambda: stream.stopped,
         )
 
     def _pixels(self, picture: Image.Image | None) -> tuple[Tensor | None, str]:

@@ -24,6 +24,7 @@ class GenerationOptions:
     repetition_penalty: float = 1.0  # of generated tokens; 1.0: none
     num_beams: int = 1
     seed: int | None = None  # None: another answer each time
+    stop: tuple[str, ...] = ()  # texts that end the answer; it ends before them
 
     def __post_init__(self) -> None:
         """Checks every value.
@@ -46,6 +47,10 @@ class GenerationOptions:
             raise ConfigError(
                 f"num_beams is {self.num_beams} while sampling; choose beams or sampling, not both"
             )
+        stop = isinstance(self.stop, tuple) and all(map(_is_text, self.stop))
+        _check(self, "stop", stop, "a tuple of texts that are not empty")
+        if self.stop and self.num_beams > 1:
+            raise ConfigError("stop texts end one answer, but beam search follows several at once")
 
 
 class Sampler:
@@ -125,6 +130,12 @@ def _check(options: GenerationOptions, name: str, right: bool, expected: str) ->
 
 def _is_int(value: object, least: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _is_text(value: object) -> bool:
+    if not isinstance(value, str) or not value:
+        return False
+    return not any("\ud800" <= character <= "\udfff" for character in value)
 
 
 def _is_positive(value: object) -> bool:

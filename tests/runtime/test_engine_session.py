@@ -121,6 +121,15 @@ def test_options_reach_the_engine(session):
     assert len(set(ids)) == len(ids) > len(set(plain)), "nothing is said twice"
 
 
+def test_a_stop_text_ends_the_answer_before_it(session):
+    free = session.reply(user(QUESTION), None, replace(ANSWER, max_new_tokens=30)).text
+    stop = free[5:8]
+    options = replace(ANSWER, max_new_tokens=30, stop=("never said", stop))
+    reply = session.reply(user(QUESTION), None, options)
+    assert reply.statistics.stop == Stop.STOP_STRING
+    assert reply.text == free[: free.index(stop)].strip()
+
+
 def test_as_the_original_prompts_are_cut(bundle):
     opened = Bundle.open(bundle)
     place = open_place(opened, EngineOptions(threads=1))

@@ -232,6 +232,19 @@ def test_the_pieces_are_the_answer(session):
         assert reply.statistics.generated_tokens == len(reply.ids)
 
 
+def test_a_stop_text_ends_the_answer_before_it(session):
+    free = session.reply(user(QUESTION), RED, GenerationOptions(max_new_tokens=30))
+    stop = free.text[8:11]  # it comes in the middle of the answer
+    pieces: list[str] = []
+    options = GenerationOptions(max_new_tokens=30, stop=("never said", stop))
+    reply = session.reply(user(QUESTION), RED, options, on_text=pieces.append)
+    assert reply.statistics.stop == "stop_string"
+    assert reply.text == free.text[: free.text.index(stop)].strip() == "".join(pieces)
+    assert len(reply.ids) < len(free.ids)
+    again = session.reply(user(QUESTION), RED, ANSWER)
+    assert again.statistics.reused_tokens == again.statistics.prompt_tokens - 1
+
+
 def test_cancelling_keeps_what_was_said_and_the_cache(session):
     pieces: list[str] = []
     options = GenerationOptions(max_new_tokens=200)
@@ -303,6 +316,21 @@ def test_white_space_around_the_answer_is_not_streamed(tokenizer):
     ids = tokenizer.encode("\n red \n blue \n")
     pieces, whole = stream(tokenizer, [0, 1, *ids])
     assert "".join(pieces) == whole == "red \n blue"
+
+
+def test_what_may_begin_a_stop_text_is_held_until_it_is_none(tokenizer):
+    pieces: list[str] = []
+    text = TextStream(tokenizer, pieces.append, ["STOP", "s!"])
+    ids = tokenizer.encode("go ST")
+    for token in ids:
+        text.add(token)
+    assert "".join(pieces) == "go"
+    for token in tokenizer.encode(" on S"):
+        ids.append(token)
+        text.add(token)
+    assert "".join(pieces) == "go ST on"
+    assert text.finish(ids) == "go ST on S" == "".join(pieces)
+    assert not text.stopped
 
 
 def test_image_tokens_are_put_where_a_chunk_begins_or_ends_among_them():

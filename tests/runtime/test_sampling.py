@@ -124,6 +124,10 @@ def test_greedy_takes_the_likeliest_after_the_penalty():
         ("num_beams", 0),
         ("seed", -1),
         ("seed", 2**63),
+        ("stop", "text"),
+        ("stop", ("",)),
+        ("stop", ("ok", 3)),
+        ("stop", ("\ud83d",)),
     ],
 )
 def test_a_value_out_of_range_is_named(field, value):
@@ -134,6 +138,11 @@ def test_a_value_out_of_range_is_named(field, value):
 def test_beams_and_sampling_exclude_each_other():
     with pytest.raises(ConfigError, match="num_beams is 3 while sampling"):
         GenerationOptions(max_new_tokens=5, do_sample=True, num_beams=3)
+
+
+def test_beams_and_stop_texts_exclude_each_other():
+    with pytest.raises(ConfigError, match="stop texts"):
+        GenerationOptions(max_new_tokens=5, stop=("end",), num_beams=3)
 
 
 def test_logits_that_overflowed_are_refused():
