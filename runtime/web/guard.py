@@ -8,7 +8,7 @@ and a foreign name that resolves to 127.0.0.1 (DNS rebinding) is refused.
 from __future__ import annotations
 
 import secrets
-from collections.abc import MutableMapping
+from collections.abc import Collection, MutableMapping
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -31,6 +31,36 @@ HEADERS = {
 _SAFE = ("GET", "HEAD")
 
 
+def foreign_request(headers: Headers, hosts: Collection[str] | None) -> str | None:
+    """Says why a request is not for this server or comes from another page, if so.
+
+    Args:
+        headers: the request's.
+        hosts: the names and ports by which this server may be called; None: any.
+    """
+    called = [host.lower() for host in headers.getlist("host")]
+    if len(called) != 1 or (hosts is not None and called[0] not in hosts):
+        return "this server answers under its own address only"
+    if any(origin != f"http://{called[0]}" for origin in headers.getlist("origin")):
+        return "this comes from another page"
+    if headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
+        return "this comes from another site"
+    return None
+
+
+def with_headers(send: Send) -> Send:
+    """Returns how to send a response with `HEADERS`."""
+
+    async def send_guarded(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = MutableHeaders(scope=message)
+            for name, value in HEADERS.items():
+                headers[name] = value
+        await send(message)
+
+    return send_guarded
+
+
 class Guard:
     """Lets requests through to an application, which sees their path without the token."""
 
@@ -42,14 +72,7 @@ class Guard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers a request; see ASGI."""
         assert scope["type"] == "http", "the server is set to nothing else"
-
-        async def send_guarded(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                for name, value in HEADERS.items():
-                    headers[name] = value
-            await send(message)
-
+        send_guarded = with_headers(send)
         refusal = self._refusal(scope)
         if refusal is not None:
             response = PlainTextResponse(f"{refusal}\n", 403)
@@ -62,16 +85,11 @@ class Guard:
     def _refusal(self, scope: Scope) -> str | None:
         """Says why a request is refused, if it is."""
         headers = Headers(scope=scope)
-        hosts = headers.getlist("host")
-        if len(hosts) != 1 or hosts[0].lower() not in self._hosts:
-            return "this server answers under its own address only"
-        origins = headers.getlist("origin")
-        if any(origin != f"http://{hosts[0].lower()}" for origin in origins):
-            return "this comes from another page"
-        if not origins and scope["method"] not in _SAFE:
+        foreign = foreign_request(headers, self._hosts)
+        if foreign is not None:
+            return foreign
+        if "origin" not in headers and scope["method"] not in _SAFE:
             return "this does not say from which page it comes"
-        if headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
-            return "this comes from another site"
         given = scope["path"][: len(self._prefix)].encode()
         if not secrets.compare_digest(given, self._prefix.encode()):
             return "the address lacks its secret: open the one that `minicpmv chat --web` printed"

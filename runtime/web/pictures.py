@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import uuid
 import warnings
@@ -43,7 +44,7 @@ class Pictures:
         """
         name = partial.stem
         try:
-            picture = _open(partial)
+            picture = open_upload(partial.read_bytes())
             _preview(picture).save(self.small(name), "JPEG", quality=88)
             partial.rename(self._folder / name)
         except BaseException:
@@ -64,7 +65,7 @@ class Pictures:
     def open(self, name: str) -> Image.Image:
         """Decodes a picture whole; the latest is remembered, since it is asked about again."""
         if self._latest is None or self._latest[0] != name:
-            self._latest = name, _open(self._folder / name)
+            self._latest = name, open_upload((self._folder / name).read_bytes())
         return self._latest[1]
 
     def keep_only(self, used: set[str]) -> None:
@@ -81,16 +82,18 @@ def _preview(picture: Image.Image) -> Image.Image:
     return picture.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0)
 
 
-def _open(path: Path) -> Image.Image:
-    """Decodes a file of the formats that are taken."""
+def open_upload(content: bytes) -> Image.Image:
+    """Decodes a file of the formats that are taken.
+
+    Raises:
+        PictureError: it is none.
+    """
+    if content[4:8] == b"ftyp" and content[8:12] in _HEIC:
+        raise PictureError(f"HEIC pictures cannot be decoded here; {_ADVICE}")
     try:
-        with path.open("rb") as file:
-            start = file.read(12)
-        if start[4:8] == b"ftyp" and start[8:12] in _HEIC:
-            raise PictureError(f"HEIC pictures cannot be decoded here; {_ADVICE}")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of sizes below the limit
-            with Image.open(path) as picture:
+            with Image.open(io.BytesIO(content)) as picture:
                 kind = picture.format
     except Image.DecompressionBombError:
         kind = _FORMATS[0]  # `open_picture` says how large it may be
@@ -98,4 +101,4 @@ def _open(path: Path) -> Image.Image:
         raise PictureError(f"this is not a picture that can be decoded; {_ADVICE}") from error
     if kind not in _FORMATS:
         raise PictureError(f"{kind} pictures are not taken; {_ADVICE}")
-    return open_picture(path.read_bytes())
+    return open_picture(content)

@@ -26,6 +26,7 @@ from starlette.routing import Route
 from quantize.errors import PictureError
 from runtime.web import pictures
 from runtime.web.assistant import Assistant
+from runtime.web.body import TooLargeError, body_blocks, media_type
 from runtime.web.events import Events
 from runtime.web.pictures import Pictures
 
@@ -40,10 +41,6 @@ _TYPES = {
     ".svg": "image/svg+xml",
 }
 _NOTHING = 204
-
-
-class TooLargeError(Exception):
-    """A request's body exceeds what is taken."""
 
 
 def web_app(
@@ -84,10 +81,10 @@ def web_app(
         return PlainTextResponse(text, headers=disposition)
 
     async def command(request: Request) -> Response:
-        if _kind(request) != "application/json":
+        if media_type(request) != "application/json":
             return _wrong("expected application/json", 415)
         try:
-            raw = b"".join([block async for block in _body(request, COMMAND_LIMIT)])
+            raw = b"".join([block async for block in body_blocks(request, COMMAND_LIMIT)])
             await asyncio.to_thread(assistant.receive, json.loads(raw))
         except TooLargeError:
             return _wrong(f"a command has at most {COMMAND_LIMIT:,} bytes", 413)
@@ -96,7 +93,7 @@ def web_app(
         return Response(status_code=_NOTHING)
 
     async def add_picture(request: Request) -> Response:
-        if _kind(request) != "application/octet-stream":
+        if media_type(request) != "application/octet-stream":
             return _wrong("expected application/octet-stream", 415)
         partial = store.partial()
         try:
@@ -129,26 +126,8 @@ def web_app(
 
 
 async def _receive(request: Request, target: BinaryIO) -> None:
-    async for block in _body(request, pictures.LIMIT):
+    async for block in body_blocks(request, pictures.LIMIT):
         target.write(block)
-
-
-async def _body(request: Request, limit: int) -> AsyncIterator[bytes]:
-    """Yields a request's body; raises TooLargeError as soon as it is known to exceed a limit."""
-    announced = request.headers.get("content-length", "0")
-    if not announced.isdecimal() or int(announced) > limit:
-        raise TooLargeError
-    size = 0
-    async for block in request.stream():
-        size += len(block)
-        if size > limit:
-            raise TooLargeError
-        yield block
-
-
-def _kind(request: Request) -> str:
-    """Returns a request's media type, without its parameters."""
-    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
 def _wrong(what: str, status: int) -> Response:
