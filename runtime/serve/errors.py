@@ -1,0 +1,60 @@
+"""Errors as OpenAI's clients know them: a status, and a JSON body that says what was wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from starlette.responses import JSONResponse
+
+from runtime.protocol import ErrorCode
+from runtime.web.failures import BUSY, ENGINE_DIED, UNKNOWN, error_code
+
+_WRONG, _BROKEN = "invalid_request_error", "server_error"
+_STATUS: Mapping[str, int] = {
+    ErrorCode.PROMPT_TOO_LONG: 400,
+    ErrorCode.INVALID_TEXT: 400,
+    ErrorCode.INVALID_PICTURE: 400,
+    ErrorCode.INVALID_REQUEST: 400,
+    UNKNOWN: 500,
+    ENGINE_DIED: 503,  # the next request starts it again
+    ErrorCode.OUT_OF_MEMORY: 503,
+    BUSY: 429,
+}
+
+
+class ApiError(Exception):
+    """A request that gets no answer."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        code: str | None = None,
+        param: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        """Args: code: by which programs tell it apart. param: the field of the request."""
+        super().__init__(message)
+        self.status, self.code, self.param, self.headers = status, code, param, headers
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the body, which is an event of a stream, too."""
+        kind = _WRONG if self.status < 500 else _BROKEN
+        about = {"message": str(self), "type": kind, "param": self.param, "code": self.code}
+        return {"error": about}
+
+    def response(self) -> JSONResponse:
+        """Returns the response."""
+        return JSONResponse(self.to_json(), self.status, self.headers)
+
+
+def api_error(error: BaseException) -> ApiError:
+    """Returns what a client hears of an error of the model, or of a mistake of ours."""
+    if isinstance(error, ApiError):
+        return error
+    code = error_code(error)
+    if code == ErrorCode.INTERNAL:
+        return ApiError(500, "a mistake of minicpmv; its log says more", code=code)
+    return ApiError(_STATUS.get(code, 500), str(error), code=code)

@@ -1,0 +1,71 @@
+"""Runs the server until Ctrl-C."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable
+from contextlib import closing
+
+from quantize.errors import ConfigError
+from runtime.serve.app import Served, serve_app
+from runtime.serve.guard import KeyGuard
+from runtime.serve.work import Work
+from runtime.web.guard import NAMES
+from runtime.web.listen import listening, run_server
+from runtime.web.model import Model
+
+
+def check_address(host: str, key: str | None) -> None:
+    """Checks where a server may listen.
+
+    Raises:
+        ConfigError: no address, or one that others reach while no key keeps them out.
+    """
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError as error:
+        raise ConfigError(f"--host is {host!r}; expected an address such as {NAMES[0]}") from error
+    if not address.is_loopback and key is None:
+        raise ConfigError(f"--host {host} can be reached by others: choose an --api-key for them")
+
+
+def serve(
+    model: Model,
+    served: Served,
+    *,
+    host: str,
+    port: int,
+    key: str | None,
+    window: int,
+    waiting: int,
+    on_start: Callable[[str], None],
+) -> None:
+    """Serves a model until the user interrupts it; the model is closed then.
+
+    Args:
+        model: loaded.
+        served: its name and settings.
+        host: an address of this machine; see `check_address`.
+        port: on which to listen; 0: one that is free.
+        key: that clients must know; None: none.
+        window: context window in tokens.
+        waiting: how many requests may wait beside the one at work.
+        on_start: gets the address once requests are answered.
+
+    Raises:
+        ConfigError: the address or the port cannot be had.
+        ToolkitError: the model cannot be opened.
+    """
+    check_address(host, key)
+    with (
+        closing(Work(model, window=window, waiting=waiting)) as work,
+        listening(host, port) as listener,
+    ):
+        work.prepare()
+        taken = listener.getsockname()[1]
+        own = f"[{host}]" if ":" in host else host
+        is_any = ipaddress.ip_address(host).is_unspecified  # its names are not known here
+        hosts = None if is_any else {f"{name}:{taken}" for name in (own, *NAMES)}
+        app = KeyGuard(serve_app(served, work), hosts=hosts, key=key)
+        address = f"http://{own}:{taken}/v1"
+        run_server(app, listener, on_start=lambda: on_start(address), on_end=work.end)
