@@ -87,6 +87,7 @@ class _Run:
         compensated = quantized if self._method.compensate else []
         self._tied_head = "llm.embed" in compensated and not checkpoint.untied_head
         self._head = "llm.head" in compensated
+        self._images: list[Tensor | None] | None = None
         self._first = self._depth if self._tied_head else 0  # units of work before the layers
 
     def run(self, samples: Sequence[TokenizedSample]) -> CalibratedWeights:
@@ -98,7 +99,7 @@ class _Run:
     def _begin(self, samples: Sequence[TokenizedSample]) -> tuple[int, list[Stream]]:
         """Returns how many layers are quantized already, and the streams behind them."""
         resumed = self._store.load_stream("layers")
-        if resumed is not None:
+        if resumed is not None and all(self._store.has(_part(i)) for i in range(resumed[0])):
             return resumed
         if self._tied_head and not self._store.has("embed"):
             self._quantize_embedding(self._reference_stream(samples))
@@ -214,6 +215,8 @@ class _Run:
 
     def _encode_pictures(self, samples: Sequence[TokenizedSample]) -> list[Tensor | None]:
         """Returns each sample's image tokens (Q, D)."""
+        if self._images is not None:
+            return self._images
         if all(sample.pixels is None for sample in samples):
             return [None] * len(samples)
         model = load_reference(self._checkpoint, only=VISION)
@@ -229,6 +232,7 @@ class _Run:
                 latest = sample.picture_digest, model.resampler(model.vpm(sample.pixels()))[0]
             images.append(latest[1])
         self._progress("calibration pictures", len(samples), len(samples))
+        self._images = images
         return images
 
     def _embed(

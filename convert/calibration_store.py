@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from torch import Tensor
 
+from quantize.errors import CalibrationError
 from quantize.layout import pack_mlc, unpack_mlc
 from quantize.schemes import Array
 
@@ -34,7 +36,7 @@ class CalibratedWeights:
         """Opens what a finished calibration left in a folder."""
         self._files: dict[str, Path] = {}
         for path in sorted(folder.glob("part-*.safetensors")):
-            with safe_open(path, "numpy") as file:
+            with _opened(path) as file:
                 self._files |= dict.fromkeys(file.keys(), path)
 
     def codes(self, name: str) -> tuple[Array, Array] | None:
@@ -48,7 +50,7 @@ class CalibratedWeights:
         return self._read(name) if name in self._files else None
 
     def _read(self, key: str) -> Array:
-        with safe_open(self._files[key], "numpy") as file:
+        with _opened(self._files[key]) as file:
             values: Array = file.get_tensor(key)
         return values
 
@@ -106,6 +108,18 @@ class CalibrationStore:
 
     def _part(self, part: str) -> Path:
         return self.folder / f"part-{part}.safetensors"
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """Opens a part, or says what to do about a damaged one."""
+    try:
+        with safe_open(path, "numpy") as file:
+            yield file
+    except (OSError, SafetensorError) as error:
+        raise CalibrationError(
+            f"{path}: damaged: {error}; remove the file, and calibration makes it anew"
+        ) from error
 
 
 def _write(path: Path, tensors: Mapping[str, Array], metadata: Mapping[str, str]) -> None:

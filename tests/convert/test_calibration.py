@@ -146,6 +146,19 @@ def test_a_damaged_stream_is_computed_anew(checkpoint: Checkpoint, tmp_path: Pat
     calibrate(checkpoint, plan, samples()[:2], tmp_path, silent)
 
 
+def test_a_part_that_is_lost_or_damaged(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    plan = plan_of(checkpoint, "awq")
+    whole = calibrate(checkpoint, plan, samples()[:2], tmp_path, silent).codes("llm.layers.0.o")
+    part = next(tmp_path.glob("*/part-layer-000.safetensors"))
+    part.write_bytes(part.read_bytes()[:500])
+    with pytest.raises(CalibrationError, match=r"part-layer-000\.safetensors: damaged: .* remove"):
+        calibrate(checkpoint, plan, samples()[:2], tmp_path, silent)
+    part.unlink()
+    again = calibrate(checkpoint, plan, samples()[:2], tmp_path, silent).codes("llm.layers.0.o")
+    assert whole is not None and again is not None
+    np.testing.assert_array_equal(again[0], whole[0])
+
+
 def test_folding_changes_nothing_in_full_precision(checkpoint: Checkpoint) -> None:
     layer = load_reference(checkpoint).llm.model.layers[0]
     stream = [torch.randn(40, 256, generator=torch.Generator().manual_seed(i)) for i in range(3)]
