@@ -44,8 +44,14 @@ def search_scales(groups: Tensor, scheme: GroupScheme, importance: Tensor | None
         scheme: the number format.
         importance: of each value's squared error, a shape that fits `groups`; all alike if None.
     """
-    each = torch.ones(()) if importance is None else importance.float()
-    highest, lowest = groups.amax(-1, keepdim=True), groups.amin(-1, keepdim=True)
+    # A group's values lie along the first axis here: every operation then runs over long rows.
+    values = groups.movedim(-1, 0).contiguous()
+    each = None
+    if importance is not None:
+        outer = [1] * (groups.dim() - importance.dim())
+        moved = importance.float().movedim(-1, 0)
+        each = moved.reshape(len(moved), *outer, *importance.shape[:-1])
+    highest, lowest = values.amax(0), values.amin(0)
     largest = torch.where(highest >= -lowest, highest, lowest)
     if scheme.max_code == 2 * scheme.zero_point:
         largest = largest.abs()
@@ -53,17 +59,17 @@ def search_scales(groups: Tensor, scheme: GroupScheme, importance: Tensor | None
     scale = torch.zeros_like(largest)
     for divisor in DIVISORS:
         tried = (largest / divisor).half().float()
-        codes = nearest_codes(groups, tried, scheme)
-        weighted = codes if importance is None else each * codes
+        codes = nearest_codes(values, tried, scheme)
+        weighted = codes if each is None else each * codes
         power = _tree_sum(weighted * codes)
-        fitted = _tree_sum(weighted * groups) / torch.where(power > 0, power, 1.0)
+        fitted = _tree_sum(weighted * values) / torch.where(power > 0, power, 1.0)
         tried = torch.where(power > 0, fitted.half().float(), tried)
-        error = groups - nearest_codes(groups, tried, scheme) * tried
-        squares = error * error
-        loss = _tree_sum(squares if importance is None else each * squares)
+        error = nearest_codes(values, tried, scheme).mul_(tried).sub_(values)
+        squares = error.mul_(error)
+        loss = _tree_sum(squares if each is None else squares.mul_(each))
         better = loss < best
         best, scale = torch.where(better, loss, best), torch.where(better, tried, scale)
-    return scale
+    return scale.unsqueeze(-1)
 
 
 def nearest_codes(values: Tensor, scale: Tensor, scheme: GroupScheme) -> Tensor:
@@ -79,7 +85,8 @@ def _split(weight: Array, scheme: GroupScheme, name: str) -> Tensor:
 
 
 def _tree_sum(values: Tensor) -> Tensor:
-    while values.shape[-1] > 1:
-        half = values.shape[-1] // 2
-        values = values[..., :half] + values[..., half:]
-    return values
+    """Adds up the first axis, half to half, in the order of `quantize.search.tree_sum`."""
+    while len(values) > 1:
+        half = len(values) // 2
+        values = values[:half] + values[half:]
+    return values[0]
