@@ -10,7 +10,7 @@ import pytest
 from tests.android.bundle import FAKE_ENGINE
 
 
-@pytest.mark.parametrize("name", ["LogicTest", "AssistantTest"])
+@pytest.mark.parametrize("name", ["LogicTest", "PictureTest", "StorageTest", "AssistantTest"])
 def test_junit(java_classpath: str, name: str) -> None:
     done = subprocess.run(
         [

@@ -5,8 +5,9 @@ import android.graphics.BitmapFactory;
 import android.graphics.BitmapRegionDecoder;
 import android.graphics.Matrix;
 import android.graphics.Rect;
-import android.media.ExifInterface;
+import android.os.Build;
 import java.io.BufferedOutputStream;
+import java.io.ByteArrayOutputStream;
 import java.io.File;
 import java.io.FileOutputStream;
 import java.io.IOException;
@@ -15,6 +16,8 @@ import java.nio.ByteBuffer;
 import org.minicpmv.core.Cancel;
 import org.minicpmv.core.Decoder;
 import org.minicpmv.core.EngineException;
+import org.minicpmv.core.Orientation;
+import org.minicpmv.core.PictureFile;
 import org.minicpmv.core.PictureStrips;
 import org.minicpmv.core.Progress;
 
@@ -26,8 +29,15 @@ final class AndroidDecoder implements Decoder {
   private static final long WHOLE_PIXELS = 16_000_000; // of a format that only decodes at once
 
   @Override
-  public int[] preview(File source, File jpeg) throws IOException {
+  public boolean decodesHeic() {
+    return Build.VERSION.SDK_INT >= Build.VERSION_CODES.P;
+  }
+
+  @Override
+  public int[] preview(PictureFile picture, File jpeg) throws IOException {
+    File source = picture.file;
     BitmapFactory.Options bounds = bounds(source);
+    PictureStrips strips = picture.strips(bounds.outWidth, bounds.outHeight, STRIP_BYTES);
     BitmapFactory.Options options = new BitmapFactory.Options();
     options.inSampleSize = 1;
     while (Math.max(bounds.outWidth, bounds.outHeight) / (options.inSampleSize * 2) >= SMALL) {
@@ -37,32 +47,31 @@ final class AndroidDecoder implements Decoder {
     if (small == null) {
       throw new IOException("not a picture that this phone can decode");
     }
-    int orientation = orientation(source, bounds);
+    Matrix matrix = matrix(picture.orientation(bounds.outWidth, bounds.outHeight));
     Bitmap upright =
-        Bitmap.createBitmap(
-            small, 0, 0, small.getWidth(), small.getHeight(), matrix(orientation), true);
-    try (OutputStream target = new FileOutputStream(jpeg)) {
-      upright.compress(Bitmap.CompressFormat.JPEG, QUALITY, target);
+        Bitmap.createBitmap(small, 0, 0, small.getWidth(), small.getHeight(), matrix, true);
+    // Not into the file at once: `compress` does not tell why that could not be written.
+    ByteArrayOutputStream encoded = new ByteArrayOutputStream();
+    if (!upright.compress(Bitmap.CompressFormat.JPEG, QUALITY, encoded)) {
+      throw new IOException("the picture cannot be shown");
     }
-    PictureStrips strips =
-        new PictureStrips(bounds.outWidth, bounds.outHeight, orientation, STRIP_BYTES);
+    try (OutputStream target = new FileOutputStream(jpeg)) {
+      encoded.writeTo(target);
+    }
     return new int[] {strips.uprightWidth(), strips.uprightHeight()};
   }
 
   @Override
-  public void pixels(File source, File output, Progress progress, Cancel cancel)
+  public void pixels(PictureFile picture, File output, Progress progress, Cancel cancel)
       throws IOException, EngineException {
+    File source = picture.file;
     BitmapFactory.Options bounds = bounds(source);
     BitmapRegionDecoder regions = regions(source);
     if (regions == null && (long) bounds.outWidth * bounds.outHeight > WHOLE_PIXELS) {
       throw new IOException("a picture of this format and size does not fit into memory");
     }
-    PictureStrips strips =
-        new PictureStrips(
-            bounds.outWidth,
-            bounds.outHeight,
-            orientation(source, bounds),
-            regions == null ? Integer.MAX_VALUE : STRIP_BYTES); // at once: one strip
+    int stripBytes = regions == null ? Integer.MAX_VALUE : STRIP_BYTES; // at once: one strip
+    PictureStrips strips = picture.strips(bounds.outWidth, bounds.outHeight, stripBytes);
     try (OutputStream target = new BufferedOutputStream(new FileOutputStream(output))) {
       strips.writeHeader(target);
       for (int i = 0; i < strips.count(); i++) {
@@ -130,45 +139,9 @@ final class AndroidDecoder implements Decoder {
     return options;
   }
 
-  /** HEIF's decoder turns pictures itself, whatever EXIF says. */
-  private static int orientation(File source, BitmapFactory.Options bounds) throws IOException {
-    String type = bounds.outMimeType;
-    if (type != null && (type.contains("heif") || type.contains("heic") || type.contains("avif"))) {
-      return PictureStrips.UPRIGHT;
-    }
-    return new ExifInterface(source.getPath())
-        .getAttributeInt(ExifInterface.TAG_ORIENTATION, PictureStrips.UPRIGHT);
-  }
-
-  private static Matrix matrix(int orientation) {
+  private static Matrix matrix(Orientation orientation) {
     Matrix matrix = new Matrix();
-    switch (orientation) {
-      case ExifInterface.ORIENTATION_FLIP_HORIZONTAL:
-        matrix.setScale(-1, 1);
-        break;
-      case ExifInterface.ORIENTATION_ROTATE_180:
-        matrix.setRotate(180);
-        break;
-      case ExifInterface.ORIENTATION_FLIP_VERTICAL:
-        matrix.setScale(1, -1);
-        break;
-      case ExifInterface.ORIENTATION_TRANSPOSE:
-        matrix.setRotate(90);
-        matrix.postScale(-1, 1);
-        break;
-      case ExifInterface.ORIENTATION_ROTATE_90:
-        matrix.setRotate(90);
-        break;
-      case ExifInterface.ORIENTATION_TRANSVERSE:
-        matrix.setRotate(-90);
-        matrix.postScale(-1, 1);
-        break;
-      case ExifInterface.ORIENTATION_ROTATE_270:
-        matrix.setRotate(-90);
-        break;
-      default:
-        break;
-    }
+    matrix.setValues(orientation.matrix());
     return matrix;
   }
 }

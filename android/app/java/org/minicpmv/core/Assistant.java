@@ -198,11 +198,11 @@ public final class Assistant implements Closeable, Work.Changes {
       chat = chats.create(now);
     }
     chat.ask(command.optInt("from", chat.turns().size()), Turn.question(text, picture), now);
-    chats.save(chat);
     current = chat.id;
     chosen = null;
     work.answer(chat);
     publishChat();
+    chats.save(chat); // last: where storage is full, there is an answer all the same
   }
 
   private void change(JSONObject choices) throws EngineException {

@@ -39,11 +39,7 @@ public final class BundleFiles {
     } catch (FileNotFoundException e) {
       throw new EngineException("invalid_bundle", "the app lacks a file: " + e.getMessage(), e);
     } catch (IOException e) {
-      boolean full = folder.getUsableSpace() < BLOCK;
-      throw new EngineException(
-          full ? EngineException.NO_SPACE : EngineException.FILE_ERROR,
-          String.valueOf(e.getMessage()),
-          e);
+      throw FileTools.failure(EngineException.FILE_ERROR, "the app cannot unpack its files", e);
     } catch (JSONException e) {
       throw new EngineException("invalid_bundle", "the app's own files are damaged", e);
     }
@@ -84,7 +80,7 @@ public final class BundleFiles {
   private void bringUpToDate(String name, byte[] content) throws IOException {
     File file = new File(folder, name);
     if (!file.exists() || !Arrays.equals(Files.readAllBytes(file.toPath()), content)) {
-      Files.write(file.toPath(), content);
+      FileTools.write(file, content);
     }
   }
 

@@ -54,8 +54,7 @@ public final class ChatStore {
     try {
       FileTools.write(new File(folder, chat.id + SUFFIX), chat.toJson().toString());
     } catch (IOException e) {
-      throw new EngineException(
-          EngineException.FILE_ERROR, "the chat could not be kept: " + e.getMessage(), e);
+      throw FileTools.failure(EngineException.FILE_ERROR, "the chat could not be kept", e);
     }
   }
 

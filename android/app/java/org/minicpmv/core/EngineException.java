@@ -18,6 +18,7 @@ public final class EngineException extends Exception {
   public static final String WRONG_WEIGHTS = "wrong_weights"; // another size: half, or others'
   public static final String DAMAGED_WEIGHTS = "damaged_weights"; // another SHA-256
   public static final String NO_SPACE = "no_space";
+  public static final String OUT_OF_MEMORY = "out_of_memory";
   public static final String INVALID_PICTURE = "invalid_picture";
   public static final String CANCELLED = "cancelled";
   public static final String BUSY = "busy";

@@ -83,6 +83,7 @@ final class Model {
   /** Copies weights into the app. */
   void importWeights(InputStream source, long length, Progress progress, Cancel cancel)
       throws EngineException {
+    weights.requireRoom(length); // else the model stays as it is
     keeper.unload(); // it has the file mapped that goes
     weights.importFrom(source, length, progress, cancel);
     synchronized (this) {

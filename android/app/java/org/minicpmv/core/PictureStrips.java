@@ -13,9 +13,7 @@ import java.nio.charset.StandardCharsets;
  * that the engine's pixel file (runtime/engine/picture_file.h) is written from its top to its end.
  */
 public final class PictureStrips {
-  public static final int UPRIGHT = 1; // EXIF's orientation
-  private static final int LAST_ORIENTATION = 8;
-  private static final int FIRST_TURNED = 5; // from here on width and height change places
+  public static final long MAX_PIXELS = 200_000_000; // no phone's camera takes more
   private static final String MAGIC = "MCPMVRGB";
   private static final int VERSION = 1;
   private static final int HEADER = 24;
@@ -40,34 +38,39 @@ public final class PictureStrips {
 
   private final int width;
   private final int height;
-  private final int orientation;
+  private final Orientation orientation;
   private final int rows;
 
   /**
    * @param width of the stored picture
    * @param height of the stored picture
-   * @param orientation as EXIF has it, 1 to 8; anything else counts as upright
+   * @param orientation of the stored picture
    * @param stripBytes how much memory a strip may take
+   * @throws IOException it has no pixels, or more than are decoded
    */
-  public PictureStrips(int width, int height, int orientation, int stripBytes) {
+  public PictureStrips(int width, int height, Orientation orientation, int stripBytes)
+      throws IOException {
     if (width < 1 || height < 1) {
-      throw new IllegalArgumentException("a picture of " + width + " x " + height);
+      throw new IOException("not a picture that this phone can decode");
+    }
+    if ((long) width * height > MAX_PIXELS) {
+      throw new IOException(
+          width + " x " + height + " is larger than the 200,000,000 pixels that are decoded");
     }
     this.width = width;
     this.height = height;
-    boolean known = orientation >= UPRIGHT && orientation <= LAST_ORIENTATION;
-    this.orientation = known ? orientation : UPRIGHT;
+    this.orientation = orientation;
     long fitting = stripBytes / ((long) uprightWidth() * SOURCE_BYTES);
     long aligned = fitting / ALIGNMENT * ALIGNMENT;
     this.rows = (int) Math.min(uprightHeight(), Math.max(aligned, ALIGNMENT));
   }
 
   public int uprightWidth() {
-    return isTurned() ? height : width;
+    return orientation.turned ? height : width;
   }
 
   public int uprightHeight() {
-    return isTurned() ? width : height;
+    return orientation.turned ? width : height;
   }
 
   public int count() {
@@ -79,9 +82,8 @@ public final class PictureStrips {
     int first = index * rows;
     int length = Math.min(rows, uprightHeight() - first);
     // Rows of the upright picture are rows or columns of the stored one, counted from either end.
-    boolean fromEnd = orientation == 3 || orientation == 4 || orientation == 7 || orientation == 8;
-    int start = fromEnd ? uprightHeight() - first - length : first;
-    return isTurned()
+    int start = orientation.fromBottom ? uprightHeight() - first - length : first;
+    return orientation.turned
         ? new Strip(start, 0, length, height)
         : new Strip(0, start, width, length);
   }
@@ -103,8 +105,8 @@ public final class PictureStrips {
    */
   public void write(Strip strip, byte[] pixels, int rowBytes, OutputStream target)
       throws IOException {
-    int wide = isTurned() ? strip.height : strip.width;
-    int high = isTurned() ? strip.width : strip.height;
+    int wide = orientation.turned ? strip.height : strip.width;
+    int high = orientation.turned ? strip.width : strip.height;
     byte[] row = new byte[wide * TARGET_BYTES];
     for (int y = 0; y < high; y++) {
       for (int x = 0; x < wide; x++) {
@@ -119,29 +121,12 @@ public final class PictureStrips {
 
   /** Returns where a pixel of the upright strip stands in the stored one. */
   private int sourceOffset(Strip strip, int x, int y, int rowBytes) {
-    int right = strip.width - 1;
-    int bottom = strip.height - 1;
-    switch (orientation) {
-      case 2: // mirrored
-        return y * rowBytes + (right - x) * SOURCE_BYTES;
-      case 3: // turned by 180 degrees
-        return (bottom - y) * rowBytes + (right - x) * SOURCE_BYTES;
-      case 4: // upside down in a mirror
-        return (bottom - y) * rowBytes + x * SOURCE_BYTES;
-      case 5: // transposed
-        return x * rowBytes + y * SOURCE_BYTES;
-      case 6: // to be turned clockwise
-        return (bottom - x) * rowBytes + y * SOURCE_BYTES;
-      case 7: // transposed along the other diagonal
-        return (bottom - x) * rowBytes + (right - y) * SOURCE_BYTES;
-      case 8: // to be turned counter-clockwise
-        return x * rowBytes + (right - y) * SOURCE_BYTES;
-      default:
-        return y * rowBytes + x * SOURCE_BYTES;
-    }
-  }
-
-  private boolean isTurned() {
-    return orientation >= FIRST_TURNED;
+    int wide = orientation.turned ? strip.height : strip.width;
+    int high = orientation.turned ? strip.width : strip.height;
+    int across = orientation.fromRight ? wide - 1 - x : x;
+    int down = orientation.fromBottom ? high - 1 - y : y;
+    int row = orientation.turned ? across : down;
+    int column = orientation.turned ? down : across;
+    return row * rowBytes + column * SOURCE_BYTES;
   }
 }

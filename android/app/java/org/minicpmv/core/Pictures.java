@@ -31,16 +31,12 @@ public final class Pictures {
     File partial = new File(folder, id + ".partial");
     try {
       copy(source, partial);
-      int[] size = decoder.preview(partial, small(id));
+      int[] size = decoder.preview(open(partial), small(id));
       FileTools.move(partial, original(id));
       return Json.object("id", id, "width", size[0], "height", size[1]);
-    } catch (IOException | RuntimeException e) { // decoders throw both for damaged files
+    } catch (IOException | RuntimeException | OutOfMemoryError e) { // so end damaged files, too
       small(id).delete();
-      boolean full = folder.getUsableSpace() < BLOCK;
-      throw new EngineException(
-          full ? EngineException.NO_SPACE : EngineException.INVALID_PICTURE,
-          String.valueOf(e.getMessage()),
-          e);
+      throw FileTools.failure(EngineException.INVALID_PICTURE, "", e);
     } finally {
       partial.delete();
     }
@@ -64,13 +60,10 @@ public final class Pictures {
   public void pixels(String id, File output, Progress progress, Cancel cancel)
       throws EngineException {
     try {
-      decoder.pixels(original(id), output, progress, cancel);
-    } catch (IOException | RuntimeException e) {
-      boolean full = folder.getUsableSpace() < BLOCK;
-      throw new EngineException(
-          full ? EngineException.NO_SPACE : EngineException.INVALID_PICTURE,
-          "the picture cannot be decoded: " + e.getMessage(),
-          e);
+      decoder.pixels(open(original(id)), output, progress, cancel);
+    } catch (IOException | RuntimeException | OutOfMemoryError e) {
+      throw FileTools.failure(
+          EngineException.INVALID_PICTURE, "the picture cannot be decoded", e);
     }
   }
 
@@ -83,6 +76,10 @@ public final class Pictures {
         file.delete(); // what cannot be deleted now goes another time
       }
     }
+  }
+
+  private PictureFile open(File file) throws IOException {
+    return PictureFile.open(file, decoder.decodesHeic());
   }
 
   private File original(String id) {

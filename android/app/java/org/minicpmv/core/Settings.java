@@ -107,8 +107,7 @@ public final class Settings {
     try {
       FileTools.write(file, chosen.toString());
     } catch (IOException e) {
-      throw new EngineException(
-          EngineException.FILE_ERROR, "settings could not be kept: " + e.getMessage(), e);
+      throw FileTools.failure(EngineException.FILE_ERROR, "settings could not be kept", e);
     }
   }
 

@@ -82,19 +82,34 @@ public final class Weights {
     throw new EngineException(EngineException.NO_WEIGHTS, "no weights yet");
   }
 
+  /**
+   * Says whether an import can begin: the file has the right size, and there is space for a copy.
+   * Weights of another bundle make room for it; those that this one can use stay.
+   *
+   * @param length of the file; -1: unknown
+   */
+  public void requireRoom(long length) throws EngineException {
+    requireSize(length < 0 ? size : length);
+    File own = new File(folder, NAME);
+    boolean isOther = own.isFile() && !Files.isSymbolicLink(own.toPath()) && own.length() != size;
+    long free = folder.getUsableSpace();
+    long other = isOther ? own.length() : 0;
+    if (free + other < size + SPARE) {
+      long missing = size + SPARE - free - other;
+      throw new EngineException(
+          EngineException.NO_SPACE,
+          (free >> 20) + " MiB are free; a copy of the weights needs "
+              + ((missing >> 20) + 1) + " MiB more");
+    }
+    if (free < size + SPARE) {
+      own.delete();
+    }
+  }
+
   /** Copies weights into the app; a copy that is cancelled or wrong leaves nothing behind. */
   public void importFrom(InputStream source, long length, Progress progress, Cancel cancel)
       throws EngineException {
-    if (length >= 0 && length != size) {
-      throw new EngineException(
-          EngineException.WRONG_WEIGHTS,
-          "the file has " + length + " bytes; the app needs " + size);
-    }
-    if (folder.getUsableSpace() < size + SPARE) {
-      throw new EngineException(
-          EngineException.NO_SPACE,
-          folder.getUsableSpace() + " bytes are free; the weights take " + size);
-    }
+    requireRoom(length);
     File partial = new File(folder, PARTIAL);
     File own = new File(folder, NAME);
     try {
@@ -102,20 +117,13 @@ public final class Weights {
       try (OutputStream target = Files.newOutputStream(partial.toPath())) {
         found = pump(source, target, "import", progress, cancel);
       }
-      if (partial.length() != size) {
-        throw new EngineException(
-            EngineException.WRONG_WEIGHTS,
-            "the file has " + partial.length() + " bytes; the app needs " + size);
-      }
+      requireSize(partial.length());
       requireHash(found);
       FileTools.move(partial, own);
       markVerified(own);
     } catch (IOException e) {
-      boolean full = folder.getUsableSpace() < BLOCK;
-      throw new EngineException(
-          full ? EngineException.NO_SPACE : EngineException.FILE_ERROR,
-          "the weights could not be copied: " + e.getMessage(),
-          e);
+      throw FileTools.failure(
+          EngineException.FILE_ERROR, "the weights could not be copied", e);
     } finally {
       partial.delete();
     }
@@ -174,6 +182,14 @@ public final class Weights {
     return hex(digest.digest());
   }
 
+  private void requireSize(long found) throws EngineException {
+    if (found != size) {
+      throw new EngineException(
+          EngineException.WRONG_WEIGHTS,
+          "the file has " + found + " bytes; the app needs " + size);
+    }
+  }
+
   private void requireHash(String found) throws EngineException {
     if (!found.equals(sha256)) {
       throw new EngineException(
@@ -182,11 +198,13 @@ public final class Weights {
     }
   }
 
-  private synchronized void markVerified(File file) throws EngineException {
+  /** Where that cannot be kept, weights are hashed again the next time. */
+  private synchronized void markVerified(File file) {
+    File mark = new File(folder, VERIFIED);
     try {
-      FileTools.write(new File(folder, VERIFIED), mark(file));
+      FileTools.write(mark, mark(file));
     } catch (IOException e) {
-      throw new EngineException(EngineException.FILE_ERROR, String.valueOf(e.getMessage()), e);
+      mark.delete();
     }
   }
 

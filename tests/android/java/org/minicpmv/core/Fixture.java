@@ -1,6 +1,8 @@
 package org.minicpmv.core;
 
+import java.awt.image.BufferedImage;
 import java.io.ByteArrayInputStream;
+import java.io.ByteArrayOutputStream;
 import java.io.File;
 import java.io.FileNotFoundException;
 import java.io.IOException;
@@ -16,7 +18,9 @@ import java.util.Map;
 import java.util.concurrent.BlockingQueue;
 import java.util.concurrent.LinkedBlockingQueue;
 import java.util.concurrent.TimeUnit;
+import javax.imageio.ImageIO;
 import org.json.JSONObject;
+import org.minicpmv.desk.DeskDecoder;
 
 /** An assistant in a folder of its own, with a fake engine and a page that only listens. */
 final class Fixture implements Host, AutoCloseable {
@@ -31,6 +35,7 @@ final class Fixture implements Host, AutoCloseable {
   volatile boolean working;
   volatile String copied;
   volatile String saved;
+  volatile Decoder decoder = new DeskDecoder();
   Assistant assistant;
 
   Fixture() throws Exception {
@@ -145,7 +150,7 @@ final class Fixture implements Host, AutoCloseable {
 
   @Override
   public void choosePicture(boolean camera) {
-    assistant.addPicture(new ByteArrayInputStream("5 3".getBytes(StandardCharsets.UTF_8)));
+    assistant.addPicture(new ByteArrayInputStream(png(5, 3)));
   }
 
   @Override
@@ -195,28 +200,20 @@ final class Fixture implements Host, AutoCloseable {
     return new ByteArrayInputStream(content);
   }
 
-  /** Pictures are texts here: a width and a height. */
   @Override
   public Decoder decoder() {
-    return new Decoder() {
-      @Override
-      public int[] preview(File source, File jpeg) throws IOException {
-        String[] size = FileTools.read(source).split(" ");
-        FileTools.write(jpeg, "small");
-        return new int[] {Integer.parseInt(size[0]), Integer.parseInt(size[1])};
-      }
+    return decoder;
+  }
 
-      @Override
-      public void pixels(File source, File output, Progress progress, Cancel cancel)
-          throws IOException {
-        String[] size = FileTools.read(source).split(" ");
-        int width = Integer.parseInt(size[0]);
-        PictureStrips strips = new PictureStrips(width, Integer.parseInt(size[1]), 1, 1 << 20);
-        try (java.io.OutputStream target = Files.newOutputStream(output.toPath())) {
-          strips.writeHeader(target);
-        }
-      }
-    };
+  /** Returns a PNG of a size. */
+  static byte[] png(int width, int height) {
+    ByteArrayOutputStream content = new ByteArrayOutputStream();
+    try {
+      ImageIO.write(new BufferedImage(width, height, BufferedImage.TYPE_INT_RGB), "png", content);
+    } catch (IOException e) {
+      throw new IllegalStateException("memory takes it", e);
+    }
+    return content.toByteArray();
   }
 
   static String sha256(byte[] content) throws Exception {

@@ -1,15 +1,12 @@
 package org.minicpmv.core;
 
-import static org.junit.Assert.assertArrayEquals;
 import static org.junit.Assert.assertEquals;
 import static org.junit.Assert.assertFalse;
 import static org.junit.Assert.assertNull;
 import static org.junit.Assert.assertTrue;
 
-import java.io.ByteArrayOutputStream;
 import java.io.File;
 import java.nio.file.Files;
-import java.util.Random;
 import org.json.JSONArray;
 import org.json.JSONObject;
 import org.junit.Test;
@@ -90,77 +87,6 @@ public final class LogicTest {
     assertEquals(0, store.get("odd").turns().size());
     assertTrue(log.text().contains("bad"));
     assertTrue(new File(folder, "bad.json").exists()); // perhaps a later app can read it
-  }
-
-  @Test
-  public void stripsPutTogetherAreTheUprightPicture() throws Exception {
-    Random random = new Random(0);
-    for (int orientation = 0; orientation <= 9; orientation++) {
-      for (int[] size : new int[][] {{1, 1}, {37, 50}, {50, 37}, {16, 64}, {1, 40}}) {
-        byte[] stored = new byte[size[0] * size[1] * 4];
-        random.nextBytes(stored);
-        byte[] whole = written(size, orientation, stored, Integer.MAX_VALUE);
-        assertArrayEquals(whole, written(size, orientation, stored, 1));
-        assertArrayEquals(whole, written(size, orientation, stored, 3000));
-        assertArrayEquals(upright(size, orientation, stored), pixels(whole));
-      }
-    }
-  }
-
-  /** Writes a picture through strips; a strip's rows are longer than its pixels, as bitmaps' are. */
-  private static byte[] written(int[] size, int orientation, byte[] stored, int memory)
-      throws Exception {
-    PictureStrips strips = new PictureStrips(size[0], size[1], orientation, memory);
-    ByteArrayOutputStream target = new ByteArrayOutputStream();
-    strips.writeHeader(target);
-    for (int i = 0; i < strips.count(); i++) {
-      PictureStrips.Strip strip = strips.strip(i);
-      int rowBytes = strip.width * 4 + 8;
-      byte[] pixels = new byte[rowBytes * strip.height];
-      for (int y = 0; y < strip.height; y++) {
-        int from = ((strip.top + y) * size[0] + strip.left) * 4;
-        System.arraycopy(stored, from, pixels, y * rowBytes, strip.width * 4);
-      }
-      strips.write(strip, pixels, rowBytes, target);
-    }
-    return target.toByteArray();
-  }
-
-  private static byte[] pixels(byte[] file) {
-    return java.util.Arrays.copyOfRange(file, 24, file.length);
-  }
-
-  /** EXIF's own words: where row 0 and column 0 of what is stored stand in what is seen. */
-  private static byte[] upright(int[] size, int orientation, byte[] stored) {
-    boolean turned = orientation >= 5 && orientation <= 8;
-    int wide = turned ? size[1] : size[0];
-    int high = turned ? size[0] : size[1];
-    byte[] seen = new byte[wide * high * 3];
-    for (int row = 0; row < size[1]; row++) {
-      for (int column = 0; column < size[0]; column++) {
-        int x = turned ? row : column;
-        int y = turned ? column : row;
-        boolean right = orientation == 2 || orientation == 3 || orientation == 6 || orientation == 7;
-        boolean bottom = orientation == 3 || orientation == 4 || orientation == 7 || orientation == 8;
-        x = right ? wide - 1 - x : x;
-        y = bottom ? high - 1 - y : y;
-        System.arraycopy(stored, (row * size[0] + column) * 4, seen, (y * wide + x) * 3, 3);
-      }
-    }
-    return seen;
-  }
-
-  @Test
-  public void aLargePhotoIsCutIntoStripsThatFit() {
-    PictureStrips strips = new PictureStrips(8000, 6000, 6, 16 << 20);
-    assertEquals(6000, strips.uprightWidth());
-    int columns = 0;
-    for (int i = 0; i < strips.count(); i++) {
-      PictureStrips.Strip strip = strips.strip(i);
-      assertTrue((long) strip.width * strip.height * 4 <= 16 << 20);
-      columns += strip.width;
-    }
-    assertEquals(8000, columns);
   }
 
   @Test

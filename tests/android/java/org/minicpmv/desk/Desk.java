@@ -1,7 +1,5 @@
 package org.minicpmv.desk;
 
-import java.awt.Graphics2D;
-import java.awt.image.BufferedImage;
 import java.io.BufferedReader;
 import java.io.File;
 import java.io.FileInputStream;
@@ -9,23 +7,16 @@ import java.io.FileNotFoundException;
 import java.io.IOException;
 import java.io.InputStream;
 import java.io.InputStreamReader;
-import java.io.OutputStream;
 import java.nio.charset.StandardCharsets;
-import java.nio.file.Files;
 import java.util.Arrays;
 import java.util.Collections;
-import javax.imageio.ImageIO;
 import org.json.JSONException;
 import org.json.JSONObject;
 import org.minicpmv.core.Assistant;
-import org.minicpmv.core.Cancel;
 import org.minicpmv.core.Decoder;
-import org.minicpmv.core.EngineException;
 import org.minicpmv.core.Host;
 import org.minicpmv.core.Json;
-import org.minicpmv.core.PictureStrips;
 import org.minicpmv.core.Places;
-import org.minicpmv.core.Progress;
 
 /**
  * The app's logic at a desk: what is a phone's is stood in for, so that the page can be driven.
@@ -162,56 +153,5 @@ public final class Desk implements Host {
   @Override
   public Decoder decoder() {
     return new DeskDecoder();
-  }
-
-  private static final class DeskDecoder implements Decoder {
-    private static final int SMALL = 640;
-    private static final int STRIP_BYTES = 1 << 16; // several strips even of a small picture
-
-    @Override
-    public int[] preview(File source, File jpeg) throws IOException {
-      BufferedImage picture = read(source);
-      double scale = Math.min(1, (double) SMALL / Math.max(picture.getWidth(), picture.getHeight()));
-      int width = (int) Math.max(1, Math.round(picture.getWidth() * scale));
-      int height = (int) Math.max(1, Math.round(picture.getHeight() * scale));
-      BufferedImage small = new BufferedImage(width, height, BufferedImage.TYPE_INT_RGB);
-      Graphics2D graphics = small.createGraphics();
-      graphics.drawImage(picture, 0, 0, width, height, null);
-      graphics.dispose();
-      ImageIO.write(small, "jpg", jpeg);
-      return new int[] {picture.getWidth(), picture.getHeight()};
-    }
-
-    @Override
-    public void pixels(File source, File output, Progress progress, Cancel cancel)
-        throws IOException, EngineException {
-      BufferedImage picture = read(source);
-      PictureStrips strips =
-          new PictureStrips(picture.getWidth(), picture.getHeight(), 1, STRIP_BYTES);
-      try (OutputStream target = Files.newOutputStream(output.toPath())) {
-        strips.writeHeader(target);
-        for (int i = 0; i < strips.count(); i++) {
-          cancel.check();
-          progress.onProgress("decode", i, strips.count());
-          PictureStrips.Strip strip = strips.strip(i);
-          byte[] pixels = new byte[strip.width * strip.height * 4];
-          for (int j = 0; j < strip.width * strip.height; j++) {
-            int rgb = picture.getRGB(strip.left + j % strip.width, strip.top + j / strip.width);
-            pixels[4 * j] = (byte) (rgb >> 16);
-            pixels[4 * j + 1] = (byte) (rgb >> 8);
-            pixels[4 * j + 2] = (byte) rgb;
-          }
-          strips.write(strip, pixels, strip.width * 4, target);
-        }
-      }
-    }
-
-    private static BufferedImage read(File source) throws IOException {
-      BufferedImage picture = ImageIO.read(source);
-      if (picture == null) {
-        throw new IOException("not a picture");
-      }
-      return picture;
-    }
   }
 }

@@ -1,0 +1,136 @@
+package org.minicpmv.core;
+
+import java.nio.BufferUnderflowException;
+import java.nio.ByteBuffer;
+import java.util.ArrayList;
+import java.util.List;
+
+/**
+ * What a HEIF file's boxes say of its primary picture: its size as stored, and how to turn it.
+ *
+ * <p>The boxes count; EXIF beside them is for information only (ISO/IEC 23008-12, 6.5.10).
+ */
+final class Heif {
+  private static final int META = 0x6d657461;
+  private static final int PRIMARY = 0x7069746d; // pitm
+  private static final int PROPERTIES = 0x69707270; // iprp
+  private static final int CONTAINER = 0x6970636f; // ipco
+  private static final int ASSOCIATION = 0x69706d61; // ipma
+  private static final int SIZE = 0x69737065; // ispe
+  private static final int ROTATION = 0x69726f74; // irot
+  private static final int MIRROR = 0x696d6972; // imir
+  private static final int LONG_SIZE = 1; // a box's size follows in eight bytes
+  private static final int MOST = 10_000; // boxes or entries of one list
+
+  final int width;
+  final int height;
+  final Orientation orientation;
+
+  private Heif(int width, int height, Orientation orientation) {
+    this.width = width;
+    this.height = height;
+    this.orientation = orientation;
+  }
+
+  /**
+   * Reads the beginning of a file.
+   *
+   * @return null if it does not say what it is to say, or says it beyond these bytes
+   */
+  static Heif read(byte[] beginning) {
+    try {
+      ByteBuffer meta = find(ByteBuffer.wrap(beginning), META);
+      meta.getInt(); // version and flags
+      ByteBuffer properties = find(meta.duplicate(), PROPERTIES);
+      ByteBuffer primary = find(meta.duplicate(), PRIMARY);
+      int version = primary.getInt() >>> 24;
+      int item = version == 0 ? primary.getShort() & 0xffff : primary.getInt();
+      List<Box> boxes = boxes(find(properties.duplicate(), CONTAINER));
+      return of(boxes, associations(find(properties.duplicate(), ASSOCIATION), item));
+    } catch (BufferUnderflowException | IndexOutOfBoundsException e) {
+      return null;
+    }
+  }
+
+  /** Applies a picture's properties in their order. */
+  private static Heif of(List<Box> boxes, List<Integer> indices) {
+    int width = 0;
+    int height = 0;
+    Orientation orientation = Orientation.UPRIGHT;
+    for (int index : indices) {
+      if (index == 0) {
+        continue; // of no property
+      }
+      Box box = boxes.get(index - 1);
+      ByteBuffer content = box.content.duplicate();
+      if (box.type == SIZE) {
+        content.getInt(); // version and flags
+        width = content.getInt();
+        height = content.getInt();
+      } else if (box.type == ROTATION) {
+        for (int quarter = content.get() & 3; quarter > 0; quarter--) {
+          orientation = orientation.then(Orientation.COUNTER_CLOCKWISE);
+        }
+      } else if (box.type == MIRROR) {
+        boolean isAcross = (content.get() & 1) == 1;
+        orientation =
+            orientation.then(isAcross ? Orientation.MIRRORED : Orientation.UPSIDE_DOWN);
+      }
+    }
+    return new Heif(width, height, orientation);
+  }
+
+  /** Lists the properties of an item, as indices that count from 1. */
+  private static List<Integer> associations(ByteBuffer table, int item) {
+    int head = table.getInt();
+    boolean isWide = (head & 1) == 1; // an index takes two bytes
+    List<Integer> found = new ArrayList<>();
+    for (int entries = Math.min(table.getInt(), MOST); entries > 0; entries--) {
+      int id = head >>> 24 == 0 ? table.getShort() & 0xffff : table.getInt();
+      for (int count = table.get() & 0xff; count > 0; count--) {
+        int index = isWide ? table.getShort() & 0x7fff : table.get() & 0x7f;
+        if (id == item) {
+          found.add(index);
+        }
+      }
+    }
+    return found;
+  }
+
+  private static ByteBuffer find(ByteBuffer parent, int type) {
+    for (Box box : boxes(parent)) {
+      if (box.type == type) {
+        return box.content.duplicate();
+      }
+    }
+    throw new BufferUnderflowException();
+  }
+
+  /** Lists the boxes that are there whole; the file's last may be cut off. */
+  private static List<Box> boxes(ByteBuffer parent) {
+    List<Box> boxes = new ArrayList<>();
+    while (parent.remaining() >= 8 && boxes.size() < MOST) {
+      long size = parent.getInt() & 0xffffffffL;
+      int type = parent.getInt();
+      long content = size == LONG_SIZE ? parent.getLong() - 16 : size - 8;
+      if (content < 0 || content > parent.remaining()) {
+        break; // to the end of the file, beyond what is here, or nonsense
+      }
+      ByteBuffer inside = parent.slice();
+      inside.limit((int) content);
+      boxes.add(new Box(type, inside));
+      parent.position(parent.position() + (int) content);
+    }
+    return boxes;
+  }
+
+  private static final class Box {
+    final int type;
+    final ByteBuffer content;
+
+    Box(int type, ByteBuffer content) {
+      this.type = type;
+      this.content = content;
+    }
+  }
+}

@@ -1,0 +1,153 @@
+"""What the app's own code reads of pictures that other programs wrote, held against Pillow."""
+
+from __future__ import annotations
+
+import io
+import struct
+import subprocess
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.testing import assert_array_equal
+from PIL import Image, ImageOps, features
+from PIL.PngImagePlugin import PngInfo
+
+SIZE = (12, 7)
+HEADER_BYTES = 24  # of a picture file
+PICTURE = Image.effect_noise(SIZE, 90).convert("RGB")
+XMP = '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="{}"/></x:xmpmeta>'
+
+Save = Callable[[int], bytes]
+
+
+def looked_at(classpath: str, folder: Path, contents: list[bytes]) -> list[str]:
+    """Returns what the app says of each; the files are `0`, `1` and so on."""
+    for i, content in enumerate(contents):
+        (folder / str(i)).write_bytes(content)
+    paths = [str(folder / str(i)) for i in range(len(contents))]
+    command = ["java", "-cp", classpath, "org.minicpmv.desk.Looking", *map(str, SIZE), *paths]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def exif(orientation: int, byte_order: str = "<") -> bytes:
+    data = Image.Exif()
+    data.endian = byte_order
+    data[0x010F] = "a maker"
+    data[0x0112] = orientation
+    return data.tobytes()
+
+
+def saved(kind: str, *, order: str = "<") -> Save:
+    def save(orientation: int) -> bytes:
+        stream = io.BytesIO()
+        PICTURE.save(stream, kind, exif=exif(orientation, order))
+        return stream.getvalue()
+
+    return save
+
+
+def with_xmp(kind: str) -> Save:
+    def save(orientation: int) -> bytes:
+        stream = io.BytesIO()
+        PICTURE.save(stream, kind, xmp=XMP.format(orientation).encode())
+        return stream.getvalue()
+
+    return save
+
+
+def png_text(*, compressed: bool) -> Save:
+    def save(orientation: int) -> bytes:
+        stream, info = io.BytesIO(), PngInfo()
+        info.add_itxt("XML:com.adobe.xmp", XMP.format(orientation), zip=compressed)
+        PICTURE.save(stream, "PNG", pnginfo=info)
+        return stream.getvalue()
+
+    return save
+
+
+def png_profile(*, compressed: bool) -> Save:
+    """As ImageMagick wrote EXIF before PNG had a chunk for it."""
+
+    def save(orientation: int) -> bytes:
+        stream, info, data = io.BytesIO(), PngInfo(), exif(orientation)
+        digits = "\n".join(data.hex()[i : i + 72] for i in range(0, 2 * len(data), 72))
+        info.add_text("Raw profile type exif", f"\nexif\n{len(data):8}\n{digits}\n", compressed)
+        PICTURE.save(stream, "PNG", pnginfo=info)
+        return stream.getvalue()
+
+    return save
+
+
+def late_png(orientation: int) -> bytes:
+    """EXIF after the pixels."""
+    stream = io.BytesIO()
+    PICTURE.save(stream, "PNG")
+    png, chunk = stream.getvalue(), b"eXIf" + exif(orientation)
+    end = len(png) - 12
+    checked = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    return png[:end] + checked + png[end:]
+
+
+@pytest.mark.parametrize(
+    ("kind", "save"),
+    [
+        ("JPEG", saved("JPEG")),
+        ("JPEG", saved("JPEG", order=">")),
+        ("JPEG", with_xmp("JPEG")),
+        ("WEBP", saved("WEBP")),
+        ("WEBP", with_xmp("WEBP")),
+        ("PNG", saved("PNG")),
+        ("PNG", late_png),
+        ("PNG", png_text(compressed=False)),
+        ("PNG", png_text(compressed=True)),
+        ("PNG", png_profile(compressed=False)),
+        ("PNG", png_profile(compressed=True)),
+    ],
+)
+def test_pictures_are_upright_as_pillow_turns_them(
+    java_classpath: str, tmp_path: Path, kind: str, save: Save
+) -> None:
+    numbers = range(10)  # 0 and 9 are none
+    contents = [save(number) for number in numbers]
+    read = [Image.open(io.BytesIO(content)).getexif().get(0x0112) for content in contents]
+    assert read == list(numbers)  # Pillow finds it, too
+    expected = [f"{kind} {number if 1 <= number <= 8 else 1}" for number in numbers]
+    assert looked_at(java_classpath, tmp_path, contents) == expected
+    if kind != "PNG":
+        return
+    for number, content in enumerate(contents):
+        upright = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(content))))
+        written = (tmp_path / f"{number}.pixels").read_bytes()
+        width, height = struct.unpack_from("<II", written, 12)
+        pixels = np.frombuffer(written, np.uint8, offset=HEADER_BYTES)
+        assert_array_equal(pixels.reshape(height, width, 3), upright)
+
+
+def test_exif_counts_more_than_xmp(java_classpath: str, tmp_path: Path) -> None:
+    stream = io.BytesIO()
+    PICTURE.save(stream, "JPEG", exif=exif(6), xmp=XMP.format(3).encode())
+    assert looked_at(java_classpath, tmp_path, [stream.getvalue()]) == ["JPEG 6"]
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow writes no AVIF")
+def test_boxes_of_heif(java_classpath: str, tmp_path: Path) -> None:
+    """Pillow writes the same boxes as HEIC's into AVIF; the brand is all that is different."""
+    contents = []
+    for number in range(1, 9):
+        stream = io.BytesIO()
+        PICTURE.save(stream, "AVIF", exif=exif(number))
+        contents.append(stream.getvalue().replace(b"ftypavif", b"ftypmif1", 1))
+    expected = [f"HEIC {number}" for number in range(1, 9)]
+    assert looked_at(java_classpath, tmp_path, contents) == expected
+
+
+def test_a_text_that_swells_is_not_waited_for(java_classpath: str, tmp_path: Path) -> None:
+    stream, info = io.BytesIO(), PngInfo()
+    info.add_itxt("XML:com.adobe.xmp", " " * (64 << 20), zip=True)
+    PICTURE.save(stream, "PNG", pnginfo=info)
+    assert looked_at(java_classpath, tmp_path, [stream.getvalue()]) == ["PNG 1"]
