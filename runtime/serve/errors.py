@@ -7,9 +7,11 @@ from typing import Any
 
 from starlette.responses import JSONResponse
 
+from runtime.engine_process import EngineDiedError
 from runtime.protocol import ErrorCode
-from runtime.web.failures import BUSY, ENGINE_DIED, UNKNOWN, error_code
+from runtime.web.failures import BUSY, UNKNOWN, error_code
 
+ENGINE_DIED = "engine_died"
 _WRONG, _BROKEN = "invalid_request_error", "server_error"
 _STATUS: Mapping[str, int] = {
     ErrorCode.PROMPT_TOO_LONG: 400,
@@ -17,7 +19,6 @@ _STATUS: Mapping[str, int] = {
     ErrorCode.INVALID_PICTURE: 400,
     ErrorCode.INVALID_REQUEST: 400,
     UNKNOWN: 500,
-    ENGINE_DIED: 503,  # the next request starts it again
     ErrorCode.OUT_OF_MEMORY: 503,
     BUSY: 429,
 }
@@ -54,6 +55,8 @@ def api_error(error: BaseException) -> ApiError:
     """Returns what a client hears of an error of the model, or of a mistake of ours."""
     if isinstance(error, ApiError):
         return error
+    if isinstance(error, EngineDiedError):  # the next request starts it again
+        return ApiError(503, str(error), code=ENGINE_DIED)
     code = error_code(error)
     if code == ErrorCode.INTERNAL:
         return ApiError(500, "a mistake of minicpmv; its log says more", code=code)
