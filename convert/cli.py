@@ -23,6 +23,7 @@ COMMANDS = (
     "android.apk_command",
     "android.sideload_command",
     "runtime.bench_command",
+    "runtime.eval_command",
     "runtime.serve_command",
     "convert.info_command",
     "convert.synth_command",

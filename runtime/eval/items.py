@@ -1,0 +1,148 @@
+"""What all benchmarks share: a question for the model, a row that cannot be asked, a score."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from quantize.errors import PictureError, ToolkitError
+from runtime.picture import open_picture
+
+CHOICE_TOKENS, YES_NO_TOKENS, OPEN_TOKENS = 20, 100, 1024  # of answers, as OpenBMB's evaluation
+
+
+class EvalDataError(ToolkitError):
+    """A benchmark's files are not as published."""
+
+
+class RowError(Exception):
+    """A row that cannot be asked, or not be scored; says why."""
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """A row that was left out."""
+
+    row: str
+    problem: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Item:
+    """A question as the model gets it."""
+
+    key: str  # tells it from all others of the benchmark
+    row: str  # where it comes from, for people
+    unit: str  # what is scored as one: rotations of a question, questions of a picture
+    category: str
+    prompt: str
+    picture: bytes | Path  # a file's content, or the file
+    pictures: int = 1  # that belong to the question; the model sees the first
+    max_new_tokens: int
+    answer: Any  # the right one, as the benchmark's rules take it
+    kind: str = ""  # of question, where a benchmark has several
+    options: Mapping[str, str] = field(default_factory=dict)  # by letter
+
+    def open(self) -> Image.Image:
+        """Decodes the picture.
+
+        Raises:
+            PictureError: it is none.
+        """
+        return open_picture(self.picture)
+
+    def digest(self) -> str:
+        """Returns what tells whether an answer of an earlier run is to this question."""
+        content = self.picture
+        if isinstance(content, Path):
+            try:
+                content = content.read_bytes()
+            except OSError as error:
+                raise PictureError(f"{error.filename}: {error.strerror or error}") from error
+        parts = [self.prompt.encode(), content, f"{self.max_new_tokens}".encode()]
+        digest = hashlib.blake2b(digest_size=16)
+        for part in parts:
+            digest.update(len(part).to_bytes(8, "little") + part)
+        return digest.hexdigest()
+
+
+@dataclass
+class Questions:
+    """A benchmark's questions."""
+
+    items: list[Item]
+    bad: list[BadRow]
+    name: str  # of the figure: a key of `configs/published.json`
+
+    def units(self) -> dict[str, list[Item]]:
+        """Returns the items by what is scored as one."""
+        found: dict[str, list[Item]] = {}
+        for item in self.items:
+            found.setdefault(item.unit, []).append(item)
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """What answers are worth."""
+
+    figure: float  # the benchmark's: percent, or MME's points
+    parts: Mapping[str, float]  # by category
+    scored: int  # units
+    unread: int  # answers in which the rules find no choice: wrong, or guessed as the rules say
+    several: tuple[int, float] | None = None  # questions with several pictures, percent right
+
+
+def percent(right: Sequence[bool]) -> float:
+    """Returns how many of a sequence are true, in percent; 0 for none."""
+    return 100 * sum(right) / len(right) if right else 0.0
+
+
+def by_category(judged: Sequence[tuple[Item, bool]]) -> dict[str, float]:
+    """Returns the percentage of right answers for each category."""
+    found: dict[str, list[bool]] = {}
+    for item, right in judged:
+        found.setdefault(item.category, []).append(right)
+    return {name: percent(found[name]) for name in sorted(found)}
+
+
+def several_pictures(judged: Sequence[tuple[Item, bool]]) -> tuple[int, float] | None:
+    """Returns how many questions have several pictures, and the percentage right among them."""
+    right = [is_right for item, is_right in judged if item.pictures > 1]
+    return (len(right), percent(right)) if right else None
+
+
+def guess(item: Item, choices: Sequence[str]) -> str:
+    """Returns a choice at random, as some rules have it; the same for a question each time."""
+    return random.Random(item.key).choice(choices)
+
+
+def decode_base64(text: str) -> bytes:
+    """Decodes a picture's content.
+
+    Raises:
+        RowError: it is no base64.
+    """
+    try:
+        return base64.b64decode("".join(text.split()), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise RowError(f"the picture is no base64: {error}") from error
+
+
+def unique(items: Sequence[Item], bad: list[BadRow]) -> list[Item]:
+    """Returns the items but those whose key came before, which become bad rows."""
+    seen: dict[str, Item] = {}
+    for item in items:
+        if item.key in seen:
+            bad.append(BadRow(item.row, f"has the id {item.key!r} of {seen[item.key].row}"))
+        else:
+            seen[item.key] = item
+    return list(seen.values())

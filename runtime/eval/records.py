@@ -1,0 +1,122 @@
+"""Rows of MMMU and CMMMU: parquet as on the Hugging Face hub, or JSON beside its pictures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from quantize.errors import ToolkitError
+from runtime.eval.items import EvalDataError, RowError, decode_base64
+
+_SPLITS = ("validation", "val")  # of a folder that has several
+_SUFFIXES = (".parquet", ".jsonl", ".json")
+_PICTURES = 8  # columns image_1, …: no row has more
+
+Record = Mapping[str, Any]
+
+
+def read_records(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[str, Path, Record]]:
+    """Yields rows: a name for people, the file's folder, the fields.
+
+    Args:
+        path: a file, or a folder whose files of the validation split are read.
+        columns: which must be there.
+
+    Raises:
+        EvalDataError: nothing to read, or columns are missing.
+    """
+    for file in _files(path):
+        rows = _parquet(file, columns) if file.suffix == ".parquet" else _json(file)
+        for number, row in enumerate(rows, 1):
+            if not isinstance(row, dict):
+                raise EvalDataError(f"{file} row {number}: expected an object of JSON")
+            missing = [name for name in columns if name not in row]
+            if missing:
+                raise EvalDataError(f"{file} row {number}: no {', '.join(missing)}")
+            yield f"{file.name} row {number} (id {row['id']!s:.40})", file.parent, row
+
+
+def pictures(row: Record, folder: Path) -> list[bytes | Path]:
+    """Returns a row's pictures, the first first.
+
+    Raises:
+        RowError: there is none, or the first cannot be had.
+    """
+    names = row.get("img_list")  # CMMMU's own files
+    if names is not None:
+        values = list(names) if isinstance(names, list) else [names]
+    else:
+        values = [row.get(f"image_{i}") for i in range(1, _PICTURES)]
+    present = [value for value in values if value is not None]
+    if not present:
+        raise RowError("there is no picture")
+    return [_picture(value, folder) for value in present]
+
+
+def _picture(value: Any, folder: Path) -> bytes | Path:
+    """Returns a picture that is given as content, or as a file's name."""
+    if isinstance(value, dict):
+        content = value.get("bytes")
+        value = value.get("path") if content is None else content
+    if isinstance(value, bytes):
+        return value
+    if isinstance(value, str) and len(value) > 255:  # no file's name
+        return decode_base64(value.partition("base64,")[2] or value)
+    if not isinstance(value, str) or not value:
+        raise RowError(f"a picture is {value!r:.40}; expected its content or a file's name")
+    path = (folder / value).resolve()
+    if not path.is_relative_to(folder.resolve()) or not path.is_file():
+        raise RowError(f"the picture {value!r:.80} is not in {folder}")
+    return path
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    found = sorted(f for f in path.rglob("*") if f.suffix in _SUFFIXES and f.is_file())
+    chosen = [f for f in found if f.name.startswith(_SPLITS)] or found
+    if not chosen:
+        raise EvalDataError(f"{path}: no {', '.join(_SUFFIXES)} files; expected the benchmark's")
+    return chosen
+
+
+def _parquet(path: Path, columns: tuple[str, ...]) -> Iterator[Record]:
+    try:
+        from pyarrow import ArrowException, parquet
+    except ImportError as error:
+        raise ToolkitError(
+            f"{path}: parquet files are read with pyarrow; try `pip install pyarrow`"
+        ) from error
+    try:
+        with parquet.ParquetFile(path) as file:
+            missing = [name for name in columns if name not in file.schema_arrow.names]
+            if missing:
+                raise EvalDataError(f"{path}: no column {', '.join(missing)}")
+            for batch in file.iter_batches(batch_size=16):
+                yield from batch.to_pylist()
+    except (OSError, ArrowException) as error:
+        raise EvalDataError(f"{path}: cannot be read as parquet: {error}") from error
+
+
+def _json(path: Path) -> list[Any]:
+    try:
+        text = path.read_text("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise EvalDataError(f"{path}: cannot be read: {error}") from error
+    if path.suffix == ".json":
+        whole: list[Any] = _loads(text, f"{path}", list)
+        return whole
+    lines = ((i, line) for i, line in enumerate(text.splitlines(), 1) if line.strip())
+    return [_loads(line, f"{path} line {i}", dict) for i, line in lines]
+
+
+def _loads(text: str, where: str, kind: type[Any]) -> Any:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise EvalDataError(f"{where}: no JSON: {error}") from error
+    if not isinstance(value, kind):
+        raise EvalDataError(f"{where}: expected a JSON {'list' if kind is list else 'object'}")
+    return value

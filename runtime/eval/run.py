@@ -1,0 +1,120 @@
+"""Asks a model all questions of a benchmark, and scores what there is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from quantize.errors import PictureError, PromptError
+from runtime.engine_process import EngineDiedError
+from runtime.eval import cmmmu, mmbench, mme, mmmu
+from runtime.eval.items import BadRow, EvalDataError, Item, Questions, Score
+from runtime.eval.results import Results
+from runtime.prompt import Message
+from runtime.sampling import GenerationOptions
+from runtime.session import Session
+
+BENCHMARKS: Mapping[str, ModuleType] = {
+    "mmbench": mmbench,
+    "mme": mme,
+    "mmmu": mmmu,
+    "cmmmu": cmmmu,
+}
+_ANSWER, _PROBLEM = "answer", "problem"
+
+Progress = Callable[[int, int], None]  # questions done, in all
+
+
+@dataclass(frozen=True)
+class Column:
+    """What one model made of a benchmark."""
+
+    score: Score
+    answers: Mapping[str, str]  # by key
+    left_out: list[BadRow]  # that could not be asked
+
+
+def read_questions(benchmark: str, path: Path, limit: int | None) -> Questions:
+    """Reads a benchmark, or some of it.
+
+    Args:
+        benchmark: a key of `BENCHMARKS`.
+        path: its files.
+        limit: how many scored units to keep, spread evenly; None: all.
+
+    Raises:
+        EvalDataError: the files are not as published, or no question is left.
+    """
+    if not path.exists():
+        raise EvalDataError(f"{path}: no such file or folder")
+    questions: Questions = BENCHMARKS[benchmark].read(path)
+    if not questions.items:
+        first = f": {questions.bad[0].row}: {questions.bad[0].problem}" if questions.bad else ""
+        raise EvalDataError(f"{path}: no question of {benchmark} can be asked{first}")
+    units = list(questions.units().values())
+    if limit is not None and limit < len(units):
+        chosen = [units[i * len(units) // limit] for i in range(limit)]
+        questions.items = [item for unit in chosen for item in unit]
+    return questions
+
+
+def answer_all(
+    benchmark: str,
+    questions: Questions,
+    session: Session,
+    options: Callable[[int], GenerationOptions],
+    results: Results,
+    progress: Progress,
+) -> Column:
+    """Asks what is not answered yet, and scores all of it.
+
+    Args:
+        benchmark: a key of `BENCHMARKS`.
+        questions: of it.
+        session: the model.
+        options: returns how to generate so many tokens.
+        results: the answers that there are; gets the new ones.
+        progress: hears of every question.
+
+    Raises:
+        EngineDiedError: the engine ended twice at the same question.
+    """
+    answers: dict[str, str] = {}
+    left_out: list[BadRow] = []
+    dropped: set[str] = set()
+    for number, item in enumerate(questions.items, 1):
+        try:
+            digest = item.digest()
+            found = results.get(item, digest)
+            if found is None:
+                found = _ask(item, session, options(item.max_new_tokens))
+                results.add(item, digest, found)
+        except PictureError as error:  # the file is gone
+            found = {_PROBLEM: str(error)}
+        if _ANSWER in found:
+            answers[item.key] = found[_ANSWER]
+        else:
+            left_out.append(BadRow(item.row, found[_PROBLEM]))
+            dropped.add(item.unit)
+        progress(number, len(questions.items))
+    asked = [item for item in questions.items if item.unit not in dropped]
+    if not asked:
+        raise EvalDataError(f"no question could be asked: {left_out[0].row}: {left_out[0].problem}")
+    return Column(BENCHMARKS[benchmark].score(asked, answers), answers, left_out)
+
+
+def _ask(item: Item, session: Session, options: GenerationOptions) -> dict[str, Any]:
+    """Returns an answer, or what is wrong with the question."""
+    messages: list[Message] = [{"role": "user", "content": item.prompt}]
+    try:
+        picture = item.open()
+        try:
+            reply = session.reply(messages, picture, options)
+        except EngineDiedError:  # a long run survives one accident
+            reply = session.reply(messages, picture, options)
+    except (PictureError, PromptError) as error:
+        return {_PROBLEM: str(error)}
+    return {_ANSWER: reply.text, "tokens": reply.statistics.generated_tokens}
