@@ -25,6 +25,9 @@ KIND = FolderKind(manifest=MANIFEST, format="minicpmv-bundle", noun="bundle")
 
 _MANIFEST_LIMIT = 64 * 2**20  # bytes; the real model's has a quarter of a MiB
 _CHUNK_BYTES = 1 << 22  # of hashing
+_ANOTHER_VERSION = (  # of the toolkit made it, or somebody altered it; what mends both:
+    "made by another version of this toolkit, or altered: convert the checkpoint again"
+)
 
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
 
@@ -119,8 +122,8 @@ class Manifest:
         version = raw.pop("format_version", None)
         if version != FORMAT_VERSION or type(version) is not int:
             raise BundleError(
-                f"{path}: format version {version!r:.40}; this toolkit reads {FORMAT_VERSION}. "
-                "Convert the checkpoint again"
+                f"{path}: format version {version!r:.40}; this toolkit reads {FORMAT_VERSION}; "
+                "convert the checkpoint again"
             )
         return _manifest(str(path), raw)
 
@@ -226,7 +229,7 @@ def _plan_of(path: Path, manifest: Manifest) -> tuple[ModelConfig, Plan]:
         untied_head = "llm.head" in manifest.tensors
         plan = make_plan(config, untied_head, Recipe.from_json(manifest.quantization))
     except ToolkitError as error:
-        raise BundleError(f"{path}: {error}") from error
+        raise BundleError(f"{path}: {error}; {_ANOTHER_VERSION}") from error
     if config.architecture != manifest.architecture:
         raise BundleError(
             f"{path}: architecture is {manifest.architecture!r:.40}, but its model says "
@@ -236,7 +239,9 @@ def _plan_of(path: Path, manifest: Manifest) -> tuple[ModelConfig, Plan]:
     if manifest.tensors != expected:
         names = [*expected, *manifest.tensors]
         wrong = next(n for n in names if manifest.tensors.get(n) != expected.get(n))
-        raise BundleError(f"{path}: tensor {wrong} does not follow from its model and recipe")
+        raise BundleError(
+            f"{path}: tensor {wrong} does not follow from its model and recipe; {_ANOTHER_VERSION}"
+        )
     return config, plan
 
 
@@ -308,7 +313,9 @@ def _object(where: str, raw: Any, kinds: Mapping[str, type]) -> dict[str, Any]:
     missing, unknown = sorted(set(kinds) - set(raw)), sorted(set(raw) - set(kinds))
     if missing or unknown:
         what = f"lacks {missing[0]}" if missing else f"has the unknown key {unknown[0]!r:.40}"
-        raise BundleError(f"{where}: {what}; expected the keys {', '.join(kinds)}")
+        raise BundleError(
+            f"{where}: {what}; expected the keys {', '.join(kinds)}; {_ANOTHER_VERSION}"
+        )
     for key, kind in kinds.items():
         if type(raw[key]) is not kind:
             raise BundleError(

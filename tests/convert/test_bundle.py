@@ -175,6 +175,28 @@ def test_damage_is_refused_by_name(bundle: Path, change: Change, problem: str) -
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        put("format_version", value=0),
+        put("format_version", value=2),
+        put("format_version", value=None),
+        edit(lambda raw: raw.pop("format_version")),
+        edit(lambda raw: raw["quantization"].pop("method")),  # of before recipes had one
+        put("quantization", "method", value="of tomorrow"),
+        put("quantization", "surprise", value=1),
+        put("tensors", "llm.norm.weight", "format", value="f99"),
+        edit(lambda raw: raw.pop("tools")),
+        put("surprise", value=1),
+    ],
+)
+def test_bundles_of_other_versions_say_what_to_do(bundle: Path, change: Change) -> None:
+    change(bundle)
+    with pytest.raises(BundleError, match=r"bundle\.json.*convert the checkpoint again") as caught:
+        Bundle.open(bundle)
+    assert "\n" not in str(caught.value)
+
+
 def test_a_file_is_no_bundle(tmp_path: Path) -> None:
     (tmp_path / "x").write_text("")
     with pytest.raises(BundleError, match="x: a file; expected a bundle's folder"):
