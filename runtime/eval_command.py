@@ -6,7 +6,7 @@ import argparse
 import json
 import time
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -146,8 +146,10 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
 def _models(config: EvalConfig) -> dict[str, EngineOptions]:
     """Returns what runs, by the column's name."""
     full = FULL if config.beams == 1 else f"{FULL}, {config.beams} beams"
+    if config.engine.engine == REFERENCE:
+        return {full: config.engine}
     models = {} if config.no_reference else {full: EngineOptions(engine=REFERENCE)}
-    return models if config.engine.engine == REFERENCE else models | {BUNDLE: config.engine}
+    return models | {BUNDLE: config.engine}
 
 
 def _column(
@@ -197,8 +199,10 @@ def _load(config: EvalConfig, bundle: Bundle, engine: EngineOptions) -> Loaded:
 
     if engine.engine != REFERENCE:
         return load(config.bundle, engine)
-    checkpoint = open_source(bundle, config.reference)
-    return load(checkpoint.path, replace(engine, threads=None), dtype="float32")
+    source = config.bundle
+    if config.reference is not None:
+        source = open_source(bundle, config.reference).path
+    return load(source, engine, dtype="float32")
 
 
 def _identity(bundle: Bundle) -> str:

@@ -69,7 +69,7 @@ def print_report(found: Mapping[str, Any], console: Console) -> None:
         for name, one in found["published"]["figures"].items()
     ]
     rows += [[name, "", _figure(c["figure"]), _scored(c, found)] for name, c in columns.items()]
-    width = max(len(row[2]) for row in rows)
+    width = max(len(text) for text in (found["title"], *(row[2] for row in rows)))
     rows = [[name, size, figure.rjust(width), note] for name, size, figure, note in rows]
     print_table(console, ["model", "size", found["title"], ""], rows)
     say(f"published: {found['published']['source']}")
@@ -78,7 +78,10 @@ def print_report(found: Mapping[str, Any], console: Console) -> None:
     print_table(
         console,
         ["", *columns],
-        [[n, *(_figure(c["parts"].get(n)).rjust(6) for c in columns.values())] for n in names],
+        [
+            [n, *(_figure(c["parts"].get(n)).rjust(len(name)) for name, c in columns.items())]
+            for n in names
+        ],
     )
     say()
     for name, column in columns.items():

@@ -80,22 +80,22 @@ class Results:
         self._file.seek(0)
         content = self._file.read()
         whole = content[: content.rfind(b"\n") + 1]
-        if len(whole) < len(content):  # a run was killed while it wrote a line
-            os.ftruncate(self._file.fileno(), len(whole))
-        lines = whole.splitlines()
-        if not lines:
+        if not content:
             self._write(header)
             return
         try:
-            first, *rest = [json.loads(line) for line in lines]
+            first, *rest = [json.loads(line) for line in whole.splitlines()]
+            given = dict(first)
             self._answers = {(line["key"], line["digest"]): line for line in rest}
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise ResultsError(
                 f"{path}: not a file of answers, or damaged: {error}; name another --output"
             ) from error
-        if first != json.loads(json.dumps(header)):
-            differs = [key for key in header if header[key] != first.get(key)] or list(first)
+        if given != json.loads(json.dumps(header)):
+            differs = [key for key in header if header[key] != given.get(key)] or list(given)
             raise ResultsError(
                 f"{path}: holds answers of another run: {', '.join(differs)} differ; name another "
                 "--output, or remove the file"
             )
+        if len(whole) < len(content):  # a run was killed while it wrote a line
+            os.ftruncate(self._file.fileno(), len(whole))
