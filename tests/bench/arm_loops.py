@@ -1,0 +1,146 @@
+"""Reads arm64 assembly: finds innermost loops, counts what they load and multiply."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from quantize.errors import ToolkitError
+
+ITERATIONS = 200  # that llvm-mca simulates
+_LABEL = re.compile(r"^\s*(\.?[\w$]+):")
+_CONDITIONS = "eq|ne|lt|le|gt|ge|lo|hi|hs|ls|mi|pl|cc|cs"
+_BRANCH = re.compile(rf"^\s+(?:b|b\.?(?:{_CONDITIONS})|cbn?z|tbn?z)\s+(?:.*,\s*)?(\.?[\w$]+)\s*$")
+_REGISTER_BYTES = {"q": 16, "d": 8, "s": 4, "h": 2, "b": 1, "x": 8, "w": 4}
+_VECTOR_BYTES = {"16b": 16, "8h": 16, "4s": 16, "2d": 16, "8b": 8, "4h": 8, "2s": 8, "1d": 8}
+_DOTS = ("sdot", "udot", "usdot")
+_TILES = ("smmla", "ummla", "usmmla")
+_LONGS = ("smull", "smull2", "smlal", "smlal2", "umull", "umull2", "umlal", "umlal2")
+_WORDS = ("mul", "mla")
+
+
+@dataclass(frozen=True)
+class Loop:
+    """An innermost loop: its instructions, its own branch the last."""
+
+    lines: tuple[str, ...]
+
+    @property
+    def multiply_adds(self) -> int:
+        """Products of bytes, or of words that were bytes, in one pass."""
+        return sum(_multiply_adds(line) for line in self.lines)
+
+    @property
+    def loaded_bytes(self) -> int:
+        """Bytes loaded in one pass, spilled registers included."""
+        return sum(_loaded_bytes(line) for line in self.lines)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Analysis:
+    """What llvm-mca says of a loop."""
+
+    instructions: int  # per pass
+    cycles: float  # per pass
+
+
+def function(assembly: str, name: str) -> str:
+    """Returns the part of a file from a function's label to its end.
+
+    Raises:
+        ToolkitError: there is no such function.
+    """
+    found = re.search(rf"^{re.escape(name)}:.*?^\.?Lfunc_end\d+:", assembly, re.M | re.S)
+    if found is None:
+        raise ToolkitError(f"{name}: not in the assembly")
+    return found[0]
+
+
+def loops(assembly: str) -> Iterator[Loop]:
+    """Yields the innermost loops that multiply bytes, in the order of the text."""
+    lines = [_bare(line) for line in assembly.splitlines()]
+    seen: dict[str, int] = {}
+    spans = []
+    for i, line in enumerate(lines):
+        label, branch = _LABEL.match(line), _BRANCH.match(line)
+        if label:
+            seen[label[1]] = i
+        elif branch:
+            target = branch[1][:-1] if re.fullmatch(r"\d+b", branch[1]) else branch[1]
+            if target in seen:
+                spans.append((seen[target], i))
+    for first, last in spans:
+        if any(a >= first and b <= last and (a, b) != (first, last) for a, b in spans):
+            continue
+        body = (line for line in lines[first : last + 1] if _is_instruction(line))
+        loop = Loop(tuple(body))
+        if loop.multiply_adds:
+            yield loop
+
+
+def analyse(loop: Loop, program: str, processor: str) -> Analysis:
+    """Simulates a loop with llvm-mca.
+
+    Args:
+        loop: what to simulate.
+        program: llvm-mca.
+        processor: a name that it knows.
+
+    Raises:
+        ToolkitError: it cannot; its first error says why.
+    """
+    # Branches leave the simulated text, so where they go does not matter.
+    text = "\n".join(re.sub(r"\s\d+[bf]$", " elsewhere", line) for line in loop.lines)
+    command = [program, "-mtriple=aarch64", f"-mcpu={processor}", f"-iterations={ITERATIONS}"]
+    command += ["-mattr=+dotprod,+i8mm,+fullfp16,+bf16"]
+    done = subprocess.run(command, input=text + "\n", capture_output=True, text=True, check=False)
+    totals = dict(re.findall(r"^(Instructions|Total Cycles):\s+(\d+)", done.stdout, re.M))
+    if len(totals) < 2:
+        problem = (done.stderr.strip().splitlines() or ["no message"])[0]
+        raise ToolkitError(f"{program} -mcpu={processor}: {problem}")
+    return Analysis(
+        instructions=int(totals["Instructions"]) // ITERATIONS,
+        cycles=int(totals["Total Cycles"]) / ITERATIONS,
+    )
+
+
+def _bare(line: str) -> str:
+    return re.sub(r"\s*(//|@|;\s).*", "", line.replace("\t", " ")).rstrip()
+
+
+def _is_instruction(line: str) -> bool:
+    text = line.strip()
+    return bool(text) and not text.startswith((".", "#")) and not _LABEL.match(line)
+
+
+def _multiply_adds(line: str) -> int:
+    parts = line.split()
+    name, operands = parts[0], " ".join(parts[1:])
+    if name in _DOTS:
+        return 16 if ".4s" in operands else 8
+    if name in _TILES:
+        return 32
+    if (name in _LONGS or name in _WORDS) and operands.partition(",")[0].endswith(".8h"):
+        return 8
+    return 0
+
+
+def _loaded_bytes(line: str) -> int:
+    parts = line.split()
+    name, operands = parts[0], " ".join(parts[1:])
+    if name in ("ldr", "ldur", "ldp", "ldnp"):
+        bytes_ = _REGISTER_BYTES.get(operands[:1], 0)
+        return bytes_ * (2 if name in ("ldp", "ldnp") else 1)
+    if re.fullmatch(r"ld[1-4]r?", name):
+        registers = operands.partition("}")[0].count("v")
+        one = re.search(r"\.\d*([bhsd])\s*\}\s*\[", operands)  # into one lane
+        if name.endswith("r"):
+            one = re.search(r"\.\d*([bhsd])", operands)
+        if one is not None:
+            return registers * _REGISTER_BYTES[one[1]]
+        arrangement = re.search(r"\.(\w+)", operands)
+        assert arrangement is not None
+        return registers * _VECTOR_BYTES[arrangement[1]]
+    return 0
