@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import queue
+import signal
 import subprocess
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from enum import Enum
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,8 +24,36 @@ _LAST_WORDS = 20  # lines of stderr that are kept
 Line = dict[str, Any]
 
 
+class Death(str, Enum):
+    """Why an engine is gone, as far as its end shows; named as EngineException.java does."""
+
+    DIED = "engine_died"  # ended by itself
+    KILLED = "engine_killed"  # by the system, most often for its memory
+    CRASHED = "engine_crashed"  # a mistake of ours
+    FORBIDDEN = "engine_forbidden"  # a system call that is refused
+    SILENT = "engine_silent"  # says nothing any more
+    NO_ENGINE = "no_engine"  # cannot be started
+
+    @staticmethod
+    def of(exit_code: int) -> Death:
+        """Tells from an exit code, which is minus the signal for one that a signal ended."""
+        if exit_code == -signal.SIGKILL:
+            return Death.KILLED
+        if exit_code == -signal.SIGSYS:
+            return Death.FORBIDDEN
+        return Death.CRASHED if -exit_code in _MISTAKES else Death.DIED
+
+
+_MISTAKES = (signal.SIGILL, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGSEGV)
+
+
 class EngineDiedError(ToolkitError):
     """The engine ended, or does not answer."""
+
+    def __init__(self, message: str, death: Death = Death.DIED) -> None:
+        """Args: message: one line for people. death: the reason for programs."""
+        super().__init__(message)
+        self.death = death
 
 
 class EngineProcess:
@@ -60,7 +90,7 @@ class EngineProcess:
         except OSError as error:
             advice = f"; try `chmod +x {command[0]}`" if isinstance(error, PermissionError) else ""
             raise EngineDiedError(
-                f"{command[0]}: does not start: {error.strerror or error}{advice}"
+                f"{command[0]}: does not start: {error.strerror or error}{advice}", Death.NO_ENGINE
             ) from error
         assert self._process.stdout is not None and self._process.stderr is not None
         self._threads = [
@@ -128,7 +158,8 @@ class EngineProcess:
         try:
             line: Line = json.loads(data)
         except ValueError as error:
-            raise self._died(f"said what is no JSON: {data[:80]!r}") from error
+            what = f"said what is no JSON: {data[:80]!r}"
+            raise self._died(what, Death.CRASHED) from error
         return line
 
     def _wait(self, seconds: float, on_wait: Callable[[], None]) -> bytes | None:
@@ -140,20 +171,23 @@ class EngineProcess:
                 return self._lines.get(timeout=min(max(left, 0), _POLL_SECONDS))
             except queue.Empty:
                 if left <= 0:
-                    raise self._died(f"has said nothing for {seconds:.0f} s") from None
+                    what = f"has said nothing for {seconds:.0f} s"
+                    raise self._died(what, Death.SILENT) from None
 
-    def _died(self, what: str) -> EngineDiedError:
-        """Makes the error that tells its last words."""
+    def _died(self, what: str, running: Death = Death.SILENT) -> EngineDiedError:
+        """Makes the error that tells its last words. Args: running: what is wrong if it runs."""
+        death = running
         try:
             code = self._process.wait(0.5)
         except subprocess.TimeoutExpired:
             end = ""
         else:
+            death = Death.of(code)
             end = f" (signal {-code})" if code < 0 else f" (exit code {code})"
             for thread in self._threads:
                 thread.join(_END_SECONDS)  # its last words may still be on their way
         words = " | ".join(self._last_words)
-        return EngineDiedError(f"{self.name}: {what}{end}{f': {words}' if words else ''}")
+        return EngineDiedError(f"{self.name}: {what}{end}{f': {words}' if words else ''}", death)
 
     def _read_lines(self, stream: BinaryIO) -> None:
         for line in stream:

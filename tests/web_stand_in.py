@@ -16,7 +16,7 @@ from PIL import Image
 from convert.config import ModelConfig
 from quantize.errors import PromptError
 from runtime.defaults import GenerationDefaults
-from runtime.engine_process import EngineDiedError
+from runtime.engine_process import Death, EngineDiedError
 from runtime.loader import Loaded
 from runtime.prompt import Message
 from runtime.protocol import Stage, Stop
@@ -60,7 +60,7 @@ class Repeating:
             stop = Stop.CANCELLED
         elif question == "die":
             on_text("half an ans")
-            raise EngineDiedError("host: has ended (signal 9)")
+            raise EngineDiedError("host: has ended (signal 9)", Death.KILLED)
         else:
             size = "" if picture is None else f" seeing {picture.width}x{picture.height}"
             said = f"{len(messages)}: {question}{size}"

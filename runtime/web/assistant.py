@@ -159,10 +159,10 @@ class Assistant:
                 raise ValueError(f"{place!r:.40} is no place in a chat")
             chat = known or self._chats.create(now())
             chat.ask(place, Turn(role=USER, text=text, picture=picture), now())
-            self._chats.save(chat)
             self._current = chat.name
             self._chosen = None
             self._work.answer(chat)
+            self._chats.save(chat)  # last: where the disk is full, there is an answer all the same
 
     def _change(self, command: dict[str, Any]) -> None:
         choices = command.get("settings")

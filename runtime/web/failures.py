@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 
 from quantize.errors import BundleError, PictureError, PromptError, ToolkitError
@@ -9,9 +10,9 @@ from runtime.engine_client import EngineError
 from runtime.engine_process import EngineDiedError
 from runtime.protocol import ErrorCode
 
-UNKNOWN, BUSY, ENGINE_DIED = "unknown", "busy", "engine_died"
+UNKNOWN, BUSY, NO_SPACE = "unknown", "busy", "no_space"
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 _CODES: tuple[tuple[type[BaseException], str], ...] = (
-    (EngineDiedError, ENGINE_DIED),
     (PictureError, ErrorCode.INVALID_PICTURE),
     (PromptError, ErrorCode.PROMPT_TOO_LONG),
     (BundleError, ErrorCode.INVALID_BUNDLE),
@@ -32,8 +33,12 @@ def error_code(error: BaseException) -> str:
     for candidate in (error, error.__cause__):
         if isinstance(candidate, EngineError):
             return candidate.code
+    if isinstance(error, EngineDiedError):
+        return error.death.value
     if isinstance(error, BusyError):
         return BUSY
+    if isinstance(error, OSError) and error.errno in _FULL:
+        return NO_SPACE
     for kind, code in _CODES:
         if isinstance(error, kind):
             return code

@@ -42,5 +42,8 @@ def owned(folder: Path) -> Iterator[None]:
 def write_json(path: Path, value: Any) -> None:
     """Writes a file that is never there by half."""
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(value, ensure_ascii=False), "utf-8")
-    partial.replace(path)
+    try:
+        partial.write_text(json.dumps(value, ensure_ascii=False), "utf-8")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)  # the full disk that stopped it is not made fuller

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import struct
 import zlib
@@ -14,13 +15,16 @@ from PIL import Image
 from quantize.errors import BundleError, ConfigError, PictureError, PromptError, ToolkitError
 from runtime.defaults import GenerationDefaults
 from runtime.engine_client import EngineError
-from runtime.engine_process import EngineDiedError
+from runtime.engine_process import Death, EngineDiedError
 from runtime.web.chats import ASSISTANT, USER, Chat, ChatStore, Turn
 from runtime.web.failures import BusyError, error_code
 from runtime.web.files import data_folder, owned
 from runtime.web.jobs import ANSWER, Job, StoppedError
 from runtime.web.pictures import Pictures
 from runtime.web.settings import Settings
+
+FULL = Path("/dev/full")  # answers as a full disk does
+full_disk = pytest.mark.skipif(not FULL.exists(), reason="there is no /dev/full here")
 
 
 def question(text: str, picture: str | None = None) -> Turn:
@@ -146,12 +150,37 @@ def huge_png() -> bytes:
         (huge_png(), "200,000,000 pixels"),
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not a picture"),
         (b"", "not a picture"),
+        (b"\0\0\0\x1cftypavif" + b"\0" * 99, "not a picture"),
     ],
 )
 def test_pictures_that_are_refused(tmp_path: Path, content: bytes, said: str) -> None:
     with pytest.raises(PictureError, match=said):
         save(Pictures(tmp_path), content)
     assert list(tmp_path.iterdir()) == []
+
+
+@full_disk
+def test_a_full_disk_leaves_nothing_by_half(tmp_path: Path) -> None:
+    pictures = Pictures(tmp_path / "pictures")
+    partial = pictures.partial()
+    partial.write_bytes(encoded("PNG", Image.new("RGB", (9, 9))))
+    pictures.small(partial.stem).symlink_to(FULL)
+    with pytest.raises(OSError, match="No space left") as caught:
+        pictures.take(partial)
+    assert error_code(caught.value) == "no_space"
+    assert list((tmp_path / "pictures").iterdir()) == []
+    store = ChatStore(tmp_path / "chats")
+    chat = store.create(1)
+    chat.ask(0, question("one"), 1)
+    store.save(chat)
+    (path,) = (tmp_path / "chats").iterdir()
+    before = path.read_bytes()
+    path.with_name(path.name + ".partial").symlink_to(FULL)
+    chat.answer(answer("two"), 2)
+    with pytest.raises(OSError, match="No space left"):
+        store.save(chat)
+    assert path.read_bytes() == before
+    assert list((tmp_path / "chats").iterdir()) == [path]
 
 
 def test_settings(tmp_path: Path) -> None:
@@ -195,6 +224,8 @@ def test_errors_have_the_codes_that_the_page_explains(caplog: pytest.LogCaptureF
     codes = {
         "invalid_text": cause,
         "engine_died": EngineDiedError("x"),
+        "engine_killed": EngineDiedError("x", Death.KILLED),
+        "no_space": OSError(errno.ENOSPC, "x"),
         "invalid_picture": PictureError("x"),
         "prompt_too_long": PromptError("x"),
         "invalid_bundle": BundleError("x"),
