@@ -13,6 +13,13 @@ let answering = false;
 /** Begins: `sender` brings commands to the host. */
 export function start(sender) {
   send = sender;
+  let follows = true; // the end of the chat is in sight
+  find('main').addEventListener('scroll', () => { follows = isNearEnd(); });
+  window.addEventListener('resize', () => { // the screen was turned, or the keyboard came
+    if (follows && chat !== null) {
+      toEnd();
+    }
+  });
 }
 
 /** Returns the id of the chat that is shown; undefined for a new one. */

@@ -94,8 +94,8 @@ function onError(event) {
     grow();
   }
   failed = null;
-  if (isAboutWeights(event.code) && !state.model) {
-    return; // the screen for that says more
+  if (isAboutWeights(event.code) && !state.model && event.code !== 'no_space') {
+    return; // the screen for that says more, and it is about nothing but weights
   }
   find('alert').querySelector('span').textContent = sayError(event.code) + '\n' + event.message;
   find('alert').hidden = false;

@@ -77,6 +77,70 @@ class Screen:
         )
         return texts
 
+    def stop_and_edit(self, text: str) -> None:
+        """Stops the first answer, and asks something else in its place."""
+        assert self.page.is_hidden("#send")
+        self.page.click("#stop")
+        self.answered(1)
+        assert self.page.inner_text(".turn:last-child .note") == "Stopped"
+        self.page.click(".turn.user >> text=Edit")
+        self.page.fill(".turn form textarea", text)
+        self.page.click(".turn form .strong")
+        self.until(f"document.body.innerText.includes('1: {text}')")
+        self.answered(1)
+
+    def turn(self) -> None:
+        """Turns the phone: what was wide is high."""
+        size = self.page.viewport_size
+        assert size is not None
+        self.page.set_viewport_size({"width": size["height"], "height": size["width"]})
+
+    def turned_while_it_answers(self) -> None:
+        """Asks the stand-ins to count, turns the phone meanwhile, and looks at what there is.
+
+        Nothing is lost or doubled, what is being written stays, and the answer's end is in sight
+        unless somebody scrolled away from it.
+        """
+        page = self.page
+        self.ask("count")
+        counted = "(document.querySelector('.waiting') || {innerText: ''}).innerText"
+        at_end = (
+            "(() => { const m = document.querySelector('#main');"
+            " return m.scrollHeight - m.scrollTop - m.clientHeight < 2; })()"
+        )
+        self.until(f"{counted}.includes(' 99 ')")  # by then it is longer than the lying screen
+        page.focus("#question")
+        page.keyboard.type("the next")
+        for _ in range(2):
+            self.turn()
+            self.until(at_end)
+            assert page.evaluate("document.activeElement.id") == "question"
+            assert page.input_value("#question") == "the next"
+            assert page.is_visible("#stop")
+            assert self.fits()
+            shown = page.evaluate(f"{counted}.split(' ').length")
+            self.until(f"{counted}.split(' ').length > {shown + 3}")
+            self.until(at_end)
+        beyond = "document.querySelector('#main').scrollHeight - innerHeight"
+        self.until(f"{beyond} > 100")
+        page.evaluate("document.querySelector('#main').scrollTop = 0")
+        page.wait_for_timeout(100)
+        self.turn()
+        shown = page.evaluate(f"{counted}.split(' ').length")
+        self.until(f"{counted}.split(' ').length > {shown + 3}")
+        assert page.evaluate("document.querySelector('#main').scrollTop") == 0
+        page.click("#stop")
+        self.answered(1)
+        question, answer = self.turns()
+        numbers = answer.split()
+        assert question == "count"
+        assert numbers == [str(i) for i in range(len(numbers))]
+        assert len(numbers) > 99
+        assert page.input_value("#question") == "the next"
+        page.click("#send")
+        self.answered(2)
+        assert self.turns()[2:] == ["the next", "3: the next"]
+
     def fits(self) -> bool:
         """Whether nothing has to be scrolled sideways."""
         return bool(

@@ -40,6 +40,7 @@ def test_what_android_reads(apk: Path) -> None:
         "android.permission.FOREGROUND_SERVICE",
         "android.permission.FOREGROUND_SERVICE_DATA_SYNC",
         "android.permission.POST_NOTIFICATIONS",
+        "android.permission.WAKE_LOCK",
     )
     assert info.size < LIMIT
     badging = run(["aapt2", "dump", "badging", str(apk)], "")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from PIL import Image
 
 from android.builder import PAGE
 from convert.bundle import WEIGHTS
@@ -121,15 +122,7 @@ def test_stop_again_edit_and_copy(start: Start) -> None:
     page = phone.page
     phone.ask("slow")
     phone.until("[...document.querySelectorAll('.waiting')].some(e => e.innerText.includes('bla'))")
-    assert page.is_hidden("#send")
-    page.click("#stop")
-    phone.answered(1)
-    assert page.inner_text(".turn:last-child .note") == "Stopped"
-    page.click(".turn.user >> text=Edit")
-    page.fill(".turn form textarea", "better")
-    page.click(".turn form .strong")
-    phone.until("document.body.innerText.includes('1: better')")
-    phone.answered(1)
+    phone.stop_and_edit("better")
     assert phone.turns() == ["better", "1: better"]
     page.click("text=Again")
     phone.until("document.querySelector('#stop').hidden")
@@ -293,6 +286,33 @@ def test_no_piece_of_an_answer_is_shown_twice(start: Start) -> None:
     missing = {"event": "text", "chat": "x", "at": 99, "text": "more"}
     phone.page.evaluate("e => window.receive(e)", missing)
     phone.until("document.querySelector('.waiting') === null")  # the host told how it is
+
+
+def test_the_screen_is_turned_while_it_answers(start: Start) -> None:
+    start(size="small").turned_while_it_answers()
+
+
+def test_pictures_upright_and_refused(start: Start, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was held upright
+    Image.new("RGB", (60, 40), "blue").save(tmp_path / "turned.png", exif=exif)
+    Image.new("RGB", (60, 40), "blue").save(tmp_path / "moving.gif")
+    (tmp_path / "new.heic").write_bytes(b"\0\0\0\x18ftypheic" + b"\0" * 99)
+    phone = start()
+    phone.choose(tmp_path / "turned.png")
+    phone.page.click("#gallery")
+    phone.until("!document.querySelector('#attached').hidden")
+    assert "40 × 60" in phone.page.inner_text("#attached")
+    phone.ask("first")
+    phone.answered(1)
+    assert phone.turns()[1] == "1: first seeing 40x60"
+    assert phone.page.eval_on_selector(".picture", "e => e.naturalHeight") == 60
+    for name, said in (("moving.gif", "GIF pictures are not taken"), ("new.heic", "HEIC")):
+        phone.choose(tmp_path / name)
+        phone.page.click("#gallery")
+        phone.until(f"document.querySelector('#alert').innerText.includes('{said}')")
+        assert phone.page.is_hidden("#attached")
+        phone.page.click("#alert button")
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -87,6 +88,13 @@ def test_the_demo(demo: Path, show: Show, tmp_path: Path) -> None:
         page.reload()
         screen.answered(2)
         (engine,) = server.children
+        os.kill(engine, signal.SIGKILL)
+        screen.ask("Still there?")
+        screen.until("document.querySelector('#alert').innerText.includes('system ended')")
+        assert "(signal 9)" in page.inner_text("#alert")
+        page.click("text=Again")
+        screen.answered(3)
+        (engine,) = server.children
         assert server.interrupt() == 0
         with pytest.raises(ProcessLookupError):
             os.kill(engine, 0)
@@ -97,7 +105,7 @@ def test_the_demo(demo: Path, show: Show, tmp_path: Path) -> None:
         assert page.evaluate("document.documentElement.dataset.theme") == "dark"
         page.click("#open-history")
         page.click("#chats .open")
-        screen.answered(2)
+        screen.answered(3)
         page.click("#new-chat")
         screen.until("document.querySelectorAll('.turn').length === 0")
         screen.ask("这个图形是什么颜色？")
@@ -114,15 +122,7 @@ def test_stream_stop_edit_and_copy(show: Show, tmp_path: Path) -> None:
         screen.ready()
         screen.ask("count")
         count_shown(screen, 2)
-        assert page.is_hidden("#send")
-        page.click("#stop")
-        screen.answered(1)
-        assert page.inner_text(".turn:last-child .note") == "Stopped"
-        page.click(".turn.user >> text=Edit")
-        page.fill(".turn form textarea", "better")
-        page.click(".turn form .strong")
-        screen.until("document.body.innerText.includes('1: better')")
-        screen.answered(1)
+        screen.stop_and_edit("better")
         page.click("text=Again")
         screen.answered(1)
         assert screen.turns() == ["better", "1: better"]
@@ -152,6 +152,13 @@ def test_a_reloaded_page_shows_nothing_twice(show: Show, tmp_path: Path) -> None
             numbers = one.turns()[-1].split()
             assert numbers == [str(i) for i in range(len(numbers))]
             assert len(numbers) > 30
+
+
+def test_the_screen_is_turned_while_it_answers(show: Show, tmp_path: Path) -> None:
+    with WebServer(STAND_IN, tmp_path) as server:
+        screen = show(server, size="small")
+        screen.ready()
+        screen.turned_while_it_answers()
 
 
 def test_double_taps_ask_once(show: Show, tmp_path: Path) -> None:
@@ -216,7 +223,8 @@ def test_a_dead_engine_and_a_dead_server_are_told_of(show: Show, tmp_path: Path)
         screen = show(server)
         screen.ready()
         screen.ask("die")
-        screen.until("document.querySelector('#alert').innerText.includes('engine ended')")
+        screen.until("document.querySelector('#alert').innerText.includes('system ended')")
+        assert "signal 9" in screen.page.inner_text("#alert")
         screen.until("document.querySelector('.note.bad') !== null")
         screen.page.click("#alert button")
         screen.until("document.querySelector('#stop').hidden")

@@ -14,9 +14,11 @@ import android.webkit.WebSettings;
 import android.webkit.WebView;
 import android.widget.TextView;
 import android.widget.Toast;
+import java.io.File;
 import java.io.IOException;
 import java.io.OutputStream;
 import java.nio.charset.StandardCharsets;
+import java.nio.file.Files;
 import org.minicpmv.core.PageFiles;
 
 /** The screen: a web view, and the system's own pickers. */
@@ -25,15 +27,13 @@ public final class MainActivity extends Activity {
   private static final int PHOTO = 2;
   private static final int WEIGHTS = 3;
   private static final int SAVE = 4;
-  private static final String TO_SAVE = "to_save"; // key of the instance state
+  private static final String TO_SAVE = "to-save.txt"; // in the cache: it outlives this process
 
   private WebView view; // null: the system has none
-  private String toSave;
 
   @Override
   protected void onCreate(Bundle state) {
     super.onCreate(state);
-    toSave = state == null ? null : state.getString(TO_SAVE);
     try {
       view = new WebView(this);
     } catch (AndroidRuntimeException e) { // missing, switched off, or just being updated
@@ -53,7 +53,7 @@ public final class MainActivity extends Activity {
     setContentView(view);
     app().host().attach(this);
     view.loadUrl(PageFiles.START);
-    if (Build.VERSION.SDK_INT >= Build.VERSION_CODES.TIRAMISU) {
+    if (Build.VERSION.SDK_INT >= Build.VERSION_CODES.TIRAMISU && state == null) {
       requestPermissions(new String[] {Manifest.permission.POST_NOTIFICATIONS}, 0);
     }
   }
@@ -75,12 +75,6 @@ public final class MainActivity extends Activity {
   public void onConfigurationChanged(Configuration configuration) {
     super.onConfigurationChanged(configuration);
     app().assistant().onChange(); // the language and light or dark may be others
-  }
-
-  @Override
-  protected void onSaveInstanceState(Bundle state) {
-    super.onSaveInstanceState(state);
-    state.putString(TO_SAVE, toSave);
   }
 
   @Override
@@ -124,7 +118,12 @@ public final class MainActivity extends Activity {
   }
 
   void save(String name, String text) {
-    toSave = text;
+    try {
+      Files.write(toSave().toPath(), text.getBytes(StandardCharsets.UTF_8));
+    } catch (IOException e) {
+      tell(e);
+      return;
+    }
     Intent intent = document(Intent.ACTION_CREATE_DOCUMENT, "text/plain");
     start(intent.putExtra(Intent.EXTRA_TITLE, name), SAVE);
   }
@@ -132,27 +131,40 @@ public final class MainActivity extends Activity {
   @Override
   protected void onActivityResult(int request, int result, Intent data) {
     if (result != RESULT_OK) {
+      if (request == PHOTO) {
+        PhotoProvider.forget(this); // what the camera may have begun to write
+      }
       return;
     }
-    Uri chosen = data == null ? null : data.getData();
+    Uri given = data == null ? null : data.getData();
+    Uri chosen = given == null || PhotoProvider.isOurs(given) ? null : given;
     if (request == PHOTO) {
       new Thread(new Taking(app(), PhotoProvider.photo(this), false)).start();
     } else if (chosen != null && request == PICTURE) {
       new Thread(new Taking(app(), chosen, false)).start();
     } else if (chosen != null && request == WEIGHTS) {
       new Thread(new Taking(app(), chosen, true)).start();
-    } else if (chosen != null && request == SAVE && toSave != null) {
-      write(chosen, toSave);
-      toSave = null;
+    } else if (chosen != null && request == SAVE) {
+      write(chosen);
     }
   }
 
-  private void write(Uri target, String text) {
+  private void write(Uri target) {
     try (OutputStream stream = getContentResolver().openOutputStream(target)) {
-      stream.write(text.getBytes(StandardCharsets.UTF_8));
-    } catch (IOException e) {
-      Toast.makeText(this, String.valueOf(e.getMessage()), Toast.LENGTH_LONG).show();
+      Files.copy(toSave().toPath(), stream);
+    } catch (IOException | RuntimeException e) { // another app's mistakes are not to end this one
+      tell(e);
+    } finally {
+      toSave().delete();
     }
+  }
+
+  private void tell(Exception e) {
+    Toast.makeText(this, String.valueOf(e.getMessage()), Toast.LENGTH_LONG).show();
+  }
+
+  private File toSave() {
+    return new File(getCacheDir(), TO_SAVE);
   }
 
   private void start(Intent intent, int request) {

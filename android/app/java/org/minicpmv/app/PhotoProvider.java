@@ -46,6 +46,11 @@ public final class PhotoProvider extends ContentProvider {
     return "image/jpeg";
   }
 
+  /** Whether a place is this app's own: what others bring as chosen by the user must not be. */
+  static boolean isOurs(Uri uri) {
+    return !"content".equals(uri.getScheme()) || AUTHORITY.equals(uri.getAuthority());
+  }
+
   /** Some cameras ask for the file's name and size before they write. */
   @Override
   public Cursor query(

@@ -10,14 +10,19 @@ import android.content.Intent;
 import android.content.pm.ServiceInfo;
 import android.os.Build;
 import android.os.IBinder;
+import android.os.PowerManager;
 
-/** Tells the system that the app works, so that it is not stopped when it is not seen. */
+/** Keeps the app running and the processor awake while it works, seen or not. */
 public final class WorkService extends Service {
   private static final String CHANNEL = "work";
   private static final int NOTIFICATION = 1;
+  private static final long AWAKE_MILLIS = 3_600_000; // at most, should this be forgotten
 
   private static boolean wanted; // these two are of the main thread
   private static WorkService running; // null: not started yet, or ended
+
+  private PowerManager.WakeLock awake;
+  private int latest; // the start that was heard last
 
   /** Starts or ends it; called on the main thread. Only an app that is seen may start it. */
   static void set(Context context, boolean busy, boolean isSeen) {
@@ -29,12 +34,36 @@ public final class WorkService extends Service {
         return; // it was left just now; then the work goes on while the system lets it
       }
     } else if (!busy && running != null) {
-      running.stopSelf();
+      running.stopSelf(running.latest); // a start that is on its way must be heard all the same
     }
   }
 
   @Override
+  public void onCreate() {
+    super.onCreate();
+    PowerManager power = (PowerManager) getSystemService(Context.POWER_SERVICE);
+    awake = power.newWakeLock(PowerManager.PARTIAL_WAKE_LOCK, "minicpmv:work");
+    awake.setReferenceCounted(false);
+  }
+
+  @Override
   public int onStartCommand(Intent intent, int flags, int id) {
+    running = this;
+    latest = id;
+    try {
+      show();
+    } catch (IllegalStateException e) { // left just now: the work goes on while the system lets it
+      wanted = false;
+    }
+    if (wanted) {
+      awake.acquire(AWAKE_MILLIS);
+    } else {
+      stopSelf(id); // the work was done before the system started this; it must start all the same
+    }
+    return START_NOT_STICKY;
+  }
+
+  private void show() {
     NotificationManager manager =
         (NotificationManager) getSystemService(Context.NOTIFICATION_SERVICE);
     manager.createNotificationChannel(
@@ -57,16 +86,12 @@ public final class WorkService extends Service {
     } else {
       startForeground(NOTIFICATION, notification);
     }
-    running = this;
-    if (!wanted) {
-      stopSelf(); // the work was done before the system started this; it must start all the same
-    }
-    return START_NOT_STICKY;
   }
 
   @Override
   public void onDestroy() {
-    running = null;
+    running = running == this ? null : running;
+    awake.release();
     super.onDestroy();
   }
 

@@ -221,11 +221,13 @@ final class Work implements Closeable, Model.Watcher {
         waiting = waiting == job ? null : waiting;
       }
       host.working(!job.kind.equals(Job.REST));
+      boolean goesOn = false;
       try {
         perform();
       } catch (EngineException e) {
         if (model.note(e)) {
           worker.execute(new Loading());
+          goesOn = true;
         }
         fail(e, job.chat);
       } catch (RuntimeException e) {
@@ -234,8 +236,11 @@ final class Work implements Closeable, Model.Watcher {
       } finally {
         synchronized (Work.this) {
           Work.this.job = null;
+          goesOn |= waiting != null;
         }
-        host.working(false);
+        if (!goesOn) { // an app that is not seen could not begin again to be kept
+          host.working(false);
+        }
         changes.onChange();
       }
     }

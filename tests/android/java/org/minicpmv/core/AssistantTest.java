@@ -11,6 +11,7 @@ import java.io.IOException;
 import java.io.InputStream;
 import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
+import java.util.Arrays;
 import java.util.Collections;
 import java.util.concurrent.CountDownLatch;
 import org.json.JSONArray;
@@ -169,6 +170,8 @@ public final class AssistantTest {
     }
     app.say("do", "send", "text", "early");
     assertEquals("1: early", turn(app.awaitAnswer(), 1).getString("text"));
+    app.awaitIdle();
+    assertEquals(Arrays.asList(true, true, false), app.worked); // kept in between, too
   }
 
   @Test

@@ -10,6 +10,7 @@ import java.io.InputStream;
 import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.security.MessageDigest;
+import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.Collections;
 import java.util.HashMap;
@@ -33,6 +34,7 @@ final class Fixture implements Host, AutoCloseable {
   final Map<String, byte[]> carried = new HashMap<>();
   final BlockingQueue<JSONObject> events = new LinkedBlockingQueue<>();
   volatile boolean working;
+  final List<Boolean> worked = Collections.synchronizedList(new ArrayList<Boolean>());
   volatile String copied;
   volatile String saved;
   volatile Decoder decoder = new DeskDecoder();
@@ -146,6 +148,7 @@ final class Fixture implements Host, AutoCloseable {
   @Override
   public void working(boolean busy) {
     working = busy;
+    worked.add(busy);
   }
 
   @Override

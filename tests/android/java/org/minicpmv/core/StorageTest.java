@@ -210,6 +210,7 @@ public final class StorageTest {
     assertEquals("no_space", error.getString("code"));
     assertEquals("the chat could not be kept: storage is full", error.getString("message"));
     assertArrayEquals(before, Files.readAllBytes(file.toPath()));
+    app.await("text");
     app.say("do", "stop"); // then it is kept again: there is room
     assertEquals(4, app.awaitAnswer().getJSONArray("turns").length());
     app.awaitIdle();

@@ -1,0 +1,94 @@
+"""Which tests prove what the app, and the page on a PC, do with bad input: the table `PROOFS`.
+
+Each row is an accident that is bound to happen; a row's tests show that it is told of in words,
+loses nothing, and leaves a way on.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).resolve().parents[1]
+_JAVA = "android/java/org/minicpmv/core"
+_APP, _STORAGE, _PICTURE = (
+    f"{_JAVA}/{name}Test.java" for name in ("Assistant", "Storage", "Picture")
+)
+_PAGE, _WEB_PAGE = "android/test_page.py", "android/test_page_http.py"
+_STORE, _SIDELOAD = "runtime/test_web_store.py", "android/test_sideload.py"
+
+PROOFS: dict[str, tuple[tuple[str, str], ...]] = {
+    "no weights": (
+        (_APP, "withoutWeightsTheUserIsAsked"),
+        (_PAGE, "test_the_first_start"),
+    ),
+    "wrong weights": (
+        (_APP, "halfAndForeignWeightsAreRefused"),
+        (_APP, "damagedWeightsAreFoundInTheBackground"),
+        (_PAGE, "test_the_first_start"),
+    ),
+    "half-copied weights": (
+        (_APP, "halfAndForeignWeightsAreRefused"),
+        (_APP, "anImportCanBeStopped"),
+        (_SIDELOAD, "test_the_command_goes_on_with_half_copied_weights"),
+    ),
+    "a HEIC or GIF": (
+        (_PICTURE, "formatsThatAreNotTakenAreNamed"),
+        (_PICTURE, "heicIsTurnedOnceWhicheverWayTheDecoderBringsIt"),
+        ("android/test_pictures.py", "test_boxes_of_heif"),
+        (_STORE, "test_pictures_that_are_refused"),
+        (_PAGE, "test_pictures_upright_and_refused"),
+        (_WEB_PAGE, "test_pictures_upright_and_refused"),
+    ),
+    "an app update with an older bundle": (
+        (_APP, "anUpdateOfTheAppWantsItsOwnWeights"),
+        (_STORAGE, "weightsOfAnotherBundleMakeRoomAndUsableOnesStay"),
+        (_SIDELOAD, "test_an_app_takes_the_weights_of_its_own_bundle"),
+        ("convert/test_bundle.py", "test_bundles_of_other_versions_say_what_to_do"),
+    ),
+    "storage full": (
+        (_STORAGE, "thereIsSpaceForTheWholeOrNothingBegins"),
+        (_STORAGE, "anImportThatFillsStorageLeavesTheModelThatWasThere"),
+        (_STORAGE, "withoutAModelTheFirstPageSaysThatStorageIsFull"),
+        (_STORAGE, "aPictureThatFillsStorageLeavesNothing"),
+        (_STORAGE, "pixelsThatFillStorageLeaveThePictureToBeAskedAboutAgain"),
+        (_STORAGE, "aChatThatCannotBeKeptIsAnsweredAllTheSame"),
+        (_STORE, "test_a_full_disk_leaves_nothing_by_half"),
+        (_SIDELOAD, "test_the_command_with_a_full_phone"),
+        (_SIDELOAD, "test_the_command_is_told_that_the_phone_is_full_on_the_way"),
+    ),
+    "engine killed while generating": (
+        (_APP, "aPictureIsEncodedOnceAndSurvivesTheEngine"),
+        (_APP, "aDeadEngineIsStartedAgainAndTheChatIsKept"),
+        (_APP, "whyItDiedIsTold"),
+        (_PAGE, "test_an_engine_that_dies_is_told_of"),
+        (_WEB_PAGE, "test_a_dead_engine_and_a_dead_server_are_told_of"),
+        (_WEB_PAGE, "test_the_demo"),
+    ),
+    "rotation of the screen while generating": (
+        ("android/test_apk.py", "test_what_android_reads"),
+        (_PAGE, "test_the_screen_is_turned_while_it_answers"),
+        (_WEB_PAGE, "test_the_screen_is_turned_while_it_answers"),
+    ),
+    "double taps": (
+        (_APP, "twoTapsAskOnce"),
+        (_WEB_PAGE, "test_double_taps_ask_once"),
+    ),
+}
+
+
+@pytest.mark.parametrize("accident", PROOFS)
+def test_every_proof_is_there(accident: str) -> None:
+    for name, test in PROOFS[accident]:
+        source = (TESTS / name).read_text("utf-8")
+        begin = r"@Test\s+public void" if name.endswith(".java") else r"^def"
+        assert re.search(rf"{begin} {test}\(", source, re.MULTILINE), f"{name}: {test}"
+    assert PROOFS[accident]
+
+
+def test_every_junit_class_is_run() -> None:
+    listed = (TESTS / "android/test_java.py").read_text("utf-8")
+    for path in (TESTS / _JAVA).glob("*Test.java"):
+        assert f'"{path.stem}"' in listed, path
