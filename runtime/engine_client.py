@@ -20,7 +20,7 @@ from PIL import Image
 from quantize.errors import ToolkitError
 from runtime import protocol
 from runtime.engine_options import LOCAL, QEMU
-from runtime.engine_process import EngineDiedError, EngineProcess, Line
+from runtime.engine_process import Death, EngineDiedError, EngineProcess, Line
 from runtime.picture_file import write_picture_file
 from runtime.prompt import Message
 from runtime.protocol import Event, Field, Op, Tap
@@ -78,7 +78,8 @@ def engine_command(engine: str, program: Path, *, cpu: str = "max") -> list[str]
     assert engine == QEMU, f"no way to start {engine}"
     if shutil.which(QEMU_PROGRAM) is None:
         raise EngineDiedError(
-            f"{QEMU_PROGRAM} is not installed; Debian has it in the package qemu-user-static"
+            f"{QEMU_PROGRAM} is not installed; Debian has it in the package qemu-user-static",
+            Death.NO_ENGINE,
         )
     return [QEMU_PROGRAM, "-cpu", cpu, str(program)]
 
@@ -148,7 +149,8 @@ class EngineClient:
             if self.hello.get(Field.PROTOCOL) != protocol.VERSION:
                 raise EngineDiedError(
                     f"{self._process.name}: speaks version {self.hello.get(Field.PROTOCOL)} of the "
-                    f"protocol; expected {protocol.VERSION}: convert again"
+                    f"protocol; expected {protocol.VERSION}: convert again",
+                    Death.NO_ENGINE,
                 )
         except BaseException:
             self.close()
