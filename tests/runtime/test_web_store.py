@@ -15,7 +15,7 @@ from PIL import Image
 from quantize.errors import BundleError, ConfigError, PictureError, PromptError, ToolkitError
 from runtime.defaults import GenerationDefaults
 from runtime.engine_client import EngineError
-from runtime.engine_process import Death, EngineDiedError
+from runtime.engine_process import Death, EngineDiedError, EngineProcess
 from runtime.web.chats import ASSISTANT, USER, Chat, ChatStore, Turn
 from runtime.web.failures import BusyError, error_code
 from runtime.web.files import data_folder, owned
@@ -237,6 +237,39 @@ def test_errors_have_the_codes_that_the_page_explains(caplog: pytest.LogCaptureF
     assert {code: error_code(error) for code, error in codes.items()} == {c: c for c in codes}
     assert not caplog.records
     assert error_code(KeyError("x")) == "internal"
+
+
+@pytest.mark.parametrize(
+    ("script", "seconds", "death"),
+    [
+        ("kill -KILL $$", 60, Death.KILLED),
+        ("kill -SEGV $$", 60, Death.CRASHED),
+        ("kill -ABRT $$", 60, Death.CRASHED),
+        ("kill -SYS $$", 60, Death.FORBIDDEN),
+        ("kill -TERM $$", 60, Death.DIED),
+        ("exit 3", 60, Death.DIED),
+        ("echo what; read line", 60, Death.CRASHED),
+        ("read line", 0, Death.SILENT),
+    ],
+)
+def test_how_an_engine_ended_is_known(script: str, seconds: float, death: Death) -> None:
+    engine = EngineProcess(["sh", "-c", script], name="engine", environment={})
+    with pytest.raises(EngineDiedError, match=r"engine: (has|said)") as caught:
+        engine.receive(seconds)
+    engine.close()
+    assert error_code(caught.value) == death.value
+
+
+def test_an_engine_that_does_not_start(tmp_path: Path) -> None:
+    with pytest.raises(EngineDiedError, match="does not start") as caught:
+        EngineProcess([str(tmp_path / "none")], name=None, environment={})
+    assert error_code(caught.value) == "no_engine"
+
+
+def test_every_death_is_explained_by_the_page() -> None:
+    java = "android/app/java/org/minicpmv/core/EngineException.java"
+    codes = (Path(__file__).resolve().parents[2] / java).read_text("utf-8")
+    assert all(f'"{death.value}"' in codes for death in Death)
 
 
 def test_a_job_tells_every_percent_and_stops() -> None:
