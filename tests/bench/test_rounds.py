@@ -74,9 +74,8 @@ def test_the_other_model_has_our_shape_and_size() -> None:
 
 
 def test_a_child_answers_until_it_ends(tmp_path: Path) -> None:
-    script = (
-        "import sys\nprint(sys.stdin.readline().upper(), end=, flush=True)\nraise ValueError('why')"
-    )
+    answer = "import sys\nprint(sys.stdin.readline().strip().upper(), flush=True)\n"
+    script = answer + "raise ValueError('why')"
     with Child("other", [sys.executable, "-c", script], tmp_path) as child:
         assert child.ask("go", n=1) == {"OP": "GO", "N": 1}
         with pytest.raises(ToolkitError, match="other ended: ValueError: why"):
