@@ -15,11 +15,11 @@ export function start(sender) {
   send = sender;
   let follows = true; // the end of the chat is in sight
   find('main').addEventListener('scroll', () => { follows = isNearEnd(); });
-  window.addEventListener('resize', () => { // the screen was turned, or the keyboard came
+  new ResizeObserver(() => { // the screen was turned, the keyboard came, or a message
     if (follows && chat !== null) {
       toEnd();
     }
-  });
+  }).observe(find('main'));
 }
 
 /** Returns the id of the chat that is shown; undefined for a new one. */

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 PICTURE = Path(__file__).resolve().parents[2] / "configs" / "demo" / "sample.png"
+AT_END = (  # of the chat: nothing is below what is seen
+    "(() => { const m = document.querySelector('#main');"
+    " return m.scrollHeight - m.scrollTop - m.clientHeight < 2; })()"
+)
 SIZES = {"small": (320, 568), "phone": (360, 720), "wide": (900, 700)}
 
 
@@ -104,23 +108,19 @@ class Screen:
         page = self.page
         self.ask("count")
         counted = "(document.querySelector('.waiting') || {innerText: ''}).innerText"
-        at_end = (
-            "(() => { const m = document.querySelector('#main');"
-            " return m.scrollHeight - m.scrollTop - m.clientHeight < 2; })()"
-        )
         self.until(f"{counted}.includes(' 99 ')")  # by then it is longer than the lying screen
         page.focus("#question")
         page.keyboard.type("the next")
         for _ in range(2):
             self.turn()
-            self.until(at_end)
+            self.until(AT_END)
             assert page.evaluate("document.activeElement.id") == "question"
             assert page.input_value("#question") == "the next"
             assert page.is_visible("#stop")
             assert self.fits()
             shown = page.evaluate(f"{counted}.split(' ').length")
             self.until(f"{counted}.split(' ').length > {shown + 3}")
-            self.until(at_end)
+            self.until(AT_END)
         beyond = "document.querySelector('#main').scrollHeight - innerHeight"
         self.until(f"{beyond} > 100")
         page.evaluate("document.querySelector('#main').scrollTop = 0")

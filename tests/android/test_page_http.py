@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from PIL import Image
 
-from tests.android.screen import PICTURE, SIZES, Screen, browser
+from tests.android.screen import AT_END, PICTURE, SIZES, Screen, browser
 from tests.demo import demo
 from tests.web import STAND_IN, WebServer
 
@@ -196,6 +196,7 @@ def test_pictures_upright_and_refused(show: Show, tmp_path: Path) -> None:
         choose(screen, tmp_path / "moving.gif")
         screen.until("document.querySelector('#alert').innerText.includes('GIF')")
         assert screen.page.is_hidden("#attached")
+        screen.until(AT_END)  # what the message stands in front of is moved up
         screen.shoot("web-gif", tmp_path)
 
 
