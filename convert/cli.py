@@ -25,6 +25,7 @@ COMMANDS = (
     "runtime.bench_command",
     "runtime.eval_command",
     "runtime.serve_command",
+    "runtime.compare_command",
     "convert.info_command",
     "convert.synth_command",
     "android.doctor_command",
