@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from tvm.script.ir_builder import tirx as T
 
@@ -28,6 +29,7 @@ from convert.blocks.tir import (
     kernel,
     lanes_of,
     local,
+    prefetch,
     span,
     spread,
     store,
@@ -37,6 +39,8 @@ from convert.blocks.tir import (
 from convert.config import DecoderConfig
 
 _MASKED = -1e30  # far below any score; its weight is exactly 0
+_AHEAD = 4  # tiles between the keys or values that are used and those asked for from memory
+_SUMS = 4  # at least, that grow side by side: one alone would wait for itself
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,8 @@ class _Keys:
     query: Callable[[Expr, Expr], Expr]  # (row, d) -> a scaled value
     key: Callable[[Expr, Expr], Expr]  # (tile, d) -> a vector over the keys
     mask: Callable[[Expr, Expr, Expr], Expr]  # (scores, tile, row) -> scores
+    # (tile of the run) -> what asks, for each d, for a part of what will be read next
+    fetch: Callable[[Expr], Callable[[Expr], None]] | None = None
 
 
 def attention(
@@ -70,6 +76,7 @@ def attention(
         q_rows = kern.tensor("q", (queries, q.columns))
         k_rows, v_rows = kern.tensor("k", (keys, k.columns)), kern.tensor("v", (keys, v.columns))
         out = kern.tensor("out", (queries, heads * head_dim))
+        scratch = _Scratch(heads, block, tiles, head_dim)
         with T.parallel(0, heads) as head:
             turned = T.alloc_buffer((tiles, head_dim, LANES), "float32")
             with T.grid(tiles, head_dim, LANES) as (tile, d, lane):
@@ -97,10 +104,9 @@ def attention(
                 return near[slot, span(at, lanes)]
 
             run = _Keys(tiles, T.int64(0), query, lambda tile, d: turned[tile, d, span(0)], mask)
-            scratch = _Scratch(block, tiles, head_dim)
 
             def attend(first: Expr, count: int) -> None:
-                _attend(scratch, [run], first, count, head_dim, value, out, head * head_dim)
+                _attend(scratch, head, [run], first, count, head_dim, value, out, head * head_dim)
 
             each_row_block(T.int64(queries), block, attend)
     return kern.function
@@ -184,6 +190,7 @@ def cached_attention(c: DecoderConfig, block: int) -> Expr:
         newest = T.Bind(
             T.cast(total - 1 - pinned, "int32")
         )  # place of the newest in the ring's row
+        scratch = _Scratch(c.num_attention_heads, block, tiles, dim)
         with T.parallel(0, c.num_attention_heads) as head:
             kv_head = T.Bind(head // (c.num_attention_heads // c.num_key_value_heads))
 
@@ -193,6 +200,35 @@ def cached_attention(c: DecoderConfig, block: int) -> Expr:
             def value(slot: Expr, at: int, lanes: int) -> Expr:
                 loaded = values[kv_head, slot // LANES, slot % LANES, span(at, lanes)]
                 return wide(loaded, lanes)
+
+            used_pinned = T.Bind((T.min(pinned, total) + LANES - 1) // LANES)
+            used = T.Bind((T.min(T.max(total - pinned, 0), ring) + LANES - 1) // LANES)
+
+            def fetch(before: Expr) -> Callable[[Expr], Callable[[Expr], None]]:
+                """Asks for keys some tiles ahead, also the next head's, and for this tile's values.
+
+                A processor's own prefetcher does not know where the next head begins.
+                """
+
+                def tile_at(place: Expr) -> Expr:
+                    recent = pinned_tiles + place - used_pinned
+                    return T.Bind(T.Select(place < used_pinned, place, recent))
+
+                def of_tile(tile: Expr) -> Callable[[Expr], None]:
+                    here, ahead = tile_at(before + tile), before + tile + _AHEAD
+                    beyond = T.Bind(ahead - used_pinned - used)
+                    next_head = T.min(kv_head + 1, c.num_key_value_heads - 1)
+                    from_head = T.Bind(T.Select(beyond < 0, kv_head, next_head))
+                    there = tile_at(T.Select(beyond < 0, ahead, beyond))
+
+                    def of_part(d: Expr) -> None:
+                        prefetch(keys[from_head, there, d, 0])
+                        at = d * LANES
+                        prefetch(values[kv_head, here, at // dim, at % dim])
+
+                    return of_part
+
+                return of_tile
 
             def query(kind: int) -> Callable[[Expr, Expr], Expr]:
                 return lambda row, d: queries[row, kind, head * dim + d]
@@ -212,36 +248,34 @@ def cached_attention(c: DecoderConfig, block: int) -> Expr:
                 first = T.max(last - T.cast(window - pinned, "int32") + 1, T.int32(0))
                 return keep(scores, T.And(place <= spread(last), place >= spread(first)))
 
-            used = (T.min(T.max(total - pinned, 0), ring) + LANES - 1) // LANES
-            runs = [
-                _Keys(
-                    T.Bind((T.min(pinned, total) + LANES - 1) // LANES),
-                    T.int64(0),
-                    query(1),
-                    key,
-                    mask_pinned,
-                ),
-                _Keys(T.Bind(used), pinned_tiles, query(0), key, mask_recent),
-            ]
-            scratch = _Scratch(block, tiles, dim)
+            first_run = _Keys(
+                used_pinned, T.int64(0), query(1), key, mask_pinned, fetch(T.int64(0))
+            )
+            recent = _Keys(used, pinned_tiles, query(0), key, mask_recent, fetch(used_pinned))
+            runs = [first_run, recent]
 
             def attend(first: Expr, count: int) -> None:
-                _attend(scratch, runs, first, count, dim, value, out, head * dim)
+                _attend(scratch, head, runs, first, count, dim, value, out, head * dim)
 
             each_row_block(rows, block, attend)
     return k.function
 
 
 class _Scratch:
-    """Where a head's block of queries stands, and its scores."""
+    """Where each head's block of queries stands, and its scores: rows of its own.
 
-    def __init__(self, block: int, tiles: Expr, head_dim: int) -> None:
-        self.queries = T.alloc_buffer((block, head_dim), "float32")
-        self.scores = T.alloc_buffer((block, tiles * LANES), "float32")
+    Memory that a head takes for itself costs more than a token's attention.
+    """
+
+    def __init__(self, heads: int, block: int, tiles: Expr, head_dim: int) -> None:
+        self.block = block
+        self.queries = T.alloc_buffer((heads * block, head_dim), "float32")
+        self.scores = T.alloc_buffer((heads * block, tiles * LANES), "float32")
 
 
 def _attend(
     scratch: _Scratch,
+    head: Expr,
     runs: list[_Keys],
     first: Expr,
     count: int,
@@ -251,43 +285,57 @@ def _attend(
     column: Expr,
 ) -> None:
     """Attends with `count` queries from row `first` on: scores, softmax, weighted values."""
-    scores, asked = scratch.scores, scratch.queries
+    scores, asked, own = scratch.scores, scratch.queries, T.Bind(head * scratch.block)
     largest = local((count, LANES))
     for m in range(count):
         store(largest, spread(T.float32(_MASKED)), m, span(0))
     for run in runs:
         with T.serial(0, head_dim) as d:
             for m in range(count):
-                store(asked, run.query(first + m, d), m, d)
-        with T.serial(0, run.tiles) as i:
-            tile = T.Bind(run.first + i)
-            sums = local((count, LANES))
-            for m in range(count):
-                store(sums, spread(T.float32(0)), m, span(0))
+                store(asked, run.query(first + m, d), own + m, d)
+
+        def score(run: _Keys, start: Expr, tiles: int) -> None:
+            pairs = [(m, tile) for m in range(count) for tile in range(tiles)]
+            sums = local((count, tiles, LANES))
+            for m, tile in pairs:
+                store(sums, spread(T.float32(0)), m, tile, span(0))
+            fetches = []
+            if count == 1 and run.fetch is not None:
+                fetches = [run.fetch(start + tile) for tile in range(tiles)]
             with T.serial(0, head_dim) as d:
-                keys = T.Bind(run.key(tile, d))
-                for m in range(count):
-                    product = keys * spread(asked[m, d])
-                    store(sums, sums[m, span(0)] + product, m, span(0))
+                keys = [T.Bind(run.key(run.first + start + tile, d)) for tile in range(tiles)]
+                for fetch in fetches:
+                    fetch(d)
+                for m, tile in pairs:
+                    product = keys[tile] * spread(asked[own + m, d])
+                    store(sums, sums[m, tile, span(0)] + product, m, tile, span(0))
+            for m, tile in pairs:
+                at = T.Bind(run.first + start + tile)
+                masked = T.Bind(run.mask(sums[m, tile, span(0)], at, first + m))
+                store(scores, masked, own + m, span(at * LANES))
+                store(largest, T.max(largest[m, span(0)], masked), m, span(0))
+
+        each_row_block(run.tiles, max(1, _SUMS // count), partial(score, run))
+    factors = [_softmax(scores, own + m, largest, m, runs) for m in range(count)]
+    parts = list(_parts(head_dim))
+    together = max(1, _SUMS // count)
+    for group in (parts[i : i + together] for i in range(0, len(parts), together)):
+        mixed = [local((count, lanes)) for _, lanes in group]
+        for (_, lanes), sums in zip(group, mixed, strict=True):
             for m in range(count):
-                score = T.Bind(run.mask(sums[m, span(0)], tile, first + m))
-                store(scores, score, m, span(tile * LANES))
-                store(largest, T.max(largest[m, span(0)], score), m, span(0))
-    factors = [_softmax(scores, largest, runs, m) for m in range(count)]
-    for at, lanes in _parts(head_dim):
-        mixed = local((count, lanes))
-        for m in range(count):
-            store(mixed, spread(T.float32(0), lanes), m, span(0, lanes))
+                store(sums, spread(T.float32(0), lanes), m, span(0, lanes))
         for run in runs:
             with T.serial(0, run.tiles * LANES) as i:
                 slot = T.Bind(run.first * LANES + i)
-                loaded = T.Bind(value(slot, at, lanes))
-                for m in range(count):
-                    weighted = loaded * spread(scores[m, slot], lanes)
-                    store(mixed, mixed[m, span(0, lanes)] + weighted, m, span(0, lanes))
-        for m in range(count):
-            result = mixed[m, span(0, lanes)] * spread(factors[m], lanes)
-            store(out, result, first + m, span(column + at, lanes))
+                for (at, lanes), sums in zip(group, mixed, strict=True):
+                    loaded = T.Bind(value(slot, at, lanes))
+                    for m in range(count):
+                        weighted = loaded * spread(scores[own + m, slot], lanes)
+                        store(sums, sums[m, span(0, lanes)] + weighted, m, span(0, lanes))
+        for (at, lanes), sums in zip(group, mixed, strict=True):
+            for m in range(count):
+                result = sums[m, span(0, lanes)] * spread(factors[m], lanes)
+                store(out, result, first + m, span(column + at, lanes))
 
 
 def _parts(width: int) -> Iterator[tuple[int, int]]:
@@ -299,8 +347,8 @@ def _parts(width: int) -> Iterator[tuple[int, int]]:
         at += lanes
 
 
-def _softmax(scores: Expr, largest: Expr, runs: list[_Keys], m: int) -> Expr:
-    """Turns row m of scores into weights; returns what makes their sum 1."""
+def _softmax(scores: Expr, row: Expr, largest: Expr, m: int, runs: list[_Keys]) -> Expr:
+    """Turns a row of scores, the largest in `largest[m]`, into weights; returns 1 / their sum."""
     highest, sums = local((LANES,)), local((LANES,))
     store(highest, largest[m, span(0)], span(0))
     top = T.Bind(fold(highest, T.max, LANES))
@@ -308,11 +356,11 @@ def _softmax(scores: Expr, largest: Expr, runs: list[_Keys], m: int) -> Expr:
     for run in runs:
         with T.serial(0, run.tiles) as i:
             at = span((run.first + i) * LANES)
-            score = T.Bind(scores[m, at])
+            score = T.Bind(scores[row, at])
             weight = exp(score - spread(top))
             weight = T.Select(score > spread(T.float32(_MASKED)), weight, spread(T.float32(0)))
-            store(scores, weight, m, at)
-            store(sums, sums[span(0)] + scores[m, at], span(0))
+            store(scores, weight, row, at)
+            store(sums, sums[span(0)] + scores[row, at], span(0))
     return T.Bind(T.float32(1) / fold(sums, lambda a, b: a + b, LANES))
 
 
