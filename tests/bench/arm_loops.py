@@ -15,6 +15,8 @@ _CONDITIONS = "eq|ne|lt|le|gt|ge|lo|hi|hs|ls|mi|pl|cc|cs"
 _BRANCH = re.compile(rf"^\s+(?:b|b\.?(?:{_CONDITIONS})|cbn?z|tbn?z)\s+(?:.*,\s*)?(\.?[\w$]+)\s*$")
 _REGISTER_BYTES = {"q": 16, "d": 8, "s": 4, "h": 2, "b": 1, "x": 8, "w": 4}
 _VECTOR_BYTES = {"16b": 16, "8h": 16, "4s": 16, "2d": 16, "8b": 8, "4h": 8, "2s": 8, "1d": 8}
+_FEATURES = "+dotprod,+i8mm,+fullfp16,+bf16"
+_NUMBER = re.compile(r"^\s*\.inst\s+(0x[0-9a-f]+)", re.M)
 _DOTS = ("sdot", "udot", "usdot")
 _TILES = ("smmla", "ummla", "usmmla")
 _LONGS = ("smull", "smull2", "smlal", "smlal2", "umull", "umull2", "umlal", "umlal2")
@@ -94,7 +96,7 @@ def analyse(loop: Loop, program: str, processor: str) -> Analysis:
     # Branches leave the simulated text, so where they go does not matter.
     text = "\n".join(re.sub(r"\s\d+[bf]$", " elsewhere", line) for line in loop.lines)
     command = [program, "-mtriple=aarch64", f"-mcpu={processor}", f"-iterations={ITERATIONS}"]
-    command += ["-mattr=+dotprod,+i8mm,+fullfp16,+bf16"]
+    command += [f"-mattr={_FEATURES}"]
     done = subprocess.run(command, input=text + "\n", capture_output=True, text=True, check=False)
     totals = dict(re.findall(r"^(Instructions|Total Cycles):\s+(\d+)", done.stdout, re.M))
     if len(totals) < 2:
@@ -104,6 +106,31 @@ def analyse(loop: Loop, program: str, processor: str) -> Analysis:
         instructions=int(totals["Instructions"]) // ITERATIONS,
         cycles=int(totals["Total Cycles"]) / ITERATIONS,
     )
+
+
+def decoded(assembly: str, program: str) -> str:
+    """Writes `.inst` out: llama.cpp states newer instructions as numbers.
+
+    Args:
+        assembly: the text.
+        program: llvm-mc, of the same version as llvm-mca.
+
+    Raises:
+        ToolkitError: a number is no instruction.
+    """
+    numbers = list(dict.fromkeys(_NUMBER.findall(assembly)))
+    if not numbers:
+        return assembly
+    little_endian = (int(number, 16).to_bytes(4, "little") for number in numbers)
+    text = "\n".join(" ".join(f"0x{byte:02x}" for byte in word) for word in little_endian)
+    command = [program, "--disassemble", "-triple=aarch64", f"-mattr={_FEATURES}"]
+    done = subprocess.run(command, input=text + "\n", capture_output=True, text=True, check=False)
+    lines = [line for line in done.stdout.splitlines() if line.strip() and "\t.text" not in line]
+    if done.returncode or len(lines) != len(numbers):
+        problem = (done.stderr.strip().splitlines() or ["no message"])[0]
+        raise ToolkitError(f"{program}: {problem}")
+    meaning = dict(zip(numbers, lines, strict=True))
+    return _NUMBER.sub(lambda found: meaning[found[1]], assembly)
 
 
 def _bare(line: str) -> str:

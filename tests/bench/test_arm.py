@@ -77,3 +77,12 @@ def test_llvm_mca_simulates_a_loop() -> None:
     assert result.cycles >= 1  # two dot products a cycle at most
     with pytest.raises(ToolkitError, match="nothing-known"):
         arm_loops.analyse(loop, PROGRAM, "nothing-known")
+
+
+@pytest.mark.skipif(shutil.which(PROGRAM) is None, reason=f"{PROGRAM} is not installed")
+def test_numbers_become_instructions() -> None:
+    text = arm_loops.decoded("a:\n\t.inst\t0x4f9fe18a // sdot\n\tret\n", "llvm-mc-19")
+    assert text.split() == "a: sdot v10.4s, v12.16b, v31.4b[0] // sdot ret".split()
+    assert arm_loops.decoded("\tret\n", "missing") == "\tret\n"
+    with pytest.raises(ToolkitError, match="llvm-mc-19"):
+        arm_loops.decoded("\t.inst 0xffffffff\n", "llvm-mc-19")
