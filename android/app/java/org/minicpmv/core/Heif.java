@@ -11,7 +11,6 @@ import java.util.List;
  * <p>The boxes count; EXIF beside them is for information only (ISO/IEC 23008-12, 6.5.10).
  */
 final class Heif {
-  private static final int META = 0x6d657461;
   private static final int PRIMARY = 0x7069746d; // pitm
   private static final int PROPERTIES = 0x69707270; // iprp
   private static final int CONTAINER = 0x6970636f; // ipco
@@ -33,13 +32,13 @@ final class Heif {
   }
 
   /**
-   * Reads the beginning of a file.
+   * Reads the content of a file's box `meta`.
    *
-   * @return null if it does not say what it is to say, or says it beyond these bytes
+   * @return null if it does not say what it is to say
    */
-  static Heif read(byte[] beginning) {
+  static Heif read(byte[] content) {
     try {
-      ByteBuffer meta = find(ByteBuffer.wrap(beginning), META);
+      ByteBuffer meta = ByteBuffer.wrap(content);
       meta.getInt(); // version and flags
       ByteBuffer properties = find(meta.duplicate(), PROPERTIES);
       ByteBuffer primary = find(meta.duplicate(), PRIMARY);

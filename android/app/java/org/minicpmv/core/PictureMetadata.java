@@ -188,8 +188,25 @@ final class PictureMetadata {
 
   /** Returns null where the file does not say. */
   Heif ofHeic() throws IOException {
-    file.seek(0);
-    return Heif.read(content(file.length()));
+    try {
+      long at = 0;
+      for (int i = 0; i < MOST; i++) {
+        file.seek(at);
+        long size = file.readInt() & 0xffffffffL;
+        String type = name();
+        size = size == 1 ? file.readLong() : size == 0 ? file.length() - at : size; // codes
+        long head = file.getFilePointer() - at;
+        if (size < head || size > file.length()) {
+          return null;
+        } else if (type.equals("meta")) {
+          return Heif.read(content(size - head));
+        }
+        at += size;
+      }
+    } catch (EOFException e) {
+      return null;
+    }
+    return null;
   }
 
   private Orientation found() {

@@ -201,6 +201,20 @@ public final class PictureTest {
     assertEquals(7, turned(heif(rotated + mirrored, "\1\u0083\u0082"), 60, 40));
     assertEquals(4, turned(heif(box("imir", "\0"), "\1\u0082"), 60, 40));
     assertEquals(3, turned(heif(box("irot", "\2"), "\1\u0082"), 60, 40));
+    String pixels = box("mdat", new String(new char[99]));
+    String wide = "\0\0\0\1mdat\0\0\0\0\0\0\0\24ABCD"; // its size takes eight bytes
+    for (String before : new String[] {pixels, wide, pixels + wide}) {
+      String whole = new String(heif(rotated, "\1\u0082"), StandardCharsets.ISO_8859_1);
+      String late = HEIC + before + whole.substring(HEIC.length());
+      assertEquals(6, turned(bytes(late), 60, 40));
+    }
+    String open = new String(heif(rotated, "\1\u0082"), StandardCharsets.ISO_8859_1);
+    int size = HEIC.length() + 3; // the meta box's, which 0 says reaches to the end
+    assertEquals(
+        6, turned(bytes(open.substring(0, size) + '\0' + open.substring(size + 1)), 60, 40));
+    for (String odd : new String[] {"\0\0\0\7mdat", "\0\0\0\1mdat\u00ff\0\0\0\0\0\0\0"}) {
+      assertEquals(1, turned(bytes(HEIC + odd + open.substring(HEIC.length())), 60, 40));
+    }
     assertEquals(1, turned(heif(rotated, "\1\u0089"), 60, 40)); // there is no such property
   }
 
