@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,9 +26,11 @@ if TYPE_CHECKING:
 
     from convert.bundle import Bundle
     from runtime.bench.measure import Measurements
+    from runtime.bench.profile import Phase
     from runtime.bench.runners import Runner
     from runtime.places import Progress
 
+_LEAST_SHARE = 0.002  # of a phase's time; what takes less is not shown
 NAME = "bench"
 HELP = "measure a bundle's speed beside what the machine's memory allows"
 
@@ -41,6 +43,7 @@ class BenchConfig:
     engine: EngineOptions
     rounds: int
     window: int | None  # tokens; None: the bundle's default
+    profile: bool = False
 
     def __post_init__(self) -> None:
         """Checks ranges."""
@@ -48,6 +51,10 @@ class BenchConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"--{name} is {value}; expected a positive number")
+        if self.profile and self.engine.engine == REFERENCE:
+            raise ConfigError(
+                "--profile looks into our engine; the reference has no kernels of ours"
+            )
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -58,6 +65,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--rounds", type=int, default=3, metavar="N", help="measurements of each (default: 3)"
     )
     parser.add_argument("--window", type=int, metavar="N", help="context window in tokens")
+    parser.add_argument(
+        "--profile", action="store_true", help="also show which kernels take the time"
+    )
     parser.add_argument("--json", action="store_true", help="print one line of JSON on stdout")
 
 
@@ -70,6 +80,7 @@ def run(args: argparse.Namespace) -> int:
         engine=engine_options(args),
         rounds=args.rounds,
         window=args.window,
+        profile=args.profile,
     )
     report = bench(config)
     if args.json:
@@ -108,6 +119,7 @@ def bench(config: BenchConfig) -> dict[str, Any]:
             ),
             lambda done, total: bars("measure", done, total),
         )
+        phases = _profile(runner, bundle) if config.profile else None
     return {
         "version": version("minicpmv"),
         "bundle": str(config.bundle),
@@ -119,8 +131,19 @@ def bench(config: BenchConfig) -> dict[str, Any]:
         "weights_bytes": None if is_reference else bundle.plan.nbytes,
         "decode_bytes": nbytes,
         **_measured(measured),
+        **({} if phases is None else {"profile": [asdict(phase) for phase in phases]}),
         "seconds": round(time.monotonic() - started, 1),
     }
+
+
+def _profile(runner: Runner, bundle: Bundle) -> tuple[Phase, ...]:
+    from runtime.bench.profile import profile
+    from runtime.bench.runners import EngineRunner
+    from runtime.prompt import Tokenizer
+
+    assert isinstance(runner, EngineRunner)
+    tokenizer = None if bundle.tokenizer is None else Tokenizer(bundle.tokenizer)
+    return profile(runner.client, tokenizer, pictures=bundle.config.vision is not None)
 
 
 def _measured(measured: Measurements) -> dict[str, Any]:
@@ -214,6 +237,29 @@ def _print(report: dict[str, Any], console: Console) -> None:
     console.print()
     shown = "-" if peak is None else f"{Size(peak)} at most, mapped weights included"
     console.print(f"{'memory':10}{shown}", markup=False, soft_wrap=True)
+    for phase in report.get("profile", ()):
+        _print_phase(phase, console)
+
+
+def _print_phase(phase: dict[str, Any], console: Console) -> None:
+    from convert.console import print_table
+
+    console.print(f"\none {phase['name']}: {phase['ms']:,.1f} ms", markup=False, soft_wrap=True)
+    rows = []
+    for kernel in phase["kernels"]:
+        if kernel["share"] < _LEAST_SHARE:
+            continue
+        rates = (kernel["multiply_adds_s"], kernel["weight_bytes_s"])
+        rows.append(
+            [
+                kernel["name"],
+                f"{kernel['calls']:,.0f}" if kernel["calls"] else "",
+                f"{kernel['ms']:,.2f}",
+                f"{kernel['share']:.1%}",
+                *("" if rate is None else f"{rate / 1e9:,.1f}" for rate in rates),
+            ]
+        )
+    print_table(console, ["kernel", "calls", "ms", "share", "GMAC/s", "GB/s of weights"], rows)
 
 
 def _rows(report: dict[str, Any]) -> dict[str, tuple[str, str, float, str]]:

@@ -294,6 +294,11 @@ class EngineClient:
         """Measures how fast memory is read; `size` is the buffer's, bytes."""
         return self.request(Op.BANDWIDTH, {Field.BYTES: size})
 
+    def profile(self) -> list[Line]:
+        """Returns what each kernel took since the last call; the first one begins measuring."""
+        kernels: list[Line] = self.request(Op.PROFILE)[Field.KERNELS]
+        return kernels
+
     def reset(self) -> None:
         """Forgets the conversation; pictures stay encoded."""
         self.request(Op.RESET)

@@ -24,6 +24,7 @@ class Op:
     RESTORE_IMAGE = "restore_image"
     SELF_CHECK = "selfcheck"
     BANDWIDTH = "bandwidth"
+    PROFILE = "profile"
 
 
 class Event:
@@ -134,6 +135,10 @@ class Field:
     EXPECTED = "expected"
     BYTES = "bytes"
     MS = "ms"
+    KERNELS = "kernels"
+    NAME = "name"
+    CALLS = "calls"
+    ROWS = "rows"
 
 
 class ErrorCode:

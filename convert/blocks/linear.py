@@ -54,7 +54,7 @@ def linear_f16(c: Linear, by: Products) -> Expr:
 
     x (L, K) float32, weight (ceil(N/16), K, 16) float16, bias (N,) and residual (L, N) float32.
     """
-    with kernel("linear_f16") as k:
+    with kernel(f"linear_f16_{c.rows}x{c.columns}") as k:
         length = k.length("rows")
         x = k.tensor("x", (length, c.columns))
         weight = k.tensor("weight", (tiles(c.rows), c.columns, TILE_ROWS), "float16")
@@ -81,7 +81,7 @@ def quantize(width: int, size: int, zero_point: int) -> Expr:
     lacks are 0. offset (L, G) int32: the codes' sum times minus the weights' zero point.
     """
     groups, rest = -(-width // size), width % size
-    with kernel("quantize") as k:
+    with kernel(f"quantize_{width}") as k:
         length = k.length("rows")
         x = k.tensor("x", (length, width))
         codes = k.tensor("codes", (length, groups, size), "int8")
@@ -128,7 +128,8 @@ def linear_codes(c: Linear, size: int, by: Product, blocks: int, dtype: str) -> 
     groups, units = -(-c.columns // size), size // UNIT
     in_unit = blocks // units
     ahead = _AHEAD // (blocks * 4 * TILE_ROWS)
-    with kernel("linear_codes") as k:
+    bits = 8 * blocks * 4 // size
+    with kernel(f"linear_q{bits}_{c.rows}x{c.columns}") as k:
         length = k.length("rows")
         codes = k.tensor("codes", (length, groups, size), "int8")
         scale = k.tensor("scale", (length, groups))

@@ -73,6 +73,11 @@ class EngineRunner:
         """What the engine said of itself and of the machine."""
         return self._client.hello
 
+    @property
+    def client(self) -> EngineClient:
+        """The engine."""
+        return self._client
+
     def load(self) -> float:
         """See `Runner`."""
         return float(self._client.load(self._bundle, window=self._window)[Field.LOAD_MS])

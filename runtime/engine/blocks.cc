@@ -91,6 +91,29 @@ Tensor Blocks::DecoderLayer(int64_t index, const Tensor& x, const CachePlace& pl
 
 Tensor Blocks::Logits(const Tensor& hidden) const { return Call(lm_head_, {hidden}); }
 
+std::map<std::string, Profile::Time> Blocks::TakeProfile() {
+  if (profile_ == nullptr) {
+    profile_ = std::make_shared<Profile>();
+    // The machine calls it before and after each kernel, with the kernel, its name, which of the
+    // two it is, what the kernel returned, and the kernel's arguments.
+    const auto record = [profile = profile_](ffi::PackedArgs args, ffi::Any* result) {
+      constexpr int64_t kGoOn = 0;  // tvm::runtime::vm::VMInstrumentReturnKind::kNoOp
+      if (args[2].cast<bool>()) {
+        profile->Begin();
+      } else {
+        const auto first = args.size() > 4 ? args[4].as<Tensor>() : std::nullopt;
+        const bool has_rows = first.has_value() && first->ndim() > 0;
+        profile->End(args[1].cast<std::string>(), has_rows ? first->size(0) : 0);
+      }
+      *result = kGoOn;
+    };
+    const auto set = machine_.cast<ffi::Module>()->GetFunction("set_instrument", true);
+    if (!set.has_value()) throw EngineError(error_code::kInternal, "the blocks cannot be measured");
+    (*set)(ffi::Function::FromPacked(record));
+  }
+  return profile_->Take();
+}
+
 void Blocks::ReleaseMemory() const {
   MemoryManager::GetOrCreateAllocator(kCpu, kAllocator)->Clear();
 }

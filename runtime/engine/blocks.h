@@ -7,10 +7,13 @@
 
 #include <cstdint>
 #include <initializer_list>
+#include <map>
+#include <memory>
 #include <string>
 #include <vector>
 
 #include "runtime/engine/bundle.h"
+#include "runtime/engine/profile.h"
 #include "runtime/engine/tensors.h"
 
 namespace minicpmv {
@@ -23,7 +26,7 @@ struct CachePlace {
   int64_t window, pinned;
 };
 
-// What `runtime/compiled.py` does through Python: calls blocks that are linked into this program.
+// Calls blocks that are linked into this program.
 // Weights are used where the bundle has mapped them. All tensors are float32 on 64-byte borders;
 // their shapes are checked. Calls come from one thread. What a call returns may be written to.
 //
@@ -46,6 +49,10 @@ class Blocks {
   Tensor DecoderLayer(int64_t index, const Tensor& x, const CachePlace& place) const;  // (L, D)
   Tensor Logits(const Tensor& hidden) const;  // (L, D) -> (L, V)
 
+  // Measures every kernel from now on, as long as the blocks live; returns what was measured
+  // since the last call.
+  std::map<std::string, Profile::Time> TakeProfile();
+
   // Gives the memory between calls back to the system: what a phase with many tokens used is of
   // other sizes than the next one needs.
   void ReleaseMemory() const;
@@ -67,6 +74,7 @@ class Blocks {
   tvm::ffi::Any machine_;  // keeps the functions alive
   Block vision_embed_, vision_norm_, resampler_, embed_, lm_head_;
   std::vector<Block> vision_blocks_, layers_;
+  std::shared_ptr<Profile> profile_;  // none until somebody asks
 };
 
 }  // namespace minicpmv

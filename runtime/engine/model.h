@@ -30,6 +30,7 @@ class Model {
   const Bundle& bundle() const { return bundle_; }
   const ModelConfig& config() const { return bundle_.config(); }
   const Blocks& blocks() const { return blocks_; }
+  Blocks& blocks() { return blocks_; }
 
   // The following throw EngineError (not_loaded) where the bundle has nothing of the kind.
   const Tokenizer& tokenizer() const {

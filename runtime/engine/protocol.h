@@ -27,6 +27,7 @@ inline constexpr char kSaveImage[] = "save_image";
 inline constexpr char kRestoreImage[] = "restore_image";
 inline constexpr char kSelfCheck[] = "selfcheck";
 inline constexpr char kBandwidth[] = "bandwidth";
+inline constexpr char kProfile[] = "profile";
 }  // namespace op
 
 // What a line of the engine is.
@@ -142,6 +143,10 @@ inline constexpr char kExpected[] = "expected";
 // Of files and memory.
 inline constexpr char kBytes[] = "bytes";
 inline constexpr char kMs[] = "ms";
+inline constexpr char kKernels[] = "kernels";
+inline constexpr char kName[] = "name";
+inline constexpr char kCalls[] = "calls";
+inline constexpr char kRows[] = "rows";
 }  // namespace field
 
 }  // namespace protocol

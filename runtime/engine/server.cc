@@ -85,6 +85,7 @@ Line Server::Dispatch(Fields* request) {
   if (name == op::kRestoreImage) return RestoreImage(request);
   if (name == op::kSelfCheck) return SelfCheck(request);
   if (name == op::kBandwidth) return Bandwidth(request);
+  if (name == op::kProfile) return TakeProfile(request);
   if (name == op::kTokenize) return Tokenize(request);
   if (name == op::kDetokenize) return Detokenize(request);
   if (name == op::kTap) {
@@ -210,6 +211,20 @@ Line Server::Bandwidth(Fields* request) {
   const auto ms = MeasureReadMs(bytes, [this] { return queue_->Cancelled(current_.number); });
   if (!ms) throw EngineError(error_code::kCancelled, "the measurement was cancelled");
   return Line().Set(field::kBytes, bytes).Set(field::kMs, *ms);
+}
+
+Line Server::TakeProfile(Fields* request) {
+  request->RefuseOthers();
+  json::Array kernels;
+  for (const auto& [kernel, time] : RequireModel().blocks().TakeProfile()) {
+    kernels.push_back(Line()
+                          .Set(field::kName, kernel)
+                          .Set(field::kCalls, time.calls)
+                          .Set(field::kRows, time.rows)
+                          .Set(field::kMs, time.ms)
+                          .object());
+  }
+  return Line().Set(field::kKernels, kernels);
 }
 
 Line Server::Tokenize(Fields* request) {

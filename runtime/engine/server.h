@@ -46,6 +46,7 @@ class Server {
   Line RestoreImage(Fields* request);
   Line SelfCheck(Fields* request);
   Line Bandwidth(Fields* request);
+  Line TakeProfile(Fields* request);
   Line Tokenize(Fields* request);
   Line Detokenize(Fields* request);
 

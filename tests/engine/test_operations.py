@@ -6,6 +6,7 @@ import json
 import resource
 import shutil
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -244,6 +245,26 @@ def test_bandwidth(client: WatchedEngine) -> None:
     assert client.memory("VmRSS") < before + (32 << 20), "and given back"
     for size in (0, -1, (1 << 20) - 1, (1 << 30) + 1, 2**62, 1.5):
         client.refuses(ErrorCode.INVALID_REQUEST, Op.BANDWIDTH, bytes=size)
+
+
+def test_profile(client: WatchedEngine, built: Built) -> None:
+    """Every kernel of what ran since the last look, and no more time than passed."""
+    assert client.profile() == []
+    started = time.perf_counter()
+    client.chat(ask(QUESTIONS[0]), max_new_tokens=3)
+    passed = (time.perf_counter() - started) * 1000
+    kernels = {kernel[Field.NAME]: kernel for kernel in client.profile()}
+    assert 0 < sum(kernel[Field.MS] for kernel in kernels.values()) <= passed
+    layers = Bundle.open(built.bundle).config.decoder.num_hidden_layers
+    stored = next(v for name, v in kernels.items() if name.endswith("store_keys"))
+    assert stored[Field.CALLS] % layers == 0
+    (head,) = (v for name, v in kernels.items() if "linear_q4_501x256" in name)
+    assert head[Field.ROWS] == head[Field.CALLS], "only a chunk's last token gets logits"
+    assert not any("vision" in name or "word_attention" in name for name in kernels), "no picture"
+    assert client.profile() == []
+    client.load(built.bundle, window=WINDOW)
+    client.chat(ask(QUESTIONS[0]), max_new_tokens=2)
+    assert client.profile() == [], "a model that was loaded anew is not measured"
 
 
 def test_too_little_memory(built: Built) -> None:

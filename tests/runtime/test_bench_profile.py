@@ -1,0 +1,85 @@
+"""What the profile makes of an engine's figures."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from runtime.bench.profile import BETWEEN, Phase, profile
+from runtime.prompt import Tokenizer
+from runtime.protocol import Field
+from tests.tiny import tokenizer_model
+
+
+class FakeClient:
+    """Answers with figures that are easy to reckon with."""
+
+    def __init__(self) -> None:
+        self.done: list[str] = []
+
+    def profile(self) -> list[dict[str, Any]]:
+        last, self.done = (self.done or ["nothing"])[-1], []
+        calls = {"image": 2, "read": 3, "written": 12, "nothing": 0}[last]
+        rows = {"image": 2048, "read": 300, "written": 12, "nothing": 0}[last]
+        return [
+            {
+                Field.NAME: "x_linear_q8_32x1000",
+                Field.CALLS: calls,
+                Field.ROWS: rows,
+                Field.MS: 4.0,
+            },
+            {Field.NAME: "x_gate", Field.CALLS: calls, Field.ROWS: rows, Field.MS: 1.0},
+            {Field.NAME: "vm.builtin.alloc", Field.CALLS: 9, Field.ROWS: 0, Field.MS: 2.0},
+        ]
+
+    def image(self, picture: Any) -> dict[str, Any]:
+        self.done.append("image")
+        return {Field.ENCODE_MS: 10.0}
+
+    def reset(self) -> None:
+        pass
+
+    def chat(self, messages: Any, *, max_new_tokens: int) -> Any:
+        self.done.append("read" if max_new_tokens == 1 else "written")
+
+        class Answer:
+            statistics = {
+                Field.PROMPT_TOKENS: 100,
+                Field.PREFILL_MS: 8.0,
+                Field.DECODE_MS: 16.0,
+                Field.DECODE_STEPS: 3,
+            }
+
+        return Answer
+
+
+@pytest.fixture(scope="module")
+def phases(tmp_path_factory: pytest.TempPathFactory) -> tuple[Phase, ...]:
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
+    path.write_bytes(tokenizer_model())
+    return profile(FakeClient(), Tokenizer(path), pictures=True)  # type: ignore[arg-type]
+
+
+def test_phases(phases: tuple[Phase, ...]) -> None:
+    assert [phase.name for phase in phases] == ["picture", "prompt of 100 tokens", "token"]
+    assert [phase.ms for phase in phases] == [10, 8, 6]  # 16 and 8 ms are four steps
+
+
+def test_kernels_are_divided_by_units(phases: tuple[Phase, ...]) -> None:
+    linear, gate, between = phases[2].kernels
+    assert (linear.name, linear.calls, linear.ms) == ("x_linear_q8_32x1000", 3, 1)
+    assert linear.share == pytest.approx(4 / 24)
+    assert (gate.ms, gate.multiply_adds_s, gate.weight_bytes_s) == (0.25, None, None)
+    assert (between.name, between.ms) == (BETWEEN, 4.75), "the machine's own work is not a kernel"
+    assert sum(kernel.share for kernel in phases[2].kernels) == pytest.approx(1)
+
+
+def test_rates_of_products(phases: tuple[Phase, ...]) -> None:
+    linear = phases[0].kernels[0]
+    assert linear.multiply_adds_s == pytest.approx(2048 * 32_000 / 4e-3)
+    assert linear.weight_bytes_s == pytest.approx(2 * 32_000 * 8.125 / 8 / 4e-3)
+
+
+def test_without_a_tokenizer_or_pictures() -> None:
+    assert profile(FakeClient(), None, pictures=False) == ()  # type: ignore[arg-type]
