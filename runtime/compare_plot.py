@@ -32,35 +32,36 @@ def check_plot(path: Path) -> None:
 
 
 def draw(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Draws size against KL divergence: a line for each kind of position, a mark for each bundle.
+    """Draws size against KL divergence: a colour for each bundle, a mark for each kind of position.
 
     Args:
         path: the file, of a suffix of `SUFFIXES`.
         rows: see `runtime.compare_command.compare`.
     """
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
     figure = Figure(figsize=_INCHES, layout="constrained")
     axes = figure.add_subplot()
-    ordered = sorted(rows, key=lambda row: row["weights_bytes"])
-    sizes = [row["weights_bytes"] / 2**20 for row in ordered]
     losses: list[float] = []
-    for kind, mark in _MARKS.items():
-        values = [row["kl_nats"].get(kind) for row in ordered]
-        if None not in values:
-            axes.plot(sizes, values, marker=mark, label=f"at {kind} tokens")
-            losses += values
-    for size, row in zip(sizes, ordered, strict=True):
-        axes.axvline(size, color="0.9", zorder=0)
-        axes.annotate(
-            row["name"], (size, 1), xycoords=("data", "axes fraction"), rotation=30, fontsize=8,
-            textcoords="offset points", xytext=(0, 3), annotation_clip=False,
-        )  # fmt: skip
+    for i, row in enumerate(rows):
+        size = row["weights_bytes"] / 2**20
+        for kind, value in row["kl_nats"].items():
+            axes.plot([size], [value], marker=_MARKS[kind], color=f"C{i}", linestyle="none")
+            losses.append(value)
     if losses and min(losses) > 0:
         axes.set_yscale("log")
     axes.set_xlabel("weights, MiB")
     axes.set_ylabel("KL divergence, nats")
-    axes.legend()
+    axes.margins(0.1)
+    axes.grid(alpha=0.3)
+    names = [Line2D([], [], color=f"C{i}", label=row["name"]) for i, row in enumerate(rows)]
+    kinds = [
+        Line2D([], [], marker=mark, color="0.4", linestyle="none", label=f"at {kind} tokens")
+        for kind, mark in _MARKS.items()
+        if any(kind in row["kl_nats"] for row in rows)
+    ]
+    figure.legend(handles=[*names, *kinds], loc="outside right upper")
     temporary = path.with_name(f".{path.name}.partial")
     try:
         figure.savefig(temporary, format=path.suffix[1:], metadata=_without_date(path))
