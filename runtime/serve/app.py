@@ -96,7 +96,7 @@ def serve_app(served: Served, work: Work, *, body_limit: int = BODY_LIMIT) -> St
     routes = [
         Route("/v1/chat/completions", complete, methods=["POST"]),
         Route("/v1/models", models),
-        Route("/v1/models/{name}", model),
+        Route("/v1/models/{name:path}", model),
         Route(HEALTH, health),
     ]
     handlers: dict[Any, Any] = {ApiError: _refuse, HTTPException: _refuse_http}
