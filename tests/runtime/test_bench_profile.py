@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,15 +23,10 @@ class FakeClient:
         last, self.done = (self.done or ["nothing"])[-1], []
         calls = {"image": 2, "read": 3, "written": 12, "nothing": 0}[last]
         rows = {"image": 2048, "read": 300, "written": 12, "nothing": 0}[last]
+        times = {"x_linear_q8_32x1000": 4.0, "x_gate": 1.0, "vm.builtin.alloc": 2.0}
         return [
-            {
-                Field.NAME: "x_linear_q8_32x1000",
-                Field.CALLS: calls,
-                Field.ROWS: rows,
-                Field.MS: 4.0,
-            },
-            {Field.NAME: "x_gate", Field.CALLS: calls, Field.ROWS: rows, Field.MS: 1.0},
-            {Field.NAME: "vm.builtin.alloc", Field.CALLS: 9, Field.ROWS: 0, Field.MS: 2.0},
+            {Field.NAME: name, Field.CALLS: calls, Field.ROWS: rows, Field.MS: ms}
+            for name, ms in times.items()
         ]
 
     def image(self, picture: Any) -> dict[str, Any]:
@@ -42,16 +38,13 @@ class FakeClient:
 
     def chat(self, messages: Any, *, max_new_tokens: int) -> Any:
         self.done.append("read" if max_new_tokens == 1 else "written")
-
-        class Answer:
-            statistics = {
-                Field.PROMPT_TOKENS: 100,
-                Field.PREFILL_MS: 8.0,
-                Field.DECODE_MS: 16.0,
-                Field.DECODE_STEPS: 3,
-            }
-
-        return Answer
+        statistics = {
+            Field.PROMPT_TOKENS: 100,
+            Field.PREFILL_MS: 8.0,
+            Field.DECODE_MS: 16.0,
+            Field.DECODE_STEPS: 3,
+        }
+        return SimpleNamespace(statistics=statistics)
 
 
 @pytest.fixture(scope="module")
