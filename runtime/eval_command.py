@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from runtime.eval.items import Questions
     from runtime.eval.run import Column, Progress
     from runtime.loader import Loaded
+    from runtime.places import Progress as PlaceProgress
 
 NAME = "eval"
 HELP = "score a bundle on MMBench, MME, MMMU or CMMMU beside the full-precision model"
@@ -127,7 +128,8 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
             def progress(done: int, total: int, name: str = name) -> None:
                 bars(name, done, total)
 
-            columns[name] = _column(config, bundle, questions, engine, progress)
+            loaded = _load(config, bundle, engine, bars)
+            columns[name] = _column(config, bundle, questions, engine, loaded, progress)
     return report(
         config.benchmark,
         questions,
@@ -157,6 +159,7 @@ def _column(
     bundle: Bundle,
     questions: Questions,
     engine: EngineOptions,
+    loaded: Loaded,
     progress: Progress,
 ) -> Column:
     from runtime.eval.results import Results
@@ -165,7 +168,6 @@ def _column(
     from runtime.sampling import GenerationOptions
 
     is_reference = engine.engine == REFERENCE
-    loaded = _load(config, bundle, engine)
     beams = config.beams if is_reference else 1
     settings = loaded.defaults.named(_SETTINGS).choose(False, {"num_beams": beams})
     longest = max(item.max_new_tokens for item in questions.items)
@@ -194,11 +196,13 @@ def _column(
         )
 
 
-def _load(config: EvalConfig, bundle: Bundle, engine: EngineOptions) -> Loaded:
+def _load(
+    config: EvalConfig, bundle: Bundle, engine: EngineOptions, copied: PlaceProgress
+) -> Loaded:
     from runtime.loader import load, open_source
 
     if engine.engine != REFERENCE:
-        return load(config.bundle, engine)
+        return load(config.bundle, engine, progress=copied)
     source = config.bundle
     if config.reference is not None:
         source = open_source(bundle, config.reference).path
