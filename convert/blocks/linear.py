@@ -22,6 +22,7 @@ from convert.blocks.tir import (
     fold,
     kernel,
     local,
+    local_rows,
     prefetch,
     span,
     spread,
@@ -63,11 +64,11 @@ def linear_f16(c: Linear, by: Products) -> Expr:
         with T.parallel(0, tiles(c.rows)) as tile:
 
             def multiply(first: Expr, count: int) -> None:
-                sums = _zeros(count)
+                sums = local_rows(count, T.float32(0))
                 with T.serial(0, c.columns) as i:
                     w = T.Bind(wide(weight[tile, i, span(0)]))
                     for m in range(count):
-                        store(sums, sums[m, span(0)] + w * spread(x[first + m, i]), m, span(0))
+                        store(sums[m], sums[m][span(0)] + w * spread(x[first + m, i]), span(0))
                 _finish(out, sums, first, count, tile, c.rows, epilogue)
 
             each_row_block(length, by.f16_tokens, multiply)
@@ -138,47 +139,53 @@ def linear_codes(c: Linear, size: int, by: Product, blocks: int, dtype: str) -> 
         q_scale = k.tensor("q_scale", (tiles(c.rows), groups, TILE_ROWS), "float16")
         epilogue = _epilogue(k, c, length)
         out = k.tensor("out", (length, c.rows))
+
+        def unit_of(
+            first: Expr, count: int, tile: Expr, group: Expr, unit: Expr, before: list[Expr]
+        ) -> list[Expr]:
+            """Adds the products of a group's unit for `count` tokens."""
+            at = unit * in_unit
+            packed = [q_weight[tile, group, at + i, span(0, 64)] for i in range(in_unit)]
+            unpacked = by.unpack(packed)
+            added = []
+            for m in range(count):
+                fours = [
+                    T.reinterpret("int32", codes[first + m, group, span(unit * UNIT + i, 4)])
+                    for i in range(0, UNIT, 4)
+                ]
+                added.append(by.unit(unpacked, fours, before[m]))
+            return added
+
         with T.parallel(0, tiles(c.rows)) as tile:
 
             def multiply(first: Expr, count: int) -> None:
-                sums = _zeros(count)
+                sums = local_rows(count, T.float32(0))
                 with T.serial(0, groups) as group:
                     if count == 1:  # bound by memory
                         for i in range(blocks):
                             prefetch(q_weight[tile, group + ahead, i, 0])
                         prefetch(q_scale[tile, group + ahead, 0])
-                    dots = local((count, LANES), "int32")
-                    for m in range(count):
-                        store(dots, spread(offset[first + m, group]), m, span(0))
-                    with T.serial(0, units) as unit:
-                        block = unit * in_unit
-                        packed = [
-                            q_weight[tile, group, block + i, span(0, 64)] for i in range(in_unit)
-                        ]
-                        unpacked = by.unpack(packed)
+                    offsets = [spread(offset[first + m, group]) for m in range(count)]
+                    if units == 1:
+                        dots = unit_of(first, count, tile, group, 0, offsets)
+                    else:
+                        words = local_rows(count, T.int32(0))
                         for m in range(count):
-                            fours = [
-                                T.reinterpret("int32", codes[first + m, group, span(at, 4)])
-                                for at in (unit * UNIT + i for i in range(0, UNIT, 4))
-                            ]
-                            dot = by.unit(unpacked, fours, dots[m, span(0)])
-                            store(dots, dot, m, span(0))
+                            store(words[m], offsets[m], span(0))
+                        with T.serial(0, units) as unit:
+                            before = [row[span(0)] for row in words]
+                            after = unit_of(first, count, tile, group, unit, before)
+                            for m in range(count):
+                                store(words[m], after[m], span(0))
+                        dots = [row[span(0)] for row in words]
                     step = T.Bind(wide(q_scale[tile, group, span(0)]))
                     for m in range(count):
                         factor = step * spread(scale[first + m, group])
-                        value = wide(dots[m, span(0)]) * factor
-                        store(sums, sums[m, span(0)] + value, m, span(0))
+                        store(sums[m], sums[m][span(0)] + wide(dots[m]) * factor, span(0))
                 _finish(out, sums, first, count, tile, c.rows, epilogue)
 
             each_row_block(length, by.tokens, multiply)
     return k.function
-
-
-def _zeros(count: int) -> Expr:
-    sums = local((count, LANES))
-    for m in range(count):
-        store(sums, spread(T.float32(0)), m, span(0))
-    return sums
 
 
 def _epilogue(k: Kernel, c: Linear, length: Expr) -> Epilogue:
@@ -201,14 +208,14 @@ def _epilogue(k: Kernel, c: Linear, length: Expr) -> Epilogue:
 
 
 def _finish(
-    out: Expr, sums: Expr, first: Expr, count: int, tile: Expr, rows: int, epilogue: Epilogue
+    out: Expr, sums: list[Expr], first: Expr, count: int, tile: Expr, rows: int, epilogue: Epilogue
 ) -> None:
     """Writes a tile's columns; of the last tile only those that exist."""
 
     def whole() -> None:
         for m in range(count):
             columns = span(tile * TILE_ROWS)
-            store(out, epilogue(sums[m, span(0)], first + m, columns, LANES), first + m, columns)
+            store(out, epilogue(sums[m][span(0)], first + m, columns, LANES), first + m, columns)
 
     missing = -rows % TILE_ROWS
     if not missing:
@@ -220,4 +227,4 @@ def _finish(
         with T.Else(), T.serial(0, TILE_ROWS - missing) as i:
             for m in range(count):
                 column = rows // TILE_ROWS * TILE_ROWS + i
-                store(out, epilogue(sums[m, i], first + m, column, 1), first + m, column)
+                store(out, epilogue(sums[m][i], first + m, column, 1), first + m, column)

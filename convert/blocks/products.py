@@ -216,7 +216,7 @@ _SSE = ("llvm.x86.ssse3.pmadd.ub.sw.128", "llvm.x86.ssse3.psign.b.128", "llvm.x8
 _KNOWN = {
     "vnni": Products(
         q4=Product(_halves, _vnni, tokens=12),
-        q8=Product(_unsigned, _vnni, tokens=16, bias=128),
+        q8=Product(_unsigned, _vnni, tokens=15, bias=128),
         f16_tokens=14,
         queries=8,
         pairs=_vnni_words,

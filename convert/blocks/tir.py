@@ -93,13 +93,25 @@ def wide(value: Expr, lanes: int = LANES) -> Expr:
 
 
 def local(shape: Sequence[int], dtype: str = "float32") -> Expr:
-    """Allocates a small buffer that ends in registers."""
-    return T.alloc_buffer(tuple(shape), dtype, scope="local")
+    """Allocates a small buffer that ends in registers.
+
+    TVM puts what has less than 1 KiB and the scope "global" on the stack; for all else a kernel
+    would ask the memory pool, each time around its loop.
+    """
+    return T.alloc_buffer(tuple(shape), dtype)
 
 
 def store(buffer: Expr, value: Expr, *indices: Expr) -> None:
     """Writes a scalar or a vector."""
     T.buffer_store(buffer, value, list(indices))
+
+
+def local_rows(count: int, value: Expr) -> list[Expr]:
+    """Allocates `count` vectors of 16 lanes and fills them with a number."""
+    rows = [local((LANES,), value.ty.dtype) for _ in range(count)]
+    for row in rows:
+        store(row, spread(value), span(0))
+    return rows
 
 
 def prefetch(element: Expr) -> None:

@@ -21,6 +21,7 @@ from convert.blocks.tir import (
     kernel,
     lanes_of,
     local,
+    local_rows,
     span,
     spread,
     store,
@@ -92,63 +93,61 @@ def word_attention(
                 store(weights, T.broadcast(T.int16(0), LANES), m, span(i * LANES))
 
             def attend(first: Expr, count: int) -> None:
-                steps, largest, sums = [], local((count, LANES)), local((count, LANES))
+                steps: list[Expr] = []
+                largest = local_rows(count, T.float32(-1e30))
+                sums = local_rows(count, T.float32(0))
                 for m in range(count):
                     row = (first + m, q.first + at)
                     step = _stage_query(asked, m, q_rows, row, head_dim)
                     steps.append(T.Bind(step * key_step * T.float32(head_dim**-0.5)))
-                    store(largest, spread(T.float32(-1e30)), m, span(0))
-                    store(sums, spread(T.float32(0)), m, span(0))
                 with T.serial(0, tiles) as tile:
-                    dots = _zeros(count)
+                    dots = local_rows(count, T.int32(0))
                     with T.serial(0, head_dim // 2) as d:
                         words = T.Bind(key_words[tile, d, span(0, 2 * LANES)])
                         for m in range(count):
                             pair = T.reinterpret("int32", asked[m, span(2 * d, 2)])
-                            store(dots, pairs(words, pair, dots[m, span(0)]), m, span(0))
+                            store(dots[m], pairs(words, pair, dots[m][span(0)]), span(0))
                     for m in range(count):
-                        score = T.cast(dots[m, span(0)], "float32x16") * spread(steps[m])
+                        score = T.cast(dots[m][span(0)], "float32x16") * spread(steps[m])
                         if keys % LANES:
                             score = keep(score, slots(tile) < spread(T.int32(keys)))
                         score = T.Bind(score)
                         store(scores, score, m, span(tile * LANES))
-                        store(largest, T.max(largest[m, span(0)], score), m, span(0))
+                        store(largest[m], T.max(largest[m][span(0)], score), span(0))
                 for m in range(count):
                     scratch = local((LANES,))
-                    store(scratch, largest[m, span(0)], span(0))
+                    store(scratch, largest[m][span(0)], span(0))
                     top = T.Bind(fold(scratch, T.max, LANES))
                     with T.serial(0, tiles) as tile:
                         at_tile = span(tile * LANES)
                         weight = exp(scores[m, at_tile] - spread(top), degree=5)
                         code = T.Bind(T.nearbyint(weight * spread(T.float32(_WEIGHT_CODES))))
                         store(weights, T.cast(code, "int16x16"), m, at_tile)
-                        store(sums, sums[m, span(0)] + code, m, span(0))
+                        store(sums[m], sums[m][span(0)] + code, span(0))
                 factors = []
                 for m in range(count):
                     scratch = local((LANES,))
-                    store(scratch, sums[m, span(0)], span(0))
+                    store(scratch, sums[m][span(0)], span(0))
                     total = fold(scratch, lambda a, b: a + b, LANES)
                     factors.append(T.Bind(T.float32(1) / total))
                 for part in range(width // LANES):
-                    mixed = local((count, LANES))
-                    for m in range(count):
-                        store(mixed, spread(T.float32(0)), m, span(0))
+                    mixed = local_rows(count, T.float32(0))
                     with T.serial(0, slots_ // _RUN) as run:
-                        dots = _zeros(count)
+                        dots = local_rows(count, T.int32(0))
                         with T.serial(0, _RUN // 2) as i:
                             slot = T.Bind(run * (_RUN // 2) + i)
                             words = T.Bind(value_words[slot, span(2 * part * LANES, 2 * LANES)])
                             for m in range(count):
                                 pair = T.reinterpret("int32", weights[m, span(2 * slot, 2)])
-                                store(dots, pairs(words, pair, dots[m, span(0)]), m, span(0))
+                                store(dots[m], pairs(words, pair, dots[m][span(0)]), span(0))
                         for m in range(count):
-                            value = T.cast(dots[m, span(0)], "float32x16")
-                            store(mixed, mixed[m, span(0)] + value, m, span(0))
+                            value = T.cast(dots[m][span(0)], "float32x16")
+                            store(mixed[m], mixed[m][span(0)] + value, span(0))
                     lanes = min(LANES, head_dim - part * LANES)
                     steps_ = value_steps[span(part * LANES)]
                     for m in range(count):
                         result = local((LANES,))
-                        store(result, mixed[m, span(0)] * steps_ * spread(factors[m]), span(0))
+                        store(result, mixed[m][span(0)] * steps_ * spread(factors[m]), span(0))
                         column = at + part * LANES
                         if lanes == LANES:
                             store(out, result[span(0)], first + m, span(column))
@@ -237,10 +236,3 @@ def _step(largest: Expr, codes: int) -> Expr:
     """Returns what a code stands for; not 0, also where everything is."""
     step = T.Bind(largest / T.float32(codes))
     return T.Bind(T.Select(step == T.float32(0), T.float32(1), step))
-
-
-def _zeros(count: int) -> Expr:
-    sums = local((count, LANES), "int32")
-    for m in range(count):
-        store(sums, spread(T.int32(0)), m, span(0))
-    return sums
