@@ -201,6 +201,8 @@ def _print(report: Report, console: Console) -> None:
         say(f"failed: {check.stage}: {check.name}, {check.metric}", "red")
     if len(report.failures) > _SHOWN_FAILURES:
         say(f"… and {len(report.failures) - _SHOWN_FAILURES} more; see --json")
+    for cause in report.causes:
+        say(f"cause: {cause.where}: {cause.why}", "red")
     if report.passed:
         say(f"passed in {report.seconds:.1f} s", "bold green")
     else:

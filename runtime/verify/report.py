@@ -47,6 +47,14 @@ class Answer:
 
 
 @dataclass(frozen=True)
+class Cause:
+    """Where a difference comes from, as far as it could be isolated."""
+
+    where: str  # e.g. `decoder layer 3`
+    why: str  # one sentence for people
+
+
+@dataclass(frozen=True)
 class Report:
     """The result of one verification."""
 
@@ -59,6 +67,7 @@ class Report:
     checks: list[Check]
     answers: list[Answer]
     seconds: float
+    causes: list[Cause] = field(default_factory=list)  # of the failures, the likeliest first
 
     @property
     def failures(self) -> list[Check]:
@@ -93,6 +102,7 @@ class Report:
             "longest_prompt": self.longest_prompt,
             "overflows_window": self.longest_prompt > self.window,
             "seconds": round(self.seconds, 1),
+            "causes": [asdict(cause) for cause in self.causes],
             "checks": checks,
             "answers": [asdict(answer) | {"same": answer.same} for answer in self.answers],
         }

@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from PIL import Image
 from torch import Tensor
 
@@ -23,6 +22,7 @@ from runtime.sampling import GenerationOptions
 from runtime.session import Session
 from runtime.verify import metrics
 from runtime.verify.cases import Case
+from runtime.verify.logits import Logits
 from runtime.verify.report import Answer, Check
 from runtime.verify.stages import Stages
 
@@ -114,7 +114,7 @@ def run_cases(
     """
     thresholds = settings["thresholds"]
     worst = _Worst(thresholds)
-    logits = _Logits()
+    logits = Logits()
     answers: list[Answer] = []
     longest = 0
     picture: Image.Image | None = None
@@ -186,7 +186,7 @@ def _compare_decoder(
     image: tuple[Tensor, ...],
     window: int,
     worst: _Worst,
-    logits: _Logits,
+    logits: Logits,
 ) -> None:
     """Compares embeddings, layers and logits over a prompt and the reference's answer to it."""
     everyone = [m.stages for m in (models.reference, models.arithmetic, models.bundle)]
@@ -212,54 +212,6 @@ def _compare_decoder(
     worst.loss("LM head", "logits", *(s.logits(whole[0][-1]) for s in everyone))
     ends = [stages.logits(o[-1]) for stages, o in zip(everyone, whole, strict=True)]
     logits.add(prompt, len(image[0]) if image else 0, *ends)
-
-
-class _Logits:
-    """Collects what the logits say at image, text and answer positions."""
-
-    def __init__(self) -> None:
-        self._kl: dict[str, list[tuple[Tensor, Tensor]]] = {}
-        self._top1: dict[str, list[tuple[Tensor, Tensor]]] = {}
-
-    def add(
-        self, prompt: Prompt, queries: int, reference: Tensor, arithmetic: Tensor, bundle: Tensor
-    ) -> None:
-        kinds = ["text"] * len(prompt.ids)
-        if prompt.image_start is not None:
-            kinds[prompt.image_start : prompt.image_start + queries] = ["image"] * queries
-        # The last id of the prompt is where the answer's first token is chosen.
-        kinds[-1] = "answer"
-        kinds += ["answer"] * (reference.shape[0] - len(prompt.ids))
-        for kind in dict.fromkeys(kinds):
-            at = torch.tensor([k == kind for k in kinds])
-            rows = [t[at] for t in (reference, arithmetic, bundle)]
-            pairs = self._kl.setdefault(kind, [])
-            pairs.append(
-                (metrics.kl_divergence(rows[0], rows[1]), metrics.kl_divergence(rows[0], rows[2]))
-            )
-            self._top1.setdefault(kind, []).append(
-                (metrics.same_top1(rows[0], rows[1]), metrics.same_top1(rows[0], rows[2]))
-            )
-
-    def checks(self, thresholds: Mapping[str, float]) -> list[Check]:
-        checks = []
-        for kind in ("image", "text", "answer"):
-            if kind not in self._kl:
-                continue
-            expected, value = (
-                metrics.mean(torch.cat(column)) for column in zip(*self._kl[kind], strict=True)
-            )
-            limit = expected * thresholds["kl_factor"] + thresholds["kl_floor_nats"]
-            name = f"at {kind} tokens"
-            checks.append(
-                Check("logits", name, "KL divergence", "nats", value, expected, limit, False)
-            )
-            expected, value = (
-                metrics.mean(torch.cat(column)) for column in zip(*self._top1[kind], strict=True)
-            )
-            limit = expected - thresholds["top1_margin"]
-            checks.append(Check("logits", name, "same top-1", "", value, expected, limit, True))
-        return checks
 
 
 def _answers_check(answers: Sequence[Answer], thresholds: Mapping[str, float]) -> Check:
