@@ -36,8 +36,7 @@ from convert.golden import can_answer, write_golden
 from convert.plan import Plan, PlannedTensor
 from convert.weights_file import Array, WeightsWriter
 from quantize.errors import CheckpointError, ConfigError
-from quantize.fast import CHUNK_VALUES
-from quantize.int8 import quantize_int8
+from quantize.fast import CHUNK_VALUES, quantize_int8_fast
 from quantize.layout import pack_int8_tiles, pack_tiles, tile_f16
 from quantize.methods import Method, find_method, quantize_weight
 from quantize.schemes import GroupScheme, row_chunks
@@ -194,7 +193,7 @@ def encode(
                 q, scale = quantize_weight(weight[rows], scheme, method, name=tensor.name)
                 q_weight, q_scale = pack_tiles(q, scale, scheme)
             else:
-                q, scale = quantize_int8(weight[rows], name=tensor.name)
+                q, scale = quantize_int8_fast(weight[rows], name=tensor.name)
                 q_weight, q_scale = pack_int8_tiles(q, scale)
             last = first + len(q_weight)
             weights[first:last], scales[first:last] = q_weight, q_scale

@@ -7,22 +7,41 @@ PyTorch spreads each operation over its threads. Callers hand in runs of rows (s
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from quantize.activations import MAX_INT8
+from quantize.int8 import INT8_GROUP, check_int8
 from quantize.schemes import Array, GroupScheme, check_groups
 from quantize.search import DIVISORS
 
-CHUNK_VALUES = 1 << 19  # of `row_chunks`: a run's float32 temporaries fit the second-level cache
+CHUNK_VALUES = 1 << 18  # of `row_chunks`: a run's float32 temporaries fit the second-level cache
 
 
 def quantize_groups_fast(weight: Array, scheme: GroupScheme, *, name: str) -> tuple[Array, Array]:
     """Does what `quantize.schemes.quantize_groups` does."""
     groups = _split(weight, scheme, name)
     scale = (groups.abs().amax(-1) / scheme.zero_point).half()
-    ratio = (groups / scale.float().unsqueeze(-1)).half().float()
-    codes = (ratio + scheme.zero_point).half().float().round()
-    codes = codes.nan_to_num(0.0, scheme.max_code, 0.0).clamp(0, scheme.max_code)
+    codes = groups.div_(scale.float().unsqueeze(-1)).half().float()
+    codes = codes.add_(scheme.zero_point).half().float().round_()
+    if not scale.all():  # only a scale of 0 makes ratios without end, or NaN
+        codes.nan_to_num_(0.0, scheme.max_code, 0.0)
+    codes.clamp_(0, scheme.max_code)
     return codes.to(torch.uint8).view(weight.shape).numpy(), scale.numpy()
+
+
+def quantize_int8_fast(weight: Array, *, name: str) -> tuple[Array, Array]:
+    """Does what `quantize.int8.quantize_int8` does."""
+    check_int8(weight, name)
+    rows, columns = weight.shape
+    values = torch.from_numpy(weight).float()
+    if columns % INT8_GROUP:
+        values = F.pad(values, (0, -columns % INT8_GROUP))
+    groups = values.view(rows, -1, INT8_GROUP)
+    scale = (groups.abs().amax(-1) / MAX_INT8).half()
+    divisor = torch.where(scale == 0, torch.inf, scale.float())
+    codes = groups.div_(divisor.unsqueeze(-1)).round_().clamp_(-MAX_INT8, MAX_INT8)
+    return codes.to(torch.int8).view(rows, -1).numpy(), scale.numpy()
 
 
 def search_groups_fast(

@@ -10,7 +10,7 @@ import numpy as np
 
 from quantize.activations import MAX_INT8
 from quantize.errors import CheckpointError
-from quantize.schemes import Array
+from quantize.schemes import Array, all_finite
 
 INT8_GROUP = 128  # 8.125 bits per weight; kernels convert sums of whole numbers once per group
 
@@ -25,9 +25,7 @@ def quantize_int8(weight: Array, *, name: str) -> tuple[Array, Array]:
     Raises:
         CheckpointError: a value is not finite.
     """
-    assert weight.dtype == np.float16 and weight.ndim == 2
-    if not np.isfinite(weight).all():
-        raise CheckpointError(f"{name}: holds NaN or infinity; is the checkpoint damaged?")
+    check_int8(weight, name)
     rows, columns = weight.shape
     padded = np.pad(weight, ((0, 0), (0, -columns % INT8_GROUP))).astype(np.float32)
     groups = padded.reshape(rows, -1, INT8_GROUP)
@@ -36,6 +34,13 @@ def quantize_int8(weight: Array, *, name: str) -> tuple[Array, Array]:
     ratio = np.divide(groups, wide, out=np.zeros_like(groups), where=wide > 0)
     codes = np.clip(np.rint(ratio), -MAX_INT8, MAX_INT8).astype(np.int8)
     return codes.reshape(rows, -1), scale
+
+
+def check_int8(weight: Array, name: str) -> None:
+    """Raises CheckpointError where a matrix (N, K) float16 holds NaN or infinity."""
+    assert weight.dtype == np.float16 and weight.ndim == 2
+    if not all_finite(weight):
+        raise CheckpointError(f"{name}: holds NaN or infinity; is the checkpoint damaged?")
 
 
 def dequantize_int8(codes: Array, scale: Array, columns: int) -> Array:

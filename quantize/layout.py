@@ -40,14 +40,9 @@ def pack_tiles(q: Array, scale: Array, scheme: GroupScheme) -> tuple[Array, Arra
     rows, groups = scale.shape
     if q.shape != (rows, groups * scheme.group_size):
         raise ShapeError(f"codes {q.shape} do not fit scales {scale.shape}")
-    missing = tiles(rows) * TILE_ROWS - rows
-    q = np.pad(q, ((0, missing), (0, 0)), constant_values=scheme.zero_point)
-    scale = np.pad(scale, ((0, missing), (0, 0)))
-    # row in tile r, half h, block j, input in block c
-    split = q.reshape(-1, TILE_ROWS, groups, 2, 4, 4).transpose(3, 0, 2, 4, 1, 5)  # h n g j r c
-    low, high = split.reshape(2, -1, groups, 4, 64)
-    q_scale = scale.reshape(-1, TILE_ROWS, groups).transpose(0, 2, 1)
-    return low | (high << 4), np.ascontiguousarray(q_scale)
+    halves = _whole_tiles(q, scheme.zero_point).reshape(-1, 2, scheme.group_size // 2)
+    packed = halves[:, 0] | (halves[:, 1] << 4)
+    return _tile_words(packed, groups, scheme.group_size // 8), _tile_scales(scale)
 
 
 def unpack_tiles(q_weight: Array, q_scale: Array, rows: int) -> tuple[Array, Array]:
@@ -69,13 +64,8 @@ def pack_int8_tiles(codes: Array, scale: Array) -> tuple[Array, Array]:
     rows, groups = scale.shape
     if codes.shape != (rows, groups * INT8_GROUP):
         raise ShapeError(f"codes {codes.shape} do not fit scales {scale.shape}")
-    missing = tiles(rows) * TILE_ROWS - rows
-    codes, scale = (np.pad(x, ((0, missing), (0, 0))) for x in (codes, scale))
-    # tile n, row r, group g, block j, input in block c
-    blocks = codes.reshape(-1, TILE_ROWS, groups, INT8_GROUP // 4, 4).transpose(0, 2, 3, 1, 4)
-    q_scale = scale.reshape(-1, TILE_ROWS, groups).transpose(0, 2, 1)
-    q_weight = np.ascontiguousarray(blocks).reshape(-1, groups, INT8_GROUP // 4, 4 * TILE_ROWS)
-    return q_weight, np.ascontiguousarray(q_scale)
+    blocks = INT8_GROUP // 4
+    return _tile_words(_whole_tiles(codes, 0), groups, blocks), _tile_scales(scale)
 
 
 def unpack_int8_tiles(q_weight: Array, q_scale: Array, rows: int) -> tuple[Array, Array]:
@@ -118,3 +108,27 @@ def unpack_mlc(q_weight: Array) -> Array:
     shifts = np.arange(0, 32, 4, dtype=np.uint32)
     codes = (q_weight[..., None] >> shifts) & np.uint32(15)
     return codes.astype(np.uint8).reshape(q_weight.shape[0], -1)
+
+
+def _whole_tiles(rows: Array, fill: int) -> Array:
+    """Adds rows of `fill` until the last tile is full."""
+    missing = tiles(len(rows)) * TILE_ROWS - len(rows)
+    if not missing:
+        return rows
+    return np.pad(rows, ((0, missing), (0, 0)), constant_values=fill)
+
+
+def _tile_words(rows: Array, groups: int, blocks: int) -> Array:
+    """Brings bytes that lie row by row into tiles: (N/16, groups, blocks, 64).
+
+    The 4 bytes that a row has in a block stay together, so that they are moved as one word.
+    """
+    words = np.ascontiguousarray(rows).view(np.uint32).reshape(-1, TILE_ROWS, groups, blocks)
+    tiled = np.ascontiguousarray(words.transpose(0, 2, 3, 1))
+    return tiled.view(rows.dtype)
+
+
+def _tile_scales(scale: Array) -> Array:
+    """Brings scales (N, groups) into tiles (ceil(N/16), groups, 16)."""
+    tiled = _whole_tiles(scale, 0).reshape(-1, TILE_ROWS, scale.shape[1]).transpose(0, 2, 1)
+    return np.ascontiguousarray(tiled)

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from quantize.errors import CheckpointError, ConfigError, ShapeError
 
+_EXPONENT = np.uint16(0x7C00)  # of float16
 RECIPES = Path(__file__).resolve().parent.parent / "configs" / "quant"
 
 Array = NDArray[Any]
@@ -149,13 +150,19 @@ def check_groups(weight: Array, scheme: GroupScheme, name: str) -> None:
             f"{name}: shape {tuple(weight.shape)}; {scheme.name} needs a matrix whose width is a "
             f"multiple of {scheme.group_size}"
         )
-    bad = np.argwhere(~np.isfinite(weight))
-    if len(bad):
+    if not all_finite(weight):
+        bad = np.argwhere(~np.isfinite(weight))
         row, column = (int(i) for i in bad[0])
         raise CheckpointError(
             f"{name}: {len(bad)} values are not finite in float16, the first at "
             f"[{row}, {column}]; is the checkpoint damaged?"
         )
+
+
+def all_finite(weight: Array) -> bool:
+    """Says whether float16 values hold no infinity and no NaN: none has all exponent bits set."""
+    exponents = weight.view(np.uint16) & _EXPONENT
+    return bool(exponents.max(initial=0) != _EXPONENT)
 
 
 def row_chunks(rows: int, columns: int, values: int = 1 << 22) -> Iterator[slice]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
 from quantize.errors import CheckpointError, ShapeError
+from quantize.fast import quantize_int8_fast
 from quantize.int8 import dequantize_int8, quantize_int8
 from quantize.layout import pack_int8_tiles, unpack_int8_tiles
 
@@ -38,11 +41,12 @@ def test_zeros_and_what_no_scale_reaches() -> None:
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_refuses_what_is_not_finite(value: float) -> None:
+@pytest.mark.parametrize("function", [quantize_int8, quantize_int8_fast])
+def test_refuses_what_is_not_finite(value: float, function: Callable[..., object]) -> None:
     weight = _weight(4, 40)
     weight[2, 39] = value
     with pytest.raises(CheckpointError, match=r"vision\.x: holds NaN or infinity"):
-        quantize_int8(weight, name="vision.x")
+        function(weight, name="vision.x")
 
 
 @pytest.mark.parametrize("rows", [1, 16, 33])

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from quantize.errors import CheckpointError, ShapeError
-from quantize.fast import quantize_groups_fast, search_groups_fast
+from quantize.fast import quantize_groups_fast, quantize_int8_fast, search_groups_fast
+from quantize.int8 import quantize_int8
 from quantize.schemes import GroupScheme, dequantize_groups, quantize_groups
 from quantize.search import search_groups
 
@@ -63,6 +64,20 @@ def test_every_float16_pattern_is_rounded_alike() -> None:
             expected_q, expected_scale = reference(weight, scheme, name="w")
             np.testing.assert_array_equal(scale.view(np.uint16), expected_scale.view(np.uint16))
             np.testing.assert_array_equal(q, expected_q)
+
+
+@pytest.mark.parametrize("columns", [1, 96, 127, 128, 300])
+@pytest.mark.parametrize("spread", [1e-7, 1e-4, 0.05, 100.0])
+def test_fast_int8_equals_the_reference(columns: int, spread: float) -> None:
+    weight = np.tile(weights(5, spread), 4)[:, :columns]
+    patterns = np.random.default_rng(6).integers(0, 2**16, (64, columns)).astype(np.uint16)
+    any_value = patterns.view(np.float16)
+    weight = np.vstack([weight, np.where(np.isfinite(any_value), any_value, np.float16(0))])
+    q, scale = quantize_int8_fast(weight, name="w")
+    expected_q, expected_scale = quantize_int8(weight, name="w")
+    assert q.dtype == np.int8 and scale.dtype == np.float16
+    np.testing.assert_array_equal(scale.view(np.uint16), expected_scale.view(np.uint16))
+    np.testing.assert_array_equal(q, expected_q)
 
 
 def test_loses_less_than_plain_rounding() -> None:
