@@ -88,10 +88,10 @@ def answer_all(
     for number, item in enumerate(questions.items, 1):
         try:
             digest = item.digest()
-            found = results.get(item, digest)
+            found = results.get(item.key, digest)
             if found is None:
                 found = _ask(item, session, options(item.max_new_tokens))
-                results.add(item, digest, found)
+                results.add(item.key, digest, found)
         except PictureError as error:  # the file is gone
             found = {_PROBLEM: str(error)}
         if _ANSWER in found:

@@ -16,9 +16,10 @@ from quantize.errors import PromptError
 from runtime.engine_process import EngineDiedError
 from runtime.eval.items import EvalDataError
 from runtime.eval.report import PUBLISHED, print_report, report
-from runtime.eval.results import Results, ResultsError
+from runtime.eval.results import Results
 from runtime.eval.run import Column, answer_all, read_questions
 from runtime.prompt import Message
+from runtime.results_file import ResultsError
 from runtime.sampling import GenerationOptions
 from runtime.session import Reply, Statistics
 from tests.eval_data import (
@@ -154,7 +155,7 @@ def test_files_of_answers_that_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "answers.jsonl"
     with Results(path, ABOUT), pytest.raises(ResultsError, match="another run writes it"):
         Results(path, ABOUT)
-    with pytest.raises(ResultsError, match="answers of another run: model differ"):
+    with pytest.raises(ResultsError, match="results of another run: model differ"):
         Results(path, ABOUT | {"model": "two"})
     for content in (
         b"nothing\n",
