@@ -155,13 +155,13 @@ def _load_models(
             TorchStages(torch_model, cache), ReferenceSession(backend, tokenizer, window=window)
         )
 
-    arithmetic = load_reference(checkpoint)
+    arithmetic = load_reference(checkpoint, held=True)
     stored = find_method(bundle.plan.recipe.method).search
     if stored:
         load_stored(arithmetic, bundle.plan, bundle.weights())
     rounded = apply_arithmetic(arithmetic, bundle.plan, stored=stored)
     return Models(
-        reference=model(load_reference(checkpoint), KVCache),
+        reference=model(load_reference(checkpoint, held=True), KVCache),
         arithmetic=model(rounded, Float16KVCache),
         bundle=Model(EngineStages(session.client(), bundle.config), session),
     )

@@ -7,6 +7,7 @@ from torch import nn
 
 from convert.checkpoint import Checkpoint
 from convert.weights import Rule, reference_rules
+from runtime.reference.held import HeldEmbedding, HeldLinear, hold_matrices
 from runtime.reference.model import MiniCPMV
 
 VISION = ("vpm.", "resampler.")  # what `load_reference` loads of a model to encode pictures
@@ -18,6 +19,7 @@ def load_reference(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
     only: tuple[str, ...] = ("",),
+    held: bool = False,
 ) -> MiniCPMV:
     """Builds the model for inference, with memory for its parameters and one tensor more.
 
@@ -26,17 +28,23 @@ def load_reference(
         device: where to put them.
         dtype: what to convert them to; float32 is full precision.
         only: how the names of wanted parameters start; the others stay without storage.
+        held: leave linears and embeddings in their files, mapped and in their stored dtype; for
+            float32 on the CPU. They are for reading only: see `runtime.reference.held`.
 
     Raises:
         CheckpointError: the weights hold infinities or NaN, or a file is damaged.
     """
+    assert not held or (torch.device(device).type, dtype) == ("cpu", torch.float32)
     with torch.device("meta"):  # shapes without storage
         model = MiniCPMV(checkpoint.config)
+    if held:
+        hold_matrices(model)
     for row in reference_rules(checkpoint.config, checkpoint.untied_head):
         if isinstance(row, Rule) and row.name.startswith(only):
-            parameter = torch.empty(row.shape, dtype=dtype, device=device)
-            # The copy leaves the file's mapping behind, whatever its dtype.
-            parameter.copy_(row.make(checkpoint.read, dtype=None))
+            parameter = row.make(checkpoint.read, dtype=None)
+            if not _is_held(model, row.name):
+                # The copy leaves the file's mapping behind, whatever its dtype.
+                parameter = torch.empty(row.shape, dtype=dtype, device=device).copy_(parameter)
             _assign(model, row.name, parameter)
     if not checkpoint.untied_head:
         model.llm.lm_head.weight = model.llm.model.embed_tokens.weight
@@ -44,6 +52,11 @@ def load_reference(
     left = [name for name, parameter in parameters if parameter.is_meta]
     assert not left, f"no rule makes {left}"
     return model.eval()
+
+
+def _is_held(model: MiniCPMV, name: str) -> bool:
+    module, _, leaf = name.rpartition(".")
+    return leaf == "weight" and isinstance(model.get_submodule(module), HeldLinear | HeldEmbedding)
 
 
 def _assign(model: MiniCPMV, name: str, value: torch.Tensor) -> None:

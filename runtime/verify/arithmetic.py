@@ -8,43 +8,58 @@ the reference is what the recipe costs; a bundle that loses more has a fault.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convert.plan import Plan
 from quantize.activations import MAX_INT8
-from quantize.int8 import INT8_GROUP, dequantize_int8, quantize_int8
-from quantize.schemes import GroupScheme, dequantize_groups, quantize_groups
+from quantize.int8 import INT8_GROUP, quantize_int8
+from quantize.schemes import Array, GroupScheme, quantize_groups
 from runtime.reference.decoder import RMSNorm
+from runtime.reference.held import (
+    GroupCodes,
+    HeldEmbedding,
+    HeldLinear,
+    Weight,
+    multiply,
+    row_blocks,
+)
 from runtime.reference.kv_cache import KVCache
 from runtime.reference.model import MiniCPMV
 from runtime.reference.resampler import CrossAttention, Resampler
 from runtime.reference.vision import VisionEncoder
 
 # The decoder's linears, by the names of the bundle's tensors that hold them.
-_STACKS = {
+STACKS = {
     "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
     "o": ("self_attn.o_proj",),
     "gate_up": ("mlp.gate_proj", "mlp.up_proj"),
     "down": ("mlp.down_proj",),
 }
+_CHUNK_VALUES = 1 << 16  # quantized at once: numpy's temporaries fit the second-level cache
 _VISION = {"qkv": "attn.qkv", "proj": "attn.proj", "fc1": "mlp.fc1", "fc2": "mlp.fc2"}
 
 
 class QuantizedLinear(nn.Module):
     """A linear of quantized weights times activations rounded to int8 per group."""
 
-    def __init__(self, weight: Tensor, group_size: int, bias: Tensor | None = None) -> None:
-        """Args: weight: (N, K) float32, already rounded by the scheme. bias: (N,)."""
+    def __init__(self, weight: Weight, group_size: int, bias: Tensor | None = None) -> None:
+        """Args: weight: (N, K) as codes, or already rounded by the scheme. bias: (N,) float32."""
         super().__init__()
-        self.weight = nn.Parameter(weight, requires_grad=False)
+        if isinstance(weight, Tensor):
+            weight = nn.Parameter(weight, requires_grad=False)
+        self.weight = weight
         self.bias = bias
         self.group_size = group_size
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (..., K) to (..., N)."""
-        return F.linear(round_to_int8(x, self.group_size), self.weight, self.bias)
+        return multiply(round_to_int8(x, self.group_size), self.weight, self.bias)
 
 
 class CutPatches(nn.Module):
@@ -105,21 +120,64 @@ def round_to_int8(x: Tensor, group_size: int) -> Tensor:
     return out
 
 
-def round_to_scheme(weight: Tensor, scheme: GroupScheme, name: str) -> Tensor:
-    """Quantizes a weight (N, K) to 4 bits and gives it back as float32."""
-    half = weight.detach().cpu().to(torch.float16).numpy()
-    return torch.from_numpy(dequantize_groups(*quantize_groups(half, scheme, name=name), scheme))
-
-
 def round_to_format(weight: Tensor, format: str, scheme: GroupScheme, name: str) -> Tensor:
     """Stores a weight in a format of a plan by plain rounding, and gives it back as float32."""
+    return hold_in_format(weight, format, scheme, name).float()
+
+
+def hold_in_format(weight: Tensor, format: str, scheme: GroupScheme, name: str) -> Weight:
+    """Rounds a weight to a format of a plan by plain rounding, and keeps it as that has it.
+
+    Args:
+        weight: of any float dtype; (N, K) for the formats of codes.
+        format: a format of a plan.
+        scheme: of the 4-bit format.
+        name: the tensor, for messages.
+    """
     if format == "q4":
-        return round_to_scheme(weight, scheme, name)
+        return _in_groups(
+            weight, lambda rows: quantize_groups(rows, scheme, name=name), scheme.zero_point
+        )
     if format == "q8":
-        half = weight.detach().cpu().to(torch.float16).numpy()
-        codes = quantize_int8(half, name=name)
-        return torch.from_numpy(dequantize_int8(*codes, half.shape[1]))
-    return weight if format == "f32" else weight.half().float()
+        return _in_groups(weight, lambda rows: quantize_int8(rows, name=name), 0)
+    return weight if format == "f32" else weight.half()
+
+
+def _in_groups(
+    weight: Tensor, quantize: Callable[[Array], tuple[Array, Array]], zero_point: int
+) -> GroupCodes:
+    """Quantizes runs of rows that fit the processor's cache, on every processor."""
+    half = weight.detach().cpu().half().numpy()
+    count, columns = half.shape
+
+    def one(rows: slice) -> tuple[Array, Array]:
+        codes, scale = quantize(half[rows])
+        return codes.astype(np.int8) - np.int8(zero_point), scale.astype(np.float32)
+
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        parts = list(pool.map(one, row_blocks(count, columns, _CHUNK_VALUES)))
+    codes, scale = (torch.from_numpy(np.concatenate(side)) for side in zip(*parts, strict=True))
+    return GroupCodes(codes, scale, columns)
+
+
+def linear_of(
+    weight: Weight, format: str, scheme: GroupScheme, bias: Tensor | None = None
+) -> nn.Module:
+    """Makes a linear as kernels compute it.
+
+    Args:
+        weight: (N, K), as its format has it.
+        format: a format of a plan; `q4` and `q8` have activations rounded to int8.
+        scheme: of the 4-bit format.
+        bias: (N,) float32.
+    """
+    if isinstance(weight, GroupCodes):
+        return QuantizedLinear(weight, scheme.group_size if format == "q4" else INT8_GROUP, bias)
+    out = HeldLinear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
+    out.weight = nn.Parameter(weight, requires_grad=False)
+    if bias is not None:
+        out.bias = nn.Parameter(bias.detach(), requires_grad=False)
+    return out
 
 
 class _Rounding:
@@ -129,30 +187,18 @@ class _Rounding:
         self._formats = {tensor.name: tensor.format for tensor in plan.tensors}
         self._scheme = plan.recipe.scheme
 
-    def linear(
-        self, name: str, weight: Tensor, bias: Tensor | None = None, *, stored: bool = False
-    ) -> nn.Module:
-        """Makes the linear of a bundle's tensor from (some rows of) it, rounded already or not."""
-        format, weight = self._formats[name], weight.detach()
-        rounded = weight if stored else self.rounded(name, weight)
-        if format in ("q4", "q8"):
-            size = self._scheme.group_size if format == "q4" else INT8_GROUP
-            return QuantizedLinear(rounded, size, bias)
-        out = nn.Linear(weight.shape[1], weight.shape[0], bias is not None)
-        out.weight = nn.Parameter(rounded, requires_grad=False)
-        if bias is not None:
-            out.bias = nn.Parameter(bias.detach(), requires_grad=False)
-        return out
+    def linear(self, name: str, weight: Tensor, bias: Tensor | None = None) -> nn.Module:
+        """Makes the linear of a bundle's tensor from (some rows of) it."""
+        return linear_of(self.rounded(name, weight), self._formats[name], self._scheme, bias)
 
-    def rounded(self, name: str, weight: Tensor) -> Tensor:
-        return round_to_format(weight, self._formats[name], self._scheme, name)
+    def rounded(self, name: str, weight: Tensor) -> Weight:
+        return hold_in_format(weight.detach(), self._formats[name], self._scheme, name)
 
-    def replace(self, parent: nn.Module, path: str, name: str, *, stored: bool = False) -> None:
+    def replace(self, parent: nn.Module, path: str, name: str) -> None:
         old = parent.get_submodule(path)
         assert isinstance(old, nn.Linear)
         above, _, child = path.rpartition(".")
-        new = self.linear(name, old.weight, old.bias, stored=stored)
-        setattr(parent.get_submodule(above), child, new)
+        setattr(parent.get_submodule(above), child, self.linear(name, old.weight, old.bias))
 
 
 @torch.no_grad()
@@ -162,28 +208,36 @@ def apply_arithmetic(model: MiniCPMV, plan: Plan, *, stored: bool = False) -> Mi
     Args:
         model: full precision.
         plan: how each tensor is stored.
-        stored: the decoder's matrices are rounded already, as a bundle stores them.
+        stored: the decoder's matrices are as a bundle stores them: see `runtime.verify.stored`.
     """
     rounding, stack = _Rounding(plan), model.llm.model
-    for i, layer in enumerate(stack.layers):
-        for name, paths in _STACKS.items():
-            for path in paths:
-                rounding.replace(layer, path, f"llm.layers.{i}.{name}", stored=stored)
     for module in stack.modules():
         if isinstance(module, RMSNorm):
             module.weight.copy_(module.weight.half())
-    embedding, head = stack.embed_tokens, model.llm.lm_head.weight
-    tied = head is embedding.weight
     if not stored:
-        embedding.weight = nn.Parameter(
-            rounding.rounded("llm.embed", embedding.weight), requires_grad=False
-        )
-    model.llm.lm_head = rounding.linear(  # type: ignore[assignment]
-        "llm.embed" if tied else "llm.head",
-        embedding.weight if tied else head,
-        stored=stored or tied,
-    )
+        for i, layer in enumerate(stack.layers):
+            for name, paths in STACKS.items():
+                for path in paths:
+                    rounding.replace(layer, path, f"llm.layers.{i}.{name}")
+        set_embeddings(model, plan, rounding.rounded)
     return apply_vision_arithmetic(model, plan)
+
+
+def set_embeddings(model: MiniCPMV, plan: Plan, hold: Callable[[str, Tensor], Weight]) -> None:
+    """Gives a decoder the token embeddings and the head of a plan, tied or not.
+
+    Args:
+        model: whose decoder it is.
+        plan: how they are stored.
+        hold: makes them from a tensor's name and what the model has now.
+    """
+    formats = {tensor.name: tensor.format for tensor in plan.tensors}
+    stack, head = model.llm.model, model.llm.lm_head.weight
+    name = "llm.head" if "llm.head" in formats else "llm.embed"
+    embedding = hold("llm.embed", stack.embed_tokens.weight)
+    weight = hold(name, head) if name == "llm.head" else embedding
+    stack.embed_tokens = HeldEmbedding(embedding)  # type: ignore[assignment]
+    model.llm.lm_head = linear_of(weight, formats[name], plan.recipe.scheme)  # type: ignore[assignment]
 
 
 @torch.no_grad()

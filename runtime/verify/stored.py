@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
 
 from convert.plan import Plan
 from quantize.schemes import Array
 from runtime.reference.decoder import DecoderLayer
+from runtime.reference.held import Weight
 from runtime.reference.model import MiniCPMV
-from runtime.verify.weights import decode_tensor
+from runtime.verify.arithmetic import STACKS, linear_of, set_embeddings
+from runtime.verify.weights import hold_stored
 
 
 @torch.no_grad()
@@ -30,28 +31,25 @@ def load_stored(model: MiniCPMV, plan: Plan, weights: Mapping[str, Array]) -> Mi
     """
     tensors = {tensor.name: tensor for tensor in plan.tensors}
 
-    def decoded(name: str) -> Tensor:
-        return decode_tensor(weights, tensors[name], plan.recipe.scheme)
+    def held(name: str) -> Weight:
+        return hold_stored(weights, tensors[name], plan.recipe.scheme)
 
-    stack = model.llm.model
-    for i, layer in enumerate(stack.layers):
+    for i, layer in enumerate(model.llm.model.layers):
+        for name, paths in STACKS.items():
+            at = f"llm.layers.{i}.{name}"
+            whole, first = held(at), 0
+            for path in paths:  # the linears whose rows were stacked
+                above, _, child = path.rpartition(".")
+                last = first + layer.get_submodule(path).get_parameter("weight").shape[0]
+                linear = linear_of(whole[first:last], tensors[at].format, plan.recipe.scheme)
+                setattr(layer.get_submodule(above), child, linear)
+                first = last
         assert isinstance(layer, DecoderLayer)
-        at, attention, mlp = f"llm.layers.{i}", layer.self_attn, layer.mlp
-        _split(decoded(f"{at}.qkv"), attention.q_proj, attention.k_proj, attention.v_proj)
-        _split(decoded(f"{at}.o"), attention.o_proj)
-        _split(decoded(f"{at}.gate_up"), mlp.gate_proj, mlp.up_proj)
-        _split(decoded(f"{at}.down"), mlp.down_proj)
-        layer.input_layernorm.weight.copy_(decoded(f"{at}.input_norm.weight"))
-        layer.post_attention_layernorm.weight.copy_(decoded(f"{at}.post_norm.weight"))
-    stack.norm.weight.copy_(decoded("llm.norm.weight"))
-    stack.embed_tokens.weight.copy_(decoded("llm.embed"))  # and with it a tied head
-    if "llm.head" in tensors:
-        model.llm.lm_head.weight.copy_(decoded("llm.head"))
+        for name, norm in (
+            ("input_norm", layer.input_layernorm),
+            ("post_norm", layer.post_attention_layernorm),
+        ):
+            norm.weight.copy_(held(f"llm.layers.{i}.{name}.weight").float())
+    model.llm.model.norm.weight.copy_(held("llm.norm.weight").float())
+    set_embeddings(model, plan, lambda name, _: held(name))
     return model
-
-
-def _split(rows: Tensor, *linears: nn.Linear) -> None:
-    """Gives stacked rows (N, K) back to the linears that they were stacked from."""
-    sizes = [len(linear.weight) for linear in linears]
-    for linear, part in zip(linears, torch.split(rows, sizes), strict=True):
-        linear.weight.copy_(part)

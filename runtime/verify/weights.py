@@ -13,10 +13,10 @@ from convert.bundle import Bundle, FileRecord
 from convert.checkpoint import Checkpoint
 from convert.plan import PlannedTensor
 from quantize.errors import BundleError
-from quantize.int8 import dequantize_int8
 from quantize.layout import unpack_int8_tiles, unpack_tiles, untile_f16
 from quantize.methods import find_method
-from quantize.schemes import Array, GroupScheme, dequantize_groups
+from quantize.schemes import Array, GroupScheme
+from runtime.reference.held import GroupCodes, Weight
 from runtime.verify import metrics
 from runtime.verify.arithmetic import round_to_format
 from runtime.verify.report import Check
@@ -93,18 +93,23 @@ def decode_tensor(
     weights: Mapping[str, Array], tensor: PlannedTensor, scheme: GroupScheme
 ) -> Tensor:
     """Returns an artifact tensor as float32, from whatever format it is stored in."""
+    return hold_stored(weights, tensor, scheme).float()
+
+
+def hold_stored(weights: Mapping[str, Array], tensor: PlannedTensor, scheme: GroupScheme) -> Weight:
+    """Returns an artifact tensor as codes, or in the dtype that it is stored in."""
     shape, name = tensor.rule.shape, tensor.name
-    if tensor.format == "q4":
-        packed = weights[f"{name}.q_weight"], weights[f"{name}.q_scale"]
-        values = dequantize_groups(*unpack_tiles(*packed, shape[0]), scheme)
-    elif tensor.format == "q8":
-        packed = weights[f"{name}.q_weight"], weights[f"{name}.q_scale"]
-        values = dequantize_int8(*unpack_int8_tiles(*packed, shape[0]), shape[1])
-    elif tensor.format == "f16_tiled":
-        values = untile_f16(weights[name], shape[0])
-    else:
+    if tensor.format not in ("q4", "q8"):
         values = weights[name]
-    return torch.from_numpy(np.array(values, dtype=np.float32))
+        tiled = tensor.format == "f16_tiled"
+        return torch.from_numpy(untile_f16(values, shape[0]) if tiled else np.array(values))
+    packed = weights[f"{name}.q_weight"], weights[f"{name}.q_scale"]
+    if tensor.format == "q4":
+        q, scale = unpack_tiles(*packed, shape[0])
+        codes = q.astype(np.int8) - np.int8(scheme.zero_point)
+    else:
+        codes, scale = unpack_int8_tiles(*packed, shape[0])
+    return GroupCodes(torch.from_numpy(codes), torch.from_numpy(scale.astype(np.float32)), shape[1])
 
 
 def _fold(

@@ -14,7 +14,7 @@ from quantize.activations import multiply_w4a8, quantize_activations
 from quantize.schemes import GroupScheme, quantize_groups
 from runtime.engine_client import QEMU_PROGRAM
 from runtime.verify import metrics
-from runtime.verify.arithmetic import QuantizedLinear, round_to_int8, round_to_scheme
+from runtime.verify.arithmetic import QuantizedLinear, hold_in_format, round_to_int8
 from runtime.verify.report import Check
 from tests.engine.engines import add_phone
 from tests.tiny import write_checkpoint
@@ -56,7 +56,7 @@ def test_the_arithmetic_model_equals_the_numpy_reference():
         rtol=1e-6,
     )
     linear = QuantizedLinear(
-        round_to_scheme(torch.from_numpy(weight), scheme, "w"), scheme.group_size
+        hold_in_format(torch.from_numpy(weight), "q4", scheme, "w"), scheme.group_size
     )
     q, q_scale = quantize_groups(weight.astype(np.float16), scheme, name="w")
     expected = multiply_w4a8(x, q, q_scale, scheme)

@@ -11,9 +11,10 @@ import torch
 
 from convert.bundle import Bundle
 from convert.checkpoint import Checkpoint
-from convert.weights_file import WeightsFile, WeightsWriter
+from convert.weights_file import WeightsFile
+from convert.weights_writer import WeightsWriter
 from runtime.reference.load import load_reference
-from runtime.verify.arithmetic import apply_arithmetic
+from runtime.verify.arithmetic import QuantizedLinear, apply_arithmetic
 from runtime.verify.run import load_settings
 from runtime.verify.stored import load_stored
 from runtime.verify.weights import check_tensors, decode_tensor
@@ -76,9 +77,12 @@ def test_the_arithmetic_model_has_the_bundles_weights(method: str, folder: Path)
 
     attention = model.llm.model.layers[1].self_attn
     assert isinstance(attention, torch.nn.Module)
-    parts = [attention.get_parameter(f"{p}_proj.weight") for p in "qkv"]
+    linears = [attention.get_submodule(f"{p}_proj") for p in "qkv"]
+    linears.append(model.llm.lm_head)
+    assert all(isinstance(linear, QuantizedLinear) for linear in linears)
+    *parts, head = (linear.weight.float() for linear in linears)
     assert torch.equal(torch.cat(parts), stored("llm.layers.1.qkv"))
-    assert torch.equal(model.llm.lm_head.weight, stored("llm.head"))
-    assert torch.equal(model.llm.model.embed_tokens.weight, stored("llm.embed"))
+    assert torch.equal(head, stored("llm.head"))
+    assert torch.equal(model.llm.model.embed_tokens.weight.float(), stored("llm.embed"))
     norm = model.llm.model.layers[0].get_parameter("input_layernorm.weight")
     assert torch.equal(norm, stored("llm.layers.0.input_norm.weight"))
