@@ -90,6 +90,14 @@ class Tokenizer:
         text: str = self._sp.decode([i for i in ids if i not in vanish and i < self.vocab_size])
         return text
 
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """Returns the tokenizer's own spelling of ids, `▁` for a space; a number where it has none.
+
+        A character that it lacks is several pieces, one for each byte: `<0xE4>`.
+        """
+        known = range(self.vocab_size)
+        return [self._sp.id_to_piece(i) if i in known else f"<{i}>" for i in ids]
+
     def prompt(self, messages: Sequence[Message], image_tokens: int) -> Prompt:
         """Builds the ids of a conversation that the assistant is to continue.
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from runtime.engine_session import EngineSession
     from runtime.prompt import Tokenizer
     from runtime.reference.model import MiniCPMV
-    from runtime.verify.report import Check, Report
+    from runtime.verify.report import Report
     from runtime.verify.run import Models
 
 NAME = "verify"
@@ -92,6 +92,7 @@ def verify(config: VerifyConfig, progress: Progress) -> Report:
     from runtime.prompt import Tokenizer
     from runtime.verify.cases import built_in_cases
     from runtime.verify.report import Report
+    from runtime.verify.results import NothingKnown
     from runtime.verify.run import load_settings, run_cases
     from runtime.verify.weights import check_files, check_tensors
 
@@ -118,6 +119,7 @@ def verify(config: VerifyConfig, progress: Progress) -> Report:
             settings,
             config.window,
             progress,
+            NothingKnown(),
         )
     return Report(
         bundle=str(config.bundle),
@@ -128,6 +130,7 @@ def verify(config: VerifyConfig, progress: Progress) -> Report:
         longest_prompt=outcome.longest_prompt,
         checks=checks + outcome.checks,
         answers=outcome.answers,
+        positions=outcome.positions,
         seconds=time.monotonic() - started,
     )
 
@@ -179,7 +182,7 @@ def _print(report: Report, console: Console) -> None:
     say(f"prompts    at most {report.longest_prompt} tokens, {overflow} the window\n")
     rows = []
     stage = ""
-    for check, count in _shown(report):
+    for check, count in report.shown():
         rows.append(
             [
                 check.stage if check.stage != stage else "",
@@ -207,18 +210,6 @@ def _print(report: Report, console: Console) -> None:
         say(f"passed in {report.seconds:.1f} s", "bold green")
     else:
         say(f"failed in: {', '.join(report.failed_stages)}", "bold red")
-
-
-def _shown(report: Report) -> list[tuple[Check, int]]:
-    """Returns one row per stage and figure: the check nearest to failing, and of how many."""
-    from runtime.verify.run import slack
-
-    rows: dict[tuple[str, str, str], list[Check]] = {}
-    for check in report.checks:
-        # Image, text and answer positions are told apart.
-        name = check.name if check.stage == "logits" else ""
-        rows.setdefault((check.stage, check.metric, name), []).append(check)
-    return [(min(checks, key=slack), len(checks)) for checks in rows.values()]
 
 
 def _figure(value: float) -> str:

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from convert.calibration_samples import read_samples
+from quantize.errors import CalibrationError, ToolkitError
 from runtime.demo.questions import LANGUAGES, random_example
 from runtime.demo.scenes import draw, random_scene
 from runtime.prompt import Message
+
+
+class DataError(ToolkitError):
+    """A file of the user's own questions cannot be read, or has a bad line."""
 
 
 @dataclass(frozen=True)
@@ -19,8 +28,24 @@ class Case:
     """One conversation, and the picture that it is about."""
 
     name: str
-    picture: Image.Image | None
     messages: tuple[Message, ...]
+    picture: Callable[[], Image.Image] | None = None
+    picture_digest: str = ""  # tells pictures apart
+    answer: str = ""  # that the user's file gives
+
+    def open(self) -> Image.Image | None:
+        """Decodes the picture.
+
+        Raises:
+            PictureError: it is none any more.
+        """
+        return None if self.picture is None else self.picture()
+
+    @property
+    def digest(self) -> str:
+        """Tells whether a result of an earlier run is of this case."""
+        text = json.dumps([self.messages, self.picture_digest])
+        return hashlib.sha256(text.encode()).hexdigest()
 
 
 def built_in_cases(settings: Mapping[str, Any], *, with_pictures: bool) -> list[Case]:
@@ -32,7 +57,7 @@ def built_in_cases(settings: Mapping[str, Any], *, with_pictures: bool) -> list[
     """
     if not with_pictures:
         return [
-            Case(f"text {i + 1}", None, ({"role": "user", "content": text},))
+            Case(f"text {i + 1}", ({"role": "user", "content": text},))
             for i, text in enumerate(settings["text_prompts"])
         ]
     cases = []
@@ -40,7 +65,30 @@ def built_in_cases(settings: Mapping[str, Any], *, with_pictures: bool) -> list[
         rng = np.random.default_rng([settings["seed"], i])
         scene = random_scene(rng)
         picture = draw(scene, rng).picture
+        digest = hashlib.sha256(picture.tobytes()).hexdigest()
         for language in LANGUAGES:
             example = random_example(scene, language, rng)
-            cases.append(Case(f"picture {i + 1}, {language}", picture, example.messages))
+            name = f"picture {i + 1}, {language}"
+            cases.append(Case(name, example.messages, picture.copy, digest))
     return cases
+
+
+def read_cases(path: Path, *, with_pictures: bool, skip_bad: bool) -> list[Case]:
+    """Reads the user's own pictures and questions, in the format of calibration's samples.
+
+    Args:
+        path: JSON lines; see `convert.calibration_samples.read_samples`.
+        with_pictures: false for a decoder-only model.
+        skip_bad: warn of lines that cannot be used, and go on.
+
+    Raises:
+        DataError: no such file, nothing in it, or a bad line, by its number.
+    """
+    try:
+        samples = read_samples(path, pictures=with_pictures, skip_bad=skip_bad)
+    except CalibrationError as error:
+        raise DataError(str(error)) from error
+    return [
+        Case(sample.where, sample.messages, sample.picture, sample.picture_digest, sample.answer)
+        for sample in samples
+    ]

@@ -1,8 +1,10 @@
-"""What the logits say at image, text and answer positions."""
+"""What the logits say at image, text and answer positions, as sums over cases."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,23 +13,94 @@ from runtime.prompt import Prompt
 from runtime.verify import metrics
 from runtime.verify.report import Check
 
+KINDS = ("image", "text", "answer")  # of positions
+TOP = 5
+# KL divergence, nats: the edges of the histogram, four to a decade; what is below or above counts.
+EDGES = tuple(10 ** (i / 4) for i in range(-28, 5))
+
+
+@dataclass(frozen=True)
+class Sums:
+    """What one model's logits say beside the reference's, summed over positions."""
+
+    kl_nats: float
+    histogram: tuple[int, ...]  # positions by KL divergence, one count more than `EDGES`
+    top1: int  # positions whose likeliest token is the reference's
+    top5: int  # of the reference's five likeliest tokens, how many are among the model's
+    nll_nats: float  # of the next tokens, where they are known
+
+    def __add__(self, other: Sums) -> Sums:
+        """Returns the sums over both."""
+        both = zip(self.histogram, other.histogram, strict=True)
+        return Sums(
+            self.kl_nats + other.kl_nats,
+            tuple(a + b for a, b in both),
+            self.top1 + other.top1,
+            self.top5 + other.top5,
+            self.nll_nats + other.nll_nats,
+        )
+
+
+@dataclass(frozen=True)
+class Positions:
+    """All positions of one kind."""
+
+    count: int
+    predicted: int  # positions whose next token is known, and no picture's
+    reference_nll_nats: float  # of those tokens
+    arithmetic: Sums
+    bundle: Sums
+
+    def __add__(self, other: Positions) -> Positions:
+        """Returns what there is of both."""
+        return Positions(
+            self.count + other.count,
+            self.predicted + other.predicted,
+            self.reference_nll_nats + other.reference_nll_nats,
+            self.arithmetic + other.arithmetic,
+            self.bundle + other.bundle,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns means, and the histogram with its edges."""
+        return {
+            "count": self.count,
+            "predicted": self.predicted,
+            "edges_nats": list(EDGES),
+            **{
+                name: {
+                    "kl_nats": sums.kl_nats / self.count,
+                    "same_top1": sums.top1 / self.count,
+                    "same_top5": sums.top5 / self.count / TOP,
+                    "histogram": list(sums.histogram),
+                }
+                for name, sums in (("arithmetic", self.arithmetic), ("bundle", self.bundle))
+            },
+        }
+
 
 class Logits:
-    """Collects what the logits say at image, text and answer positions."""
+    """Collects what the logits say."""
 
     def __init__(self) -> None:
-        self._kl: dict[str, list[tuple[Tensor, Tensor]]] = {}
-        self._top1: dict[str, list[tuple[Tensor, Tensor]]] = {}
+        self.positions: dict[str, Positions] = {}  # by kind
 
     def add(
-        self, prompt: Prompt, queries: int, reference: Tensor, arithmetic: Tensor, bundle: Tensor
+        self,
+        prompt: Prompt,
+        ids: Sequence[int],
+        queries: int,
+        reference: Tensor,
+        arithmetic: Tensor,
+        bundle: Tensor,
     ) -> None:
         """Adds a prompt and its answer.
 
         Args:
             prompt: the question.
+            ids: of the prompt and of the reference's answer to it, L.
             queries: image tokens of its picture.
-            reference: logits (L, V) over the prompt and the reference's answer.
+            reference: logits (L, V).
             arithmetic: those of the arithmetic's model.
             bundle: those of the bundle.
         """
@@ -36,35 +109,60 @@ class Logits:
             kinds[prompt.image_start : prompt.image_start + queries] = ["image"] * queries
         # The last id of the prompt is where the answer's first token is chosen.
         kinds[-1] = "answer"
-        kinds += ["answer"] * (reference.shape[0] - len(prompt.ids))
+        kinds += ["answer"] * (len(ids) - len(prompt.ids))
+        before_picture = -1 if prompt.image_start is None else prompt.image_start - 1
+        following = torch.tensor([*ids[1:], 0])
         for kind in dict.fromkeys(kinds):
-            at = torch.tensor([k == kind for k in kinds])
-            rows = [t[at] for t in (reference, arithmetic, bundle)]
-            pairs = self._kl.setdefault(kind, [])
-            pairs.append(
-                (metrics.kl_divergence(rows[0], rows[1]), metrics.kl_divergence(rows[0], rows[2]))
+            at = [i for i, k in enumerate(kinds) if k == kind]
+            rows = [logits[at] for logits in (reference, arithmetic, bundle)]
+            known = [
+                j
+                for j, i in enumerate(at)
+                if kind != "image" and i != before_picture and i + 1 < len(ids)
+            ]
+            tokens = following[at][known]
+            found = Positions(
+                len(at),
+                len(known),
+                metrics.negative_log_likelihood(rows[0][known], tokens),
+                *(_sums(rows[0], logits, known, tokens) for logits in rows[1:]),
             )
-            self._top1.setdefault(kind, []).append(
-                (metrics.same_top1(rows[0], rows[1]), metrics.same_top1(rows[0], rows[2]))
-            )
+            self.merge({kind: found})
+
+    def merge(self, positions: Mapping[str, Positions]) -> None:
+        """Adds what another case gave."""
+        for kind, found in positions.items():
+            old = self.positions.get(kind)
+            self.positions[kind] = found if old is None else old + found
 
     def checks(self, thresholds: Mapping[str, float]) -> list[Check]:
         """Returns the figures of each kind of position."""
         checks = []
-        for kind in ("image", "text", "answer"):
-            if kind not in self._kl:
+        for kind in KINDS:
+            if kind not in self.positions:
                 continue
-            expected, value = (
-                metrics.mean(torch.cat(column)) for column in zip(*self._kl[kind], strict=True)
-            )
+            found = self.positions[kind]
+            name, both = f"at {kind} tokens", (found.arithmetic, found.bundle)
+            expected, value = (sums.kl_nats / found.count for sums in both)
             limit = expected * thresholds["kl_factor"] + thresholds["kl_floor_nats"]
-            name = f"at {kind} tokens"
             checks.append(
                 Check("logits", name, "KL divergence", "nats", value, expected, limit, False)
             )
-            expected, value = (
-                metrics.mean(torch.cat(column)) for column in zip(*self._top1[kind], strict=True)
-            )
+            expected, value = (sums.top1 / found.count for sums in both)
             limit = expected - thresholds["top1_margin"]
             checks.append(Check("logits", name, "same top-1", "", value, expected, limit, True))
         return checks
+
+
+def _sums(reference: Tensor, value: Tensor, known: Sequence[int], tokens: Tensor) -> Sums:
+    """Compares logits (L, V); the tokens are those that follow at the positions `known`."""
+    kl = metrics.kl_divergence(reference, value)
+    bins = torch.bucketize(kl.double(), torch.tensor(EDGES, dtype=torch.float64))
+    best, mine = (logits.topk(min(TOP, logits.shape[-1])).indices for logits in (reference, value))
+    return Sums(
+        float(kl.double().sum()),
+        tuple(torch.bincount(bins, minlength=len(EDGES) + 1).tolist()),
+        int(metrics.same_top1(reference, value).sum()),
+        int((best.unsqueeze(-1) == mine.unsqueeze(-2)).any(-1).sum()),
+        metrics.negative_log_likelihood(value[list(known)], tokens),
+    )

@@ -52,6 +52,11 @@ def mean(values: Tensor) -> float:
     return float(values.float().mean()) if values.numel() else math.nan
 
 
+def negative_log_likelihood(logits: Tensor, tokens: Tensor) -> float:
+    """Returns -log p in nats, summed over rows of logits (L, V) and a token (L,) of each."""
+    return float(F.cross_entropy(logits.float(), tokens, reduction="none").double().sum())
+
+
 def max_difference(reference: Tensor, value: Tensor) -> float:
     """Returns the largest absolute difference."""
     return float((reference - value).abs().max())

@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from runtime.prompt import Tokenizer
+    from runtime.session import Reply
+    from runtime.verify.logits import Positions
+
+FORMAT = "minicpmv-verify-report"
 
 
 @dataclass(frozen=True)
@@ -29,6 +37,13 @@ class Check:
             return self.value >= self.threshold
         return self.value <= self.threshold
 
+    @property
+    def slack(self) -> float:
+        """How far the check is from failing; less than 0 if it failed."""
+        if math.isnan(self.value):
+            return -math.inf
+        return (1 if self.higher_is_better else -1) * (self.value - self.threshold)
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -39,11 +54,36 @@ class Answer:
     reference: str
     bundle: str
     arithmetic: str
+    reference_pieces: list[str] = field(default_factory=list)  # the tokenizer's, without an end
+    bundle_pieces: list[str] = field(default_factory=list)
+
+    @staticmethod
+    def of(case: str, question: str, replies: Sequence[Reply], tokenizer: Tokenizer) -> Answer:
+        """Makes it of the replies of reference, bundle and arithmetic's model."""
+        reference, bundle, arithmetic = replies
+        return Answer(
+            case,
+            question,
+            reference.text,
+            bundle.text,
+            arithmetic.text,
+            tokenizer.pieces(reference.ids),
+            tokenizer.pieces(bundle.ids),
+        )
 
     @property
     def same(self) -> bool:
         """Says whether the bundle answers what the reference answers."""
         return self.reference == self.bundle
+
+    @property
+    def first_difference(self) -> int | None:
+        """The index of the first token that differs, which may be the end; None: none does."""
+        if self.reference_pieces == self.bundle_pieces:
+            return None
+        pairs = zip(self.reference_pieces, self.bundle_pieces, strict=False)
+        shorter = min(len(self.reference_pieces), len(self.bundle_pieces))
+        return next((i for i, (a, b) in enumerate(pairs) if a != b), shorter)
 
 
 @dataclass(frozen=True)
@@ -52,6 +92,17 @@ class Cause:
 
     where: str  # e.g. `decoder layer 3`
     why: str  # one sentence for people
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """How a bundle stores a tensor; what that loses is a check of stage `weights`."""
+
+    name: str
+    format: str
+    shape: list[int]
+    bits: float  # per value, scales and padding included
+    why: str  # this format
 
 
 @dataclass(frozen=True)
@@ -68,6 +119,11 @@ class Report:
     answers: list[Answer]
     seconds: float
     causes: list[Cause] = field(default_factory=list)  # of the failures, the likeliest first
+    warnings: list[str] = field(default_factory=list)
+    tensors: list[StoredTensor] = field(default_factory=list)
+    positions: Mapping[str, Positions] = field(default_factory=dict)  # by kind
+    ran: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # what ran where
+    earlier_cases: int = 0  # whose results an earlier run had measured
 
     @property
     def failures(self) -> list[Check]:
@@ -84,14 +140,32 @@ class Report:
         """The stages with a failure, in the order of the data."""
         return list(dict.fromkeys(check.stage for check in self.failures))
 
+    @property
+    def perplexity(self) -> dict[str, dict[str, float]]:
+        """How unsure each model is of the known tokens, by kind of position; 1 is sure."""
+        return {
+            kind: {
+                "reference": _perplexity(found.reference_nll_nats, found.predicted),
+                "arithmetic": _perplexity(found.arithmetic.nll_nats, found.predicted),
+                "bundle": _perplexity(found.bundle.nll_nats, found.predicted),
+            }
+            for kind, found in self.positions.items()
+            if found.predicted
+        }
+
+    def shown(self) -> list[tuple[Check, int]]:
+        """Returns one row per stage and figure: the check nearest to failing, and of how many."""
+        rows: dict[tuple[str, str, str], list[Check]] = {}
+        for check in self.checks:
+            # Image, text and answer positions are told apart.
+            name = check.name if check.stage == "logits" else ""
+            rows.setdefault((check.stage, check.metric, name), []).append(check)
+        return [(min(checks, key=lambda c: c.slack), len(checks)) for checks in rows.values()]
+
     def to_json(self) -> dict[str, Any]:
         """Returns the report as plain JSON values; figures that JSON cannot hold become text."""
-        checks = [
-            {name: _plain(value) for name, value in asdict(check).items()}
-            | {"passed": check.passed}
-            for check in self.checks
-        ]
         return {
+            "format": FORMAT,
             "passed": self.passed,
             "failed_stages": self.failed_stages,
             "bundle": self.bundle,
@@ -102,15 +176,30 @@ class Report:
             "longest_prompt": self.longest_prompt,
             "overflows_window": self.longest_prompt > self.window,
             "seconds": round(self.seconds, 1),
+            "earlier_cases": self.earlier_cases,
+            "warnings": self.warnings,
             "causes": [asdict(cause) for cause in self.causes],
-            "checks": checks,
-            "answers": [asdict(answer) | {"same": answer.same} for answer in self.answers],
+            "checks": [plain(asdict(c)) | {"passed": c.passed} for c in self.checks],
+            "perplexity": plain(self.perplexity),
+            "positions": {kind: plain(found.to_json()) for kind, found in self.positions.items()},
+            "answers": [
+                asdict(answer) | {"same": answer.same, "first_difference": answer.first_difference}
+                for answer in self.answers
+            ],
+            "tensors": [asdict(tensor) for tensor in self.tensors],
+            "ran": {name: dict(about) for name, about in self.ran.items()},
         }
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Returns a value with floats that JSON has, rounded; others become text."""
     if isinstance(value, float):
         return round(value, 6) if math.isfinite(value) else str(value)
     if isinstance(value, dict):
-        return {name: _plain(inner) for name, inner in value.items()}
+        return {name: plain(inner) for name, inner in value.items()}
     return value
+
+
+def _perplexity(nll_nats: float, count: int) -> float:
+    mean = nll_nats / count
+    return math.inf if mean > math.log(sys.float_info.max) else math.exp(mean)

@@ -7,6 +7,7 @@ logits and answers then show what is left of the whole.
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from convert.config import CONFIGS
+from quantize.errors import PictureError, PromptError
 from runtime.prompt import Prompt, Tokenizer
 from runtime.reference.kv_cache import pinned_tokens
 from runtime.sampling import GenerationOptions
@@ -24,9 +26,12 @@ from runtime.verify import metrics
 from runtime.verify.cases import Case
 from runtime.verify.logits import Logits
 from runtime.verify.report import Answer, Check
+from runtime.verify.results import CaseResult, Known, Outcome, Worst, merge
 from runtime.verify.stages import Stages
 
 Progress = Callable[[str, int, int], None]  # stage, done, in all
+
+_LOG = logging.getLogger(__name__)
 
 
 def load_settings() -> dict[str, Any]:
@@ -52,27 +57,12 @@ class Models:
     bundle: Model
 
 
-@dataclass
-class Outcome:
-    """All that the cases gave."""
-
-    checks: list[Check]
-    answers: list[Answer]
-    longest_prompt: int
-
-
-class _Worst:
-    """Keeps each stage's worst case: what the verdict hangs on."""
+class _Worst(Worst):
+    """Compares the outputs of stages, and keeps the worst of each."""
 
     def __init__(self, thresholds: Mapping[str, float]) -> None:
+        super().__init__()
         self.thresholds = thresholds
-        self._checks: dict[tuple[str, str, str], Check] = {}
-
-    def add(self, check: Check) -> None:
-        key = check.stage, check.name, check.metric
-        old = self._checks.get(key)
-        if old is None or slack(check) < slack(old):
-            self._checks[key] = check
 
     def loss(
         self, stage: str, name: str, reference: Tensor, arithmetic: Tensor, bundle: Tensor
@@ -90,9 +80,6 @@ class _Worst:
         least = self.thresholds["same_arithmetic_db"]
         self.add(Check(stage, name, "SQNR, same arithmetic", "dB", same, math.inf, least, True))
 
-    def checks(self) -> list[Check]:
-        return list(self._checks.values())
-
 
 def run_cases(
     models: Models,
@@ -101,6 +88,9 @@ def run_cases(
     settings: Mapping[str, Any],
     window: int,
     progress: Progress,
+    known: Known,
+    *,
+    skip_bad: bool = False,
 ) -> Outcome:
     """Measures all cases.
 
@@ -111,32 +101,60 @@ def run_cases(
         settings: `configs/verify.json`.
         window: context window of all three.
         progress: counts cases.
+        known: what cases gave in an earlier run; gets the others.
+        skip_bad: warn of cases that cannot be asked, and go on.
+
+    Raises:
+        PictureError: a picture is gone.
+        PromptError: a question does not fit into the window; no case can be asked.
     """
-    thresholds = settings["thresholds"]
-    worst = _Worst(thresholds)
-    logits = Logits()
-    answers: list[Answer] = []
-    longest = 0
-    picture: Image.Image | None = None
-    image: tuple[Tensor, ...] = ()
-    options = GenerationOptions(max_new_tokens=settings["built_in"]["max_new_tokens"])
+    runner, found = _Runner(models, tokenizer, settings, window), []
     for done, case in enumerate(cases):
         progress("compare stages", done, len(cases))
-        replies = []
+        result = known.get(case)
+        if result is None:
+            try:
+                result = runner.run(case)
+            except (PictureError, PromptError) as error:
+                if not skip_bad:
+                    raise type(error)(f"{case.name}: {error}") from error
+                _LOG.warning("%s: %s: left out", case.name, error)
+                continue
+            known.add(case, result)
+        found.append(result)
+    progress("compare stages", len(cases), len(cases))
+    if not found:
+        raise PromptError("no case could be asked; see the warnings")
+    return merge(found, settings["thresholds"])
+
+
+class _Runner:
+    """Measures one case after the other."""
+
+    def __init__(
+        self, models: Models, tokenizer: Tokenizer, settings: Mapping[str, Any], window: int
+    ) -> None:
+        self._models, self._tokenizer, self._window = models, tokenizer, window
+        self._thresholds = settings["thresholds"]
+        self._options = GenerationOptions(max_new_tokens=settings["built_in"]["max_new_tokens"])
+        self._picture = ""  # the latest: its digest
+        self._image: tuple[Tensor, ...] = ()
+
+    def run(self, case: Case) -> CaseResult:
+        models, worst, logits = self._models, _Worst(self._thresholds), Logits()
+        picture, replies = case.open(), []
         for model in (models.reference, models.bundle, models.arithmetic):
             model.session.reset()  # no case may hang on the one before
-            replies.append(model.session.reply(case.messages, case.picture, options))
-        texts = [reply.text for reply in replies]
-        answers.append(Answer(case.name, case.messages[-1]["content"], *texts))
-        if case.picture is not picture:  # the cases of a picture follow each other
-            picture, image = case.picture, _compare_vision(models, case.picture, worst)
-        prompt = _prompt(models, tokenizer, case)
+            replies.append(model.session.reply(case.messages, picture, self._options))
+        if case.picture_digest != self._picture:  # the cases of a picture follow each other
+            self._image = _compare_vision(models, picture, worst)
+            self._picture = case.picture_digest
+        prompt = _prompt(models, self._tokenizer, case)
         ids = prompt.ids + replies[0].ids
-        longest = max(longest, len(ids))
-        _compare_decoder(models, prompt, ids, image, window, worst, logits)
-    progress("compare stages", len(cases), len(cases))
-    checks = worst.checks() + logits.checks(thresholds) + [_answers_check(answers, thresholds)]
-    return Outcome(checks, answers, longest)
+        _compare_decoder(models, prompt, ids, self._image, self._window, worst, logits)
+        question = case.messages[-1]["content"]
+        answer = Answer.of(case.name, question, replies, self._tokenizer)
+        return CaseResult(worst.checks(), answer, logits.positions, len(ids))
 
 
 def _prompt(models: Models, tokenizer: Tokenizer, case: Case) -> Prompt:
@@ -211,19 +229,4 @@ def _compare_decoder(
     worst.loss("hidden states", "end to end", *(outputs[-1] for outputs in whole))
     worst.loss("LM head", "logits", *(s.logits(whole[0][-1]) for s in everyone))
     ends = [stages.logits(o[-1]) for stages, o in zip(everyone, whole, strict=True)]
-    logits.add(prompt, len(image[0]) if image else 0, *ends)
-
-
-def _answers_check(answers: Sequence[Answer], thresholds: Mapping[str, float]) -> Check:
-    value = sum(a.same for a in answers) / len(answers)
-    expected = sum(a.reference == a.arithmetic for a in answers) / len(answers)
-    limit = expected - thresholds["answers_margin"]
-    return Check("answers", "greedy", "same as reference", "", value, expected, limit, True)
-
-
-def slack(check: Check) -> float:
-    """Returns how far a check is from failing; less than 0 if it failed."""
-    if math.isnan(check.value):
-        return -math.inf
-    sign = 1 if check.higher_is_better else -1
-    return sign * (check.value - check.threshold)
+    logits.add(prompt, ids, len(image[0]) if image else 0, *ends)

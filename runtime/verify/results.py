@@ -1,0 +1,198 @@
+"""What single cases gave: kept on disk, so that a run can go on, and put together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+from runtime.results_file import ResultsError, ResultsFile
+from runtime.verify.cases import Case
+from runtime.verify.logits import EDGES, KINDS, Logits, Positions, Sums
+from runtime.verify.report import Answer, Check
+
+FORMAT, VERSION = "minicpmv-verify", 1
+
+
+@dataclass(frozen=True)
+class CaseResult:
+    """What one case gave."""
+
+    checks: list[Check]
+    answer: Answer
+    positions: Mapping[str, Positions]  # by kind
+    tokens: int  # of the prompt and its answer
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """All that the cases gave."""
+
+    checks: list[Check]
+    answers: list[Answer]
+    longest_prompt: int  # tokens
+    positions: Mapping[str, Positions]
+
+
+class Worst:
+    """Keeps each stage's worst case: what the verdict hangs on."""
+
+    def __init__(self) -> None:
+        self._checks: dict[tuple[str, str, str], Check] = {}
+
+    def add(self, check: Check) -> None:
+        """Keeps a check, or the one before of the same figure."""
+        key = check.stage, check.name, check.metric
+        old = self._checks.get(key)
+        if old is None or check.slack < old.slack:
+            self._checks[key] = check
+
+    def checks(self) -> list[Check]:
+        """Returns the worst of each, in the order of the stages."""
+        return list(self._checks.values())
+
+
+class Known(Protocol):
+    """What is known of cases."""
+
+    def get(self, case: Case) -> CaseResult | None:
+        """Returns what a case gave."""
+
+    def add(self, case: Case, result: CaseResult) -> None:
+        """Keeps what a case gave."""
+
+
+class NothingKnown:
+    """Keeps nothing."""
+
+    def get(self, case: Case) -> CaseResult | None:
+        """See `Known`."""
+        return None
+
+    def add(self, case: Case, result: CaseResult) -> None:
+        """See `Known`."""
+
+
+class KnownInFile:
+    """Results in a file."""
+
+    def __init__(self, file: ResultsFile) -> None:
+        """Args: file: whose header says what measured how."""
+        self._file = file
+
+    def get(self, case: Case) -> CaseResult | None:
+        """See `Known`.
+
+        Raises:
+            ResultsError: the line is not as it was written.
+        """
+        line = self._file.get(case.name, case.digest)
+        if line is None:
+            return None
+        try:
+            return _read(line)
+        except (ValueError, TypeError, KeyError) as error:
+            raise ResultsError(
+                f"{self._file.path}: the result of {case.name} is damaged: {error}; remove the file"
+            ) from error
+
+    def add(self, case: Case, result: CaseResult) -> None:
+        """See `Known`."""
+        self._file.add(case.name, case.digest, _as_text(asdict(result)))
+
+
+def merge(results: Sequence[CaseResult], thresholds: Mapping[str, float]) -> Outcome:
+    """Puts together what the cases gave: the worst of each stage, the mean over all positions."""
+    worst, logits = Worst(), Logits()
+    for result in results:
+        for check in result.checks:
+            worst.add(check)
+        logits.merge(result.positions)
+    answers = [result.answer for result in results]
+    checks = [*worst.checks(), *logits.checks(thresholds), _answers_check(answers, thresholds)]
+    longest = max(result.tokens for result in results)
+    positions = {kind: logits.positions[kind] for kind in KINDS if kind in logits.positions}
+    return Outcome(checks, answers, longest, positions)
+
+
+def _answers_check(answers: Sequence[Answer], thresholds: Mapping[str, float]) -> Check:
+    value = sum(a.same for a in answers) / len(answers)
+    expected = sum(a.reference == a.arithmetic for a in answers) / len(answers)
+    limit = expected - thresholds["answers_margin"]
+    return Check("answers", "greedy", "same as reference", "", value, expected, limit, True)
+
+
+def _as_text(value: Any) -> Any:
+    """Returns a value with floats that JSON has, none rounded; others become text."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if isinstance(value, dict):
+        return {name: _as_text(inner) for name, inner in value.items()}
+    return [_as_text(inner) for inner in value] if isinstance(value, (list, tuple)) else value
+
+
+def _read(line: Mapping[str, Any]) -> CaseResult:
+    """Reads a result back; what is not of its type raises."""
+    raw = line["answer"]
+    answer = Answer(
+        _text(raw["case"]),
+        _text(raw["question"]),
+        _text(raw["reference"]),
+        _text(raw["bundle"]),
+        _text(raw["arithmetic"]),
+        [_text(piece) for piece in raw["reference_pieces"]],
+        [_text(piece) for piece in raw["bundle_pieces"]],
+    )
+    positions = {
+        _text(kind): Positions(
+            _count(found["count"]),
+            _count(found["predicted"]),
+            float(found["reference_nll_nats"]),
+            _sums(found["arithmetic"]),
+            _sums(found["bundle"]),
+        )
+        for kind, found in line["positions"].items()
+    }
+    checks = [_check(raw) for raw in line["checks"]]
+    return CaseResult(checks, answer, positions, _count(line["tokens"]))
+
+
+def _check(raw: Mapping[str, Any]) -> Check:
+    return Check(
+        _text(raw["stage"]),
+        _text(raw["name"]),
+        _text(raw["metric"]),
+        _text(raw["unit"]),
+        float(raw["value"]),
+        float(raw["expected"]),
+        float(raw["threshold"]),
+        _bool(raw["higher_is_better"]),
+        {_text(name): float(value) for name, value in raw["detail"].items()},
+    )
+
+
+def _sums(raw: Mapping[str, Any]) -> Sums:
+    histogram = tuple(_count(value) for value in raw["histogram"])
+    if len(histogram) != len(EDGES) + 1:
+        raise ValueError(f"a histogram has {len(histogram)} counts")
+    top1, top5 = _count(raw["top1"]), _count(raw["top5"])
+    return Sums(float(raw["kl_nats"]), histogram, top1, top5, float(raw["nll_nats"]))
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r:.40} is no text")
+    return value
+
+
+def _bool(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{value!r:.40} is not true or false")
+    return value
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise TypeError(f"{value!r:.40} is no count")
+    return value
