@@ -148,13 +148,13 @@ def _load_models(
     from runtime.reference.load import load_reference
     from runtime.reference_session import ReferenceSession
     from runtime.verify.arithmetic import Float16KVCache, apply_arithmetic
-    from runtime.verify.run import Model, Models
+    from runtime.verify.run import Model, Models, TorchModel
     from runtime.verify.stages import EngineStages, TorchStages
     from runtime.verify.stored import load_stored
 
-    def model(torch_model: MiniCPMV, cache: type[KVCache]) -> Model:
+    def model(torch_model: MiniCPMV, cache: type[KVCache]) -> TorchModel:
         backend = ReferenceBackend(torch_model, cache)
-        return Model(
+        return TorchModel(
             TorchStages(torch_model, cache), ReferenceSession(backend, tokenizer, window=window)
         )
 

@@ -20,8 +20,9 @@ from convert.config import CONFIGS
 from quantize.errors import PictureError, PromptError
 from runtime.prompt import Prompt, Tokenizer
 from runtime.reference.kv_cache import pinned_tokens
+from runtime.reference_session import ReferenceSession
 from runtime.sampling import GenerationOptions
-from runtime.session import Session
+from runtime.session import Reply, Session
 from runtime.verify import metrics
 from runtime.verify.cases import Case
 from runtime.verify.logits import Logits
@@ -49,11 +50,18 @@ class Model:
 
 
 @dataclass(frozen=True)
+class TorchModel(Model):
+    """One that can be given a draft of its answer."""
+
+    session: ReferenceSession
+
+
+@dataclass(frozen=True)
 class Models:
     """The three that are compared."""
 
-    reference: Model
-    arithmetic: Model
+    reference: TorchModel
+    arithmetic: TorchModel
     bundle: Model
 
 
@@ -142,10 +150,8 @@ class _Runner:
 
     def run(self, case: Case) -> CaseResult:
         models, worst, logits = self._models, _Worst(self._thresholds), Logits()
-        picture, replies = case.open(), []
-        for model in (models.reference, models.bundle, models.arithmetic):
-            model.session.reset()  # no case may hang on the one before
-            replies.append(model.session.reply(case.messages, picture, self._options))
+        picture = case.open()
+        replies = _ask(models, case, picture, self._options)
         if case.picture_digest != self._picture:  # the cases of a picture follow each other
             self._image = _compare_vision(models, picture, worst)
             self._picture = case.picture_digest
@@ -155,6 +161,23 @@ class _Runner:
         question = case.messages[-1]["content"]
         answer = Answer.of(case.name, question, replies, self._tokenizer)
         return CaseResult(worst.checks(), answer, logits.positions, len(ids))
+
+
+def _ask(
+    models: Models, case: Case, picture: Image.Image | None, options: GenerationOptions
+) -> list[Reply]:
+    """Returns the answers of reference, bundle and arithmetic model.
+
+    The bundle is asked first, for speed: what it says, the others try at once, and say their own.
+    """
+    for model in (models.reference, models.bundle, models.arithmetic):
+        model.session.reset()  # no case may hang on the one before
+    said = models.bundle.session.reply(case.messages, picture, options)
+    reference, arithmetic = (
+        model.session.reply(case.messages, picture, options, draft=said.ids)
+        for model in (models.reference, models.arithmetic)
+    )
+    return [reference, said, arithmetic]
 
 
 def _prompt(models: Models, tokenizer: Tokenizer, case: Case) -> Prompt:
@@ -180,19 +203,24 @@ def _compare_vision(
     worst.add(Check("preprocessing", "pixels", "max difference", "of 255", levels, 0, limit, False))
     inside = [stages.vision_embed(pixels[0]) for stages in everyone]
     worst.loss("vision encoder", "patch embedding", *inside)
-    own = [stages.vision_embed(p) for stages, p in zip(everyone, pixels, strict=True)]
+    # What the reference makes of its own inputs is computed once.
+    others = everyone[1:]
+    own = [stages.vision_embed(p) for stages, p in zip(others, pixels[1:], strict=True)]
     x = inside[0]
     assert reference.config.vision is not None
     for i in range(reference.config.vision.depth):
         outputs = [stages.vision_block(i, x) for stages in everyone]
         worst.loss("vision encoder", f"block {i}", *outputs)
-        own = [stages.vision_block(i, o) for stages, o in zip(everyone, own, strict=True)]
+        own = [stages.vision_block(i, o) for stages, o in zip(others, own, strict=True)]
         x = outputs[0]
-    worst.loss("vision encoder", "norm", *(stages.vision_norm(x) for stages in everyone))
-    features = [stages.vision_norm(o) for stages, o in zip(everyone, own, strict=True)]
+    outputs = [stages.vision_norm(x) for stages in everyone]
+    worst.loss("vision encoder", "norm", *outputs)
+    own = [stages.vision_norm(o) for stages, o in zip(others, own, strict=True)]
+    features = [outputs[0], *own]
     worst.loss("vision features", "whole encoder", *features)
-    worst.loss("resampler", "from features", *(s.resample(features[0]) for s in everyone))
-    tokens = [stages.resample(f) for stages, f in zip(everyone, features, strict=True)]
+    outputs = [stages.resample(features[0]) for stages in everyone]
+    worst.loss("resampler", "from features", *outputs)
+    tokens = [outputs[0], *(s.resample(f) for s, f in zip(others, own, strict=True))]
     worst.loss("resampler", "image tokens", *tokens)
     return tuple(tokens)
 
@@ -222,11 +250,14 @@ def _compare_decoder(
         for stages, embeds in zip(everyone, text, strict=True)
     ]
     inputs = [text[0], *whole[0][:-1]]
-    apart = [stages.layers(inputs, window, pinned) for stages in everyone]
+    # The reference's layers have had these inputs.
+    others = everyone[1:]
+    apart = [whole[0], *(stages.layers(inputs, window, pinned) for stages in others)]
     for i, outputs in enumerate(zip(*apart, strict=True)):
         # What a layer adds: its input passes through unchanged, and would hide its errors.
         worst.loss("decoder layers", f"layer {i}", *(o - inputs[i] for o in outputs))
     worst.loss("hidden states", "end to end", *(outputs[-1] for outputs in whole))
-    worst.loss("LM head", "logits", *(s.logits(whole[0][-1]) for s in everyone))
-    ends = [stages.logits(o[-1]) for stages, o in zip(everyone, whole, strict=True)]
+    heads = [stages.logits(whole[0][-1]) for stages in everyone]
+    worst.loss("LM head", "logits", *heads)
+    ends = [heads[0], *(s.logits(o[-1]) for s, o in zip(others, whole[1:], strict=True))]
     logits.add(prompt, ids, len(image[0]) if image else 0, *ends)
