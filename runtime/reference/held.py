@@ -42,8 +42,13 @@ class GroupCodes:
 
     def float(self) -> Tensor:
         """Returns the values (N, K) float32."""
-        groups = self.codes.view(*self.scale.shape, -1).float()
-        return groups.mul_(self.scale.unsqueeze(-1)).flatten(1)[:, : self.columns]
+        return self.write(torch.empty(self.codes.shape))
+
+    def write(self, out: Tensor) -> Tensor:
+        """Writes the values over `out`, float32 of the codes' shape; returns them, (N, K)."""
+        groups = out.view(*self.scale.shape, -1)
+        groups.copy_(self.codes.view_as(groups)).mul_(self.scale.unsqueeze(-1))
+        return out[:, : self.columns]
 
 
 Weight = Tensor | GroupCodes  # (N, K); a tensor of any float dtype
@@ -79,12 +84,17 @@ def multiply(x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
     rows, columns = weight.shape
     flat = x.reshape(-1, columns)
     out = torch.empty(len(flat), rows)
-    for part in row_blocks(rows, columns, _BLOCK_VALUES * torch.get_num_threads()):
-        block, into = weight[part].float().T, out[:, part]
+    blocks = list(row_blocks(rows, columns, _BLOCK_VALUES * torch.get_num_threads()))
+    width = columns if isinstance(weight, Tensor) else weight.codes.shape[1]
+    # One buffer for all: fresh memory costs a sixth more.
+    buffer = torch.empty(blocks[0].stop, width)
+    for part in blocks:
+        held, into = weight[part], buffer[: part.stop - part.start]
+        block = into.copy_(held) if isinstance(held, Tensor) else held.write(into)
         if bias is None:
-            torch.mm(flat, block, out=into)
+            torch.mm(flat, block.T, out=out[:, part])
         else:
-            torch.addmm(bias[part], flat, block, out=into)
+            torch.addmm(bias[part], flat, block.T, out=out[:, part])
     return out.view(*x.shape[:-1], rows)
 
 
