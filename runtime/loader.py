@@ -103,19 +103,37 @@ def open_source(bundle: Bundle, reference: str | None = None) -> Checkpoint:
     Raises:
         CheckpointError: it is not there, or another one by now.
     """
+    checkpoint = find_source(bundle, reference)
+    problem = source_problem(bundle, checkpoint)
+    if problem is not None:
+        raise CheckpointError(f"{problem}; convert again")
+    return checkpoint
+
+
+def find_source(bundle: Bundle, reference: str | None = None) -> Checkpoint:
+    """Opens what is where a bundle's checkpoint should be; see `open_source`.
+
+    Raises:
+        CheckpointError: it is not there.
+    """
     source = bundle.manifest.source
     if not (reference or source.demo or Path(source.path).exists() or is_hub_id(source.path)):
         raise CheckpointError(
             f"{source.path}: the checkpoint that the bundle was made from is not there; "
             "name it with --reference, or as the argument of chat"
         )
-    checkpoint = Checkpoint.open(reference or (None if source.demo else source.path))
-    if checkpoint.source_hash() != source.sha256:
-        raise CheckpointError(
-            f"{checkpoint.path}: not the checkpoint that {bundle.path} was made from: its hash is "
-            f"not {source.sha256[:12]}…; convert again"
-        )
-    return checkpoint
+    return Checkpoint.open(reference or (None if source.demo else source.path))
+
+
+def source_problem(bundle: Bundle, checkpoint: Checkpoint) -> str | None:
+    """Says what is wrong if a bundle was not made from a checkpoint."""
+    expected = bundle.manifest.source.sha256
+    if checkpoint.source_hash() == expected:
+        return None
+    return (
+        f"{checkpoint.path}: not the checkpoint that {bundle.path} was made from: its hash is "
+        f"not {expected[:12]}…"
+    )
 
 
 def choose_device(device: str | None) -> torch.device:

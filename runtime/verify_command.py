@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from quantize.errors import BundleError, CheckpointError
+from quantize.errors import BundleError, CheckpointError, ConfigError
 from runtime.engine_options import (
     ADB,
     LOCAL,
@@ -27,9 +27,13 @@ if TYPE_CHECKING:
     from convert.bundle import Bundle
     from convert.checkpoint import Checkpoint
     from runtime.engine_session import EngineSession
+    from runtime.places import Place
     from runtime.prompt import Tokenizer
     from runtime.reference.model import MiniCPMV
+    from runtime.verify.cases import Case
     from runtime.verify.report import Report
+    from runtime.verify.report_folder import ReportFolder
+    from runtime.verify.results import Known
     from runtime.verify.run import Models
 
 NAME = "verify"
@@ -47,6 +51,15 @@ class VerifyConfig:
     window: int
     engine: EngineOptions
     as_json: bool
+    data: Path | None = None  # None: the built-in cases
+    skip_bad: bool = False
+    report: Path | None = None
+    force: bool = False
+
+    def __post_init__(self) -> None:
+        """Checks combinations."""
+        if self.skip_bad and self.data is None:
+            raise ConfigError("--skip-bad is for --data")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -61,67 +74,99 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--window", type=int, default=1024, metavar="N", help="context window in tokens"
     )
     add_engine_arguments(parser, (LOCAL, QEMU, ADB), default=LOCAL)
+    parser.add_argument(
+        "--data",
+        metavar="FILE",
+        type=Path,
+        help='JSON lines with "question", "image" and "answer", instead of the built-in set',
+    )
+    parser.add_argument(
+        "--skip-bad", action="store_true", help="leave out lines of --data that cannot be used"
+    )
+    parser.add_argument(
+        "--report",
+        metavar="FOLDER",
+        type=Path,
+        help="write a page and its data; a run that ended early goes on from there",
+    )
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help="compare with a checkpoint that the bundle was not made from, too",
+    )
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
     """Verifies; returns 0 if all checks passed, 1 if one failed."""
     from convert.console import Bars, results
+    from runtime.verify.report_folder import PAGE
 
-    config = VerifyConfig(args.bundle, args.reference, args.window, engine_options(args), args.json)
+    names = VerifyConfig.__dataclass_fields__.keys() - {"engine", "as_json"}
+    config = VerifyConfig(
+        engine=engine_options(args),
+        as_json=args.json,
+        **{name: getattr(args, name) for name in names},
+    )
     with Bars() as bars:
         report = verify(config, bars)
     if config.as_json:
         print(json.dumps(report.to_json(), indent=1, ensure_ascii=False))
     else:
         _print(report, results())
+        if config.report is not None:
+            results().print(f"report     {config.report / PAGE}", markup=False, soft_wrap=True)
     return 0 if report.passed else 1
 
 
 def verify(config: VerifyConfig, progress: Progress) -> Report:
-    """Runs all checks.
+    """Runs all checks, and writes the report if one is asked for.
 
     Raises:
         BundleError: no bundle, or one whose program was altered.
         CheckpointError: the reference is missing, or not what the bundle was made from.
+        ToolkitError: a line of the data that cannot be used, or no place for the report.
     """
     from convert.bundle import Bundle
     from runtime.engine_session import EngineSession
-    from runtime.loader import open_source
     from runtime.places import open_place
     from runtime.prompt import Tokenizer
-    from runtime.verify.cases import built_in_cases
-    from runtime.verify.report import Report
-    from runtime.verify.results import NothingKnown
+    from runtime.verify.page.render import render
+    from runtime.verify.ran import what_ran
+    from runtime.verify.report import Report, stored_tensors
+    from runtime.verify.report_folder import ReportFolder
     from runtime.verify.run import load_settings, run_cases
     from runtime.verify.weights import check_files, check_tensors
 
     started = time.monotonic()
     bundle = Bundle.open(config.bundle)
     settings = load_settings()
+    folder = None if config.report is None else ReportFolder(config.report)
+    cases = _cases(config, settings, with_pictures=bundle.config.vision is not None)
     place = open_place(bundle, config.engine)
     checks = check_files(bundle, place.target, progress)
-    checkpoint = open_source(bundle, config.reference)
-    if checkpoint.config != bundle.config:
-        raise BundleError(f"{bundle.path}: its model configuration is not the checkpoint's")
-    if checkpoint.tokenizer is None:
-        raise CheckpointError(
-            f"{checkpoint.path}: has no tokenizer.model; without one nothing can be asked"
-        )
-    checks += check_tensors(bundle, checkpoint, settings["thresholds"], progress)
+    checkpoint, warnings = _open_reference(bundle, config)
+    assert checkpoint.tokenizer is not None
     tokenizer = Tokenizer(checkpoint.tokenizer)
-    place.prepare(progress)
-    with closing(EngineSession(place, bundle.config, window=config.window)) as session:
-        outcome = run_cases(
-            _load_models(bundle, checkpoint, tokenizer, session, config.window),
-            tokenizer,
-            built_in_cases(settings["built_in"], with_pictures=bundle.config.vision is not None),
-            settings,
-            config.window,
-            progress,
-            NothingKnown(),
-        )
-    return Report(
+    altered = not all(check.passed for check in checks)
+    with (
+        _known(None if altered else folder, bundle, checkpoint, place, config, settings) as known,
+    ):
+        checks += check_tensors(bundle, checkpoint, settings["thresholds"], progress)
+        place.prepare(progress)
+        with closing(EngineSession(place, bundle.config, window=config.window)) as session:
+            hello = session.client().hello
+            outcome = run_cases(
+                _load_models(bundle, checkpoint, tokenizer, session, config.window),
+                tokenizer,
+                cases,
+                settings,
+                config.window,
+                progress,
+                known,
+                skip_bad=config.skip_bad,
+            )
+    report = Report(
         bundle=str(config.bundle),
         reference=str(checkpoint.path),
         quantization=bundle.plan.recipe.scheme.name,
@@ -130,9 +175,75 @@ def verify(config: VerifyConfig, progress: Progress) -> Report:
         longest_prompt=outcome.longest_prompt,
         checks=checks + outcome.checks,
         answers=outcome.answers,
+        warnings=warnings,
+        tensors=stored_tensors(bundle.plan),
         positions=outcome.positions,
+        ran=what_ran(bundle, checkpoint, place, hello, config.window),
+        earlier_cases=known.reused,
         seconds=time.monotonic() - started,
     )
+    if folder is not None:
+        folder.write(render(report, cases), report.to_json())
+    return report
+
+
+def _cases(config: VerifyConfig, settings: Mapping[str, Any], *, with_pictures: bool) -> list[Case]:
+    from runtime.verify.cases import built_in_cases, read_cases
+
+    if config.data is None:
+        return built_in_cases(settings["built_in"], with_pictures=with_pictures)
+    return read_cases(config.data, with_pictures=with_pictures, skip_bad=config.skip_bad)
+
+
+def _open_reference(bundle: Bundle, config: VerifyConfig) -> tuple[Checkpoint, list[str]]:
+    """Returns the checkpoint, and what to be warned of."""
+    from runtime.loader import find_source, source_problem
+
+    checkpoint, warnings = find_source(bundle, config.reference), []
+    problem = source_problem(bundle, checkpoint)
+    if problem is not None:
+        if not config.force:
+            raise CheckpointError(f"{problem}; convert again, or compare all the same with --force")
+        warnings.append(f"{problem}. What differs may be the reference, not the bundle")
+    head = any(tensor.name == "llm.head" for tensor in bundle.plan.tensors)
+    if checkpoint.config != bundle.config or checkpoint.untied_head != head:
+        raise BundleError(
+            f"{bundle.path}: its model configuration is not that of {checkpoint.path}; nothing "
+            "can be compared"
+        )
+    if checkpoint.tokenizer is None:
+        raise CheckpointError(
+            f"{checkpoint.path}: has no tokenizer.model; without one nothing can be asked"
+        )
+    return checkpoint, warnings
+
+
+@contextmanager
+def _known(
+    folder: ReportFolder | None,
+    bundle: Bundle,
+    checkpoint: Checkpoint,
+    place: Place,
+    config: VerifyConfig,
+    settings: Mapping[str, Any],
+) -> Iterator[Known]:
+    """Opens what an earlier run measured; nothing without a folder."""
+    from runtime.verify.ran import identity
+    from runtime.verify.results import Known, KnownInFile
+
+    if folder is None:
+        yield Known()
+        return
+    about = {
+        "bundle": identity(bundle),
+        "reference": checkpoint.source_hash(),
+        "engine": place.description,
+        "target": place.target,
+        "window": config.window,
+        "settings": settings,
+    }
+    with folder.cases(about) as file:
+        yield KnownInFile(file)
 
 
 def _load_models(
@@ -172,12 +283,17 @@ def _load_models(
 
 def _print(report: Report, console: Console) -> None:
     from convert.console import print_table
+    from runtime.verify.report import figure
 
     def say(text: str, style: str | None = None) -> None:
         console.print(text, style=style, markup=False, soft_wrap=True)
 
     say(f"bundle     {report.bundle} ({report.quantization}, {report.engine})")
     say(f"reference  {report.reference} (float32)")
+    for warning in report.warnings:
+        say(f"warning    {warning}", "yellow")
+    if report.earlier_cases:
+        say(f"cases      {report.earlier_cases} of {len(report.answers)} from an earlier run")
     overflow = "more than" if report.longest_prompt > report.window else "within"
     say(f"prompts    at most {report.longest_prompt} tokens, {overflow} the window\n")
     rows = []
@@ -188,7 +304,7 @@ def _print(report: Report, console: Console) -> None:
                 check.stage if check.stage != stage else "",
                 f"{check.metric}, {check.unit}" if check.unit else check.metric,
                 f"{check.name} (worst of {count})" if count > 1 else check.name,
-                *map(_figure, (check.value, check.expected, check.threshold)),
+                *map(figure, (check.value, check.expected, check.threshold)),
                 "pass" if check.passed else "FAIL",
             ]
         )
@@ -210,9 +326,3 @@ def _print(report: Report, console: Console) -> None:
         say(f"passed in {report.seconds:.1f} s", "bold green")
     else:
         say(f"failed in: {', '.join(report.failed_stages)}", "bold red")
-
-
-def _figure(value: float) -> str:
-    if value in (float("inf"), float("-inf")):
-        return "exact" if value > 0 else "none"
-    return f"{value:.4g}"

@@ -9,8 +9,10 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from convert.plan import Plan
     from runtime.prompt import Tokenizer
     from runtime.session import Reply
+    from runtime.verify.cases import Case
     from runtime.verify.logits import Positions
 
 FORMAT = "minicpmv-verify-report"
@@ -56,19 +58,21 @@ class Answer:
     arithmetic: str
     reference_pieces: list[str] = field(default_factory=list)  # the tokenizer's, without an end
     bundle_pieces: list[str] = field(default_factory=list)
+    given: str = ""  # with the question: what the user holds for right
 
     @staticmethod
-    def of(case: str, question: str, replies: Sequence[Reply], tokenizer: Tokenizer) -> Answer:
+    def of(case: Case, replies: Sequence[Reply], tokenizer: Tokenizer) -> Answer:
         """Makes it of the replies of reference, bundle and arithmetic's model."""
         reference, bundle, arithmetic = replies
         return Answer(
-            case,
-            question,
+            case.name,
+            case.messages[-1]["content"],
             reference.text,
             bundle.text,
             arithmetic.text,
             tokenizer.pieces(reference.ids),
             tokenizer.pieces(bundle.ids),
+            case.answer,
         )
 
     @property
@@ -186,9 +190,35 @@ class Report:
                 asdict(answer) | {"same": answer.same, "first_difference": answer.first_difference}
                 for answer in self.answers
             ],
-            "tensors": [asdict(tensor) for tensor in self.tensors],
+            "tensors": [plain(asdict(tensor)) for tensor in self.tensors],
             "ran": {name: dict(about) for name, about in self.ran.items()},
         }
+
+
+def stored_tensors(plan: Plan) -> list[StoredTensor]:
+    """Returns how each tensor of a plan is stored."""
+    return [
+        StoredTensor(
+            tensor.name,
+            tensor.format,
+            list(tensor.rule.shape),
+            8 * tensor.nbytes / tensor.parameters,
+            tensor.why,
+        )
+        for tensor in plan.tensors
+    ]
+
+
+def figure(value: float) -> str:
+    """Returns a figure for people."""
+    if math.isinf(value):
+        return "exact" if value > 0 else "none"
+    return f"{value:.4g}"
+
+
+def bound(check: Check) -> str:
+    """Returns a check's limit for people."""
+    return f"{'≥' if check.higher_is_better else '≤'} {figure(check.threshold)}"
 
 
 def plain(value: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from runtime.results_file import ResultsError, ResultsFile
 from runtime.verify.cases import Case
@@ -53,28 +53,20 @@ class Worst:
         return list(self._checks.values())
 
 
-class Known(Protocol):
-    """What is known of cases."""
+class Known:
+    """What is known of cases; this one keeps nothing."""
+
+    reused = 0  # cases whose results an earlier run had measured
 
     def get(self, case: Case) -> CaseResult | None:
         """Returns what a case gave."""
+        return None
 
     def add(self, case: Case, result: CaseResult) -> None:
         """Keeps what a case gave."""
 
 
-class NothingKnown:
-    """Keeps nothing."""
-
-    def get(self, case: Case) -> CaseResult | None:
-        """See `Known`."""
-        return None
-
-    def add(self, case: Case, result: CaseResult) -> None:
-        """See `Known`."""
-
-
-class KnownInFile:
+class KnownInFile(Known):
     """Results in a file."""
 
     def __init__(self, file: ResultsFile) -> None:
@@ -91,11 +83,13 @@ class KnownInFile:
         if line is None:
             return None
         try:
-            return _read(line)
+            result = _read(line)
         except (ValueError, TypeError, KeyError) as error:
             raise ResultsError(
                 f"{self._file.path}: the result of {case.name} is damaged: {error}; remove the file"
             ) from error
+        self.reused += 1
+        return result
 
     def add(self, case: Case, result: CaseResult) -> None:
         """See `Known`."""
@@ -143,6 +137,7 @@ def _read(line: Mapping[str, Any]) -> CaseResult:
         _text(raw["arithmetic"]),
         [_text(piece) for piece in raw["reference_pieces"]],
         [_text(piece) for piece in raw["bundle_pieces"]],
+        _text(raw["given"]),
     )
     positions = {
         _text(kind): Positions(

@@ -79,6 +79,7 @@ class _Worst(Worst):
         expected = metrics.sqnr_db(reference, arithmetic)
         detail = {
             "cosine": metrics.cosine(reference, bundle),
+            "expected_cosine": metrics.cosine(reference, arithmetic),
             "max_difference": metrics.max_difference(reference, bundle),
         }
         floor = min(expected, self.thresholds["exact_db"]) - self.thresholds["loss_margin_db"]
@@ -158,8 +159,7 @@ class _Runner:
         prompt = _prompt(models, self._tokenizer, case)
         ids = prompt.ids + replies[0].ids
         _compare_decoder(models, prompt, ids, self._image, self._window, worst, logits)
-        question = case.messages[-1]["content"]
-        answer = Answer.of(case.name, question, replies, self._tokenizer)
+        answer = Answer.of(case, replies, self._tokenizer)
         return CaseResult(worst.checks(), answer, logits.positions, len(ids))
 
 

@@ -1,0 +1,83 @@
+"""What ran where: the machine, versions and hashes that a report is about."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from convert.bundle import MANIFEST, WEIGHTS, Bundle, FileRecord
+from convert.checkpoint import Checkpoint
+from runtime.places import Place
+from runtime.protocol import Field
+
+_PACKAGES = ("minicpmv", "torch", "apache-tvm", "apache-tvm-ffi", "numpy")
+# What an engine says of itself in its first line.
+_HELLO = {
+    Field.CPU: "processor",
+    Field.CPU_FEATURES: "processor features",
+    Field.BLOCKS: "compiled blocks",
+    Field.THREADS: "threads",
+    Field.MEMORY_BYTES: "memory, bytes",
+}
+
+
+def what_ran(
+    bundle: Bundle, checkpoint: Checkpoint, place: Place, hello: Mapping[str, Any], window: int
+) -> dict[str, dict[str, Any]]:
+    """Returns facts by what they are about; the values are plain JSON.
+
+    Args:
+        bundle: that is verified.
+        checkpoint: its reference.
+        place: where the bundle ran.
+        hello: the engine's first line.
+        window: of all models, tokens.
+    """
+    manifest, recipe = bundle.manifest, bundle.plan.recipe
+    return {
+        "engine": {
+            "engine": place.engine,
+            "where": place.description,
+            "target": place.target,
+            "program_id": manifest.targets[place.target].program_id,
+            **{name: hello[key] for key, name in _HELLO.items() if hello.get(key)},
+            "context window, tokens": window,
+        },
+        "bundle": {
+            "path": str(bundle.path),
+            "recipe": recipe.scheme.name,
+            "method": recipe.method,
+            "bits per weight": round(bundle.plan.bits_per_weight, 3),
+            "weights, bytes": manifest.files[WEIGHTS].size,
+            "weights, SHA-256": manifest.files[WEIGHTS].sha256,
+            "manifest, SHA-256": identity(bundle),
+            "made from, SHA-256": manifest.source.sha256,
+            "made with": ", ".join(f"{name} {number}" for name, number in manifest.tools.items()),
+        },
+        "reference": {
+            "path": str(checkpoint.path),
+            "computed in": "float32, PyTorch on the CPU",
+            "SHA-256": checkpoint.source_hash(),
+        },
+        "this computer": {
+            "system": f"{platform.system()} on {platform.machine()}",
+            "python": platform.python_version(),
+            **{name: _version(name) for name in _PACKAGES},
+            "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        },
+    }
+
+
+def identity(bundle: Bundle) -> str:
+    """Returns what tells bundles apart: the hash of the manifest, which has all files' hashes."""
+    return FileRecord.of(bundle.path / MANIFEST).sha256
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # run from a checkout that was never installed
+        return "not installed"

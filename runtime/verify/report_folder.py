@@ -1,0 +1,99 @@
+"""The folder of a report: the page, the same as JSON, and the results of cases to go on from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from quantize.errors import ConfigError, ToolkitError
+from runtime.results_file import ResultsFile
+from runtime.verify import results
+from runtime.verify.report import FORMAT
+
+PAGE, DATA, CASES = "index.html", "report.json", "cases.jsonl"
+MARK = '<meta name="generator" content="minicpmv verify">'  # by which a page is known as ours
+_MARK_WITHIN = 1024  # bytes
+_DATA_LIMIT = 1 << 30  # bytes; a larger file is no report of ours
+
+
+class ReportError(ToolkitError):
+    """A report would replace what is none."""
+
+
+class ReportFolder:
+    """A folder; files in it that are not the report's stay as they are."""
+
+    def __init__(self, path: Path) -> None:
+        """Checks, before anything takes long, that a report can be drawn and written there.
+
+        Raises:
+            ConfigError: matplotlib is not installed.
+            ReportError: something else is there.
+        """
+        self.path = path
+        try:
+            import matplotlib  # noqa: F401  # only whether it is there
+        except ImportError as error:
+            raise ConfigError(
+                "--report draws with matplotlib; try `pip install matplotlib`"
+            ) from error
+        self._check()
+
+    @property
+    def page(self) -> Path:
+        """The page's file."""
+        return self.path / PAGE
+
+    def cases(self, about: Mapping[str, Any]) -> ResultsFile:
+        """Opens the results of cases.
+
+        Args:
+            about: what is measured how.
+
+        Raises:
+            ResultsError: they are of another run, or another run writes them.
+        """
+        header = {"format": results.FORMAT, "version": results.VERSION, **about}
+        return ResultsFile(self.path / CASES, header, "--report")
+
+    def write(self, page: str, data: Mapping[str, Any]) -> None:
+        """Puts a report in the place of the one before; each file appears whole or not at all."""
+        self._check()  # it may have changed meanwhile
+        text = json.dumps(data, indent=1, ensure_ascii=False) + "\n"
+        for name, content in ((DATA, text), (PAGE, page)):
+            temporary = self.path / f".{name}.partial"
+            try:
+                temporary.write_text(content, "utf-8", errors="backslashreplace")
+                temporary.replace(self.path / name)
+            finally:
+                temporary.unlink(missing_ok=True)
+
+    def _check(self) -> None:
+        if self.path.exists() and not self.path.is_dir():
+            raise ReportError(f"{self.path}: exists and is no folder; choose another --report")
+        for name, is_ours in ((PAGE, _is_page), (DATA, _is_data)):
+            file = self.path / name
+            if file.is_symlink() or (file.exists() and not is_ours(file)):
+                raise ReportError(
+                    f"{file}: not a report of verify; it would be replaced. Move it away, or "
+                    "choose another --report"
+                )
+
+
+def _is_page(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return MARK.encode() in file.read(_MARK_WITHIN)
+
+
+def _is_data(path: Path) -> bool:
+    if not path.is_file() or path.stat().st_size > _DATA_LIMIT:
+        return False
+    try:
+        raw = json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(raw, dict) and raw.get("format") == FORMAT
