@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from convert.config import ModelConfig
+from convert.hashing import feed
 from convert.output_folder import FolderKind
 from convert.plan import Plan, Recipe, make_plan
 from convert.weights_file import Array, WeightsFile
@@ -24,7 +25,6 @@ GOLDEN, GOLDEN_PICTURE = "golden.json", "golden.picture"  # what an engine check
 KIND = FolderKind(manifest=MANIFEST, format="minicpmv-bundle", noun="bundle")
 
 _MANIFEST_LIMIT = 64 * 2**20  # bytes; the real model's has a quarter of a MiB
-_CHUNK_BYTES = 1 << 22  # of hashing
 _ANOTHER_VERSION = (  # of the toolkit made it, or somebody altered it; what mends both:
     "made by another version of this toolkit, or altered: convert the checkpoint again"
 )
@@ -43,13 +43,8 @@ class FileRecord:
     def of(path: Path, progress: Callable[[int], None] | None = None) -> FileRecord:
         """Measures a file; `progress` hears of every block's bytes."""
         digest = hashlib.sha256()
-        size = 0
-        with path.open("rb") as file:
-            while block := file.read(_CHUNK_BYTES):
-                digest.update(block)
-                size += len(block)
-                if progress is not None:
-                    progress(len(block))
+        with path.open("rb", buffering=0) as file:
+            size = feed(file, digest, on_block=progress)
         return FileRecord(size=size, sha256=digest.hexdigest())
 
 

@@ -3,12 +3,14 @@
 A file for each decoder layer and one for embedding and head: codes, scales, and what was folded
 into norms. Beside them the hidden states at which the next layer begins. The folder's name is a
 hash of all that the result follows from, so another checkpoint, recipe or sample has another.
+Results that are not used for long go, see `convert.cache`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,11 +23,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from torch import Tensor
 
+from convert.cache import mark_used, prune
 from quantize.errors import CalibrationError
 from quantize.layout import pack_mlc, unpack_mlc
 from quantize.schemes import Array
 
+MOST_BYTES = 8 * 2**30  # of all results; the real model's has 1.5 GiB
 _STREAM = "stream"
+_LOG = logging.getLogger(__name__)
 Stream = list[Tensor]  # each sample's hidden states (L, D) float32
 
 
@@ -34,10 +39,15 @@ class CalibratedWeights:
 
     def __init__(self, folder: Path) -> None:
         """Opens what a finished calibration left in a folder."""
+        self.identity = folder.name  # a hash of all that it follows from
         self._files: dict[str, Path] = {}
         for path in sorted(folder.glob("part-*.safetensors")):
             with _opened(path) as file:
                 self._files |= dict.fromkeys(file.keys(), path)
+
+    def has(self, name: str) -> bool:
+        """Says whether calibration made anything of a tensor."""
+        return name in self._files or f"{name}.q_scale" in self._files
 
     def codes(self, name: str) -> tuple[Array, Array] | None:
         """Returns q (N, K) uint8 and scale (N, K/G) float16; None if there are none."""
@@ -63,6 +73,9 @@ class CalibrationStore:
         text = json.dumps(about, sort_keys=True)
         self.folder = parent / hashlib.sha256(text.encode()).hexdigest()[:24]
         self.folder.mkdir(parents=True, exist_ok=True)
+        mark_used(self.folder)
+        for gone in prune(parent, MOST_BYTES):
+            _LOG.info("%s: removed: a calibration that was not used for long", gone)
 
     def has(self, part: str) -> bool:
         """Says whether a part is done."""

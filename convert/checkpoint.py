@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from convert.config import CONFIGS, TEXT_ONLY, ModelConfig
+from convert.hashing import feed
 from convert.hub import fetch, is_hub_id
 from convert.shards import FLOATS, StoredTensor, list_tensors
 from convert.weights import ANY_GRID, EMBEDDING, HEAD, drops, shape_fits, sources
@@ -26,7 +27,7 @@ from quantize.errors import CheckpointError
 DEMO = CONFIGS / "demo"
 _FORMATS = ("model.safetensors", "pytorch_model.bin")  # the first that is there is read
 _LISTED = 8  # names of one kind in an error
-_CHUNK_BYTES = 1 << 22  # of comparing and hashing
+_CHUNK_BYTES = 1 << 22  # of comparing
 _LOG = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
@@ -143,15 +144,18 @@ class Checkpoint:
         if self._hash is None:
             total = sum(file.stat().st_size for file in self.files)
             done = 0
+
+            def advance(count: int) -> None:
+                nonlocal done
+                done += count
+                if progress is not None:
+                    progress(done, total)
+
             digest = hashlib.sha256()
             for path in self.files:
                 digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
-                with path.open("rb") as file:
-                    while block := file.read(_CHUNK_BYTES):
-                        digest.update(block)
-                        done += len(block)
-                        if progress is not None:
-                            progress(done, total)
+                with path.open("rb", buffering=0) as file:
+                    feed(file, digest, on_block=advance)
             self._hash = digest.hexdigest()
         return self._hash
 

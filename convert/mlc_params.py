@@ -17,7 +17,8 @@ import numpy as np
 
 from convert.calibration_store import CalibratedWeights
 from convert.checkpoint import Checkpoint
-from convert.pipeline import Progress, read_weight
+from convert.encode import read_weight
+from convert.pipeline import Progress
 from convert.plan import Plan
 from quantize.fast import CHUNK_VALUES
 from quantize.layout import pack_mlc

@@ -2,7 +2,7 @@
 
 It is written beside its place as `.NAME.partial-XXXXXXXX` and renamed when whole. The writer holds
 a lock on it, which the system drops however the writer ends: what a killed run left is told from
-what another run is writing, and removed by the next.
+what another run is writing, and removed by the next, or gone on with if that is asked for.
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ from __future__ import annotations
 import errno
 import fcntl
 import json
+import logging
 import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,10 @@ from types import TracebackType
 from quantize.errors import BundleError
 
 _MIB = 2**20
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _MANIFEST_LIMIT = 64 * _MIB  # bytes; a larger file is no manifest of ours
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -35,31 +39,46 @@ class FolderKind:
     noun: str  # what the user calls it
 
 
+class SpaceError(BundleError):
+    """The disk is full, or too small for what is to be written."""
+
+
+# What a run may go on after; any other error would come again.
+_INTERRUPTIONS = (KeyboardInterrupt, SystemExit, OSError, MemoryError, SpaceError)
+
+
 class OutputFolder:
     """Context manager that gives a folder to write to; `commit` puts it in its place.
 
-    Left without `commit`, by an error or by Ctrl-C, it removes what was written.
+    Left without `commit` it removes what was written; but where `resumable` says that it is worth
+    it, an interruption or a full disk leaves it for a run that goes on.
     """
 
-    def __init__(self, path: Path, kind: FolderKind) -> None:
+    def __init__(self, path: Path, kind: FolderKind, *, resume: bool = False) -> None:
         """Checks that `path` is free: nothing there, an empty folder, or a folder of `kind`.
+
+        Args:
+            path: where the folder is to appear.
+            kind: what it is.
+            resume: go on with what a broken run left beside it, if anything.
 
         Raises:
             BundleError: something else is there; it stays as it is.
         """
         self.path = Path(os.path.realpath(path))  # a link to a folder stays, its folder is replaced
-        self._kind = kind
+        self.resumable: Callable[[], bool] = lambda: False
+        self._kind, self._resume = kind, resume
         self._partial: Path | None = None
         self._lock: int | None = None
         self._made: list[Path] = []
         check_free(self.path, kind)
 
     def require_space(self, nbytes: int) -> None:
-        """Raises BundleError unless the disk has room for `nbytes` more bytes."""
+        """Raises SpaceError unless the disk has room for `nbytes` more bytes."""
         folder = next(p for p in (self.path.parent, *self.path.parents) if p.is_dir())
         free = shutil.disk_usage(folder).free
         if free < nbytes:
-            raise BundleError(
+            raise SpaceError(
                 f"{self.path}: the disk has {free / _MIB:,.0f} MiB free, the {self._kind.noun} "
                 f"takes about {nbytes / _MIB:,.0f} MiB; free some space or choose another disk"
             )
@@ -69,7 +88,12 @@ class OutputFolder:
         self._made = [p for p in (parent, *parent.parents) if not p.exists()]
         parent.mkdir(parents=True, exist_ok=True)
         with _locked(parent):
-            _remove_stale(self.path)
+            left = _take_stale(self.path, keep=self._resume)
+            if left is not None:
+                self._partial, self._lock = left
+                return self._partial
+            if self._resume:
+                _LOG.info("%s: nothing there to go on from; begins", self.path)
             self._partial = parent / f".{self.path.name}.partial-{secrets.token_hex(4)}"
             self._partial.mkdir()
             self._lock = _try_lock(self._partial)
@@ -101,17 +125,24 @@ class OutputFolder:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._partial is not None:
+        stays = isinstance(error, _INTERRUPTIONS) and self.resumable()
+        if self._partial is not None and not stays:
             shutil.rmtree(self._partial, ignore_errors=True)
             for folder in self._made:
                 with suppress(OSError):
                     folder.rmdir()
         if self._lock is not None:
             os.close(self._lock)
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise BundleError(
-                f"{self.path}: the disk ran full while the {self._kind.noun} was written; what was "
-                "written is removed again. Free some space or choose another disk"
+        if self._partial is not None and stays:
+            _LOG.warning("%s keeps what is written; --resume goes on with it", self._partial)
+        if isinstance(error, OSError) and error.errno in _FULL:
+            then = (
+                "free some space and go on with --resume"
+                if stays
+                else "what was written is removed again. Free some space or choose another disk"
+            )
+            raise SpaceError(
+                f"{self.path}: the disk ran full while the {self._kind.noun} was written; {then}"
             ) from error
 
 
@@ -156,10 +187,16 @@ def _listed_files(path: Path, kind: FolderKind) -> set[str] | None:
     return set(files) if isinstance(files, dict) else set()
 
 
-def _remove_stale(path: Path) -> None:
-    """Removes what killed runs left beside `path`, and finishes a swap that was cut in two."""
+def _take_stale(path: Path, *, keep: bool) -> tuple[Path, int] | None:
+    """Removes what killed runs left beside `path`, and finishes a swap that was cut in two.
+
+    Args:
+        path: where the folder is to appear.
+        keep: leave the newest folder in the making, and return it with its lock.
+    """
     pattern = re.compile(rf"\.{re.escape(path.name)}\.(partial|old)-[0-9a-f]{{8}}")
-    for folder in sorted(path.parent.iterdir()):
+    kept: tuple[Path, int] | None = None
+    for folder in sorted(path.parent.iterdir(), key=_age):
         match = pattern.fullmatch(folder.name)
         if not match or folder.is_symlink() or not folder.is_dir():
             continue
@@ -167,9 +204,22 @@ def _remove_stale(path: Path) -> None:
             folder.rename(path)
             continue
         lock = _try_lock(folder)
-        if lock is not None:
-            shutil.rmtree(folder, ignore_errors=True)
-            os.close(lock)
+        if lock is None:
+            continue
+        if keep and kept is None and match[1] == "partial":
+            kept = folder, lock
+            continue
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+    return kept
+
+
+def _age(path: Path) -> float:
+    """Returns what sorts newer files first."""
+    try:
+        return -path.lstat().st_mtime
+    except FileNotFoundError:  # a swap meanwhile
+        return 0.0
 
 
 def _try_lock(folder: Path) -> int | None:

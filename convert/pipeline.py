@@ -5,16 +5,16 @@ The caller gives the folder, usually one of `OutputFolder`, and commits it.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import platform
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.metadata import version
+from itertools import accumulate
 from pathlib import Path
-
-import numpy as np
-import torch
 
 from convert.bundle import (
     GENERATION,
@@ -31,21 +31,27 @@ from convert.calibration_store import CalibratedWeights
 from convert.checkpoint import Checkpoint
 from convert.compile import Target, compile_blocks
 from convert.config import CONFIGS, ModelConfig
+from convert.encode import ReadOnce, encode, encode_calibrated, read_weight
 from convert.engine_build import build_engine
 from convert.golden import can_answer, write_golden
-from convert.plan import Plan, PlannedTensor
-from convert.weights_file import Array, WeightsWriter
-from quantize.errors import CheckpointError, ConfigError
-from quantize.fast import CHUNK_VALUES, quantize_int8_fast
-from quantize.layout import pack_int8_tiles, pack_tiles, tile_f16
-from quantize.methods import Method, find_method, quantize_weight
-from quantize.schemes import GroupScheme, row_chunks
+from convert.hashing import hash_sources
+from convert.journal import JOURNAL, Journal
+from convert.phases import Phases
+from convert.plan import Plan
+from convert.weights_writer import WeightsWriter
+from quantize.errors import ConfigError
+from quantize.methods import find_method
 
 HOST = "host"  # the target of this PC
 ONNX = "onnx"  # a product of its own, not part of a bundle
 MLC = "mlc-android"  # likewise
 # What has a say in a bundle's bytes.
 TOOLS = ("minicpmv", "apache-tvm", "apache-tvm-ffi", "numpy", "torch", "ziglang")
+# Sources that have a say in the weights' bytes.
+_WEIGHT_SOURCES = (
+    "quantize/*.py",
+    *(f"convert/{name}.py" for name in ("encode", "positions", "weights", "weights_file")),
+)
 # Room for compiled programs and the manifest, beside the weights.
 PROGRAM_BYTES = 16 * 2**20
 
@@ -80,30 +86,41 @@ def write_bundle(
     folder: Path,
     progress: Progress,
     calibrated: CalibratedWeights | None = None,
+    *,
+    journal: Journal | None = None,
+    phases: Phases | None = None,
 ) -> Manifest:
-    """Fills an empty folder with a whole bundle.
+    """Fills a folder with a whole bundle.
 
     Args:
         checkpoint: what to convert.
         source: what the manifest says of it.
         plan: how every tensor is stored.
         targets: names of `configs/target/` files; one engine each.
-        folder: where to write.
+        folder: where to write; empty, but for what a journal says to go on with.
         progress: hears of every stage.
         calibrated: what calibration made, if the recipe's method has one.
+        journal: gets a mark for every tensor; the caller removes it. None: there is no going on.
+        phases: measures the work.
 
     Raises:
         CheckpointError: a tensor holds NaN, infinity, or more than its format can.
     """
-    write_weights(checkpoint, plan, folder / WEIGHTS, progress, calibrated)
+    phases = phases or Phases()
+    with phases.measure("weights"):
+        weights = write_weights(checkpoint, plan, folder / WEIGHTS, progress, calibrated, journal)
     programs = {}
     for target in targets:
         program = f"engine/{target}"
-        identity = build_program(checkpoint.config, plan, target, folder / program, progress)
+        identity = build_program(
+            checkpoint.config, plan, target, folder / program, progress, phases
+        )
         programs[target] = TargetRecord(program=program, program_id=identity)
     if checkpoint.tokenizer is not None:
         shutil.copyfile(checkpoint.tokenizer, folder / TOKENIZER)
     shutil.copyfile(CONFIGS / GENERATION, folder / GENERATION)
+    others = [path for path in _files(folder) if path.name not in (WEIGHTS, JOURNAL)]
+    files = {WEIGHTS: weights, **_file_records(folder, others, progress)}
     manifest = Manifest(
         architecture=checkpoint.config.architecture,
         model=checkpoint.config.source,
@@ -111,11 +128,32 @@ def write_bundle(
         source=source,
         targets=programs,
         tensors=tensor_records(plan),
-        tools={"python": platform.python_version(), **{name: version(name) for name in TOOLS}},
-        files=_file_records(folder, _files(folder), progress),
+        tools=tool_versions(),
+        files=dict(sorted(files.items())),
     )
     manifest.write(folder)
     return manifest
+
+
+def tool_versions() -> dict[str, str]:
+    """Returns the versions of what has a say in a bundle's bytes."""
+    return {"python": platform.python_version(), **{name: version(name) for name in TOOLS}}
+
+
+def open_journal(
+    folder: Path, source: Source, plan: Plan, calibrated: CalibratedWeights | None
+) -> Journal:
+    """Opens the journal of a bundle in the making, with all that its weights follow from."""
+    rows = [[t.name, t.format, list(t.rule.shape), list(t.rule.sources)] for t in plan.tensors]
+    planned = json.dumps([plan.recipe.source, rows], sort_keys=True)
+    about = {
+        "checkpoint": source.sha256,
+        "recipe": hashlib.sha256(planned.encode()).hexdigest(),
+        "calibration": None if calibrated is None else calibrated.identity,
+        "toolkit": hash_sources(CONFIGS.parent, _WEIGHT_SOURCES),
+        "versions": tool_versions(),
+    }
+    return Journal(folder, about)
 
 
 def write_weights(
@@ -124,86 +162,45 @@ def write_weights(
     path: Path,
     progress: Progress,
     calibrated: CalibratedWeights | None = None,
-) -> None:
-    """Writes the weights file of a plan; one tensor is in memory at a time."""
+    journal: Journal | None = None,
+) -> FileRecord:
+    """Writes the weights file of a plan, or the rest of it; one tensor is made at a time."""
     method = find_method(plan.recipe.method)
     assert (calibrated is not None) == method.calibrated, "the method asks for calibration"
-    total = plan.nbytes
-    done = 0
-    with WeightsWriter(path, plan.stored) as writer:
-        for tensor in plan.tensors:
+    ends = list(accumulate(len(tensor.stored) for tensor in plan.tensors))
+    marks = [mark for mark in journal.marks if mark.tensors in ends] if journal else []
+    with WeightsWriter(path, plan.stored, marks) as writer:
+        if journal is not None:
+            journal.begin(writer.kept)
+        first = 0 if writer.kept is None else ends.index(writer.kept.tensors) + 1
+        missing = plan.tensors[first:]
+        made = {t.name for t in missing if calibrated is not None and calibrated.has(t.name)}
+        read = ReadOnce(checkpoint.read, [t for t in missing if t.name not in made])
+        total = plan.nbytes
+        done = sum(tensor.nbytes for tensor in plan.tensors[:first])
+        for tensor in missing:
             progress("weights", done, total)
-            stored = None if calibrated is None else stored_form(tensor, plan, calibrated)
+            stored = None if calibrated is None else encode_calibrated(tensor, plan, calibrated)
             if stored is None:
-                stored = encode(checkpoint, tensor, plan.recipe.scheme, method)
-            for name, values in stored.items():
-                writer.write(name, values)
+                weight = read_weight(checkpoint, tensor, read)
+                stored = encode(weight, tensor, plan.recipe.scheme, method)
+            for spec, values in zip(tensor.stored, stored, strict=True):
+                writer.write(spec.name, values)
+            if journal is not None:
+                writer.mark(journal.add)
             done += tensor.nbytes
+        digest = writer.sha256()
     progress("weights", total, total)
-
-
-def stored_form(
-    tensor: PlannedTensor, plan: Plan, calibrated: CalibratedWeights
-) -> Mapping[str, Array] | None:
-    """Returns the stored form of what calibration made of a tensor; None if it made nothing."""
-    values = calibrated.replaced(tensor.name)
-    if values is not None:
-        return {tensor.name: values.astype(np.float16 if tensor.format == "f16" else np.float32)}
-    codes = calibrated.codes(tensor.name) if tensor.format == "q4" else None
-    if codes is None:
-        return None
-    packed = pack_tiles(*codes, plan.recipe.scheme)
-    return dict(zip((f"{tensor.name}.q_weight", f"{tensor.name}.q_scale"), packed, strict=True))
-
-
-def read_weight(checkpoint: Checkpoint, tensor: PlannedTensor) -> Array:
-    """Reads a planned tensor: float32 where it is stored so, float16 otherwise.
-
-    Raises:
-        CheckpointError: it holds NaN, infinity, or more than its format can.
-    """
-    dtype = torch.float32 if tensor.format == "f32" else torch.float16
-    try:
-        weight: Array = tensor.rule.make(checkpoint.read, dtype).contiguous().numpy()
-    except CheckpointError as error:
-        raise CheckpointError(f"{checkpoint.path}: {error}") from error
-    if dtype == torch.float16 and not np.isfinite(weight).all():
-        count = np.count_nonzero(~np.isfinite(weight))
-        raise CheckpointError(
-            f"{checkpoint.path}: {', '.join(tensor.rule.sources)}: {count} values are beyond "
-            f"float16's {np.finfo(np.float16).max:.0f}; is the checkpoint damaged?"
-        )
-    return weight
-
-
-def encode(
-    checkpoint: Checkpoint, tensor: PlannedTensor, scheme: GroupScheme, method: Method
-) -> Mapping[str, Array]:
-    """Reads a planned tensor and brings it into its stored form; see `read_weight`."""
-    weight = read_weight(checkpoint, tensor)
-    if tensor.format in ("q4", "q8"):
-        code = np.uint8 if tensor.format == "q4" else np.int8
-        weights, scales = (
-            np.empty(spec.shape, dtype)
-            for spec, dtype in zip(tensor.stored, (code, np.float16), strict=True)
-        )
-        first, (count, columns) = 0, weight.shape
-        for rows in row_chunks(count, columns, CHUNK_VALUES):
-            if tensor.format == "q4":
-                q, scale = quantize_weight(weight[rows], scheme, method, name=tensor.name)
-                q_weight, q_scale = pack_tiles(q, scale, scheme)
-            else:
-                q, scale = quantize_int8_fast(weight[rows], name=tensor.name)
-                q_weight, q_scale = pack_int8_tiles(q, scale)
-            last = first + len(q_weight)
-            weights[first:last], scales[first:last] = q_weight, q_scale
-            first = last
-        return {f"{tensor.name}.q_weight": weights, f"{tensor.name}.q_scale": scales}
-    return {tensor.name: tile_f16(weight) if tensor.format == "f16_tiled" else weight}
+    return FileRecord(size=total, sha256=digest)
 
 
 def build_program(
-    config: ModelConfig, plan: Plan, target: str, output: Path, progress: Progress
+    config: ModelConfig,
+    plan: Plan,
+    target: str,
+    output: Path,
+    progress: Progress,
+    phases: Phases | None = None,
 ) -> str:
     """Compiles a model's blocks and links the engine that holds them; returns its program id.
 
@@ -213,22 +210,26 @@ def build_program(
         target: a file of `configs/target/`.
         output: the program to write.
         progress: hears of every stage.
+        phases: measures the work.
 
     Raises:
         ToolkitError: an unknown target, a format without kernels, or something that does not
             compile.
     """
     made_for = Target.load(target)
+    phases = phases or Phases()
     with tempfile.TemporaryDirectory() as objects:
-        blocks = compile_blocks(
-            config,
-            plan,
-            made_for,
-            Path(objects),
-            lambda stage: progress(f"{stage} for {target}", 0, 0),
-        )
+        with phases.measure("compile blocks"):
+            blocks = compile_blocks(
+                config,
+                plan,
+                made_for,
+                Path(objects),
+                lambda stage: progress(f"{stage} for {target}", 0, 0),
+            )
         identity = blocks.program_id
-        build_engine(target, made_for.link, blocks.libraries, output, identity, progress)
+        with phases.measure("build engines"):
+            build_engine(target, made_for.link, blocks.libraries, output, identity, progress)
     return identity
 
 

@@ -1,8 +1,8 @@
 """The bundle's weights file: safetensors, every tensor on a 64-byte border.
 
-Names, types and shapes are known before the first value is: the header is written first, then one
-tensor at a time. The format forbids holes, so what lies between two tensors is a tensor of bytes
-of its own, `__pad.N`.
+Names, types and shapes are known before the first value is: the header comes first, then one
+tensor after the other. The format forbids holes, so what lies between two tensors is a tensor of
+bytes of its own, `__pad.N`. `convert.weights_writer` writes it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import mmap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -32,7 +31,6 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "F16": np.dtype("<f2"),
     "F32": np.dtype("<f4"),
 }
-_CODES = {dtype: code for code, dtype in DTYPES.items()}
 Array = npt.NDArray[Any]
 
 
@@ -51,50 +49,29 @@ class TensorSpec:
 
 
 def file_size(specs: Sequence[TensorSpec]) -> int:
-    """Returns the size in bytes of the file that `WeightsWriter` makes of `specs`."""
-    header, offsets = _layout(specs)
+    """Returns the size in bytes of the file that holds `specs`."""
+    header, offsets = layout(specs)
     return len(header) + (offsets[-1] + specs[-1].nbytes if specs else 0)
 
 
-class WeightsWriter:
-    """Writes tensors in the order in which they were announced, one at a time."""
-
-    def __init__(self, path: Path, specs: Sequence[TensorSpec]) -> None:
-        """Creates the file and writes its header."""
-        header, self._offsets = _layout(specs)
-        self._path, self._specs, self._next = path, tuple(specs), 0
-        self._base = len(header)
-        self._file = path.open("xb")
-        try:
-            self._file.write(header)
-        except BaseException:
-            self._file.close()
-            raise
-
-    def write(self, name: str, values: Array) -> None:
-        """Appends the next tensor; its name, type and shape must be the announced ones."""
-        assert self._next < len(self._specs), f"{name}: every announced tensor is written"
-        spec = self._specs[self._next]
-        found = (name, _CODES.get(values.dtype), values.shape)
-        assert found == (spec.name, spec.dtype, spec.shape), f"{found} comes where {spec} should"
-        start = self._base + self._offsets[self._next]
-        self._file.write(bytes(start - self._file.tell()))
-        self._file.write(np.ascontiguousarray(values).data)
-        self._next += 1
-
-    def __enter__(self) -> WeightsWriter:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._file.close()
-        if kind is None:
-            missing = [spec.name for spec in self._specs[self._next :]]
-            assert not missing, f"{self._path}: announced but never written: {missing}"
+def layout(specs: Sequence[TensorSpec]) -> tuple[bytes, list[int]]:
+    """Returns the header's bytes, length field included, and each tensor's offset behind it."""
+    entries: dict[str, Any] = {}
+    offsets: list[int] = []
+    end = pads = 0
+    for spec in specs:
+        reserved = spec.name == METADATA or spec.name.startswith(PAD)
+        assert spec.name not in entries and not reserved, f"{spec.name}: twice, or reserved"
+        start = -(-end // ALIGNMENT) * ALIGNMENT
+        if start > end:
+            entries[f"{PAD}{pads}"] = _entry("U8", (start - end,), end, start)
+            pads += 1
+        end = start + spec.nbytes
+        entries[spec.name] = _entry(spec.dtype, spec.shape, start, end)
+        offsets.append(start)
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    length = -(-(8 + len(text)) // ALIGNMENT) * ALIGNMENT - 8
+    return length.to_bytes(8, "little") + text.ljust(length), offsets
 
 
 class WeightsFile(Mapping[str, Array]):
@@ -143,26 +120,6 @@ class _Header:
 
     entries: dict[str, Any]
     data_start: int  # bytes from the start of the file
-
-
-def _layout(specs: Sequence[TensorSpec]) -> tuple[bytes, list[int]]:
-    """Returns the header's bytes, length field included, and each tensor's offset behind it."""
-    entries: dict[str, Any] = {}
-    offsets: list[int] = []
-    end = pads = 0
-    for spec in specs:
-        reserved = spec.name == METADATA or spec.name.startswith(PAD)
-        assert spec.name not in entries and not reserved, f"{spec.name}: twice, or reserved"
-        start = -(-end // ALIGNMENT) * ALIGNMENT
-        if start > end:
-            entries[f"{PAD}{pads}"] = _entry("U8", (start - end,), end, start)
-            pads += 1
-        end = start + spec.nbytes
-        entries[spec.name] = _entry(spec.dtype, spec.shape, start, end)
-        offsets.append(start)
-    text = json.dumps(entries, separators=(",", ":")).encode()
-    length = -(-(8 + len(text)) // ALIGNMENT) * ALIGNMENT - 8
-    return length.to_bytes(8, "little") + text.ljust(length), offsets
 
 
 def _entry(dtype: str, shape: tuple[int, ...], start: int, end: int) -> dict[str, Any]:

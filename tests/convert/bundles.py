@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from convert import cli, pipeline
+from convert import cli, convert_outputs, pipeline
 from tests.tiny import write_checkpoint
 
 
@@ -21,7 +21,7 @@ def fake_program(config: Any, plan: Any, target: str, output: Path, *_: Any) -> 
 def without_programs(patch: pytest.MonkeyPatch) -> None:
     """Puts stand-ins in the place of what compiles and of what runs engines."""
     patch.setattr(pipeline, "build_program", fake_program)
-    patch.setattr(pipeline, "add_golden", lambda folder, manifest, progress: manifest)
+    patch.setattr(convert_outputs, "add_golden", lambda folder, manifest, progress: manifest)
 
 
 def convert(checkpoint: Path, output: Path, *arguments: str) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from convert import convert_command, output_folder, pipeline
+from convert import convert_outputs, output_folder, pipeline
 from convert.bundle import Bundle
 from convert.config import ModelConfig
 from convert.plan import Recipe, make_plan
@@ -152,7 +152,7 @@ def test_an_onnx_that_differs_is_not_written(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(convert_command, "ONNX_TOLERANCE", 1e-12)
+    monkeypatch.setattr(convert_outputs, "ONNX_TOLERANCE", 1e-12)
     assert convert(checkpoint, tmp_path / "b", "--target", "onnx") == 2
     assert "away from the reference; at most 1e-12 is allowed" in refused(capsys)
     assert not os.listdir(tmp_path)
@@ -191,7 +191,7 @@ def existing(checkpoint: Path, tmp_path: Path) -> tuple[Path, dict[str, bytes]]:
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(errno.ENOSPC, "full"), ValueError])
-@pytest.mark.parametrize("where", ["build_program", "encode", "_file_records"])
+@pytest.mark.parametrize("where", ["build_program", "encode", "open_journal", "_file_records"])
 def test_an_interruption_anywhere_leaves_the_old_bundle(
     checkpoint: Path,
     existing: tuple[Path, dict[str, bytes]],
@@ -202,9 +202,14 @@ def test_an_interruption_anywhere_leaves_the_old_bundle(
     def fail(*_: Any, **__: Any) -> None:
         raise error
 
-    monkeypatch.setattr(pipeline, where, fail)
-    assert convert(checkpoint, existing[0]) == (130 if error is KeyboardInterrupt else 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(convert_outputs if where == "open_journal" else pipeline, where, fail)
+        assert convert(checkpoint, existing[0]) == (130 if error is KeyboardInterrupt else 2)
     assert snapshot(existing[0]) == existing[1]
+    # What --resume can go on with stays, unless the same error would come again.
+    kept = where in ("build_program", "_file_records") and error is not ValueError
+    assert len(os.listdir(existing[0].parent)) == 1 + kept
+    assert convert(checkpoint, existing[0]) == 0
     assert os.listdir(existing[0].parent) == ["b"]
 
 
@@ -219,7 +224,7 @@ def test_a_full_disk_is_one_line(
     assert not os.listdir(tmp_path)
 
 
-def test_a_signal_leaves_the_old_bundle_and_nothing_else(
+def test_a_signal_leaves_the_old_bundle_and_what_can_go_on(
     checkpoint: Path, existing: tuple[Path, dict[str, bytes]]
 ) -> None:
     command = [sys.executable, "-c", STUCK, str(checkpoint), str(existing[0])]
@@ -230,6 +235,8 @@ def test_a_signal_leaves_the_old_bundle_and_nothing_else(
         process.terminate()
         process.communicate()
     assert process.returncode == 128 + signal.SIGTERM
+    assert snapshot(existing[0]) == existing[1]
+    assert convert(checkpoint, existing[0], "--resume") == 0
     assert snapshot(existing[0]) == existing[1]
     assert os.listdir(existing[0].parent) == ["b"]
 

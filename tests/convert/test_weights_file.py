@@ -14,9 +14,9 @@ from convert.weights_file import (
     PAD,
     TensorSpec,
     WeightsFile,
-    WeightsWriter,
     file_size,
 )
+from convert.weights_writer import WeightsWriter
 from quantize.errors import BundleError
 
 SHAPES = {

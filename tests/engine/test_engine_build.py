@@ -28,7 +28,8 @@ from convert.engine_build import (
     export_objects,
 )
 from convert.toolchain import PAGE_BYTES, BuildError
-from convert.weights_file import TensorSpec, WeightsFile, WeightsWriter
+from convert.weights_file import TensorSpec, WeightsFile
+from convert.weights_writer import WeightsWriter
 from quantize.errors import BundleError
 from tests.engine.elf import DYNAMIC, INTERPRETER, LOAD, Elf
 from tests.processor import processor_features

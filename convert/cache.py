@@ -1,0 +1,57 @@
+"""Folders that would grow without end: what was used longest ago goes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+DAY = 24 * 3600  # seconds
+KEPT_SECONDS = 90 * DAY  # how long what nobody uses stays
+
+
+def mark_used(entry: Path) -> None:
+    """Notes that an entry of a cache is in use."""
+    with suppress(OSError):  # gone meanwhile, or another user's
+        os.utime(entry)
+
+
+def prune(folder: Path, most_bytes: int) -> list[Path]:
+    """Removes entries that nobody used for long, and the oldest until the rest fits.
+
+    What was used within the last day stays in any case: another process may be at work with it.
+
+    Args:
+        folder: of the cache; each file or folder in it is an entry.
+        most_bytes: what all entries together may have.
+
+    Returns:
+        What was removed.
+    """
+    now = time.time()
+    entries = sorted(_entries(folder), reverse=True)  # the latest first
+    room, removed = most_bytes, []
+    for used, size, entry in entries:
+        room -= size
+        if used >= now - DAY or (room >= 0 and used >= now - KEPT_SECONDS):
+            continue
+        room += size
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry, ignore_errors=True)
+        else:
+            entry.unlink(missing_ok=True)
+        removed.append(entry)
+    return removed
+
+
+def _entries(folder: Path) -> Iterator[tuple[float, int, Path]]:
+    """Yields when each entry was used last, and its size in bytes."""
+    for entry in folder.iterdir():
+        with suppress(FileNotFoundError):  # another process prunes, too
+            own = entry.lstat()
+            inside = [path.lstat() for path in entry.rglob("*")] if entry.is_dir() else []
+            used = max(stat.st_mtime for stat in (own, *inside))
+            yield used, sum(stat.st_size for stat in (own, *inside)), entry

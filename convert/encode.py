@@ -1,0 +1,108 @@
+"""From a checkpoint's tensors to what a weights file holds: one planned tensor at a time."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from convert.calibration_store import CalibratedWeights
+from convert.checkpoint import Checkpoint
+from convert.plan import Plan, PlannedTensor
+from convert.weights_file import Array
+from quantize.errors import CheckpointError
+from quantize.fast import CHUNK_VALUES, quantize_int8_fast
+from quantize.layout import pack_int8_tiles, pack_tiles, tile_f16
+from quantize.methods import Method, quantize_weight
+from quantize.schemes import GroupScheme, all_finite, row_chunks
+
+Read = Callable[[str], Tensor]  # a checkpoint's tensor by its name
+
+
+class ReadOnce:
+    """Reads each of a checkpoint's tensors once, though several planned ones may need it.
+
+    What is read is kept until the last of them was made.
+    """
+
+    def __init__(self, read: Read, tensors: Sequence[PlannedTensor]) -> None:
+        """Args: read: from the checkpoint. tensors: what will be made, in any order."""
+        self._read = read
+        self._uses = Counter(source for tensor in tensors for source in tensor.rule.sources)
+        self._kept: dict[str, Tensor] = {}
+
+    def __call__(self, name: str) -> Tensor:
+        """Returns a tensor by its name."""
+        values = self._kept.pop(name) if name in self._kept else self._read(name)
+        self._uses[name] -= 1
+        if self._uses[name] > 0:
+            self._kept[name] = values
+        return values
+
+
+def read_weight(checkpoint: Checkpoint, tensor: PlannedTensor, read: Read | None = None) -> Array:
+    """Reads a planned tensor: float32 where it is stored so, float16 otherwise.
+
+    Args:
+        checkpoint: named in errors.
+        tensor: what to make.
+        read: of the checkpoint's tensors; None: `checkpoint.read`.
+
+    Raises:
+        CheckpointError: it holds NaN, infinity, or more than its format can.
+    """
+    dtype = torch.float32 if tensor.format == "f32" else torch.float16
+    try:
+        weight: Array = tensor.rule.make(read or checkpoint.read, dtype).contiguous().numpy()
+    except CheckpointError as error:
+        raise CheckpointError(f"{checkpoint.path}: {error}") from error
+    if dtype == torch.float16 and not all_finite(weight):
+        count = np.count_nonzero(~np.isfinite(weight))
+        raise CheckpointError(
+            f"{checkpoint.path}: {', '.join(tensor.rule.sources)}: {count} values are beyond "
+            f"float16's {np.finfo(np.float16).max:.0f}; is the checkpoint damaged?"
+        )
+    return weight
+
+
+def encode(
+    weight: Array, tensor: PlannedTensor, scheme: GroupScheme, method: Method
+) -> list[Array]:
+    """Brings a planned tensor, as `read_weight` gives it, into its stored form.
+
+    Returns:
+        What `tensor.stored` announces, in that order.
+    """
+    if tensor.format not in ("q4", "q8"):
+        return [tile_f16(weight) if tensor.format == "f16_tiled" else weight]
+    code = np.uint8 if tensor.format == "q4" else np.int8
+    weights, scales = (
+        np.empty(spec.shape, dtype)
+        for spec, dtype in zip(tensor.stored, (code, np.float16), strict=True)
+    )
+    first, (count, columns) = 0, weight.shape
+    for rows in row_chunks(count, columns, CHUNK_VALUES):
+        if tensor.format == "q4":
+            q, scale = quantize_weight(weight[rows], scheme, method, name=tensor.name)
+            q_weight, q_scale = pack_tiles(q, scale, scheme)
+        else:
+            q, scale = quantize_int8_fast(weight[rows], name=tensor.name)
+            q_weight, q_scale = pack_int8_tiles(q, scale)
+        last = first + len(q_weight)
+        weights[first:last], scales[first:last] = q_weight, q_scale
+        first = last
+    return [weights, scales]
+
+
+def encode_calibrated(
+    tensor: PlannedTensor, plan: Plan, calibrated: CalibratedWeights
+) -> list[Array] | None:
+    """Returns the stored form of what calibration made of a tensor; None if it made nothing."""
+    values = calibrated.replaced(tensor.name)
+    if values is not None:
+        return [values.astype(np.float16 if tensor.format == "f16" else np.float32)]
+    codes = calibrated.codes(tensor.name) if tensor.format == "q4" else None
+    return None if codes is None else [*pack_tiles(*codes, plan.recipe.scheme)]
