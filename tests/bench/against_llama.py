@@ -42,6 +42,7 @@ WINDOW = 256  # tokens
 AFTER, STEPS = 192, 64  # tokens before decoding, and decoded
 PREFILL = (96, 256)  # tokens
 DECODE_TARGET, LIMIT_TARGET, PREFILL_TARGET = 1.05, 0.9, 1.5
+MEMORY_LIMIT = "decode, of the memory's limit"  # the row whose other side is no program
 _MOST_ANSWERS = 64  # random weights may end an answer early
 
 
@@ -244,8 +245,8 @@ class _Sides:
         self._add("decode", 0, rate)
         if self._ours.watch is None:
             limit = self.bandwidths[-1] / self.decode_bytes
-            self._add("decode, of the memory's limit", 0, rate)
-            self._add("decode, of the memory's limit", 1, limit)
+            self._add(MEMORY_LIMIT, 0, rate)
+            self._add(MEMORY_LIMIT, 1, limit)
 
     def _their_decode(self) -> None:
         ms = self._llama.ask("decode", after=AFTER, steps=STEPS)[self._clock]
@@ -258,7 +259,7 @@ class _Sides:
         """Returns what was measured, with the targets."""
         known = {
             "decode": ("tok/s", DECODE_TARGET, False),
-            "decode, of the memory's limit": ("tok/s", LIMIT_TARGET, False),
+            MEMORY_LIMIT: ("tok/s", LIMIT_TARGET, False),
             **{f"prefill {n}": ("tok/s", PREFILL_TARGET, False) for n in PREFILL},
             "load": ("ms", None, True),
             "peak memory": ("MiB", None, True),

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.bench import full_size
+from tests.bench.against_llama import MEMORY_LIMIT
 from tests.bench.full_size import FLOAT32, INT8, LLAMA, Line, make_table, print_lines
 from tests.bench.rounds import Row
 
@@ -21,6 +22,7 @@ def measured(**changes: Any) -> dict[str, Any]:
         "ttft_second_ms": {"median": 360.0},
         "prefill_1024_tok_s": {"median": 102.0},
         "read_bytes_s": {"median": 3e10},
+        "decode_share_of_limit": {"median": 0.58},
     }
     return {"figures": figures, "window": 1024, "peak_rss_bytes": 2700 << 20} | changes
 
@@ -28,6 +30,7 @@ def measured(**changes: Any) -> dict[str, Any]:
 def llama() -> list[Row]:
     return [
         Row("decode", "tok/s", 1.05, False, [11.0, 12.0, 10.0], [5.0, 10.0, 4.0]),
+        Row(MEMORY_LIMIT, "tok/s", 0.9, False, [11.0, 12.0, 10.0], [20.0, 20.0, 20.0]),
         Row("load", "ms", None, True, [50.0, 60.0, 70.0], [200.0, 300.0, 140.0]),
     ]
 
@@ -52,6 +55,7 @@ def test_lines_stand_in_the_order_in_which_they_are_measured() -> None:
         "first token, first question",
         "first token, second question",
         "prefill 1024",
+        "decode, of the memory's limit",
         "peak memory, window 1024",
         "decoder: decode",
         "decoder: load",
@@ -65,8 +69,9 @@ def test_our_own_figures_come_in_the_table_s_units() -> None:
     assert figures["convert"] == (128.4, "s")
     assert figures["convert, peak memory"] == (1843, "MiB")
     assert figures["first token, second question"] == (pytest.approx(0.36), "s")
+    assert figures["decode, of the memory's limit"] == (pytest.approx(58), "%")
     assert figures["peak memory, window 1024"] == (2700, "MiB")
-    assert all(not lines[name].others for name in list(lines)[:7])
+    assert all(not lines[name].others for name in list(lines)[:8])
 
 
 def test_another_program_has_its_median_and_the_median_of_the_ratios() -> None:
@@ -94,7 +99,7 @@ def test_what_could_not_be_measured_has_no_line() -> None:
 def test_the_printed_table(capsys: pytest.CaptureFixture[str]) -> None:
     print_lines(list(table().values()))
     printed = capsys.readouterr().out.splitlines()
-    assert len(printed) == 11
+    assert len(printed) == 12
     row = next(line for line in printed if line.startswith("picture: encode"))
     assert row.split() == [
         *("picture:", "encode", "ms", "5", "–", "16", "(3.00x)", "8", "(1.50x)"),
