@@ -15,7 +15,7 @@ from convert.config import ModelConfig
 from convert.hashing import feed
 from convert.output_folder import FolderKind
 from convert.plan import Plan, Recipe, make_plan
-from convert.weights_file import Array, WeightsFile
+from convert.weights_file import WeightsFile
 from quantize.errors import BundleError, ToolkitError
 
 FORMAT_VERSION = 1
@@ -160,7 +160,7 @@ class Bundle:
             raise BundleError(f"{weights.path}: tensor {wrong} is not as {MANIFEST} describes it")
         return Bundle(path, manifest, config, plan, weights)
 
-    def weights(self) -> Mapping[str, Array]:
+    def weights(self) -> WeightsFile:
         """Returns read-only views of the stored tensors, mapped into memory."""
         return self._weights
 

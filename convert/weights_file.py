@@ -99,6 +99,11 @@ class WeightsFile(Mapping[str, Array]):
         """Returns the tensors in the order of the file, padding left out."""
         return [spec for spec, _ in self._entries.values()]
 
+    def release(self) -> None:
+        """Gives back the memory of what was read; views stay valid and read the file again."""
+        if hasattr(mmap, "MADV_DONTNEED"):  # not on every system
+            self._map.madvise(mmap.MADV_DONTNEED)
+
     def __getitem__(self, name: str) -> Array:
         spec, offset = self._entries[name]
         dtype = DTYPES[spec.dtype]

@@ -154,3 +154,13 @@ def test_header_is_not_json_or_names_a_key_twice(tmp_path: Path) -> None:
         path.write_bytes(len(text).to_bytes(8, "little") + text)
         with pytest.raises(BundleError, match="JSON"):
             WeightsFile(path)
+
+
+def test_views_outlive_the_release_of_their_memory(tmp_path: Path) -> None:
+    tensors = values()
+    file = WeightsFile(write(tmp_path / "w.safetensors", tensors))
+    views = dict(file)
+    file.release()
+    for name, tensor in tensors.items():
+        assert_array_equal(views[name], tensor, strict=True)
+        assert_array_equal(file[name], tensor, strict=True)
