@@ -131,6 +131,7 @@ def verify(config: VerifyConfig, progress: Progress) -> Report:
     from runtime.engine_session import EngineSession
     from runtime.places import open_place
     from runtime.prompt import Tokenizer
+    from runtime.verify.isolate import find_causes
     from runtime.verify.page.render import render
     from runtime.verify.ran import what_ran
     from runtime.verify.report import Report, stored_tensors
@@ -156,8 +157,9 @@ def verify(config: VerifyConfig, progress: Progress) -> Report:
         place.prepare(progress)
         with closing(EngineSession(place, bundle.config, window=config.window)) as session:
             hello = session.client().hello
+            models = _load_models(bundle, checkpoint, tokenizer, session, config.window)
             outcome = run_cases(
-                _load_models(bundle, checkpoint, tokenizer, session, config.window),
+                models,
                 tokenizer,
                 cases,
                 settings,
@@ -166,6 +168,18 @@ def verify(config: VerifyConfig, progress: Progress) -> Report:
                 known,
                 skip_bad=config.skip_bad,
             )
+            checks += outcome.checks
+            asked = {answer.case for answer in outcome.answers}
+            causes = find_causes(
+                checks,
+                bundle,
+                checkpoint,
+                models,
+                tokenizer,
+                [case for case in cases if case.name in asked],
+                settings["thresholds"],
+                progress,
+            )
     report = Report(
         bundle=str(config.bundle),
         reference=str(checkpoint.path),
@@ -173,7 +187,8 @@ def verify(config: VerifyConfig, progress: Progress) -> Report:
         engine=place.engine,
         window=config.window,
         longest_prompt=outcome.longest_prompt,
-        checks=checks + outcome.checks,
+        checks=checks,
+        causes=causes,
         answers=outcome.answers,
         warnings=warnings,
         tensors=stored_tensors(bundle.plan),

@@ -115,7 +115,7 @@ def round_to_int8(x: Tensor, group_size: int) -> Tensor:
     padded = F.pad(x, (0, -x.shape[-1] % group_size))
     groups = padded.unflatten(-1, (-1, group_size))  # type: ignore[no-untyped-call]
     scale = groups.abs().amax(-1, keepdim=True) / MAX_INT8
-    rounded = torch.where(scale > 0, (groups / scale).round() * scale, 0)
+    rounded = torch.where(scale != 0, (groups / scale).round() * scale, 0)  # NaN stays NaN
     out: Tensor = rounded.flatten(-2)[..., : x.shape[-1]]
     return out
 

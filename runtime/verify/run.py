@@ -19,16 +19,21 @@ from torch import Tensor
 from convert.config import CONFIGS
 from quantize.errors import PictureError, PromptError
 from runtime.prompt import Prompt, Tokenizer
-from runtime.reference.kv_cache import pinned_tokens
+from runtime.protocol import Stop
+from runtime.reference.kv_cache import ATTENTION_SINKS, pinned_tokens
 from runtime.reference_session import ReferenceSession
 from runtime.sampling import GenerationOptions
 from runtime.session import Reply, Session
 from runtime.verify import metrics
 from runtime.verify.cases import Case
+from runtime.verify.choices import choice_checks
+from runtime.verify.decoder_faults import narrow_window
 from runtime.verify.logits import Logits
 from runtime.verify.report import Answer, Check
 from runtime.verify.results import CaseResult, Known, Outcome, Worst, merge
 from runtime.verify.stages import Stages
+
+_WINDOW_TOKENS = 64  # that the sliding window is tried with
 
 Progress = Callable[[str, int, int], None]  # stage, done, in all
 
@@ -148,6 +153,7 @@ class _Runner:
         self._options = GenerationOptions(max_new_tokens=settings["built_in"]["max_new_tokens"])
         self._picture = ""  # the latest: its digest
         self._image: tuple[Tensor, ...] = ()
+        self._slid = False  # the window was tried; it does not depend on the words
 
     def run(self, case: Case) -> CaseResult:
         models, worst, logits = self._models, _Worst(self._thresholds), Logits()
@@ -158,7 +164,14 @@ class _Runner:
             self._picture = case.picture_digest
         prompt = _prompt(models, self._tokenizer, case)
         ids = prompt.ids + replies[0].ids
-        _compare_decoder(models, prompt, ids, self._image, self._window, worst, logits)
+        slide, self._slid = not self._slid, True
+        ends = _compare_decoder(models, prompt, ids, self._image, self._window, worst, slide=slide)
+        logits.add(prompt, ids, len(self._image[0]) if self._image else 0, *ends)
+        own = ends[2][len(prompt.ids) - 1 :]
+        if replies[1].ids != replies[0].ids:
+            own = _own_logits(models.bundle, prompt, replies[1].ids, self._image, self._window)
+        for check in choice_checks(_chosen(models, replies[1]), own):
+            worst.add(check)
         answer = Answer.of(case, replies, self._tokenizer)
         return CaseResult(worst.checks(), answer, logits.positions, len(ids))
 
@@ -232,9 +245,14 @@ def _compare_decoder(
     image: tuple[Tensor, ...],
     window: int,
     worst: _Worst,
-    logits: Logits,
-) -> None:
-    """Compares embeddings, layers and logits over a prompt and the reference's answer to it."""
+    *,
+    slide: bool,
+) -> list[Tensor]:
+    """Compares embeddings, layers and logits over a prompt and the reference's answer to it.
+
+    Returns:
+        The three models' own logits (L, V).
+    """
     everyone = [m.stages for m in (models.reference, models.arithmetic, models.bundle)]
     text = [stages.embed(ids).clone() for stages in everyone]
     worst.loss("prompt embeddings", "token embeddings", *text)
@@ -256,8 +274,40 @@ def _compare_decoder(
     for i, outputs in enumerate(zip(*apart, strict=True)):
         # What a layer adds: its input passes through unchanged, and would hide its errors.
         worst.loss("decoder layers", f"layer {i}", *(o - inputs[i] for o in outputs))
+    if slide:
+        _compare_window(models, inputs, worst)
     worst.loss("hidden states", "end to end", *(outputs[-1] for outputs in whole))
     heads = [stages.logits(whole[0][-1]) for stages in everyone]
     worst.loss("LM head", "logits", *heads)
-    ends = [heads[0], *(s.logits(o[-1]) for s, o in zip(others, whole[1:], strict=True))]
-    logits.add(prompt, ids, len(image[0]) if image else 0, *ends)
+    return [
+        heads[0],
+        *(s.logits(o[-1]) for s, o in zip(others, whole[1:], strict=True)),
+    ]
+
+
+def _compare_window(models: Models, inputs: Sequence[Tensor], worst: _Worst) -> None:
+    """Compares layers whose window is so narrow that these few tokens overflow it."""
+    everyone = [m.stages for m in (models.reference, models.arithmetic, models.bundle)]
+    rows = [x[:_WINDOW_TOKENS] for x in inputs]
+    narrow = narrow_window(len(rows[0]))
+    outputs = [stages.layers(rows, narrow, ATTENTION_SINKS) for stages in everyone]
+    for i, layer in enumerate(zip(*outputs, strict=True)):
+        worst.loss("sliding window", f"layer {i}", *(o - rows[i] for o in layer))
+
+
+def _own_logits(
+    bundle: Model, prompt: Prompt, answer: Sequence[int], image: tuple[Tensor, ...], window: int
+) -> Tensor:
+    """Returns a bundle's logits over its own answer (A + 1, V), from the prompt's last id on."""
+    embeds, end = bundle.stages.embed([*prompt.ids, *answer]).clone(), None
+    if prompt.image_start is not None:
+        end = prompt.image_start + len(image[2])
+        embeds[prompt.image_start : end] = image[2]
+    hidden = bundle.stages.layers([embeds], window, pinned_tokens(end))[-1]
+    return bundle.stages.logits(hidden[len(prompt.ids) - 1 :].contiguous())
+
+
+def _chosen(models: Models, reply: Reply) -> list[int]:
+    """Returns all tokens that were chosen for an answer, its end among them."""
+    ended = reply.statistics.stop == Stop.EOS
+    return reply.ids + [models.reference.stages.config.decoder.eos_token_id] * ended

@@ -18,7 +18,7 @@ from quantize.methods import find_method
 from quantize.schemes import Array, GroupScheme
 from runtime.reference.held import GroupCodes, Weight
 from runtime.verify import metrics
-from runtime.verify.arithmetic import round_to_format
+from runtime.verify.arithmetic import hold_in_format
 from runtime.verify.report import Check
 
 # What AWQ folds the factors of a layer's norms into.
@@ -64,7 +64,8 @@ def check_tensors(
     A tensor may lose what its format loses with plain rounding, and `loss_margin_db` more;
     calibration moves weights on purpose, by up to `calibrated_margin_db`. Factors that it folded
     into a tensor are estimated from the tensor itself, those of a norm from the matrix behind it,
-    whose own noise limits that to `folded_norm_db`.
+    whose own noise limits that to `folded_norm_db`. Where a method only rounds, codes and scales
+    must be the very ones: a step more or less would hide in the noise.
     """
     scheme, weights = bundle.plan.recipe.scheme, bundle.weights()
     method = find_method(bundle.plan.recipe.method)
@@ -72,8 +73,9 @@ def check_tensors(
     for done, tensor in enumerate(bundle.plan.tensors):
         progress("compare weights", done + 1, len(bundle.plan.tensors))
         original = tensor.rule.make(checkpoint.read)
-        stored = decode_tensor(weights, tensor, scheme)
-        rounded = round_to_format(original, tensor.format, scheme, tensor.name)
+        held = hold_stored(weights, tensor, scheme)
+        plain = hold_in_format(original, tensor.format, scheme, tensor.name)
+        stored, rounded = held.float(), plain.float()
         expected = metrics.sqnr_db(original, rounded)
         moved = method.calibrated and tensor.name.startswith("llm.")
         if moved and method.fold:
@@ -86,6 +88,11 @@ def check_tensors(
         if not bool(original.any()):  # no signal to measure noise against
             value = expected = math.inf if torch.equal(original, stored) else -math.inf
         checks.append(Check("weights", tensor.name, "SQNR", "dB", value, expected, limit, True))
+        searched = method.search and tensor.format == "q4"
+        if isinstance(held, GroupCodes) and isinstance(plain, GroupCodes) and not searched:
+            same = float(held.codes.eq(plain.codes).double().mean())
+            same = min(same, float(held.scale.eq(plain.scale).double().mean()))
+            checks.append(Check("codes", tensor.name, "as rounded", "", same, 1, 1, True))
     weights.release()  # the models that come need the room
     return checks
 

@@ -98,14 +98,17 @@ def test_a_good_bundle_passes(bundle, capsys):
     assert stages == [
         "files",
         "weights",
+        "codes",
         "preprocessing",
         "vision encoder",
         "vision features",
         "resampler",
         "prompt embeddings",
         "decoder layers",
+        "sliding window",
         "hidden states",
         "LM head",
+        "sampling",
         "logits",
         "answers",
     ]

@@ -1,0 +1,189 @@
+"""verify names what a planted fault is, and nothing else."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from quantize.layout import pack_tiles, unpack_tiles
+from quantize.schemes import GroupScheme
+from runtime.engine_session import EngineSession
+from runtime.verify.stages import EngineStages
+from tests.runtime import planted
+from tests.runtime.planted import Arrays, Verified, alter_config, alter_tensors
+
+SCHEME = GroupScheme.load("q4f16_1")
+
+
+@pytest.fixture(scope="module")
+def models(bundle: Path) -> Verified:
+    return Verified(bundle)
+
+
+@pytest.fixture
+def copy(bundle: Path, tmp_path: Path) -> Path:
+    """A copy of the bundle that a test may change."""
+    return shutil.copytree(bundle, tmp_path / "bundle")
+
+
+def _one_cause(found: Any, where: str, *words: str) -> None:
+    failed, causes = found
+    assert failed, "the fault must be noticed"
+    assert [cause.where for cause in causes] == [where], causes
+    for word in words:
+        assert word in causes[0].why, causes[0].why
+
+
+def test_a_good_bundle_has_no_cause(models: Verified, bundle: Path) -> None:
+    assert models.causes(bundle) == ([], [])
+
+
+def _swap(tensors: Arrays) -> Arrays:
+    parts = [(f"llm.layers.{i}.o.q_{part}") for i in (0, 1) for part in ("weight", "scale")]
+    return dict(zip(parts, [tensors[name] for name in parts[2:] + parts[:2]], strict=True))
+
+
+def _transpose(tensors: Arrays) -> Arrays:
+    name = "llm.layers.1.o"
+    q, scale = unpack_tiles(tensors[f"{name}.q_weight"], tensors[f"{name}.q_scale"], 256)
+    weight = ((q.astype(np.float32) - 7) * np.repeat(scale.astype(np.float32), 32, axis=1)).T
+    groups = weight.reshape(256, -1, 32)
+    scale = (np.abs(groups).max(-1) / 7).astype(np.float16)
+    codes = np.rint(groups / scale.astype(np.float32)[..., None] + 7).astype(np.uint8)
+    packed = pack_tiles(codes.reshape(256, 256), scale, SCHEME)
+    return {f"{name}.q_weight": packed[0], f"{name}.q_scale": packed[1]}
+
+
+def _scale_step(tensors: Arrays) -> Arrays:
+    scale = tensors["llm.layers.1.gate_up.q_scale"].copy()
+    scale[3, 2, 5] = np.nextafter(scale[3, 2, 5], np.float16(1))
+    return {"llm.layers.1.gate_up.q_scale": scale}
+
+
+def _code_step(tensors: Arrays) -> Arrays:
+    codes = tensors["vision.blocks.2.fc1.weight.q_weight"].copy()
+    codes[0, 0, 0, 0] += 1 if codes[0, 0, 0, 0] < 127 else -1
+    return {"vision.blocks.2.fc1.weight.q_weight": codes}
+
+
+def _double(tensors: Arrays) -> Arrays:
+    name = "llm.layers.0.down.q_scale"
+    return {name: tensors[name] * np.float16(2)}
+
+
+def _zeros(tensors: Arrays) -> Arrays:
+    return {"resampler.key_positions": tensors["resampler.key_positions"] * 0}
+
+
+def _nan(tensors: Arrays) -> Arrays:
+    norm = tensors["llm.norm.weight"].copy()
+    norm[7] = np.nan
+    return {"llm.norm.weight": norm}
+
+
+@pytest.mark.parametrize(
+    ("change", "where", "why"),
+    [
+        (_transpose, "weights: llm.layers.1.o", "is transposed"),
+        (
+            _scale_step,
+            "weights: llm.layers.1.gate_up",
+            "1 of 5,120 scales (at [53, 2]) is off by one step of float16",
+        ),
+        (
+            _code_step,
+            "weights: vision.blocks.2.fc1.weight",
+            "codes (at [0, 0]) is off by 1",
+        ),
+        (_double, "weights: llm.layers.0.down", "is 2 times what it should be"),
+        (_zeros, "weights: resampler.key_positions", "holds zeros only"),
+        (_nan, "weights: llm.norm.weight", "1 of 256 values are not finite"),
+    ],
+)
+def test_a_tensor(
+    change: Callable[[Arrays], Arrays], where: str, why: str, models: Verified, copy: Path
+) -> None:
+    alter_tensors(copy, change)
+    _one_cause(models.causes(copy), where, why)
+
+
+def test_two_tensors_in_each_others_place(models: Verified, copy: Path) -> None:
+    alter_tensors(copy, _swap)
+    _, causes = models.causes(copy)
+    assert [(cause.where, cause.why) for cause in causes] == [
+        ("weights: llm.layers.0.o", "holds what belongs into llm.layers.1.o"),
+        ("weights: llm.layers.1.o", "holds what belongs into llm.layers.0.o"),
+    ]
+
+
+def test_a_file(models: Verified, copy: Path) -> None:
+    path = copy / "generation.json"
+    path.write_bytes(path.read_bytes()[:-1] + b" ")
+    _one_cause(models.causes(copy), "files: generation.json", "SHA-256")
+
+
+@pytest.mark.parametrize(
+    ("stages", "where", "why"),
+    [
+        (planted.Bilinear, "preprocessing", "equals a bilinear resize"),
+        (planted.BlueFirst, "preprocessing", "equals blue and red exchanged exactly"),
+        (planted.BadBlock, "kernels: vision block 1", "outputs differ much"),
+        (planted.BadLayer, "kernels: decoder layer 0", "16 of 256 outputs differ"),
+        (planted.ShortWindow, "sliding window", "1 token fewer than the window holds"),
+        (planted.NothingPinned, "sliding window", "token 24 is the first wrong one"),
+        (planted.LostCache, "KV cache", "what the first 16 left in the cache is lost"),
+        (planted.MixedCache, "KV cache", "token 3 is the first wrong one, and only in layer 1"),
+    ],
+)
+def test_an_engine_that_does_something_else(
+    stages: type[EngineStages], where: str, why: str, models: Verified, bundle: Path
+) -> None:
+    _one_cause(models.causes(bundle, stages=stages), where, why)
+
+
+@pytest.mark.parametrize(
+    ("session", "why"),
+    [(planted.Penalty, "a repetition penalty?"), (planted.Warm, "the first token")],
+)
+def test_choices_that_are_not_greedy(
+    session: type[EngineSession], why: str, models: Verified, bundle: Path
+) -> None:
+    _one_cause(models.causes(bundle, session=session), "sampling", why)
+
+
+def test_a_wrong_rope_base(models: Verified, bundle: Path, copy: Path) -> None:
+    manifest = json.loads((copy / "bundle.json").read_text())
+    manifest["model"]["rope_theta"] = 500000.0
+    (copy / "bundle.json").write_text(json.dumps(manifest))
+    found = models.causes(bundle, runs=copy)
+    _one_cause(found, "positions (RoPE)", "a RoPE base of 500,000, the configuration says 10,000")
+
+
+@pytest.mark.parametrize(
+    ("changes", "where", "why"),
+    [
+        ({"scale_emb": 12}, "embedding scale", "scale_emb is missing"),
+        (
+            {"scale_depth": 12 / 2**0.5},
+            "residual scale",
+            "scale_depth is not divided by the root of the number of layers",
+        ),
+        ({"dim_model_base": 256}, "logit scale", "another divisor: 0.25 times"),
+    ],
+)
+def test_a_scale_that_the_program_has_otherwise(
+    changes: dict[str, float],
+    where: str,
+    why: str,
+    bundle: Path,
+    checkpoint: Path,
+    tmp_path: Path,
+) -> None:
+    folder = alter_config(bundle, checkpoint, tmp_path / "altered", **changes)
+    _one_cause(Verified(folder).causes(folder), where, why)
