@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -48,10 +49,10 @@ def prune(folder: Path, most_bytes: int) -> list[Path]:
 
 
 def _entries(folder: Path) -> Iterator[tuple[float, int, Path]]:
-    """Yields when each entry was used last, and its size in bytes."""
+    """Yields when each entry was used last, and the bytes of its files."""
     for entry in folder.iterdir():
         with suppress(FileNotFoundError):  # another process prunes, too
-            own = entry.lstat()
-            inside = [path.lstat() for path in entry.rglob("*")] if entry.is_dir() else []
-            used = max(stat.st_mtime for stat in (own, *inside))
-            yield used, sum(stat.st_size for stat in (own, *inside)), entry
+            paths = [entry, *(entry.rglob("*") if entry.is_dir() else ())]
+            found = [path.lstat() for path in paths]
+            size = sum(each.st_size for each in found if stat.S_ISREG(each.st_mode))
+            yield max(each.st_mtime for each in found), size, entry

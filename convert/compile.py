@@ -12,17 +12,21 @@ from typing import Any
 
 import tvm
 
+from convert.block_cache import cached_objects
 from convert.blocks import decoder, vision
 from convert.blocks.graph import Graph, lower
 from convert.blocks.products import products
 from convert.blocks.stored import Formats
 from convert.config import CONFIGS, ModelConfig
 from convert.engine_build import BlockLibrary, export_objects
+from convert.hashing import hash_sources
 from convert.plan import Plan
 from quantize.errors import ConfigError
 from quantize.layout import LAYOUT_VERSION
 
 TARGETS = CONFIGS / "target"
+# What has a say in the machine code of a module: the passes, how it is written.
+_SOURCES = ("convert/blocks/*.py", "convert/compile.py", "convert/engine_build.py")
 
 log = logging.getLogger(__name__)
 Progress = Callable[[str], None]
@@ -116,21 +120,42 @@ def compile_blocks(
         ConfigError: see `build_blocks`.
     """
     report = on_progress or log.debug
+    sources = hash_sources(CONFIGS.parent, _SOURCES)
     modules, libraries = [], []
     for variant in target.variants:
         report(f"kernels, {variant.name}")
         module, _ = build_blocks(config, plan, variant)
-        report(f"machine code, {variant.name}")
         prefix = f"{variant.name}_"
-        executable = tvm.relax.build(
-            module.with_attr("system_lib_prefix", prefix),
-            target=tvm.target.Target(variant.tvm),
-            relax_pipeline=lower(),
+        about = {
+            "module": module.script(),
+            "prefix": prefix,
+            "target": variant.tvm,
+            "versions": _compiler(),
+            "sources": sources,
+        }
+        objects = cached_objects(
+            about,
+            folder / variant.name,
+            lambda made, m=module, v=variant: _compile(m, v, made, report),  # type: ignore[misc]
         )
-        objects = export_objects(executable, folder / variant.name)
         modules.append(module)
         libraries.append(BlockLibrary(prefix=prefix, requires=variant.requires, objects=objects))
     return CompiledBlocks(program_id=program_id(modules, target), libraries=tuple(libraries))
+
+
+def _compile(module: Any, variant: Variant, folder: Path, report: Progress) -> None:
+    """Writes a module's objects."""
+    report(f"machine code, {variant.name}")
+    executable = tvm.relax.build(
+        module.with_attr("system_lib_prefix", f"{variant.name}_"),
+        target=tvm.target.Target(variant.tvm),
+        relax_pipeline=lower(),
+    )
+    export_objects(executable, folder)
+
+
+def _compiler() -> dict[str, Any]:
+    return {"tvm": tvm.__version__, "llvm": tvm.target.codegen.llvm_version_major()}
 
 
 def program_id(modules: Sequence[Any], target: Target) -> str:
@@ -143,8 +168,7 @@ def program_id(modules: Sequence[Any], target: Target) -> str:
         "modules": [module.script() for module in modules],
         "target": asdict(target),
         "layout": LAYOUT_VERSION,
-        "tvm": tvm.__version__,
-        "llvm": tvm.target.codegen.llvm_version_major(),
+        **_compiler(),
     }
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
