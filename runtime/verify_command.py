@@ -157,7 +157,7 @@ def verify(config: VerifyConfig, progress: Progress) -> Report:
         place.prepare(progress)
         with closing(EngineSession(place, bundle.config, window=config.window)) as session:
             hello = session.client().hello
-            models = _load_models(bundle, checkpoint, tokenizer, session, config.window)
+            models = _load_models(bundle, checkpoint, tokenizer, session, config.window, progress)
             outcome = run_cases(
                 models,
                 tokenizer,
@@ -267,6 +267,7 @@ def _load_models(
     tokenizer: Tokenizer,
     session: EngineSession,
     window: int,
+    progress: Progress,
 ) -> Models:
     from quantize.methods import find_method
     from runtime.backend import ReferenceBackend
@@ -284,13 +285,19 @@ def _load_models(
             TorchStages(torch_model, cache), ReferenceSession(backend, tokenizer, window=window)
         )
 
+    def loaded(done: int, layers: int) -> None:
+        progress("load the models", done, layers)
+
+    loaded(0, bundle.config.decoder.num_hidden_layers)
     arithmetic = load_reference(checkpoint, held=True)
     stored = find_method(bundle.plan.recipe.method).search
     if stored:
-        load_stored(arithmetic, bundle.plan, bundle.weights())
-    rounded = apply_arithmetic(arithmetic, bundle.plan, stored=stored)
+        load_stored(arithmetic, bundle.plan, bundle.weights(), loaded)
+    rounded = apply_arithmetic(arithmetic, bundle.plan, stored=stored, progress=loaded)
+    reference = load_reference(checkpoint, held=True)
+    loaded(bundle.config.decoder.num_hidden_layers, bundle.config.decoder.num_hidden_layers)
     return Models(
-        reference=model(load_reference(checkpoint, held=True), KVCache),
+        reference=model(reference, KVCache),
         arithmetic=model(rounded, Float16KVCache),
         bundle=Model(EngineStages(session.client(), bundle.config), session),
     )

@@ -45,6 +45,9 @@ _CHUNK_VALUES = 1 << 16  # quantized at once: numpy's temporaries fit the second
 _VISION = {"qkv": "attn.qkv", "proj": "attn.proj", "fc1": "mlp.fc1", "fc2": "mlp.fc2"}
 
 
+Progress = Callable[[int, int], None]  # layers done, layers in all
+
+
 class QuantizedLinear(nn.Module):
     """A linear of quantized weights times activations rounded to int8 per group."""
 
@@ -202,13 +205,16 @@ class _Rounding:
 
 
 @torch.no_grad()
-def apply_arithmetic(model: MiniCPMV, plan: Plan, *, stored: bool = False) -> MiniCPMV:
+def apply_arithmetic(
+    model: MiniCPMV, plan: Plan, *, stored: bool = False, progress: Progress = lambda *_: None
+) -> MiniCPMV:
     """Rounds a reference model in place, and returns it.
 
     Args:
         model: full precision.
         plan: how each tensor is stored.
         stored: the decoder's matrices are as a bundle stores them: see `runtime.verify.stored`.
+        progress: counts the decoder's layers.
     """
     rounding, stack = _Rounding(plan), model.llm.model
     for module in stack.modules():
@@ -216,6 +222,7 @@ def apply_arithmetic(model: MiniCPMV, plan: Plan, *, stored: bool = False) -> Mi
             module.weight.copy_(module.weight.half())
     if not stored:
         for i, layer in enumerate(stack.layers):
+            progress(i, len(stack.layers))
             for name, paths in STACKS.items():
                 for path in paths:
                     rounding.replace(layer, path, f"llm.layers.{i}.{name}")

@@ -16,18 +16,24 @@ from quantize.schemes import Array
 from runtime.reference.decoder import DecoderLayer
 from runtime.reference.held import Weight
 from runtime.reference.model import MiniCPMV
-from runtime.verify.arithmetic import STACKS, linear_of, set_embeddings
+from runtime.verify.arithmetic import STACKS, Progress, linear_of, set_embeddings
 from runtime.verify.weights import hold_stored
 
 
 @torch.no_grad()
-def load_stored(model: MiniCPMV, plan: Plan, weights: Mapping[str, Array]) -> MiniCPMV:
+def load_stored(
+    model: MiniCPMV,
+    plan: Plan,
+    weights: Mapping[str, Array],
+    progress: Progress = lambda *_: None,
+) -> MiniCPMV:
     """Replaces the decoder's weights of a reference model in place, and returns it.
 
     Args:
         model: of the configuration that the plan is for.
         plan: how the weights are stored.
         weights: the stored tensors.
+        progress: counts the decoder's layers.
     """
     tensors = {tensor.name: tensor for tensor in plan.tensors}
 
@@ -35,6 +41,7 @@ def load_stored(model: MiniCPMV, plan: Plan, weights: Mapping[str, Array]) -> Mi
         return hold_stored(weights, tensors[name], plan.recipe.scheme)
 
     for i, layer in enumerate(model.llm.model.layers):
+        progress(i, len(model.llm.model.layers))
         for name, paths in STACKS.items():
             at = f"llm.layers.{i}.{name}"
             whole, first = held(at), 0
