@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -17,9 +18,7 @@ def sqnr_db(reference: Tensor, value: Tensor) -> float:
     Values that are not finite give minus infinity: there is no signal left.
     """
     power = error = 0.0
-    # In runs: float64 copies of a whole token embedding would take gigabytes.
-    runs = (torch.split(t.flatten(), _RUN_VALUES) for t in (reference, value))
-    for signal, output in zip(*runs, strict=True):
+    for signal, output in _runs(reference, value):
         power += float(signal.double().square_().sum())
         error += float((output - signal).double().square_().sum())
     if not math.isfinite(error):
@@ -31,7 +30,12 @@ def sqnr_db(reference: Tensor, value: Tensor) -> float:
 
 def cosine(reference: Tensor, value: Tensor) -> float:
     """Returns the cosine of the angle between two tensors, each taken as one vector."""
-    return float(F.cosine_similarity(reference.double().flatten(), value.double().flatten(), dim=0))
+    dot = first = second = 0.0
+    for one, other in _runs(reference, value):
+        a, b = one.double(), other.double()
+        dot, first, second = dot + float(a @ b), first + float(a @ a), second + float(b @ b)
+    size = math.sqrt(first) * math.sqrt(second)
+    return dot / size if size else 0.0
 
 
 def kl_divergence(reference: Tensor, value: Tensor) -> Tensor:
@@ -60,3 +64,9 @@ def negative_log_likelihood(logits: Tensor, tokens: Tensor) -> float:
 def max_difference(reference: Tensor, value: Tensor) -> float:
     """Returns the largest absolute difference."""
     return float((reference - value).abs().max())
+
+
+def _runs(reference: Tensor, value: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Cuts both into runs: float64 copies of a whole token embedding would take gigabytes."""
+    runs = (torch.split(t.flatten(), _RUN_VALUES) for t in (reference, value))
+    yield from zip(*runs, strict=True)
