@@ -26,7 +26,7 @@ from runtime.reference.held import (
     row_blocks,
 )
 from runtime.reference.load import load_reference
-from runtime.verify.arithmetic import apply_arithmetic, hold_in_format
+from runtime.verify.arithmetic import QuantizedLinear, apply_arithmetic, hold_in_format
 from tests.tiny import write_checkpoint
 
 ROWS, COLUMNS = 75, 96
@@ -154,6 +154,23 @@ def test_the_arithmetic_of_a_held_model_is_that_of_a_float32_one(tmp_path: Path)
         outputs.append((backend.logits(hidden), backend.encode_image(random(1, 3, 56, 56))))
     for one, other in zip(*outputs, strict=True):
         assert torch.equal(one, other)
+
+
+def test_no_linear_of_either_model_is_kept_in_float32(tmp_path: Path) -> None:
+    checkpoint = Checkpoint.open(write_checkpoint(tmp_path / "c", head="different"))
+    plan = make_plan(checkpoint.config, checkpoint.untied_head, Recipe.load("q4f16_1"))
+    reference = load_reference(checkpoint, held=True)
+    arithmetic = apply_arithmetic(load_reference(checkpoint, held=True), plan)
+    matrices = [
+        module.weight
+        for model in (reference, arithmetic)
+        for module in model.modules()
+        if isinstance(module, nn.Linear | HeldEmbedding | QuantizedLinear)
+    ]
+    kinds = [m.codes.dtype if isinstance(m, GroupCodes) else m.dtype for m in matrices]
+    assert set(kinds) == {torch.bfloat16, torch.float16, torch.int8}
+    layers = checkpoint.config.decoder.num_hidden_layers
+    assert kinds.count(torch.int8) > 7 * layers
 
 
 def test_held_is_for_float32_on_the_cpu(tmp_path: Path) -> None:
