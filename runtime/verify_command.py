@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 NAME = "verify"
 HELP = "compare a bundle with the full-precision model, stage by stage"
-_SHOWN_FAILURES = 12
+_SHOWN_FAILURES, _SHOWN_ANSWERS = 12, 24
 Progress = Callable[[str, int, int], None]  # stage, done, in all
 
 
@@ -150,9 +150,8 @@ def verify(config: VerifyConfig, progress: Progress) -> Report:
     assert checkpoint.tokenizer is not None
     tokenizer = Tokenizer(checkpoint.tokenizer)
     altered = not all(check.passed for check in checks)
-    with (
-        _known(None if altered else folder, bundle, checkpoint, place, config, settings) as known,
-    ):
+    kept = None if altered else folder  # what is known holds for the bundle as it was made
+    with _known(kept, bundle, checkpoint, place, config, settings) as known:
         checks += check_tensors(bundle, checkpoint, settings["thresholds"], progress)
         place.prepare(progress)
         with closing(EngineSession(place, bundle.config, window=config.window)) as session:
@@ -219,7 +218,7 @@ def _open_reference(bundle: Bundle, config: VerifyConfig) -> tuple[Checkpoint, l
     if problem is not None:
         if not config.force:
             raise CheckpointError(f"{problem}; convert again, or compare all the same with --force")
-        warnings.append(f"{problem}. What differs may be the reference, not the bundle")
+        warnings.append(f"{problem}: what differs may be the reference, not the bundle")
     head = any(tensor.name == "llm.head" for tensor in bundle.plan.tensors)
     if checkpoint.config != bundle.config or checkpoint.untied_head != head:
         raise BundleError(
@@ -243,7 +242,7 @@ def _known(
     settings: Mapping[str, Any],
 ) -> Iterator[Known]:
     """Opens what an earlier run measured; nothing without a folder."""
-    from runtime.verify.ran import identity
+    from runtime.verify.ran import identity, package_version
     from runtime.verify.results import Known, KnownInFile
 
     if folder is None:
@@ -254,6 +253,7 @@ def _known(
         "reference": checkpoint.source_hash(),
         "engine": place.description,
         "target": place.target,
+        "toolkit": package_version("minicpmv"),
         "window": config.window,
         "settings": settings,
     }
@@ -334,9 +334,14 @@ def _print(report: Report, console: Console) -> None:
     header = ["stage", "figure", "of", "bundle", "expected", "limit", ""]
     print_table(console, header, rows)
     say("")
-    for answer in report.answers:
+    few = len(report.answers) <= _SHOWN_ANSWERS
+    shown = [answer for answer in report.answers if few or not answer.same]
+    for answer in shown[:_SHOWN_ANSWERS]:
         other = "" if answer.same else f", bundle {answer.bundle!r}"
         say(f"{answer.case}: {answer.question} {answer.reference!r}{other}")
+    if not few:
+        different = sum(not answer.same for answer in report.answers)
+        say(f"{different} of {len(report.answers)} answers differ; see --report or --json")
     say("")
     for check in report.failures[:_SHOWN_FAILURES]:
         say(f"failed: {check.stage}: {check.name}, {check.metric}", "red")

@@ -65,7 +65,7 @@ def what_ran(
         "this computer": {
             "system": f"{platform.system()} on {platform.machine()}",
             "python": platform.python_version(),
-            **{name: _version(name) for name in _PACKAGES},
+            **{name: package_version(name) for name in _PACKAGES},
             "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         },
     }
@@ -76,7 +76,8 @@ def identity(bundle: Bundle) -> str:
     return FileRecord.of(bundle.path / MANIFEST).sha256
 
 
-def _version(package: str) -> str:
+def package_version(package: str) -> str:
+    """Returns a package's version, or says that there is none."""
     try:
         return version(package)
     except PackageNotFoundError:  # run from a checkout that was never installed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ class ReportFolder:
             ConfigError: matplotlib is not installed.
             ReportError: something else is there.
         """
-        self.path = path
+        self.path = path.absolute()
         try:
             import matplotlib  # noqa: F401  # only whether it is there
         except ImportError as error:
@@ -40,11 +41,6 @@ class ReportFolder:
                 "--report draws with matplotlib; try `pip install matplotlib`"
             ) from error
         self._check()
-
-    @property
-    def page(self) -> Path:
-        """The page's file."""
-        return self.path / PAGE
 
     def cases(self, about: Mapping[str, Any]) -> ResultsFile:
         """Opens the results of cases.
@@ -61,6 +57,7 @@ class ReportFolder:
     def write(self, page: str, data: Mapping[str, Any]) -> None:
         """Puts a report in the place of the one before; each file appears whole or not at all."""
         self._check()  # it may have changed meanwhile
+        self.path.mkdir(parents=True, exist_ok=True)
         text = json.dumps(data, indent=1, ensure_ascii=False) + "\n"
         for name, content in ((DATA, text), (PAGE, page)):
             temporary = self.path / f".{name}.partial"
@@ -73,6 +70,9 @@ class ReportFolder:
     def _check(self) -> None:
         if self.path.exists() and not self.path.is_dir():
             raise ReportError(f"{self.path}: exists and is no folder; choose another --report")
+        there = next(folder for folder in (self.path, *self.path.parents) if folder.exists())
+        if not os.access(there, os.W_OK):
+            raise ReportError(f"{there}: may not be written to; choose another --report")
         for name, is_ours in ((PAGE, _is_page), (DATA, _is_data)):
             file = self.path / name
             if file.is_symlink() or (file.exists() and not is_ours(file)):

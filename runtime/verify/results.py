@@ -135,8 +135,8 @@ def _read(line: Mapping[str, Any]) -> CaseResult:
         _text(raw["reference"]),
         _text(raw["bundle"]),
         _text(raw["arithmetic"]),
-        [_text(piece) for piece in raw["reference_pieces"]],
-        [_text(piece) for piece in raw["bundle_pieces"]],
+        [_text(piece) for piece in _list(raw["reference_pieces"])],
+        [_text(piece) for piece in _list(raw["bundle_pieces"])],
         _text(raw["given"]),
     )
     positions = {
@@ -147,9 +147,9 @@ def _read(line: Mapping[str, Any]) -> CaseResult:
             _sums(found["arithmetic"]),
             _sums(found["bundle"]),
         )
-        for kind, found in line["positions"].items()
+        for kind, found in _object(line["positions"]).items()
     }
-    checks = [_check(raw) for raw in line["checks"]]
+    checks = [_check(raw) for raw in _list(line["checks"])]
     return CaseResult(checks, answer, positions, _count(line["tokens"]))
 
 
@@ -163,16 +163,28 @@ def _check(raw: Mapping[str, Any]) -> Check:
         float(raw["expected"]),
         float(raw["threshold"]),
         _bool(raw["higher_is_better"]),
-        {_text(name): float(value) for name, value in raw["detail"].items()},
+        {_text(name): float(value) for name, value in _object(raw["detail"]).items()},
     )
 
 
 def _sums(raw: Mapping[str, Any]) -> Sums:
-    histogram = tuple(_count(value) for value in raw["histogram"])
+    histogram = tuple(_count(value) for value in _list(raw["histogram"]))
     if len(histogram) != len(EDGES) + 1:
         raise ValueError(f"a histogram has {len(histogram)} counts")
     top1, top5 = _count(raw["top1"]), _count(raw["top5"])
     return Sums(float(raw["kl_nats"]), histogram, top1, top5, float(raw["nll_nats"]))
+
+
+def _list(value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise TypeError(f"{value!r:.40} is no list")
+    return value
+
+
+def _object(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise TypeError(f"{value!r:.40} is no object")
+    return value
 
 
 def _text(value: Any) -> str:

@@ -10,11 +10,15 @@ WIDTH = 320  # of the picture; a unit is a pixel on the smallest phone
 _LEFT, _RIGHT = 1, 319  # of boxes
 _HEAD, _LINE, _FOOT, _GAP = 24, 17, 8, 18  # heights in a box, and between two
 _ENTRIES = {"preprocessing": "picture", "prompt embeddings": "question"}
-_APART = ("files", "weights")  # of the bundle itself: no data goes from them to the next stage
+# Stages that no data goes through on its way to an answer stand apart, above.
+_APART = ("files", "weights", "codes", "sliding window")
+_LAST = ("logits", "sampling", "answers")
 _SHORT = {  # of figures that are too long for a line
     "SQNR, same arithmetic": "same arithmetic",
     "SHA-256 as written": "as written",
+    "KL divergence": "KL",
 }
+_UNITS = ("dB", "nats")
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,7 @@ def pipeline(report: Report) -> Pipeline:
         stages.setdefault(check.stage, []).append((check, count))
     boxes: list[Box] = []
     y = 1
-    for stage, rows in stages.items():
+    for stage, rows in sorted(stages.items(), key=lambda item: _order(item[0])):
         lines: list[Line] = []
         for check, count in rows:
             at = y + _HEAD + _LINE * len(lines) + 13
@@ -71,13 +75,19 @@ def pipeline(report: Report) -> Pipeline:
     return Pipeline(boxes, WIDTH, y - _GAP + 1)
 
 
+def _order(stage: str) -> int:
+    if stage in _APART:
+        return _APART.index(stage) - len(_APART)
+    return 1 + _LAST.index(stage) if stage in _LAST else 0  # in the order of the checks
+
+
 def _label(check: Check, count: int) -> str:
     name = _SHORT.get(check.metric, check.metric)
     if check.stage == "logits":
-        return f"{name.replace('divergence', '').strip()} {check.name}"
+        return f"{name}, {check.name.removeprefix('at ')}"
     return f"{name}, worst of {count}" if count > 1 else name
 
 
 def _value(check: Check) -> str:
-    unit = f" {check.unit}" if check.unit and check.unit != "of 255" else ""
-    return f"{figure(check.value)}{unit} {bound(check)}"
+    unit = f" {check.unit}" if check.unit in _UNITS else ""
+    return f"{figure(check.value)}{unit} ({bound(check)})"

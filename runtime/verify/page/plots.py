@@ -24,7 +24,8 @@ _VARIABLES = {
     _EXPECTED: "--expected",
     _BAD: "--bad",
 }
-_LEAST = 1e-12  # of 1 - cosine: float64 has no less
+_LEAST = 1e-12  # of 1 - cosine: less is float64's own rounding, and drawn as a gap
+_BELOW: Mapping[str, Any] = {"linewidth": 5, "alpha": 0.5}  # seen under a line that covers it
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _STYLE: Mapping[str, Any] = {
     "svg.fonttype": "none",  # text stays text
@@ -55,10 +56,11 @@ def sqnr_curve(name: str, checks: Sequence[Check]) -> str:
 
     def draw(axes: Axes) -> None:
         x = range(len(checks))
+        mine = [_finite(c.value) for c in checks]
         axes.plot(x, [_finite(c.threshold) for c in checks], ":", color=_BAD, linewidth=1.2)
-        axes.plot(x, [_finite(c.expected) for c in checks], "--", color=_EXPECTED, linewidth=1.5)
-        axes.plot(x, [_finite(c.value) for c in checks], "-", color=_BUNDLE, linewidth=1.5)
-        _mark(axes, checks, [_finite(c.value) for c in checks])
+        axes.plot(x, [_finite(c.expected) for c in checks], color=_EXPECTED, **_BELOW)
+        axes.plot(x, mine, color=_BUNDLE, linewidth=1.5)
+        _mark(axes, checks, mine)
         _label_layers(axes, [c.name for c in checks])
         axes.set_ylabel("SQNR, dB")
 
@@ -67,27 +69,25 @@ def sqnr_curve(name: str, checks: Sequence[Check]) -> str:
 
 def cosine_curve(name: str, checks: Sequence[Check]) -> str:
     """Draws how far cosines are from 1 along the layers; see `sqnr_curve`."""
+    from matplotlib.ticker import LogLocator, NullLocator
 
     def distance(check: Check, key: str) -> float:
-        value = 1 - check.detail.get(key, math.nan)
-        return max(value, _LEAST) if math.isfinite(value) else math.nan
+        value = 1 - check.detail[key]
+        return value if value > _LEAST else math.nan
 
     def draw(axes: Axes) -> None:
         x = range(len(checks))
         mine = [distance(c, "cosine") for c in checks]
-        axes.plot(
-            x,
-            [distance(c, "expected_cosine") for c in checks],
-            "--",
-            color=_EXPECTED,
-            linewidth=1.5,
-        )
-        axes.plot(x, mine, "-", color=_BUNDLE, linewidth=1.5)
+        axes.plot(x, [distance(c, "expected_cosine") for c in checks], color=_EXPECTED, **_BELOW)
+        axes.plot(x, mine, color=_BUNDLE, linewidth=1.5)
         _mark(axes, checks, mine)
-        if any(math.isfinite(value) for value in mine):
+        known = [value for value in mine if math.isfinite(value)]
+        if known:
             axes.set_yscale("log")
-            axes.yaxis.set_major_formatter(lambda value, _: _power(math.log10(value)))
-            axes.yaxis.set_minor_formatter("")
+            decades = math.log10(max(known) / min(known))
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 2 else (1,)))
+            axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+            axes.yaxis.set_minor_locator(NullLocator())
         _label_layers(axes, [c.name for c in checks])
         axes.set_ylabel("1 - cosine")
 
@@ -131,7 +131,8 @@ def _label_layers(axes: Axes, names: Sequence[str]) -> None:
     step = -(-len(words) // 10)
     chosen = [i for i, word in enumerate(words) if word.isdigit() and int(word) % step == 0]
     axes.set_xticks(chosen, [words[i] for i in chosen])
-    axes.margins(x=0.03)
+    axes.set_xlabel(names[chosen[0]].rsplit(" ", 1)[0] if chosen else "")
+    axes.set_xlim(-0.3, len(words) - 0.7)
 
 
 def _power(exponent: float) -> str:
