@@ -156,7 +156,7 @@ def test_what_went_wrong_is_said_and_text_stays_text(show: Callable[..., Screen]
     assert page.get_attribute(".answer:not(.different) .question", "lang") == "zh"
     assert page.eval_on_selector(".answer img", "e => e.naturalWidth") == 40
     assert page.locator("#answers ~ .note").inner_text().startswith("1 of 3 greedy answers")
-    assert page.locator(".pipeline .not-ok .stage").all_inner_texts() == ["decoder layers"]
+    assert page.locator(".pipeline .not-ok .stage").all_text_contents() == ["decoder layers"]
 
 
 def test_tensors_are_sorted_by_click_and_by_key(show: Callable[..., Screen]) -> None:
