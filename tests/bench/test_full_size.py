@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -114,3 +115,16 @@ def test_a_missing_bundle_is_said_in_a_line(
     monkeypatch.setattr("sys.argv", ["full_size", str(tmp_path / "none"), str(tmp_path)])
     assert full_size.main() == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_json_has_every_line_and_its_command(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["full_size", "DIR", "FULL", "--json"])
+    monkeypatch.setattr(full_size, "measure", lambda args: (list(table().values()), {"more": 1}))
+    assert full_size.main() == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["bench"], told["more"], len(told["lines"])) == ("full_size", 1, 11)
+    line = next(line for line in told["lines"] if line["name"] == "decoder: decode")
+    assert line["others"] == {LLAMA: {"value": 5.0, "ratio": 2.2}}
+    assert line["command"] == "python -m tests.bench.against_llama"
