@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import stat
@@ -13,11 +14,22 @@ from pathlib import Path
 DAY = 24 * 3600  # seconds
 KEPT_SECONDS = 90 * DAY  # how long what nobody uses stays
 
+_LOG = logging.getLogger(__name__)
+
 
 def mark_used(entry: Path) -> None:
     """Notes that an entry of a cache is in use."""
     with suppress(OSError):  # gone meanwhile, or another user's
         os.utime(entry)
+
+
+def kept_entry(folder: Path, name: str, most_bytes: int) -> Path:
+    """Returns where an entry of a cache is, or will be; makes room for it, see `prune`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    entry = folder / name
+    mark_used(entry)
+    prune(folder, most_bytes)
+    return entry
 
 
 def prune(folder: Path, most_bytes: int) -> list[Path]:
@@ -44,6 +56,7 @@ def prune(folder: Path, most_bytes: int) -> list[Path]:
             shutil.rmtree(entry, ignore_errors=True)
         else:
             entry.unlink(missing_ok=True)
+        _LOG.info("%s: removed from the cache: not used for long", entry)
         removed.append(entry)
     return removed
 

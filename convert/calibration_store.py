@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,14 +22,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from torch import Tensor
 
-from convert.cache import mark_used, prune
+from convert.cache import kept_entry
 from quantize.errors import CalibrationError
 from quantize.layout import pack_mlc, unpack_mlc
 from quantize.schemes import Array
 
 MOST_BYTES = 8 * 2**30  # of all results; the real model's has 1.5 GiB
 _STREAM = "stream"
-_LOG = logging.getLogger(__name__)
 Stream = list[Tensor]  # each sample's hidden states (L, D) float32
 
 
@@ -71,11 +69,9 @@ class CalibrationStore:
     def __init__(self, parent: Path, about: Mapping[str, Any]) -> None:
         """Args: parent: where such folders are. about: all that the result follows from."""
         text = json.dumps(about, sort_keys=True)
-        self.folder = parent / hashlib.sha256(text.encode()).hexdigest()[:24]
-        self.folder.mkdir(parents=True, exist_ok=True)
-        mark_used(self.folder)
-        for gone in prune(parent, MOST_BYTES):
-            _LOG.info("%s: removed: a calibration that was not used for long", gone)
+        name = hashlib.sha256(text.encode()).hexdigest()[:24]
+        self.folder = kept_entry(parent, name, MOST_BYTES)
+        self.folder.mkdir(exist_ok=True)
 
     def has(self, part: str) -> bool:
         """Says whether a part is done."""

@@ -49,9 +49,7 @@ class WeightsWriter:
         """
         header, offsets = layout(specs)
         self._path, self._specs = path, tuple(specs)
-        # Where each tensor starts, and where the last one ends.
-        ends = offsets[-1] + specs[-1].nbytes if specs else 0
-        self._starts = [len(header) + offset for offset in (*offsets, ends)]
+        self._starts = [len(header) + offset for offset in offsets]
         self._digest: Digest = hashlib.sha256()
         mode = "r+b" if marks else "xb"
         self._file = cast(BinaryIO, open(path, mode, buffering=0, opener=_open_plain))
@@ -74,6 +72,8 @@ class WeightsWriter:
 
     def write(self, name: str, values: Array) -> None:
         """Hands over the next tensor; its name, type and shape must be the announced ones.
+
+        The values may not change any more: they may be written later.
 
         Raises:
             OSError: an earlier tensor could not be written.

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from convert.bundle import Bundle
+from convert.cache import kept_entry
 from convert.config import DecoderConfig
 from convert.console import messages, results
 from quantize.errors import ToolkitError
@@ -43,6 +44,7 @@ AFTER, STEPS = 192, 64  # tokens before decoding, and decoded
 PREFILL = (96, 256)  # tokens
 DECODE_TARGET, LIMIT_TARGET, PREFILL_TARGET = 1.05, 0.9, 1.5
 MEMORY_LIMIT = "decode, of the memory's limit"  # the row whose other side is no program
+_CACHE_BYTES = 8 * 2**30  # of all files; one of the real size has 1.4 GiB
 _MOST_ANSWERS = 64  # random weights may end an answer early
 
 
@@ -121,10 +123,9 @@ def geometry(c: DecoderConfig) -> dict[str, Any]:
 def gguf_file(shape: dict[str, Any]) -> Path:
     """Returns the GGUF file of a shape; the first call writes it."""
     text = json.dumps(shape, sort_keys=True)
-    home = llama_build.folder() / "gguf"
-    path = home / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.gguf"
+    name = f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.gguf"
+    path = kept_entry(llama_build.folder() / "gguf", name, _CACHE_BYTES)
     if not path.exists():
-        home.mkdir(parents=True, exist_ok=True)
         messages().print(f"writes {path.name}")
         subprocess.run([llama_build.python(), llama_gguf.__file__, str(path), text], check=True)
     return path

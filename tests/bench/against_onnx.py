@@ -19,6 +19,7 @@ from typing import Any
 import onnxruntime
 
 from convert.bundle import Bundle
+from convert.cache import kept_entry
 from convert.console import messages, results
 from convert.onnx_export import MODEL
 from convert.toolchain import cache_folder
@@ -34,6 +35,7 @@ from tests.bench.rounds import Row, add_arguments, alternate, exit_code, print_r
 
 TARGETS = {"float32": 3.0, "int8": 1.2}
 WINDOW = 256  # tokens; a picture and a question fit
+_CACHE_BYTES = 8 * 2**30  # of all models; an export of the real size has 1.7 GiB
 _QUANTIZE = (
     "import sys; from onnxruntime.quantization import QuantType, quantize_dynamic; "
     "quantize_dynamic(*sys.argv[1:], weight_type=QuantType.QInt8, use_external_data_format=True)"
@@ -176,7 +178,8 @@ def _start(model: Path, threads: int) -> Child:
 
 
 def _cached(kind: str, about: str) -> Path:
-    return cache_folder() / "onnx" / f"{kind}-{hashlib.sha256(about.encode()).hexdigest()[:16]}"
+    name = f"{kind}-{hashlib.sha256(about.encode()).hexdigest()[:16]}"
+    return kept_entry(cache_folder() / "onnx", name, _CACHE_BYTES)
 
 
 if __name__ == "__main__":
