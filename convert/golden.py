@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
 
 from convert.bundle import GOLDEN, GOLDEN_PICTURE, Bundle
 from convert.config import CONFIGS
-from runtime.engine_client import EngineClient, engine_command
+from runtime.engine_client import EngineClient, Float32, engine_command
 from runtime.engine_options import LOCAL
 from runtime.picture import open_picture
 from runtime.picture_file import write_picture_file
-from runtime.prompt import Message
+from runtime.prompt import Message, Tokenizer
+from runtime.protocol import Field, Tap
 
 PROMPTS = CONFIGS / "golden.json"
-FORMAT, FORMAT_VERSION = "minicpmv-golden", 1
+FORMAT, FORMAT_VERSION = "minicpmv-golden", 2
 _WINDOW = 1024  # tokens; no golden prompt is near it
 
 
@@ -29,6 +34,8 @@ def write_golden(
     bundle: Bundle, target: str, progress: Callable[[str, int, int], None]
 ) -> list[str]:
     """Answers the prompts of `configs/golden.json` greedily, and writes prompts and answers.
+
+    Beside the answers stand the likeliest tokens' logits: see `runtime/engine/PROTOCOL.md`.
 
     Args:
         bundle: whose folder gets the files; its engine answers.
@@ -46,7 +53,7 @@ def write_golden(
     names, prompts = [GOLDEN], []
     with EngineClient(engine_command(LOCAL, bundle.program(target))) as engine:
         engine.load(bundle.path, window=_WINDOW)
-        image = None
+        image = picture = None
         if bundle.config.vision is not None:
             progress("golden answers", 0, len(asked))
             picture = open_picture(CONFIGS / settings["picture"])
@@ -59,15 +66,54 @@ def write_golden(
             limit = settings["max_new_tokens"]
             shown = image if prompt["picture"] else None
             answer = engine.chat(messages, image=shown, max_new_tokens=limit)
+            seen = picture if prompt["picture"] else None
             prompts.append(
                 {
                     "messages": messages,
-                    "image": GOLDEN_PICTURE if prompt["picture"] else None,
+                    "image": None if seen is None else GOLDEN_PICTURE,
                     "max_new_tokens": limit,
                     "ids": answer.ids,
+                    "steps": _steps(engine, bundle, messages, seen, answer.ids, settings["top"]),
                 }
             )
     progress("golden answers", len(asked), len(asked))
-    whole = {"format": FORMAT, "format_version": FORMAT_VERSION, "prompts": prompts}
+    whole = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "tolerance": settings["tolerance"],
+        "prompts": prompts,
+    }
     (bundle.path / GOLDEN).write_text(json.dumps(whole, ensure_ascii=False) + "\n", "utf-8")
     return names
+
+
+def _steps(
+    engine: EngineClient,
+    bundle: Bundle,
+    messages: Sequence[Message],
+    picture: Image.Image | None,
+    ids: Sequence[int],
+    top: int,
+) -> list[dict[str, Any]]:
+    """Returns the likeliest tokens and their logits in the place of each of an answer's ids."""
+    assert bundle.tokenizer is not None
+    tokens = None if picture is None else _image_tokens(engine, bundle, picture)
+    prompt = Tokenizer(bundle.tokenizer).prompt(messages, 0 if tokens is None else len(tokens))
+    embeds = engine.tap(Tap.EMBED, [*prompt.ids, *ids])
+    if tokens is not None and prompt.image_start is not None:
+        embeds[prompt.image_start : prompt.image_start + len(tokens)] = tokens
+    hidden = engine.tap(Tap.LAYERS, embeds, {Field.WINDOW: _WINDOW, Field.PINNED: 1})[-1]
+    first = len(prompt.ids) - 1  # what is likely behind the prompt stands in the first id's place
+    steps = []
+    for row in engine.tap(Tap.LOGITS, hidden[first:])[: len(ids)]:
+        likeliest = np.argsort(-row, kind="stable")[:top]
+        steps.append({"top": [{"id": int(i), "logit": round(float(row[i]), 4)} for i in likeliest]})
+    return steps
+
+
+def _image_tokens(engine: EngineClient, bundle: Bundle, picture: Image.Image) -> Float32:
+    assert bundle.config.vision is not None
+    x = engine.tap(Tap.VISION_EMBED, engine.tap(Tap.PREPROCESS, picture))
+    for i in range(bundle.config.vision.depth):
+        x = engine.tap(Tap.VISION_BLOCK, x, {Field.INDEX: i})
+    return engine.tap(Tap.RESAMPLER, engine.tap(Tap.VISION_NORM, x))

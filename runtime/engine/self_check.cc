@@ -1,14 +1,20 @@
 #include "runtime/engine/self_check.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <limits>
 #include <optional>
 #include <utility>
 
 #include "runtime/engine/chat_fields.h"
+#include "runtime/engine/decoder.h"
+#include "runtime/engine/kv_cache.h"
 #include "runtime/engine/picture_file.h"
+#include "runtime/engine/prompt.h"
 #include "runtime/engine/protocol.h"
+#include "runtime/engine/window.h"
 
 namespace minicpmv {
 namespace {
@@ -17,31 +23,64 @@ namespace field = protocol::field;
 
 constexpr char kGolden[] = "golden.json";
 constexpr char kFormat[] = "minicpmv-golden";
-constexpr int64_t kFormatVersion = 1;
+constexpr int64_t kFormatVersion = 2;
+
+// A token that was likely where the bundle was made.
+struct Likely {
+  int32_t id;
+  double logit;
+};
 
 struct GoldenPrompt {
   std::vector<Message> messages;
   std::optional<std::string> image;  // a picture file's name
   int64_t max_new_tokens;
   std::vector<int32_t> ids;  // the expected answer
+  // For the first of these ids, what was likely in their place, the likeliest first.
+  std::vector<std::vector<Likely>> steps;
 };
 
-GoldenPrompt TakePrompt(Fields* entry) {
+struct Golden {
+  double tolerance;  // by which logits may differ: processors round differently
+  std::vector<GoldenPrompt> prompts;
+};
+
+int32_t Id(int64_t id) {
+  // What is too large is no id of any answer.
+  return static_cast<int32_t>(std::min<int64_t>(id, std::numeric_limits<int32_t>::max()));
+}
+
+std::vector<Likely> TakeStep(Fields* step) {
+  std::vector<Likely> likely;
+  for (Fields& entry : step->Objects("top")) {
+    likely.push_back({Id(entry.Integer("id", 0)), entry.Number("logit")});
+    entry.RefuseOthers();
+  }
+  step->RefuseOthers();
+  if (likely.empty()) step->Refuse("no likely tokens");
+  return likely;
+}
+
+GoldenPrompt TakePrompt(Fields* entry, const DecoderConfig& c) {
   GoldenPrompt prompt{TakeMessages(entry),
                       entry->OptionalText(field::kImage),
                       entry->Integer(field::kMaxNewTokens, 1),
+                      {},
                       {}};
-  for (const int64_t id : entry->Integers(field::kIds)) {
-    // What is too large is no id of any answer.
-    prompt.ids.push_back(
-        static_cast<int32_t>(std::min<int64_t>(id, std::numeric_limits<int32_t>::max())));
-  }
+  for (const int64_t id : entry->Integers(field::kIds)) prompt.ids.push_back(Id(id));
+  for (Fields& step : entry->Objects("steps")) prompt.steps.push_back(TakeStep(&step));
   entry->RefuseOthers();
   if (prompt.messages.empty()) entry->Refuse("no messages");
+  if (prompt.steps.size() > prompt.ids.size()) entry->Refuse("more steps than ids");
+  for (const std::vector<Likely>& step : prompt.steps) {
+    for (const Likely& likely : step) {
+      if (likely.id >= c.vocab_size) entry->Refuse("a likely token is outside the vocabulary");
+    }
+  }
   return prompt;
 }
 
-std::vector<GoldenPrompt> ReadGolden(const Bundle& bundle) {
+Golden ReadGolden(const Bundle& bundle) {
   const auto text = bundle.Read(kGolden);
   if (!text) {
     throw EngineError(error_code::kNoGolden,
@@ -52,11 +91,13 @@ std::vector<GoldenPrompt> ReadGolden(const Bundle& bundle) {
   if (golden.Text("format") != kFormat || golden.Integer("format_version", 0) != kFormatVersion) {
     golden.Refuse("of another format or version; convert again");
   }
-  std::vector<GoldenPrompt> prompts;
-  for (Fields& entry : golden.Objects("prompts")) prompts.push_back(TakePrompt(&entry));
+  Golden made{golden.Number("tolerance"), {}};
+  for (Fields& entry : golden.Objects("prompts")) {
+    made.prompts.push_back(TakePrompt(&entry, bundle.config().decoder));
+  }
   golden.RefuseOthers();
-  if (prompts.empty()) golden.Refuse("no prompts");
-  return prompts;
+  if (made.prompts.empty()) golden.Refuse("no prompts");
+  return made;
 }
 
 [[noreturn]] void Cancel() {
@@ -74,7 +115,94 @@ EncodedPicture Encode(Model* model, const std::string& name, const WorkHooks& ho
   return *std::move(picture);
 }
 
-Check Ask(Model* model, const GoldenPrompt& prompt, const WorkHooks& hooks) {
+// Feeds a prompt and its expected answer to the decoder, in a cache of its own.
+class Follower {
+ public:
+  Follower(const Model& model, const GoldenPrompt& golden, const EncodedPicture* picture)
+      : decoder_(model.blocks()),
+        picture_(picture),
+        width_(model.config().decoder.hidden_size),
+        prompt_(BuildPrompt(model.tokenizer(), golden.messages, ImageTokens())),
+        // All that is fed is seen: where the window begins to slide is not what is checked.
+        cache_(model.config().decoder,
+               kAttentionSinks + static_cast<int64_t>(prompt_.ids.size() + golden.ids.size())) {
+    cache_.Reset(kAttentionSinks);
+  }
+
+  // Returns the logits (V,) behind the prompt; valid until the next call.
+  const float* Prefill(const WorkHooks& hooks) {
+    const auto total = static_cast<int64_t>(prompt_.ids.size());
+    std::optional<Tensor> hidden;
+    for (int64_t start = 0; start < total; start += kPrefillChunk) {
+      const int64_t count = std::min(kPrefillChunk, total - start);
+      const Tensor x = decoder_.Embed(prompt_.ids.data() + start, count);
+      for (int64_t row = 0; row < count; ++row) ShowPicture(start + row, x, row);
+      hidden = decoder_.Forward(x, &cache_, hooks.cancelled);
+      if (!hidden) Cancel();
+    }
+    return decoder_.LastLogits(*hidden);
+  }
+
+  // Returns the logits (V,) behind one more token.
+  const float* Next(int32_t token, const WorkHooks& hooks) {
+    const auto hidden = decoder_.Forward(decoder_.Embed(&token, 1), &cache_, hooks.cancelled);
+    if (!hidden) Cancel();
+    return decoder_.LastLogits(*hidden);
+  }
+
+ private:
+  int64_t ImageTokens() const {
+    return picture_ == nullptr ? 0 : static_cast<int64_t>(picture_->tokens.size()) / width_;
+  }
+
+  // Writes an image token over a row of embeddings, if one belongs to that place.
+  void ShowPicture(int64_t place, const Tensor& x, int64_t row) const {
+    if (picture_ == nullptr) return;
+    const int64_t at = place - *prompt_.image_start;
+    if (at < 0 || at >= ImageTokens()) return;
+    std::memcpy(static_cast<float*>(x.data_ptr()) + row * width_,
+                picture_->tokens.data() + at * width_, static_cast<size_t>(width_) * sizeof(float));
+  }
+
+  Decoder decoder_;
+  const EncodedPicture* picture_;
+  int64_t width_;
+  Prompt prompt_;
+  KVCache cache_;
+};
+
+// Says whether the likely tokens have the logits that they had, along the expected answer.
+bool SameLogits(const Model& model, const GoldenPrompt& golden, const EncodedPicture* picture,
+                double tolerance, const WorkHooks& hooks) {
+  if (golden.steps.empty()) return true;
+  Follower follower(model, golden, picture);
+  const float* logits = follower.Prefill(hooks);
+  for (size_t i = 0; i < golden.steps.size(); ++i) {
+    if (i > 0) logits = follower.Next(golden.ids[i - 1], hooks);
+    for (const Likely& likely : golden.steps[i]) {
+      // Not a number is not within.
+      if (!(std::abs(logits[likely.id] - likely.logit) <= tolerance)) return false;
+    }
+  }
+  return true;
+}
+
+// Says whether an answer is the expected one, or leaves it where two tokens were as likely.
+bool SameIds(const std::vector<int32_t>& ids, int32_t end, const GoldenPrompt& golden,
+             double tolerance) {
+  const auto [mine, expected] =
+      std::mismatch(ids.begin(), ids.end(), golden.ids.begin(), golden.ids.end());
+  if (mine == ids.end() && expected == golden.ids.end()) return true;
+  const auto at = static_cast<size_t>(expected - golden.ids.begin());
+  if (at >= golden.steps.size()) return false;
+  const int32_t chosen = mine == ids.end() ? end : *mine;
+  const std::vector<Likely>& step = golden.steps[at];
+  return std::any_of(step.begin(), step.end(), [&](const Likely& likely) {
+    return likely.id == chosen && step.front().logit - likely.logit <= tolerance;
+  });
+}
+
+Check Ask(Model* model, const GoldenPrompt& prompt, double tolerance, const WorkHooks& hooks) {
   ChatRequest request;
   request.messages = prompt.messages;
   request.max_new_tokens = prompt.max_new_tokens;
@@ -88,20 +216,24 @@ Check Ask(Model* model, const GoldenPrompt& prompt, const WorkHooks& hooks) {
       request, [](std::string_view) {}, hooks);
   model->generator().Reset();
   if (answer.stop == StopReason::kCancelled) Cancel();
+  const bool passed =
+      SameIds(answer.ids, model->config().decoder.eos_token_id, prompt, tolerance) &&
+      SameLogits(*model, prompt, request.picture, tolerance, hooks);
+  model->blocks().ReleaseMemory();
   return {prompt.messages.back().content, model->tokenizer().Decode(prompt.ids), answer.text,
-          answer.ids == prompt.ids};
+          passed};
 }
 
 }  // namespace
 
 std::vector<Check> RunSelfCheck(Model* model, const WorkHooks& hooks) {
-  const std::vector<GoldenPrompt> prompts = ReadGolden(model->bundle());
-  const auto total = static_cast<int64_t>(prompts.size());
+  const Golden golden = ReadGolden(model->bundle());
+  const auto total = static_cast<int64_t>(golden.prompts.size());
   const WorkHooks inner{[](int64_t, int64_t) {}, hooks.cancelled};
   std::vector<Check> checks;
-  for (const GoldenPrompt& prompt : prompts) {
+  for (const GoldenPrompt& prompt : golden.prompts) {
     hooks.progress(static_cast<int64_t>(checks.size()), total);
-    checks.push_back(Ask(model, prompt, inner));
+    checks.push_back(Ask(model, prompt, golden.tolerance, inner));
   }
   hooks.progress(total, total);
   return checks;

@@ -76,11 +76,14 @@ def ask(*turns: str) -> list[Message]:
     return [Message(role=roles[i % 2], content=text) for i, text in enumerate(turns)]
 
 
-def add_golden(source: Path, folder: Path, prompts: list[dict[str, Any]]) -> Path:
+def add_golden(
+    source: Path, folder: Path, prompts: list[dict[str, Any]], tolerance: float = 0.5
+) -> Path:
     """Copies a bundle and adds golden prompts, and the picture that they may name."""
     shutil.copytree(source, folder)
     write_picture_file(folder / "golden.picture", random_picture(33, 21, seed=5))
-    golden = {"format": "minicpmv-golden", "format_version": 1, "prompts": prompts}
+    golden: dict[str, Any] = {"format": "minicpmv-golden", "format_version": 2}
+    golden |= {"tolerance": tolerance, "prompts": prompts}
     (folder / "golden.json").write_text(json.dumps(golden))
     manifest = json.loads((folder / "bundle.json").read_text())
     for name in ("golden.json", "golden.picture"):
@@ -90,7 +93,8 @@ def add_golden(source: Path, folder: Path, prompts: list[dict[str, Any]]) -> Pat
 
 
 def golden_prompt(question: str, image: str | None, ids: list[int]) -> dict[str, Any]:
-    return {"messages": ask(question), "image": image, "max_new_tokens": 8, "ids": ids}
+    asked = {"messages": ask(question), "image": image, "max_new_tokens": 8}
+    return {**asked, "ids": ids, "steps": []}
 
 
 def every_operation(client: WatchedEngine, bundle: Path, folder: Path) -> list[Any]:

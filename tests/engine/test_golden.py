@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from convert import golden, pipeline
-from convert.bundle import GOLDEN, GOLDEN_PICTURE, Bundle
-from runtime.engine_client import LOCAL, QEMU, EngineClient, engine_command
-from runtime.protocol import Field
+from convert.bundle import GOLDEN, GOLDEN_PICTURE, Bundle, FileRecord
+from runtime.engine_client import LOCAL, QEMU, EngineClient, EngineError, engine_command
+from runtime.protocol import ErrorCode, Field
 from tests.engine.engines import HOST, PHONE, Built
 
 
@@ -39,6 +43,80 @@ def test_every_engine_gives_the_golden_answers(engine: str, target: str, bundle:
         assert len(result[Field.CHECKS]) == len(prompts)
         assert all(prompt["ids"] for prompt in prompts)
         assert result[Field.PASSED] is True
+
+
+def test_beside_each_id_stand_the_likeliest_tokens(bundle: Bundle) -> None:
+    for prompt in json.loads((bundle.path / GOLDEN).read_text())["prompts"]:
+        assert len(prompt["steps"]) == len(prompt["ids"])
+        for token, step in zip(prompt["ids"], prompt["steps"], strict=True):
+            logits = [entry["logit"] for entry in step["top"]]
+            assert len(logits) == 16 and logits == sorted(logits, reverse=True)
+            assert step["top"][0]["id"] == token  # greedy
+
+
+@pytest.mark.parametrize(("by", "passed"), [(0.4, True), (-0.4, True), (0.7, False), (-9, False)])
+@pytest.mark.parametrize("step", [0, 2])
+def test_logits_are_compared_within_a_tolerance(
+    step: int, by: float, passed: bool, bundle: Bundle, tmp_path: Path
+) -> None:
+    def change(prompt: dict[str, Any]) -> None:
+        prompt["steps"][step]["top"][9]["logit"] += by
+
+    assert _check(bundle, tmp_path, change) is passed
+
+
+@pytest.mark.parametrize(
+    ("gap", "tolerance", "passed"), [(0.1, 99, True), (100, 99, False), (None, 99, False)]
+)
+def test_an_answer_may_differ_where_two_tokens_were_as_likely(
+    gap: float | None, tolerance: float, passed: bool, bundle: Bundle, tmp_path: Path
+) -> None:
+    """As if the machine that made the bundle had found another token a little likelier."""
+
+    def change(prompt: dict[str, Any]) -> None:
+        first, second = prompt["steps"][0]["top"][:2]
+        prompt["ids"] = [second["id"]]
+        second["logit"] = first["logit"]
+        first["logit"] -= 0 if gap is None else gap
+        prompt["steps"] = [{"top": [second] if gap is None else [second, first]}]
+
+    assert _check(bundle, tmp_path, change, tolerance) is passed
+
+
+def test_bad_golden_prompts_are_refused(bundle: Bundle, tmp_path: Path) -> None:
+    changes: list[Callable[[dict[str, Any]], None]] = [
+        lambda prompt: prompt["steps"].append(prompt["steps"][0]),
+        lambda prompt: prompt["steps"][0].update(top=[]),
+        lambda prompt: prompt["steps"][0]["top"][0].update(id=1 << 30),
+        lambda prompt: prompt["steps"][0]["top"][0].update(logit="9"),
+        lambda prompt: prompt.pop("steps"),
+    ]
+    for i, change in enumerate(changes):
+        with pytest.raises(EngineError) as error:
+            _check(bundle, tmp_path / str(i), change)
+        assert error.value.code == ErrorCode.INVALID_BUNDLE
+
+
+def _check(
+    bundle: Bundle,
+    folder: Path,
+    change: Callable[[dict[str, Any]], None],
+    tolerance: float | None = None,
+) -> bool:
+    """Has the host's engine check itself with an altered last prompt, one without a picture."""
+    shutil.copytree(bundle.path, folder / "bundle")
+    path = folder / "bundle" / GOLDEN
+    golden = json.loads(path.read_text())
+    golden["prompts"] = golden["prompts"][-1:]
+    golden["tolerance"] = tolerance or golden["tolerance"]
+    change(golden["prompts"][0])
+    path.write_text(json.dumps(golden))
+    manifest = bundle.manifest
+    replace(manifest, files={**manifest.files, GOLDEN: FileRecord.of(path)}).write(path.parent)
+    with EngineClient(engine_command(LOCAL, bundle.program(HOST))) as client:
+        client.load(path.parent, window=256)
+        passed = client.self_check()[Field.PASSED]
+    return bool(passed)
 
 
 def test_only_an_engine_that_runs_here_can_answer(
