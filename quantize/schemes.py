@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from quantize.errors import CheckpointError, ConfigError, ShapeError
 
 _EXPONENT = np.uint16(0x7C00)  # of float16
+_PIECE = 1 << 18  # values
 RECIPES = Path(__file__).resolve().parent.parent / "configs" / "quant"
 
 Array = NDArray[Any]
@@ -161,8 +162,14 @@ def check_groups(weight: Array, scheme: GroupScheme, name: str) -> None:
 
 def all_finite(weight: Array) -> bool:
     """Says whether float16 values hold no infinity and no NaN: none has all exponent bits set."""
-    exponents = weight.view(np.uint16) & _EXPONENT
-    return bool(exponents.max(initial=0) != _EXPONENT)
+    bits = np.ascontiguousarray(weight).reshape(-1).view(np.uint16)
+    # Piece by piece: the memory for all exponents at once would cost more than looking at them.
+    exponents = np.empty(min(bits.size, _PIECE), np.uint16)
+    for start in range(0, bits.size, _PIECE):
+        piece = bits[start : start + _PIECE]
+        if np.bitwise_and(piece, _EXPONENT, out=exponents[: piece.size]).max() == _EXPONENT:
+            return False
+    return True
 
 
 def row_chunks(rows: int, columns: int, values: int = 1 << 22) -> Iterator[slice]:

@@ -1,7 +1,9 @@
 """Measures the conversion of a checkpoint: `python -m tests.bench.convert [CHECKPOINT]`.
 
-Every run is a process of its own, as a user's is. One JSON line: seconds from start to end, and
-the peak of resident memory, median with least and most; and on what machine, at which commit.
+Every run is a process of its own, as a user's is. One JSON line: seconds from start to end, those
+of each phase and of processors, and the peak of resident memory, median with least and most; and
+on what machine, at which commit. What is compiled is in the cache after the first run, which does
+not count.
 """
 
 import argparse
@@ -28,7 +30,7 @@ def main() -> None:
     parser.add_argument("--target", default="host")
     args = parser.parse_args()
     arguments = [*([args.checkpoint] if args.checkpoint else []), "--target", args.target]
-    convert(arguments)  # warms the file cache
+    convert(arguments)  # warms the file cache, and the toolkit's
     runs = [convert(arguments) for _ in range(args.runs)]
     first = runs[0]
     print(
@@ -40,6 +42,11 @@ def main() -> None:
                 "parameters": first["parameters"],
                 "weights_bytes": first["weights_bytes"],
                 "seconds": spread([run["wall_s"] for run in runs]),
+                "processor_seconds": spread([run["processor_seconds"] for run in runs]),
+                "phases": {
+                    name: spread([run["phases"][name]["seconds"] for run in runs])
+                    for name in first["phases"]
+                },
                 "peak_rss_bytes": spread([run["peak_rss_bytes"] for run in runs]),
                 "runs": args.runs,
                 "commit": commit(),

@@ -10,6 +10,7 @@ from quantize.errors import CheckpointError, ConfigError, ShapeError
 from quantize.layout import pack_mlc
 from quantize.schemes import (
     GroupScheme,
+    all_finite,
     dequantize_groups,
     error_bound,
     quantize_groups,
@@ -121,6 +122,20 @@ def test_refuses_values_that_are_not_finite(value: float) -> None:
     weight[2, 33] = value
     with pytest.raises(CheckpointError, match=r"layers\.0\.down: 1 values .* at \[2, 33\]"):
         quantize_groups(weight, Q4, name="layers.0.down")
+
+
+def test_what_is_finite() -> None:
+    weight = np.zeros((700, 400), np.float16)  # more than one piece
+    assert all_finite(weight)
+    assert all_finite(weight[:0])
+    weight[:, ::2] = np.finfo(np.float16).max
+    assert all_finite(weight[:, ::2])
+    for place in ((0, 0), (699, 399), (350, 7)):
+        for value in (np.nan, -np.inf):
+            bad = weight.copy()
+            bad[place] = value
+            assert not all_finite(bad)
+            assert all_finite(bad[:, place[1] + 1 :])
 
 
 @pytest.mark.parametrize("shape", [(4, 33), (64,), (2, 2, 32)])
