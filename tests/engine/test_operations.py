@@ -202,10 +202,12 @@ def test_golden_prompts_that_are_none(client: WatchedEngine, built: Built, tmp_p
     client.load(folder, window=WINDOW)
     client.refuses(ErrorCode.INVALID_BUNDLE, Op.SELF_CHECK)
     good = golden_prompt(QUESTIONS[0], None, [1])
-    golden = {"format": "minicpmv-golden", "format_version": 1, "prompts": [good]}
+    golden: dict[str, Any] = {"format": "minicpmv-golden", "format_version": 2}
+    golden |= {"tolerance": 0.5, "prompts": [good]}
     wrong: list[dict[str, Any]] = [
         golden | {"format": "zip"},
-        golden | {"format_version": 2},
+        golden | {"format_version": 1},
+        golden | {"tolerance": "0.5"},
         golden | {"more": 1},
         golden | {"prompts": "none"},
         golden | {"prompts": [good | {"ids": [-1]}]},
