@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from statistics import median
 from typing import Any
 
 from torch import Tensor
@@ -22,8 +23,9 @@ from runtime.verify.stages import Stages
 from runtime.verify.stored_stages import Rules, StoredStages
 
 ROPE_BASES = (1e3, 1e4, 1e5, 2.5e5, 5e5, 1e6, 5e6)
-_TOKENS = 64  # that layers are fed; more would say no more
+TOKENS = 64  # that layers are fed; more would say no more
 _ALIKE = 8  # equal tokens
+_JUMP_DB = 15.0  # wrong positions grow worse little by little, a lost entry does so at once
 _ROTATIONS = {
     "without any rotation": Rules(rotation="none"),
     "pairs of neighbours rotated instead of a head's halves": Rules(rotation="neighbours"),
@@ -51,7 +53,7 @@ class DecoderFaults:
     ) -> None:
         """Args: inputs: a layer's each, (L, D). least_db: from where on two are the same."""
         self._bundle, self._stored, self._least_db = bundle, stored, least_db
-        self._inputs = [x[:_TOKENS] for x in inputs]
+        self._inputs = [x[:TOKENS] for x in inputs]
 
     def causes(self) -> list[Cause]:
         """Returns what is wrong; nothing where the stored tensors explain the layers."""
@@ -121,7 +123,7 @@ class DecoderFaults:
             return Cause("KV cache", f"{text}, and only in layer {layers}")
         # Whatever positions and keys are, a mean of equal values is that value.
         alike = [x[:1].expand(_ALIKE, -1).contiguous() for x in self._inputs]
-        if row > 1 or self._run(alike, run.window).wrong:
+        if run.jumps or self._run(alike, run.window).wrong:
             return Cause("KV cache", text)
         return Cause("positions (RoPE)", f"{text}; no known base or order explains it")
 
@@ -192,10 +194,18 @@ class _Run:
     @property
     def first_wrong_row(self) -> int:
         """The first token of the first wrong layer that differs."""
+        return next(i for i, db in enumerate(self._rows()) if not db >= self._least_db)
+
+    @property
+    def jumps(self) -> bool:
+        """Whether tokens that meet others are as right as can be before the first wrong one."""
+        row, rows = self.first_wrong_row, self._rows()
+        return row > 1 and median(rows[1:row]) - rows[row] >= _JUMP_DB
+
+    def _rows(self) -> list[float]:
         layer = self.wrong[0]
-        rows = zip(self.expected(self._stored, layer), self.outputs[layer], strict=True)
-        wrong = [not metrics.sqnr_db(a, b) >= self._least_db for a, b in rows]
-        return wrong.index(True)
+        pairs = zip(self.expected(self._stored, layer), self.outputs[layer], strict=True)
+        return [metrics.sqnr_db(right, actual) for right, actual in pairs]
 
     def explained_by(self, variants: Sequence[Variant] | Iterator[Variant]) -> str | None:
         """Returns the variant that gives the first wrong layer's outputs, with its figure."""

@@ -79,8 +79,8 @@ def find_causes(
     if not causes:
         worst = next((check for check in failed if check.stage not in _ALL), failed[0])
         why = (
-            "every part does what its stored tensors say, and they are the checkpoint's: what is "
-            "left is the loss of the recipe; try one that keeps more bits"
+            "no tensor and no part explains it alone: each does what it should to at least "
+            f"{thresholds['same_arithmetic_db']:g} dB; a recipe that keeps more bits loses less"
         )
         causes.append(Cause(f"{worst.stage}: {worst.name}", why))
     progress("look for the cause", 1, 1)

@@ -27,13 +27,11 @@ from runtime.session import Reply, Session
 from runtime.verify import metrics
 from runtime.verify.cases import Case
 from runtime.verify.choices import choice_checks
-from runtime.verify.decoder_faults import narrow_window
+from runtime.verify.decoder_faults import TOKENS, narrow_window
 from runtime.verify.logits import Logits
 from runtime.verify.report import Answer, Check
 from runtime.verify.results import CaseResult, Known, Outcome, Worst, merge
 from runtime.verify.stages import Stages
-
-_WINDOW_TOKENS = 64  # that the sliding window is tried with
 
 Progress = Callable[[str, int, int], None]  # stage, done, in all
 
@@ -288,7 +286,7 @@ def _compare_decoder(
 def _compare_window(models: Models, inputs: Sequence[Tensor], worst: _Worst) -> None:
     """Compares layers whose window is so narrow that these few tokens overflow it."""
     everyone = [m.stages for m in (models.reference, models.arithmetic, models.bundle)]
-    rows = [x[:_WINDOW_TOKENS] for x in inputs]
+    rows = [x[:TOKENS] for x in inputs]
     narrow = narrow_window(len(rows[0]))
     outputs = [stages.layers(rows, narrow, ATTENTION_SINKS) for stages in everyone]
     for i, layer in enumerate(zip(*outputs, strict=True)):

@@ -174,10 +174,10 @@ class Warm(EngineSession):
 class Verified:
     """The models that bundles of one checkpoint are compared with."""
 
-    def __init__(self, folder: Path) -> None:
-        """Args: folder: a bundle whose manifest names the checkpoint."""
+    def __init__(self, folder: Path, checkpoint: Path | None = None) -> None:
+        """Args: folder: a bundle. checkpoint: by default the one that its manifest names."""
         bundle = Bundle.open(folder)
-        self.checkpoint = Checkpoint.open(bundle.manifest.source.path)
+        self.checkpoint = Checkpoint.open(checkpoint or bundle.manifest.source.path)
         assert self.checkpoint.tokenizer is not None
         self.tokenizer = Tokenizer(self.checkpoint.tokenizer)
         rounded = apply_arithmetic(load_reference(self.checkpoint, held=True), bundle.plan)
@@ -191,6 +191,7 @@ class Verified:
         runs: Path | None = None,
         stages: type[EngineStages] = EngineStages,
         session: type[EngineSession] = EngineSession,
+        pretended: Sequence[Check] = (),
     ) -> tuple[list[Check], list[Cause]]:
         """Verifies a bundle; returns the checks that failed, and the causes.
 
@@ -198,6 +199,7 @@ class Verified:
             folder: the bundle.
             runs: the bundle that the engine runs instead.
             stages, session: what stands for the engine.
+            pretended: checks to add to those that were made.
         """
         bundle, settings = Bundle.open(folder), load_settings()
         settings["built_in"] |= {"pictures": 1, "max_new_tokens": 8}
@@ -210,7 +212,7 @@ class Verified:
             engine = stages(running.client(), bundle.config)
             models = Models(self.reference, self.arithmetic, Model(engine, running))
             outcome = run_cases(models, self.tokenizer, cases, settings, WINDOW, silent, Known())
-            checks += outcome.checks
+            checks += [*outcome.checks, *pretended]
             causes = find_causes(
                 checks,
                 bundle,

@@ -10,13 +10,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from convert.cli import main
 from quantize.layout import pack_tiles, unpack_tiles
 from quantize.schemes import GroupScheme
 from runtime.engine_session import EngineSession
+from runtime.verify import run
+from runtime.verify.choices import choice_checks, choices_causes
+from runtime.verify.report import Check
 from runtime.verify.stages import EngineStages
 from tests.runtime import planted
 from tests.runtime.planted import Arrays, Verified, alter_config, alter_tensors
+from tests.tiny import write_checkpoint
 
 SCHEME = GroupScheme.load("q4f16_1")
 
@@ -42,6 +48,55 @@ def _one_cause(found: Any, where: str, *words: str) -> None:
 
 def test_a_good_bundle_has_no_cause(models: Verified, bundle: Path) -> None:
     assert models.causes(bundle) == ([], [])
+
+
+def test_parts_that_are_right_are_no_cause(models: Verified, bundle: Path) -> None:
+    """As if every stage had failed: all is tried, and nothing is found."""
+    stages = (
+        *("weights", "preprocessing", "vision encoder", "resampler", "prompt embeddings"),
+        *("decoder layers", "sliding window", "LM head", "logits"),
+    )
+    pretended = [Check(stage, "all", "SQNR", "dB", 1, 9, 8, True) for stage in stages]
+    _one_cause(models.causes(bundle, pretended=pretended), "weights: all", "no tensor and no part")
+
+
+def test_another_models_checkpoint(bundle: Path, checkpoint: Path, tmp_path: Path) -> None:
+    config = json.loads((checkpoint / "config.json").read_text())
+    other = write_checkpoint(tmp_path / "other", config=config, seed=9)
+    found = Verified(bundle, other).causes(bundle)
+    _one_cause(found, "weights: 80 of 80 tensors", "the one that the bundle was made from?")
+
+
+@pytest.mark.parametrize(
+    ("chosen", "where", "why"),
+    [
+        ([3, 1, 2], None, ""),
+        ([3, 1, 4], "KV cache", "1 of 2 greedy choices of an answer"),
+        ([3, 3, 2], "KV cache", "the first is"),
+        ([1, 1, 2], "sampling", "the first token"),
+        ([3, 1, 2, 4], "sampling", "a repetition penalty?"),
+    ],
+)
+def test_choices(chosen: list[int], where: str | None, why: str) -> None:
+    logits = torch.eye(5)[[3, 1, 2, 3]]  # the likeliest tokens
+    failed = [check for check in choice_checks(chosen, logits) if not check.passed]
+    causes = choices_causes(failed)
+    assert [cause.where for cause in causes] == ([] if where is None else [where])
+    assert all(why in cause.why for cause in causes)
+
+
+def test_the_command_says_the_cause(
+    copy: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = run.load_settings()
+    settings["built_in"] |= {"pictures": 1, "max_new_tokens": 4}
+    monkeypatch.setattr(run, "load_settings", lambda: settings)
+    alter_tensors(copy, _double)
+    assert main(["verify", str(copy)]) == 1
+    assert "cause: weights: llm.layers.0.down: is 2 times" in capsys.readouterr().out
+    assert main(["verify", str(copy), "--json"]) == 1
+    causes = json.loads(capsys.readouterr().out)["causes"]
+    assert [cause["where"] for cause in causes] == ["weights: llm.layers.0.down"]
 
 
 def _swap(tensors: Arrays) -> Arrays:
@@ -157,12 +212,20 @@ def test_choices_that_are_not_greedy(
     _one_cause(models.causes(bundle, session=session), "sampling", why)
 
 
-def test_a_wrong_rope_base(models: Verified, bundle: Path, copy: Path) -> None:
+@pytest.mark.parametrize(
+    ("base", "why"),
+    [
+        (500000.0, "a RoPE base of 500,000, the configuration says 10,000"),
+        (3e7, "no known base or order"),
+    ],
+)
+def test_a_wrong_rope_base(
+    base: float, why: str, models: Verified, bundle: Path, copy: Path
+) -> None:
     manifest = json.loads((copy / "bundle.json").read_text())
-    manifest["model"]["rope_theta"] = 500000.0
+    manifest["model"]["rope_theta"] = base
     (copy / "bundle.json").write_text(json.dumps(manifest))
-    found = models.causes(bundle, runs=copy)
-    _one_cause(found, "positions (RoPE)", "a RoPE base of 500,000, the configuration says 10,000")
+    _one_cause(models.causes(bundle, runs=copy), "positions (RoPE)", why)
 
 
 @pytest.mark.parametrize(
