@@ -29,13 +29,13 @@ from runtime.reference.load import load_reference
 from runtime.verify.arithmetic import QuantizedLinear, apply_arithmetic, hold_in_format
 from tests.tiny import write_checkpoint
 
-ROWS, COLUMNS = 75, 96
+ROWS, COLUMNS = 110, 96
 
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several runs of rows, the last one shorter, in the smallest matrix."""
-    monkeypatch.setattr(held, "_BLOCK_VALUES", 32 * COLUMNS // torch.get_num_threads())
+    monkeypatch.setattr(held, "_BLOCK_VALUES", 48 * COLUMNS // torch.get_num_threads())
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -43,9 +43,9 @@ def random(*shape: int, seed: int = 0) -> Tensor:
 
 
 def test_runs_cover_every_row_once() -> None:
-    assert list(row_blocks(75, 96, 32 * 96)) == [slice(0, 32), slice(32, 64), slice(64, 75)]
-    assert list(row_blocks(3, 96, 10)) == [slice(0, 1), slice(1, 2), slice(2, 3)]
-    assert list(row_blocks(3, 96, 1 << 18)) == [slice(0, 3)]
+    assert list(row_blocks(110, 96, 10)) == [slice(0, 48), slice(48, 96), slice(96, 110)]
+    assert list(row_blocks(110, 96, 99 * 96)) == [slice(0, 96), slice(96, 110)]
+    assert list(row_blocks(110, 96, 1 << 18)) == [slice(0, 110)]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
@@ -100,7 +100,7 @@ def test_embeddings_are_looked_up_in_float32(coded: bool) -> None:
     weight = random(ROWS, COLUMNS).bfloat16()
     scheme = GroupScheme.load("q4f16_1")
     kept = hold_in_format(weight, "q4", scheme, "w") if coded else weight
-    ids = torch.tensor([[5, 0, 74], [5, 5, 31]])
+    ids = torch.tensor([[5, 0, 109], [5, 5, 31]])
     found = HeldEmbedding(kept)(ids)
     assert found.dtype == torch.float32
     assert torch.equal(found, kept.float()[ids])
