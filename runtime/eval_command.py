@@ -165,6 +165,7 @@ def _column(
     from runtime.eval.results import Results
     from runtime.eval.run import answer_all
     from runtime.prompt import ORIGINAL_PROMPT_LIMIT
+    from runtime.results_file import identity
     from runtime.sampling import GenerationOptions
 
     is_reference = engine.engine == REFERENCE
@@ -175,7 +176,7 @@ def _column(
     source = bundle.manifest.source.sha256
     about = {
         "benchmark": questions.name,
-        "model": source if is_reference else _identity(bundle),
+        "model": source if is_reference else identity(bundle),
         "engine": engine.engine,
         "window": window,
         "settings": settings,
@@ -207,12 +208,3 @@ def _load(
     if config.reference is not None:
         source = open_source(bundle, config.reference).path
     return load(source, engine, dtype="float32")
-
-
-def _identity(bundle: Bundle) -> str:
-    """Returns what tells bundles apart: the hash of the manifest, which has all files' hashes."""
-    from hashlib import sha256
-
-    from convert.bundle import MANIFEST
-
-    return sha256((bundle.path / MANIFEST).read_bytes()).hexdigest()

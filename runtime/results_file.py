@@ -14,9 +14,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
+from convert.bundle import MANIFEST, Bundle, FileRecord
 from quantize.errors import ToolkitError
 
 Self = TypeVar("Self", bound="ResultsFile")
+
+
+def identity(bundle: Bundle) -> str:
+    """Returns what tells bundles apart: the hash of the manifest, which has all files' hashes."""
+    return FileRecord.of(bundle.path / MANIFEST).sha256
 
 
 class ResultsError(ToolkitError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +22,6 @@ from runtime.engine_options import (
 )
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from convert.bundle import Bundle
     from convert.checkpoint import Checkpoint
     from runtime.engine_session import EngineSession
@@ -31,14 +29,13 @@ if TYPE_CHECKING:
     from runtime.prompt import Tokenizer
     from runtime.reference.model import MiniCPMV
     from runtime.verify.cases import Case
-    from runtime.verify.report import Report
+    from runtime.verify.report import Cause, Check, Report
     from runtime.verify.report_folder import ReportFolder
-    from runtime.verify.results import Known
+    from runtime.verify.results import Known, Outcome
     from runtime.verify.run import Models
 
 NAME = "verify"
 HELP = "compare a bundle with the full-precision model, stage by stage"
-_SHOWN_FAILURES, _SHOWN_ANSWERS = 12, 24
 Progress = Callable[[str, int, int], None]  # stage, done, in all
 
 
@@ -101,6 +98,7 @@ def run(args: argparse.Namespace) -> int:
     """Verifies; returns 0 if all checks passed, 1 if one failed."""
     from convert.console import Bars, results
     from runtime.verify.report_folder import PAGE
+    from runtime.verify.table import print_report
 
     names = VerifyConfig.__dataclass_fields__.keys() - {"engine", "as_json"}
     config = VerifyConfig(
@@ -113,7 +111,7 @@ def run(args: argparse.Namespace) -> int:
     if config.as_json:
         print(json.dumps(report.to_json(), indent=1, ensure_ascii=False))
     else:
-        _print(report, results())
+        print_report(report, results())
         if config.report is not None:
             results().print(f"report     {config.report / PAGE}", markup=False, soft_wrap=True)
     return 0 if report.passed else 1
@@ -128,16 +126,13 @@ def verify(config: VerifyConfig, progress: Progress) -> Report:
         ToolkitError: a line of the data that cannot be used, or no place for the report.
     """
     from convert.bundle import Bundle
-    from runtime.engine_session import EngineSession
     from runtime.places import open_place
-    from runtime.prompt import Tokenizer
-    from runtime.verify.isolate import find_causes
     from runtime.verify.page.render import render
     from runtime.verify.ran import what_ran
     from runtime.verify.report import Report, stored_tensors
     from runtime.verify.report_folder import ReportFolder
-    from runtime.verify.run import load_settings, run_cases
-    from runtime.verify.weights import check_files, check_tensors
+    from runtime.verify.run import load_settings
+    from runtime.verify.weights import check_files
 
     started = time.monotonic()
     bundle = Bundle.open(config.bundle)
@@ -145,60 +140,80 @@ def verify(config: VerifyConfig, progress: Progress) -> Report:
     folder = None if config.report is None else ReportFolder(config.report)
     cases = _cases(config, settings, with_pictures=bundle.config.vision is not None)
     place = open_place(bundle, config.engine)
-    checks = check_files(bundle, place.target, progress)
+    files = check_files(bundle, place.target, progress)
     checkpoint, warnings = _open_reference(bundle, config)
-    assert checkpoint.tokenizer is not None
-    tokenizer = Tokenizer(checkpoint.tokenizer)
-    altered = not all(check.passed for check in checks)
-    kept = None if altered else folder  # what is known holds for the bundle as it was made
+    # What is known holds for the bundle as it was made.
+    kept = folder if all(check.passed for check in files) else None
     with _known(kept, bundle, checkpoint, place, config, settings) as known:
-        checks += check_tensors(bundle, checkpoint, settings["thresholds"], progress)
-        place.prepare(progress)
-        with closing(EngineSession(place, bundle.config, window=config.window)) as session:
-            hello = session.client().hello
-            models = _load_models(bundle, checkpoint, tokenizer, session, config.window, progress)
-            outcome = run_cases(
-                models,
-                tokenizer,
-                cases,
-                settings,
-                config.window,
-                progress,
-                known,
-                skip_bad=config.skip_bad,
-            )
-            checks += outcome.checks
-            asked = {answer.case for answer in outcome.answers}
-            causes = find_causes(
-                checks,
-                bundle,
-                checkpoint,
-                models,
-                tokenizer,
-                [case for case in cases if case.name in asked],
-                settings["thresholds"],
-                progress,
-            )
+        found = _measure(config, bundle, checkpoint, place, files, cases, known, settings, progress)
     report = Report(
         bundle=str(config.bundle),
         reference=str(checkpoint.path),
         quantization=bundle.plan.recipe.scheme.name,
         engine=place.engine,
         window=config.window,
-        longest_prompt=outcome.longest_prompt,
-        checks=checks,
-        causes=causes,
-        answers=outcome.answers,
+        longest_prompt=found.outcome.longest_prompt,
+        checks=found.checks,
+        answers=found.outcome.answers,
+        causes=found.causes,
         warnings=warnings,
         tensors=stored_tensors(bundle.plan),
-        positions=outcome.positions,
-        ran=what_ran(bundle, checkpoint, place, hello, config.window),
+        positions=found.outcome.positions,
+        ran=what_ran(bundle, checkpoint, place, found.hello, config.window),
         earlier_cases=known.reused,
         seconds=time.monotonic() - started,
     )
     if folder is not None:
         folder.write(render(report, cases), report.to_json())
     return report
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """What files, tensors and cases gave."""
+
+    checks: list[Check]
+    outcome: Outcome
+    causes: list[Cause]
+    hello: Mapping[str, Any]  # the engine's first line
+
+
+def _measure(
+    config: VerifyConfig,
+    bundle: Bundle,
+    checkpoint: Checkpoint,
+    place: Place,
+    files: Sequence[Check],
+    cases: Sequence[Case],
+    known: Known,
+    settings: Mapping[str, Any],
+    progress: Progress,
+) -> _Measured:
+    from runtime.engine_session import EngineSession
+    from runtime.prompt import Tokenizer
+    from runtime.verify.isolate import find_causes
+    from runtime.verify.run import run_cases
+    from runtime.verify.weights import check_tensors
+
+    assert checkpoint.tokenizer is not None
+    tokenizer, limits, window = (
+        Tokenizer(checkpoint.tokenizer),
+        settings["thresholds"],
+        config.window,
+    )
+    checks = [*files, *check_tensors(bundle, checkpoint, limits, progress)]
+    place.prepare(progress)
+    with closing(EngineSession(place, bundle.config, window=window)) as session:
+        hello = session.client().hello
+        models = _load_models(bundle, checkpoint, tokenizer, session, window, progress)
+        outcome = run_cases(
+            models, tokenizer, cases, settings, window, progress, known, skip_bad=config.skip_bad
+        )
+        checks += outcome.checks
+        names = {answer.case for answer in outcome.answers}
+        asked = [case for case in cases if case.name in names]
+        causes = find_causes(checks, bundle, checkpoint, models, tokenizer, asked, limits, progress)
+    return _Measured(checks, outcome, causes, hello)
 
 
 def _cases(config: VerifyConfig, settings: Mapping[str, Any], *, with_pictures: bool) -> list[Case]:
@@ -242,7 +257,8 @@ def _known(
     settings: Mapping[str, Any],
 ) -> Iterator[Known]:
     """Opens what an earlier run measured; nothing without a folder."""
-    from runtime.verify.ran import identity, package_version
+    from runtime.results_file import identity
+    from runtime.verify.ran import package_version
     from runtime.verify.results import Known, KnownInFile
 
     if folder is None:
@@ -301,55 +317,3 @@ def _load_models(
         arithmetic=model(rounded, Float16KVCache),
         bundle=Model(EngineStages(session.client(), bundle.config), session),
     )
-
-
-def _print(report: Report, console: Console) -> None:
-    from convert.console import print_table
-    from runtime.verify.report import figure
-
-    def say(text: str, style: str | None = None) -> None:
-        console.print(text, style=style, markup=False, soft_wrap=True)
-
-    say(f"bundle     {report.bundle} ({report.quantization}, {report.engine})")
-    say(f"reference  {report.reference} (float32)")
-    for warning in report.warnings:
-        say(f"warning    {warning}", "yellow")
-    if report.earlier_cases:
-        say(f"cases      {report.earlier_cases} of {len(report.answers)} from an earlier run")
-    overflow = "more than" if report.longest_prompt > report.window else "within"
-    say(f"prompts    at most {report.longest_prompt} tokens, {overflow} the window\n")
-    rows = []
-    stage = ""
-    for check, count in report.shown():
-        rows.append(
-            [
-                check.stage if check.stage != stage else "",
-                f"{check.metric}, {check.unit}" if check.unit else check.metric,
-                f"{check.name} (worst of {count})" if count > 1 else check.name,
-                *map(figure, (check.value, check.expected, check.threshold)),
-                "pass" if check.passed else "FAIL",
-            ]
-        )
-        stage = check.stage
-    header = ["stage", "figure", "of", "bundle", "expected", "limit", ""]
-    print_table(console, header, rows)
-    say("")
-    few = len(report.answers) <= _SHOWN_ANSWERS
-    shown = [answer for answer in report.answers if few or not answer.same]
-    for answer in shown[:_SHOWN_ANSWERS]:
-        other = "" if answer.same else f", bundle {answer.bundle!r}"
-        say(f"{answer.case}: {answer.question} {answer.reference!r}{other}")
-    if not few:
-        different = sum(not answer.same for answer in report.answers)
-        say(f"{different} of {len(report.answers)} answers differ; see --report or --json")
-    say("")
-    for check in report.failures[:_SHOWN_FAILURES]:
-        say(f"failed: {check.stage}: {check.name}, {check.metric}", "red")
-    if len(report.failures) > _SHOWN_FAILURES:
-        say(f"… and {len(report.failures) - _SHOWN_FAILURES} more; see --json")
-    for cause in report.causes:
-        say(f"cause: {cause.where}: {cause.why}", "red")
-    if report.passed:
-        say(f"passed in {report.seconds:.1f} s", "bold green")
-    else:
-        say(f"failed in: {', '.join(report.failed_stages)}", "bold red")

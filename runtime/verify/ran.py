@@ -8,10 +8,11 @@ from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from convert.bundle import MANIFEST, WEIGHTS, Bundle, FileRecord
+from convert.bundle import WEIGHTS, Bundle
 from convert.checkpoint import Checkpoint
 from runtime.places import Place
 from runtime.protocol import Field
+from runtime.results_file import identity
 
 _PACKAGES = ("minicpmv", "torch", "apache-tvm", "apache-tvm-ffi", "numpy")
 # What an engine says of itself in its first line.
@@ -69,11 +70,6 @@ def what_ran(
             "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         },
     }
-
-
-def identity(bundle: Bundle) -> str:
-    """Returns what tells bundles apart: the hash of the manifest, which has all files' hashes."""
-    return FileRecord.of(bundle.path / MANIFEST).sha256
 
 
 def package_version(package: str) -> str:

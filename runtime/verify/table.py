@@ -1,0 +1,61 @@
+"""A report in the terminal."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+from convert.console import print_table
+from runtime.verify.report import Report, figure
+
+_SHOWN_FAILURES, _SHOWN_ANSWERS = 12, 24
+
+
+def print_report(report: Report, console: Console) -> None:
+    """Prints warnings, a row for each stage's figures, the answers and the verdict."""
+
+    def say(text: str, style: str | None = None) -> None:
+        console.print(text, style=style, markup=False, soft_wrap=True)
+
+    say(f"bundle     {report.bundle} ({report.quantization}, {report.engine})")
+    say(f"reference  {report.reference} (float32)")
+    for warning in report.warnings:
+        say(f"warning    {warning}", "yellow")
+    if report.earlier_cases:
+        say(f"cases      {report.earlier_cases} of {len(report.answers)} from an earlier run")
+    overflow = "more than" if report.longest_prompt > report.window else "within"
+    say(f"prompts    at most {report.longest_prompt} tokens, {overflow} the window\n")
+    rows = []
+    stage = ""
+    for check, count in report.shown():
+        rows.append(
+            [
+                check.stage if check.stage != stage else "",
+                f"{check.metric}, {check.unit}" if check.unit else check.metric,
+                f"{check.name} (worst of {count})" if count > 1 else check.name,
+                *map(figure, (check.value, check.expected, check.threshold)),
+                "pass" if check.passed else "FAIL",
+            ]
+        )
+        stage = check.stage
+    header = ["stage", "figure", "of", "bundle", "expected", "limit", ""]
+    print_table(console, header, rows)
+    say("")
+    few = len(report.answers) <= _SHOWN_ANSWERS
+    shown = [answer for answer in report.answers if few or not answer.same]
+    for answer in shown[:_SHOWN_ANSWERS]:
+        other = "" if answer.same else f", bundle {answer.bundle!r}"
+        say(f"{answer.case}: {answer.question} {answer.reference!r}{other}")
+    if not few:
+        different = sum(not answer.same for answer in report.answers)
+        say(f"{different} of {len(report.answers)} answers differ; see --report or --json")
+    say("")
+    for check in report.failures[:_SHOWN_FAILURES]:
+        say(f"failed: {check.stage}: {check.name}, {check.metric}", "red")
+    if len(report.failures) > _SHOWN_FAILURES:
+        say(f"… and {len(report.failures) - _SHOWN_FAILURES} more; see --json")
+    for cause in report.causes:
+        say(f"cause: {cause.where}: {cause.why}", "red")
+    if report.passed:
+        say(f"passed in {report.seconds:.1f} s", "bold green")
+    else:
+        say(f"failed in: {', '.join(report.failed_stages)}", "bold red")
