@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -28,6 +31,13 @@ class Sums:
     top1: int  # positions whose likeliest token is the reference's
     top5: int  # of the reference's five likeliest tokens, how many are among the model's
     nll_nats: float  # of the next tokens, where they are known
+
+    @property
+    def half_below_nats(self) -> float:
+        """KL divergence that at least half of the positions do not exceed, as the bins have it."""
+        sums = list(accumulate(self.histogram))
+        middle = bisect_left(sums, sums[-1] / 2)
+        return EDGES[middle] if middle < len(EDGES) else math.inf
 
     def __add__(self, other: Sums) -> Sums:
         """Returns the sums over both."""

@@ -73,6 +73,8 @@ def test_sums_over_positions() -> None:
     assert found["answer"].bundle.histogram[-1] == 1, "no number is no small one"
     assert sum(found["answer"].bundle.histogram) == 3
     assert found["answer"].arithmetic.kl_nats == 0
+    assert found["text"].bundle.half_below_nats == EDGES[0]
+    assert found["answer"].bundle.half_below_nats > 0.1, "one of three is less, one no number"
     unsure = math.log(math.exp(5) + math.exp(6) + 7) - 5
     assert found["answer"].bundle.nll_nats == pytest.approx(sure + unsure, rel=1e-5)
     thresholds = {"kl_factor": 1.25, "kl_floor_nats": 0.002, "top1_margin": 0.03}

@@ -50,7 +50,12 @@ def render(report: Report, cases: Sequence[Case]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"figure": figure, "language": _language, "product": math.prod}
+    environment.filters |= {
+        "bound": lambda value: f"{value:.2g}",
+        "figure": figure,
+        "language": _language,
+        "product": math.prod,
+    }
     style, script = ((_FOLDER / n).read_text("utf-8") for n in ("style.css", "script.js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     same = [_answer(answer) for answer in report.answers if answer.same]
