@@ -214,4 +214,4 @@ class _Run:
         if db < self._least_db:
             return None
         own = self.db(self._stored, layer)
-        return f"{text}: explains layer {layer} to {db:.0f} dB; right would be {own:.0f} dB"
+        return f"{text}: with it the model gives layer {layer} to {db:.0f} dB, without {own:.0f} dB"

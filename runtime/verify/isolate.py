@@ -238,7 +238,7 @@ class Parts:
         for text, make in (mistakes or {}).items():
             db = metrics.sqnr_db(make(), actual)
             if db >= self._least_db:
-                why = f"{text}: explains it to {db:.0f} dB; right would be {own:.0f} dB"
+                why = f"{text}: with that the model gives it to {db:.0f} dB, without {own:.0f} dB"
                 return [Cause(f"kernels: {name}", why)]
         why = f"{own:.0f} dB against what its stored tensors give; {_spread(actual, right)}"
         return [Cause(f"kernels: {name}", why)]

@@ -12,14 +12,19 @@ import numpy as np
 import pytest
 import torch
 
+from convert.bundle import Bundle
 from convert.cli import main
 from quantize.layout import pack_tiles, unpack_tiles
 from quantize.schemes import GroupScheme
 from runtime.engine_session import EngineSession
 from runtime.verify import run
+from runtime.verify.cases import built_in_cases
 from runtime.verify.choices import choice_checks, choices_causes
+from runtime.verify.isolate import Parts
 from runtime.verify.report import Check
 from runtime.verify.stages import EngineStages
+from runtime.verify.stored_stages import Rules, StoredStages
+from tests.convert.bundles import write_bundle
 from tests.runtime import planted
 from tests.runtime.planted import Arrays, Verified, alter_config, alter_tensors
 from tests.tiny import write_checkpoint
@@ -58,6 +63,22 @@ def test_parts_that_are_right_are_no_cause(models: Verified, bundle: Path) -> No
     )
     pretended = [Check(stage, "all", "SQNR", "dB", 1, 9, 8, True) for stage in stages]
     _one_cause(models.causes(bundle, pretended=pretended), "weights: all", "no tensor and no part")
+
+
+def test_a_decoder_alone_that_is_right_has_no_cause(tmp_path: Path) -> None:
+    """The model of the arithmetic takes the engine's place: no program is needed."""
+    bundle = Bundle.open(write_bundle(tmp_path / "text", decoder_only=True))
+    models = Verified(bundle.path)
+    settings = run.load_settings()
+    cases = built_in_cases(settings["built_in"], with_pictures=False)
+    reference, engine = models.reference.stages, models.arithmetic.stages
+    stored = StoredStages(bundle.config, bundle.plan, bundle.weights())
+    parts = Parts(reference, engine, stored, models.tokenizer, settings["thresholds"])
+    assert parts.causes(cases, ["prompt embeddings", "decoder layers", "LM head"]) == []
+    bent = stored.with_rules(Rules(rotation="neighbours"))
+    parts = Parts(reference, engine, bent, models.tokenizer, settings["thresholds"])
+    causes = parts.causes(cases, ["answers"])  # none of the parts failed: all are tried
+    assert [cause.where for cause in causes] == ["positions (RoPE)"]
 
 
 def test_another_models_checkpoint(bundle: Path, checkpoint: Path, tmp_path: Path) -> None:
