@@ -21,6 +21,7 @@ from runtime.verify.weights import hold_stored
 _MANY = 8  # causes of one kind that a reader wants to see
 _ENOUGH_DB = 60.0  # for formats that lose next to nothing
 _FACTOR = 0.01  # less is no factor that anybody left out
+_LARGE = 1e3  # more, and float16 may not hold the products
 
 
 def weight_causes(
@@ -92,7 +93,8 @@ def _describe(
     if not bool(stored.any()):
         return "holds zeros only"
     factor = float((stored * original).sum() / original.square().sum())
-    if abs(factor - 1) > _FACTOR and fits(original * factor, lambda db: db - margin_db):
+    named = abs(factor - 1) > _FACTOR and abs(factor) < _LARGE
+    if named and fits(original * factor, lambda db: db - margin_db):
         return f"is {factor:.4g} times what it should be"
     if find_method(bundle.plan.recipe.method).search and tensor.format == "q4":
         return None  # its codes are not those of plain rounding anyway
