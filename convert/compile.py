@@ -15,7 +15,7 @@ import tvm
 from convert.block_cache import cached_objects
 from convert.blocks import decoder, vision
 from convert.blocks.graph import Graph, lower
-from convert.blocks.products import products
+from convert.blocks.processors import products
 from convert.blocks.stored import Formats
 from convert.config import CONFIGS, ModelConfig
 from convert.engine_build import BlockLibrary, export_objects

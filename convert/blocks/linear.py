@@ -13,7 +13,7 @@ from functools import reduce
 from tvm.script.ir_builder import tirx as T
 
 from convert.blocks.maths import gelu
-from convert.blocks.products import UNIT, Product, Products
+from convert.blocks.products import UNIT, Activations, Product, Products
 from convert.blocks.tir import (
     LANES,
     Expr,
@@ -140,21 +140,30 @@ def linear_codes(c: Linear, size: int, by: Product, blocks: int, dtype: str) -> 
         epilogue = _epilogue(k, c, length)
         out = k.tensor("out", (length, c.rows))
 
-        def unit_of(
-            first: Expr, count: int, tile: Expr, group: Expr, unit: Expr, before: list[Expr]
+        lanes = by.lanes
+
+        def add_unit(
+            first: Expr, tile: Expr, group: Expr, unit: Expr, part: Expr, before: list[Expr]
         ) -> list[Expr]:
-            """Adds the products of a group's unit for `count` tokens."""
-            at = unit * in_unit
-            packed = [q_weight[tile, group, at + i, span(0, 64)] for i in range(in_unit)]
-            unpacked = by.unpack(packed)
-            added = []
-            for m in range(count):
-                fours = [
-                    T.reinterpret("int32", codes[first + m, group, span(unit * UNIT + i, 4)])
-                    for i in range(0, UNIT, 4)
-                ]
-                added.append(by.unit(unpacked, fours, before[m]))
-            return added
+            """Adds the products of some rows of a group's unit for as many tokens as `before`."""
+            columns, at = span(part * 4 * lanes, 4 * lanes), unit * in_unit
+            packed = [q_weight[tile, group, at + i, columns] for i in range(in_unit)]
+
+            def activations(row: Expr) -> Activations:
+                return lambda at, size: codes[row, group, span(unit * UNIT + at, size)]
+
+            return by.unit(packed, [activations(first + m) for m in range(len(before))], before)
+
+        def each_part(body: Callable[[Expr, Expr], None]) -> None:
+            """Calls body(part, rows) for the parts of a tile that a product has at a time.
+
+            In a loop: compilers would mix unrolled parts until no register is left.
+            """
+            if lanes == LANES:
+                body(T.int64(0), span(0))
+                return
+            with T.serial(0, LANES // lanes) as part:
+                body(part, span(part * lanes, lanes))
 
         with T.parallel(0, tiles(c.rows)) as tile:
 
@@ -165,23 +174,35 @@ def linear_codes(c: Linear, size: int, by: Product, blocks: int, dtype: str) -> 
                         for i in range(blocks):
                             prefetch(q_weight[tile, group + ahead, i, 0])
                         prefetch(q_scale[tile, group + ahead, 0])
-                    offsets = [spread(offset[first + m, group]) for m in range(count)]
+
+                    def finish(rows: Expr, dots: list[Expr]) -> None:
+                        step = T.Bind(wide(q_scale[tile, group, rows], lanes))
+                        for m in range(count):
+                            factor = step * spread(scale[first + m, group], lanes)
+                            store(sums[m], sums[m][rows] + wide(dots[m], lanes) * factor, rows)
+
+                    offsets = [offset[first + m, group] for m in range(count)]
                     if units == 1:
-                        dots = unit_of(first, count, tile, group, 0, offsets)
+
+                        def whole(part: Expr, rows: Expr) -> None:
+                            before = [spread(value, lanes) for value in offsets]
+                            finish(rows, add_unit(first, tile, group, 0, part, before))
+
+                        each_part(whole)
                     else:
                         words = local_rows(count, T.int32(0))
-                        for m in range(count):
-                            store(words[m], offsets[m], span(0))
+                        for row, value in zip(words, offsets, strict=True):
+                            store(row, spread(value), span(0))
                         with T.serial(0, units) as unit:
-                            before = [row[span(0)] for row in words]
-                            after = unit_of(first, count, tile, group, unit, before)
-                            for m in range(count):
-                                store(words[m], after[m], span(0))
-                        dots = [row[span(0)] for row in words]
-                    step = T.Bind(wide(q_scale[tile, group, span(0)]))
-                    for m in range(count):
-                        factor = step * spread(scale[first + m, group])
-                        store(sums[m], sums[m][span(0)] + wide(dots[m]) * factor, span(0))
+
+                            def one(part: Expr, rows: Expr) -> None:
+                                before = [row[rows] for row in words]
+                                after = add_unit(first, tile, group, unit, part, before)
+                                for row, value in zip(words, after, strict=True):
+                                    store(row, value, rows)
+
+                            each_part(one)
+                        each_part(lambda _, rows: finish(rows, [row[rows] for row in words]))
                 _finish(out, sums, first, count, tile, c.rows, epilogue)
 
             each_row_block(length, by.tokens, multiply)

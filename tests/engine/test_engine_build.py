@@ -69,7 +69,7 @@ def compiled_proof(target: dict[str, Any], prefix: str | None) -> Any:
 
     from convert.blocks.graph import Graph, lower, tensor, tensor_type, variable
     from convert.blocks.linear import Linear, linear_f16
-    from convert.blocks.products import products
+    from convert.blocks.processors import products
 
     graph, length = Graph(products("neon")), variable("length")
     parameters = [
