@@ -14,7 +14,7 @@ struct Check {
   std::string question;  // the last turn
   std::string expected;  // answer
   std::string text;      // the answer
-  bool passed;           // their ids are the same
+  bool passed;           // ids and logits are the expected ones, within the tolerance
 };
 
 // Answers the prompts of the bundle's `golden.json` greedily, each from an empty cache. The cache
