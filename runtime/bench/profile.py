@@ -14,6 +14,8 @@ from runtime.protocol import Field
 
 PROMPT_TOKENS = 256
 DECODE_STEPS = 32
+# An engine remembers the pictures of the rounds before, and would not encode them again.
+_PICTURES = (1_000_000, 1_000_001)  # seeds
 BETWEEN = "between kernels"  # the virtual machine, and our own code
 _MACHINE = "vm."
 _LINEAR = re.compile(r"linear_(q4|q8|f16)_(\d+)x(\d+)")
@@ -54,9 +56,9 @@ def profile(
     phases = []
     client.profile()
     if pictures:
-        client.image(random_picture(0))
+        client.image(random_picture(_PICTURES[0]))
         client.profile()
-        encoded = client.image(random_picture(1))
+        encoded = client.image(random_picture(_PICTURES[1]))
         phases.append(_phase("picture", encoded[Field.ENCODE_MS], 1, client.profile()))
     if tokenizer is None:
         return tuple(phases)

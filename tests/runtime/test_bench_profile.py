@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from runtime.bench.inputs import random_picture
 from runtime.bench.profile import BETWEEN, Phase, profile
 from runtime.prompt import Tokenizer
 from runtime.protocol import Field
@@ -18,6 +19,7 @@ class FakeClient:
 
     def __init__(self) -> None:
         self.done: list[str] = []
+        self.pictures: list[bytes] = []
 
     def profile(self) -> list[dict[str, Any]]:
         last, self.done = (self.done or ["nothing"])[-1], []
@@ -31,6 +33,7 @@ class FakeClient:
 
     def image(self, picture: Any) -> dict[str, Any]:
         self.done.append("image")
+        self.pictures.append(picture.tobytes())
         return {Field.ENCODE_MS: 10.0}
 
     def reset(self) -> None:
@@ -48,10 +51,21 @@ class FakeClient:
 
 
 @pytest.fixture(scope="module")
-def phases(tmp_path_factory: pytest.TempPathFactory) -> tuple[Phase, ...]:
+def client() -> FakeClient:
+    return FakeClient()
+
+
+@pytest.fixture(scope="module")
+def phases(client: FakeClient, tmp_path_factory: pytest.TempPathFactory) -> tuple[Phase, ...]:
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
     path.write_bytes(tokenizer_model())
-    return profile(FakeClient(), Tokenizer(path), pictures=True)  # type: ignore[arg-type]
+    return profile(client, Tokenizer(path), pictures=True)  # type: ignore[arg-type]
+
+
+def test_pictures_are_new_to_the_engine(client: FakeClient, phases: tuple[Phase, ...]) -> None:
+    """One that the rounds have shown is remembered, and would not be encoded."""
+    shown = {random_picture(seed).tobytes() for seed in range(100)}
+    assert len(set(client.pictures) - shown) == 2
 
 
 def test_phases(phases: tuple[Phase, ...]) -> None:
