@@ -128,10 +128,15 @@ def fold(values: Expr, combine: Callable[[Expr, Expr], Expr], lanes: int) -> Exp
     return T.Bind(values[0])
 
 
+def row_blocks(size: int) -> list[int]:
+    """Returns how many rows `each_row_block` takes at a time: `size`, a third of it, one."""
+    return sorted({size, max(size // 3, 1), 1}, reverse=True)
+
+
 def each_row_block(rows: Expr, size: int, body: Callable[[Expr, int], None]) -> None:
-    """Calls body(first row, count) for blocks of `size` rows, of a third of it, then of one."""
+    """Calls body(first row, count) for blocks of rows; see `row_blocks`."""
     done: Expr = T.int64(0)
-    for count in sorted({size, max(size // 3, 1), 1}, reverse=True):
+    for count in row_blocks(size):
         first, blocks = done, T.Bind((rows - done) // count)
         with T.serial(0, blocks) as block:
             body(first + block * count, count)

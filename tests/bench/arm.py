@@ -100,6 +100,8 @@ def main() -> int:
 
 def ours(program: str) -> Iterator[Row]:
     """Yields the loops of the decoder's and the vision tower's products."""
+    from convert.blocks.processors import products
+    from convert.blocks.tir import row_blocks
     from convert.compile import Target
     from convert.plan import Recipe, make_plan
     from convert.synth import load_config
@@ -117,9 +119,16 @@ def ours(program: str) -> Iterator[Row]:
             found = list(arm_loops.loops(assembly))
             if not found:
                 raise ToolkitError(f"{variant.name} {case.format}: no loop multiplies bytes")
+            by = products(variant.products)
+            shared = row_blocks((by.q4 if case.format == "q4" else by.q8).tokens)
+            if len(shared) != len(found):
+                raise ToolkitError(
+                    f"{variant.name} {case.format}: {len(found)} loops multiply bytes; expected "
+                    f"{len(shared)}, one for each number of tokens"
+                )
             yield from _rows(
                 "ours", f"{variant.name} {case.format}", found, case.format,
-                MODELS[variant.products], program, None,
+                MODELS[variant.products], program, shared,
             )  # fmt: skip
 
 
@@ -131,10 +140,11 @@ def theirs(program: str, source: Path) -> Iterator[Row]:
         found = list(arm_loops.loops(arm_loops.decoded(text, program.replace("-mca", "-mc"))))
         if not found:
             raise ToolkitError(f"{one.symbol}, {one.features}: no loop multiplies bytes")
+        shared = [loop.multiply_adds // one.weights for loop in found]
         name = one.symbol.removeprefix("ggml_").removesuffix("_q8_0")
         yield from _rows(
             "llama.cpp", f"{one.products} {name}", found, "q4", MODELS[one.products], program,
-            one.weights,
+            shared,
         )  # fmt: skip
 
 
@@ -168,12 +178,10 @@ def _rows(
     format: str,
     processors: Sequence[str],
     program: str,
-    weights: int | None,
+    tokens: Sequence[int],
 ) -> Iterator[Row]:
-    """Analyses loops. Without `weights`, the codes of a pass, the smallest is of one token."""
-    weights = weights or min(loop.multiply_adds for loop in found)
-    for loop in found:
-        shared = loop.multiply_adds // weights
+    """Analyses loops; in a pass of each, so many `tokens` share the weights."""
+    for loop, shared in zip(found, tokens, strict=True):
         for processor in processors:
             result = arm_loops.analyse(loop, program, processor)
             rate = loop.multiply_adds / result.cycles
