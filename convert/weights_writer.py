@@ -147,7 +147,9 @@ class WeightsWriter:
 
     def _write(self, at: int, values: Array) -> None:
         padding = bytes(self._starts[at] - self._file.tell())
-        for data in (padding, np.ascontiguousarray(values).data.cast("B")):
+        # A view of nothing cannot be cast.
+        raw = np.ascontiguousarray(values).data.cast("B") if values.size else b""
+        for data in (padding, raw):
             self._put(data)
             self._digest.update(data)
 

@@ -49,7 +49,7 @@ def test_a_bundle_runs_on_its_engine_and_reuses_its_cache(bundle):
     session.close()
     assert answers[1].statistics.reused_tokens >= answers[0].statistics.prompt_tokens - 3
     assert answers[-1].statistics.prompt_tokens > 48  # the window slid
-    assert len(set(answers[0].ids)) > 2
+    assert len(set(answers[0].ids)) > 1
 
 
 def test_the_api_takes_a_bundle(bundle, tmp_path):
