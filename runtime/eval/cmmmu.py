@@ -14,19 +14,15 @@ from runtime.eval.items import (
     CHOICE_TOKENS,
     OPEN_TOKENS,
     YES_NO_TOKENS,
-    BadRow,
     Item,
     Questions,
     RowError,
     Score,
-    by_category,
     guess,
-    percent,
-    several_pictures,
-    unique,
+    score_of,
 )
 from runtime.eval.matching import key_parts, one_is_right, rounded, strip_ends
-from runtime.eval.records import Record, pictures, read_records
+from runtime.eval.records import Record, pictures, read_questions
 
 CHOICE, TRUE_FALSE, BLANK = "选择", "判断", "填空"
 TRUE, FALSE = "对", "错"
@@ -68,14 +64,7 @@ def read(path: Path) -> Questions:
     Raises:
         EvalDataError: they are not as published.
     """
-    items: list[Item] = []
-    bad: list[BadRow] = []
-    for name, folder, row in read_records(path, _COLUMNS):
-        try:
-            items.append(_item(row, name, folder))
-        except RowError as error:
-            bad.append(BadRow(name, str(error)))
-    return Questions(unique(items, bad), bad, "cmmmu")
+    return read_questions(path, _COLUMNS, _item, "cmmmu")
 
 
 def score(items: Sequence[Item], answers: Mapping[str, str]) -> Score:
@@ -92,13 +81,7 @@ def score(items: Sequence[Item], answers: Mapping[str, str]) -> Score:
         if choice is None and (said or not is_choice):  # nothing at all is no choice
             choice = guess(item, list(item.options) if is_choice else (TRUE, FALSE))
         judged.append((item, choice == item.answer))
-    return Score(
-        figure=percent([right for _, right in judged]),
-        parts=by_category(judged),
-        scored=len(judged),
-        unread=unread,
-        several=several_pictures(judged),
-    )
+    return score_of(judged, unread)
 
 
 def match(answer: str, options: Mapping[str, str]) -> str | None:

@@ -120,6 +120,22 @@ def several_pictures(judged: Sequence[tuple[Item, bool]]) -> tuple[int, float] |
     return (len(right), percent(right)) if right else None
 
 
+def score_of(judged: Sequence[tuple[Item, bool]], unread: int) -> Score:
+    """Scores what is right or wrong: the figure is the percentage of right answers.
+
+    Args:
+        judged: each scored unit's item, and whether its answer is right.
+        unread: how many answers the rules find no choice in.
+    """
+    return Score(
+        figure=percent([right for _, right in judged]),
+        parts=by_category(judged),
+        scored=len(judged),
+        unread=unread,
+        several=several_pictures(judged),
+    )
+
+
 def guess(item: Item, choices: Sequence[str]) -> str:
     """Returns a choice at random, as some rules have it; the same for a question each time."""
     return random.Random(item.key).choice(choices)

@@ -20,9 +20,8 @@ from runtime.eval.items import (
     Questions,
     RowError,
     Score,
-    by_category,
     decode_base64,
-    percent,
+    score_of,
 )
 
 _COLUMNS = ("index", "question", "A", "B", "answer", "image")
@@ -75,12 +74,7 @@ def score(items: Sequence[Item], answers: Mapping[str, str]) -> Score:
         unread += choice is None
         units.setdefault(item.unit, []).append((item, choice == item.answer))
     judged = [(unit[0][0], all(right for _, right in unit)) for unit in units.values()]
-    return Score(
-        figure=percent([right for _, right in judged]),
-        parts=by_category(judged),
-        scored=len(judged),
-        unread=unread,
-    )
+    return score_of(judged, unread)
 
 
 def match(answer: str, options: Mapping[str, str]) -> str | None:

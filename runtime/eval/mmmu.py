@@ -15,19 +15,15 @@ from typing import Any
 
 from runtime.eval.items import (
     CHOICE_TOKENS,
-    BadRow,
     Item,
     Questions,
     RowError,
     Score,
-    by_category,
     guess,
-    percent,
-    several_pictures,
-    unique,
+    score_of,
 )
 from runtime.eval.matching import key_parts, one_is_right, rounded, strip_ends
-from runtime.eval.records import Record, pictures, read_records
+from runtime.eval.records import Record, pictures, read_questions
 
 CHOICE, OPEN = "multiple-choice", "open"
 _COLUMNS = ("id", "question", "options", "answer", "question_type")
@@ -51,14 +47,7 @@ def read(path: Path) -> Questions:
     Raises:
         EvalDataError: they are not as published.
     """
-    items: list[Item] = []
-    bad: list[BadRow] = []
-    for name, folder, row in read_records(path, _COLUMNS):
-        try:
-            items.append(_item(row, name, folder))
-        except RowError as error:
-            bad.append(BadRow(name, str(error)))
-    return Questions(unique(items, bad), bad, "mmmu")
+    return read_questions(path, _COLUMNS, _item, "mmmu")
 
 
 def score(items: Sequence[Item], answers: Mapping[str, str]) -> Score:
@@ -72,13 +61,7 @@ def score(items: Sequence[Item], answers: Mapping[str, str]) -> Score:
         choice = match(said, item.options)
         unread += choice is None
         judged.append((item, (choice or guess(item, list(item.options))) == item.answer))
-    return Score(
-        figure=percent([right for _, right in judged]),
-        parts=by_category(judged),
-        scored=len(judged),
-        unread=unread,
-        several=several_pictures(judged),
-    )
+    return score_of(judged, unread)
 
 
 def match(answer: str, options: Mapping[str, str]) -> str | None:

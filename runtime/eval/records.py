@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from quantize.errors import ToolkitError
-from runtime.eval.items import EvalDataError, RowError, decode_base64
+from runtime.eval.items import (
+    BadRow,
+    EvalDataError,
+    Item,
+    Questions,
+    RowError,
+    decode_base64,
+    unique,
+)
 
 _SPLITS = ("validation", "val")  # of a folder that has several
 _SUFFIXES = (".parquet", ".jsonl", ".json")
@@ -36,6 +44,33 @@ def read_records(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[str, Pa
             if missing:
                 raise EvalDataError(f"{file} row {number}: no {', '.join(missing)}")
             yield f"{file.name} row {number} (id {row['id']!s:.40})", file.parent, row
+
+
+def read_questions(
+    path: Path,
+    columns: tuple[str, ...],
+    make: Callable[[Record, str, Path], Item],
+    benchmark: str,
+) -> Questions:
+    """Reads a benchmark's questions; rows that cannot be asked are kept apart.
+
+    Args:
+        path: see `read_records`.
+        columns: which must be there.
+        make: makes a question of a row, its name and the file's folder, or raises RowError.
+        benchmark: its figure's name.
+
+    Raises:
+        EvalDataError: the files are not as published.
+    """
+    items: list[Item] = []
+    bad: list[BadRow] = []
+    for name, folder, row in read_records(path, columns):
+        try:
+            items.append(make(row, name, folder))
+        except RowError as error:
+            bad.append(BadRow(name, str(error)))
+    return Questions(unique(items, bad), bad, benchmark)
 
 
 def pictures(row: Record, folder: Path) -> list[bytes | Path]:
