@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from tvm.script.ir_builder import tirx as T
 
 from convert.blocks.products import (
+    UNIT,
     Activations,
     PairProduct,
     Product,
@@ -48,7 +49,7 @@ def _unsigned(packed: Sequence[Expr]) -> list[Expr]:
 
 def _fours(token: Activations, lanes: int) -> list[Expr]:
     """Returns a token's activations, four for every lane."""
-    words = (T.reinterpret("int32", token(i, 4)) for i in range(0, 32, 4))
+    words = (T.reinterpret("int32", token(i, 4)) for i in range(0, UNIT, 4))
     return [T.reinterpret(f"int8x{4 * lanes}", spread(word, lanes)) for word in words]
 
 
