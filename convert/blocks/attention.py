@@ -112,52 +112,39 @@ def attention(
     return kern.function
 
 
-def rotate_queries(c: DecoderConfig) -> Expr:
-    """Makes the kernel (qkv (L, D + 2 kv), angles) -> (L, 2, D): for recent, for pinned keys.
+def rotate_and_store(c: DecoderConfig) -> Expr:
+    """Makes the kernel (qkv, angles, start, pinned, k_cache, v_cache) -> queries (L, 2, D).
 
-    angles (L, 4, head_dim / 2): cos and sin of the query's index, then of its index as pinned
-    keys see it. The result is scaled by head_dim ** -0.5.
+    qkv (L, D + 2 kv) are the new tokens', the first one's index is start. angles (L, 4, head_dim /
+    2): cos and sin of a token's index, then of its index as pinned keys see it. The queries are
+    rotated for recent and for pinned keys, and scaled by head_dim ** -0.5; k_cache (heads, tiles,
+    head_dim, 16) and v_cache (heads, tiles, 16, head_dim), float16, are written in place.
     """
-    half, width = c.head_dim // 2, c.hidden_size
-    lanes = lanes_of(half)
-    with kernel("rotate_queries") as k:
-        rows = k.length("rows")
-        qkv = k.tensor("qkv", (rows, width + 2 * c.kv_dim))
-        angles = k.tensor("angles", (rows, 4, half))
-        out = k.tensor("out", (rows, 2, width))
-        scale = spread(T.float32(c.head_dim**-0.5), lanes)
-        with T.parallel(0, rows) as row:
-            with T.grid(c.num_attention_heads, 2, half // lanes) as (head, kind, i):
-                at = T.Bind(head * c.head_dim + i * lanes)
-                a, b = qkv[row, span(at, lanes)], qkv[row, span(at + half, lanes)]
-                a, b = _rotate(a, b, angles, row, kind * 2, i * lanes, lanes)
-                store(out, a * scale, row, kind, span(at, lanes))
-                store(out, b * scale, row, kind, span(at + half, lanes))
-    return k.function
-
-
-def store_keys(c: DecoderConfig) -> Expr:
-    """Makes the kernel (qkv, angles, start, pinned, k_cache, v_cache): writes the new tokens.
-
-    qkv and angles as in `rotate_queries`; start is the first token's index; k_cache (heads,
-    tiles, head_dim, 16), v_cache (heads, tiles, 16, head_dim), float16, written in place.
-    """
-    half, lanes = c.head_dim // 2, lanes_of(c.head_dim // 2)
-    with kernel("store_keys") as k:
+    half, width, lanes = c.head_dim // 2, c.hidden_size, lanes_of(c.head_dim // 2)
+    groups = c.num_attention_heads // c.num_key_value_heads
+    with kernel("rotate_and_store") as k:
         rows, tiles = k.length("rows"), k.length("tiles")
-        qkv = k.tensor("qkv", (rows, c.hidden_size + 2 * c.kv_dim))
+        qkv = k.tensor("qkv", (rows, width + 2 * c.kv_dim))
         angles = k.tensor("angles", (rows, 4, half))
         start, pinned = k.integer("start"), k.integer("pinned")
         keys = k.tensor("keys", (c.num_key_value_heads, tiles, c.head_dim, LANES), "float16")
         values = k.tensor("values", (c.num_key_value_heads, tiles, LANES, c.head_dim), "float16")
+        queries = k.tensor("queries", (rows, 2, width))
         pinned_tiles = T.Bind((pinned + LANES - 1) // LANES)
         ring = T.Bind((tiles - pinned_tiles) * LANES)
+        scale = spread(T.float32(c.head_dim**-0.5), lanes)
         with T.parallel(0, c.num_key_value_heads) as head, T.serial(0, rows) as row:
+            with T.grid(groups, 2, half // lanes) as (member, kind, i):
+                at = T.Bind((head * groups + member) * c.head_dim + i * lanes)
+                a, b = qkv[row, span(at, lanes)], qkv[row, span(at + half, lanes)]
+                a, b = _rotate(a, b, angles, row, kind * 2, i * lanes, lanes)
+                store(queries, a * scale, row, kind, span(at, lanes))
+                store(queries, b * scale, row, kind, span(at + half, lanes))
             index = T.Bind(start + row)
             in_ring = pinned_tiles * LANES + T.floormod(T.max(index - pinned, 0), ring)
             slot = T.Bind(T.Select(index < pinned, index, in_ring))
             tile, lane = T.Bind(slot // LANES), T.Bind(slot % LANES)
-            at = T.Bind(c.hidden_size + head * c.head_dim)
+            at = T.Bind(width + head * c.head_dim)
             with T.serial(0, half) as d:
                 a, b = _rotate(qkv[row, at + d], qkv[row, at + half + d], angles, row, 0, d, 1)
                 store(keys, T.cast(a, "float16"), head, tile, d, lane)
@@ -172,8 +159,8 @@ def store_keys(c: DecoderConfig) -> Expr:
 def cached_attention(c: DecoderConfig, block: int) -> Expr:
     """Makes the kernel (queries, keys, values, start, window, pinned) -> (L, D), float32.
 
-    queries (L, 2, D) from `rotate_queries`; keys and values as `store_keys` left them, the L
-    queries' own among them; start is the first query's index. `block` queries share a load of
+    queries (L, 2, D), keys and values as `rotate_and_store` left them, the L queries' own among
+    them; start is the first query's index. `block` queries share a load of
     keys or values.
     """
     dim = c.head_dim

@@ -24,7 +24,7 @@ def embed(graph: Graph, c: DecoderConfig, formats: Formats) -> None:
 def decoder_layer(graph: Graph, c: DecoderConfig, formats: Formats) -> None:
     """Adds the function (x (L, D), angles, keys, values, place, ...) -> (L, D).
 
-    angles (L, 4, head_dim/2): see `attention.rotate_queries`. keys (H, T, head_dim, 16) and
+    angles (L, 4, head_dim/2): see `attention.rotate_and_store`. keys (H, T, head_dim, 16) and
     values (H, T, 16, head_dim), float16: the layer's cache, which the call extends. place: a
     shape (start, window, pinned), start being the first token's index. Then the weights:
     input_norm, qkv, o, post_norm, gate_up, down, a quantized matrix being two arguments.
@@ -52,9 +52,10 @@ def decoder_layer(graph: Graph, c: DecoderConfig, formats: Formats) -> None:
         normed = graph.call(norm, [x, input_norm], x.ty)
         packed = qkv.linear(graph, Linear(rows=d + 2 * c.kv_dim, columns=d), normed)
         rotated_type = tensor_type((length, 2, d))
-        queries = graph.call(attention.rotate_queries(c), [packed, angles], rotated_type)
-        written = [packed, angles, start, pinned, keys, values]
-        keys, values = graph.call_in_place(attention.store_keys(c), written, (4, 5))
+        taken = [packed, angles, start, pinned, keys, values]
+        keys, values, queries = graph.call_in_place(
+            attention.rotate_and_store(c), taken, (4, 5), rotated_type
+        )
         seen = [queries, keys, values, start, window, pinned]
         mixed = graph.call(attention.cached_attention(c, graph.products.queries), seen, x.ty)
         added = Linear(rows=d, columns=d, residual=c.residual_scale)

@@ -53,15 +53,17 @@ class Graph:
         return result if len(types) == 1 else [result[i] for i in range(len(types))]
 
     def call_in_place(
-        self, kernel: Expr, arguments: Sequence[Expr], written: Sequence[int]
+        self, kernel: Expr, arguments: Sequence[Expr], written: Sequence[int], *outputs: Expr
     ) -> Expr:
-        """Calls a kernel that writes into its arguments; returns them as they are afterwards.
+        """Calls a kernel that writes into its arguments, and new tensors of the types `outputs`.
 
-        The result must be used, and the arguments not any more: Relax takes the call for pure.
+        Returns the arguments as they are afterwards, then the new tensors. They must be used, and
+        the arguments not any more: Relax takes the call for pure.
         """
         at = self._add(kernel)
-        types = [arguments[i].ty for i in written]
-        called = relax.op.call_tir_inplace(at, list(arguments), list(written), types)
+        types = [*(arguments[i].ty for i in written), *outputs]
+        places = [*written, *(-1 for _ in outputs)]  # -1: a new one
+        called = relax.op.call_tir_inplace(at, list(arguments), places, types)
         result = self._builder.emit(called)
         return [result[i] for i in range(len(types))]
 

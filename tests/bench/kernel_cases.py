@@ -21,7 +21,7 @@ from convert.plan import Plan
 from quantize.layout import TILE_ROWS
 
 WINDOW, PINNED, START, CHUNK = 256, 70, 1000, 128  # tokens: of a cache that is full
-LINEAR, EMBEDDING, STORE_KEYS = "linear", "embedding", "store_keys"
+LINEAR, EMBEDDING, STORE = "linear", "embedding", "rotate_and_store"
 ALL_ATTENTION, CACHED_ATTENTION = ("attention", "word_attention"), "cached_attention"
 _BLOCK = 4 * TILE_ROWS  # codes in a stored block of int8
 
@@ -95,7 +95,7 @@ class Case:
         if self.kind == EMBEDDING and self.matrix is not None:  # a row of each id, not the table
             table = sum(argument.nbytes for argument in self.arguments[1:-1])
             return total - table + table * self.rows // self.matrix[0]
-        if self.kind in (CACHED_ATTENTION, STORE_KEYS):
+        if self.kind in (CACHED_ATTENTION, STORE):
             tensors = [a for a in self.arguments if len(a.shape) == 4]
             cache = sum(a.nbytes for a in tensors)
             per_slot = sum(a.nbytes // (a.shape[1] * TILE_ROWS) for a in tensors)
