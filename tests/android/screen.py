@@ -93,6 +93,13 @@ class Screen:
         self.until(f"document.body.innerText.includes('1: {text}')")
         self.answered(1)
 
+    def answer_again(self, taps: int = 1) -> None:
+        """Has the only answer written anew, and waits for the new one."""
+        self.page.evaluate("document.querySelector('.turn.assistant').classList.add('earlier')")
+        self.page.locator("text=Again").click(click_count=taps)
+        self.until("document.querySelector('.earlier') === null")
+        self.answered(1)
+
     def turn(self) -> None:
         """Turns the phone: what was wide is high."""
         size = self.page.viewport_size
