@@ -8,7 +8,7 @@ from __future__ import annotations
 from convert.blocks import attention, rows
 from convert.blocks.graph import Graph, integers, tensor, tensor_type, variable
 from convert.blocks.linear import Linear
-from convert.blocks.stored import Formats
+from convert.blocks.stored import Formats, Rows
 from convert.config import DecoderConfig
 from quantize.layout import TILE_ROWS
 
@@ -49,7 +49,7 @@ def decoder_layer(graph: Graph, c: DecoderConfig, formats: Formats) -> None:
     parameters += [post_norm, *gate_up.parameters, *down.parameters]
     norm = rows.rms_norm(d, c.rms_norm_eps)
     with graph.function("decoder_layer", parameters):
-        normed = graph.call(norm, [x, input_norm], x.ty)
+        normed = Rows(norm, (x, input_norm))
         packed = qkv.linear(graph, Linear(rows=d + 2 * c.kv_dim, columns=d), normed)
         rotated_type = tensor_type((length, 2, d))
         taken = [packed, angles, start, pinned, keys, values]
@@ -60,9 +60,9 @@ def decoder_layer(graph: Graph, c: DecoderConfig, formats: Formats) -> None:
         mixed = graph.call(attention.cached_attention(c, graph.products.queries), seen, x.ty)
         added = Linear(rows=d, columns=d, residual=c.residual_scale)
         y = o.linear(graph, added, mixed, x)
-        normed = graph.call(norm, [y, post_norm], x.ty)
+        normed = Rows(norm, (y, post_norm))
         both = gate_up.linear(graph, Linear(rows=2 * hidden, columns=d), normed)
-        gated = graph.call(rows.gate(hidden), [both], tensor_type((length, hidden)))
+        gated = Rows(rows.gate(hidden), (both,))
         added = Linear(rows=d, columns=hidden, residual=c.residual_scale)
         graph.finish(down.linear(graph, added, gated, y))
 
@@ -73,6 +73,5 @@ def lm_head(graph: Graph, c: DecoderConfig, formats: Formats) -> None:
     x, norm = tensor("x", (length, d)), tensor("norm", (d,), "float16")
     head = formats.matrix("llm.head" if formats.untied_head else "llm.embed", c.vocab_size, d)
     with graph.function("lm_head", [x, norm, *head.parameters]):
-        kernel = rows.rms_norm(d, c.rms_norm_eps, c.logits_divisor)
-        normed = graph.call(kernel, [x, norm], x.ty)
+        normed = Rows(rows.rms_norm(d, c.rms_norm_eps, c.logits_divisor), (x, norm))
         graph.finish(head.linear(graph, Linear(rows=c.vocab_size, columns=d), normed))

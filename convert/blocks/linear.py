@@ -5,10 +5,8 @@ A tile's 16 rows are the lanes; a block of tokens shares each load of the weight
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import reduce
 
 from tvm.script.ir_builder import tirx as T
 
@@ -19,9 +17,7 @@ from convert.blocks.tir import (
     Expr,
     Kernel,
     each_row_block,
-    fold,
     kernel,
-    local,
     local_rows,
     prefetch,
     span,
@@ -29,7 +25,6 @@ from convert.blocks.tir import (
     store,
     wide,
 )
-from quantize.activations import MAX_INT8
 from quantize.layout import TILE_ROWS, tiles
 
 # Bytes between the weights that are used and those that are asked for from memory. The
@@ -75,55 +70,11 @@ def linear_f16(c: Linear, by: Products) -> Expr:
     return k.function
 
 
-def quantize(width: int, size: int, zero_point: int) -> Expr:
-    """Makes the kernel (x (L, K)) -> codes, scale, offset: int8 activations for `linear_codes`.
-
-    codes (L, G, size) int8, scale (L, G) float32, G = ceil(K / size); values that a last group
-    lacks are 0. offset (L, G) int32: the codes' sum times minus the weights' zero point.
-    """
-    groups, rest = -(-width // size), width % size
-    with kernel(f"quantize_{width}") as k:
-        length = k.length("rows")
-        x = k.tensor("x", (length, width))
-        codes = k.tensor("codes", (length, groups, size), "int8")
-        scale = k.tensor("scale", (length, groups))
-        offset = k.tensor("offset", (length, groups), "int32")
-
-        def write(row: Expr, group: Expr, values: list[Expr]) -> None:
-            scratch = local((LANES,))
-            largest = reduce(T.max, [T.max(v, spread(T.float32(0)) - v) for v in values])
-            store(scratch, largest, span(0))
-            step = T.Bind(fold(scratch, T.max, LANES) / T.float32(MAX_INT8))
-            store(scale, step, row, group)
-            divisor = T.Bind(T.Select(step == T.float32(0), T.float32(1), step))
-            rounded = [T.Bind(T.nearbyint(v / spread(divisor))) for v in values]
-            total = T.int32(0)
-            if zero_point:
-                store(scratch, reduce(operator.add, rounded), span(0))
-                total = T.cast(fold(scratch, operator.add, LANES), "int32") * -zero_point
-            store(offset, total, row, group)
-            for i, part in enumerate(rounded):
-                store(codes, T.cast(part, "int8x16"), row, group, span(i * LANES))
-
-        parts = range(0, size, LANES)
-        with T.parallel(0, length) as row:
-            with T.serial(0, width // size) as group:
-                write(row, group, [T.Bind(x[row, span(group * size + i)]) for i in parts])
-            if rest:
-                last = local((size,))
-                for i in parts:
-                    store(last, spread(T.float32(0)), span(i))
-                with T.serial(0, rest) as i:
-                    store(last, x[row, width - rest + i], i)
-                write(row, T.int64(groups - 1), [T.Bind(last[span(i)]) for i in parts])
-    return k.function
-
-
 def linear_codes(c: Linear, size: int, by: Product, blocks: int, dtype: str) -> Expr:
     """Makes the kernel (codes, scale, offset, q_weight, q_scale, [bias], [residual]) -> (L, N).
 
-    The first three are from `quantize`. q_weight (ceil(N/16), G, blocks, 64) of `dtype`, q_scale
-    (ceil(N/16), G, 16) float16, G = ceil(K / size). A group's product is exact, whatever
+    The first three are from `rows.quantize`. q_weight (ceil(N/16), G, blocks, 64) of `dtype`,
+    q_scale (ceil(N/16), G, 16) float16, G = ceil(K / size). A group's product is exact, whatever
     instructions compute it.
     """
     groups, units = -(-c.columns // size), size // UNIT

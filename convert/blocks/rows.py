@@ -1,13 +1,17 @@
-"""Kernels that work row by row: norms, sums, the gate of SwiGLU, patches, embedding rows."""
+"""Kernels that work row by row: norms, the gate of SwiGLU, rounding, patches, embedding rows."""
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import reduce
 
 from tvm.script.ir_builder import tirx as T
 
 from convert.blocks.maths import silu
 from convert.blocks.tir import (
+    LANES,
     Expr,
     Kernel,
     fold,
@@ -20,79 +24,166 @@ from convert.blocks.tir import (
     wide,
 )
 from convert.config import VisionConfig
+from quantize.activations import MAX_INT8
 from quantize.layout import TILE_ROWS
 
+Values = Callable[[Expr, int], Expr]  # (column, lanes) -> a vector of a row's values
 
-def layer_norm(width: int, eps: float) -> Expr:
-    """Makes the kernel (x (L, D), weight (D,), bias (D,)) -> (L, D), float32."""
-    lanes = lanes_of(width)
-    with kernel("layer_norm") as k:
-        rows = k.length("rows")
+
+@dataclass(frozen=True)
+class Source:
+    """Rows (L, K), float32, that a kernel computes where it needs them.
+
+    Memory and a call are saved where one kernel alone reads them.
+    """
+
+    name: str
+    width: int  # K
+    # Adds its tensors, of L rows, to a kernel; returns what begins with a row.
+    parameters: Callable[[Kernel, Expr], Callable[[Expr], Values]]
+
+
+def given(width: int) -> Source:
+    """Returns the rows of x (L, D) as they are."""
+
+    def parameters(k: Kernel, length: Expr) -> Callable[[Expr], Values]:
+        x = k.tensor("x", (length, width))
+        return lambda row: lambda at, lanes: x[row, span(at, lanes)]
+
+    return Source("", width, parameters)
+
+
+def layer_norm(width: int, eps: float) -> Source:
+    """Returns the normed rows of x (L, D) with weight (D,) and bias (D,), float32."""
+    step = lanes_of(width)
+
+    def parameters(k: Kernel, length: Expr) -> Callable[[Expr], Values]:
         x, weight, bias = (
-            k.tensor("x", (rows, width)),
+            k.tensor("x", (length, width)),
             k.tensor("weight", (width,)),
             k.tensor("bias", (width,)),
         )
-        out = k.tensor("out", (rows, width))
-        with T.parallel(0, rows) as row:
+
+        def begin(row: Expr) -> Values:
             mean = T.Bind(_row_sum(width, lambda at: x[row, at]) / T.float32(width))
 
             def square(at: Expr) -> Expr:
-                centred = T.Bind(x[row, at] - spread(mean, lanes))
+                centred = T.Bind(x[row, at] - spread(mean, step))
                 return centred * centred
 
             variance = _row_sum(width, square) / T.float32(width)
             factor = T.Bind(T.float32(1) / T.sqrt(variance + T.float32(eps)))
-            with T.serial(0, width // lanes) as i:
-                at = span(i * lanes, lanes)
-                normed = (x[row, at] - spread(mean, lanes)) * spread(factor, lanes)
-                store(out, normed * weight[at] + bias[at], row, at)
-    return k.function
+
+            def values(at: Expr, lanes: int) -> Expr:
+                columns = span(at, lanes)
+                normed = (x[row, columns] - spread(mean, lanes)) * spread(factor, lanes)
+                return normed * weight[columns] + bias[columns]
+
+            return values
+
+        return begin
+
+    return Source("layer_norm", width, parameters)
 
 
-def rms_norm(width: int, eps: float, divisor: float = 1.0) -> Expr:
-    """Makes the kernel (x (L, D), weight (D,) float16) -> (L, D), divided by `divisor`; float32."""
-    lanes = lanes_of(width)
-    with kernel("rms_norm") as k:
-        rows = k.length("rows")
-        x, weight = k.tensor("x", (rows, width)), k.tensor("weight", (width,), "float16")
-        out = k.tensor("out", (rows, width))
-        with T.parallel(0, rows) as row:
+def rms_norm(width: int, eps: float, divisor: float = 1.0) -> Source:
+    """Returns the normed rows of x (L, D) with weight (D,) float16, divided by `divisor`."""
+
+    def parameters(k: Kernel, length: Expr) -> Callable[[Expr], Values]:
+        x, weight = k.tensor("x", (length, width)), k.tensor("weight", (width,), "float16")
+
+        def begin(row: Expr) -> Values:
             mean = _row_sum(width, lambda at: x[row, at] * x[row, at]) / T.float32(width)
             factor = T.Bind(T.float32(1) / T.sqrt(mean + T.float32(eps)))
-            with T.serial(0, width // lanes) as i:
-                at = span(i * lanes, lanes)
-                normed = x[row, at] * spread(factor, lanes) * wide(weight[at], lanes)
-                if divisor != 1:
-                    normed = normed / spread(T.float32(divisor), lanes)
-                store(out, normed, row, at)
+
+            def values(at: Expr, lanes: int) -> Expr:
+                columns = span(at, lanes)
+                normed = x[row, columns] * spread(factor, lanes) * wide(weight[columns], lanes)
+                return normed if divisor == 1 else normed / spread(T.float32(divisor), lanes)
+
+            return values
+
+        return begin
+
+    return Source("rms_norm", width, parameters)
+
+
+def gate(width: int) -> Source:
+    """Returns silu(gates) * values (L, D) of x (L, 2D), which has the gates first."""
+
+    def parameters(k: Kernel, length: Expr) -> Callable[[Expr], Values]:
+        x = k.tensor("x", (length, 2 * width))
+
+        def begin(row: Expr) -> Values:
+            def values(at: Expr, lanes: int) -> Expr:
+                opened = silu(T.Bind(x[row, span(at, lanes)]), lanes)
+                return opened * x[row, span(width + at, lanes)]
+
+            return values
+
+        return begin
+
+    return Source("gate", width, parameters)
+
+
+def write(source: Source) -> Expr:
+    """Makes the kernel (the source's tensors) -> (L, D), float32."""
+    lanes = lanes_of(source.width)
+    with kernel(source.name) as k:
+        length = k.length("rows")
+        begin = source.parameters(k, length)
+        out = k.tensor("out", (length, source.width))
+        with T.parallel(0, length) as row:
+            values = begin(row)
+            with T.serial(0, source.width // lanes) as i:
+                store(out, values(i * lanes, lanes), row, span(i * lanes, lanes))
     return k.function
 
 
-def add(width: int) -> Expr:
-    """Makes the kernel (x (L, D), y (L, D)) -> (L, D), float32."""
-    lanes = lanes_of(width)
-    with kernel("add") as k:
-        rows = k.length("rows")
-        x, y, out = (k.tensor(name, (rows, width)) for name in ("x", "y", "out"))
-        with T.parallel(0, rows) as row:
-            with T.serial(0, width // lanes) as i:
-                at = span(i * lanes, lanes)
-                store(out, x[row, at] + y[row, at], row, at)
-    return k.function
+def quantize(source: Source, size: int, zero_point: int) -> Expr:
+    """Makes the kernel (the source's tensors) -> codes, scale, offset: int8 activations.
 
+    They are for `linear.linear_codes`. codes (L, G, size) int8, scale (L, G) float32,
+    G = ceil(K / size); values that a last group lacks are 0. offset (L, G) int32: the codes' sum
+    times minus the weights' zero point.
+    """
+    width = source.width
+    groups, rest = -(-width // size), width % size
+    with kernel("_".join(filter(None, (source.name, "quantize", str(width))))) as k:
+        length = k.length("rows")
+        begin = source.parameters(k, length)
+        codes = k.tensor("codes", (length, groups, size), "int8")
+        scale = k.tensor("scale", (length, groups))
+        offset = k.tensor("offset", (length, groups), "int32")
 
-def gate(width: int) -> Expr:
-    """Makes the kernel (x (L, 2D): gates, then values) -> silu(gates) * values (L, D), float32."""
-    lanes = lanes_of(width)
-    with kernel("gate") as k:
-        rows = k.length("rows")
-        x, out = k.tensor("x", (rows, 2 * width)), k.tensor("out", (rows, width))
-        with T.parallel(0, rows) as row:
-            with T.serial(0, width // lanes) as i:
-                opened = silu(T.Bind(x[row, span(i * lanes, lanes)]), lanes)
-                value = x[row, span(width + i * lanes, lanes)]
-                store(out, opened * value, row, span(i * lanes, lanes))
+        def group_of(row: Expr, group: Expr, values: list[Expr]) -> None:
+            scratch = local((LANES,))
+            largest = reduce(T.max, [T.max(v, spread(T.float32(0)) - v) for v in values])
+            store(scratch, largest, span(0))
+            step = T.Bind(fold(scratch, T.max, LANES) / T.float32(MAX_INT8))
+            store(scale, step, row, group)
+            divisor = T.Bind(T.Select(step == T.float32(0), T.float32(1), step))
+            rounded = [T.Bind(T.nearbyint(v / spread(divisor))) for v in values]
+            total = T.int32(0)
+            if zero_point:
+                store(scratch, reduce(operator.add, rounded), span(0))
+                total = T.cast(fold(scratch, operator.add, LANES), "int32") * -zero_point
+            store(offset, total, row, group)
+            for i, part in enumerate(rounded):
+                store(codes, T.cast(part, "int8x16"), row, group, span(i * LANES))
+
+        parts = range(0, size, LANES)
+        with T.parallel(0, length) as row:
+            values = begin(row)
+            with T.serial(0, width // size) as group:
+                group_of(row, group, [T.Bind(values(group * size + i, LANES)) for i in parts])
+            if rest:
+                last = local((size,))
+                for i in parts:
+                    store(last, spread(T.float32(0)), span(i))
+                with T.serial(0, rest) as i:
+                    store(last, values(width - rest + i, 1), i)
+                group_of(row, T.int64(groups - 1), [T.Bind(last[span(i)]) for i in parts])
     return k.function
 
 

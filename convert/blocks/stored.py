@@ -6,14 +6,32 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from convert.blocks.graph import Expr, Graph, tensor, tensor_type
-from convert.blocks.linear import Linear, linear_codes, linear_f16, quantize
-from convert.blocks.rows import embedding_codes, embedding_f16
+from convert.blocks.linear import Linear, linear_codes, linear_f16
+from convert.blocks.rows import Source, embedding_codes, embedding_f16, given, quantize, write
 from convert.config import ModelConfig
 from convert.plan import Plan
 from quantize.errors import ConfigError
 from quantize.int8 import INT8_GROUP
 from quantize.layout import TILE_ROWS
 from quantize.schemes import GroupScheme
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows (L, K) that a source makes of tensors, the first of which has L rows."""
+
+    source: Source
+    tensors: tuple[Expr, ...]
+
+    @property
+    def length(self) -> Expr:
+        """L."""
+        return self.tensors[0].ty.shape[0]
+
+    def write(self, graph: Graph) -> Expr:
+        """Adds what computes them: (L, K)."""
+        out = tensor_type((self.length, self.source.width))
+        return graph.call(write(self.source), self.tensors, out)
 
 
 @dataclass(frozen=True)
@@ -31,24 +49,26 @@ class Stored:
         """Inputs that share a scale."""
         return self.scheme.group_size if self.format == "q4" else INT8_GROUP
 
-    def linear(self, graph: Graph, c: Linear, x: Expr, *arguments: Expr) -> Expr:
+    def linear(self, graph: Graph, c: Linear, x: Rows | Expr, *arguments: Expr) -> Expr:
         """Adds the product x (L, K) -> (L, N) and what `c` says follows it."""
-        length, size = x.ty.shape[0], self.group_size
-        out = tensor_type((length, self.rows))
         if self.format == "f16_tiled":
+            x = x.write(graph) if isinstance(x, Rows) else x
+            out = tensor_type((x.ty.shape[0], self.rows))
             kernel = linear_f16(c, graph.products)
             return graph.call(kernel, [x, *self.parameters, *arguments], out)
-        groups = -(-self.columns // size)
+        x = x if isinstance(x, Rows) else Rows(given(self.columns), (x,))
+        size, groups = self.group_size, -(-self.columns // self.group_size)
         zero_point = self.scheme.zero_point if self.format == "q4" else graph.products.q8.bias
         activations = graph.call(
-            quantize(self.columns, size, zero_point),
-            [x],
-            tensor_type((length, groups, size), "int8"),
-            tensor_type((length, groups)),
-            tensor_type((length, groups), "int32"),
+            quantize(x.source, size, zero_point),
+            x.tensors,
+            tensor_type((x.length, groups, size), "int8"),
+            tensor_type((x.length, groups)),
+            tensor_type((x.length, groups), "int32"),
         )
         product = graph.products.q4 if self.format == "q4" else graph.products.q8
         kernel = linear_codes(c, size, product, *_blocks(self.format))
+        out = tensor_type((x.length, self.rows))
         return graph.call(kernel, [*activations, *self.parameters, *arguments], out)
 
     def look_up(self, graph: Graph, ids: Expr, factor: float) -> Expr:

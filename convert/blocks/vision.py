@@ -6,7 +6,7 @@ from convert.blocks import rows
 from convert.blocks.attention import Heads
 from convert.blocks.graph import Expr, Graph, tensor, tensor_type
 from convert.blocks.linear import Linear
-from convert.blocks.stored import Formats
+from convert.blocks.stored import Formats, Rows
 from convert.blocks.word_attention import all_attention
 from convert.config import ResamplerConfig, VisionConfig
 
@@ -41,18 +41,18 @@ def vision_block(graph: Graph, c: VisionConfig, formats: Formats) -> None:
     qkv_bias, proj_bias, fc1_bias, fc2_bias = biases
     parameters = [x, *norm1, *qkv.parameters, qkv_bias, *proj.parameters, proj_bias]
     parameters += [*norm2, *fc1.parameters, fc1_bias, *fc2.parameters, fc2_bias]
-    norm, hidden_type = rows.layer_norm(d, c.norm_eps), x.ty
+    norm = rows.layer_norm(d, c.norm_eps)
     with graph.function("vision_block", parameters):
-        normed = graph.call(norm, [x, *norm1], hidden_type)
+        normed = Rows(norm, (x, *norm1))
         packed = qkv.linear(graph, Linear(rows=3 * d, columns=d, bias=True), normed, qkv_bias)
         heads = [Heads(3 * d, i * d) for i in range(3)]
         attend = all_attention(
             graph.products, c.num_heads, c.head_dim, c.num_patches, c.num_patches, *heads
         )
-        mixed = graph.call(attend, [packed] * 3, hidden_type)
+        mixed = graph.call(attend, [packed] * 3, x.ty)
         added = Linear(rows=d, columns=d, bias=True, residual=1.0)
         y = proj.linear(graph, added, mixed, proj_bias, x)
-        normed = graph.call(norm, [y, *norm2], hidden_type)
+        normed = Rows(norm, (y, *norm2))
         opened = Linear(rows=hidden, columns=d, bias=True, gelu=True)
         wide = fc1.linear(graph, opened, normed, fc1_bias)
         added = Linear(rows=d, columns=hidden, bias=True, residual=1.0)
@@ -64,7 +64,7 @@ def vision_norm(graph: Graph, c: VisionConfig) -> None:
     x = tensor("x", (c.num_patches, c.embed_dim))
     norm = _norm("norm", c.embed_dim)
     with graph.function("vision_norm", [x, *norm]):
-        graph.finish(graph.call(rows.layer_norm(c.embed_dim, c.norm_eps), [x, *norm], x.ty))
+        graph.finish(Rows(rows.layer_norm(c.embed_dim, c.norm_eps), (x, *norm)).write(graph))
 
 
 def resampler(graph: Graph, c: ResamplerConfig, patches: int, formats: Formats) -> None:
@@ -90,7 +90,7 @@ def resampler(graph: Graph, c: ResamplerConfig, patches: int, formats: Formats) 
     norm = rows.layer_norm(d, c.norm_eps)
     with graph.function("resampler", parameters):
         kv = kv_proj.linear(graph, Linear(rows=d, columns=c.kv_dim), features)
-        kv = graph.call(norm, [kv, *ln_kv], kv.ty)
+        kv = Rows(norm, (kv, *ln_kv)).write(graph)  # for two matrices
         keys = Linear(rows=d, columns=d, residual=1.0)
         k = k_proj.linear(graph, keys, kv, key_positions)
         biased = Linear(rows=d, columns=d, bias=True)
@@ -100,8 +100,8 @@ def resampler(graph: Graph, c: ResamplerConfig, patches: int, formats: Formats) 
         )
         mixed = graph.call(attend, [query, k, v], query.ty)
         x = out_proj.linear(graph, biased, mixed, out_bias)
-        x = graph.call(norm, [x, *ln_post], x.ty)
-        graph.finish(proj.linear(graph, Linear(rows=d, columns=d), x))
+        normed = Rows(norm, (x, *ln_post))
+        graph.finish(proj.linear(graph, Linear(rows=d, columns=d), normed))
 
 
 def _norm(name: str, width: int) -> list[Expr]:

@@ -55,7 +55,7 @@ def test_every_kernel_runs() -> None:
     config = load_config(DEMO)
     plan = make_plan(config, False, Recipe.load("q4f16_1"))
     found = list(cases(config, plan, VARIANTS[-1], (1, 3)))
-    assert {"linear", "embedding", "quantize", "rms_norm"} <= {case.kind for case in found}
+    assert {"linear", "embedding", "quantize", "rms_norm_quantize"} <= {case.kind for case in found}
     assert {case.format for case in found} >= {"", "q4", "q8", "f16"}
     assert config.vision is not None
     assert {case.rows for case in found if case.caller == "decoder_layer"} == {1, 3}

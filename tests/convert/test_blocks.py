@@ -141,18 +141,19 @@ SIZE = SCHEME.group_size
 
 def _quantizer(width: int, size: int, zero_point: int) -> Callable[[Array], list[Array]]:
     """Compiles the kernel that quantizes activations: codes, scale, offset."""
-    run, groups = _compile(linear.quantize(width, size, zero_point)), -(-width // size)
+    run = _compile(rows.quantize(rows.given(width), size, zero_point))
+    return lambda x: _codes(run, [x], width, size)
 
-    def quantize(x: Array) -> list[Array]:
-        outputs = [
-            np.empty((len(x), groups, size), np.int8),
-            np.empty((len(x), groups), np.float32),
-            np.empty((len(x), groups), np.int32),
-        ]
-        run([x], outputs)
-        return outputs
 
-    return quantize
+def _codes(run: Run, inputs: list[Array], width: int, size: int) -> list[Array]:
+    length, groups = len(inputs[0]), -(-width // size)
+    outputs = [
+        np.empty((length, groups, size), np.int8),
+        np.empty((length, groups), np.float32),
+        np.empty((length, groups), np.int32),
+    ]
+    run(inputs, outputs)
+    return outputs
 
 
 @pytest.mark.parametrize(
@@ -257,11 +258,22 @@ def test_embedding_is_exact(form: str) -> None:
     np.testing.assert_array_equal(out, expected[ids] * np.float32(12))
 
 
+def _rows(source: rows.Source, inputs: list[Array]) -> Array:
+    """Returns a source's rows, after a look at what it gives where it is rounded at once."""
+    out = np.empty((len(inputs[0]), source.width), np.float32)
+    _compile(rows.write(source))(inputs, [out])
+    size = 32
+    run = _compile(rows.quantize(source, size, 7))
+    expected = _quantizer(source.width, size, 7)(out)
+    for made, apart in zip(_codes(run, inputs, source.width, size), expected, strict=True):
+        np.testing.assert_array_equal(made, apart)
+    return out
+
+
 @pytest.mark.parametrize("width", [144, 10, 1])
 def test_layer_norm(width: int, record_property: Record) -> None:
     x, weight, bias = _normal(5, width) + 3, _normal(width), _normal(width)
-    out = np.empty_like(x)
-    _compile(rows.layer_norm(width, 1e-6))([x, weight, bias], [out])
+    out = _rows(rows.layer_norm(width, 1e-6), [x, weight, bias])
     wide = [torch.from_numpy(t).double() for t in (x, weight, bias)]
     expected = F.layer_norm(wide[0], (width,), *wide[1:], eps=1e-6)
     assert_close("layer_norm", out, expected, ROUNDING, record_property)
@@ -270,11 +282,18 @@ def test_layer_norm(width: int, record_property: Record) -> None:
 @pytest.mark.parametrize("divisor", [1.0, 9.0])
 def test_rms_norm(divisor: float, record_property: Record) -> None:
     x, weight = _normal(5, 96), _normal(96).astype(np.float16)
-    out = np.empty_like(x)
-    _compile(rows.rms_norm(96, 1e-5, divisor))([x, weight], [out])
+    out = _rows(rows.rms_norm(96, 1e-5, divisor), [x, weight])
     wide = x.astype(np.float64)
     expected = wide / np.sqrt((wide**2).mean(-1, keepdims=True) + 1e-5) * weight / divisor
     assert_close("rms_norm", out, expected, ROUNDING, record_property)
+
+
+@pytest.mark.parametrize("width", [96, 21])
+def test_gate(width: int, record_property: Record) -> None:
+    x = _normal(5, 2 * width) * 4
+    out = _rows(rows.gate(width), [x])
+    gates, values = torch.from_numpy(x).double().chunk(2, -1)
+    assert_close("gate", out, F.silu(gates) * values, ROUNDING, record_property)
 
 
 @pytest.mark.parametrize(
