@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tvm import relax
 
-from convert.blocks.graph import lower
+from convert.blocks.lowering import build
 from convert.compile import Target, build_blocks
 from convert.config import DecoderConfig, ModelConfig
 from convert.plan import Plan
@@ -137,9 +137,7 @@ def compile_here(config: ModelConfig, plan: Plan) -> Any:
     """Compiles a model's blocks for this PC, in memory; returns the machine that runs them."""
     variant = Target.load("host").variants[-1]  # what every host can run
     module, _ = build_blocks(config, plan, variant)
-    target = tvm.target.Target(variant.tvm)
-    executable = relax.build(module, target=target, relax_pipeline=lower())
-    return relax.VirtualMachine(executable, tvm.cpu())
+    return relax.VirtualMachine(build(module, variant.tvm), tvm.cpu())
 
 
 class CompiledModel:
@@ -193,7 +191,12 @@ class CompiledModel:
     def layer(self, i: int, x: Array, cache: CompiledCache) -> Float32:
         """Runs decoder layer i on the next tokens (L, D) and adds them to its cache."""
         parts = [
-            self._call("decoder_layer", _copy(part), *cache.place(i, len(part)), *self._layers[i])
+            self._call(
+                "decoder_step" if len(part) == 1 else "decoder_layer",
+                _copy(part),
+                *cache.place(i, len(part)),
+                *self._layers[i],
+            )
             for part in _chunks(x, cache.chunk)
         ]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)

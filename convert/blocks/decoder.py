@@ -5,8 +5,10 @@ The number of tokens L varies, and so does the cache's number of tiles.
 
 from __future__ import annotations
 
+from tvm import tirx
+
 from convert.blocks import attention, rows
-from convert.blocks.graph import Graph, integers, tensor, tensor_type, variable
+from convert.blocks.graph import Expr, Graph, integers, tensor, tensor_type, variable
 from convert.blocks.linear import Linear
 from convert.blocks.stored import Formats, Rows
 from convert.config import DecoderConfig
@@ -22,6 +24,16 @@ def embed(graph: Graph, c: DecoderConfig, formats: Formats) -> None:
 
 
 def decoder_layer(graph: Graph, c: DecoderConfig, formats: Formats) -> None:
+    """Adds the functions decoder_layer and, for one token, decoder_step; see `_layer`.
+
+    Shapes that are known spare the virtual machine half of its work, which a token feels; the
+    kernels are the same.
+    """
+    _layer(graph, c, formats, "decoder_layer", variable("length"))
+    _layer(graph, c, formats, "decoder_step", tirx.IntImm("int64", 1))
+
+
+def _layer(graph: Graph, c: DecoderConfig, formats: Formats, name: str, length: Expr) -> None:
     """Adds the function (x (L, D), angles, keys, values, place, ...) -> (L, D).
 
     angles (L, 4, head_dim/2): see `attention.rotate_and_store`. keys (H, T, head_dim, 16) and
@@ -30,7 +42,7 @@ def decoder_layer(graph: Graph, c: DecoderConfig, formats: Formats) -> None:
     input_norm, qkv, o, post_norm, gate_up, down, a quantized matrix being two arguments.
     """
     d, hidden, heads = c.hidden_size, c.intermediate_size, c.num_key_value_heads
-    length, count = variable("length"), variable("tiles")
+    count = variable("tiles")
     start, window, pinned = (variable(name) for name in ("start", "window", "pinned"))
     x = tensor("x", (length, d))
     angles = tensor("angles", (length, 4, c.head_dim // 2))
@@ -48,7 +60,7 @@ def decoder_layer(graph: Graph, c: DecoderConfig, formats: Formats) -> None:
     parameters += [input_norm, *qkv.parameters, *o.parameters]
     parameters += [post_norm, *gate_up.parameters, *down.parameters]
     norm = rows.rms_norm(d, c.rms_norm_eps)
-    with graph.function("decoder_layer", parameters):
+    with graph.function(name, parameters):
         normed = Rows(norm, (x, input_norm))
         packed = qkv.linear(graph, Linear(rows=d + 2 * c.kv_dim, columns=d), normed)
         rotated_type = tensor_type((length, 2, d))

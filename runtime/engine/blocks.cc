@@ -68,6 +68,7 @@ Blocks::Blocks(const std::string& prefix, const Bundle& bundle)
     }
     layers_.push_back(Take("decoder_layer", names));
   }
+  step_ = Find("decoder_step");
   lm_head_ = Take("lm_head", {"llm.norm.weight", config_.untied_head ? "llm.head" : "llm.embed"});
 }
 
@@ -85,7 +86,8 @@ Tensor Blocks::Embed(const Tensor& ids) const { return Call(embed_, {ids}); }
 
 Tensor Blocks::DecoderLayer(int64_t index, const Tensor& x, const CachePlace& place) const {
   const ffi::Shape numbers{place.start, place.window, place.pinned};
-  return Call(layers_.at(static_cast<size_t>(index)),
+  const Block& layer = layers_.at(static_cast<size_t>(index));
+  return Call(x.size(0) == 1 ? step_ : layer.function, layer.weights,
               {x, place.angles, place.keys, place.values, numbers});
 }
 
@@ -118,12 +120,16 @@ void Blocks::ReleaseMemory() const {
   MemoryManager::GetOrCreateAllocator(kCpu, kAllocator)->Clear();
 }
 
-Blocks::Block Blocks::Take(const char* function, const std::vector<std::string>& weights) {
+ffi::Function Blocks::Find(const char* function) const {
   const auto found = machine_.cast<ffi::Module>()->GetFunction(function, true);
   if (!found.has_value()) {
     throw EngineError(error_code::kInternal, std::string("no compiled block ") + function);
   }
-  Block block{*found, {}};
+  return *found;
+}
+
+Blocks::Block Blocks::Take(const char* function, const std::vector<std::string>& weights) const {
+  Block block{Find(function), {}};
   for (const std::string& name : weights) {
     for (const TensorView& part : bundle_.Parts(name)) block.weights.emplace_back(Borrow(part));
   }
@@ -131,11 +137,16 @@ Blocks::Block Blocks::Take(const char* function, const std::vector<std::string>&
 }
 
 Tensor Blocks::Call(const Block& block, std::initializer_list<ffi::AnyView> inputs) {
+  return Call(block.function, block.weights, inputs);
+}
+
+Tensor Blocks::Call(const ffi::Function& function, const Arguments& weights,
+                    std::initializer_list<ffi::AnyView> inputs) {
   std::vector<ffi::AnyView> arguments(inputs);
-  arguments.insert(arguments.end(), block.weights.begin(), block.weights.end());
+  arguments.insert(arguments.end(), weights.begin(), weights.end());
   ffi::Any result;
   try {
-    block.function.CallPacked(arguments.data(), static_cast<int32_t>(arguments.size()), &result);
+    function.CallPacked(arguments.data(), static_cast<int32_t>(arguments.size()), &result);
   } catch (const ffi::Error& error) {
     throw EngineError(error_code::kInternal, std::string("a compiled block: ") + error.what());
   }

@@ -66,14 +66,18 @@ class Blocks {
     Arguments weights;
   };
 
-  Block Take(const char* function, const std::vector<std::string>& weights);
+  tvm::ffi::Function Find(const char* function) const;
+  Block Take(const char* function, const std::vector<std::string>& weights) const;
   static Tensor Call(const Block& block, std::initializer_list<tvm::ffi::AnyView> inputs);
+  static Tensor Call(const tvm::ffi::Function& function, const Arguments& weights,
+                     std::initializer_list<tvm::ffi::AnyView> inputs);
 
   const Bundle& bundle_;
   const ModelConfig& config_;
   tvm::ffi::Any machine_;  // keeps the functions alive
   Block vision_embed_, vision_norm_, resampler_, embed_, lm_head_;
   std::vector<Block> vision_blocks_, layers_;
+  tvm::ffi::Function step_;           // a layer for one token
   std::shared_ptr<Profile> profile_;  // none until somebody asks
 };
 
