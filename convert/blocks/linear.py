@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from tvm.script.ir_builder import tirx as T
 
 from convert.blocks.maths import gelu
-from convert.blocks.products import UNIT, Activations, Product, Products
+from convert.blocks.products import Activations, Product, Products
 from convert.blocks.tir import (
     LANES,
     Expr,
@@ -30,6 +30,9 @@ from quantize.layout import TILE_ROWS, tiles
 # Bytes between the weights that are used and those that are asked for from memory. The
 # processor's own prefetcher ends at each page of 4 KiB; nothing is gained from further ahead.
 _AHEAD = 4096
+# Pairs of tiles that a block of tokens goes through in one task. Results then fill rows of memory
+# instead of columns, which cost a page each; but there must be tasks for all threads.
+_RUN, _TASKS = 6, 12
 
 Epilogue = Callable[[Expr, Expr, Expr, int], Expr]  # (value, row, columns, lanes) -> value
 
@@ -77,7 +80,7 @@ def linear_codes(c: Linear, size: int, by: Product, blocks: int, dtype: str) -> 
     q_scale (ceil(N/16), G, 16) float16, G = ceil(K / size). A group's product is exact, whatever
     instructions compute it.
     """
-    groups, units = -(-c.columns // size), size // UNIT
+    groups, units = -(-c.columns // size), size // by.inputs
     in_unit = blocks // units
     ahead = _AHEAD // (blocks * 4 * TILE_ROWS)
     bits = 8 * blocks * 4 // size
@@ -92,18 +95,21 @@ def linear_codes(c: Linear, size: int, by: Product, blocks: int, dtype: str) -> 
         out = k.tensor("out", (length, c.rows))
 
         lanes = by.lanes
+        beside = min(by.tiles, tiles(c.rows))
+        run = 1 if beside == 1 else beside * max(min(tiles(c.rows) // beside // _TASKS, _RUN), 1)
 
         def add_unit(
-            first: Expr, tile: Expr, group: Expr, unit: Expr, part: Expr, before: list[Expr]
+            first: Expr, at: list[Expr], group: Expr, unit: Expr, part: Expr, before: list[Expr]
         ) -> list[Expr]:
-            """Adds the products of some rows of a group's unit for as many tokens as `before`."""
-            columns, at = span(part * 4 * lanes, 4 * lanes), unit * in_unit
-            packed = [q_weight[tile, group, at + i, columns] for i in range(in_unit)]
+            """Adds the products of some rows of a group's unit, tile after tile."""
+            columns, start = span(part * 4 * lanes, 4 * lanes), unit * in_unit
+            packed = [q_weight[t, group, start + i, columns] for t in at for i in range(in_unit)]
 
             def activations(row: Expr) -> Activations:
-                return lambda at, size: codes[row, group, span(unit * UNIT + at, size)]
+                return lambda at, size: codes[row, group, span(unit * by.inputs + at, size)]
 
-            return by.unit(packed, [activations(first + m) for m in range(len(before))], before)
+            tokens = [activations(first + m) for m in range(len(before) // len(at))]
+            return by.unit(packed, tokens, before)
 
         def each_part(body: Callable[[Expr, Expr], None]) -> None:
             """Calls body(part, rows) for the parts of a tile that a product has at a time.
@@ -116,47 +122,61 @@ def linear_codes(c: Linear, size: int, by: Product, blocks: int, dtype: str) -> 
             with T.serial(0, LANES // lanes) as part:
                 body(part, span(part * lanes, lanes))
 
-        with T.parallel(0, tiles(c.rows)) as tile:
+        def multiply(first: Expr, count: int, at: list[Expr]) -> None:
+            sums = [local_rows(count, T.float32(0)) for _ in at]
+            with T.serial(0, groups) as group:
+                if count == 1:  # bound by memory
+                    for i in range(blocks):
+                        prefetch(q_weight[at[0], group + ahead, i, 0])
+                    prefetch(q_scale[at[0], group + ahead, 0])
 
-            def multiply(first: Expr, count: int) -> None:
-                sums = local_rows(count, T.float32(0))
-                with T.serial(0, groups) as group:
-                    if count == 1:  # bound by memory
-                        for i in range(blocks):
-                            prefetch(q_weight[tile, group + ahead, i, 0])
-                        prefetch(q_scale[tile, group + ahead, 0])
-
-                    def finish(rows: Expr, dots: list[Expr]) -> None:
-                        step = T.Bind(wide(q_scale[tile, group, rows], lanes))
+                def finish(rows: Expr, dots: list[Expr]) -> None:
+                    for i, t in enumerate(at):
+                        step = T.Bind(wide(q_scale[t, group, rows], lanes))
                         for m in range(count):
                             factor = step * spread(scale[first + m, group], lanes)
-                            store(sums[m], sums[m][rows] + wide(dots[m], lanes) * factor, rows)
+                            value = wide(dots[i * count + m], lanes) * factor
+                            store(sums[i][m], sums[i][m][rows] + value, rows)
 
-                    offsets = [offset[first + m, group] for m in range(count)]
-                    if units == 1:
+                offsets = [offset[first + m, group] for m in range(count)] * len(at)
+                if units == 1:
 
-                        def whole(part: Expr, rows: Expr) -> None:
-                            before = [spread(value, lanes) for value in offsets]
-                            finish(rows, add_unit(first, tile, group, 0, part, before))
+                    def whole(part: Expr, rows: Expr) -> None:
+                        before = [spread(value, lanes) for value in offsets]
+                        finish(rows, add_unit(first, at, group, 0, part, before))
 
-                        each_part(whole)
-                    else:
-                        words = local_rows(count, T.int32(0))
-                        for row, value in zip(words, offsets, strict=True):
-                            store(row, spread(value), span(0))
-                        with T.serial(0, units) as unit:
+                    each_part(whole)
+                else:
+                    words = local_rows(count * len(at), T.int32(0))
+                    for row, value in zip(words, offsets, strict=True):
+                        store(row, spread(value), span(0))
+                    with T.serial(0, units) as unit:
 
-                            def one(part: Expr, rows: Expr) -> None:
-                                before = [row[rows] for row in words]
-                                after = add_unit(first, tile, group, unit, part, before)
-                                for row, value in zip(words, after, strict=True):
-                                    store(row, value, rows)
+                        def one(part: Expr, rows: Expr) -> None:
+                            before = [row[rows] for row in words]
+                            after = add_unit(first, at, group, unit, part, before)
+                            for row, value in zip(words, after, strict=True):
+                                store(row, value, rows)
 
-                            each_part(one)
-                        each_part(lambda _, rows: finish(rows, [row[rows] for row in words]))
-                _finish(out, sums, first, count, tile, c.rows, epilogue)
+                        each_part(one)
+                    each_part(lambda _, rows: finish(rows, [row[rows] for row in words]))
+            for of_tile, t in zip(sums, at, strict=True):
+                _finish(out, of_tile, first, count, t, c.rows, epilogue)
 
-            each_row_block(length, by.tokens, multiply)
+        with T.parallel(0, -(-tiles(c.rows) // run)) as task:
+
+            def of_run(first: Expr, count: int) -> None:
+                if run == 1:
+                    multiply(first, count, [task])
+                    return
+                some = beside if count > 1 else 1
+                left = T.min(tiles(c.rows) - task * run, run)
+                with T.serial(0, (left + some - 1) // some) as i:
+                    # Where the last has none beside it, the one before is computed again.
+                    tile = T.Bind(T.min(task * run + i * some, tiles(c.rows) - some))
+                    multiply(first, count, [tile + j for j in range(some)])
+
+            each_row_block(length, by.tokens, of_run)
     return k.function
 
 

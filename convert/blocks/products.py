@@ -17,7 +17,8 @@ from convert.blocks.tir import Expr
 UNIT = 32  # inputs
 # (first, count) -> neighbours of a token's int8 activations for a unit
 Activations = Callable[[int, int], Expr]
-# (a unit's stored blocks, each token's activations, int32 sums to add to) -> int32 sums
+# (a unit's stored blocks, each token's activations, int32 sums to add to) -> int32 sums; blocks
+# and sums of several tiles stand one tile after the other
 UnitProduct = Callable[[Sequence[Expr], Sequence[Activations], Sequence[Expr]], list[Expr]]
 # (16 pairs of int16, one pair for all as int32, int32x16 to add to) -> int32x16
 PairProduct = Callable[[Expr, Expr, Expr], Expr]
@@ -30,6 +31,8 @@ class Product:
     unit: UnitProduct
     lanes: int  # rows that a unit has; a block holds 4 codes of each
     tokens: int  # that share a load of weights: as many as the registers hold sums of
+    inputs: int = UNIT  # of a unit
+    tiles: int = 1  # of weights that share a load of activations
     bias: int = 0  # what the product takes codes to be larger by
 
 

@@ -53,13 +53,30 @@ def _fours(token: Activations, lanes: int) -> list[Expr]:
     return [T.reinterpret(f"int8x{4 * lanes}", spread(word, lanes)) for word in words]
 
 
-def _vnni(blocks: Sequence[Expr], token: Activations, sums: Expr) -> Expr:
-    """AVX512-VNNI: adds four products of unsigned codes and signed activations to each row."""
-    for block, bytes_ in zip(blocks, _fours(token, LANES), strict=True):
-        sums = T.call_llvm_pure_intrin(
-            "int32x16", "llvm.x86.avx512.vpdpbusd.512", sums, block, bytes_
-        )
-    return sums
+def _vnni(unpack: Callable[[Sequence[Expr]], list[Expr]]) -> UnitProduct:
+    """Makes AVX512-VNNI's product of unsigned codes and signed activations, four at a time."""
+
+    def unit(
+        packed: Sequence[Expr], tokens: Sequence[Activations], sums: Sequence[Expr]
+    ) -> list[Expr]:
+        tiles = len(sums) // len(tokens)
+        size = len(packed) // tiles
+        unpacked = [unpack(packed[i * size : (i + 1) * size]) for i in range(tiles)]
+        sums = list(sums)
+        # An instruction waits for the one before it on the same sum: so all sums take turns.
+        for i in range(len(unpacked[0])):
+            for m, token in enumerate(tokens):
+                word = T.reinterpret("int32", token(4 * i, 4))
+                bytes_ = T.Bind(T.reinterpret(f"int8x{4 * LANES}", spread(word)))
+                for at, blocks in zip(range(m, len(sums), len(tokens)), unpacked, strict=True):
+                    sums[at] = T.Bind(
+                        T.call_llvm_pure_intrin(
+                            "int32x16", "llvm.x86.avx512.vpdpbusd.512", sums[at], blocks[i], bytes_
+                        )
+                    )
+        return sums
+
+    return unit
 
 
 def _pairs(lanes: int, multiply: str, add: str) -> UnitProduct:
@@ -122,8 +139,8 @@ _AVX2 = ("llvm.x86.avx2.pmadd.ub.sw", "llvm.x86.avx2.psign.b", "llvm.x86.avx2.pm
 _SSE = ("llvm.x86.ssse3.pmadd.ub.sw.128", "llvm.x86.ssse3.psign.b.128", "llvm.x86.sse2.pmadd.wd")
 X86 = {
     "vnni": Products(
-        q4=Product(each_token(_halves(LANES), _vnni), lanes=LANES, tokens=12),
-        q8=Product(each_token(_unsigned, _vnni), lanes=LANES, tokens=15, bias=128),
+        q4=Product(_vnni(_halves(LANES)), lanes=LANES, tokens=12),
+        q8=Product(_vnni(_unsigned), lanes=LANES, inputs=4, tokens=12, tiles=2, bias=128),
         f16_tokens=14,
         queries=8,
         pairs=_vnni_words,
