@@ -14,7 +14,8 @@ import tvm
 
 from convert.block_cache import cached_objects
 from convert.blocks import decoder, vision
-from convert.blocks.graph import Graph, lower
+from convert.blocks.graph import Graph
+from convert.blocks.lowering import build
 from convert.blocks.processors import products
 from convert.blocks.stored import Formats
 from convert.config import CONFIGS, ModelConfig
@@ -146,12 +147,8 @@ def compile_blocks(
 def _compile(module: Any, variant: Variant, folder: Path, report: Progress) -> None:
     """Writes a module's objects."""
     report(f"machine code, {variant.name}")
-    executable = tvm.relax.build(
-        module.with_attr("system_lib_prefix", f"{variant.name}_"),
-        target=tvm.target.Target(variant.tvm),
-        relax_pipeline=lower(),
-    )
-    export_objects(executable, folder)
+    linked = module.with_attr("system_lib_prefix", f"{variant.name}_")
+    export_objects(build(linked, variant.tvm), folder)
 
 
 def _compiler() -> dict[str, Any]:

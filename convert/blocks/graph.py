@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import tvm
 from tvm import relax, tirx
 
 from convert.blocks.products import Products
@@ -86,19 +85,3 @@ def tensor(name: str, shape: Sequence[Expr], dtype: str = "float32") -> Expr:
 def integers(name: str, values: Sequence[Expr]) -> Expr:
     """Makes a function's parameter of integers, passed as a shape."""
     return relax.Var(name, relax.ShapeType(list(values)))
-
-
-def lower() -> Any:
-    """Returns the passes from Relax to the VM; kernels are called as they are, none is fused."""
-    return tvm.transform.Sequential(
-        [
-            relax.transform.CallTIRRewrite(),
-            relax.transform.StaticPlanBlockMemory(),
-            relax.transform.LowerAllocTensor(),
-            relax.transform.KillAfterLastUse(),
-            relax.transform.LowerRuntimeBuiltin(),
-            relax.transform.ComputePrimValue(),
-            relax.transform.VMShapeLower(),
-            relax.transform.AttachGlobalSymbol(),
-        ]
-    )

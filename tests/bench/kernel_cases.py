@@ -15,6 +15,7 @@ from typing import Any
 import tvm
 from tvm import relax, tirx
 
+from convert.blocks.lowering import KERNELS
 from convert.compile import Target, Variant, build_blocks
 from convert.config import ModelConfig
 from convert.plan import Plan
@@ -156,7 +157,7 @@ def kind(name: str) -> str:
 def compiled(case: Case, variant: Variant) -> Any:
     """Compiles a kernel alone."""
     module = tvm.IRModule({"main": case.function.with_attr("global_symbol", "main")})
-    return tvm.compile(module, target=tvm.target.Target(variant.tvm))
+    return tvm.compile(module, target=tvm.target.Target(variant.tvm), tir_pipeline=KERNELS)
 
 
 def _calls(functions: Mapping[str, Any]) -> Iterator[tuple[str, str, list[int | None]]]:

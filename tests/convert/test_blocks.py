@@ -21,6 +21,7 @@ from convert import compile as compiling
 from convert.blocks import linear, maths, rows
 from convert.blocks.attention import Heads, attention
 from convert.blocks.linear import Linear
+from convert.blocks.lowering import KERNELS
 from convert.blocks.processors import products
 from convert.blocks.tir import kernel, span, store
 from convert.blocks.word_attention import word_attention

@@ -64,11 +64,10 @@ INPUTS = (
 
 def compiled_proof(target: dict[str, Any], prefix: str | None) -> Any:
     """Compiles a linear layer with float16 weights, parallel over its rows."""
-    import tvm
-    from tvm import relax
 
-    from convert.blocks.graph import Graph, lower, tensor, tensor_type, variable
+    from convert.blocks.graph import Graph, tensor, tensor_type, variable
     from convert.blocks.linear import Linear, linear_f16
+    from convert.blocks.lowering import build
     from convert.blocks.processors import products
 
     graph, length = Graph(products("neon")), variable("length")
@@ -83,7 +82,7 @@ def compiled_proof(target: dict[str, Any], prefix: str | None) -> Any:
     module = graph.module()
     if prefix is not None:
         module = module.with_attr("system_lib_prefix", prefix)
-    return relax.build(module, target=tvm.target.Target(target), relax_pipeline=lower())
+    return build(module, target)
 
 
 @pytest.fixture(scope="module", params=TARGETS)

@@ -1,0 +1,87 @@
+"""The passes from blocks to machine code: those that our kernels need, of TVM's many.
+
+TVM's own list for kernels serves schedules, GPUs and narrow floats. Ours are loops already, and
+without what does nothing to them a module compiles in a third of the time. Two passes did harm:
+`CompactBufferAllocation` sizes a cache's rows by a formula of 200 minima, which every later pass
+then simplifies again; `HoistIfThenElse` simplifies everything for conditions that LLVM hoists.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tvm
+from tvm import relax, s_tir, tirx
+from tvm.tirx.compilation_pipeline import (
+    finalize_device_passes,
+    finalize_host_passes,
+    register_tir_pipeline,
+)
+
+KERNELS = "minicpmv"  # the name under which TVM knows `_kernel_passes`
+
+
+def build(module: Any, target: dict[str, Any]) -> Any:
+    """Compiles a Relax module of blocks.
+
+    Args:
+        module: what `Graph.module` gives.
+        target: TVM's, as in `configs/target/`.
+
+    Returns:
+        An executable: `convert.engine_build.export_objects` writes it, Python can run it.
+    """
+    return relax.build(
+        module,
+        target=tvm.target.Target(target),
+        relax_pipeline=_block_passes(),
+        tir_pipeline=KERNELS,
+    )
+
+
+def _block_passes() -> Any:
+    """Returns the passes from Relax to the VM; kernels are called as they are, none is fused."""
+    return tvm.transform.Sequential(
+        [
+            relax.transform.CallTIRRewrite(),
+            relax.transform.StaticPlanBlockMemory(),
+            relax.transform.LowerAllocTensor(),
+            relax.transform.KillAfterLastUse(),
+            relax.transform.LowerRuntimeBuiltin(),
+            relax.transform.ComputePrimValue(),
+            relax.transform.VMShapeLower(),
+            relax.transform.AttachGlobalSymbol(),
+        ]
+    )
+
+
+def _kernel_passes() -> tuple[Any, Any, Any]:
+    """Returns the passes from kernels to what LLVM gets, and TVM's own for the last step."""
+    passes = tvm.transform.Sequential(
+        [
+            # From the form with blocks, which the IR builder makes, to plain statements.
+            s_tir.transform.PlanAndUpdateBufferAllocationLocation(),
+            s_tir.transform.ConvertBlocksToOpaque(),
+            s_tir.transform.LowerMatchBuffer(),
+            s_tir.transform.LowerOpaqueBlock(),
+            # Flat, 32-bit indices; loops as they are meant.
+            tirx.transform.FlattenBuffer(),
+            tirx.transform.NarrowDataType(32),
+            s_tir.transform.LoopPartition(),
+            tirx.transform.VectorizeLoop(),
+            tirx.transform.StorageRewrite(),
+            tirx.transform.UnrollLoop(),
+            tirx.transform.StmtSimplify(),
+            tirx.transform.RemoveNoOp(),
+            s_tir.transform.RewriteUnsafeSelect(),
+            tirx.transform.CommonSubexprElim(),
+            # Functions that the VM can call.
+            tirx.transform.AnnotateEntryFunc(),
+            tirx.transform.SplitHostDevice(),
+            tirx.transform.MakePackedAPI(),
+        ]
+    )
+    return passes, finalize_host_passes, finalize_device_passes
+
+
+register_tir_pipeline(KERNELS, _kernel_passes)
