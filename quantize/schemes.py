@@ -104,9 +104,10 @@ def quantize_groups(weight: Array, scheme: GroupScheme, *, name: str) -> tuple[A
         ratio = round_to_float16(groups / scale.astype(np.float32)[..., None])
     code = round_to_float16(ratio + np.float32(scheme.zero_point))
     np.rint(code, out=code)
-    # Where the scale is 0, so are the values (code 0), or they are too small for any scale
-    # (infinite ratios, clipped to either end); both come back as 0.
-    np.nan_to_num(code, copy=False, nan=0.0, posinf=scheme.max_code, neginf=0.0)
+    if not scale.all():
+        # Where the scale is 0, so are the values (code 0), or they are too small for any scale
+        # (infinite ratios, clipped to either end); both come back as 0.
+        np.nan_to_num(code, copy=False, nan=0.0, posinf=scheme.max_code, neginf=0.0)
     np.clip(code, 0, scheme.max_code, out=code)
     return code.astype(np.uint8).reshape(weight.shape), scale
 

@@ -90,19 +90,12 @@ class ReferenceSession:
         on_text: OnText = lambda text: None,
         on_progress: OnProgress = lambda stage, done, total: None,
         cancelled: Cancelled = lambda: False,
-        draft: Sequence[int] = (),
     ) -> Reply:
-        """See `Session`; a picture is encoded in one go, and cannot be cancelled.
-
-        A draft is what the answer may be; see `runtime.generate`. Beams and a full window leave
-        it aside.
-        """
+        """See `Session`; a picture is encoded in one go, and cannot be cancelled."""
         pixels, digest = self._pixels(picture)
         request = self._request(messages, digest)
         try:
-            return self._reply(
-                request, pixels, digest, options, on_text, on_progress, cancelled, draft
-            )
+            return self._reply(request, pixels, digest, options, on_text, on_progress, cancelled)
         except BaseException:
             self.reset()  # whatever stopped it, the cache may be half-written
             raise
@@ -116,7 +109,6 @@ class ReferenceSession:
         on_text: OnText,
         on_progress: OnProgress,
         cancelled: Cancelled,
-        draft: Sequence[int],
     ) -> Reply:
         start = time.perf_counter()
         encode = pixels is not None and digest not in self._pictures
@@ -132,7 +124,7 @@ class ReferenceSession:
         else:
             logits = self.backend.logits(hidden[-1:])[0].cpu()
             prefilled = time.perf_counter()
-            generation = self._generate(cache, logits, options, stream, cancelled, draft)
+            generation = self._generate(cache, logits, options, stream, cancelled)
             self._cached = [*request.keys, *generation.cached]
         text = stream.finish(generation.ids)
         return Reply(
@@ -157,7 +149,6 @@ class ReferenceSession:
         options: GenerationOptions,
         stream: TextStream,
         cancelled: Cancelled,
-        draft: Sequence[int],
     ) -> Generation:
         if options.num_beams > 1:  # the best way is known at its end only: nothing to stream
             return beam_search(self.backend, cache, logits, options, cancelled=cancelled)
@@ -169,7 +160,6 @@ class ReferenceSession:
             on_token=stream.add,
             cancelled=cancelled,
             stopped=lambda: stream.stopped,
-            draft=draft if cache.length + len(draft) < self.window else (),
         )
 
     def _pixels(self, picture: Image.Image | None) -> tuple[Tensor | None, str]:

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from convert.checkpoint import Checkpoint
     from runtime.engine_session import EngineSession
     from runtime.places import Place
-    from runtime.prompt import Tokenizer
-    from runtime.reference.model import MiniCPMV
     from runtime.verify.cases import Case
     from runtime.verify.report import Cause, Check, Report
     from runtime.verify.report_folder import ReportFolder
@@ -205,7 +203,7 @@ def _measure(
     place.prepare(progress)
     with closing(EngineSession(place, bundle.config, window=window)) as session:
         hello = session.client().hello
-        models = _load_models(bundle, checkpoint, tokenizer, session, window, progress)
+        models = _load_models(bundle, checkpoint, session, progress)
         outcome = run_cases(
             models, tokenizer, cases, settings, window, progress, known, skip_bad=config.skip_bad
         )
@@ -280,26 +278,15 @@ def _known(
 def _load_models(
     bundle: Bundle,
     checkpoint: Checkpoint,
-    tokenizer: Tokenizer,
     session: EngineSession,
-    window: int,
     progress: Progress,
 ) -> Models:
     from quantize.methods import find_method
-    from runtime.backend import ReferenceBackend
-    from runtime.reference.kv_cache import KVCache
     from runtime.reference.load import load_reference
-    from runtime.reference_session import ReferenceSession
     from runtime.verify.arithmetic import Float16KVCache, apply_arithmetic
-    from runtime.verify.run import Model, Models, TorchModel
+    from runtime.verify.run import Model, Models
     from runtime.verify.stages import EngineStages, TorchStages
     from runtime.verify.stored import load_stored
-
-    def model(torch_model: MiniCPMV, cache: type[KVCache]) -> TorchModel:
-        backend = ReferenceBackend(torch_model, cache)
-        return TorchModel(
-            TorchStages(torch_model, cache), ReferenceSession(backend, tokenizer, window=window)
-        )
 
     def loaded(done: int, layers: int) -> None:
         progress("load the models", done, layers)
@@ -313,7 +300,7 @@ def _load_models(
     reference = load_reference(checkpoint, held=True)
     loaded(bundle.config.decoder.num_hidden_layers, bundle.config.decoder.num_hidden_layers)
     return Models(
-        reference=model(reference, KVCache),
-        arithmetic=model(rounded, Float16KVCache),
+        reference=TorchStages(reference),
+        arithmetic=TorchStages(rounded, Float16KVCache),
         bundle=Model(EngineStages(session.client(), bundle.config), session),
     )

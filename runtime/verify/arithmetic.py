@@ -9,7 +9,6 @@ the reference is what the recipe costs; a bundle that loses more has a fault.
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 from convert.plan import Plan
 from quantize.activations import MAX_INT8
+from quantize.fast import quantize_groups_fast, quantize_int8_fast
 from quantize.int8 import INT8_GROUP, quantize_int8
 from quantize.schemes import Array, GroupScheme, quantize_groups
 from runtime.reference.decoder import RMSNorm
@@ -33,6 +33,7 @@ from runtime.reference.kv_cache import KVCache
 from runtime.reference.model import MiniCPMV
 from runtime.reference.resampler import CrossAttention, Resampler
 from runtime.reference.vision import VisionEncoder
+from runtime.verify.spread import spread
 
 # The decoder's linears, by the names of the bundle's tensors that hold them.
 STACKS = {
@@ -128,7 +129,9 @@ def round_to_format(weight: Tensor, format: str, scheme: GroupScheme, name: str)
     return hold_in_format(weight, format, scheme, name).float()
 
 
-def hold_in_format(weight: Tensor, format: str, scheme: GroupScheme, name: str) -> Weight:
+def hold_in_format(
+    weight: Tensor, format: str, scheme: GroupScheme, name: str, *, fast: bool = False
+) -> Weight:
     """Rounds a weight to a format of a plan by plain rounding, and keeps it as that has it.
 
     Args:
@@ -136,20 +139,23 @@ def hold_in_format(weight: Tensor, format: str, scheme: GroupScheme, name: str) 
         format: a format of a plan.
         scheme: of the 4-bit format.
         name: the tensor, for messages.
+        fast: the same bits from `quantize.fast`, which is what convert rounds with.
     """
     if format == "q4":
-        return _in_groups(
-            weight, lambda rows: quantize_groups(rows, scheme, name=name), scheme.zero_point
-        )
+        four = quantize_groups_fast if fast else quantize_groups
+        return _in_groups(weight, lambda rows: four(rows, scheme, name=name), scheme.zero_point)
     if format == "q8":
-        return _in_groups(weight, lambda rows: quantize_int8(rows, name=name), 0)
+        eight = quantize_int8_fast if fast else quantize_int8
+        return _in_groups(weight, lambda rows: eight(rows, name=name), 0)
     return weight if format == "f32" else weight.half()
 
 
 def _in_groups(
-    weight: Tensor, quantize: Callable[[Array], tuple[Array, Array]], zero_point: int
+    weight: Tensor,
+    quantize: Callable[[Array], tuple[Array, Array]],
+    zero_point: int,
 ) -> GroupCodes:
-    """Quantizes runs of rows that fit the processor's cache, on every processor."""
+    """Quantizes runs of rows that fit the processor's cache."""
     half = weight.detach().cpu().half().numpy()
     count, columns = half.shape
 
@@ -157,8 +163,7 @@ def _in_groups(
         codes, scale = quantize(half[rows])
         return codes.astype(np.int8) - np.int8(zero_point), scale.astype(np.float32)
 
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        parts = list(pool.map(one, row_blocks(count, columns, _CHUNK_VALUES)))
+    parts = [one(rows) for rows in row_blocks(count, columns, _CHUNK_VALUES)]
     codes, scale = (torch.from_numpy(np.concatenate(side)) for side in zip(*parts, strict=True))
     return GroupCodes(codes, scale, columns)
 
@@ -195,7 +200,8 @@ class _Rounding:
         return linear_of(self.rounded(name, weight), self._formats[name], self._scheme, bias)
 
     def rounded(self, name: str, weight: Tensor) -> Weight:
-        return hold_in_format(weight.detach(), self._formats[name], self._scheme, name)
+        kept = self._formats[name]
+        return hold_in_format(weight.detach(), kept, self._scheme, name, fast=True)
 
     def replace(self, parent: nn.Module, path: str, name: str) -> None:
         old = parent.get_submodule(path)
@@ -221,11 +227,14 @@ def apply_arithmetic(
         if isinstance(module, RMSNorm):
             module.weight.copy_(module.weight.half())
     if not stored:
-        for i, layer in enumerate(stack.layers):
-            progress(i, len(stack.layers))
+
+        def one(index: int) -> None:
             for name, paths in STACKS.items():
                 for path in paths:
-                    rounding.replace(layer, path, f"llm.layers.{i}.{name}")
+                    rounding.replace(stack.layers[index], path, f"llm.layers.{index}.{name}")
+
+        count = len(stack.layers)
+        spread(one, range(count), lambda done: progress(done, count))
         set_embeddings(model, plan, rounding.rounded)
     return apply_vision_arithmetic(model, plan)
 

@@ -71,7 +71,7 @@ def find_causes(
     progress("look for the cause", 0, 1)
     causes = weight_causes(failed, bundle, checkpoint, thresholds["loss_margin_db"])
     stored = StoredStages(bundle.config, bundle.plan, bundle.weights())
-    engine, reference = models.bundle.stages, models.reference.stages
+    engine, reference = models.bundle.stages, models.reference
     parts = Parts(reference, engine, stored, tokenizer, thresholds)
     causes += parts.causes(cases, stages)
     if not causes:  # choices can only be judged by an engine whose stages are right

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from convert.plan import Plan
     from runtime.prompt import Tokenizer
-    from runtime.session import Reply
+    from runtime.verify.answers import Said
     from runtime.verify.cases import Case
     from runtime.verify.logits import Positions
 
@@ -61,15 +61,16 @@ class Answer:
     given: str = ""  # with the question: what the user holds for right
 
     @staticmethod
-    def of(case: Case, replies: Sequence[Reply], tokenizer: Tokenizer) -> Answer:
-        """Makes it of the replies of reference, bundle and arithmetic's model."""
-        reference, bundle, arithmetic = replies
+    def of(
+        case: Case, reference: Said, bundle: Said, arithmetic: Said, tokenizer: Tokenizer
+    ) -> Answer:
+        """Makes it of what the three models said."""
         return Answer(
             case.name,
             case.messages[-1]["content"],
-            reference.text,
-            bundle.text,
-            arithmetic.text,
+            tokenizer.decode(reference.ids).strip(),
+            tokenizer.decode(bundle.ids).strip(),
+            tokenizer.decode(arithmetic.ids).strip(),
             tokenizer.pieces(reference.ids),
             tokenizer.pieces(bundle.ids),
             case.answer,

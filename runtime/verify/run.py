@@ -19,12 +19,11 @@ from torch import Tensor
 from convert.config import CONFIGS
 from quantize.errors import PictureError, PromptError
 from runtime.prompt import Prompt, Tokenizer
-from runtime.protocol import Stop
-from runtime.reference.kv_cache import ATTENTION_SINKS, pinned_tokens
-from runtime.reference_session import ReferenceSession
+from runtime.reference.kv_cache import ATTENTION_SINKS
 from runtime.sampling import GenerationOptions
-from runtime.session import Reply, Session
+from runtime.session import Session
 from runtime.verify import metrics
+from runtime.verify.answers import Question, Said, greedy_answer
 from runtime.verify.cases import Case
 from runtime.verify.choices import choice_checks
 from runtime.verify.decoder_faults import TOKENS, narrow_window
@@ -46,26 +45,24 @@ def load_settings() -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Model:
-    """One of the three that are compared."""
+    """A bundle's engine."""
 
     stages: Stages
     session: Session
 
 
 @dataclass(frozen=True)
-class TorchModel(Model):
-    """One that can be given a draft of its answer."""
-
-    session: ReferenceSession
-
-
-@dataclass(frozen=True)
 class Models:
     """The three that are compared."""
 
-    reference: TorchModel
-    arithmetic: TorchModel
+    reference: Stages
+    arithmetic: Stages
     bundle: Model
+
+    @property
+    def stages(self) -> tuple[Stages, Stages, Stages]:
+        """Those of all three, in this order."""
+        return self.reference, self.arithmetic, self.bundle.stages
 
 
 class _Worst(Worst):
@@ -155,44 +152,33 @@ class _Runner:
 
     def run(self, case: Case) -> CaseResult:
         models, worst, logits = self._models, _Worst(self._thresholds), Logits()
-        picture = case.open()
-        replies = _ask(models, case, picture, self._options)
+        picture, window = case.open(), self._window
+        models.bundle.session.reset()  # no case may hang on the one before
+        # The bundle is asked first: what it says, the others try at once, and say their own.
+        bundle = Said.of(models.bundle.session.reply(case.messages, picture, self._options))
         if case.picture_digest != self._picture:  # the cases of a picture follow each other
             self._image = _compare_vision(models, picture, worst)
             self._picture = case.picture_digest
         prompt = _prompt(models, self._tokenizer, case)
-        ids = prompt.ids + replies[0].ids
+        questions = [Question(prompt, image) for image in self._image or (None, None, None)]
+        said = greedy_answer(models.reference, questions[0], bundle.ids, self._options, window)
+        ids = prompt.ids + said.ids
         slide, self._slid = not self._slid, True
-        ends = _compare_decoder(models, prompt, ids, self._image, self._window, worst, slide=slide)
+        ends = _compare_decoder(models, questions, ids, window, worst, slide=slide)
         logits.add(prompt, ids, len(self._image[0]) if self._image else 0, *ends)
+        arithmetic = greedy_answer(models.arithmetic, questions[1], said.ids, self._options, window)
         own = ends[2][len(prompt.ids) - 1 :]
-        if replies[1].ids != replies[0].ids:
-            own = _own_logits(models.bundle, prompt, replies[1].ids, self._image, self._window)
-        for check in choice_checks(_chosen(models, replies[1]), own):
+        if bundle.ids != said.ids:
+            own = questions[2].logits(models.bundle.stages, bundle.ids, window)
+        chosen = bundle.ids + [models.reference.config.decoder.eos_token_id] * bundle.ended
+        for check in choice_checks(chosen, own):
             worst.add(check)
-        answer = Answer.of(case, replies, self._tokenizer)
+        answer = Answer.of(case, said, bundle, arithmetic, self._tokenizer)
         return CaseResult(worst.checks(), answer, logits.positions, len(ids))
 
 
-def _ask(
-    models: Models, case: Case, picture: Image.Image | None, options: GenerationOptions
-) -> list[Reply]:
-    """Returns the answers of reference, bundle and arithmetic model.
-
-    The bundle is asked first, for speed: what it says, the others try at once, and say their own.
-    """
-    for model in (models.reference, models.bundle, models.arithmetic):
-        model.session.reset()  # no case may hang on the one before
-    said = models.bundle.session.reply(case.messages, picture, options)
-    reference, arithmetic = (
-        model.session.reply(case.messages, picture, options, draft=said.ids)
-        for model in (models.reference, models.arithmetic)
-    )
-    return [reference, said, arithmetic]
-
-
 def _prompt(models: Models, tokenizer: Tokenizer, case: Case) -> Prompt:
-    resampler = models.reference.stages.config.resampler
+    resampler = models.reference.config.resampler
     image_tokens = resampler.query_num if case.picture is not None and resampler else 0
     return tokenizer.prompt(case.messages, image_tokens)
 
@@ -206,7 +192,7 @@ def _compare_vision(
     """
     if picture is None:
         return ()
-    everyone = [m.stages for m in (models.reference, models.arithmetic, models.bundle)]
+    everyone = models.stages
     reference = everyone[0]
     pixels = [stages.preprocess(picture) for stages in everyone]
     levels = metrics.max_difference(pixels[0], pixels[2]) * 127.5  # of 255, undoing (x - 0.5) / 0.5
@@ -238,9 +224,8 @@ def _compare_vision(
 
 def _compare_decoder(
     models: Models,
-    prompt: Prompt,
+    questions: Sequence[Question],
     ids: Sequence[int],
-    image: tuple[Tensor, ...],
     window: int,
     worst: _Worst,
     *,
@@ -251,16 +236,14 @@ def _compare_decoder(
     Returns:
         The three models' own logits (L, V).
     """
-    everyone = [m.stages for m in (models.reference, models.arithmetic, models.bundle)]
+    everyone = models.stages
     text = [stages.embed(ids).clone() for stages in everyone]
     worst.loss("prompt embeddings", "token embeddings", *text)
-    end = None
-    if prompt.image_start is not None:
-        end = prompt.image_start + image[0].shape[0]
-        for embeds, tokens in zip(text, image, strict=True):
-            embeds[prompt.image_start : end] = tokens
+    if questions[0].image is not None:
+        for question, embeds in zip(questions, text, strict=True):
+            question.put(embeds)
         worst.loss("prompt embeddings", "with picture", *text)
-    pinned = pinned_tokens(end)
+    pinned = questions[0].pinned
     whole = [
         stages.layers([embeds], window, pinned)
         for stages, embeds in zip(everyone, text, strict=True)
@@ -285,27 +268,9 @@ def _compare_decoder(
 
 def _compare_window(models: Models, inputs: Sequence[Tensor], worst: _Worst) -> None:
     """Compares layers whose window is so narrow that these few tokens overflow it."""
-    everyone = [m.stages for m in (models.reference, models.arithmetic, models.bundle)]
+    everyone = models.stages
     rows = [x[:TOKENS] for x in inputs]
     narrow = narrow_window(len(rows[0]))
     outputs = [stages.layers(rows, narrow, ATTENTION_SINKS) for stages in everyone]
     for i, layer in enumerate(zip(*outputs, strict=True)):
         worst.loss("sliding window", f"layer {i}", *(o - rows[i] for o in layer))
-
-
-def _own_logits(
-    bundle: Model, prompt: Prompt, answer: Sequence[int], image: tuple[Tensor, ...], window: int
-) -> Tensor:
-    """Returns a bundle's logits over its own answer (A + 1, V), from the prompt's last id on."""
-    embeds, end = bundle.stages.embed([*prompt.ids, *answer]).clone(), None
-    if prompt.image_start is not None:
-        end = prompt.image_start + len(image[2])
-        embeds[prompt.image_start : end] = image[2]
-    hidden = bundle.stages.layers([embeds], window, pinned_tokens(end))[-1]
-    return bundle.stages.logits(hidden[len(prompt.ids) - 1 :].contiguous())
-
-
-def _chosen(models: Models, reply: Reply) -> list[int]:
-    """Returns all tokens that were chosen for an answer, its end among them."""
-    ended = reply.statistics.stop == Stop.EOS
-    return reply.ids + [models.reference.stages.config.decoder.eos_token_id] * ended

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -52,6 +53,27 @@ class Stages(Protocol):
         """Maps hidden states (L, D) to logits (L, V)."""
 
 
+@dataclass(frozen=True)
+class _Pass:
+    """What the decoder's layers had and gave; L tokens."""
+
+    inputs: list[Tensor]  # (L, D), one or one for each layer
+    outputs: list[Tensor]  # (L, D) of each layer
+    cache: KVCache  # holds the L tokens
+
+    def shared(self, inputs: Sequence[Tensor], window: int, pinned: int) -> int:
+        """Returns how many first tokens of other inputs it has had, and goes back to them."""
+        if (self.cache.window, self.cache.pinned) != (window, pinned):
+            return 0
+        rows = min(len(self.inputs[0]), len(inputs[0]))
+        for old, new in zip(self.inputs, inputs, strict=True):
+            other = (old[:rows] != new[:rows]).any(-1).nonzero()
+            rows = int(other[0]) if len(other) else rows
+        if rows < self.cache.length and not self.cache.truncate(rows):
+            return 0
+        return rows
+
+
 class TorchStages:
     """A PyTorch model: the reference, or the model of a bundle's arithmetic."""
 
@@ -59,6 +81,8 @@ class TorchStages:
         """Args: cache: the kind that its decoder uses."""
         self.config = model.config
         self._model, self._cache = model, cache
+        # The latest pass of each kind and window.
+        self._passes: dict[tuple[bool, int], _Pass] = {}
 
     def preprocess(self, picture: Image.Image) -> Tensor:
         """See `Stages`."""
@@ -99,10 +123,26 @@ class TorchStages:
 
     @torch.inference_mode()
     def layers(self, inputs: Sequence[Tensor], window: int, pinned: int) -> list[Tensor]:
-        """See `Stages`."""
-        count = self.config.decoder.num_hidden_layers
-        cache = self._cache(count, window=window, pinned=pinned)
-        positions = torch.arange(inputs[0].shape[0])
+        """See `Stages`.
+
+        No token depends on later ones. What the first tokens gave in the latest pass is not
+        computed again: a picture's with its next question, nor all before an answer's next token.
+        """
+        count, kind = self.config.decoder.num_hidden_layers, (len(inputs) > 1, window)
+        latest = self._passes.pop(kind, None)
+        done = 0 if latest is None else latest.shared(inputs, window, pinned)
+        if latest is None or not done:
+            latest = _Pass([], [], self._cache(count, window=window, pinned=pinned))
+        outputs = [x[:done] for x in latest.outputs]
+        if done < len(inputs[0]):
+            new = self._run([x[done:] for x in inputs], done, latest.cache)
+            outputs = [torch.cat(pair) for pair in zip(outputs, new, strict=True)] if done else new
+        self._passes[kind] = _Pass(list(inputs), outputs, latest.cache)
+        return outputs
+
+    def _run(self, inputs: Sequence[Tensor], start: int, cache: KVCache) -> list[Tensor]:
+        """Runs every layer on the tokens from index `start` on."""
+        positions = torch.arange(start, start + len(inputs[0]))
         cache.extend(positions)
         outputs: list[Tensor] = []
         for i, layer in enumerate(self._model.llm.model.layers):

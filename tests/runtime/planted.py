@@ -17,20 +17,17 @@ from torch import Tensor
 
 from convert.bundle import WEIGHTS, Bundle, FileRecord, Source
 from convert.checkpoint import Checkpoint
-from runtime.backend import ReferenceBackend
 from runtime.engine_options import LOCAL, EngineOptions
 from runtime.engine_session import EngineSession
 from runtime.places import Place, open_place
 from runtime.prompt import Tokenizer
-from runtime.reference.kv_cache import KVCache
 from runtime.reference.load import load_reference
-from runtime.reference_session import ReferenceSession
 from runtime.verify.arithmetic import Float16KVCache, apply_arithmetic
 from runtime.verify.cases import built_in_cases
 from runtime.verify.isolate import find_causes
 from runtime.verify.report import Cause, Check
 from runtime.verify.results import Known
-from runtime.verify.run import Model, Models, TorchModel, load_settings, run_cases
+from runtime.verify.run import Model, Models, load_settings, run_cases
 from runtime.verify.stages import EngineStages, TorchStages
 from runtime.verify.weights import check_files, check_tensors
 
@@ -181,8 +178,8 @@ class Verified:
         assert self.checkpoint.tokenizer is not None
         self.tokenizer = Tokenizer(self.checkpoint.tokenizer)
         rounded = apply_arithmetic(load_reference(self.checkpoint, held=True), bundle.plan)
-        self.arithmetic = self._model(rounded, Float16KVCache)
-        self.reference = self._model(load_reference(self.checkpoint), KVCache)
+        self.arithmetic = TorchStages(rounded, Float16KVCache)
+        self.reference = TorchStages(load_reference(self.checkpoint))
 
     def causes(
         self,
@@ -224,8 +221,3 @@ class Verified:
                 silent,
             )
         return [check for check in checks if not check.passed], causes
-
-    def _model(self, model: Any, cache: type[KVCache]) -> TorchModel:
-        backend = ReferenceBackend(model, cache)
-        session = ReferenceSession(backend, self.tokenizer, window=WINDOW)
-        return TorchModel(TorchStages(model, cache), session)

@@ -1,0 +1,104 @@
+"""Greedy answers of the models that are compared, and what they are given for them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from runtime.prompt import Prompt
+from runtime.protocol import Stop
+from runtime.reference.kv_cache import pinned_tokens
+from runtime.sampling import GenerationOptions, Sampler
+from runtime.session import Reply
+from runtime.verify.stages import Stages
+
+
+@dataclass(frozen=True)
+class Said:
+    """A greedy answer."""
+
+    ids: list[int]  # without the end token
+    ended: bool  # with the end token; else because it was long enough
+
+    @staticmethod
+    def of(reply: Reply) -> Said:
+        """Takes what matters of a session's answer."""
+        return Said(reply.ids, reply.statistics.stop == Stop.EOS)
+
+
+@dataclass(frozen=True)
+class Question:
+    """A prompt and its picture, as one of the models sees them."""
+
+    prompt: Prompt
+    image: Tensor | None  # image tokens (Q, D)
+
+    @property
+    def pinned(self) -> int:
+        """Tokens from the start that stay in the window."""
+        start = self.prompt.image_start
+        return pinned_tokens(
+            None if start is None or self.image is None else start + len(self.image)
+        )
+
+    def put(self, embeds: Tensor) -> None:
+        """Puts the image tokens into embeddings (L, D) of the prompt."""
+        start = self.prompt.image_start
+        if start is not None and self.image is not None:
+            embeds[start : start + len(self.image)] = self.image
+
+    def hidden(self, stages: Stages, answer: Sequence[int], window: int) -> Tensor:
+        """Returns the last layer's output over the prompt and an answer (L, D)."""
+        embeds = stages.embed([*self.prompt.ids, *answer]).clone()
+        self.put(embeds)
+        return stages.layers([embeds], window, self.pinned)[-1]
+
+    def logits(self, stages: Stages, answer: Sequence[int], window: int, start: int = 0) -> Tensor:
+        """Returns the logits that choose an answer's tokens and the next one (A + 1, V).
+
+        Args:
+            stages: the model.
+            answer: A ids.
+            window: context window.
+            start: leave so many out at the beginning.
+        """
+        hidden = self.hidden(stages, answer, window)
+        return stages.logits(hidden[len(self.prompt.ids) - 1 + start :].contiguous())
+
+
+@torch.inference_mode()
+def greedy_answer(
+    stages: Stages,
+    question: Question,
+    draft: Sequence[int],
+    options: GenerationOptions,
+    window: int,
+) -> Said:
+    """Answers with the likeliest token, again and again.
+
+    A draft changes nothing but the time it takes: its tokens run at once, and what the model itself
+    says is read from their logits; from the first other token on, it goes on token by token.
+
+    Args:
+        stages: the model; one that computes the tokens of a pass before only once.
+        question: what to answer.
+        draft: what the model may say.
+        options: greedy.
+        window: context window.
+    """
+    sampler, end = Sampler(options), stages.config.decoder.eos_token_id
+    tried, ids = list(draft[: options.max_new_tokens]), list[int]()
+    while True:
+        for row in question.logits(stages, tried, window, len(ids)):
+            token = sampler.choose(row, ids)
+            if token == end:
+                return Said(ids, ended=True)
+            ids.append(token)
+            if len(ids) == options.max_new_tokens:
+                return Said(ids, ended=False)
+            if ids != tried[: len(ids)]:
+                break
+        tried = list(ids)
