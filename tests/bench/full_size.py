@@ -1,10 +1,11 @@
 """The README's table at full size: `python -m tests.bench.full_size DIR CHECKPOINT`.
 
 One run of what else is measured apart, in this order: the conversion of the checkpoint
-(`tests.bench.convert`), the bundle by itself (`minicpmv bench`), its decoder beside llama.cpp's
-(`tests.bench.against_llama`) and its picture encoding beside ONNX Runtime's
-(`tests.bench.against_onnx`), both in interleaved rounds. Medians; in brackets, how many times
-better we are, the median over the rounds.
+(`tests.bench.convert`), the bundle's comparison with it (`minicpmv verify`, which must pass), the
+bundle by itself (`minicpmv bench`), its decoder beside llama.cpp's (`tests.bench.against_llama`),
+its picture encoding beside ONNX Runtime's (`tests.bench.against_onnx`) and the decoder's conversion
+beside llama.cpp's (`tests.bench.against_gguf`), the last three in interleaved rounds. Medians; in
+brackets, how many times better we are, the median over the rounds.
 """
 
 from __future__ import annotations
@@ -13,17 +14,20 @@ import argparse
 import json
 import statistics
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from convert.bundle import Bundle
+from convert.checkpoint import Checkpoint
 from convert.console import messages, print_table, results
 from quantize.errors import ToolkitError
 from runtime.bench_command import BenchConfig, bench
 from runtime.engine_options import LOCAL, EngineOptions
-from tests.bench import against_llama, against_onnx
+from tests.bench import against_gguf, against_llama, against_onnx
+from tests.bench.against_gguf import Used
 from tests.bench.convert import convert
 from tests.bench.rounds import LEAST_ROUNDS, Row, report
 
@@ -68,6 +72,9 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=LEAST_ROUNDS, help="default: %(default)s")
     parser.add_argument("--threads", type=int, default=2, help="of each side (default: 2)")
     parser.add_argument("--target", default="host", help="of the conversion (default: host)")
+    parser.add_argument(
+        "--folder", type=Path, help="for files that are not kept, three times the decoder's size"
+    )
     parser.add_argument("--json", action="store_true", help="print one line of JSON on stdout")
     args = parser.parse_args()
     try:
@@ -97,6 +104,8 @@ def measure(args: argparse.Namespace) -> tuple[list[Line], dict[str, Any]]:
     against_llama.gguf_file(against_llama.geometry(bundle.config.decoder))
     stage(f"converts {args.checkpoint}")
     converted = convert([str(args.checkpoint), "--target", args.target])
+    stage(f"verifies {args.bundle}")
+    verified = verify(args.bundle, args.checkpoint, args.threads)
     stage(f"measures {args.bundle}")
     measured = bench(
         BenchConfig(
@@ -111,13 +120,31 @@ def measure(args: argparse.Namespace) -> tuple[list[Line], dict[str, Any]]:
     llama, llama_more = against_llama.compare(bundle, sides)
     stage("beside ONNX Runtime")
     onnx, onnx_more = against_onnx.compare(bundle, model, sides)
+    stage("converts beside llama.cpp")
+    sides = argparse.Namespace(checkpoint=args.checkpoint, rounds=args.rounds, threads=args.threads)
+    with tempfile.TemporaryDirectory(dir=args.folder) as folder:
+        checkpoint = Checkpoint.open(args.checkpoint)
+        gguf, gguf_more = against_gguf.compare(checkpoint, Path(folder), sides)
     more = {
         "convert": converted,
+        "verify": {name: value for name, value in asdict(verified).items() if name != "output"},
         "bench_report": measured,
         "against_llama": report("against_llama", llama, args.rounds, **llama_more),
         "against_onnx": report("against_onnx", onnx, args.rounds, **onnx_more),
+        "against_gguf": report("against_gguf", gguf, args.rounds, **gguf_more),
     }
-    return make_table(converted, measured, llama, onnx), more
+    return make_table(converted, verified, measured, llama, onnx, gguf), more
+
+
+def verify(bundle: Path, checkpoint: Path, threads: int) -> Used:
+    """Verifies in a fresh process; returns what that and its engine took.
+
+    Raises:
+        ToolkitError: it does not pass.
+    """
+    command = [sys.executable, "-m", "convert.cli", "verify", str(bundle.resolve()), "--json"]
+    command += ["--reference", str(checkpoint.resolve())]
+    return against_gguf.run("minicpmv verify", command, threads)
 
 
 def stage(text: str) -> None:
@@ -127,27 +154,39 @@ def stage(text: str) -> None:
 
 def make_table(
     converted: Mapping[str, Any],
+    verified: Used,
     measured: Mapping[str, Any],
     llama: Sequence[Row],
     onnx: Sequence[Row],
+    gguf: Sequence[Row],
 ) -> list[Line]:
     """Puts the parts' figures into lines.
 
     Args:
         converted: a conversion's summary.
+        verified: what `minicpmv verify` took.
         measured: the report of `minicpmv bench`.
         llama: the rows beside llama.cpp.
         onnx: the rows beside ONNX Runtime, two of a name that end with the model's kind.
+        gguf: the rows of conversion beside llama.cpp.
     """
     bench_command = "minicpmv bench DIR"
+    whole = {
+        "convert": (converted["wall_s"], converted["peak_rss_bytes"]),
+        "verify": (verified.seconds, verified.peak_rss_bytes),
+    }
     lines = [
-        Line(name="convert", unit="s", ours=converted["wall_s"], command="minicpmv convert"),
-        Line(
-            name="convert, peak memory",
-            unit="MiB",
-            ours=converted["peak_rss_bytes"] / 2**20,
-            command="minicpmv convert",
-        ),
+        line
+        for name, (seconds, peak_rss_bytes) in whole.items()
+        for line in (
+            Line(name=name, unit="s", ours=seconds, command=f"minicpmv {name}"),
+            Line(
+                name=f"{name}, peak memory",
+                unit="MiB",
+                ours=peak_rss_bytes / 2**20,
+                command=f"minicpmv {name}",
+            ),
+        )
     ]
     for key, (name, unit, factor) in _BENCH.items():
         if key in measured["figures"]:
@@ -172,6 +211,7 @@ def make_table(
         name, _, kind = row.name.rpartition(", ")
         pairs.setdefault(name, {})[{"float32": FLOAT32, "int8": INT8}[kind]] = row
     lines += [_beside(f"picture: {name}", rows, "against_onnx") for name, rows in pairs.items()]
+    lines += [_beside(f"conversion: {row.name}", {LLAMA: row}, "against_gguf") for row in gguf]
     return lines
 
 
