@@ -71,7 +71,7 @@ def test_a_decoder_alone_that_is_right_has_no_cause(tmp_path: Path) -> None:
     models = Verified(bundle.path)
     settings = run.load_settings()
     cases = built_in_cases(settings["built_in"], with_pictures=False)
-    reference, engine = models.reference.stages, models.arithmetic.stages
+    reference, engine = models.reference, models.arithmetic
     stored = StoredStages(bundle.config, bundle.plan, bundle.weights())
     parts = Parts(reference, engine, stored, models.tokenizer, settings["thresholds"])
     assert parts.causes(cases, ["prompt embeddings", "decoder layers", "LM head"]) == []
