@@ -96,7 +96,7 @@ def build_blocks(config: ModelConfig, plan: Plan, variant: Variant) -> tuple[Any
         vision.vision_norm(graph, config.vision)
         vision.resampler(graph, config.resampler, config.vision.num_patches, formats)
     decoder.embed(graph, c, formats)
-    decoder.decoder_layer(graph, c, formats)
+    decoder.decoder_layer(graph, c, formats, plan.kv)
     decoder.lm_head(graph, c, formats)
     return graph.module(), tuple(graph.functions)
 

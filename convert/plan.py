@@ -15,6 +15,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from convert.config import ModelConfig
+from convert.kv_cache import FP16, find_kv_format
 from convert.weights import Rule, bundle_rules
 from convert.weights_file import TensorSpec, file_size
 from quantize.errors import ConfigError, ShapeError
@@ -147,10 +148,11 @@ class PlannedGroup:
 
 @dataclass(frozen=True)
 class Plan:
-    """All tensors of a bundle, in the order of its weights file."""
+    """All tensors of a bundle, in the order of its weights file, and the decoder's KV cache."""
 
     recipe: Recipe
     tensors: tuple[PlannedTensor, ...]
+    kv: str = FP16  # a key of convert.kv_cache.KV_FORMATS
 
     @property
     def stored(self) -> list[TensorSpec]:
@@ -181,20 +183,27 @@ class Plan:
         return [PlannedGroup(*key, tuple(tensors)) for key, tensors in groups.items()]
 
 
-def make_plan(config: ModelConfig, untied_head: bool, recipe: Recipe) -> Plan:
+def make_plan(config: ModelConfig, untied_head: bool, recipe: Recipe, kv: str = FP16) -> Plan:
     """Decides how every tensor of a bundle is stored.
 
+    Args:
+        config: the model's geometry.
+        untied_head: whether the LM head is not the embedding.
+        recipe: the formats of tensors.
+        kv: the decoder's KV cache, a key of `convert.kv_cache.KV_FORMATS`.
+
     Raises:
-        ConfigError: the recipe says nothing about a tensor.
+        ConfigError: the recipe says nothing about a tensor, or no such cache.
         ShapeError: a tensor's shape does not suit its format.
     """
+    find_kv_format(kv)
     tensors = []
     for rule in bundle_rules(config, untied_head):
         if isinstance(rule, Rule):
             row = recipe.format_of(rule.name)
             stored = stored_specs(rule.name, rule.shape, row.format, recipe.scheme)
             tensors.append(PlannedTensor(rule, row.format, row.why, stored))
-    return Plan(recipe, tuple(tensors))
+    return Plan(recipe, tuple(tensors), kv)
 
 
 def stored_specs(

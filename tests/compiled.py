@@ -16,6 +16,7 @@ from tvm import relax
 from convert.blocks.lowering import build
 from convert.compile import Target, build_blocks
 from convert.config import DecoderConfig, ModelConfig
+from convert.kv_cache import FP16, INT8
 from convert.plan import Plan
 from quantize.layout import TILE_ROWS, tiles
 
@@ -37,19 +38,30 @@ _DECODER_LAYER = ("input_norm.weight", "qkv", "o", "post_norm.weight", "gate_up"
 class CompiledCache:
     """The KV cache of all layers for one conversation; window as in the reference's `KVCache`.
 
-    Slots are as `convert.blocks.attention` describes them. Memory is taken when it is written.
+    Slots are as `convert.blocks.cached_attention` describes them. Memory is taken when it is
+    written.
     """
 
-    def __init__(self, c: DecoderConfig, *, window: int, pinned: int, chunk: int) -> None:
-        """Args: window, pinned: see `KVCache`. chunk: most tokens that a layer gets at once."""
+    def __init__(self, c: DecoderConfig, kv: str, *, window: int, pinned: int, chunk: int) -> None:
+        """Makes an empty cache.
+
+        Args:
+            c: the decoder.
+            kv: the kind of cache, as a plan has it.
+            window, pinned: see `KVCache`.
+            chunk: most tokens that a layer gets at once.
+        """
         assert 0 < pinned < window
         self.window, self.pinned, self.chunk = window, pinned, chunk
         self._ring = tiles(window - pinned + chunk) * TILE_ROWS  # slots for all but the pinned
         count = tiles(pinned) + self._ring // TILE_ROWS
         heads, dim = c.num_key_value_heads, c.head_dim
+        dtype = np.dtype(np.int8 if kv == INT8 else np.float16)
+        shapes = [((heads, count, dim, TILE_ROWS), dtype), ((heads, count, TILE_ROWS, dim), dtype)]
+        if kv == INT8:
+            shapes += [((heads, count, TILE_ROWS), np.dtype(np.float32))] * 2  # scales
         self._tensors = [
-            (_zeros((heads, count, dim, TILE_ROWS)), _zeros((heads, count, TILE_ROWS, dim)))
-            for _ in range(c.num_hidden_layers)
+            [_zeros(shape, dtype) for shape, dtype in shapes] for _ in range(c.num_hidden_layers)
         ]
         self._seen = [0] * c.num_hidden_layers  # tokens, per layer
         self._oldest = pinned  # the first token behind the pinned that was never overwritten
@@ -74,16 +86,15 @@ class CompiledCache:
         self._seen = [length] * len(self._seen)
         return True
 
-    def place(self, layer: int, rows: int) -> tuple[Any, Any, Any, Any]:
+    def place(self, layer: int, rows: int) -> tuple[Any, ...]:
         """Returns a decoder layer's arguments for its next `rows` tokens, and counts them.
 
         Returns:
-            angles, keys, values and the shape (start, window, pinned).
+            angles, the layer's cache, and the shape (start, window, pinned).
         """
         assert rows <= self.chunk
         start = self._seen[layer]
-        keys, values = self._tensors[layer]
-        arguments = (self._rotation(start, rows), keys, values, self._integers(start))
+        arguments = (self._rotation(start, rows), *self._tensors[layer], self._integers(start))
         self._seen[layer] += rows
         self._oldest = max(self._oldest, self._seen[layer] - self._ring)
         return arguments
@@ -143,15 +154,18 @@ def compile_here(config: ModelConfig, plan: Plan) -> Any:
 class CompiledModel:
     """A bundle's blocks and weights."""
 
-    def __init__(self, config: ModelConfig, machine: Any, weights: Mapping[str, Array]) -> None:
+    def __init__(
+        self, config: ModelConfig, machine: Any, weights: Mapping[str, Array], kv: str = FP16
+    ) -> None:
         """Wraps the weights; they are neither copied nor read.
 
         Args:
             config: the geometry for which the blocks were compiled.
             machine: what `compile_here` made for it.
             weights: by the bundle's names; must not be unmapped while the model lives.
+            kv: the kind of cache for which they were compiled.
         """
-        self.config = config
+        self.config, self._kv = config, kv
         self._functions = machine
         self._weights = weights
         self._wrapped: dict[str, Any] = {}
@@ -186,7 +200,8 @@ class CompiledModel:
 
     def new_cache(self, window: int, pinned: int, *, chunk: int = PREFILL_CHUNK) -> CompiledCache:
         """Makes an empty cache."""
-        return CompiledCache(self.config.decoder, window=window, pinned=pinned, chunk=chunk)
+        c = self.config.decoder
+        return CompiledCache(c, self._kv, window=window, pinned=pinned, chunk=chunk)
 
     def layer(self, i: int, x: Array, cache: CompiledCache) -> Float32:
         """Runs decoder layer i on the next tokens (L, D) and adds them to its cache."""
@@ -260,10 +275,10 @@ def _wrap(array: Array) -> Any:
     return tvm.runtime.from_dlpack(np.ndarray(array.shape, array.dtype, buffer=memoryview(memory)))
 
 
-def _zeros(shape: tuple[int, ...]) -> Any:
-    """Makes a float16 tensor of zeros whose pages are taken when they are written."""
-    size = int(np.prod(shape)) * 2
+def _zeros(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
+    """Makes a tensor of zeros whose pages are taken when they are written."""
+    size = int(np.prod(shape)) * dtype.itemsize
     memory = np.zeros(size + _ALIGNMENT, np.uint8)
     first = -memory.ctypes.data % _ALIGNMENT
-    aligned = memory[first : first + size].view(np.float16).reshape(shape)
+    aligned = memory[first : first + size].view(dtype).reshape(shape)
     return tvm.runtime.from_dlpack(aligned)

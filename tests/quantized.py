@@ -1,7 +1,7 @@
 """The bundle's arithmetic in numpy, from the tensors of a bundle: what compiled blocks must say.
 
-Quantized weights times int8 activations per group, float16 weights and KV cache. Everything
-between is float64 here and float32 in the kernels.
+Quantized weights times int8 activations per group, float16 weights, a KV cache of float16 or of
+int8 codes. Everything between is float64 here and float32 in the kernels.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ def bundle_tensors(state: Mapping[str, Tensor], plan: Plan) -> dict[str, Array]:
 class NumpyModel:
     """The blocks, one method each, as in `runtime.compiled.CompiledModel`."""
 
-    def __init__(self, config: ModelConfig, tensors: Mapping[str, Array]) -> None:
-        self.config, self._tensors = config, tensors
+    def __init__(self, config: ModelConfig, tensors: Mapping[str, Array], kv: str = "fp16") -> None:
+        self.config, self._tensors, self._kv = config, tensors, kv
 
     def vision_embed(self, pixels: Array) -> Array:
         v = self.config.vision
@@ -136,8 +136,7 @@ class NumpyModel:
         values = _heads(values, 0, c.head_dim)
         angle = c.rope_theta ** -(np.arange(0, c.head_dim, 2) / c.head_dim)
         stored = [_rotate(keys[:, j], j * angle) for j in range(len(k))]
-        cached = np.stack(stored, axis=1).astype(np.float16).astype(np.float64)
-        values = values.astype(np.float16).astype(np.float64)
+        cached, values = (_cached(x, self._kv) for x in (np.stack(stored, axis=1), values))
         out = np.zeros_like(queries)
         for t in range(len(q)):
             near = _rotate(queries[:, t], t * angle)
@@ -201,6 +200,17 @@ def _attend(q: Array, k: Array, v: Array) -> Array:
 def _softmax(scores: Array) -> Array:
     weights: Array = np.exp(scores - scores.max(-1, keepdims=True))
     return weights / weights.sum(-1, keepdims=True)
+
+
+def _cached(x: Array, kv: str) -> Array:
+    """Returns what a cache gives back for keys or values (H, L, head_dim)."""
+    if kv == "fp16":
+        return x.astype(np.float16).astype(np.float64)
+    x = x.astype(np.float32)
+    scale = np.abs(x).max(-1, keepdims=True) / np.float32(127)
+    codes = np.rint(x / np.where(scale == 0, np.float32(1), scale))
+    rounded: Array = codes.astype(np.float64) * scale
+    return rounded
 
 
 def _rotate(x: Array, angle: Array) -> Array:

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from tvm import tirx
 
-from convert.blocks import attention, rows
+from convert.blocks import cached_attention, rows
 from convert.blocks.graph import Expr, Graph, integers, tensor, tensor_type, variable
+from convert.blocks.kv_cache import cache_tensors
 from convert.blocks.linear import Linear
 from convert.blocks.stored import Formats, Rows
 from convert.config import DecoderConfig
-from quantize.layout import TILE_ROWS
 
 
 def embed(graph: Graph, c: DecoderConfig, formats: Formats) -> None:
@@ -23,31 +23,31 @@ def embed(graph: Graph, c: DecoderConfig, formats: Formats) -> None:
         graph.finish(table.look_up(graph, ids, c.scale_emb))
 
 
-def decoder_layer(graph: Graph, c: DecoderConfig, formats: Formats) -> None:
+def decoder_layer(graph: Graph, c: DecoderConfig, formats: Formats, kv: str) -> None:
     """Adds the functions decoder_layer and, for one token, decoder_step; see `_layer`.
 
     Shapes that are known spare the virtual machine half of its work, which a token feels; the
     kernels are the same.
     """
-    _layer(graph, c, formats, "decoder_layer", variable("length"))
-    _layer(graph, c, formats, "decoder_step", tirx.IntImm("int64", 1))
+    _layer(graph, c, formats, kv, "decoder_layer", variable("length"))
+    _layer(graph, c, formats, kv, "decoder_step", tirx.IntImm("int64", 1))
 
 
-def _layer(graph: Graph, c: DecoderConfig, formats: Formats, name: str, length: Expr) -> None:
-    """Adds the function (x (L, D), angles, keys, values, place, ...) -> (L, D).
+def _layer(
+    graph: Graph, c: DecoderConfig, formats: Formats, kv: str, name: str, length: Expr
+) -> None:
+    """Adds the function (x (L, D), angles, cache, place, ...) -> (L, D).
 
-    angles (L, 4, head_dim/2): see `attention.rotate_and_store`. keys (H, T, head_dim, 16) and
-    values (H, T, 16, head_dim), float16: the layer's cache, which the call extends. place: a
-    shape (start, window, pinned), start being the first token's index. Then the weights:
+    angles (L, 4, head_dim/2): see `cached_attention.rotate_and_store`. cache: the tensors of
+    `kv_cache.cache_tensors` for the kind `kv`, which the call extends. place: a shape (start,
+    window, pinned), start being the first token's index. Then the weights:
     input_norm, qkv, o, post_norm, gate_up, down, a quantized matrix being two arguments.
     """
-    d, hidden, heads = c.hidden_size, c.intermediate_size, c.num_key_value_heads
-    count = variable("tiles")
+    d, hidden = c.hidden_size, c.intermediate_size
     start, window, pinned = (variable(name) for name in ("start", "window", "pinned"))
     x = tensor("x", (length, d))
     angles = tensor("angles", (length, 4, c.head_dim // 2))
-    keys = tensor("keys", (heads, count, c.head_dim, TILE_ROWS), "float16")
-    values = tensor("values", (heads, count, TILE_ROWS, c.head_dim), "float16")
+    cache = [tensor(*one) for one in cache_tensors(c, kv, variable("tiles"))]
     place = integers("place", (start, window, pinned))
     input_norm, post_norm = (tensor(n, (d,), "float16") for n in ("input_norm", "post_norm"))
     shapes = {
@@ -56,7 +56,7 @@ def _layer(graph: Graph, c: DecoderConfig, formats: Formats, name: str, length: 
     qkv, o, gate_up, down = (
         formats.matrix(f"llm.layers.*.{name}", *shape) for name, shape in shapes.items()
     )
-    parameters = [x, angles, keys, values, place]
+    parameters = [x, angles, *cache, place]
     parameters += [input_norm, *qkv.parameters, *o.parameters]
     parameters += [post_norm, *gate_up.parameters, *down.parameters]
     norm = rows.rms_norm(d, c.rms_norm_eps)
@@ -64,12 +64,13 @@ def _layer(graph: Graph, c: DecoderConfig, formats: Formats, name: str, length: 
         normed = Rows(norm, (x, input_norm))
         packed = qkv.linear(graph, Linear(rows=d + 2 * c.kv_dim, columns=d), normed)
         rotated_type = tensor_type((length, 2, d))
-        taken = [packed, angles, start, pinned, keys, values]
-        keys, values, queries = graph.call_in_place(
-            attention.rotate_and_store(c), taken, (4, 5), rotated_type
+        taken = [packed, angles, start, pinned, *cache]
+        in_place = range(len(taken) - len(cache), len(taken))
+        *cache, queries = graph.call_in_place(
+            cached_attention.rotate_and_store(c, kv), taken, in_place, rotated_type
         )
-        seen = [queries, keys, values, start, window, pinned]
-        mixed = graph.call(attention.cached_attention(c, graph.products.queries), seen, x.ty)
+        attention = cached_attention.cached_attention(c, kv, graph.products.queries)
+        mixed = graph.call(attention, [queries, *cache, start, window, pinned], x.ty)
         added = Linear(rows=d, columns=d, residual=c.residual_scale)
         y = o.linear(graph, added, mixed, x)
         normed = Rows(norm, (y, post_norm))

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from convert.config import ModelConfig
+from convert.kv_cache import FP16, INT8
 from convert.plan import Recipe, make_plan
 from convert.weights import Rule, reference_rules
 from quantize.layout import unpack_tiles
@@ -33,16 +34,23 @@ class _Setup:
     """One tiny model in three forms."""
 
     def __init__(
-        self, *, untied: bool = False, recipe: Recipe | None = None, **overrides: Any
+        self,
+        *,
+        untied: bool = False,
+        recipe: Recipe | None = None,
+        kv: str = FP16,
+        **overrides: Any,
     ) -> None:
         raw = tiny_config(**overrides)
         self.config = ModelConfig.from_json(raw)
         self.state = random_state(raw, head="different" if untied else "none", outliers=True)
-        plan = make_plan(self.config, untied, recipe or Recipe.load("q4f16_1"))
+        if self.config.vision is None:  # as a checkpoint's reader names it
+            self.state = {f"llm.{name}": weight for name, weight in self.state.items()}
+        plan = make_plan(self.config, untied, recipe or Recipe.load("q4f16_1"), kv)
         self.tensors = bundle_tensors(self.state, plan)
         self.machine = compile_here(self.config, plan)
-        self.model = CompiledModel(self.config, self.machine, self.tensors)
-        self.numpy = NumpyModel(self.config, self.tensors)
+        self.model = CompiledModel(self.config, self.machine, self.tensors, kv)
+        self.numpy = NumpyModel(self.config, self.tensors, kv)
         self.untied = untied
 
     def reference(self) -> MiniCPMV:
@@ -82,6 +90,19 @@ class _Setup:
 def tiny() -> _Setup:
     """Grouped heads, a vocabulary of 501, an encoder MLP of 540, 4x4 patches."""
     return _Setup(num_key_value_heads=2)
+
+
+@pytest.fixture(scope="module")
+def coded() -> _Setup:
+    """The decoder of `tiny` with an int8 cache."""
+    return _Setup(num_key_value_heads=2, decoder_only=True, kv=INT8)
+
+
+@pytest.fixture(params=["tiny", "coded"])
+def setup(request: pytest.FixtureRequest) -> _Setup:
+    """One of both caches."""
+    found: _Setup = request.getfixturevalue(request.param)
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +196,7 @@ def test_vision(
 
 
 @pytest.mark.parametrize("length", [1, 2, 17, LONG])
-@pytest.mark.parametrize("which", ["tiny", "small"])
+@pytest.mark.parametrize("which", ["tiny", "small", "coded"])
 def test_decoder(
     which: str, length: int, request: pytest.FixtureRequest, record_property: Record
 ) -> None:
@@ -198,14 +219,14 @@ def test_decoder(
     ("window", "pinned", "chunk"), [(40, 8, 128), (40, 20, 16), (24, 4, 5), (9, 8, 3)]
 )
 def test_sliding_window(
-    tiny: _Setup, window: int, pinned: int, chunk: int, record_property: Record
+    setup: _Setup, window: int, pinned: int, chunk: int, record_property: Record
 ) -> None:
-    x = tiny.model.embed(_ids(LONG))
-    expected = tiny.numpy.layer(0, x, window, pinned)
-    cache = tiny.model.new_cache(window, pinned, chunk=chunk)
-    actual = tiny.model.layer(0, x, cache)
+    x = setup.model.embed(_ids(LONG))
+    expected = setup.numpy.layer(0, x, window, pinned)
+    cache = setup.model.new_cache(window, pinned, chunk=chunk)
+    actual = setup.model.layer(0, x, cache)
     _assert_same_arithmetic("layer 0", actual, expected, record_property)
-    without = tiny.numpy.layer(0, x, LONG, pinned)
+    without = setup.numpy.layer(0, x, LONG, pinned)
     assert np.abs(without - expected).max() > 100 * np.abs(actual - expected).max()
 
 
@@ -230,12 +251,12 @@ def test_sliding_window_as_the_reference_has_it(tiny: _Setup, record_property: R
 @pytest.mark.parametrize("window", [256, 40])
 @pytest.mark.parametrize("splits", [(1,), (33,), (65,), (7, 8, 50), tuple(range(1, LONG))], ids=str)
 def test_prefill_in_parts_equals_prefill_at_once(
-    tiny: _Setup, window: int, splits: tuple[int, ...]
+    setup: _Setup, window: int, splits: tuple[int, ...]
 ) -> None:
-    x = tiny.model.embed(_ids(LONG))
-    whole = _forward(tiny.model, x, tiny.model.new_cache(window, 8))
-    cache = tiny.model.new_cache(window, 8)
-    parts = [_forward(tiny.model, part, cache) for part in np.split(x, splits)]
+    x = setup.model.embed(_ids(LONG))
+    whole = _forward(setup.model, x, setup.model.new_cache(window, 8))
+    cache = setup.model.new_cache(window, 8)
+    parts = [_forward(setup.model, part, cache) for part in np.split(x, splits)]
     # To the bit: a token's sums do not depend on the tokens beside it.
     np.testing.assert_array_equal(np.concatenate(parts), whole)
 
@@ -249,17 +270,17 @@ def test_more_tokens_than_a_chunk_go_through_in_chunks(tiny: _Setup) -> None:
 
 
 @pytest.mark.parametrize("length", [0, 1, 5, 8, 30, 65, 66])
-def test_truncate_and_go_on(tiny: _Setup, length: int) -> None:
-    x, other = tiny.model.embed(_ids(LONG)), tiny.model.embed(_ids(20))
-    cache = tiny.model.new_cache(40, 8)
-    _forward(tiny.model, x, cache)
+def test_truncate_and_go_on(setup: _Setup, length: int) -> None:
+    x, other = setup.model.embed(_ids(LONG)), setup.model.embed(_ids(20))
+    cache = setup.model.new_cache(40, 8)
+    _forward(setup.model, x, cache)
     assert cache.truncate(length)
     assert cache.length == length
-    actual = _forward(tiny.model, other, cache)
-    fresh = tiny.model.new_cache(40, 8)
+    actual = _forward(setup.model, other, cache)
+    fresh = setup.model.new_cache(40, 8)
     if length:
-        _forward(tiny.model, x[:length], fresh)
-    np.testing.assert_array_equal(actual, _forward(tiny.model, other, fresh))
+        _forward(setup.model, x[:length], fresh)
+    np.testing.assert_array_equal(actual, _forward(setup.model, other, fresh))
 
 
 def test_truncate_refuses_what_is_overwritten(tiny: _Setup) -> None:
