@@ -289,6 +289,7 @@ def _rows(report: dict[str, Any]) -> dict[str, tuple[str, str, float, str]]:
             for n in PREFILL_LENGTHS
         },
         "decode_tok_s": ("decode", "tok/s", 1, "{tokens} tokens"),
+        "launch_us": ("launch", "µs", 1, "of a kernel on all threads; in all figures above"),
         "read_bytes_s": ("memory read", "GB/s", 1e-9, "just before and after decoding"),
         "decode_limit_tok_s": ("decode at this bandwidth", "tok/s", 1, per_token),
         "decode_share_of_limit": ("decode, of that", "%", 100, ""),

@@ -135,6 +135,7 @@ class Field:
     EXPECTED = "expected"
     BYTES = "bytes"
     MS = "ms"
+    LAUNCH_US = "launch_us"
     KERNELS = "kernels"
     NAME = "name"
     CALLS = "calls"

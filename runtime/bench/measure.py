@@ -15,7 +15,7 @@ from runtime.bench.inputs import (
     random_picture,
     text_of_length,
 )
-from runtime.bench.runners import Asked, Runner
+from runtime.bench.runners import Asked, MachineSpeed, Runner
 from runtime.prompt import Tokenizer
 
 PREFILL_LENGTHS = (96, 256, 1024)  # tokens
@@ -95,11 +95,11 @@ def measure(runner: Runner, work: Work, progress: Progress) -> Measurements:
         for tokens, text in texts.items():
             _prefill(runner, tokens, text, found)
             steps.next()
-        before = runner.read_bytes_s()
+        before = runner.machine()
         steps.next()
         if can_ask:
             _decode(runner, found)
-        _limit(before, runner.read_bytes_s(), work.decode_bytes, found)
+        _limit(before, runner.machine(), work.decode_bytes, found)
         steps.next()
     figures = {name: Figure(tuple(values)) for name, values in found.values.items()}
     return Measurements(figures=figures, tokens=found.tokens, peak_rss_bytes=peak)
@@ -178,11 +178,14 @@ def _decode(runner: Runner, found: _Found) -> None:
         found.add("decode_tok_s", done / ms * 1000, done)
 
 
-def _limit(before: float | None, after: float | None, nbytes: int | None, found: _Found) -> None:
+def _limit(
+    before: MachineSpeed | None, after: MachineSpeed | None, nbytes: int | None, found: _Found
+) -> None:
     """Holds this round's decoding against the bandwidth just before and after it."""
     if before is None or after is None:
         return
-    bandwidth = (before + after) / 2
+    found.add("launch_us", (before.launch_us + after.launch_us) / 2)
+    bandwidth = (before.read_bytes_s + after.read_bytes_s) / 2
     found.add("read_bytes_s", bandwidth)
     if nbytes is None:
         return

@@ -38,6 +38,14 @@ class Asked:
         return self.prompt_tokens - self.reused_tokens
 
 
+@dataclass(frozen=True, kw_only=True)
+class MachineSpeed:
+    """What bounds every kernel."""
+
+    read_bytes_s: float  # from memory, by all threads
+    launch_us: float  # to hand a task to all threads and to wait for them
+
+
 class Runner(Protocol):
     """A model that can be loaded and asked."""
 
@@ -50,8 +58,8 @@ class Runner(Protocol):
     def forget(self) -> None:
         """Forgets the conversation; pictures stay encoded."""
 
-    def read_bytes_s(self) -> float | None:
-        """Measures the memory's read bandwidth; None if this runner cannot."""
+    def machine(self) -> MachineSpeed | None:
+        """Measures the machine; None if this runner cannot."""
 
     def peak_rss_bytes(self) -> int | None:
         """Returns the most memory that the model's process had when it last answered."""
@@ -108,10 +116,13 @@ class EngineRunner:
         """See `Runner`."""
         self._client.reset()
 
-    def read_bytes_s(self) -> float | None:
+    def machine(self) -> MachineSpeed:
         """See `Runner`."""
         line = self._client.bandwidth(self._read_bytes)
-        return float(line[Field.BYTES] / line[Field.MS] * 1000)
+        return MachineSpeed(
+            read_bytes_s=line[Field.BYTES] / line[Field.MS] * 1000,
+            launch_us=line[Field.LAUNCH_US],
+        )
 
     def peak_rss_bytes(self) -> int | None:
         """See `Runner`."""
@@ -152,7 +163,7 @@ class ReferenceRunner:
         """See `Runner`."""
         self._loaded().reset()
 
-    def read_bytes_s(self) -> float | None:
+    def machine(self) -> MachineSpeed | None:
         """See `Runner`: PyTorch has no such measurement."""
         return None
 

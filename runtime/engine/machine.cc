@@ -19,6 +19,7 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 constexpr int kPasses = 5;
+constexpr int kLaunches = 1000;
 // Memory comes in lines of this many bytes, whole, whatever is read of them: one word of each
 // keeps the most of them on their way.
 constexpr size_t kLineWords = 64 / sizeof(uint64_t);
@@ -53,6 +54,14 @@ int Read(int task, TVMParallelGroupEnv* tasks, void* argument) {
   }
   pass->sum += sum;
   return 0;
+}
+
+int Nothing(int /*task*/, TVMParallelGroupEnv* /*tasks*/, void* /*argument*/) { return 0; }
+
+double Median(std::vector<double>* values) {
+  const auto middle = values->begin() + static_cast<std::ptrdiff_t>(values->size() / 2);
+  std::nth_element(values->begin(), middle, values->end());
+  return *middle;
 }
 
 // Returns what the kernel says of the first processor under one of two names.
@@ -106,8 +115,17 @@ std::optional<double> MeasureReadMs(int64_t bytes, const std::function<bool()>& 
     TVMBackendParallelLaunch(Read, &pass, 0);
     times.push_back(std::chrono::duration<double, std::milli>(Clock::now() - start).count());
   }
-  std::nth_element(times.begin(), times.begin() + kPasses / 2, times.end());
-  return times[kPasses / 2];
+  return Median(&times);
+}
+
+double MeasureLaunchUs() {
+  std::vector<double> times;
+  for (int i = 0; i < kLaunches; ++i) {
+    const auto start = Clock::now();
+    TVMBackendParallelLaunch(Nothing, nullptr, 0);
+    times.push_back(std::chrono::duration<double, std::micro>(Clock::now() - start).count());
+  }
+  return Median(&times);
 }
 
 }  // namespace minicpmv

@@ -28,6 +28,10 @@ int64_t PeakRssBytes();
 // Throws EngineError (out_of_memory).
 std::optional<double> MeasureReadMs(int64_t bytes, const std::function<bool()>& cancelled);
 
+// Returns the microseconds that it takes to hand a task of nothing to all threads of TVM's pool and
+// to wait for them, which every kernel pays: the median of many times in a row.
+double MeasureLaunchUs();
+
 }  // namespace minicpmv
 
 #endif  // MINICPMV_ENGINE_MACHINE_H_

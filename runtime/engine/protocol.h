@@ -143,6 +143,7 @@ inline constexpr char kExpected[] = "expected";
 // Of files and memory.
 inline constexpr char kBytes[] = "bytes";
 inline constexpr char kMs[] = "ms";
+inline constexpr char kLaunchUs[] = "launch_us";
 inline constexpr char kKernels[] = "kernels";
 inline constexpr char kName[] = "name";
 inline constexpr char kCalls[] = "calls";

@@ -210,7 +210,10 @@ Line Server::Bandwidth(Fields* request) {
   }
   const auto ms = MeasureReadMs(bytes, [this] { return queue_->Cancelled(current_.number); });
   if (!ms) throw EngineError(error_code::kCancelled, "the measurement was cancelled");
-  return Line().Set(field::kBytes, bytes).Set(field::kMs, *ms);
+  return Line()
+      .Set(field::kBytes, bytes)
+      .Set(field::kMs, *ms)
+      .Set(field::kLaunchUs, MeasureLaunchUs());
 }
 
 Line Server::TakeProfile(Fields* request) {

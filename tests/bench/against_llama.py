@@ -238,11 +238,10 @@ class _Sides:
         return float(tokens / answer[self._clock] * 1000)
 
     def _decode(self) -> None:
-        before = self._ours.runner.read_bytes_s()
+        before = self._ours.runner.machine()
         rate = self._ours.decode_tok_s()
-        after = self._ours.runner.read_bytes_s()
-        assert before is not None and after is not None
-        self.bandwidths.append((before + after) / 2)
+        after = self._ours.runner.machine()
+        self.bandwidths.append((before.read_bytes_s + after.read_bytes_s) / 2)
         self._add("decode", 0, rate)
         if self._ours.watch is None:
             limit = self.bandwidths[-1] / self.decode_bytes

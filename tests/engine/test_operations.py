@@ -243,6 +243,7 @@ def test_bandwidth(client: WatchedEngine) -> None:
     line = client.bandwidth(64 << 20)
     assert line[Field.BYTES] == 64 << 20
     assert line[Field.MS] > 0
+    assert line[Field.LAUNCH_US] > 0
     assert client.memory("VmHWM") > 64 << 20, "the pages are really there"
     assert client.memory("VmRSS") < before + (32 << 20), "and given back"
     for size in (0, -1, (1 << 20) - 1, (1 << 30) + 1, 2**62, 1.5):

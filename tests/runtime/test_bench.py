@@ -28,7 +28,7 @@ from runtime.bench.inputs import (
     text_of_length,
 )
 from runtime.bench.measure import DECODE_STEPS, Work, decode_bytes, measure
-from runtime.bench.runners import Asked
+from runtime.bench.runners import Asked, MachineSpeed
 from runtime.prompt import Tokenizer
 from tests.convert.bundles import write_bundle
 from tests.runtime import engine_stand_in
@@ -72,9 +72,11 @@ class FakeRunner:
     def forget(self) -> None:
         self.done.append("forget")
 
-    def read_bytes_s(self) -> float | None:
+    def machine(self) -> MachineSpeed | None:
         self.done.append("read")
-        return self.bandwidth
+        if self.bandwidth is None:
+            return None
+        return MachineSpeed(read_bytes_s=self.bandwidth, launch_us=2.0)
 
     def peak_rss_bytes(self) -> int | None:
         self.done.append("peak")
@@ -145,6 +147,7 @@ def test_the_rounds(tokenizer: Tokenizer) -> None:
         "prefill_256_tok_s": 200.0,
         "prefill_1024_tok_s": 200.0,
         "decode_tok_s": 200.0,
+        "launch_us": 2.0,
         "read_bytes_s": 8e9,
         "decode_limit_tok_s": 800.0,
         "decode_share_of_limit": 0.25,
@@ -170,7 +173,7 @@ def test_short_answers_are_added_up(tokenizer: Tokenizer) -> None:
     ("runner", "changes", "missing"),
     [
         (FakeRunner(answer_steps=0), {}, {"decode_tok_s", SHARE}),
-        (FakeRunner(bandwidth=None), {}, {"read_bytes_s", LIMIT, SHARE}),
+        (FakeRunner(bandwidth=None), {}, {"launch_us", "read_bytes_s", LIMIT, SHARE}),
         (FakeRunner(), {"decode_bytes": None}, {LIMIT, SHARE}),
         (FakeRunner(), {"has_vision": False}, OF_PICTURES),
         (FakeRunner(), {"window": 1023}, {"prefill_1024_tok_s"}),
@@ -259,7 +262,7 @@ def test_a_decoder_without_a_tokenizer(
     capsys.readouterr()
     assert cli.main(["bench", str(folder), "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
-    assert set(report["figures"]) == {"load_ms", "read_bytes_s", "decode_limit_tok_s"}
+    assert set(report["figures"]) == {"load_ms", "launch_us", "read_bytes_s", "decode_limit_tok_s"}
     assert report["peak_rss_bytes"] is None
 
 
