@@ -234,7 +234,7 @@ def apply_arithmetic(
                     rounding.replace(stack.layers[index], path, f"llm.layers.{index}.{name}")
 
         count = len(stack.layers)
-        spread(one, range(count), lambda done: progress(done, count))
+        spread(one, range(count), lambda index: progress(index + 1, count))
         set_embeddings(model, plan, rounding.rounded)
     return apply_vision_arithmetic(model, plan)
 

@@ -31,6 +31,7 @@ from runtime.verify.logits import Logits
 from runtime.verify.report import Answer, Check
 from runtime.verify.results import CaseResult, Known, Outcome, Worst, merge
 from runtime.verify.stages import Stages
+from runtime.verify.steps import Steps
 
 Progress = Callable[[str, int, int], None]  # stage, done, in all
 
@@ -109,7 +110,7 @@ def run_cases(
         cases: conversations.
         settings: `configs/verify.json`.
         window: context window of all three.
-        progress: counts cases.
+        progress: counts steps of all cases.
         known: what cases gave in an earlier run; gets the others.
         skip_bad: warn of cases that cannot be asked, and go on.
 
@@ -117,9 +118,11 @@ def run_cases(
         PictureError: a picture is gone.
         PromptError: a question does not fit into the window; no case can be asked.
     """
-    runner, found = _Runner(models, tokenizer, settings, window), []
-    for done, case in enumerate(cases):
-        progress("compare stages", done, len(cases))
+    vision = models.reference.config.vision
+    steps = Steps(cases, 0 if vision is None else vision.depth, progress)
+    runner, found = _Runner(models, tokenizer, settings, window, steps), []
+    for index, case in enumerate(cases):
+        steps.start(index)
         result = known.get(case)
         if result is None:
             try:
@@ -131,7 +134,7 @@ def run_cases(
                 continue
             known.add(case, result)
         found.append(result)
-    progress("compare stages", len(cases), len(cases))
+    steps.start(len(cases))
     if not found:
         raise PromptError("no case could be asked; see the warnings")
     return merge(found, settings["thresholds"])
@@ -141,8 +144,14 @@ class _Runner:
     """Measures one case after the other."""
 
     def __init__(
-        self, models: Models, tokenizer: Tokenizer, settings: Mapping[str, Any], window: int
+        self,
+        models: Models,
+        tokenizer: Tokenizer,
+        settings: Mapping[str, Any],
+        window: int,
+        steps: Steps,
     ) -> None:
+        self._steps = steps
         self._models, self._tokenizer, self._window = models, tokenizer, window
         self._thresholds = settings["thresholds"]
         self._options = GenerationOptions(max_new_tokens=settings["built_in"]["max_new_tokens"])
@@ -156,15 +165,17 @@ class _Runner:
         models.bundle.session.reset()  # no case may hang on the one before
         # The bundle is asked first: what it says, the others try at once, and say their own.
         bundle = Said.of(models.bundle.session.reply(case.messages, picture, self._options))
+        self._steps.step()
         if case.picture_digest != self._picture:  # the cases of a picture follow each other
-            self._image = _compare_vision(models, picture, worst)
+            self._image = _compare_vision(models, picture, worst, self._steps)
             self._picture = case.picture_digest
         prompt = _prompt(models, self._tokenizer, case)
         questions = [Question(prompt, image) for image in self._image or (None, None, None)]
         said = greedy_answer(models.reference, questions[0], bundle.ids, self._options, window)
+        self._steps.step()
         ids = prompt.ids + said.ids
         slide, self._slid = not self._slid, True
-        ends = _compare_decoder(models, questions, ids, window, worst, slide=slide)
+        ends = _compare_decoder(models, questions, ids, window, worst, self._steps, slide=slide)
         logits.add(prompt, ids, len(self._image[0]) if self._image else 0, *ends)
         arithmetic = greedy_answer(models.arithmetic, questions[1], said.ids, self._options, window)
         own = ends[2][len(prompt.ids) - 1 :]
@@ -184,7 +195,7 @@ def _prompt(models: Models, tokenizer: Tokenizer, case: Case) -> Prompt:
 
 
 def _compare_vision(
-    models: Models, picture: Image.Image | None, worst: _Worst
+    models: Models, picture: Image.Image | None, worst: _Worst, steps: Steps
 ) -> tuple[Tensor, ...]:
     """Compares the stages up to the image tokens; returns those of the three models.
 
@@ -210,6 +221,7 @@ def _compare_vision(
         worst.loss("vision encoder", f"block {i}", *outputs)
         own = [stages.vision_block(i, o) for stages, o in zip(others, own, strict=True)]
         x = outputs[0]
+        steps.block()
     outputs = [stages.vision_norm(x) for stages in everyone]
     worst.loss("vision encoder", "norm", *outputs)
     own = [stages.vision_norm(o) for stages, o in zip(others, own, strict=True)]
@@ -228,6 +240,7 @@ def _compare_decoder(
     ids: Sequence[int],
     window: int,
     worst: _Worst,
+    steps: Steps,
     *,
     slide: bool,
 ) -> list[Tensor]:
@@ -248,10 +261,12 @@ def _compare_decoder(
         stages.layers([embeds], window, pinned)
         for stages, embeds in zip(everyone, text, strict=True)
     ]
+    steps.step()
     inputs = [text[0], *whole[0][:-1]]
     # The reference's layers have had these inputs.
     others = everyone[1:]
     apart = [whole[0], *(stages.layers(inputs, window, pinned) for stages in others)]
+    steps.step()
     for i, outputs in enumerate(zip(*apart, strict=True)):
         # What a layer adds: its input passes through unchanged, and would hide its errors.
         worst.loss("decoder layers", f"layer {i}", *(o - inputs[i] for o in outputs))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -14,8 +14,8 @@ _Result = TypeVar("_Result")
 
 def spread(
     work: Callable[[_Item], _Result],
-    items: Iterable[_Item],
-    done: Callable[[int], None] = lambda count: None,
+    items: Sequence[_Item],
+    done: Callable[[_Item], None] = lambda item: None,
 ) -> list[_Result]:
     """Maps items to results, each on one processor.
 
@@ -25,15 +25,15 @@ def spread(
     Args:
         work: must not depend on other items.
         items: any number.
-        done: called with how many items are finished, in order.
+        done: called with each item that is finished, in order.
     """
     threads, results = torch.get_num_threads(), list[_Result]()
     torch.set_num_threads(1)
     try:
         with ThreadPoolExecutor(threads) as pool:
-            for result in pool.map(work, items):
+            for item, result in zip(items, pool.map(work, items), strict=True):
                 results.append(result)
-                done(len(results))
+                done(item)
     finally:
         torch.set_num_threads(threads)
     return results

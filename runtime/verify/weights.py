@@ -70,10 +70,17 @@ def check_tensors(
     must be the very ones: a step more or less would hide in the noise.
     """
     weights, tensors = bundle.weights(), bundle.plan.tensors
+    total, done = sum(tensor.parameters for tensor in tensors), 0
+
+    def count(tensor: PlannedTensor) -> None:
+        nonlocal done
+        done += tensor.parameters
+        progress("compare weights", done, total)
+
     checks = spread(
         lambda tensor: _check_tensor(tensor, bundle, weights, checkpoint, thresholds),
         tensors,
-        lambda done: progress("compare weights", done, len(tensors)),
+        count,
     )
     weights.release()  # the models that come need the room
     return list(chain.from_iterable(checks))

@@ -1,8 +1,9 @@
-"""What verify's PyTorch models compute once stays what it is: layers, answers, rounded weights."""
+"""What verify computes once, or on every processor, stays what it is; its progress adds up."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -22,8 +23,10 @@ from runtime.sampling import GenerationOptions
 from runtime.verify import metrics
 from runtime.verify.answers import Question, Said, greedy_answer
 from runtime.verify.arithmetic import Float16KVCache, hold_in_format
+from runtime.verify.cases import Case
 from runtime.verify.spread import spread
 from runtime.verify.stages import TorchStages
+from runtime.verify.steps import Steps
 from tests.compare import randomize
 from tests.tiny import tiny_config
 
@@ -206,7 +209,7 @@ def test_work_is_spread_in_order_and_counted() -> None:
     threads, counted = torch.get_num_threads(), list[int]()
     found = spread(lambda i: (i * i, torch.get_num_threads()), range(5), counted.append)
     assert found == [(i * i, 1) for i in range(5)]
-    assert counted == [1, 2, 3, 4, 5]
+    assert counted == [0, 1, 2, 3, 4]
     assert torch.get_num_threads() == threads
 
 
@@ -215,3 +218,35 @@ def test_what_fails_is_told_and_threads_come_back() -> None:
     with pytest.raises(ZeroDivisionError):
         spread(lambda i: 1 // i, [1, 0])
     assert torch.get_num_threads() == threads
+
+
+def test_a_new_picture_counts_and_a_second_question_about_it_does_not() -> None:
+    told: list[tuple[str, int, int]] = []
+    cases = [Case(name, (), None, name[:1]) for name in ("a1", "a2", "b1")]
+    steps = Steps(cases, 7, lambda *state: told.append(state))
+    steps.start(0)
+    for _ in range(7):
+        steps.block()
+    for _ in range(4):
+        steps.step()
+    steps.start(1)
+    steps.start(2)  # what is known takes no steps
+    steps.start(3)
+    question = (told[-1][2] - 2 * 7) // 3
+    assert [done for _, done, _ in told[:8]] == list(range(8))
+    assert [done for _, done, _ in told[-3:]] == [
+        7 + question,
+        7 + 2 * question,
+        2 * 7 + 3 * question,
+    ]
+    assert told[-1][1] == told[-1][2] and {total for _, _, total in told} == {told[-1][2]}
+    assert all(a[1] < b[1] for a, b in pairwise(told))
+
+
+def test_questions_without_pictures_weigh_the_same() -> None:
+    told: list[tuple[str, int, int]] = []
+    steps = Steps([Case(name, ()) for name in "abc"], 0, lambda *state: told.append(state))
+    for index in range(4):
+        steps.start(index)
+    done = [count for _, count, _ in told]
+    assert done == [0, done[1], 2 * done[1], 3 * done[1]] and done[1] > 0
