@@ -98,7 +98,7 @@ def bench(config: BenchConfig) -> dict[str, Any]:
     """
     from convert.bundle import Bundle
     from convert.console import Bars
-    from runtime.bench.measure import Work, decode_bytes, measure
+    from runtime.bench.measure import DecodeReads, Work, measure
     from runtime.defaults import GenerationDefaults
     from runtime.prompt import Tokenizer
 
@@ -106,14 +106,14 @@ def bench(config: BenchConfig) -> dict[str, Any]:
     bundle = Bundle.open(config.bundle)
     window = config.window or GenerationDefaults.load(bundle.generation).window
     is_reference = config.engine.engine == REFERENCE
-    nbytes = None if is_reference else decode_bytes(bundle.plan)
+    reads = None if is_reference else DecodeReads.of(bundle.plan, bundle.config.decoder)
     with Bars() as bars, _runner(bundle, config, window, bars) as (runner, device):
         measured = measure(
             runner,
             Work(
                 has_vision=bundle.config.vision is not None,
                 tokenizer=None if bundle.tokenizer is None else Tokenizer(bundle.tokenizer),
-                decode_bytes=nbytes,
+                reads=reads,
                 window=window,
                 rounds=config.rounds,
             ),
@@ -129,7 +129,7 @@ def bench(config: BenchConfig) -> dict[str, Any]:
         "window": window,
         "rounds": config.rounds,
         "weights_bytes": None if is_reference else bundle.plan.nbytes,
-        "decode_bytes": nbytes,
+        "decode_reads": None if reads is None else asdict(reads),
         **_measured(measured),
         **({} if phases is None else {"profile": [asdict(phase) for phase in phases]}),
         "seconds": round(time.monotonic() - started, 1),
@@ -267,8 +267,9 @@ def _rows(report: dict[str, Any]) -> dict[str, tuple[str, str, float, str]]:
     from convert.console import Size
     from runtime.bench.measure import PREFILL_LENGTHS
 
-    nbytes = report["decode_bytes"]
-    per_token = "" if nbytes is None else f"{Size(nbytes)} of weights per token"
+    reads, per_token = report["decode_reads"], ""
+    if reads is not None:
+        per_token = f"{Size(reads['weights_bytes'])} of weights and {{tokens}} tokens of cache"
     return {
         "load_ms": ("load", "ms", 1, ""),
         "image_encode_ms": ("encode a picture", "ms", 1, ""),

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from convert.config import DecoderConfig
+from convert.kv_cache import find_kv_format
 from convert.plan import Plan
 from runtime.bench.inputs import (
     FIRST_QUESTION,
@@ -44,12 +46,34 @@ class Figure:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DecodeReads:
+    """What a decoded token must read from memory."""
+
+    weights_bytes: int  # of the layers and the head
+    cache_token_bytes: int  # for each token that it sees
+
+    @staticmethod
+    def of(plan: Plan, config: DecoderConfig) -> DecodeReads:
+        """Returns what a bundle's token reads."""
+        head = "llm.head" if any(t.name == "llm.head" for t in plan.tensors) else "llm.embed"
+        names = ("llm.layers.", "llm.norm.", head)
+        return DecodeReads(
+            weights_bytes=sum(t.nbytes for t in plan.tensors if t.name.startswith(names)),
+            cache_token_bytes=find_kv_format(plan.kv).token_bytes(config),
+        )
+
+    def bytes_after(self, tokens: float) -> float:
+        """Returns the bytes of a token that sees `tokens`."""
+        return self.weights_bytes + tokens * self.cache_token_bytes
+
+
+@dataclass(frozen=True, kw_only=True)
 class Work:
     """What is measured, and how often."""
 
     has_vision: bool
     tokenizer: Tokenizer | None  # None: nothing can be asked
-    decode_bytes: int | None  # weights that a token reads; None: the limit is not asked for
+    reads: DecodeReads | None  # None: the limit is not asked for
     window: int  # tokens; longer prompts are left out
     rounds: int
 
@@ -61,13 +85,6 @@ class Measurements:
     figures: Mapping[str, Figure]  # by names that end with their unit
     tokens: Mapping[str, int]  # how many stand behind a figure, by the figure's name
     peak_rss_bytes: int | None
-
-
-def decode_bytes(plan: Plan) -> int:
-    """Returns the bytes of weights that every decoded token reads: the layers and the head."""
-    head = "llm.head" if any(t.name == "llm.head" for t in plan.tensors) else "llm.embed"
-    names = ("llm.layers.", "llm.norm.", head)
-    return sum(tensor.nbytes for tensor in plan.tensors if tensor.name.startswith(names))
 
 
 def measure(runner: Runner, work: Work, progress: Progress) -> Measurements:
@@ -98,8 +115,8 @@ def measure(runner: Runner, work: Work, progress: Progress) -> Measurements:
         before = runner.machine()
         steps.next()
         if can_ask:
-            _decode(runner, found)
-        _limit(before, runner.machine(), work.decode_bytes, found)
+            _decode(runner, work.window, found)
+        _limit(before, runner.machine(), work.reads, found)
         steps.next()
     figures = {name: Figure(tuple(values)) for name, values in found.values.items()}
     return Measurements(figures=figures, tokens=found.tokens, peak_rss_bytes=peak)
@@ -111,6 +128,7 @@ class _Found:
 
     values: dict[str, list[float]] = field(default_factory=dict)
     tokens: dict[str, int] = field(default_factory=dict)
+    seen: float = 0  # tokens by a decoded one, in the last round's mean
 
     def add(self, name: str, value: float, tokens: int | None = None) -> None:
         """Adds a round's value, and how many tokens stand behind it."""
@@ -166,7 +184,7 @@ def _prefill(runner: Runner, tokens: int, text: str, found: _Found) -> None:
     found.add(f"prefill_{tokens}_tok_s", rate, asked.prefilled_tokens)
 
 
-def _decode(runner: Runner, found: _Found) -> None:
+def _decode(runner: Runner, window: int, found: _Found) -> None:
     """Decodes until enough steps were made, in several answers if they end early."""
     answers: list[Asked] = []
     done = 0
@@ -176,10 +194,15 @@ def _decode(runner: Runner, found: _Found) -> None:
     if done > 0:
         ms = sum(asked.decode_ms for asked in answers)
         found.add("decode_tok_s", done / ms * 1000, done)
+        seen = sum(a.decode_steps * (a.prompt_tokens + a.decode_steps / 2) for a in answers)
+        found.seen = min(seen / done, window)
 
 
 def _limit(
-    before: MachineSpeed | None, after: MachineSpeed | None, nbytes: int | None, found: _Found
+    before: MachineSpeed | None,
+    after: MachineSpeed | None,
+    reads: DecodeReads | None,
+    found: _Found,
 ) -> None:
     """Holds this round's decoding against the bandwidth just before and after it."""
     if before is None or after is None:
@@ -187,9 +210,9 @@ def _limit(
     found.add("launch_us", (before.launch_us + after.launch_us) / 2)
     bandwidth = (before.read_bytes_s + after.read_bytes_s) / 2
     found.add("read_bytes_s", bandwidth)
-    if nbytes is None:
+    if reads is None:
         return
-    limit = bandwidth / nbytes
-    found.add("decode_limit_tok_s", limit)
+    limit = bandwidth / reads.bytes_after(found.seen)
+    found.add("decode_limit_tok_s", limit, round(found.seen))
     if "decode_tok_s" in found.values:
         found.add("decode_share_of_limit", found.values["decode_tok_s"][-1] / limit)

@@ -28,7 +28,7 @@ from convert.config import DecoderConfig
 from convert.console import messages, results
 from quantize.errors import ToolkitError
 from runtime.bench.inputs import text_of_length
-from runtime.bench.measure import decode_bytes
+from runtime.bench.measure import DecodeReads
 from runtime.bench.runners import Asked, EngineRunner
 from runtime.engine_options import EngineOptions
 from runtime.places import open_place
@@ -41,6 +41,7 @@ from tests.bench.rounds import Row, add_arguments, alternate, exit_code, print_r
 
 WINDOW = 256  # tokens
 AFTER, STEPS = 192, 64  # tokens before decoding, and decoded
+SEEN = AFTER + STEPS / 2  # by a decoded token, in the mean
 PREFILL = (96, 256)  # tokens
 DECODE_TARGET, LIMIT_TARGET, PREFILL_TARGET = 1.05, 0.9, 1.5
 MEMORY_LIMIT = "decode, of the memory's limit"  # the row whose other side is no program
@@ -66,8 +67,10 @@ def main() -> int:
     else:
         print_rows(results(), rows, "ours", "llama.cpp")
         gb_s = statistics.median(more["read_bytes_s"]) / 1e9
-        shares = f"decode reads {more['decode_bytes'] / 1e9:.3f} GB per token, llama.cpp's "
-        shares += f"{more['llama_decode_bytes'] / 1e9:.3f}; memory read {gb_s:.1f} GB/s"
+        weights, cache = (more[f"decode_{part}_bytes"] / 1e9 for part in ("weights", "cache"))
+        shares = f"a token reads {weights:.3f} GB of weights and {cache:.3f} GB of cache, "
+        shares += f"llama.cpp's {more['llama_decode_bytes'] / 1e9:.3f} GB of weights; "
+        shares += f"memory read {gb_s:.1f} GB/s"
         results().print(shares, soft_wrap=True)
     return 0 if args.processor_time else exit_code(rows)
 
@@ -88,7 +91,8 @@ def compare(bundle: Bundle, args: argparse.Namespace) -> tuple[list[Row], dict[s
         runner = EngineRunner(client, place.bundle, window=WINDOW)
         watch = Stopwatch(client) if args.processor_time else None
         ours = Ours(runner, Tokenizer(bundle.tokenizer), watch)
-        sides = _Sides(ours, llama, decode_bytes(bundle.plan))
+        reads = DecodeReads.of(bundle.plan, bundle.config.decoder)
+        sides = _Sides(ours, llama, reads)
         sides.load()
         told = messages().print
         alternate(args.rounds, *sides.loads(), on_round=lambda i: told(f"load {i}"))
@@ -102,7 +106,8 @@ def compare(bundle: Bundle, args: argparse.Namespace) -> tuple[list[Row], dict[s
             "llama_cpp_python": llama_build.VERSION,
             "cpu": client.hello["cpu"],
             "blocks": client.hello["blocks"],
-            "decode_bytes": sides.decode_bytes,
+            "decode_weights_bytes": reads.weights_bytes,
+            "decode_cache_bytes": round(SEEN * reads.cache_token_bytes),
             "llama_decode_bytes": llama_gguf.decode_bytes(shape),
             "read_bytes_s": sides.bandwidths,
         }
@@ -191,8 +196,8 @@ class Ours:
 class _Sides:
     """What each side does in a round, and the rows that come of it."""
 
-    def __init__(self, ours: Ours, llama: Child, nbytes: int) -> None:
-        self._ours, self._llama, self.decode_bytes = ours, llama, nbytes
+    def __init__(self, ours: Ours, llama: Child, reads: DecodeReads) -> None:
+        self._ours, self._llama, self._reads = ours, llama, reads
         self._clock = "ms" if ours.watch is None else "processor_ms"
         self._peak: int | None = None
         self.bandwidths: list[float] = []
@@ -244,7 +249,7 @@ class _Sides:
         self.bandwidths.append((before.read_bytes_s + after.read_bytes_s) / 2)
         self._add("decode", 0, rate)
         if self._ours.watch is None:
-            limit = self.bandwidths[-1] / self.decode_bytes
+            limit = self.bandwidths[-1] / self._reads.bytes_after(SEEN)
             self._add(MEMORY_LIMIT, 0, rate)
             self._add(MEMORY_LIMIT, 1, limit)
 

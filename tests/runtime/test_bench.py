@@ -6,7 +6,7 @@ import json
 import math
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from runtime.bench.inputs import (
     random_picture,
     text_of_length,
 )
-from runtime.bench.measure import DECODE_STEPS, Work, decode_bytes, measure
+from runtime.bench.measure import DECODE_STEPS, DecodeReads, Work, measure
 from runtime.bench.runners import Asked, MachineSpeed
 from runtime.prompt import Tokenizer
 from tests.convert.bundles import write_bundle
@@ -91,7 +91,9 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 
 
 def _work(tokenizer: Tokenizer | None, **changes: Any) -> Work:
-    settings = {"has_vision": True, "decode_bytes": 10**7, "window": 1024, "rounds": 2}
+    # With 30 tokens before the decoded ones, and half of 64 of those: 10 MB.
+    reads = DecodeReads(weights_bytes=10**7 - 62 * 10**5, cache_token_bytes=10**5)
+    settings = {"has_vision": True, "reads": reads, "window": 1024, "rounds": 2}
     return Work(tokenizer=tokenizer, **(settings | changes))
 
 
@@ -120,12 +122,16 @@ def test_pictures_differ() -> None:
 
 @pytest.mark.parametrize("untied", [False, True])
 def test_bytes_of_a_decoded_token(untied: bool) -> None:
-    plan = make_plan(ModelConfig.from_json(tiny_config()), untied, Recipe.load("q4f16_1"))
+    config = ModelConfig.from_json(tiny_config())
+    plan = make_plan(config, untied, Recipe.load("q4f16_1"))
     width, hidden, rows = 256, 320, math.ceil(501 / 16) * 16  # whole tiles
     layer = 4 * width * width + 3 * width * hidden
     q4 = (2 * layer + rows * width) * (4 + 16 / 32) / 8  # a float16 scale per 32 weights
     norms = 5 * width * 2
-    assert decode_bytes(plan) == q4 + norms
+    reads = DecodeReads.of(plan, config.decoder)
+    assert reads.weights_bytes == q4 + norms
+    assert reads.cache_token_bytes == 2 * 2 * width * 2  # layers, keys and values, float16
+    assert reads.bytes_after(10) == q4 + norms + 10 * reads.cache_token_bytes
 
 
 def test_the_rounds(tokenizer: Tokenizer) -> None:
@@ -156,6 +162,7 @@ def test_the_rounds(tokenizer: Tokenizer) -> None:
         "median": 1.5, "min": 1.0, "max": 2.0, "values": [1.0, 2.0],
     }  # fmt: skip
     assert result.tokens["decode_tok_s"] == DECODE_STEPS
+    assert result.tokens["decode_limit_tok_s"] == 30 + DECODE_STEPS / 2
     assert result.tokens["prefill_256_tok_s"] == 20
     assert result.peak_rss_bytes == 123
 
@@ -174,7 +181,7 @@ def test_short_answers_are_added_up(tokenizer: Tokenizer) -> None:
     [
         (FakeRunner(answer_steps=0), {}, {"decode_tok_s", SHARE}),
         (FakeRunner(bandwidth=None), {}, {"launch_us", "read_bytes_s", LIMIT, SHARE}),
-        (FakeRunner(), {"decode_bytes": None}, {LIMIT, SHARE}),
+        (FakeRunner(), {"reads": None}, {LIMIT, SHARE}),
         (FakeRunner(), {"has_vision": False}, OF_PICTURES),
         (FakeRunner(), {"window": 1023}, {"prefill_1024_tok_s"}),
         (FakeRunner(), {"window": 50}, OF_PREFILL),
@@ -229,10 +236,13 @@ def test_an_engine_s_figures(
     assert figures["decode_tok_s"] | {"values": []} == {
         "median": 100.0, "min": 100.0, "max": 100.0, "values": [], "tokens": DECODE_STEPS,
     }  # fmt: skip
-    nbytes = decode_bytes(Bundle.open(bundle).plan)
-    assert report["decode_bytes"] == nbytes
+    opened = Bundle.open(bundle)
+    reads = DecodeReads.of(opened.plan, opened.config.decoder)
+    assert report["decode_reads"] == asdict(reads)
     assert figures["read_bytes_s"]["values"] == [2e9, 2e9]
-    assert figures["decode_share_of_limit"]["median"] == pytest.approx(100 * nbytes / 2e9, 1e-5)
+    nbytes = reads.bytes_after(figures["decode_limit_tok_s"]["tokens"])
+    assert nbytes > reads.weights_bytes
+    assert figures["decode_share_of_limit"]["median"] == pytest.approx(100 * nbytes / 2e9, 2e-3)
     assert report["peak_rss_bytes"] == PEAK_RSS_BYTES
     assert report["device"]["threads"] == 2
     assert report["quantization"] == "q4f16_1"
@@ -291,7 +301,7 @@ def test_the_reference(
     assert figures["ttft_first_ms"]["tokens"] == len(first.ids)
     assert figures["ttft_second_ms"]["tokens"] == len(second.ids) - shared
     assert shared > 9
-    assert report["decode_bytes"] is None
+    assert report["decode_reads"] is None
     assert report["device"]["dtype"] == "float32"
     assert cli.main(arguments[:-1]) == 0
     assert "PyTorch, float32" in capsys.readouterr().out
