@@ -6,7 +6,7 @@ and sums are float32. The decoder's is `convert.blocks.cached_attention`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -20,6 +20,7 @@ from convert.blocks.tir import (
     fold,
     kernel,
     local,
+    parts,
     span,
     spread,
     store,
@@ -76,7 +77,7 @@ def attention(
             near = T.alloc_buffer((tiles * LANES, head_dim), "float32")
             with T.serial(0, tiles * LANES) as slot:
                 row = T.min(slot, keys - 1)
-                for at, lanes in _parts(head_dim):
+                for at, lanes in parts(head_dim):
                     part = v_rows[row, span(v.first + head * head_dim + at, lanes)]
                     store(near, part, slot, span(at, lanes))
 
@@ -163,9 +164,9 @@ def attend(
 
         each_row_block(run.tiles, max(1, _SUMS // count), partial(score, run))
     factors = [_softmax(scores, own + m, largest, m, runs) for m in range(count)]
-    parts = list(_parts(head_dim))
+    columns = list(parts(head_dim))
     together = max(1, _SUMS // count)
-    for group in (parts[i : i + together] for i in range(0, len(parts), together)):
+    for group in (columns[i : i + together] for i in range(0, len(columns), together)):
         mixed = [local((count, lanes)) for _, lanes in group]
         for (_, lanes), sums in zip(group, mixed, strict=True):
             for m in range(count):
@@ -182,15 +183,6 @@ def attend(
             for m in range(count):
                 result = sums[m, span(0, lanes)] * spread(factors[m], lanes)
                 store(out, result, first + m, span(column + at, lanes))
-
-
-def _parts(width: int) -> Iterator[tuple[int, int]]:
-    """Cuts a width into vectors (start, lanes): of 16 lanes, and for the rest of fewer."""
-    at = 0
-    while at < width:
-        lanes = min(LANES, 1 << (width - at).bit_length() - 1)
-        yield at, lanes
-        at += lanes
 
 
 def _softmax(scores: Expr, row: Expr, largest: Expr, m: int, runs: list[Keys]) -> Expr:

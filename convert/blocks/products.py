@@ -37,6 +37,15 @@ class Product:
 
 
 @dataclass(frozen=True)
+class Pairs:
+    """How pairs of 16-bit words are multiplied."""
+
+    product: PairProduct
+    queries: int  # that share a load of keys or values
+    tiles: int = 1  # of keys or values that share a load of queries or weights
+
+
+@dataclass(frozen=True)
 class Products:
     """How a kind of processor multiplies."""
 
@@ -44,8 +53,7 @@ class Products:
     q8: Product
     f16_tokens: int
     queries: int  # that share a load of keys or values
-    # Of 16-bit words, where it is faster than float32.
-    pairs: PairProduct | None = None
+    pairs: Pairs | None = None  # where they are faster than float32
 
 
 def each_token(

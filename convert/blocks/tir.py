@@ -77,6 +77,15 @@ def lanes_of(width: int) -> int:
     return math.gcd(width, LANES)
 
 
+def parts(width: int) -> Iterator[tuple[int, int]]:
+    """Cuts a width into vectors (start, lanes): of 16 lanes, and for the rest of fewer."""
+    at = 0
+    while at < width:
+        lanes = min(LANES, 1 << (width - at).bit_length() - 1)
+        yield at, lanes
+        at += lanes
+
+
 def spread(value: Expr, lanes: int = LANES) -> Expr:
     """Returns a vector of one value."""
     return value if lanes == 1 else T.broadcast(value, lanes)

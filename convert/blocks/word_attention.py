@@ -8,24 +8,27 @@ of its scale at most, a tenth of what the int8 linears beside it lose.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+
 from tvm.script.ir_builder import tirx as T
 
 from convert.blocks.attention import Heads, attention, keep, slots
-from convert.blocks.maths import exp
-from convert.blocks.products import PairProduct, Products
+from convert.blocks.maths import exp2, nearest
+from convert.blocks.products import Pairs, Products
 from convert.blocks.tir import (
     LANES,
     Expr,
     each_row_block,
     fold,
     kernel,
-    lanes_of,
     local,
     local_rows,
+    parts,
+    prefetch,
     span,
     spread,
     store,
-    typed,
 )
 
 _QUERY_CODES = 4095  # largest; 4095**2 * 128 < 2**31
@@ -33,6 +36,7 @@ _WEIGHT_CODES = 32767
 _VALUE_CODES = 511
 _RUN = 128  # slots whose weighted values are added as whole numbers: 32767 * 511 * 128 < 2**31
 _MAX_HEAD_DIM = 128
+_AHEAD = 8  # rows between those that are read and those that are asked for
 
 
 def all_attention(
@@ -41,9 +45,7 @@ def all_attention(
     """Makes the faster of the kernels for a processor; see `word_attention` and `attention`."""
     if by.pairs is None or head_dim % 2 or head_dim > _MAX_HEAD_DIM:
         return attention(heads, head_dim, queries, keys, q, k, v, block=by.queries)
-    return word_attention(
-        heads, head_dim, queries, keys, q, k, v, block=2 * by.queries, pairs=by.pairs
-    )
+    return word_attention(heads, head_dim, queries, keys, q, k, v, by.pairs)
 
 
 def word_attention(
@@ -54,9 +56,7 @@ def word_attention(
     q: Heads,
     k: Heads,
     v: Heads,
-    *,
-    block: int,
-    pairs: PairProduct,
+    pairs: Pairs,
 ) -> Expr:
     """Makes the kernel (q, k, v) -> (queries, heads * head_dim), without a mask; float32.
 
@@ -68,12 +68,11 @@ def word_attention(
         q: where a row of the first argument holds its heads.
         k: the same of the second.
         v: and of the third.
-        block: queries that share a load of keys or values.
         pairs: the processor's product.
     """
     assert head_dim % 2 == 0
     assert head_dim <= _MAX_HEAD_DIM
-    slots_ = -(-keys // _RUN) * _RUN
+    slots_, block = -(-keys // _RUN) * _RUN, pairs.queries
     tiles, width = -(-keys // LANES), -(-head_dim // LANES) * LANES
     with kernel("word_attention") as kern:
         q_rows = kern.tensor("q", (queries, q.columns))
@@ -92,6 +91,11 @@ def word_attention(
             with T.grid(block, slots_ // LANES) as (m, i):
                 store(weights, T.broadcast(T.int16(0), LANES), m, span(i * LANES))
 
+            def mask(scores: Expr, tile: Expr) -> Expr:
+                if keys % LANES == 0:
+                    return scores
+                return keep(scores, slots(tile) < spread(T.int32(keys)))
+
             def attend(first: Expr, count: int) -> None:
                 steps: list[Expr] = []
                 largest = local_rows(count, T.float32(-1e30))
@@ -99,30 +103,36 @@ def word_attention(
                 for m in range(count):
                     row = (first + m, q.first + at)
                     step = _stage_query(asked, m, q_rows, row, head_dim)
-                    steps.append(T.Bind(step * key_step * T.float32(head_dim**-0.5)))
-                with T.serial(0, tiles) as tile:
-                    dots = local_rows(count, T.int32(0))
-                    with T.serial(0, head_dim // 2) as d:
-                        words = T.Bind(key_words[tile, d, span(0, 2 * LANES)])
-                        for m in range(count):
-                            pair = T.reinterpret("int32", asked[m, span(2 * d, 2)])
-                            store(dots[m], pairs(words, pair, dots[m][span(0)]), span(0))
-                    for m in range(count):
-                        score = T.cast(dots[m][span(0)], "float32x16") * spread(steps[m])
-                        if keys % LANES:
-                            score = keep(score, slots(tile) < spread(T.int32(keys)))
-                        score = T.Bind(score)
-                        store(scores, score, m, span(tile * LANES))
-                        store(largest[m], T.max(largest[m][span(0)], score), span(0))
+                    scale = math.log2(math.e) * head_dim**-0.5
+                    steps.append(T.Bind(step * key_step * T.float32(scale)))
+                for first_tile, some, turns in _together(tiles, pairs.tiles):
+                    with T.serial(0, turns) as turn:
+                        at_tiles = [first_tile + turn * some + i for i in range(some)]
+                        dots = local_rows(some * count, T.int32(0))
+                        with T.serial(0, head_dim // 2) as d:
+                            words = [T.Bind(key_words[i, d, span(0, 2 * LANES)]) for i in at_tiles]
+                            pair = [
+                                T.reinterpret("int32", asked[m, span(2 * d, 2)])
+                                for m in range(count)
+                            ]
+                            _add_products(dots, pairs, words, pair)
+                        for i, tile in enumerate(at_tiles):
+                            for m in range(count):
+                                dot = dots[i * count + m][span(0)]
+                                score = T.Bind(mask(T.cast(dot, "float32x16"), tile))
+                                store(scores, score, m, span(tile * LANES))
+                                store(largest[m], T.max(largest[m][span(0)], score), span(0))
                 for m in range(count):
                     scratch = local((LANES,))
                     store(scratch, largest[m][span(0)], span(0))
-                    top = T.Bind(fold(scratch, T.max, LANES))
+                    top, end = fold(scratch, T.max, LANES), T.float32(math.log2(_WEIGHT_CODES))
                     with T.serial(0, tiles) as tile:
                         at_tile = span(tile * LANES)
-                        weight = exp(scores[m, at_tile] - spread(top), degree=5)
-                        code = T.Bind(T.nearbyint(weight * spread(T.float32(_WEIGHT_CODES))))
-                        store(weights, T.cast(code, "int16x16"), m, at_tile)
+                        # Never above `end`, however large scores are: a code must fit.
+                        power = (scores[m, at_tile] - spread(top)) * spread(steps[m]) + spread(end)
+                        power = T.max(mask(power, tile), spread(T.float32(-126)))
+                        code, word = nearest(exp2(power))
+                        store(weights, word, m, at_tile)
                         store(sums[m], sums[m][span(0)] + code, span(0))
                 factors = []
                 for m in range(count):
@@ -130,51 +140,75 @@ def word_attention(
                     store(scratch, sums[m][span(0)], span(0))
                     total = fold(scratch, lambda a, b: a + b, LANES)
                     factors.append(T.Bind(T.float32(1) / total))
-                for part in range(width // LANES):
-                    mixed = local_rows(count, T.float32(0))
-                    with T.serial(0, slots_ // _RUN) as run:
-                        dots = local_rows(count, T.int32(0))
-                        with T.serial(0, _RUN // 2) as i:
-                            slot = T.Bind(run * (_RUN // 2) + i)
-                            words = T.Bind(value_words[slot, span(2 * part * LANES, 2 * LANES)])
-                            for m in range(count):
-                                pair = T.reinterpret("int32", weights[m, span(2 * slot, 2)])
-                                store(dots[m], pairs(words, pair, dots[m][span(0)]), span(0))
-                        for m in range(count):
-                            value = T.cast(dots[m][span(0)], "float32x16")
-                            store(mixed[m], mixed[m][span(0)] + value, span(0))
-                    lanes = min(LANES, head_dim - part * LANES)
-                    steps_ = value_steps[span(part * LANES)]
+                for first_part, some, turns in _together(width // LANES, pairs.tiles):
+                    for turn in range(turns):
+                        mix(first, count, factors, first_part + turn * some, some)
+
+            def mix(first: Expr, count: int, factors: list[Expr], part: int, some: int) -> None:
+                """Adds up weighted values: some times 16 columns of a head, finished."""
+                mixed = local_rows(some * count, T.float32(0))
+                with T.serial(0, slots_ // _RUN) as run:
+                    dots = local_rows(some * count, T.int32(0))
+                    with T.serial(0, _RUN // 2) as i:
+                        slot = T.Bind(run * (_RUN // 2) + i)
+                        columns = [span(2 * (part + j) * LANES, 2 * LANES) for j in range(some)]
+                        words = [T.Bind(value_words[slot, at]) for at in columns]
+                        pair = [
+                            T.reinterpret("int32", weights[m, span(2 * slot, 2)])
+                            for m in range(count)
+                        ]
+                        _add_products(dots, pairs, words, pair)
+                    for sum_, dot in zip(mixed, dots, strict=True):
+                        store(sum_, sum_[span(0)] + T.cast(dot[span(0)], "float32x16"), span(0))
+                for j in range(some):
+                    at_part = (part + j) * LANES
+                    lanes = min(LANES, head_dim - at_part)
                     for m in range(count):
-                        result = local((LANES,))
-                        store(result, mixed[m][span(0)] * steps_ * spread(factors[m]), span(0))
-                        column = at + part * LANES
+                        result, step = local((LANES,)), value_steps[span(at_part)]
+                        value = mixed[j * count + m][span(0)] * step * spread(factors[m])
+                        store(result, value, span(0))
                         if lanes == LANES:
-                            store(out, result[span(0)], first + m, span(column))
+                            store(out, result[span(0)], first + m, span(at + at_part))
                         else:
                             with T.serial(0, lanes) as i:
-                                store(out, result[i], first + m, column + i)
+                                store(out, result[i], first + m, at + at_part + i)
 
             each_row_block(T.int64(queries), block, attend)
     return kern.function
 
 
+def _together(count: int, some: int) -> Iterator[tuple[int, int, int]]:
+    """Cuts a count: yields (first, how many at a time, how often)."""
+    turns = count // some
+    if turns:
+        yield 0, some, turns
+    if count % some:
+        yield turns * some, 1, count % some
+
+
+def _add_products(dots: list[Expr], pairs: Pairs, words: list[Expr], pair: list[Expr]) -> None:
+    """Adds every pair's product with all of some words; the first words' sums come first."""
+    for m, one in enumerate(pair):
+        both = T.Bind(one)
+        for i, some in enumerate(words):
+            row = dots[i * len(pair) + m]
+            store(row, pairs.product(some, both, row[span(0)]), span(0))
+
+
 def _stage_keys(words: Expr, rows: Expr, first: Expr, keys: int, head_dim: int) -> Expr:
     """Rounds a head's keys; returns their step. Rows beyond the last repeat it."""
-    lanes, tiles = lanes_of(head_dim), -(-keys // LANES)
-    largest = local((lanes,))
-    store(largest, spread(T.float32(0), lanes), span(0, lanes))
-    with T.grid(keys, head_dim // lanes) as (row, i):
-        magnitude = _magnitude(rows[row, span(first + i * lanes, lanes)], lanes)
-        store(largest, T.max(largest[span(0, lanes)], magnitude), span(0, lanes))
-    step = _step(fold(largest, T.max, lanes), _QUERY_CODES)
-    inverse = spread(T.Bind(T.float32(1) / step), lanes)
+    largest = local((LANES,))
+    store(largest, spread(T.float32(0)), span(0))
+    with T.serial(0, keys) as row:
+        _ask(rows, row + _AHEAD, first, head_dim)
+        _add_magnitudes(largest, rows, row, first, head_dim)
+    step = _step(fold(largest, T.max, LANES), _QUERY_CODES)
+    inverse = T.Bind(T.float32(1) / step)
     codes = T.alloc_buffer((LANES, head_dim), "int16")
-    with T.serial(0, tiles) as tile:
-        with T.grid(LANES, head_dim // lanes) as (lane, i):
+    with T.serial(0, -(-keys // LANES)) as tile:
+        with T.serial(0, LANES) as lane:
             row = T.min(tile * LANES + lane, keys - 1)
-            values = rows[row, span(first + i * lanes, lanes)]
-            store(codes, _code(values * inverse, lanes), lane, span(i * lanes, lanes))
+            _round(codes, lane, rows, row, first, inverse, head_dim)
         with T.grid(head_dim // 2, LANES) as (d, lane):
             pair = T.reinterpret("int32", codes[lane, span(2 * d, 2)])
             store(words, T.reinterpret("int16x2", pair), tile, d, span(2 * lane, 2))
@@ -185,46 +219,64 @@ def _stage_values(
     words: Expr, steps: Expr, rows: Expr, first: Expr, keys: int, head_dim: int
 ) -> None:
     """Rounds a head's values, each column by a step of its own; fills up with zeros."""
-    lanes, width = lanes_of(head_dim), -(-head_dim // LANES) * LANES
-    with T.serial(0, width // LANES) as i:
-        store(steps, spread(T.float32(0)), span(i * LANES))
-    with T.grid(keys, head_dim // lanes) as (row, i):
-        at = span(i * lanes, lanes)
-        magnitude = _magnitude(rows[row, span(first + i * lanes, lanes)], lanes)
-        store(steps, T.max(steps[at], magnitude), at)
+    width = -(-head_dim // LANES) * LANES
+    inverse = local((width,))
+    for at in range(0, width, LANES):
+        store(steps, spread(T.float32(0)), span(at))
+    with T.serial(0, keys) as row:
+        _ask(rows, row + _AHEAD, first, head_dim)
+        for at, lanes in parts(head_dim):
+            magnitude = _magnitude(rows[row, span(first + at, lanes)], lanes)
+            store(steps, T.max(steps[span(at, lanes)], magnitude), span(at, lanes))
     with T.serial(0, width) as d:
-        store(steps, _step(steps[d], _VALUE_CODES), d)
+        step = _step(steps[d], _VALUE_CODES)
+        store(steps, step, d)
+        store(inverse, T.float32(1) / step, d)
     slots_ = -(-keys // _RUN) * _RUN
     with T.grid(slots_ // 2, 2 * width // LANES) as (slot, i):
         store(words, T.broadcast(T.int16(0), LANES), slot, span(i * LANES))
-    with T.grid(-(-keys // 2), head_dim // lanes) as (slot, i):
-        step = steps[span(i * lanes, lanes)]
-        pair = []
-        for half in range(2):
-            row = T.min(2 * slot + half, keys - 1)  # a missing last one has no weight
-            values = rows[row, span(first + i * lanes, lanes)]
-            pair.append(T.Bind(_code(values / step, lanes)))
-        order = [half * lanes + lane for lane in range(lanes) for half in range(2)]
-        store(words, T.Shuffle(pair, order), slot, span(2 * i * lanes, 2 * lanes))
+    with T.serial(0, -(-keys // 2)) as slot:
+        for at, lanes in parts(head_dim):
+            pair = []
+            for half in range(2):
+                row = T.min(2 * slot + half, keys - 1)  # a missing last one has no weight
+                value = rows[row, span(first + at, lanes)] * inverse[span(at, lanes)]
+                pair.append(T.Bind(nearest(value, lanes)[1]))
+            order = [half * lanes + lane for lane in range(lanes) for half in range(2)]
+            store(words, T.Shuffle(pair, order), slot, span(2 * at, 2 * lanes))
 
 
 def _stage_query(asked: Expr, m: int, rows: Expr, at: tuple[Expr, Expr], head_dim: int) -> Expr:
     """Rounds a query into row m of `asked`; returns its step."""
-    (row, first), lanes = at, lanes_of(head_dim)
-    largest = local((lanes,))
-    store(largest, spread(T.float32(0), lanes), span(0, lanes))
-    with T.serial(0, head_dim // lanes) as i:
-        magnitude = _magnitude(rows[row, span(first + i * lanes, lanes)], lanes)
-        store(largest, T.max(largest[span(0, lanes)], magnitude), span(0, lanes))
-    step = _step(fold(largest, T.max, lanes), _QUERY_CODES)
-    with T.serial(0, head_dim // lanes) as i:
-        values = rows[row, span(first + i * lanes, lanes)]
-        store(asked, _code(values / spread(step, lanes), lanes), m, span(i * lanes, lanes))
+    row, first = at
+    largest = local((LANES,))
+    store(largest, spread(T.float32(0)), span(0))
+    _ask(rows, row + _AHEAD, first, head_dim)
+    _add_magnitudes(largest, rows, row, first, head_dim)
+    step = _step(fold(largest, T.max, LANES), _QUERY_CODES)
+    _round(asked, m, rows, row, first, T.Bind(T.float32(1) / step), head_dim)
     return step
 
 
-def _code(value: Expr, lanes: int) -> Expr:
-    return T.cast(T.nearbyint(value), typed("int16", lanes))
+def _ask(rows: Expr, row: Expr, first: Expr, head_dim: int) -> None:
+    """Asks for a head of a row: rows lie so far apart that a processor does not foresee them."""
+    for at in range(0, head_dim, LANES):
+        prefetch(rows[row, first + at])
+
+
+def _add_magnitudes(largest: Expr, rows: Expr, row: Expr, first: Expr, head_dim: int) -> None:
+    for at, lanes in parts(head_dim):
+        magnitude = _magnitude(rows[row, span(first + at, lanes)], lanes)
+        store(largest, T.max(largest[span(0, lanes)], magnitude), span(0, lanes))
+
+
+def _round(
+    codes: Expr, to: Expr, rows: Expr, row: Expr, first: Expr, inverse: Expr, head_dim: int
+) -> None:
+    """Rounds a head of a row, times the inverse of its step, into row `to` of codes."""
+    for at, lanes in parts(head_dim):
+        value = rows[row, span(first + at, lanes)] * spread(inverse, lanes)
+        store(codes, nearest(value, lanes)[1], to, span(at, lanes))
 
 
 def _magnitude(value: Expr, lanes: int) -> Expr:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -87,11 +86,17 @@ def test_exp() -> None:
     assert ((cut > 0) & (cut < 1e-37)).all()
 
 
-def test_a_shorter_exp() -> None:
-    x = np.linspace(-87, 0, 1 << 16, dtype=np.float32)
-    expected = np.exp(x.astype(np.float64))
-    short = _apply(partial(maths.exp, degree=5), x)
-    assert (np.abs(short - expected) <= 4e-6 * expected).all()
+def test_exp2_to_16_bits() -> None:
+    x = np.linspace(-126, 126, 1 << 16, dtype=np.float32)
+    expected = np.exp2(x.astype(np.float64))
+    assert (np.abs(_apply(maths.exp2, x) - expected) <= 3e-6 * expected).all()
+
+
+def test_nearest_is_the_even_one_of_two() -> None:
+    x = np.arange(-(1 << 15), 1 << 15, dtype=np.float32) / 2
+    np.testing.assert_array_equal(_apply(lambda v: maths.nearest(v)[0], x), np.rint(x))
+    words = _apply(lambda v: T.cast(maths.nearest(v)[1], "float32x16"), x)
+    np.testing.assert_array_equal(words, np.rint(x))
 
 
 def test_gelu_is_the_exact_one() -> None:
@@ -327,10 +332,11 @@ def test_word_attention(
     width = heads * dim
     q, packed = _normal(queries, width) * 3, _normal(keys, 2 * width + 1)
     q[0] = 0  # every key alike
+    q[1:2] *= 1e5  # one key has all the weight, as much as 15 bits hold
     k, v = Heads(2 * width + 1, 1), Heads(2 * width + 1, width + 1)
     pairs = products(variant.products).pairs
     assert pairs is not None
-    function = word_attention(heads, dim, queries, keys, Heads(width), k, v, block=4, pairs=pairs)
+    function = word_attention(heads, dim, queries, keys, Heads(width), k, v, pairs)
     out = np.empty_like(q)
     _compile(function, variant)([q, packed, packed], [out])
     split = [
