@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -94,6 +95,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Verifies; returns 0 if all checks passed, 1 if one failed."""
+    # Read when PyTorch is loaded: its idle threads else wait actively, where others have work.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from convert.console import Bars, results
     from runtime.verify.report_folder import PAGE
     from runtime.verify.table import print_report

@@ -3,8 +3,9 @@
 A checkpoint of bfloat16 or float16 says no more in float32, which takes twice the memory; codes
 and scales take a third of theirs. A matrix is therefore held as it is stored, mapped from its file
 if it lies there, and a run of its rows that fits the processor's cache is converted, multiplied in
-float32 and forgotten. Every weight is converted exactly. Within an output, the order of the sum is
-the float32 product's own, which may depend on how many rows are multiplied at once.
+float32 and forgotten; every processor does so with a share of the rows. Every weight is converted
+exactly. Within an output, the order of the sum is the float32 product's own, which may depend on
+how many rows are multiplied at once.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_BLOCK_VALUES = 1 << 18  # for each thread: 1 MiB of float32, half of a second-level cache
+from runtime.reference.spread import spread
+
+_BLOCK_VALUES = 1 << 18  # 1 MiB of float32, half of a second-level cache
 _KERNEL_ROWS = 48  # that float32 kernels take at once; other runs are a sixth slower
 
 
@@ -85,7 +88,24 @@ def multiply(x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
     rows, columns = weight.shape
     flat = x.reshape(-1, columns)
     out = torch.empty(len(flat), rows)
-    blocks = list(row_blocks(rows, columns, _BLOCK_VALUES * torch.get_num_threads()))
+
+    def fill(part: slice) -> None:
+        some, into = weight[part], out[:, part]
+        _multiply(flat, some, None if bias is None else bias[part], into)
+
+    threads = torch.get_num_threads()
+    parts = list(row_blocks(rows, columns, -(-rows * columns // threads)))
+    if len(parts) == 1:
+        fill(parts[0])
+    else:
+        spread(fill, parts)
+    return out.view(*x.shape[:-1], rows)
+
+
+def _multiply(x: Tensor, weight: Weight, bias: Tensor | None, out: Tensor) -> None:
+    """Does what `multiply` does with x (L, K), on one processor, into out (L, N)."""
+    rows, columns = weight.shape
+    blocks = list(row_blocks(rows, columns, _BLOCK_VALUES))
     width = columns if isinstance(weight, Tensor) else weight.codes.shape[1]
     # One buffer for all: fresh memory costs a sixth more.
     buffer = torch.empty(blocks[0].stop, width)
@@ -93,10 +113,9 @@ def multiply(x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
         held, into = weight[part], buffer[: part.stop - part.start]
         block = into.copy_(held) if isinstance(held, Tensor) else held.write(into)
         if bias is None:
-            torch.mm(flat, block.T, out=out[:, part])
+            torch.mm(x, block.T, out=out[:, part])
         else:
-            torch.addmm(bias[part], flat, block.T, out=out[:, part])
-    return out.view(*x.shape[:-1], rows)
+            torch.addmm(bias[part], x, block.T, out=out[:, part])
 
 
 def row_blocks(rows: int, columns: int, values: int) -> Iterator[slice]:

@@ -32,8 +32,8 @@ from runtime.reference.held import (
 from runtime.reference.kv_cache import KVCache
 from runtime.reference.model import MiniCPMV
 from runtime.reference.resampler import CrossAttention, Resampler
+from runtime.reference.spread import spread
 from runtime.reference.vision import VisionEncoder
-from runtime.verify.spread import spread
 
 # The decoder's linears, by the names of the bundle's tensors that hold them.
 STACKS = {

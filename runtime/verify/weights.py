@@ -18,10 +18,10 @@ from quantize.layout import unpack_int8_tiles, unpack_tiles, untile_f16
 from quantize.methods import find_method
 from quantize.schemes import Array, GroupScheme
 from runtime.reference.held import GroupCodes, Weight
+from runtime.reference.spread import spread
 from runtime.verify import metrics
 from runtime.verify.arithmetic import hold_in_format
 from runtime.verify.report import Check
-from runtime.verify.spread import spread
 
 # What AWQ folds the factors of a layer's norms into.
 _FOLLOWERS = {"input_norm.weight": "qkv", "post_norm.weight": "gate_up"}

@@ -35,7 +35,7 @@ ROWS, COLUMNS = 110, 96
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several runs of rows, the last one shorter, in the smallest matrix."""
-    monkeypatch.setattr(held, "_BLOCK_VALUES", 48 * COLUMNS // torch.get_num_threads())
+    monkeypatch.setattr(held, "_BLOCK_VALUES", 48 * COLUMNS)
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -60,6 +60,23 @@ def test_a_product_is_that_of_the_float32_copy(
     torch.testing.assert_close(
         multiply(x, weight, bias), F.linear(x, weight.float(), bias), rtol=1e-6, atol=1e-5
     )
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 5])
+@pytest.mark.parametrize("coded", [False, True])
+def test_any_number_of_threads_gives_a_product(threads: int, coded: bool) -> None:
+    x, weight, bias = random(3, COLUMNS), random(500, COLUMNS, seed=1), random(500, seed=2)
+    scheme = GroupScheme.load("q4f16_1")
+    kept = hold_in_format(weight, "q4", scheme, "w") if coded else weight.bfloat16()
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with torch.inference_mode():  # which is of one thread
+            found = multiply(x, kept, bias)
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    torch.testing.assert_close(found, F.linear(x, kept.float(), bias), rtol=1e-6, atol=1e-5)
 
 
 def test_inputs_need_not_lie_in_order() -> None:

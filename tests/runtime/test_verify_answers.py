@@ -24,7 +24,7 @@ from runtime.verify import metrics
 from runtime.verify.answers import Question, Said, greedy_answer
 from runtime.verify.arithmetic import Float16KVCache, hold_in_format
 from runtime.verify.cases import Case
-from runtime.verify.spread import spread
+from runtime.reference.spread import spread
 from runtime.verify.stages import TorchStages
 from runtime.verify.steps import Steps
 from tests.compare import randomize

@@ -1,9 +1,10 @@
-"""Work on many tensors, one on each processor at a time."""
+"""Work that is cut into pieces, one on each processor at a time."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import TypeVar
 
 import torch
@@ -20,7 +21,7 @@ def spread(
     """Maps items to results, each on one processor.
 
     PyTorch's own threads wait for each other after every operation; on runs of rows that fit a
-    cache this takes longer than the operation.
+    cache this takes longer than the operation. Not for use by several threads at a time.
 
     Args:
         work: must not depend on other items.
@@ -28,12 +29,22 @@ def spread(
         done: called with each item that is finished, in order.
     """
     threads, results = torch.get_num_threads(), list[_Result]()
+    inference, gradients = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
+
+    def one(item: _Item) -> _Result:
+        with torch.inference_mode(inference), torch.set_grad_enabled(gradients):
+            return work(item)
+
     torch.set_num_threads(1)
     try:
-        with ThreadPoolExecutor(threads) as pool:
-            for item, result in zip(items, pool.map(work, items), strict=True):
-                results.append(result)
-                done(item)
+        for item, result in zip(items, _pool(threads).map(one, items), strict=True):
+            results.append(result)
+            done(item)
     finally:
         torch.set_num_threads(threads)
     return results
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads)
