@@ -19,12 +19,12 @@ from runtime.protocol import Stop
 from runtime.reference.held import GroupCodes
 from runtime.reference.kv_cache import KVCache, pinned_tokens
 from runtime.reference.model import MiniCPMV
+from runtime.reference.spread import spread
 from runtime.sampling import GenerationOptions
 from runtime.verify import metrics
 from runtime.verify.answers import Question, Said, greedy_answer
 from runtime.verify.arithmetic import Float16KVCache, hold_in_format
 from runtime.verify.cases import Case
-from runtime.reference.spread import spread
 from runtime.verify.stages import TorchStages
 from runtime.verify.steps import Steps
 from tests.compare import randomize
