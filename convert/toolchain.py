@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import importlib.util
 import json
 import os
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -71,6 +71,7 @@ class Compiler:
     name: str
     version: str
     command: tuple[str, ...]
+    library: Path | None = None  # what zig compiles its libraries from; others bring them compiled
     platform_flags: tuple[str, ...]
     compile_flags: tuple[str, ...]
     link_flags: tuple[str, ...]
@@ -100,14 +101,18 @@ class Toolchain:
         """
         self._compiler = compiler or _zig(triple)
         self._triple = triple
-        self._cache = cache or cache_folder()
+        self._cache = (cache or cache_folder()).absolute()
+        self._home = self._cache / "zig"  # libc++, musl; where compilers run
+        self._library_name = f"lib-{self._compiler.version}"
         self._jobs = jobs or _processors()
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
 
     def __enter__(self) -> Toolchain:
         self._scratch = tempfile.TemporaryDirectory(prefix="zig-")
         try:
-            self._cache.mkdir(parents=True, exist_ok=True)
+            self._home.mkdir(parents=True, exist_ok=True)
+            if self._compiler.library is not None:
+                _point(self._home / self._library_name, self._compiler.library)
         except OSError as error:
             raise BuildError(
                 f"{self._cache}: cannot be written: {error.strerror or error}; "
@@ -153,12 +158,22 @@ class Toolchain:
         output.parent.mkdir(parents=True, exist_ok=True)
         whole = output.with_name(f".{output.name}.partial-{os.getpid()}")
         try:
-            inputs = [str(path) for path in objects]
+            inputs = [str(path.absolute()) for path in objects]
             flags = self._compiler.link_flags
-            self._run([*flags, "-o", str(whole), *inputs], f"{output.name}: cannot be linked")
+            self._run(
+                [*flags, "-o", str(whole.absolute()), *inputs], f"{output.name}: cannot be linked"
+            )
             os.replace(whole, output)
         finally:
             whole.unlink(missing_ok=True)
+
+    def compile_libraries(self) -> None:
+        """Lets zig compile what programs link with, if it has not; else the first link does."""
+        assert self._scratch is not None, "a toolchain works inside its `with` block"
+        source = Path(self._scratch.name) / "empty.cc"
+        source.write_text("int main() {}\n")
+        flags = [*self._compiler.link_flags, "-o", str(source.with_suffix(""))]
+        self._run([*flags, str(source)], "an empty program: cannot be built")
 
     def _object_name(self, unit: Unit, source: str) -> str:
         compiler = self._compiler
@@ -178,12 +193,12 @@ class Toolchain:
         flags += [f"-I{_find(include, unit.trees)}" for include in unit.includes]
         flags += [f"-isystem{_find(include, unit.trees)}" for include in unit.foreign]
         # Messages and checks carry the names of sources: not those of this machine's folders.
-        flags += [f"-ffile-prefix-map={tree.folder}={tree.name}" for tree in unit.trees]
+        flags += [f"-ffile-prefix-map={tree.folder.absolute()}={tree.name}" for tree in unit.trees]
         whole = output.with_suffix(f".partial-{os.getpid()}")
         try:
             arguments = [*self._compiler.compile_flags, *flags, "-c", "-o", str(whole)]
             self._run(
-                [*arguments, str(unit.trees[0].folder / source)],
+                [*arguments, str(unit.trees[0].folder.absolute() / source)],
                 f"{unit.name}: {source} does not compile for {self._triple}",
             )
             # The hash comes first: an object without its hash, or with another's, is not whole.
@@ -195,11 +210,21 @@ class Toolchain:
     def _run(self, arguments: Sequence[str], problem: str) -> None:
         assert self._scratch is not None, "a toolchain works inside its `with` block"
         environment = dict(os.environ)
-        environment["ZIG_GLOBAL_CACHE_DIR"] = str(self._cache / "zig")  # libc++, musl
+        environment["ZIG_GLOBAL_CACHE_DIR"] = str(self._home)
         environment["ZIG_LOCAL_CACHE_DIR"] = self._scratch.name
+        if self._compiler.library is not None:
+            # The keys under which zig keeps libc++ and musl have this name in them, as it is seen
+            # from where zig runs: the same for every checkout, they are compiled once.
+            environment["ZIG_LIB_DIR"] = self._library_name
         command = [*self._compiler.command, *self._compiler.platform_flags, *arguments]
         done = subprocess.run(
-            command, env=environment, capture_output=True, text=True, errors="replace", check=False
+            command,
+            cwd=self._home,
+            env=environment,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
         )
         if done.returncode:
             lines = [line for line in done.stderr.splitlines() if line.strip()]
@@ -221,19 +246,32 @@ def _zig(triple: str) -> Compiler:
         raise BuildError(
             f"{triple}: cannot be built for; known architectures: {', '.join(BASELINE)}"
         )
+    found = importlib.util.find_spec("ziglang")
+    if found is None or not found.submodule_search_locations:
+        raise BuildError("the package ziglang is not installed; it compiles the engine")
+    package = Path(found.submodule_search_locations[0])
     return Compiler(
         name="zig",
         version=version("ziglang"),
-        command=(sys.executable, "-m", "ziglang", "c++"),
+        command=(str(package / "zig"), "c++"),
+        library=package / "lib",
         platform_flags=("-target", triple, f"-mcpu={BASELINE[architecture]}"),
         compile_flags=_COMPILE,
         link_flags=_LINK,
     )
 
 
+def _point(link: Path, folder: Path) -> None:
+    """Makes a symbolic link lead to a folder."""
+    if not link.is_symlink() or os.readlink(link) != str(folder):
+        new = link.with_name(f".{link.name}.{os.getpid()}")
+        os.symlink(folder, new)
+        os.replace(new, link)
+
+
 def _find(include: str, trees: Sequence[Tree]) -> Path:
     tree, _, inside = include.partition("/")
-    return next(t.folder for t in trees if t.name == tree) / inside
+    return next(t.folder for t in trees if t.name == tree).absolute() / inside
 
 
 def _processors() -> int:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from convert.source_package import SourcePackage
-from convert.toolchain import BuildError, Toolchain, Tree, Unit, cache_folder
+from convert.toolchain import BuildError, Compiler, Toolchain, Tree, Unit, cache_folder
 
 TRIPLE = "x86_64-linux-musl"
 
@@ -116,6 +116,43 @@ def test_a_missing_symbol_is_named(cache: Path, unit: Unit, tmp_path: Path) -> N
     ):
         toolchain.link(objects, tmp_path / "program")
     assert not list(tmp_path.glob("*program*"))
+
+
+def test_a_compiler_is_called_alike_from_every_checkout(
+    cache: Path, unit: Unit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """zig keeps libc++ and musl under keys that have its library's place in them, as it sees it."""
+    script = 'echo "error: $(pwd) $ZIG_LIB_DIR $(readlink $ZIG_LIB_DIR)" >&2; exit 1'
+    said = []
+    for name in ("one", "two"):
+        library = tmp_path / name / "lib"
+        library.mkdir(parents=True)
+        monkeypatch.chdir(library)
+        compiler = Compiler(
+            name="zig",
+            version="1.0",
+            command=("sh", "-c", script),
+            library=library,
+            platform_flags=(),
+            compile_flags=(),
+            link_flags=(),
+        )
+        with (
+            Toolchain(TRIPLE, compiler=compiler, cache=cache) as toolchain,
+            pytest.raises(BuildError) as failed,
+        ):
+            toolchain.compile_libraries()
+        said.append(str(failed.value).rpartition("error: ")[2])
+    assert said == [f"{cache / 'zig'} lib-1.0 {tmp_path / name / 'lib'}" for name in ("one", "two")]
+
+
+def test_relative_places(cache: Path, unit: Unit, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = unit.trees[0].folder
+    monkeypatch.chdir(folder.parent)
+    near = replace(unit, trees=(Tree(name="numbers", folder=Path(folder.name)),))
+    objects, _ = compiled(Path(os.path.relpath(cache)), near)
+    assert b"numbers/one.cc" in objects[0].read_bytes()
+    assert compiled(cache, unit) == (objects, 0)
 
 
 def test_an_unknown_architecture_is_refused() -> None:
