@@ -130,17 +130,6 @@ def test_goes_on_where_it_was_broken_off(
     assert snapshot(tmp_path / "b") == whole
 
 
-def test_without_resume_it_begins_again(
-    checkpoint: Path, whole: dict[str, bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    break_off(checkpoint, tmp_path / "b", "engine", 0)
-    (tmp_path / ".b.partial-mine").mkdir()  # of somebody else: not one of our names
-    assert convert(checkpoint, tmp_path / "b", "--json") == 0
-    assert json.loads(capsys.readouterr().out)["resumed_tensors"] == 0
-    assert snapshot(tmp_path / "b") == whole
-    assert sorted(os.listdir(tmp_path)) == [".b.partial-mine", "b"]
-
-
 def test_nothing_to_go_on_from(
     checkpoint: Path, whole: dict[str, bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -154,6 +143,21 @@ def broken(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("broken")
     break_off(checkpoint, folder / "b", "engine", 0)
     return folder
+
+
+def test_without_resume_it_begins_again(
+    checkpoint: Path,
+    broken: Path,
+    whole: dict[str, bytes],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shutil.copytree(broken, tmp_path / "w")
+    (tmp_path / "w" / ".b.partial-mine").mkdir()  # of somebody else: not one of our names
+    assert convert(checkpoint, tmp_path / "w" / "b", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["resumed_tensors"] == 0
+    assert snapshot(tmp_path / "w" / "b") == whole
+    assert sorted(os.listdir(tmp_path / "w")) == [".b.partial-mine", "b"]
 
 
 def _edit(change: Any) -> Any:
