@@ -68,11 +68,17 @@ def run(args: argparse.Namespace) -> int:
     with Bars() as bars:
         with phases.measure("hash checkpoint"):
             source = describe_source(checkpoint, config, bars)
-        if bundle is not None and plan is not None:
-            summary |= make_bundle(config, checkpoint, source, plan, bundle, bars, phases)
-        if onnx is not None:
-            with phases.measure("export to ONNX"):
-                summary["onnx"] = export_onnx(checkpoint, source, onnx, bars)
+
+        def export() -> None:
+            if onnx is not None:
+                with phases.measure("export to ONNX"):
+                    summary["onnx"] = export_onnx(checkpoint, source, onnx, bars)
+
+        if bundle is None or plan is None:
+            export()
+        else:  # a graph that does not compute what it should is found before anything is replaced
+            made = make_bundle(config, checkpoint, source, plan, bundle, bars, phases, export)
+            summary |= made
         if mlc is not None and mlc_plan is not None:
             with phases.measure("package for MLC"):
                 calibrated = calibrate_weights(config, checkpoint, mlc_plan, bars)

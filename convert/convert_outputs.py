@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,12 @@ def make_bundle(
     output: OutputFolder,
     progress: Progress,
     phases: Phases,
+    before_commit: Callable[[], None],
 ) -> dict[str, Any]:
-    """Makes a bundle, or the rest of one that an earlier run left unfinished."""
+    """Makes a bundle, or the rest of one that an earlier run left unfinished.
+
+    `before_commit` is called when all is made: if it raises, the old bundle stays.
+    """
     with output as folder:
         with phases.measure("calibrate"):
             calibrated = calibrate_weights(config, checkpoint, plan, progress)
@@ -51,6 +56,7 @@ def make_bundle(
         )
         with phases.measure("golden answers"):
             manifest = add_golden(folder, manifest, progress)
+        before_commit()
         journal.remove()
         with phases.measure("write to disk"):
             output.commit()

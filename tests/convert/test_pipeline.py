@@ -23,13 +23,14 @@ from tests.tiny import random_state, tiny_config, write_checkpoint
 
 # Converts, but reaches the compiler and stays there.
 STUCK = """
-import sys, time
+import contextlib, sys, time
 from convert import cli, pipeline
 
 def build_program(*arguments, **more):
     print("compiling", flush=True)
     time.sleep(60)
 
+pipeline.compile_ahead = lambda *_: contextlib.nullcontext()
 pipeline.build_program = build_program
 sys.exit(cli.main(["convert", sys.argv[1], "-o", sys.argv[2]]))
 """
@@ -146,14 +147,16 @@ def test_onnx_beside_a_bundle_and_alone(
     assert "b: exists and is no ONNX export" in refused(capsys)
 
 
-def test_an_onnx_that_differs_is_not_written(
+@pytest.mark.parametrize("targets", ["onnx", "host,onnx"])
+def test_an_onnx_that_differs_is_not_written_nor_what_is_asked_for_with_it(
     checkpoint: Path,
     tmp_path: Path,
+    targets: str,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(convert_outputs, "ONNX_TOLERANCE", 1e-12)
-    assert convert(checkpoint, tmp_path / "b", "--target", "onnx") == 2
+    assert convert(checkpoint, tmp_path / "b", "--target", targets) == 2
     assert "away from the reference; at most 1e-12 is allowed" in refused(capsys)
     assert not os.listdir(tmp_path)
 
