@@ -18,7 +18,7 @@ from convert.plan import Plan, Recipe, make_plan
 from convert.weights_file import WeightsFile
 from quantize.errors import BundleError, ToolkitError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST, WEIGHTS = "bundle.json", "weights.safetensors"
 TOKENIZER, GENERATION = "tokenizer.model", "generation.json"
 GOLDEN, GOLDEN_PICTURE = "golden.json", "golden.picture"  # what an engine checks itself with
@@ -81,6 +81,7 @@ class Manifest:
     architecture: str
     model: Mapping[str, Any]  # the checkpoint's config.json
     quantization: Mapping[str, Any]  # the recipe
+    kv_cache: str  # a key of convert.kv_cache.KV_FORMATS
     source: Source
     targets: Mapping[str, TargetRecord]
     tensors: Mapping[str, TensorRecord]
@@ -222,7 +223,8 @@ def _plan_of(path: Path, manifest: Manifest) -> tuple[ModelConfig, Plan]:
     try:
         config = ModelConfig.from_json(manifest.model)
         untied_head = "llm.head" in manifest.tensors
-        plan = make_plan(config, untied_head, Recipe.from_json(manifest.quantization))
+        recipe = Recipe.from_json(manifest.quantization)
+        plan = make_plan(config, untied_head, recipe, manifest.kv_cache)
     except ToolkitError as error:
         raise BundleError(f"{path}: {error}; {_ANOTHER_VERSION}") from error
     if config.architecture != manifest.architecture:
@@ -272,7 +274,8 @@ def _check_file(folder: Path, name: str, record: FileRecord) -> None:
 
 def _manifest(where: str, raw: dict[str, Any]) -> Manifest:
     objects = ("model", "quantization", "source", "targets", "tensors", "tools", "files")
-    kinds: dict[str, type] = {"architecture": str, **dict.fromkeys(objects, dict)}
+    kinds: dict[str, type] = {**dict.fromkeys(("architecture", "kv_cache"), str)}
+    kinds |= dict.fromkeys(objects, dict)
     values = _object(where, raw, kinds)
     source = {"path": str, "sha256": str, "demo": bool}
     target = {"program": str, "program_id": str}
@@ -284,6 +287,7 @@ def _manifest(where: str, raw: dict[str, Any]) -> Manifest:
         architecture=values["architecture"],
         model=values["model"],
         quantization=values["quantization"],
+        kv_cache=values["kv_cache"],
         source=Source(**_object(f"{where}: source", values["source"], source)),
         targets={
             name: TargetRecord(**_object(f"{where}: target {name}", entry, target))

@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
         if config.target_size is not None:
             with Bars() as bars, phases.measure("choose formats"):
                 recipe = sized_recipe(config, checkpoint, recipe, bars)
-        plan = make_plan(checkpoint.config, checkpoint.untied_head, recipe)
+        plan = make_plan(checkpoint.config, checkpoint.untied_head, recipe, config.kv)
         print_plan(console, plan, verbose=args.verbose)
     mlc_plan = None
     if mlc is not None:

@@ -6,6 +6,7 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
+from convert.kv_cache import FP16, find_kv_format
 from quantize.errors import ConfigError
 
 DEFAULT_TARGET, DEFAULT_RECIPE, MLC_RECIPE = "host", "q4f16_1", "mlc"
@@ -21,6 +22,7 @@ class ConvertConfig:
     onnx: Path | None  # None: no ONNX
     targets: tuple[str, ...]  # compiled ones
     quant: str  # of the bundle
+    kv: str = FP16  # of the bundle: a key of convert.kv_cache.KV_FORMATS
     mlc: Path | None = None  # None: no MLC package
     mlc_quant: str = MLC_RECIPE
     mlc_python: str | None = None  # where mlc_llm is; None: here
@@ -36,7 +38,7 @@ class ConvertConfig:
         if self.bundle is not None:
             shown |= {"bundle": str(self.bundle), "target": ", ".join(self.targets)}
             more = [text for text in (self.method, self.target_size) if text]
-            shown |= {"quantization": ", ".join([self.quant, *more])}
+            shown |= {"quantization": ", ".join([self.quant, *more]), "kv cache": self.kv}
         if self.onnx is not None:
             shown |= {"onnx": str(self.onnx)}
         if self.mlc is not None:
@@ -75,6 +77,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="how codes are found: `rtn`, plain rounding; `mse`, searched scales; `awq`, `gptq`, "
         "`awq+gptq`, calibrated (default: the recipe's)",
+    )
+    parser.add_argument(
+        "--kv",
+        metavar="NAME",
+        help="how a bundle's engine keeps keys and values: `fp16`, or `int8`, in half the memory, "
+        f"with a scale for each token and head (default: {FP16}); no say in onnx and mlc-android",
     )
     parser.add_argument(
         "--target-size",
@@ -117,9 +125,12 @@ def resolve(args: argparse.Namespace) -> ConvertConfig:
 
     targets = parse_targets(args.target)
     compiled = tuple(target for target in targets if target not in (ONNX, MLC))
-    for option, given in (("--target-size", args.target_size), ("--resume", args.resume)):
-        if given and not compiled:
+    asked = {"--target-size": args.target_size, "--resume": args.resume, "--kv": args.kv}
+    for option, given in asked.items():
+        if given not in (None, False) and not compiled:
             raise ConfigError(f"{option} is for bundles; choose a target such as host")
+    kv = FP16 if args.kv is None else args.kv
+    find_kv_format(kv)
     output = Path(args.output)
     # `.` and `..` have no name to add to.
     named = output if output.name.strip(".") else output.resolve()
@@ -136,6 +147,7 @@ def resolve(args: argparse.Namespace) -> ConvertConfig:
         mlc=place(MLC),
         targets=compiled,
         quant=args.quant or (SIZED_RECIPE if args.target_size else DEFAULT_RECIPE),
+        kv=kv,
         mlc_quant=args.quant or MLC_RECIPE,
         mlc_python=args.mlc_python,
         method=args.method,

@@ -11,6 +11,7 @@ from convert.calibration_store import CalibratedWeights
 from convert.checkpoint import Checkpoint
 from convert.convert_inputs import calibrate_weights
 from convert.convert_options import ConvertConfig
+from convert.kv_cache import describe_kv
 from convert.mlc_compile import MlcCompiler, command_for_later, compile_package
 from convert.mlc_package import write_package
 from convert.output_folder import OutputFolder
@@ -65,6 +66,7 @@ def make_bundle(
         "parameters": plan.parameters,
         "weights_bytes": plan.nbytes,
         "bits_per_weight": round(plan.bits_per_weight, 3),
+        "kv_cache": describe_kv(plan.kv, checkpoint.config.decoder),
         "bundle_bytes": sum(record.size for record in manifest.files.values()),
         "programs": {name: record.program_id for name, record in manifest.targets.items()},
         "resumed_tensors": journal.kept_tensors,

@@ -37,6 +37,8 @@ def print_summary(console: Console, summary: dict[str, Any]) -> None:
         say(console, "weights", f"{counts}, {Size(summary['weights_bytes'])}, {bits}")
         if summary["resumed_tensors"]:
             say(console, "resumed", f"{summary['resumed_tensors']:,} tensors were there already")
+        kv = summary["kv_cache"]
+        say(console, "kv cache", f"{kv['format']}, {kv['bytes_per_token']:,} bytes per token")
         say(console, "bundle", Size(summary["bundle_bytes"]))
         for target, program_id in summary["programs"].items():
             say(console, "program", f"{target}: {program_id}")

@@ -93,6 +93,7 @@ def _describe_config(path: Path) -> dict[str, Any]:
         "path": str(path),
         **_describe_model(config),
         **_parts(sizes),
+        "kv_caches": _kv_caches(config),
         "converted": _converted(config, untied_head=False),
     }
 
@@ -111,12 +112,14 @@ def _describe_checkpoint(source: str | None) -> dict[str, Any]:
         "tokenizer": _pieces(checkpoint.tokenizer),
         "dropped": checkpoint.dropped,
         **_parts(sizes),
+        "kv_caches": _kv_caches(checkpoint.config),
         "converted": _converted(checkpoint.config, checkpoint.untied_head),
     }
 
 
 def _describe_bundle(path: Path) -> dict[str, Any]:
     from convert.bundle import Bundle
+    from convert.kv_cache import describe_kv
 
     bundle = Bundle.open(path)
     manifest = bundle.manifest
@@ -127,6 +130,7 @@ def _describe_bundle(path: Path) -> dict[str, Any]:
         **_describe_model(bundle.config),
         "quantization": bundle.plan.recipe.scheme.name,
         "method": bundle.plan.recipe.method,
+        "kv_cache": describe_kv(bundle.plan.kv, bundle.config.decoder),
         "tokenizer": _pieces(bundle.tokenizer),
         "source": vars(manifest.source),
         "programs": {name: record.program_id for name, record in manifest.targets.items()},
@@ -186,6 +190,13 @@ def _converted(config: ModelConfig, untied_head: bool) -> dict[str, Any]:
     }
 
 
+def _kv_caches(config: ModelConfig) -> dict[str, int]:
+    """Returns what a token takes in a bundle's KV cache, bytes, by its format."""
+    from convert.kv_cache import KV_FORMATS
+
+    return {name: one.token_bytes(config.decoder) for name, one in KV_FORMATS.items()}
+
+
 def _formats(bundle: Bundle) -> dict[str, Any]:
     formats: dict[str, dict[str, int]] = {}
     for tensor in bundle.plan.tensors:
@@ -217,6 +228,9 @@ def _print(console: Console, info: dict[str, Any]) -> None:
     for key in ("architecture", "vision", "resampler", "decoder", "quantization", "method"):
         if key in info:
             say(key, info[key])
+    if "kv_cache" in info:
+        kv = info["kv_cache"]
+        say("KV cache", f"{kv['format']}, {kv['bytes_per_token']:,} bytes per token")
     if "dtypes" in info:
         say("stored as", ", ".join(info["dtypes"]))
     if "tokenizer" in info:
@@ -247,6 +261,9 @@ def _print(console: Console, info: dict[str, Any]) -> None:
         console.print()
         rows = [[name, Size(size)] for name, size in info["files"].items()]
         print_table(console, ["file", "size"], rows)
+    for name, nbytes in info.get("kv_caches", {}).items():
+        console.print()
+        say("KV cache", f"with --kv {name}: {nbytes:,} bytes per token")
     for name, row in info.get("converted", {}).items():
         console.print()
         bits = f"{row['bits_per_weight']:.2f} bits per weight"

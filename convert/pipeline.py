@@ -125,6 +125,7 @@ def write_bundle(
         architecture=checkpoint.config.architecture,
         model=checkpoint.config.source,
         quantization=plan.recipe.source,
+        kv_cache=plan.kv,
         source=source,
         targets=programs,
         tensors=tensor_records(plan),

@@ -98,6 +98,7 @@ def bench(config: BenchConfig) -> dict[str, Any]:
     """
     from convert.bundle import Bundle
     from convert.console import Bars
+    from convert.kv_cache import describe_kv
     from runtime.bench.measure import DecodeReads, Work, measure
     from runtime.defaults import GenerationDefaults
     from runtime.prompt import Tokenizer
@@ -124,6 +125,7 @@ def bench(config: BenchConfig) -> dict[str, Any]:
         "version": version("minicpmv"),
         "bundle": str(config.bundle),
         "quantization": "none" if is_reference else bundle.plan.recipe.scheme.name,
+        "kv_cache": None if is_reference else describe_kv(bundle.plan.kv, bundle.config.decoder),
         "engine": config.engine.engine,
         "device": device,
         "window": window,
@@ -219,6 +221,9 @@ def _print(report: dict[str, Any], console: Console) -> None:
         "engine": f"{report['engine']}: {where}; threads: {device['threads']}",
         "rounds": f"{report['rounds']}, in {report['seconds']:,.0f} s; window {report['window']}",
     }
+    if report["kv_cache"] is not None:
+        kv = report["kv_cache"]
+        lines["KV cache"] = f"{kv['format']}, {kv['bytes_per_token']:,} bytes per token"
     for key, text in lines.items():
         console.print(f"{key:10}{text}", markup=False, soft_wrap=True)
     console.print()

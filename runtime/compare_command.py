@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from convert.kv_cache import FP16
 from quantize.errors import ConfigError
 from runtime.engine_options import (
     ADB,
@@ -138,6 +139,7 @@ def _row(config: CompareConfig, path: Path, bundle: Bundle) -> dict[str, Any]:
         "bundle": str(path),
         "quantization": bundle.plan.recipe.scheme.name,
         "method": bundle.plan.recipe.method,
+        "kv_cache": bundle.plan.kv,
         "weights_bytes": bundle.plan.nbytes,
         "bits_per_weight": round(8 * bundle.plan.nbytes / bundle.plan.parameters, 3),
         "verified": report.passed,
@@ -195,6 +197,13 @@ def _benchmark(config: CompareConfig, path: Path) -> dict[str, Any]:
     }
 
 
+def _recipe(row: dict[str, Any]) -> str:
+    """Names a recipe, and what is not as usual."""
+    method = [row["method"]] if row["method"] != "rtn" else []
+    cache = [f"{row['kv_cache']} KV cache"] if row["kv_cache"] != FP16 else []
+    return ", ".join([row["quantization"], *method, *cache])
+
+
 def _print(rows: list[dict[str, Any]], config: CompareConfig, console: Console) -> None:
     from convert.console import Size, print_table
 
@@ -207,7 +216,7 @@ def _print(rows: list[dict[str, Any]], config: CompareConfig, console: Console) 
     table = [
         [
             row["name"],
-            row["quantization"] + (f", {row['method']}" if row["method"] != "rtn" else ""),
+            _recipe(row),
             Size(row["weights_bytes"]),
             row["bits_per_weight"],
             *(f"{row['kl_nats'][kind]:.3g}" for kind in kinds),

@@ -193,12 +193,13 @@ def _load_bundle(bundle: Bundle, options: EngineOptions, progress: Progress) -> 
     tokenizer = _tokenizer(bundle.tokenizer, bundle.path)
     place = open_place(bundle, options)
     place.prepare(progress)
+    made = f"{bundle.plan.recipe.scheme.name}, {bundle.plan.kv} KV cache"
     return Loaded(
         bundle.config,
         partial(EngineSession, place, bundle.config),
         tokenizer,
         GenerationDefaults.load(bundle.generation),
-        f"{bundle.path} on the {place.description} ({bundle.plan.recipe.scheme.name})",
+        f"{bundle.path} on the {place.description} ({made})",
     )
 
 

@@ -151,6 +151,7 @@ def verify(config: VerifyConfig, progress: Progress) -> Report:
         bundle=str(config.bundle),
         reference=str(checkpoint.path),
         quantization=bundle.plan.recipe.scheme.name,
+        kv_cache=bundle.plan.kv,
         engine=place.engine,
         window=config.window,
         longest_prompt=found.outcome.longest_prompt,
@@ -286,7 +287,7 @@ def _load_models(
 ) -> Models:
     from quantize.methods import find_method
     from runtime.reference.load import load_reference
-    from runtime.verify.arithmetic import Float16KVCache, apply_arithmetic
+    from runtime.verify.arithmetic import KV_CACHES, apply_arithmetic
     from runtime.verify.run import Model, Models
     from runtime.verify.stages import EngineStages, TorchStages
     from runtime.verify.stored import load_stored
@@ -304,6 +305,6 @@ def _load_models(
     loaded(bundle.config.decoder.num_hidden_layers, bundle.config.decoder.num_hidden_layers)
     return Models(
         reference=TorchStages(reference),
-        arithmetic=TorchStages(rounded, Float16KVCache),
+        arithmetic=TorchStages(rounded, KV_CACHES[bundle.plan.kv]),
         bundle=Model(EngineStages(session.client(), bundle.config), session),
     )

@@ -87,8 +87,10 @@ Tensor Blocks::Embed(const Tensor& ids) const { return Call(embed_, {ids}); }
 Tensor Blocks::DecoderLayer(int64_t index, const Tensor& x, const CachePlace& place) const {
   const ffi::Shape numbers{place.start, place.window, place.pinned};
   const Block& layer = layers_.at(static_cast<size_t>(index));
-  return Call(x.size(0) == 1 ? step_ : layer.function, layer.weights,
-              {x, place.angles, place.keys, place.values, numbers});
+  std::vector<ffi::AnyView> inputs{x, place.angles};
+  inputs.insert(inputs.end(), place.cache.begin(), place.cache.end());
+  inputs.emplace_back(numbers);
+  return Call(x.size(0) == 1 ? step_ : layer.function, layer.weights, std::move(inputs));
 }
 
 Tensor Blocks::Logits(const Tensor& hidden) const { return Call(lm_head_, {hidden}); }
@@ -136,13 +138,12 @@ Blocks::Block Blocks::Take(const char* function, const std::vector<std::string>&
   return block;
 }
 
-Tensor Blocks::Call(const Block& block, std::initializer_list<ffi::AnyView> inputs) {
-  return Call(block.function, block.weights, inputs);
+Tensor Blocks::Call(const Block& block, std::vector<ffi::AnyView> inputs) {
+  return Call(block.function, block.weights, std::move(inputs));
 }
 
 Tensor Blocks::Call(const ffi::Function& function, const Arguments& weights,
-                    std::initializer_list<ffi::AnyView> inputs) {
-  std::vector<ffi::AnyView> arguments(inputs);
+                    std::vector<ffi::AnyView> arguments) {
   arguments.insert(arguments.end(), weights.begin(), weights.end());
   ffi::Any result;
   try {

@@ -6,7 +6,6 @@
 #include <tvm/ffi/function.h>
 
 #include <cstdint>
-#include <initializer_list>
 #include <map>
 #include <memory>
 #include <string>
@@ -18,11 +17,11 @@
 
 namespace minicpmv {
 
-// Where a decoder layer's new tokens stand; see `convert/blocks/attention.py`.
+// Where a decoder layer's new tokens stand; see `convert/blocks/cached_attention.py`.
 struct CachePlace {
-  Tensor angles;        // (L, 4, head_dim / 2) float32
-  Tensor keys, values;  // the layer's cache, which the call extends
-  int64_t start;        // index of the first new token
+  Tensor angles;              // (L, 4, head_dim / 2) float32
+  std::vector<Tensor> cache;  // the layer's, which the call extends
+  int64_t start;              // index of the first new token
   int64_t window, pinned;
 };
 
@@ -68,9 +67,9 @@ class Blocks {
 
   tvm::ffi::Function Find(const char* function) const;
   Block Take(const char* function, const std::vector<std::string>& weights) const;
-  static Tensor Call(const Block& block, std::initializer_list<tvm::ffi::AnyView> inputs);
+  static Tensor Call(const Block& block, std::vector<tvm::ffi::AnyView> inputs);
   static Tensor Call(const tvm::ffi::Function& function, const Arguments& weights,
-                     std::initializer_list<tvm::ffi::AnyView> inputs);
+                     std::vector<tvm::ffi::AnyView> arguments);
 
   const Bundle& bundle_;
   const ModelConfig& config_;

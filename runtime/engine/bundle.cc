@@ -17,7 +17,7 @@ constexpr char kManifest[] = "bundle.json";
 constexpr char kWeights[] = "weights.safetensors";
 constexpr char kTokenizer[] = "tokenizer.model";
 constexpr char kFormat[] = "minicpmv-bundle";
-constexpr int64_t kFormatVersion = 1;
+constexpr int64_t kFormatVersion = 2;
 constexpr int64_t kFileLimit = 64 << 20;  // bytes of a manifest or tokenizer; more than any has
 constexpr int64_t kTileRows = 16;         // output rows of a weight tile; see quantize/layout.py
 constexpr int64_t kBlocksInGroup = 4;
@@ -74,6 +74,13 @@ std::vector<Part> PartsOf(const TensorRecord& tensor, int64_t group_size, int64_
           {".q_scale", DType::kF16, {Tiles(shape[0]), groups, kTileRows}}};
 }
 
+KVFormat ReadKVFormat(Fields* manifest) {
+  const std::string name = manifest->Text("kv_cache");
+  if (name == "fp16") return KVFormat::kFp16;
+  if (name == "int8") return KVFormat::kInt8;
+  manifest->Refuse("kv_cache is " + name + "; this engine knows fp16 and int8");
+}
+
 TensorRecords ReadTensors(Fields table) {
   TensorRecords records;
   for (const std::string& name : table.Names()) {
@@ -112,7 +119,8 @@ Bundle::Bundle(const std::string& folder, const std::string& target, const std::
   code_bits_ = quantization.Integer("bits", 1);
   if (code_bits_ > kMaxCodeBits) quantization.Refuse("more bits than any of our formats has");
   tensors_ = ReadTensors(manifest.Object("tensors"));
-  config_ = ReadModelConfig(manifest.Object("model"), manifest.Text("architecture"), tensors_);
+  config_ = ReadModelConfig(manifest.Object("model"), manifest.Text("architecture"),
+                            ReadKVFormat(&manifest), tensors_);
   tokenizer_ = Read(kTokenizer);
   weights_.emplace(folder + "/" + kWeights);
   CheckTensors();

@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <string>
+#include <utility>
 
 #include "runtime/engine/error.h"
 
@@ -10,7 +11,6 @@ namespace {
 
 constexpr int64_t kTile = 16;  // slots, the lanes of attention's kernels
 constexpr int64_t kMaxWindow = 1 << 20;
-constexpr size_t kFloat16Bytes = 2;
 
 // Returns enough slots for any number of pinned tokens: these and the ring are rounded up apart.
 int64_t SlotsForWindow(int64_t window) {
@@ -22,25 +22,42 @@ int64_t SlotsForWindow(int64_t window) {
   return (window + kPrefillChunk + kTile - 1) / kTile * kTile + kTile;
 }
 
-size_t CacheBytes(const DecoderConfig& c, int64_t slots) {
-  return static_cast<size_t>(c.num_hidden_layers * c.kv_dim()) * static_cast<size_t>(slots) *
-         kFloat16Bytes;
-}
-
 }  // namespace
 
 KVCache::KVCache(const DecoderConfig& config, int64_t window)
     : config_(config),
       window_(window, kAttentionSinks, SlotsForWindow(window), kTile),
       slots_(SlotsForWindow(window)),
-      keys_(CacheBytes(config, slots_)),
-      values_(CacheBytes(config, slots_)),
+      parts_(PartsOf(config, slots_ / kTile)),
+      layer_bytes_(parts_.back().offset + Bytes(parts_.back())),
+      memory_(static_cast<size_t>(config.num_hidden_layers) * layer_bytes_),
       angles_(static_cast<size_t>(kPrefillChunk * 2 * config.head_dim()) * sizeof(float)) {
   const int64_t dim = config.head_dim();
   for (int64_t i = 0; i < dim; i += 2) {
     const double exponent = static_cast<double>(i) / static_cast<double>(dim);
     frequencies_.push_back(std::pow(config.rope_theta, -exponent));
   }
+}
+
+std::vector<KVCache::Part> KVCache::PartsOf(const DecoderConfig& c, int64_t tiles) {
+  const int64_t heads = c.num_key_value_heads, dim = c.head_dim();
+  const bool coded = c.kv_cache == KVFormat::kInt8;
+  const DLDataType dtype = coded ? kInt8 : kFloat16;
+  std::vector<Part> parts{{{heads, tiles, dim, kTile}, dtype, 0},
+                          {{heads, tiles, kTile, dim}, dtype, 0}};
+  if (coded) {
+    for (int i = 0; i < 2; ++i) parts.push_back({{heads, tiles, kTile}, kFloat32, 0});  // scales
+  }
+  for (size_t i = 1; i < parts.size(); ++i) {
+    parts[i].offset = parts[i - 1].offset + Bytes(parts[i - 1]);
+  }
+  return parts;
+}
+
+size_t KVCache::Bytes(const Part& part) {
+  auto bytes = static_cast<size_t>(part.dtype.bits) / 8;
+  for (const int64_t extent : part.shape) bytes *= static_cast<size_t>(extent);
+  return (bytes + kWeightAlignment - 1) / kWeightAlignment * kWeightAlignment;
 }
 
 void KVCache::Reset(int64_t pinned) {
@@ -54,17 +71,15 @@ int64_t KVCache::Rewind(const std::vector<CacheKey>& cached, const std::vector<C
 }
 
 CachePlace KVCache::Place(int64_t layer, int64_t rows) {
-  const int64_t heads = config_.num_key_value_heads, dim = config_.head_dim();
-  const int64_t start = window_.length(), tiles = slots_ / kTile;
+  const int64_t start = window_.length();
   Rotate(start, rows);
-  const size_t offset =
-      static_cast<size_t>(layer) * (keys_.size() / static_cast<size_t>(config_.num_hidden_layers));
-  return {Borrow(angles_.data(), {rows, 4, dim / 2}, kFloat32),
-          Borrow(keys_.data() + offset, {heads, tiles, dim, kTile}, kFloat16),
-          Borrow(values_.data() + offset, {heads, tiles, kTile, dim}, kFloat16),
-          start,
-          window_.window(),
-          window_.pinned()};
+  uint8_t* const begin = memory_.data() + static_cast<size_t>(layer) * layer_bytes_;
+  std::vector<Tensor> cache;
+  for (const Part& part : parts_) {
+    cache.push_back(Borrow(begin + part.offset, part.shape, part.dtype));
+  }
+  return {Borrow(angles_.data(), {rows, 4, config_.head_dim() / 2}, kFloat32), std::move(cache),
+          start, window_.window(), window_.pinned()};
 }
 
 // Writes cos, sin for recent and cos, sin for pinned keys.

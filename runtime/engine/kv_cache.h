@@ -40,12 +40,27 @@ class KVCache {
   void Append(int64_t rows) { window_.Append(rows); }
 
  private:
+  // One of a layer's tensors; see `convert/blocks/kv_cache.py`.
+  struct Part {
+    std::vector<int64_t> shape;
+    DLDataType dtype;
+    size_t offset;  // bytes, from where the layer begins
+  };
+
+  // tiles: of slots.
+  static std::vector<Part> PartsOf(const DecoderConfig& config, int64_t tiles);
+
+  // What a part takes, up to a border on which the next one may begin.
+  static size_t Bytes(const Part& part);
+
   void Rotate(int64_t start, int64_t rows);
 
   const DecoderConfig config_;
   Window window_;
-  int64_t slots_;                                  // of every layer
-  AlignedBuffer keys_, values_;                    // (layers, heads, slots / 16, ...) float16
+  int64_t slots_;  // of every layer
+  std::vector<Part> parts_;
+  size_t layer_bytes_;
+  AlignedBuffer memory_;                           // (layers, layer_bytes_)
   std::vector<double> frequencies_;                // (head_dim / 2,)
   AlignedBuffer angles_;                           // (kPrefillChunk, 4, head_dim / 2) float32
   int64_t rotated_start_ = -1, rotated_rows_ = 0;  // what angles_ holds

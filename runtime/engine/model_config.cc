@@ -111,11 +111,12 @@ void AddDecoder(const DecoderConfig& c, std::map<std::string, Shape>* shapes) {
 
 }  // namespace
 
-ModelConfig ReadModelConfig(Fields model, const std::string& architecture,
+ModelConfig ReadModelConfig(Fields model, const std::string& architecture, KVFormat kv_cache,
                             const TensorRecords& tensors) {
   ModelConfig config{};
   config.architecture = architecture;
   config.decoder = ReadDecoder(&model);
+  config.decoder.kv_cache = kv_cache;
   // A table as long as the manifest's, whatever number of layers it claims.
   if (static_cast<size_t>(config.decoder.num_hidden_layers) > tensors.size()) {
     model.Refuse("num_hidden_layers is more than there are tensors");

@@ -29,6 +29,9 @@ struct VisionConfig {
   }
 };
 
+// How a decoder's blocks keep keys and values; named as in `convert/kv_cache.py`.
+enum class KVFormat { kFp16, kInt8 };
+
 struct DecoderConfig {
   int64_t vocab_size;
   int64_t hidden_size;  // D
@@ -38,6 +41,7 @@ struct DecoderConfig {
   int64_t num_key_value_heads;
   double rope_theta;
   int64_t eos_token_id;
+  KVFormat kv_cache;  // the bundle's choice, not the model's
 
   int64_t head_dim() const { return hidden_size / num_attention_heads; }
   int64_t kv_dim() const { return num_key_value_heads * head_dim(); }
@@ -61,7 +65,7 @@ using TensorRecords = std::map<std::string, TensorRecord>;
 // Reads the geometry from the checkpoint's configuration (`model` in the manifest); what that
 // leaves to tables of the converter is taken from the tensors' shapes.
 // Throws EngineError (of the fields): missing or contradictory.
-ModelConfig ReadModelConfig(Fields model, const std::string& architecture,
+ModelConfig ReadModelConfig(Fields model, const std::string& architecture, KVFormat kv_cache,
                             const TensorRecords& tensors);
 
 // Returns the name and shape of every tensor that a bundle of this model has.

@@ -17,6 +17,7 @@ using tvm::ffi::Tensor;
 inline constexpr DLDataType kFloat32{kDLFloat, 32, 1};
 inline constexpr DLDataType kFloat16{kDLFloat, 16, 1};
 inline constexpr DLDataType kInt32{kDLInt, 32, 1};
+inline constexpr DLDataType kInt8{kDLInt, 8, 1};
 inline constexpr DLDevice kCpu{kDLCPU, 0};
 
 // Makes a tensor of memory that somebody else owns and that outlives it. Blocks want it on a

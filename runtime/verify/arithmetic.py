@@ -1,9 +1,9 @@
 """A model of the bundle's arithmetic: the reference, rounded where a bundle rounds.
 
 It is built from the full-precision checkpoint and the recipe alone, in other code than the
-bundle's kernels: quantized weights, int8 activations per group, float16 norms and KV cache. Only
-what calibration chose comes from the bundle: see `runtime.verify.stored`. What it loses against
-the reference is what the recipe costs; a bundle that loses more has a fault.
+bundle's kernels: quantized weights, int8 activations per group, float16 norms, the KV cache of
+the plan. Only what calibration chose comes from the bundle: see `runtime.verify.stored`. What it
+loses against the reference is what the recipe costs; a bundle that loses more has a fault.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from convert.kv_cache import FP16, INT8
 from convert.plan import Plan
 from quantize.activations import MAX_INT8
 from quantize.fast import quantize_groups_fast, quantize_int8_fast
@@ -111,7 +112,23 @@ class Float16KVCache(KVCache):
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Rounds what is added; see `KVCache`."""
-        return super().append(layer, k.half().to(k.dtype), v.half().to(v.dtype))
+        return super().append(layer, *(round_cached(x, FP16) for x in (k, v)))
+
+
+class Int8KVCache(KVCache):
+    """A KV cache that stores int8, with a scale for each token and head."""
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Rounds what is added; see `KVCache`."""
+        return super().append(layer, *(round_cached(x, INT8) for x in (k, v)))
+
+
+KV_CACHES: dict[str, type[KVCache]] = {FP16: Float16KVCache, INT8: Int8KVCache}  # of a plan's `kv`
+
+
+def round_cached(x: Tensor, kv: str) -> Tensor:
+    """Returns what a cache of a kind gives back for rotated keys, or values (..., head_dim)."""
+    return round_to_int8(x, x.shape[-1]) if kv == INT8 else x.half().to(x.dtype)
 
 
 def round_to_int8(x: Tensor, group_size: int) -> Tensor:

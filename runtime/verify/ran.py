@@ -51,6 +51,7 @@ def what_ran(
             "path": str(bundle.path),
             "recipe": recipe.scheme.name,
             "method": recipe.method,
+            "KV cache": bundle.plan.kv,
             "bits per weight": round(bundle.plan.bits_per_weight, 3),
             "weights, bytes": manifest.files[WEIGHTS].size,
             "weights, SHA-256": manifest.files[WEIGHTS].sha256,

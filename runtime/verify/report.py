@@ -117,6 +117,7 @@ class Report:
     bundle: str
     reference: str
     quantization: str
+    kv_cache: str  # its format
     engine: str
     window: int
     longest_prompt: int  # ids, with its answer
@@ -176,6 +177,7 @@ class Report:
             "bundle": self.bundle,
             "reference": self.reference,
             "quantization": self.quantization,
+            "kv_cache": self.kv_cache,
             "engine": self.engine,
             "window": self.window,
             "longest_prompt": self.longest_prompt,

@@ -21,7 +21,7 @@ from convert.plan import Plan
 from quantize.int8 import INT8_GROUP
 from quantize.schemes import Array
 from runtime.reference.held import GroupCodes, multiply
-from runtime.verify.arithmetic import round_to_int8
+from runtime.verify.arithmetic import round_cached, round_to_int8
 from runtime.verify.weights import decode_tensor, hold_stored
 
 
@@ -144,7 +144,8 @@ class StoredStages:
         """Maps heads (H, L, head_dim) to (L, D); the window is `runtime.reference.kv_cache`'s."""
         c, rules = self.config.decoder, self.rules
         index = torch.arange(q.shape[1])
-        k, v = (t.half().float() for t in (_rotate(k, index, c, rules.rotation), v))
+        pair = (_rotate(k, index, c, rules.rotation), v)
+        k, v = (round_cached(t, self._plan.kv) for t in pair)
         groups = c.num_attention_heads // c.num_key_value_heads
         k, v = (t.repeat_interleave(groups, dim=0) for t in (k, v))
         scores = _rotate(q, index, c, rules.rotation) @ k.mT

@@ -16,7 +16,8 @@ def print_report(report: Report, console: Console) -> None:
     def say(text: str, style: str | None = None) -> None:
         console.print(text, style=style, markup=False, soft_wrap=True)
 
-    say(f"bundle     {report.bundle} ({report.quantization}, {report.engine})")
+    made = f"{report.quantization}, {report.kv_cache} KV cache"
+    say(f"bundle     {report.bundle} ({made}, {report.engine})")
     say(f"reference  {report.reference} (float32)")
     for warning in report.warnings:
         say(f"warning    {warning}", "yellow")

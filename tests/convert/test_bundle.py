@@ -138,7 +138,7 @@ def test_another_target_is_said_to_be_missing(whole: Path) -> None:
         (lambda b: (b / "bundle.json").write_text("[" * 9999), r"bundle\.json: damaged"),
         (lambda b: (b / "bundle.json").write_text("[]"), "not a bundle's manifest"),
         (put("format", value="minicpmv-onnx"), "not a bundle's manifest"),
-        (put("format_version", value=2), "format version 2; this toolkit reads 1"),
+        (put("format_version", value=1), "format version 1; this toolkit reads 2"),
         (put("format_version", value=True), "format version True"),
         (put("surprise", value=1), "has the unknown key 'surprise'"),
         (edit(lambda raw: raw.pop("tools")), "lacks tools"),
@@ -164,6 +164,9 @@ def test_another_target_is_said_to_be_missing(whole: Path) -> None:
         (put("model", "hidden_size", value=255), r"bundle\.json: hidden_size 255"),
         (put("model", "num_hidden_layers", value=3), "tensor llm.layers.2.input_norm.weight"),
         (put("quantization", "bits", value=8), "bits 8"),
+        (put("kv_cache", value="int4"), "KV cache 'int4' is unknown; known: fp16, int8"),
+        (put("kv_cache", value=8), "kv_cache is int; expected str"),
+        (edit(lambda raw: raw.pop("kv_cache")), "lacks kv_cache"),
         (put("quantization", "tensors", value=[]), "says nothing about"),
         (put("tensors", "llm.norm.weight", "nbytes", value=1), "tensor llm.norm.weight does not"),
     ],
@@ -179,7 +182,7 @@ def test_damage_is_refused_by_name(bundle: Path, change: Change, problem: str) -
     "change",
     [
         put("format_version", value=0),
-        put("format_version", value=2),
+        put("format_version", value=1),
         put("format_version", value=None),
         edit(lambda raw: raw.pop("format_version")),
         edit(lambda raw: raw["quantization"].pop("method")),  # of before recipes had one

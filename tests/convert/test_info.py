@@ -47,6 +47,7 @@ def test_bundle(bundle: Path, described: Any) -> None:
     assert info["kind"] == "bundle"
     assert (info["quantization"], info["method"]) == ("q4f16_1", "rtn")
     assert info["source"]["sha256"] == Checkpoint.open(opened.manifest.source.path).source_hash()
+    assert info["kv_cache"] == {"format": "fp16", "bytes_per_token": 2 * 2 * 2 * 256}
     assert info["programs"] == {"host": opened.manifest.targets["host"].program_id}
     for table in (info["formats"].values(), [info["parts"]["all"]]):
         assert sum(row["parameters"] for row in table) == opened.plan.parameters
@@ -59,6 +60,7 @@ def test_bundle(bundle: Path, described: Any) -> None:
 def test_configuration_of_the_real_model(described: Any) -> None:
     info = described(CONFIGS / "model" / "minicpm-v-1.0.json")
     assert info["kind"] == "configuration"
+    assert info["kv_caches"] == {"fp16": 368_640, "int8": 195_840}
     assert info["parts"]["decoder embedding"]["parameters"] == 122753 * 2304
     # 3.155 B with what the stored vision encoder has beside it; see configs/model.
     assert info["parts"]["all"]["parameters"] == pytest.approx(3.155e9, rel=1e-3)

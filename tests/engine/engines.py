@@ -9,6 +9,7 @@ from typing import Any
 
 from convert.bundle import Bundle, FileRecord, Source
 from convert.checkpoint import Checkpoint
+from convert.kv_cache import FP16
 from convert.pipeline import build_program, write_bundle
 from convert.plan import Recipe, make_plan
 from tests.tiny import write_checkpoint
@@ -24,10 +25,10 @@ class Built:
     program: Path
 
 
-def build_host_engine(folder: Path, **checkpoint: Any) -> Built:
-    """Writes a tiny checkpoint and converts it."""
+def build_host_engine(folder: Path, kv: str = FP16, **checkpoint: Any) -> Built:
+    """Writes a tiny checkpoint and converts it, with a KV cache of a kind."""
     source = Checkpoint.open(write_checkpoint(folder / "checkpoint", **checkpoint))
-    plan = make_plan(source.config, source.untied_head, Recipe.load("q4f16_1"))
+    plan = make_plan(source.config, source.untied_head, Recipe.load("q4f16_1"), kv)
     bundle = folder / "bundle"
     bundle.mkdir()
     about = Source(path=str(source.path), sha256=source.source_hash(), demo=False)

@@ -117,8 +117,10 @@ def test_manifests(client: WatchedEngine, built: Built, tmp_path: Path) -> None:
     manifest = json.loads((folder / "bundle.json").read_text())
     files = manifest["files"]
     changes: list[tuple[dict[str, Any], str]] = [
-        ({"format_version": 2}, ErrorCode.INVALID_BUNDLE),
-        ({"format_version": "1"}, ErrorCode.INVALID_BUNDLE),
+        ({"format_version": 1}, ErrorCode.INVALID_BUNDLE),
+        ({"kv_cache": "int4"}, ErrorCode.INVALID_BUNDLE),
+        ({"kv_cache": None}, ErrorCode.INVALID_BUNDLE),
+        ({"format_version": "2"}, ErrorCode.INVALID_BUNDLE),
         ({"format": "zip"}, ErrorCode.INVALID_BUNDLE),
         ({"targets": {}}, ErrorCode.OTHER_PROGRAM),
         ({"files": {}}, ErrorCode.INVALID_BUNDLE),

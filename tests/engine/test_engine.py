@@ -304,8 +304,8 @@ def test_bad_bundles(built: Built, client: EngineClient, tmp_path: Path) -> None
     refused(tmp_path / "missing", bad)
     folder = tmp_path / "bundle"
     shutil.copytree(built.bundle, folder)
-    refused(folder, bad, format_version=2)
-    refused(folder, bad, format_version=1, format="zip")
+    refused(folder, bad, format_version=1)
+    refused(folder, bad, format_version=2, format="zip")
     other = {"host": raw["targets"]["host"] | {"program_id": "0"}}
     refused(folder, ErrorCode.OTHER_PROGRAM, format=raw["format"], targets=other)
     refused(folder, ErrorCode.OTHER_PROGRAM, targets={})

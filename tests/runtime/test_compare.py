@@ -75,7 +75,7 @@ def test_the_table(
             Check("logits", "at text tokens", "same top-1", "", 1 - loss, 1, 0.6, True),
         ]
         answers = [Answer("1", "?", "a", "a", "a"), Answer("2", "?", "a", "b", "a")]
-        return Report("x", "y", "z", "local", 10, 5, checks, answers, 1.0)
+        return Report("x", "y", "z", "fp16", "local", 10, 5, checks, answers, 1.0)
 
     def bench(config: Any) -> dict[str, Any]:
         return {"figures": {"decode_tok_s": {"median": 1234.5}}, "peak_rss_bytes": 1}

@@ -223,6 +223,17 @@ def test_an_engine_that_does_something_else(
     _one_cause(models.causes(bundle, stages=stages), where, why)
 
 
+def test_an_int8_cache(checkpoint: Path, tmp_path: Path) -> None:
+    """One that is right has no cause; one that forgets is named, as float16 ones are."""
+    folder = tmp_path / "bundle"
+    arguments = ["convert", str(checkpoint), "-o", str(folder), "--target", "host", "--kv", "int8"]
+    assert main(arguments) == 0
+    models = Verified(folder)
+    assert models.causes(folder) == ([], [])
+    why = "what the first 16 left in the cache is lost"
+    _one_cause(models.causes(folder, stages=planted.LostCache), "KV cache", why)
+
+
 @pytest.mark.parametrize(
     ("session", "why"),
     [(planted.Penalty, "a repetition penalty?"), (planted.Warm, "the first token")],

@@ -37,7 +37,7 @@ def test_a_bundle_is_told_from_a_checkpoint(checkpoint, bundle):
 
 def test_a_bundle_runs_on_its_engine_and_reuses_its_cache(bundle):
     loaded = load(bundle)
-    assert "local engine (q4f16_1)" in loaded.description
+    assert "local engine (q4f16_1, fp16 KV cache)" in loaded.description
     session = loaded.open_session(window=48)
     messages, answers = [QUESTION], []
     for _ in range(3):

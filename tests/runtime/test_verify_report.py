@@ -67,6 +67,7 @@ def report(*, good: bool) -> Report:
         bundle="/tmp/" + "a-long-name/" * 12 + ("" if good else HOSTILE),
         reference="/tmp/checkpoint",
         quantization="q4f16_1",
+        kv_cache="int8",
         engine="local",
         window=1024,
         longest_prompt=90,
