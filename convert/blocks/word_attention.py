@@ -1,9 +1,9 @@
 """Attention of all tokens with all in 16-bit words, for processors that multiply pairs of them.
 
-Queries and keys are rounded to 13 bits (a sum of 72 products fits into 32), weights to 15 and
-values to 10 bits (so does one of 128). Softmax and what is added up between are float32; weights
-are normalised by the sum of what they were rounded to. Against float32 the result is off by 1e-3
-of its scale at most, a tenth of what the int8 linears beside it lose.
+All sums of products fit into 32 bits: so queries and keys of 72 values are rounded to 13 bits,
+weights to 15 and values to 11, sign included. Softmax and what is added up between are float32;
+weights are normalised by the sum of what they were rounded to. Against float32 the result is off by
+1e-3 of its scale at most, a tenth of what the int8 linears beside it lose.
 """
 
 from __future__ import annotations
@@ -31,10 +31,12 @@ from convert.blocks.tir import (
     store,
 )
 
-_QUERY_CODES = 4095  # largest; 4095**2 * 128 < 2**31
-_WEIGHT_CODES = 32767
-_VALUE_CODES = 511
-_RUN = 128  # slots whose weighted values are added as whole numbers: 32767 * 511 * 128 < 2**31
+_WORD = 2**15 - 1
+_SUM = 2**31 - 1
+_WEIGHT_CODES = 2**14 - 1  # largest
+_VALUE_CODES = 2**10 - 1
+_RUN = 128  # slots whose weighted values are added as whole numbers
+assert _WEIGHT_CODES * _VALUE_CODES * _RUN <= _SUM
 _MAX_HEAD_DIM = 128
 _AHEAD = 8  # rows between those that are read and those that are asked for
 
@@ -72,6 +74,7 @@ def word_attention(
     """
     assert head_dim % 2 == 0
     assert head_dim <= _MAX_HEAD_DIM
+    codes = min(math.isqrt(_SUM // head_dim), _WORD)  # largest of queries and keys
     slots_, block = -(-keys // _RUN) * _RUN, pairs.queries
     tiles, width = -(-keys // LANES), -(-head_dim // LANES) * LANES
     with kernel("word_attention") as kern:
@@ -82,7 +85,7 @@ def word_attention(
             at = T.Bind(head * head_dim)
             key_words = T.alloc_buffer((tiles, head_dim // 2, 2 * LANES), "int16")
             value_words = T.alloc_buffer((slots_ // 2, 2 * width), "int16")
-            key_step = _stage_keys(key_words, k_rows, k.first + at, keys, head_dim)
+            key_step = _stage_keys(key_words, k_rows, k.first + at, keys, head_dim, codes)
             value_steps = local((width,))
             _stage_values(value_words, value_steps, v_rows, v.first + at, keys, head_dim)
             asked = T.alloc_buffer((block, head_dim), "int16")
@@ -102,7 +105,7 @@ def word_attention(
                 sums = local_rows(count, T.float32(0))
                 for m in range(count):
                     row = (first + m, q.first + at)
-                    step = _stage_query(asked, m, q_rows, row, head_dim)
+                    step = _stage_query(asked, m, q_rows, row, head_dim, codes)
                     scale = math.log2(math.e) * head_dim**-0.5
                     steps.append(T.Bind(step * key_step * T.float32(scale)))
                 for first_tile, some, turns in _together(tiles, pairs.tiles):
@@ -195,14 +198,16 @@ def _add_products(dots: list[Expr], pairs: Pairs, words: list[Expr], pair: list[
             store(row, pairs.product(some, both, row[span(0)]), span(0))
 
 
-def _stage_keys(words: Expr, rows: Expr, first: Expr, keys: int, head_dim: int) -> Expr:
+def _stage_keys(
+    words: Expr, rows: Expr, first: Expr, keys: int, head_dim: int, largest_code: int
+) -> Expr:
     """Rounds a head's keys; returns their step. Rows beyond the last repeat it."""
     largest = local((LANES,))
     store(largest, spread(T.float32(0)), span(0))
     with T.serial(0, keys) as row:
         _ask(rows, row + _AHEAD, first, head_dim)
         _add_magnitudes(largest, rows, row, first, head_dim)
-    step = _step(fold(largest, T.max, LANES), _QUERY_CODES)
+    step = _step(fold(largest, T.max, LANES), largest_code)
     inverse = T.Bind(T.float32(1) / step)
     codes = T.alloc_buffer((LANES, head_dim), "int16")
     with T.serial(0, -(-keys // LANES)) as tile:
@@ -246,14 +251,16 @@ def _stage_values(
             store(words, T.Shuffle(pair, order), slot, span(2 * at, 2 * lanes))
 
 
-def _stage_query(asked: Expr, m: int, rows: Expr, at: tuple[Expr, Expr], head_dim: int) -> Expr:
+def _stage_query(
+    asked: Expr, m: int, rows: Expr, at: tuple[Expr, Expr], head_dim: int, largest_code: int
+) -> Expr:
     """Rounds a query into row m of `asked`; returns its step."""
     row, first = at
     largest = local((LANES,))
     store(largest, spread(T.float32(0)), span(0))
     _ask(rows, row + _AHEAD, first, head_dim)
     _add_magnitudes(largest, rows, row, first, head_dim)
-    step = _step(fold(largest, T.max, LANES), _QUERY_CODES)
+    step = _step(fold(largest, T.max, LANES), largest_code)
     _round(asked, m, rows, row, first, T.Bind(T.float32(1) / step), head_dim)
     return step
 
