@@ -1,7 +1,7 @@
 """Attention of all tokens with all in 16-bit words, for processors that multiply pairs of them.
 
 All sums of products fit into 32 bits: so queries and keys of 72 values are rounded to 13 bits,
-weights to 15 and values to 11, sign included. Softmax and what is added up between are float32;
+weights to 15 and values to 12, sign included. Softmax and what is added up between are float32;
 weights are normalised by the sum of what they were rounded to. Against float32 the result is off by
 1e-3 of its scale at most, a tenth of what the int8 linears beside it lose.
 """
@@ -34,8 +34,8 @@ from convert.blocks.tir import (
 _WORD = 2**15 - 1
 _SUM = 2**31 - 1
 _WEIGHT_CODES = 2**14 - 1  # largest
-_VALUE_CODES = 2**10 - 1
-_RUN = 128  # slots whose weighted values are added as whole numbers
+_VALUE_CODES = 2**11 - 1
+_RUN = 64  # slots whose weighted values are added as whole numbers
 assert _WEIGHT_CODES * _VALUE_CODES * _RUN <= _SUM
 _MAX_HEAD_DIM = 128
 _AHEAD = 8  # rows between those that are read and those that are asked for
