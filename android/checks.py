@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from android.tools import DebianFile, MavenPackage, Program
-from convert.engine_build import SENTENCEPIECE
+from convert.engine_units import SENTENCEPIECE
 from convert.toolchain import CACHE_VARIABLE, cache_folder, is_whole
 
 OK, LATER, NOTE = "ok", "comes later", "note"  # nothing to mend

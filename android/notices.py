@@ -8,7 +8,7 @@ from importlib.metadata import distribution
 from pathlib import Path
 
 from android.tools import ToolError
-from convert.engine_build import SENTENCEPIECE
+from convert.engine_units import SENTENCEPIECE
 
 _OWN = Path(__file__).resolve().parents[1] / "LICENSE"
 _WHEELS = ("apache-tvm", "apache-tvm-ffi")

@@ -22,17 +22,36 @@ class Phases:
 
     def __init__(self) -> None:
         self.taken: dict[str, Phase] = {}
+        self._apart = False
 
     @contextmanager
     def measure(self, name: str) -> Iterator[None]:
         """Adds what happens inside the `with` block to a phase."""
-        start, computed = time.monotonic(), processor_seconds()
+        start, computed = time.monotonic(), self._computed()
         try:
             yield
         finally:
             phase = self.taken.setdefault(name, Phase())
             phase.seconds += time.monotonic() - start
-            phase.processor_seconds += processor_seconds() - computed
+            phase.processor_seconds += self._computed() - computed
+
+    @contextmanager
+    def programs_apart(self, name: str) -> Iterator[None]:
+        """Gives one phase all that programs compute inside the `with` block, whenever they run.
+
+        It is for programs that run beside other phases. Seconds by the clock are those of whoever
+        waits for them.
+        """
+        before, self._apart = _of_programs(), True
+        try:
+            yield
+        finally:
+            self._apart = False
+            phase = self.taken.setdefault(name, Phase())
+            phase.processor_seconds += _of_programs() - before
+
+    def _computed(self) -> float:
+        return processor_seconds() - (_of_programs() if self._apart else 0.0)
 
     def to_json(self) -> dict[str, dict[str, float]]:
         """Returns seconds by phase."""
@@ -43,6 +62,11 @@ class Phases:
             }
             for name, phase in self.taken.items()
         }
+
+
+def _of_programs() -> float:
+    times = os.times()
+    return times.children_user + times.children_system
 
 
 def processor_seconds() -> float:

@@ -10,7 +10,8 @@ import json
 import platform
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version
 from itertools import accumulate
@@ -33,6 +34,7 @@ from convert.compile import Target, compile_blocks
 from convert.config import CONFIGS, ModelConfig
 from convert.encode import ReadOnce, encode, encode_calibrated, read_weight
 from convert.engine_build import build_engine
+from convert.engines_ahead import EnginesAhead
 from convert.golden import can_answer, write_golden
 from convert.hashing import hash_sources
 from convert.journal import JOURNAL, Journal
@@ -52,6 +54,7 @@ _WEIGHT_SOURCES = (
     "quantize/*.py",
     *(f"convert/{name}.py" for name in ("encode", "positions", "weights", "weights_file")),
 )
+_ENGINES = "build engines"  # a phase
 # Room for compiled programs and the manifest, beside the weights.
 PROGRAM_BYTES = 16 * 2**20
 
@@ -107,15 +110,18 @@ def write_bundle(
         CheckpointError: a tensor holds NaN, infinity, or more than its format can.
     """
     phases = phases or Phases()
-    with phases.measure("weights"):
-        weights = write_weights(checkpoint, plan, folder / WEIGHTS, progress, calibrated, journal)
-    programs = {}
-    for target in targets:
-        program = f"engine/{target}"
-        identity = build_program(
-            checkpoint.config, plan, target, folder / program, progress, phases
-        )
-        programs[target] = TargetRecord(program=program, program_id=identity)
+    with compile_ahead(targets, progress, phases) as ahead:
+        with phases.measure("weights"):
+            weights = write_weights(
+                checkpoint, plan, folder / WEIGHTS, progress, calibrated, journal
+            )
+        programs = {}
+        for target in targets:
+            program = f"engine/{target}"
+            identity = build_program(
+                checkpoint.config, plan, target, folder / program, progress, phases, ahead
+            )
+            programs[target] = TargetRecord(program=program, program_id=identity)
     if checkpoint.tokenizer is not None:
         shutil.copyfile(checkpoint.tokenizer, folder / TOKENIZER)
     shutil.copyfile(CONFIGS / GENERATION, folder / GENERATION)
@@ -195,6 +201,16 @@ def write_weights(
     return FileRecord(size=total, sha256=digest)
 
 
+@contextmanager
+def compile_ahead(
+    targets: Sequence[str], progress: Progress, phases: Phases
+) -> Iterator[EnginesAhead]:
+    """Compiles C++ of the targets' engines while the `with` block does other work."""
+    triples = [Target.load(target).link for target in targets]
+    with phases.programs_apart(_ENGINES), EnginesAhead(triples, progress) as ahead:
+        yield ahead
+
+
 def build_program(
     config: ModelConfig,
     plan: Plan,
@@ -202,6 +218,7 @@ def build_program(
     output: Path,
     progress: Progress,
     phases: Phases | None = None,
+    ahead: EnginesAhead | None = None,
 ) -> str:
     """Compiles a model's blocks and links the engine that holds them; returns its program id.
 
@@ -212,6 +229,7 @@ def build_program(
         output: the program to write.
         progress: hears of every stage.
         phases: measures the work.
+        ahead: compiles the target's C++ already.
 
     Raises:
         ToolkitError: an unknown target, a format without kernels, or something that does not
@@ -229,7 +247,9 @@ def build_program(
                 lambda stage: progress(f"{stage} for {target}", 0, 0),
             )
         identity = blocks.program_id
-        with phases.measure("build engines"):
+        with phases.measure(_ENGINES):
+            if ahead is not None:
+                ahead.wait(made_for.link)
             build_engine(target, made_for.link, blocks.libraries, output, identity, progress)
     return identity
 

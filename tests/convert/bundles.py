@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ def fake_program(config: Any, plan: Any, target: str, output: Path, *_: Any) -> 
 
 def without_programs(patch: pytest.MonkeyPatch) -> None:
     """Puts stand-ins in the place of what compiles and of what runs engines."""
+    patch.setattr(pipeline, "compile_ahead", lambda *_: nullcontext())
     patch.setattr(pipeline, "build_program", fake_program)
     patch.setattr(convert_outputs, "add_golden", lambda folder, manifest, progress: manifest)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from convert.engine_build import ENGINE, SENTENCEPIECE, engine_unit, sentencepiece_unit
+from convert.engine_units import ENGINE, SENTENCEPIECE, engine_unit, sentencepiece_unit
 from convert.toolchain import Toolchain
 from tests.engine.components import Components
 from tests.engine.engines import Built, add_phone, build_host_engine

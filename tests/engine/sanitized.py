@@ -17,14 +17,8 @@ from pathlib import Path
 
 from convert.bundle import Bundle
 from convert.compile import Target, compile_blocks
-from convert.engine_build import (
-    ENGINE,
-    MAIN,
-    SENTENCEPIECE,
-    build_info,
-    engine_unit,
-    sentencepiece_unit,
-)
+from convert.engine_build import build_info
+from convert.engine_units import ENGINE, MAIN, SENTENCEPIECE, engine_unit, sentencepiece_unit
 from convert.toolchain import BuildError, Compiler, Progress, Toolchain, Unit
 from tests.engine.engines import HOST
 

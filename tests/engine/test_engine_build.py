@@ -20,13 +20,13 @@ import pytest
 
 from convert.compile import Target
 from convert.engine_build import (
-    SENTENCEPIECE,
     BlockLibrary,
     EngineReport,
     build_engine,
     build_info,
     export_objects,
 )
+from convert.engine_units import SENTENCEPIECE
 from convert.toolchain import PAGE_BYTES, BuildError
 from convert.weights_file import TensorSpec, WeightsFile
 from convert.weights_writer import WeightsWriter

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import re
 
-from convert.engine_build import ENGINE
+from convert.engine_units import ENGINE
 from runtime import protocol
 from runtime.protocol import ErrorCode, Event, Field, Op, Stage, Stop, Tap
 
