@@ -139,6 +139,8 @@ def _add_words(lanes: int, multiply: str) -> PairProduct:
 _AVX2 = ("llvm.x86.avx2.pmadd.ub.sw", "llvm.x86.avx2.psign.b", "llvm.x86.avx2.pmadd.wd")
 _SSE = ("llvm.x86.ssse3.pmadd.ub.sw.128", "llvm.x86.ssse3.psign.b.128", "llvm.x86.sse2.pmadd.wd")
 X86 = {
+    # Of int8 a unit is one instruction's: from longer ones LLVM loads more activations ahead than
+    # registers hold beside 24 sums.
     "vnni": Products(
         q4=Product(_vnni(_halves(LANES)), lanes=LANES, tokens=12),
         q8=Product(_vnni(_unsigned), lanes=LANES, inputs=4, tokens=12, tiles=2, bias=128),
