@@ -112,7 +112,7 @@ class Toolchain:
         try:
             self._home.mkdir(parents=True, exist_ok=True)
             if self._compiler.library is not None:
-                _point(self._home / self._library_name, self._compiler.library)
+                _point(self._home / self._library_name, self._compiler)
         except OSError as error:
             raise BuildError(
                 f"{self._cache}: cannot be written: {error.strerror or error}; "
@@ -249,7 +249,7 @@ def _zig(triple: str) -> Compiler:
     found = importlib.util.find_spec("ziglang")
     if found is None or not found.submodule_search_locations:
         raise BuildError("the package ziglang is not installed; it compiles the engine")
-    package = Path(found.submodule_search_locations[0])
+    package = Path(found.submodule_search_locations[0]).resolve()
     return Compiler(
         name="zig",
         version=version("ziglang"),
@@ -261,9 +261,15 @@ def _zig(triple: str) -> Compiler:
     )
 
 
-def _point(link: Path, folder: Path) -> None:
-    """Makes a symbolic link lead to a folder."""
-    if not link.is_symlink() or os.readlink(link) != str(folder):
+def _point(link: Path, compiler: Compiler) -> None:
+    """Makes a symbolic link lead to a compiler's library, unless it leads to an equal one.
+
+    zig compiles anew from files that are not the very same: whose library was first stays in use.
+    """
+    folder = compiler.library
+    assert folder is not None
+    installed = f"ziglang-{compiler.version}.dist-info"
+    if not (link.is_dir() and (link.resolve().parents[1] / installed).is_dir()):
         new = link.with_name(f".{link.name}.{os.getpid()}")
         os.symlink(folder, new)
         os.replace(new, link)

@@ -124,9 +124,10 @@ def test_a_compiler_is_called_alike_from_every_checkout(
     """zig keeps libc++ and musl under keys that have its library's place in them, as it sees it."""
     script = 'echo "error: $(pwd) $ZIG_LIB_DIR $(readlink $ZIG_LIB_DIR)" >&2; exit 1'
     said = []
-    for name in ("one", "two"):
-        library = tmp_path / name / "lib"
+    for name in ("one", "two", "three"):
+        library = tmp_path / name / "ziglang" / "lib"
         library.mkdir(parents=True)
+        (tmp_path / name / "ziglang-1.0.dist-info").mkdir()
         monkeypatch.chdir(library)
         compiler = Compiler(
             name="zig",
@@ -143,7 +144,12 @@ def test_a_compiler_is_called_alike_from_every_checkout(
         ):
             toolchain.compile_libraries()
         said.append(str(failed.value).rpartition("error: ")[2])
-    assert said == [f"{cache / 'zig'} lib-1.0 {tmp_path / name / 'lib'}" for name in ("one", "two")]
+        if name == "two":  # as when the first checkout has gone, or got another zig
+            (tmp_path / "one" / "ziglang-1.0.dist-info").rmdir()
+    first, third = (
+        f"{cache / 'zig'} lib-1.0 {tmp_path / at / 'ziglang/lib'}" for at in ("one", "three")
+    )
+    assert said == [first, first, third]
 
 
 def test_relative_places(cache: Path, unit: Unit, monkeypatch: pytest.MonkeyPatch) -> None:
