@@ -60,7 +60,11 @@ class StandIn:
         """1 GB/s and 3 GB/s in turn."""
         self._reads += 1
         rate = 1e6 if self._reads % 2 else 3e6  # bytes per millisecond
-        return {Field.BYTES: request[Field.BYTES], Field.MS: request[Field.BYTES] / rate, Field.LAUNCH_US: 1.5}
+        return {
+            Field.BYTES: request[Field.BYTES],
+            Field.MS: request[Field.BYTES] / rate,
+            Field.LAUNCH_US: 1.5,
+        }
 
 
 def main() -> None:
