@@ -18,7 +18,7 @@ from runtime.prompt import Prompt
 from runtime.results_file import ResultsError, ResultsFile
 from runtime.verify import run
 from runtime.verify.cases import Case, DataError, built_in_cases, read_cases
-from runtime.verify.logits import EDGES, Logits
+from runtime.verify.logits import EDGES, Logits, Positions, Sums
 from runtime.verify.report import Answer, Check
 from runtime.verify.report_folder import CASES, DATA, PAGE
 from runtime.verify.results import CaseResult, KnownInFile, merge
@@ -77,14 +77,26 @@ def test_sums_over_positions() -> None:
     assert found["answer"].bundle.half_below_nats > 0.1, "one of three is less, one no number"
     unsure = math.log(math.exp(5) + math.exp(6) + 7) - 5
     assert found["answer"].bundle.nll_nats == pytest.approx(sure + unsure, rel=1e-5)
-    thresholds = {"kl_factor": 1.25, "kl_floor_nats": 0.002, "top1_margin": 0.03}
+    thresholds = run.load_settings()["thresholds"]
     failed = [c for c in logits.checks(thresholds) if not c.passed]
     assert {c.name for c in failed} == {"at answer tokens"}
 
 
+@pytest.mark.parametrize(
+    ("same", "count", "limit"), [(40, 40, 0.97), (9, 36, 0.25 - 2 / 36 * 2.598), (900, 1000, 0.87)]
+)
+def test_a_share_of_few_positions_may_be_off_by_chance(same: int, count: int, limit: float) -> None:
+    sums = Sums(0.0, (0,) * (len(EDGES) + 1), same, same, 0.0)
+    logits = Logits()
+    logits.merge({"text": Positions(count, 0, 0.0, sums, sums)})
+    share = logits.checks(run.load_settings()["thresholds"])[1]
+    assert share.threshold == pytest.approx(limit, rel=1e-3)
+
+
 def test_cases_are_put_together() -> None:
     thresholds = {
-        "kl_factor": 9.0, "kl_floor_nats": 9.0, "top1_margin": 1.0, "answers_margin": 0.1,
+        "kl_factor": 9.0, "kl_floor_nats": 9.0, "top1_margin": 1.0, "top1_standard_errors": 0.0,
+        "answers_margin": 0.1,
     }  # fmt: skip
     outcome = merge([result(1, 20.0), result(2, 16.0), result(3, math.nan)], thresholds)
     found = {(c.stage, c.name): c for c in outcome.checks}
