@@ -274,8 +274,7 @@ def _check_file(folder: Path, name: str, record: FileRecord) -> None:
 
 def _manifest(where: str, raw: dict[str, Any]) -> Manifest:
     objects = ("model", "quantization", "source", "targets", "tensors", "tools", "files")
-    kinds: dict[str, type] = {**dict.fromkeys(("architecture", "kv_cache"), str)}
-    kinds |= dict.fromkeys(objects, dict)
+    kinds: dict[str, type] = {"architecture": str, "kv_cache": str, **dict.fromkeys(objects, dict)}
     values = _object(where, raw, kinds)
     source = {"path": str, "sha256": str, "demo": bool}
     target = {"program": str, "program_id": str}

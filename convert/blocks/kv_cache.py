@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from tvm.script.ir_builder import tirx as T
 
+from convert.blocks.maths import int8_divisor, int8_step
 from convert.blocks.tir import (
     LANES,
     Expr,
     Kernel,
-    fold,
     lanes_of,
     local,
     span,
@@ -25,7 +25,6 @@ from convert.blocks.tir import (
 )
 from convert.config import DecoderConfig
 from convert.kv_cache import INT8
-from quantize.activations import MAX_INT8
 
 CacheTensor = tuple[str, tuple[Expr, ...], str]  # name, shape, dtype
 
@@ -103,9 +102,9 @@ def _round(row: Expr, dim: int, scales: Expr, at: tuple[Expr, ...]) -> None:
         x = T.Bind(row[span(i * lanes, lanes)])
         magnitude = T.max(x, spread(T.float32(0), lanes) - x)
         store(largest, T.max(largest[span(0, lanes)], magnitude), span(0, lanes))
-    scale = T.Bind(fold(largest, T.max, lanes) / T.float32(MAX_INT8))
+    scale = int8_step(largest, lanes)
     store(scales, scale, *at)
-    divisor = T.Bind(T.Select(scale == T.float32(0), T.float32(1), scale))
+    divisor = int8_divisor(scale)
     with T.serial(0, dim // lanes) as i:
         part = span(i * lanes, lanes)
         store(row, T.nearbyint(row[part] / spread(divisor, lanes)), part)

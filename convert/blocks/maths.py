@@ -6,7 +6,8 @@ import math
 
 from tvm.script.ir_builder import tirx as T
 
-from convert.blocks.tir import LANES, Expr, spread, typed
+from convert.blocks.tir import LANES, Expr, fold, spread, typed
+from quantize.activations import MAX_INT8
 
 _LN2_HIGH = 0.693359375  # exact in float32, with zeros to spare for the product with n
 _LN2_LOW = math.log(2) - _LN2_HIGH
@@ -22,6 +23,21 @@ _ERF_P = (
     *(1.555346392e-4, -1.990298521e-6, 1.921698166e-8),
 )
 _ERF_Q = (1.0, 0.5229300884, 0.1207990815, 1.555096951e-2, 1.098020635e-3)
+
+
+def int8_step(magnitudes: Expr, lanes: int = LANES) -> Expr:
+    """Returns what 1 stands for in int8 codes of values up to the largest of some magnitudes.
+
+    Args:
+        magnitudes: a local buffer (lanes,) float32; it is overwritten.
+        lanes: a power of two.
+    """
+    return T.Bind(fold(magnitudes, T.max, lanes) / T.float32(MAX_INT8))
+
+
+def int8_divisor(step: Expr) -> Expr:
+    """Returns what values are divided by before they are rounded: `step`, or 1 where all are 0."""
+    return T.Bind(T.Select(step == T.float32(0), T.float32(1), step))
 
 
 def exp(x: Expr, lanes: int = LANES) -> Expr:

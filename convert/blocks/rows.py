@@ -9,7 +9,7 @@ from functools import reduce
 
 from tvm.script.ir_builder import tirx as T
 
-from convert.blocks.maths import silu
+from convert.blocks.maths import int8_divisor, int8_step, silu
 from convert.blocks.tir import (
     LANES,
     Expr,
@@ -24,7 +24,6 @@ from convert.blocks.tir import (
     wide,
 )
 from convert.config import VisionConfig
-from quantize.activations import MAX_INT8
 from quantize.layout import TILE_ROWS
 
 Values = Callable[[Expr, int], Expr]  # (column, lanes) -> a vector of a row's values
@@ -160,9 +159,9 @@ def quantize(source: Source, size: int, zero_point: int) -> Expr:
             scratch = local((LANES,))
             largest = reduce(T.max, [T.max(v, spread(T.float32(0)) - v) for v in values])
             store(scratch, largest, span(0))
-            step = T.Bind(fold(scratch, T.max, LANES) / T.float32(MAX_INT8))
+            step = int8_step(scratch)
             store(scale, step, row, group)
-            divisor = T.Bind(T.Select(step == T.float32(0), T.float32(1), step))
+            divisor = int8_divisor(step)
             rounded = [T.Bind(T.nearbyint(v / spread(divisor))) for v in values]
             total = T.int32(0)
             if zero_point:
