@@ -53,9 +53,9 @@ class Backend(Protocol):
 class ReferenceBackend:
     """The PyTorch model."""
 
-    def __init__(self, model: MiniCPMV, cache: type[KVCache] = KVCache) -> None:
-        """Args: cache: the kind that the decoder uses."""
-        self._model, self._cache = model.eval(), cache
+    def __init__(self, model: MiniCPMV) -> None:
+        """Args: model: on any device, in any float dtype."""
+        self._model = model.eval()
         self.config = model.config
 
     @torch.inference_mode()
@@ -76,7 +76,7 @@ class ReferenceBackend:
 
     def new_cache(self, window: int, pinned: int) -> KVCache:
         """See `Backend`."""
-        return self._cache(self.config.decoder.num_hidden_layers, window=window, pinned=pinned)
+        return KVCache(self.config.decoder.num_hidden_layers, window=window, pinned=pinned)
 
     @torch.inference_mode()
     def forward(self, embeds: Tensor, cache: Cache) -> Tensor:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -287,7 +288,7 @@ def _load_models(
 ) -> Models:
     from quantize.methods import find_method
     from runtime.reference.load import load_reference
-    from runtime.verify.arithmetic import KV_CACHES, apply_arithmetic
+    from runtime.verify.arithmetic import RoundedKVCache, apply_arithmetic
     from runtime.verify.run import Model, Models
     from runtime.verify.stages import EngineStages, TorchStages
     from runtime.verify.stored import load_stored
@@ -305,6 +306,6 @@ def _load_models(
     loaded(bundle.config.decoder.num_hidden_layers, bundle.config.decoder.num_hidden_layers)
     return Models(
         reference=TorchStages(reference),
-        arithmetic=TorchStages(rounded, KV_CACHES[bundle.plan.kv]),
+        arithmetic=TorchStages(rounded, partial(RoundedKVCache, bundle.plan.kv)),
         bundle=Model(EngineStages(session.client(), bundle.config), session),
     )

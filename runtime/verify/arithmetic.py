@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convert.kv_cache import FP16, INT8
+from convert.kv_cache import INT8
 from convert.plan import Plan
 from quantize.activations import MAX_INT8
 from quantize.fast import quantize_groups_fast, quantize_int8_fast
@@ -107,23 +107,17 @@ class FoldedCrossAttention(nn.Module):
         return out
 
 
-class Float16KVCache(KVCache):
-    """A KV cache that stores float16."""
+class RoundedKVCache(KVCache):
+    """A KV cache that stores what a bundle's does: see `round_cached`."""
+
+    def __init__(self, kv: str, num_layers: int, *, window: int, pinned: int) -> None:
+        """Args: kv: a key of `convert.kv_cache.KV_FORMATS`. The rest: see `KVCache`."""
+        super().__init__(num_layers, window=window, pinned=pinned)
+        self._kv = kv
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Rounds what is added; see `KVCache`."""
-        return super().append(layer, *(round_cached(x, FP16) for x in (k, v)))
-
-
-class Int8KVCache(KVCache):
-    """A KV cache that stores int8, with a scale for each token and head."""
-
-    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Rounds what is added; see `KVCache`."""
-        return super().append(layer, *(round_cached(x, INT8) for x in (k, v)))
-
-
-KV_CACHES: dict[str, type[KVCache]] = {FP16: Float16KVCache, INT8: Int8KVCache}  # of a plan's `kv`
+        return super().append(layer, *(round_cached(x, self._kv) for x in (k, v)))
 
 
 def round_cached(x: Tensor, kv: str) -> Tensor:

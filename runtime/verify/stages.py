@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -77,7 +77,7 @@ class _Pass:
 class TorchStages:
     """A PyTorch model: the reference, or the model of a bundle's arithmetic."""
 
-    def __init__(self, model: MiniCPMV, cache: type[KVCache] = KVCache) -> None:
+    def __init__(self, model: MiniCPMV, cache: Callable[..., KVCache] = KVCache) -> None:
         """Args: cache: the kind that its decoder uses."""
         self.config = model.config
         self._model, self._cache = model, cache

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from runtime.engine_session import EngineSession
 from runtime.places import Place, open_place
 from runtime.prompt import Tokenizer
 from runtime.reference.load import load_reference
-from runtime.verify.arithmetic import KV_CACHES, apply_arithmetic
+from runtime.verify.arithmetic import RoundedKVCache, apply_arithmetic
 from runtime.verify.cases import built_in_cases
 from runtime.verify.isolate import find_causes
 from runtime.verify.report import Cause, Check
@@ -178,7 +179,7 @@ class Verified:
         assert self.checkpoint.tokenizer is not None
         self.tokenizer = Tokenizer(self.checkpoint.tokenizer)
         rounded = apply_arithmetic(load_reference(self.checkpoint, held=True), bundle.plan)
-        self.arithmetic = TorchStages(rounded, KV_CACHES[bundle.plan.kv])
+        self.arithmetic = TorchStages(rounded, partial(RoundedKVCache, bundle.plan.kv))
         self.reference = TorchStages(load_reference(self.checkpoint))
 
     def causes(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from convert.config import ModelConfig
+from convert.kv_cache import FP16
 from quantize.schemes import GroupScheme
 from runtime.backend import ReferenceBackend
 from runtime.generate import generate
@@ -23,7 +25,7 @@ from runtime.reference.spread import spread
 from runtime.sampling import GenerationOptions
 from runtime.verify import metrics
 from runtime.verify.answers import Question, Said, greedy_answer
-from runtime.verify.arithmetic import Float16KVCache, hold_in_format
+from runtime.verify.arithmetic import RoundedKVCache, hold_in_format
 from runtime.verify.cases import Case
 from runtime.verify.stages import TorchStages
 from runtime.verify.steps import Steps
@@ -46,7 +48,7 @@ def model() -> MiniCPMV:
 class Counting(TorchStages):
     """Notes how many tokens are really run."""
 
-    def __init__(self, model: MiniCPMV, cache: type[KVCache] = KVCache) -> None:
+    def __init__(self, model: MiniCPMV, cache: Callable[..., KVCache] = KVCache) -> None:
         super().__init__(model, cache)
         self.passes: list[int] = []
 
@@ -56,7 +58,7 @@ class Counting(TorchStages):
 
 
 def fresh(
-    model: MiniCPMV, inputs: Sequence[Tensor], window: int, cache: type[KVCache]
+    model: MiniCPMV, inputs: Sequence[Tensor], window: int, cache: Callable[..., KVCache]
 ) -> list[Tensor]:
     return TorchStages(model, cache).layers(inputs, window, PINNED)
 
@@ -76,11 +78,11 @@ CHANGES: dict[str, tuple[Callable[[Tensor], Tensor], int]] = {  # and the tokens
 }
 
 
-@pytest.mark.parametrize("cache", [KVCache, Float16KVCache])
+@pytest.mark.parametrize("cache", [KVCache, partial(RoundedKVCache, FP16)])
 @pytest.mark.parametrize("each", [False, True])
 @pytest.mark.parametrize("change", CHANGES)
 def test_tokens_that_a_pass_had_are_not_run_again(
-    change: str, each: bool, cache: type[KVCache], model: MiniCPMV
+    change: str, each: bool, cache: Callable[..., KVCache], model: MiniCPMV
 ) -> None:
     make, again = CHANGES[change]
     stages = Counting(model, cache)
