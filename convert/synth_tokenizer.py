@@ -14,8 +14,8 @@ from sentencepiece import sentencepiece_model_pb2 as messages
 
 from quantize.errors import ConfigError
 
-_IMAGE_ID = 101  # `<image>`; `</image>` follows, as in the real model
-_TAGS = ("<image>", "</image>")
+_IMAGE_ID = 101  # of the first tag; the others follow it, as in the real model
+_TAGS = ("<image>", "</image>", "<ref>", "</ref>", "<box>", "</box>", "<quad>", "</quad>")
 _CHINESE = (0x4E00, 0xA000)  # code points of the common characters
 
 

@@ -6,6 +6,7 @@ turns, so it is never tokenized turn by turn.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from quantize.errors import CheckpointError, PromptError
 
 USER, ASSISTANT = "<用户>", "<AI>"
 IMAGE_START, IMAGE_END = "<image>", "</image>"
+_SLICE_START, _SLICE_END = "<slice>", "</slice>"
 UNKNOWN_ID, BOS_ID, EOS_ID = 0, 1, 2
 ORIGINAL_PROMPT_LIMIT = 2048  # ids; the original silently drops what follows
 
@@ -42,7 +44,12 @@ class Prompt:
 
 
 class Tokenizer:
-    """SentencePiece with MiniCPM-V's rules for text that spells special pieces."""
+    """SentencePiece with MiniCPM-V's rules for text that spells special pieces.
+
+    Grounding tags (`<ref>`, `<box>`, `<quad>`, `<point>` and their ends) are pieces that people and
+    the model write. Where a picture stands is ours to say: its tags and a slice's stay text, and so
+    do the names of the control pieces, `<unk>`, `<s>` and `</s>`.
+    """
 
     def __init__(self, path: Path) -> None:
         """Loads a `tokenizer.model`.
@@ -61,12 +68,12 @@ class Tokenizer:
             raise CheckpointError(f"{path}: ids 0, 1, 2 are {control}; expected <unk>, <s>, </s>")
         self.image_start_id: int = self._sp.piece_to_id(IMAGE_START)
         self.image_end_id: int = self._sp.piece_to_id(IMAGE_END)
-        tags = [p for p in map(self._sp.id_to_piece, range(self.vocab_size)) if _is_tag(p)]
-        self._tags = re.compile("|".join(map(re.escape, sorted(tags, key=len, reverse=True))))
-        self._has_tags = bool(tags)
+        tags = (IMAGE_START, IMAGE_END, _SLICE_START, _SLICE_END)
+        pieces = [tag for tag in tags if self._sp.piece_to_id(tag) != UNKNOWN_ID]
+        self._picture_tags = re.compile("|".join(pieces)) if pieces else None
 
     def encode(self, text: str) -> list[int]:
-        """Encodes plain text: a spelled tag becomes its first character and the rest apart.
+        """Encodes text; a spelled tag of pictures becomes its first character and the rest apart.
 
         Raises:
             PromptError: the text is no valid Unicode.
@@ -74,7 +81,7 @@ class Tokenizer:
         check_text(text)
         ids: list[int] = []
         start = 0
-        for tag in self._tags.finditer(text) if self._has_tags else ():
+        for tag in self._picture_tags.finditer(text) if self._picture_tags else ():
             split = tag.start() + 1
             ids += self._sp.encode(text[start:split])
             start = split
@@ -82,13 +89,17 @@ class Tokenizer:
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Decodes an answer; ids 0, 1 and 2 vanish, and ids that are no piece's.
+        """Decodes an answer as the original does, white space at its ends included.
 
-        A model's embedding may have more rows than its tokenizer has pieces.
+        Id 0 vanishes, `<s>` where it is the first and `</s>` where it is the last; elsewhere these
+        two are spelled. Ids that are no piece's vanish too: a model's embedding may have more rows
+        than its tokenizer has pieces.
         """
-        vanish = (UNKNOWN_ID, BOS_ID, EOS_ID)
-        text: str = self._sp.decode([i for i in ids if i not in vanish and i < self.vocab_size])
-        return text
+        kept = [i for i in ids if i != UNKNOWN_ID and i < self.vocab_size]
+        kept = kept[1:] if kept[:1] == [BOS_ID] else kept
+        kept = kept[:-1] if kept[-1:] == [EOS_ID] else kept
+        runs = itertools.groupby(kept, (BOS_ID, EOS_ID).__contains__)
+        return "".join(self._spell(list(run), control) for control, run in runs)
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
         """Returns the tokenizer's own spelling of ids, `▁` for a space; a number where it has none.
@@ -97,6 +108,10 @@ class Tokenizer:
         """
         known = range(self.vocab_size)
         return [self._sp.id_to_piece(i) if i in known else f"<{i}>" for i in ids]
+
+    def _spell(self, ids: list[int], control: bool) -> str:
+        """Decodes ids that are all `<s>` and `</s>`, which the library leaves out, or no such."""
+        return "".join(map(self._sp.id_to_piece, ids)) if control else str(self._sp.decode(ids))
 
     def prompt(self, messages: Sequence[Message], image_tokens: int) -> Prompt:
         """Builds the ids of a conversation that the assistant is to continue.
@@ -156,13 +171,3 @@ def check_text(text: str) -> None:
             f"the text is no valid Unicode: character {error.start} is the lone surrogate "
             f"{text[error.start]!a}; remove it"
         ) from error
-
-
-def _is_tag(piece: str) -> bool:
-    """Says whether a piece is a control piece that text could spell, such as `<image>`.
-
-    The other pieces in angle brackets (`<b>`, `</td>`, …) are markup that the model reads and
-    writes as text.
-    """
-    tag = r"</?(image|ref|box|quad|point|slice)>|<(SEP|CLS|reserved_\d+)>"
-    return re.fullmatch(tag, piece) is not None

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import sentencepiece
 import torch
 from safetensors.torch import save_file
+from sentencepiece import sentencepiece_model_pb2
 from torch import Tensor
 
 from convert.config import CONFIGS
@@ -24,7 +25,8 @@ Head = Literal["none", "copy", "different"]
 State = dict[str, Tensor]
 
 VOCAB_SIZE = 501  # odd, so that no tile or group divides it
-IMAGE_ID = 101  # and </image> follows it, as in the real tokenizer
+IMAGE_ID = 101  # the other tags follow it, as in the real tokenizer
+TAGS = ("<image>", "</image>", "<ref>", "</ref>", "<box>", "</box>", "<quad>", "</quad>")
 STORED_GRID = 3  # side of the vision encoder's stored position grid; the picture has 4
 OUTLIER_CHANNELS = (3, 77, 200)
 OUTLIER_FACTOR = 20.0
@@ -143,7 +145,7 @@ def tokenizer_model() -> bytes:
         model_type="bpe",
         vocab_size=VOCAB_SIZE,
         hard_vocab_limit=False,
-        user_defined_symbols=[*fillers, "<image>", "</image>"],
+        user_defined_symbols=[*fillers, *TAGS],
         byte_fallback=True,
         normalization_rule_name="identity",
         add_dummy_prefix=False,
@@ -152,6 +154,14 @@ def tokenizer_model() -> bytes:
         minloglevel=2,
     )
     return out.getvalue()
+
+
+def renamed_piece(model: bytes, id: int, name: str) -> bytes:
+    """Returns a `tokenizer.model` in which one piece has another name."""
+    proto = sentencepiece_model_pb2.ModelProto.FromString(model)
+    proto.pieces[id].piece = name
+    renamed: bytes = proto.SerializeToString()
+    return renamed
 
 
 class _Random:

@@ -3,6 +3,7 @@
 #include <sentencepiece_processor.h>
 
 #include <algorithm>
+#include <utility>
 
 #include "runtime/engine/error.h"
 #include "runtime/engine/utf8.h"
@@ -10,27 +11,8 @@
 namespace minicpmv {
 namespace {
 
-bool ConsumePrefix(std::string_view prefix, std::string_view* text) {
-  if (text->substr(0, prefix.size()) != prefix) return false;
-  text->remove_prefix(prefix.size());
-  return true;
-}
-
-bool IsDigits(std::string_view text) {
-  return !text.empty() && text.find_first_not_of("0123456789") == std::string_view::npos;
-}
-
-// Says whether a piece is a control piece that text could spell, such as `<image>`. The other
-// pieces in angle brackets (`<b>`, `</td>`) are markup that the model reads and writes as text.
-bool IsTag(std::string_view piece) {
-  if (piece.size() < 3 || piece.front() != '<' || piece.back() != '>') return false;
-  std::string_view name = piece.substr(1, piece.size() - 2);
-  if (ConsumePrefix("reserved_", &name)) return IsDigits(name);
-  if (name == "SEP" || name == "CLS") return true;
-  ConsumePrefix("/", &name);
-  constexpr std::string_view kNames[] = {"image", "ref", "box", "quad", "point", "slice"};
-  return std::find(std::begin(kNames), std::end(kNames), name) != std::end(kNames);
-}
+// What only the prompt may say: where pictures and their slices stand.
+constexpr std::string_view kPictureTags[] = {"<image>", "</image>", "<slice>", "</slice>"};
 
 }  // namespace
 
@@ -51,7 +33,9 @@ Tokenizer::Tokenizer(std::string_view model)
   }
   image_start_id_ = processor_->PieceToId("<image>");
   image_end_id_ = processor_->PieceToId("</image>");
-  FindTags();
+  for (const std::string_view tag : kPictureTags) {
+    if (processor_->PieceToId({tag.data(), tag.size()}) != kUnknownId) picture_tags_.push_back(tag);
+  }
 }
 
 Tokenizer::~Tokenizer() = default;
@@ -72,34 +56,33 @@ std::vector<int32_t> Tokenizer::Encode(std::string_view text) const {
 }
 
 std::string Tokenizer::Decode(const std::vector<int32_t>& ids) const {
-  std::vector<int> kept;
+  std::vector<int32_t> kept;
   kept.reserve(ids.size());
   for (const int32_t id : ids) {
-    if (!Vanishes(id)) kept.push_back(id);
+    if (id != kUnknownId && id < vocab_size_) kept.push_back(id);
   }
+  if (!kept.empty() && kept.back() == kEosId) kept.pop_back();
   std::string text;
-  const auto status = processor_->Decode(kept, &text);
-  if (!status.ok()) throw EngineError(error_code::kInternal, status.ToString());
-  return text;
-}
-
-bool Tokenizer::IsWhole(int32_t id) const { return !Vanishes(id) && !processor_->IsByte(id); }
-
-void Tokenizer::FindTags() {
-  for (int32_t id = 0; id < vocab_size_; ++id) {
-    const std::string& piece = processor_->IdToPiece(id);
-    if (!IsTag(piece)) continue;
-    tags_.insert(piece);
-    longest_tag_ = std::max(longest_tag_, piece.size());
+  std::vector<int> run;
+  for (size_t i = !kept.empty() && kept.front() == kBosId ? 1 : 0; i < kept.size(); ++i) {
+    if (kept[i] > kEosId) {
+      run.push_back(kept[i]);
+      continue;
+    }
+    text += DecodeRun(std::exchange(run, {})) + processor_->IdToPiece(kept[i]);
   }
+  return text + DecodeRun(run);
 }
 
-// Says whether a tag begins at `start`, where a '<' is. No tag is another's beginning, and none
-// begins inside another: only their first character is a '<', only their last a '>'.
+bool Tokenizer::IsWhole(int32_t id) const {
+  return id > kEosId && id < vocab_size_ && !processor_->IsByte(id);
+}
+
+// Says whether a picture's tag begins at `start`.
 bool Tokenizer::IsTagAt(std::string_view text, size_t start) const {
-  const std::string_view nearby = text.substr(start, longest_tag_);
-  const size_t end = nearby.find('>');
-  return end != std::string_view::npos && tags_.count(std::string(nearby.substr(0, end + 1))) > 0;
+  return std::any_of(picture_tags_.begin(), picture_tags_.end(), [&](std::string_view tag) {
+    return text.substr(start, tag.size()) == tag;
+  });
 }
 
 void Tokenizer::Append(std::string_view text, std::vector<int32_t>* ids) const {
@@ -109,8 +92,12 @@ void Tokenizer::Append(std::string_view text, std::vector<int32_t>* ids) const {
   ids->insert(ids->end(), part.begin(), part.end());
 }
 
-bool Tokenizer::Vanishes(int32_t id) const {
-  return id <= kEosId || id >= vocab_size_;  // the first three are <unk>, <s>, </s>
+// Decodes ids without control pieces.
+std::string Tokenizer::DecodeRun(const std::vector<int>& ids) const {
+  std::string text;
+  const auto status = processor_->Decode(ids, &text);
+  if (!status.ok()) throw EngineError(error_code::kInternal, status.ToString());
+  return text;
 }
 
 }  // namespace minicpmv

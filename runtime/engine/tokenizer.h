@@ -7,7 +7,6 @@
 #include <memory>
 #include <string>
 #include <string_view>
-#include <unordered_set>
 #include <vector>
 
 namespace sentencepiece {
@@ -20,7 +19,8 @@ inline constexpr int32_t kUnknownId = 0;
 inline constexpr int32_t kBosId = 1;
 inline constexpr int32_t kEosId = 2;
 
-// Gives the ids that `runtime.prompt.Tokenizer` gives.
+// Gives the ids that `runtime.prompt.Tokenizer` gives: grounding tags are pieces, a picture's and a
+// slice's stay text.
 class Tokenizer {
  public:
   // Loads a `tokenizer.model`, given as the bytes of the file; they are copied.
@@ -36,30 +36,29 @@ class Tokenizer {
   int32_t image_start_id() const { return image_start_id_; }
   int32_t image_end_id() const { return image_end_id_; }
 
-  // Encodes plain text: a spelled tag becomes its first character and the rest apart.
+  // Encodes text; a spelled tag of pictures becomes its first character and the rest apart.
   // Throws EngineError (invalid_text): not UTF-8.
   std::vector<int32_t> Encode(std::string_view text) const;
 
-  // Decodes an answer; ids 0, 1 and 2 vanish, and ids that are no piece's: an embedding may have
-  // more rows than there are pieces. Bytes that are no character become U+FFFD each.
+  // Decodes an answer. Id 0 vanishes, `<s>` where it is the first and `</s>` where it is the last;
+  // elsewhere these two are spelled. Ids that are no piece's vanish too: an embedding may have more
+  // rows than there are pieces. Bytes that are no character become U+FFFD each.
   std::string Decode(const std::vector<int32_t>& ids) const;
 
-  // Says whether an id is a piece of text in itself: one that neither vanishes nor is one byte of
-  // a character that the vocabulary lacks.
+  // Says whether an id is a piece of text in itself, wherever it stands: no control piece, and not
+  // one byte of a character that the vocabulary lacks.
   bool IsWhole(int32_t id) const;
 
  private:
-  void FindTags();
   bool IsTagAt(std::string_view text, size_t start) const;
   void Append(std::string_view text, std::vector<int32_t>* ids) const;
-  bool Vanishes(int32_t id) const;
+  std::string DecodeRun(const std::vector<int>& ids) const;
 
   std::unique_ptr<sentencepiece::SentencePieceProcessor> processor_;
   int32_t vocab_size_ = 0;
   int32_t image_start_id_ = kUnknownId;
   int32_t image_end_id_ = kUnknownId;
-  std::unordered_set<std::string> tags_;
-  size_t longest_tag_ = 0;  // bytes
+  std::vector<std::string_view> picture_tags_;
 };
 
 }  // namespace minicpmv

@@ -22,6 +22,7 @@ AT_END = (  # of the chat: nothing is below what is seen
     "(() => { const m = document.querySelector('#main');"
     " return m.scrollHeight - m.scrollTop - m.clientHeight < 2; })()"
 )
+GROUNDED = "<ref>cat</ref><box>1 2 3 4</box><img src=x onerror=document.title='hacked'>&lt;b&gt;"
 SIZES = {"small": (320, 568), "phone": (360, 720), "wide": (900, 700)}
 
 
@@ -80,6 +81,18 @@ class Screen:
             ".turn .text", "all => all.map(e => e.innerText)"
         )
         return texts
+
+    def shows_tags_as_text(self) -> None:
+        """Asks the stand-ins for what a page could take for its own."""
+        self.ask(GROUNDED)
+        self.answered(1)
+        assert self.turns() == [GROUNDED, f"1: {GROUNDED}"]
+        assert self.page.locator(".turn :is(ref, box, img)").count() == 0
+        assert "hacked" not in self.page.title()
+        self.page.reload()
+        self.answered(1)
+        self.page.click("#open-history")
+        assert GROUNDED[:20] in self.page.inner_text("#chats .open")
 
     def stop_and_edit(self, text: str) -> None:
         """Stops the first answer, and asks something else in its place."""

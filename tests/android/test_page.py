@@ -99,6 +99,10 @@ def test_a_picture_two_turns_and_history(start: Start, tmp_path: Path) -> None:
     phone.until("document.querySelector('.turn') === null")
 
 
+def test_tags_are_text(start: Start) -> None:
+    start().shows_tags_as_text()
+
+
 def test_a_later_picture_begins_anew(start: Start) -> None:
     phone = start()
     phone.ask("one")

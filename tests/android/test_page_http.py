@@ -115,6 +115,13 @@ def test_the_demo(demo: Path, show: Show, tmp_path: Path) -> None:
         screen.shoot("web-demo-zh-dark", tmp_path)
 
 
+def test_tags_are_text(show: Show, tmp_path: Path) -> None:
+    with WebServer(STAND_IN, tmp_path) as server:
+        screen = show(server)
+        screen.ready()
+        screen.shows_tags_as_text()
+
+
 def test_stream_stop_edit_and_copy(show: Show, tmp_path: Path) -> None:
     with WebServer(STAND_IN, tmp_path) as server:
         screen = show(server)

@@ -200,9 +200,15 @@ def test_stop_strings_and_length(client: EngineClient) -> None:
 
 
 def test_texts(client: EngineClient, session: ReferenceSession) -> None:
-    for text in ("The shape is red.", "这个图形<image>是什么", "😀\0"):
+    grounded = "<ref>cat</ref><box>1 2</box>"
+    for text in ("The shape is red.", "这个图形<image>是什么", "😀\0", grounded):
         ids = client.request(Op.TOKENIZE, {"text": text})[Field.IDS]
         assert ids == session.tokenizer.encode(text)
+        assert client.request(Op.DETOKENIZE, {"ids": ids})[Field.TEXT] == text
+    for ids, text in (
+        ([1, 0, 103, 104, 2], "<ref></ref>"),
+        ([103, 1, 2, 104], "<ref><s></s></ref>"),
+    ):
         assert client.request(Op.DETOKENIZE, {"ids": ids})[Field.TEXT] == text
     line = client.request(Op.TOKENIZE, {"messages": _ask("What?"), "image_tokens": 9})
     prompt = session.tokenizer.prompt(_ask("What?"), 9)

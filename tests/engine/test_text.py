@@ -190,7 +190,7 @@ def _answer(rng: random.Random, tokenizer: Tokenizer) -> list[int]:
     byte = {i: tokenizer._sp.piece_to_id(f"<0x{i:02X}>") for i in range(256)}
     ids: list[int] = []
     for _ in range(rng.randrange(1, 25)):
-        kind = rng.randrange(6)
+        kind = rng.randrange(7)
         if kind == 0:
             ids += [byte[b] for b in _character(rng).encode()]
         elif kind == 1:
@@ -202,6 +202,8 @@ def _answer(rng: random.Random, tokenizer: Tokenizer) -> list[int]:
             ids += tokenizer.encode(rng.choice([" ", "\n", "\u3000", "\ufffd", " \n ", "\u00a0"]))
         elif kind == 4:
             ids.append(rng.randrange(tokenizer.vocab_size + 50))  # some are no piece's
+        elif kind == 5:
+            ids += rng.choices(range(3), k=rng.choice([1, 1, 2, 3]))  # control pieces
         else:
             ids += tokenizer.encode(rng.choice(PIECES))
     return ids

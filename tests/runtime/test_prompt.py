@@ -11,7 +11,7 @@ import sentencepiece
 
 from quantize.errors import CheckpointError, PromptError
 from runtime.prompt import Message, Prompt, Tokenizer, check_messages
-from tests.tiny import tokenizer_model
+from tests.tiny import renamed_piece, tokenizer_model
 
 REAL = Path(__file__).resolve().parents[2] / "../shared/model/minicpm-v/tokenizer.model"
 IMAGE_TOKENS = 64
@@ -105,27 +105,69 @@ def test_known_ids_of_the_real_tokenizer(real: Pair) -> None:
     assert real.ours.encode("Hello") == [15934]  # 21045 would be `▁Hello`
 
 
-@pytest.mark.parametrize(
-    "text", ["{}", "a{}b", " {} ", "<{}>", "{0}{0}", "（{}）", "{}\n{}", "</{}"]
-)
-def test_spelled_control_pieces_stay_text(pair: Pair, text: str) -> None:
-    control = {
-        piece: i
-        for piece, i in pair.user_defined().items()
-        if i in (3, 4) or 101 <= i <= 1088 or piece.startswith("<reserved_")
-    }
-    assert len(control) > 90
-    for piece in control:
-        spelled = text.format(piece, piece)
-        ids = pair.ours.encode(spelled)
-        assert not set(ids) & {0, 1, 2, *control.values()}, spelled
-        assert pair.ours.decode(ids) == spelled
+AROUND = ["{}", "a{}b", " {} ", "<{}>", "{0}{0}", "（{}）", "{}\n{}", "</{}"]
+
+
+@pytest.mark.parametrize("text", AROUND)
+@pytest.mark.parametrize("tag", ["<image>", "</image>"])
+def test_spelled_picture_tags_stay_text(pair: Pair, tag: str, text: str) -> None:
+    spelled = text.format(tag, tag)
+    ids = pair.ours.encode(spelled)
+    assert not set(ids) & {0, 1, 2, 101, 102}, spelled
+    assert pair.ours.decode(ids) == spelled
 
 
 def test_a_spelled_tag_is_its_first_character_and_the_rest(pair: Pair) -> None:
     encode = pair.library.encode
     assert pair.ours.encode("<image>") == encode("<") + encode("image>")
     assert pair.ours.encode("a</image>b") == encode("a<") + encode("/image>b")
+
+
+@pytest.mark.parametrize("text", AROUND)
+def test_other_pieces_in_brackets_are_their_ids(pair: Pair, text: str) -> None:
+    """Grounding tags are what a user asks with; the original knows the others as well."""
+    others = {p: i for p, i in pair.user_defined().items() if p not in ("<image>", "</image>")}
+    assert len(others) > 90
+    for piece, id in others.items():
+        spelled = text.format(piece, piece)
+        ids = pair.ours.encode(spelled)
+        assert ids == pair.library.encode(spelled)
+        assert ids.count(id) == text.format("X", "X").count("X"), spelled
+        assert pair.ours.decode(ids) == spelled
+
+
+GROUNDED = "<ref>cat</ref><box>1 2 3 4</box>"
+
+
+def test_grounding_tags_of_questions_and_answers(pair: Pair) -> None:
+    encode = pair.library.encode
+    box = [103, *encode("cat"), 104, 105, *encode("1 2 3 4"), 106]
+    assert pair.ours.encode(GROUNDED) == box
+    messages = [_user(f"Where is {GROUNDED}?"), _assistant(GROUNDED), _user("<quad>5</quad>")]
+    around = encode("\nWhere is "), encode("?<AI>"), encode("<用户>")
+    expected = [*around[0], *box, *around[1], *box, *around[2], 107, *encode("5"), 108]
+    ids = pair.ours.prompt(messages, IMAGE_TOKENS).ids
+    assert ids[ids.index(102) + 1 :] == [*expected, *encode("<AI>")]
+    assert pair.ours.decode(box) == GROUNDED
+
+
+def test_a_tag_without_a_piece_is_text(real: Pair) -> None:
+    """MiniCPM-V 1.0 has no points and no slices."""
+    for tag in ("<point>", "</point>", "<slice>", "</slice>"):
+        assert real.ours.encode(tag) == real.library.encode(tag)
+        assert len(real.ours.encode(tag)) > 1
+
+
+@pytest.mark.parametrize("tag", ["<point>", "</point>", "<slice>", "</slice>"])
+def test_tags_that_only_a_later_tokenizer_has(tmp_path: Path, tag: str) -> None:
+    """A piece for points is a grounding tag, one for slices says where pictures are."""
+    (tmp_path / "tokenizer.model").write_bytes(renamed_piece(tokenizer_model(), 103, tag))
+    pair = Pair(tmp_path / "tokenizer.model")
+    text = f"a{tag}b"
+    ids = pair.ours.encode(text)
+    assert (103 in ids) == (tag in ("<point>", "</point>"))
+    assert 103 in pair.library.encode(text)
+    assert pair.ours.decode(ids) == text
 
 
 @pytest.mark.parametrize("text", ["<unk>", "<s>", "</s>", "<pad>", "<0x0A>", "<0x41>"])
@@ -143,12 +185,9 @@ def test_markup_stays_single_pieces(real: Pair) -> None:
 
 
 def test_every_tag_of_the_real_tokenizer_is_judged(real: Pair) -> None:
-    """Between them, control pieces and markup are all user-defined pieces in angle brackets."""
-    whole = {p: i for p, i in real.user_defined().items() if len(real.ours.encode(p)) == 1}
-    assert set(whole.values()) <= {*range(7, 52), 88}
-    split = set(real.user_defined()) - set(whole)
-    named = {"<SEP>", "<CLS>", "<image>", "</image>", "<ref>", "</ref>", "<box>", "</box>"}
-    assert split == {*named, "<quad>", "</quad>", *(f"<reserved_{i}>" for i in range(20, 1000))}
+    """Two of all user-defined pieces in angle brackets stay text, the pictures'."""
+    split = {p for p in real.user_defined() if len(real.ours.encode(p)) > 1}
+    assert split == {"<image>", "</image>"}
 
 
 def test_a_picture_cannot_be_spelled(pair: Pair) -> None:
@@ -175,7 +214,9 @@ def _random_text(choose: random.Random) -> str:
     )
     # SentencePiece writes a space as U+2581, so that it reads that character as a space.
     text = "".join(characters).replace("\u2581", "")
-    tag = choose.choice(["", "", "<image>", "</s>", "<b>", "<用户>", "<AI>", "<reserved_20>"])
+    tag = choose.choice(
+        ["", "", "<image>", "</s>", "<b>", "<用户>", "<AI>", "<reserved_20>", "<box>"]
+    )
     return text + tag + text[::-1]
 
 
@@ -193,6 +234,26 @@ def test_decode_drops_what_is_no_text(pair: Pair) -> None:
     size = pair.ours.vocab_size
     assert pair.ours.decode([1, 0, *ids, 2, size, size + 7]) == "三个"
     assert pair.ours.decode([]) == ""
+
+
+@pytest.mark.parametrize(
+    ("ids", "text"),
+    [
+        ([1], ""),
+        ([2], ""),
+        ([0, 1, 0], ""),
+        ([1, 2], ""),
+        ([1, 1], "<s>"),
+        ([2, 2], "</s>"),
+        ([2, 1], "</s><s>"),
+        ([0, 1, 103, 0, 104, 2, 0], "<ref></ref>"),
+        ([103, 1, 104], "<ref><s></ref>"),
+        ([103, 2, 2, 1, 2, 2], "<ref></s></s><s></s>"),
+    ],
+)
+def test_control_pieces_of_an_answer(pair: Pair, ids: list[int], text: str) -> None:
+    """As the original: `<s>` goes at the front only, `</s>` at the end only, id 0 everywhere."""
+    assert pair.ours.decode(ids) == text
 
 
 def test_cut_keeps_the_start(tiny: Pair) -> None:
