@@ -18,6 +18,7 @@ from torch import Tensor
 
 from convert.checkpoint import Checkpoint
 from convert.config import CONFIGS
+from convert.json_text import json_lines
 from quantize.errors import CalibrationError, PictureError, PromptError
 from runtime.demo.questions import LANGUAGES, random_example
 from runtime.demo.scenes import draw, random_scene
@@ -96,13 +97,8 @@ def read_samples(path: Path, *, pictures: bool, skip_bad: bool) -> list[Sample]:
         CalibrationError: no such file, nothing in it, or a bad line, by its number.
     """
     samples = []
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except OSError as error:
-        raise CalibrationError(f"{path}: cannot be read: {error.strerror or error}") from error
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
+    lines = list(json_lines(_content(path)))
+    for number, line in lines:
         try:
             samples.append(_read_line(line, path, f"{path}, line {number}", pictures))
         except (CalibrationError, PictureError, PromptError) as error:
@@ -111,6 +107,9 @@ def read_samples(path: Path, *, pictures: bool, skip_bad: bool) -> list[Sample]:
                 hint = "mend it, or leave out such lines with --skip-bad"
                 raise CalibrationError(f"{problem}; {hint}") from error
             _LOG.warning("%s: left out", problem)
+    if len(samples) < len(lines):
+        left_out = len(lines) - len(samples)
+        _LOG.warning("%s: %d of %d lines left out", path, left_out, len(lines))
     if not samples:
         raise CalibrationError(
             f"{path}: holds no usable sample; expected lines such as "
@@ -156,6 +155,17 @@ def _draw(seed: int, i: int) -> Image.Image:
 
 def _pixels(picture: Callable[[], Image.Image], size: int) -> Tensor:
     return preprocess(picture(), size)
+
+
+def _content(path: Path) -> bytes:
+    try:
+        if path.exists() and not path.is_file():  # a FIFO would be waited for
+            raise CalibrationError(f"{path}: no file; expected JSON lines")
+        return path.read_bytes()
+    except (OSError, ValueError) as error:
+        raise CalibrationError(
+            f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}"
+        ) from error
 
 
 def _read_line(line: bytes, path: Path, where: str, pictures: bool) -> Sample:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from convert.bundle import WEIGHTS
+from convert.json_text import json_lines
 from convert.weights_writer import Mark
 
 JOURNAL = "journal.jsonl"
@@ -78,7 +79,7 @@ class Journal:
         try:
             if self._path.is_symlink() or self._path.stat().st_size > _LIMIT:
                 raise ValueError("no journal of ours")
-            first, *lines = self._path.read_text("utf-8").splitlines()
+            first, *lines = [line for _, line in json_lines(self._path.read_bytes())]
             found = json.loads(first)
         except (OSError, ValueError, RecursionError):
             _LOG.warning("%s: damaged; begins again", self._path)
@@ -94,7 +95,7 @@ def _line(mark: Mark) -> str:
     return json.dumps({"tensors": mark.tensors, "sha256": mark.sha256}) + "\n"
 
 
-def _marks(lines: Sequence[str]) -> tuple[Mark, ...]:
+def _marks(lines: Sequence[bytes]) -> tuple[Mark, ...]:
     """Reads marks up to the first line that is none, as a broken run may leave it."""
     marks: list[Mark] = []
     for line in lines:

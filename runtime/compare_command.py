@@ -186,13 +186,12 @@ def _benchmark(config: CompareConfig, path: Path) -> dict[str, Any]:
         )
     )
     column = found["columns"][BUNDLE]
-    left_out = len(found["bad_rows"]) + len(column["left_out"])
     return {
         "benchmark": {
             "title": found["title"],
             "figure": column["figure"],
             "scored": column["scored"],
-            "left_out": left_out,
+            "left_out": column["rows"]["left_out"],
         }
     }
 

@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from convert.bundle import MANIFEST, Bundle, FileRecord
+from convert.json_text import json_lines, json_text
 from quantize.errors import ToolkitError
 
 Self = TypeVar("Self", bound="ResultsFile")
@@ -79,7 +80,7 @@ class ResultsFile:
         self._found[key, digest] = line
 
     def _write(self, line: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+        self._file.write(json_text(line).encode() + b"\n")
         self._file.flush()
 
     def _read(self, header: Mapping[str, Any]) -> None:
@@ -91,7 +92,7 @@ class ResultsFile:
             return
         hint = f"name another {self._option}"
         try:
-            first, *rest = [json.loads(line) for line in whole.splitlines()]
+            first, *rest = [json.loads(line) for _, line in json_lines(whole)]
             given = dict(first)
             self._found = {(line["key"], line["digest"]): line for line in rest}
         except (ValueError, TypeError, KeyError, RecursionError) as error:

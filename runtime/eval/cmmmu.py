@@ -18,6 +18,7 @@ from runtime.eval.items import (
     Questions,
     RowError,
     Score,
+    cell,
     guess,
     score_of,
 )
@@ -153,38 +154,37 @@ def _has(text: str, words: tuple[str, ...]) -> bool:
 
 def _item(row: Record, name: str, folder: Path) -> Item:
     kind, question, answer = row["type"], row["question"], row["answer"]
-    if kind not in _INSTRUCTIONS:
+    if not isinstance(kind, str) or kind not in _INSTRUCTIONS:
         raise RowError(f"its type is {kind!r:.40}; expected {', '.join(_INSTRUCTIONS)}")
-    if not isinstance(question, str) or not question.strip():
+    if not isinstance(question, str) or not cell(question).strip():
         raise RowError("there is no question")
-    options = {}
+    options: dict[str, str] = {}
     if kind == CHOICE:
-        options = {letter: row.get(f"option{i}") for i, letter in enumerate(_LETTERS, 1)}
-        empty = [k for k, text in options.items() if not isinstance(text, str) or not text.strip()]
+        options = {letter: cell(row.get(f"option{i}")) for i, letter in enumerate(_LETTERS, 1)}
+        empty = [letter for letter, text in options.items() if not text.strip()]
         if empty:
             raise RowError(f"there is no option {', '.join(empty)}")
     _check_answer(kind, answer)
     seen = pictures(row, folder)
-    texts = {letter: str(text) for letter, text in options.items()}
     return Item(
         key=str(row["id"]),
         row=name,
         unit=str(row["id"]),
-        category=str(row.get("category") or "all"),
-        prompt=prompt(kind, question, texts),
+        category=cell(row.get("category")) or "all",
+        prompt=prompt(kind, question, options),
         picture=seen[0],
         pictures=len(seen),
         max_new_tokens=_TOKENS[kind],
         answer=answer,
         kind=kind,
-        options=texts,
+        options=options,
     )
 
 
 def _check_answer(kind: str, answer: object) -> None:
     """Raises RowError where an answer is none of what the type has."""
     if kind == BLANK:
-        is_right, expected = isinstance(answer, str) and bool(answer.strip()), "a text"
+        is_right, expected = isinstance(answer, str) and bool(cell(answer).strip()), "a text"
     elif kind == TRUE_FALSE:
         is_right, expected = answer in (TRUE, FALSE), f"{TRUE} or {FALSE}"
     else:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import math
 import random
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from quantize.errors import PictureError, ToolkitError
+from quantize.errors import PictureError, PromptError, ToolkitError
 from runtime.picture import open_picture
+from runtime.prompt import check_text
 
 CHOICE_TOKENS, YES_NO_TOKENS, OPEN_TOKENS = 20, 100, 1024  # of answers, as OpenBMB's evaluation
 
@@ -33,6 +35,7 @@ class BadRow:
 
     row: str
     problem: str
+    rows: int = 1  # that it stands for: a question may have several
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +43,7 @@ class Item:
     """A question as the model gets it."""
 
     key: str  # tells it from all others of the benchmark
-    row: str  # where it comes from, for people
+    row: str  # where it comes from, for people; several questions may be of one row
     unit: str  # what is scored as one: rotations of a question, questions of a picture
     category: str
     prompt: str
@@ -50,6 +53,14 @@ class Item:
     answer: Any  # the right one, as the benchmark's rules take it
     kind: str = ""  # of question, where a benchmark has several
     options: Mapping[str, str] = field(default_factory=dict)  # by letter
+
+    def __post_init__(self) -> None:
+        """Raises RowError where a text is no valid Unicode."""
+        try:
+            for text in (self.key, self.prompt):
+                check_text(text)
+        except PromptError as error:
+            raise RowError(str(error)) from error
 
     def open(self) -> Image.Image:
         """Decodes the picture.
@@ -74,13 +85,27 @@ class Item:
         return digest.hexdigest()
 
 
-@dataclass
+@dataclass(frozen=True)
 class Questions:
-    """A benchmark's questions."""
+    """A benchmark's questions.
+
+    Every row of the files is accounted for: asked, left out, or beyond the limit.
+    """
 
     items: list[Item]
     bad: list[BadRow]
     name: str  # of the figure: a key of `configs/published.json`
+    rows: int  # that the files hold
+    beyond_limit: int = 0  # rows that the user did not ask for
+
+    def __post_init__(self) -> None:
+        """Checks that no row is lost, and none counted twice."""
+        left_out = sum(bad.rows for bad in self.bad)
+        if self.rows != rows_of(self.items) + left_out + self.beyond_limit:
+            raise AssertionError(
+                f"{self.rows} rows were read; {rows_of(self.items)} are asked, {left_out} left out "
+                f"and {self.beyond_limit} beyond the limit"
+            )
 
     def units(self) -> dict[str, list[Item]]:
         """Returns the items by what is scored as one."""
@@ -88,6 +113,20 @@ class Questions:
         for item in self.items:
             found.setdefault(item.unit, []).append(item)
         return found
+
+    def limited(self, limit: int) -> Questions:
+        """Returns so many scored units, spread evenly."""
+        units = list(self.units().values())
+        if limit >= len(units):
+            return self
+        items = [item for i in range(limit) for item in units[i * len(units) // limit]]
+        beyond = rows_of(self.items) - rows_of(items)
+        return replace(self, items=items, beyond_limit=beyond)
+
+
+def rows_of(items: Iterable[Item]) -> int:
+    """Returns how many rows some questions come from."""
+    return len({item.row for item in items})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,6 +190,18 @@ def decode_base64(text: str) -> bytes:
         return base64.b64decode("".join(text.split()), validate=True)
     except (binascii.Error, ValueError) as error:
         raise RowError(f"the picture is no base64: {error}") from error
+
+
+def cell(value: object) -> str:
+    """Returns a cell's text; an empty one where there is nothing.
+
+    Nothing is an absent value, or the `nan` that pandas writes for one; pandas, with which
+    OpenBMB's evaluation reads, takes that word for nothing as well. `None` and `NA` may be answers.
+    """
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    text = str(value)
+    return "" if text.strip() in ("nan", "NaN") else text
 
 
 def unique(items: Sequence[Item], bad: list[BadRow]) -> list[Item]:

@@ -9,9 +9,12 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from string import ascii_uppercase
 
+from runtime.eval.files import read_text
 from runtime.eval.items import (
     CHOICE_TOKENS,
     BadRow,
@@ -20,7 +23,9 @@ from runtime.eval.items import (
     Questions,
     RowError,
     Score,
+    cell,
     decode_base64,
+    rows_of,
     score_of,
 )
 
@@ -38,7 +43,16 @@ _NONE = "Z"  # no option
 _MARKS = str.maketrans(dict.fromkeys(".()[],:;!*#{}", " "))
 _CHINESE = re.compile(r"[\u4e00-\u9fff]")
 
-Row = Mapping[str, str]
+
+@dataclass(frozen=True)
+class _Row:
+    """A row of the file."""
+
+    name: str  # for people
+    cells: Mapping[str, str]  # by column; empty where there is nothing
+    index: int | None
+    problem: str = ""  # why it cannot be read
+    rows: int = 1  # that it stands for
 
 
 def read(path: Path) -> Questions:
@@ -49,20 +63,20 @@ def read(path: Path) -> Questions:
     Raises:
         EvalDataError: no such file, or columns are missing.
     """
-    numbered = list(_rows(path))
-    has_turns = any(_index(row) >= _TURN for _, row in numbered)
-    pictures = {row["index"].strip(): row["image"] for _, row in numbered}
+    rows = _rows(path)
+    has_turns = any(row.index is not None and row.index >= _TURN for row in rows)
+    pictures = _pictures(rows)
     items: list[Item] = []
     bad: list[BadRow] = []
-    for number, row in numbered:
-        name = f"{path.name} row {number} (index {row['index']:.20})"
+    for row in rows:
         try:
-            items += _items(row, name, pictures, turn=not has_turns)
+            items += _items(row, pictures, turn=not has_turns)
         except RowError as error:
-            bad.append(BadRow(name, str(error)))
+            bad.append(BadRow(row.name, str(error), row.rows))
     items = _whole(items, bad)
-    chinese = sum(bool(_CHINESE.search(row["question"])) for _, row in numbered)
-    return Questions(items, bad, "mmbench-zh" if 2 * chinese > len(numbered) else "mmbench-en")
+    chinese = sum(bool(_CHINESE.search(row.cells["question"])) for row in rows)
+    name = "mmbench-zh" if 2 * chinese > len(rows) else "mmbench-en"
+    return Questions(items, bad, name, sum(row.rows for row in rows))
 
 
 def score(items: Sequence[Item], answers: Mapping[str, str]) -> Score:
@@ -97,56 +111,102 @@ def match(answer: str, options: Mapping[str, str]) -> str | None:
     return meant[0] if len(meant) == 1 else None
 
 
-def _rows(path: Path) -> list[tuple[int, Row]]:
-    """Returns the rows by their number; the header is row 1."""
+def _rows(path: Path) -> list[_Row]:
+    """Returns the rows.
+
+    Raises:
+        EvalDataError: the file is no TSV, lacks columns, or a quote in it is never closed, so that
+            it takes in all rows behind it.
+    """
     csv.field_size_limit(_FIELD_BYTES)
+    reader = csv.reader(StringIO(read_text(path), newline=""), delimiter="\t", strict=True)
+    header: list[str] = []
+    rows = []
+    line = 1
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, delimiter="\t", restval="")
-            missing = [name for name in _COLUMNS if name not in (reader.fieldnames or [])]
-            if missing:
-                raise EvalDataError(
-                    f"{path} row 1: no column {', '.join(missing)}; expected MMBench's TSV with "
-                    f"{', '.join(_COLUMNS)} (the test files have no answers)"
-                )
-            return [(i, row) for i, row in enumerate(reader, 2)]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise EvalDataError(f"{path}: cannot be read as MMBench's TSV: {error}") from error
+        for number, values in enumerate(reader, 1):
+            if not header:
+                header = _header(path, values)
+            elif values:
+                rows.append(_row(f"{path.name} row {number}", header, values))
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise EvalDataError(
+            f"{path}: the row that begins in line {line} cannot be read: {error}; in a TSV a cell "
+            "that begins with a quote ends with one, and quotes inside it are doubled"
+        ) from error
+    _header(path, header)
+    return rows
 
 
-def _index(row: Row) -> int:
-    """Returns a row's index; 0 where it is none, which is found later."""
-    text = row["index"].strip()
-    return int(text) if text.isascii() and text.isdigit() and len(text) < 15 else 0
+def _header(path: Path, values: list[str]) -> list[str]:
+    """Returns the columns' names."""
+    missing = [name for name in _COLUMNS if values.count(name) != 1]
+    if missing:
+        raise EvalDataError(
+            f"{path} row 1: no column {', '.join(missing)}, or several; expected MMBench's TSV "
+            f"with {', '.join(_COLUMNS)} (the test files have no answers)"
+        )
+    return values
 
 
-def _items(row: Row, name: str, pictures: Mapping[str, str], *, turn: bool) -> list[Item]:
-    index = row["index"].strip()
-    if not (index.isascii() and index.isdigit() and len(index) < 15):
+def _row(name: str, header: list[str], values: list[str]) -> _Row:
+    """Returns a row; one that is cut short has empty cells, which is found later."""
+    cells = {name: cell(text) for name, text in zip(header, values, strict=False)}
+    cells = dict.fromkeys(header, "") | cells
+    text = cells["index"].strip()
+    index = int(text) if text.isascii() and text.isdigit() and len(text) < 15 else None
+    name += f" (index {cells['index']:.20})"
+    swallowed = sum(_swallowed(text, header, len(values)) for text in values)
+    if swallowed:
+        problem = f"a quote in it takes in the next {swallowed} rows: close it, or double it"
+        return _Row(name, cells, index, problem, 1 + swallowed)
+    if len(values) > len(header):
+        return _Row(name, cells, index, f"it has {len(values)} cells; expected {len(header)}")
+    return _Row(name, cells, index)
+
+
+def _swallowed(text: str, header: list[str], cells: int) -> int:
+    """Returns how many rows a cell holds, because of a quote that another row's closes.
+
+    Then it has the tabs of whole rows, and its lines the number of a row's index.
+    """
+    width = len(header) - 1
+    if "\n" not in text or text.count("\t") + cells - 1 < 2 * width:
+        return 0
+    place = header.index("index")
+    lines = [line.split("\t") for line in text.split("\n")[1:]]
+    return sum(len(line) > place and line[place].strip().isdigit() for line in lines)
+
+
+def _items(row: _Row, pictures: Mapping[int, list[str]], *, turn: bool) -> list[Item]:
+    index, cells = row.index, row.cells
+    if row.problem:
+        raise RowError(row.problem)
+    if index is None:
         raise RowError("its index is no number")
-    if not row["question"].strip():
+    if not cells["question"].strip():
         raise RowError("there is no question")
-    options = {letter: row[letter] for letter in ascii_uppercase if row.get(letter, "").strip()}
+    options = {letter: cells[letter] for letter in ascii_uppercase if cells.get(letter, "").strip()}
     letters = list(options)
     if len(letters) < 2 or letters != list(ascii_uppercase[: len(letters)]):
         raise RowError(f"its options are {', '.join(letters) or 'missing'}; expected A, B, …")
-    answer = row["answer"].strip()
+    answer = cells["answer"].strip()
     if answer not in options:
         raise RowError(f"its answer is {answer!r:.40}; expected one of {', '.join(letters)}")
-    picture = _picture(row["image"], pictures)
-    unit = str(int(index) % _TURN)
-    category = row.get("l2-category") or row.get("category") or ""
+    picture = _picture(cells["image"], pictures)
+    category = cells.get("l2-category") or cells.get("category") or ""
     made = []
     for shift in range(len(letters) if turn else 1):
         moved = {letters[(i + shift) % len(letters)]: options[a] for i, a in enumerate(letters)}
         turned = {letter: moved[letter] for letter in letters}
         made.append(
             Item(
-                key=str(int(index) + shift * _TURN),
-                row=name,
-                unit=unit,
+                key=str(index + shift * _TURN),
+                row=row.name,
+                unit=str(index % _TURN),
                 category=category,
-                prompt=prompt(row["question"], turned, row.get("hint", "")),
+                prompt=prompt(cells["question"], turned, cells.get("hint", "")),
                 picture=picture,
                 max_new_tokens=CHOICE_TOKENS,
                 answer=letters[(letters.index(answer) + shift) % len(letters)],
@@ -164,13 +224,25 @@ def prompt(question: str, options: Mapping[str, str], hint: str) -> str:
     return "".join([*lines, "Please select the correct answer from the options above. \n"])
 
 
-def _picture(text: str, pictures: Mapping[str, str]) -> bytes:
+def _pictures(rows: Sequence[_Row]) -> dict[int, list[str]]:
+    """Returns the rows' pictures by index, which may come twice."""
+    found: dict[int, list[str]] = {}
+    for row in rows:
+        if row.index is not None and len(row.cells["image"]) > _REFERENCE:
+            found.setdefault(row.index, []).append(row.cells["image"])
+    return found
+
+
+def _picture(text: str, pictures: Mapping[int, list[str]]) -> bytes:
     """Returns a picture, the row's own or that of the row whose index it gives."""
-    if len(text.strip()) <= _REFERENCE:
-        referred = pictures.get(text.strip(), "")
-        if len(referred) <= _REFERENCE:
-            raise RowError(f"there is no picture; it names the row {text.strip()!r:.40}")
-        text = referred
+    name = text.strip()
+    if len(name) <= _REFERENCE:
+        referred = pictures.get(int(name), []) if name.isascii() and name.isdigit() else []
+        if not referred:
+            raise RowError(f"there is no picture; it names the row {name!r:.40}")
+        if len(referred) > 1:
+            raise RowError(f"its picture is that of the row {name}, whose index comes twice")
+        text = referred[0]
     return decode_base64(text)
 
 
@@ -189,5 +261,6 @@ def _whole(items: list[Item], bad: list[BadRow]) -> list[Item]:
             problem = f"{len(keys)} of {expected} rotations"
             if len(keys) < len(unit):
                 problem = "an index comes twice"
-            bad.append(BadRow(unit[0].row, f"the question is left out: {problem}"))
+            problem = f"the question is left out: {problem}"
+            bad.append(BadRow(unit[0].row, problem, rows_of(unit)))
     return kept

@@ -5,9 +5,11 @@ The files are those of MME's release, the rules those of its `eval_tool/calculat
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from runtime.eval.files import child, files_with, read_text
 from runtime.eval.items import (
     YES_NO_TOKENS,
     BadRow,
@@ -39,21 +41,18 @@ def read(path: Path) -> Questions:
     Raises:
         EvalDataError: no task is there.
     """
-    tasks = [path / name for name in (*PERCEPTION, *COGNITION) if (path / name).is_dir()]
+    tasks = {name: child(path, name) for name in (*PERCEPTION, *COGNITION)}
+    tasks = {name: folder for name, folder in tasks.items() if folder.is_dir()}
     if not tasks:
         raise EvalDataError(
             f"{path}: no folder of a task of MME; expected {', '.join(PERCEPTION[:3])}, …"
         )
     items: list[Item] = []
     bad: list[BadRow] = []
-    for task in tasks:
-        folder = task / _TEXTS if (task / _TEXTS).is_dir() else task
-        texts = sorted(folder.glob("*.txt"))
-        if not texts:
-            bad.append(BadRow(task.name, "there are no questions"))
-        for text in texts:
-            items += _picture_items(task, text, bad)
-    return Questions(items, bad, "mme")
+    rows = 0
+    for name, folder in tasks.items():
+        rows += _read_task(name, folder, items, bad)
+    return Questions(items, bad, "mme", rows)
 
 
 def score(items: Sequence[Item], answers: Mapping[str, str]) -> Score:
@@ -86,18 +85,42 @@ def match(answer: str) -> str | None:
     return YES if YES in start else NO if NO in start else None
 
 
-def _picture_items(task: Path, text: Path, bad: list[BadRow]) -> list[Item]:
-    name = f"{task.name}/{text.name}"
-    folder = task / _PICTURES if text.parent.name == _TEXTS else text.parent
-    found = [folder / (text.stem + s) for s in _SUFFIXES if (folder / (text.stem + s)).is_file()]
-    if not found:
+def _read_task(task: str, folder: Path, items: list[Item], bad: list[BadRow]) -> int:
+    """Reads a task's questions; returns how many rows it has: pictures, or texts."""
+    texts, pictures = child(folder, _TEXTS), child(folder, _PICTURES)
+    if not texts.is_dir():
+        texts = pictures = folder
+    seen: dict[str, str] = {}  # texts' names by what they ask about
+    files = files_with(texts.iterdir(), (".txt",))
+    shown = files_with(pictures.iterdir(), _SUFFIXES) if pictures.is_dir() else []
+    if not files:
+        bad.append(BadRow(task, "there are no questions", 0))
+    for text in files:
+        stem = text.stem.lower()
+        if stem in seen:
+            problem = f"is about the picture of {seen[stem]}, which has its questions"
+            bad.append(BadRow(f"{task}/{text.name}", problem))
+        else:
+            found = [p for p in shown if p.stem.lower() == stem]
+            items += _picture_items(task, text, found, bad)
+        seen.setdefault(stem, text.name)
+    lonely = [picture for picture in shown if picture.stem.lower() not in seen]
+    bad += [BadRow(f"{task}/{p.name}", f"there are no questions in {p.stem}.txt") for p in lonely]
+    return len(files) + len(lonely)
+
+
+def _picture_items(task: str, text: Path, pictures: list[Path], bad: list[BadRow]) -> list[Item]:
+    """Returns the questions about a picture; none where one of them cannot be asked."""
+    name = f"{task}/{text.name}"
+    if not pictures:
         bad.append(BadRow(name, f"there is no picture {text.stem}.jpg or .png"))
         return []
     try:
-        lines = [line for line in text.read_text("utf-8-sig").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        bad.append(BadRow(name, f"cannot be read: {error}"))
+        content = read_text(text)
+    except EvalDataError as error:
+        bad.append(BadRow(name, str(error)))
         return []
+    lines = [line for line in re.split("\r\n|\n|\r", content) if line.strip()]
     if len(lines) != _PER_PICTURE:
         bad.append(BadRow(name, f"has {len(lines)} questions; expected {_PER_PICTURE}"))
         return []
@@ -110,12 +133,12 @@ def _picture_items(task: Path, text: Path, bad: list[BadRow]) -> list[Item]:
             return []
         items.append(
             Item(
-                key=f"{task.name}/{text.stem}#{number}",
-                row=f"{name} line {number}",
-                unit=f"{task.name}/{text.stem}",
-                category=task.name,
+                key=f"{task}/{text.stem}#{number}",
+                row=name,
+                unit=f"{task}/{text.stem}",
+                category=task,
                 prompt=question.strip(),
-                picture=found[0],
+                picture=pictures[0],
                 max_new_tokens=YES_NO_TOKENS,
                 answer=answer.strip().lower(),
             )

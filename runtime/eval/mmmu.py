@@ -19,6 +19,7 @@ from runtime.eval.items import (
     Questions,
     RowError,
     Score,
+    cell,
     guess,
     score_of,
 )
@@ -119,18 +120,18 @@ def prompt(question: str, options: Mapping[str, str]) -> str:
 
 def _item(row: Record, name: str, folder: Path) -> Item:
     question, kind = row["question"], row["question_type"]
-    if not isinstance(question, str) or not question.strip():
+    if not isinstance(question, str) or not cell(question).strip():
         raise RowError("there is no question")
     if kind not in (CHOICE, OPEN):
         raise RowError(f"its question_type is {kind!r:.40}; expected {CHOICE} or {OPEN}")
-    texts = _list(row["options"], "options")
-    options = dict(zip(ascii_uppercase, texts, strict=False)) if kind == CHOICE else {}
+    texts = _list(row["options"], "options") if kind == CHOICE else []
+    options = dict(zip(ascii_uppercase, texts, strict=False))
     if kind == CHOICE and not 2 <= len(texts) <= len(ascii_uppercase):
         raise RowError(f"it has {len(texts)} options")
     if any(not text.strip() for text in options.values()):
         raise RowError("an option is empty")
     answer = row["answer"]
-    if kind == CHOICE and answer not in options:
+    if kind == CHOICE and answer not in list(options):  # it may be a list
         raise RowError(f"its answer is {answer!r:.40}; expected one of {', '.join(options)}")
     seen = pictures(row, folder)
     return Item(
@@ -153,7 +154,9 @@ def _answers(answer: Any) -> list[str]:
     if isinstance(answer, str) and answer.startswith("["):
         several = _list(answer, "answer")
     else:
-        several = [answer] if isinstance(answer, str) else _list(answer, "answer")
+        several = (
+            [cell(answer)] if isinstance(answer, (str, int, float)) else _list(answer, "answer")
+        )
     if not several or any(text.strip() in ("", "?") for text in several):
         raise RowError(f"its answer is {answer!r:.40}; expected a text (tests' are secret)")
     return several
@@ -170,4 +173,4 @@ def _list(value: Any, what: str) -> list[str]:
         not isinstance(text, (str, int, float)) for text in value
     ):
         raise RowError(f"its {what} is {value!r:.60}; expected a list of texts")
-    return [str(text) for text in value]
+    return [text if isinstance(text, str) else cell(text) for text in value]

@@ -7,13 +7,16 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from convert.json_text import json_lines
 from quantize.errors import ToolkitError
+from runtime.eval.files import child, files_with, read_file, read_text
 from runtime.eval.items import (
     BadRow,
     EvalDataError,
     Item,
     Questions,
     RowError,
+    cell,
     decode_base64,
     unique,
 )
@@ -36,14 +39,16 @@ def read_records(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[str, Pa
         EvalDataError: nothing to read, or columns are missing.
     """
     for file in _files(path):
-        rows = _parquet(file, columns) if file.suffix == ".parquet" else _json(file)
+        is_parquet = file.suffix.lower() == ".parquet"
+        rows = _parquet(file, columns) if is_parquet else _json(file)
         for number, row in enumerate(rows, 1):
             if not isinstance(row, dict):
                 raise EvalDataError(f"{file} row {number}: expected an object of JSON")
             missing = [name for name in columns if name not in row]
             if missing:
                 raise EvalDataError(f"{file} row {number}: no {', '.join(missing)}")
-            yield f"{file.name} row {number} (id {row['id']!s:.40})", file.parent, row
+            name = file.relative_to(path) if file != path else file.name
+            yield f"{name} row {number} (id {row['id']!s:.40})", file.parent, row
 
 
 def read_questions(
@@ -65,12 +70,16 @@ def read_questions(
     """
     items: list[Item] = []
     bad: list[BadRow] = []
+    rows = 0
     for name, folder, row in read_records(path, columns):
+        rows += 1
         try:
+            if not isinstance(row["id"], (str, int)):
+                raise RowError(f"its id is {row['id']!r:.40}; expected a text or a number")
             items.append(make(row, name, folder))
         except RowError as error:
             bad.append(BadRow(name, str(error)))
-    return Questions(unique(items, bad), bad, benchmark)
+    return Questions(unique(items, bad), bad, benchmark, rows)
 
 
 def pictures(row: Record, folder: Path) -> list[bytes | Path]:
@@ -84,10 +93,15 @@ def pictures(row: Record, folder: Path) -> list[bytes | Path]:
         values = list(names) if isinstance(names, list) else [names]
     else:
         values = [row.get(f"image_{i}") for i in range(1, _PICTURES)]
-    present = [value for value in values if value is not None]
+    present = [value for value in values if _is_given(value)]
     if not present:
         raise RowError("there is no picture")
     return [_picture(value, folder) for value in present]
+
+
+def _is_given(value: Any) -> bool:
+    """Says whether a column of a picture holds one."""
+    return bool(cell(value)) if isinstance(value, (str, float)) else value is not None
 
 
 def _picture(value: Any, folder: Path) -> bytes | Path:
@@ -101,17 +115,25 @@ def _picture(value: Any, folder: Path) -> bytes | Path:
         return decode_base64(value.partition("base64,")[2] or value)
     if not isinstance(value, str) or not value:
         raise RowError(f"a picture is {value!r:.40}; expected its content or a file's name")
-    path = (folder / value).resolve()
-    if not path.is_relative_to(folder.resolve()) or not path.is_file():
-        raise RowError(f"the picture {value!r:.80} is not in {folder}")
-    return path
+    named = folder / value
+    try:
+        path = child(named.parent, named.name).resolve()
+        if path.is_relative_to(folder.resolve()) and path.is_file():
+            return path
+    except (OSError, ValueError):  # no name that a file can have
+        pass
+    raise RowError(f"the picture {value!r:.80} is not in {folder}")
 
 
 def _files(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
-    found = sorted(f for f in path.rglob("*") if f.suffix in _SUFFIXES and f.is_file())
-    chosen = [f for f in found if f.name.startswith(_SPLITS)] or found
+    found = [
+        file
+        for file in files_with(path.rglob("*"), _SUFFIXES)
+        if not any(part.startswith(".") for part in file.relative_to(path).parts)
+    ]
+    chosen = [file for file in found if file.name.lower().startswith(_SPLITS)] or found
     if not chosen:
         raise EvalDataError(f"{path}: no {', '.join(_SUFFIXES)} files; expected the benchmark's")
     return chosen
@@ -136,20 +158,16 @@ def _parquet(path: Path, columns: tuple[str, ...]) -> Iterator[Record]:
 
 
 def _json(path: Path) -> list[Any]:
-    try:
-        text = path.read_text("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise EvalDataError(f"{path}: cannot be read: {error}") from error
-    if path.suffix == ".json":
-        whole: list[Any] = _loads(text, f"{path}", list)
+    if path.suffix.lower() == ".json":
+        whole: list[Any] = _loads(read_text(path), f"{path}", list)
         return whole
-    lines = ((i, line) for i, line in enumerate(text.splitlines(), 1) if line.strip())
-    return [_loads(line, f"{path} line {i}", dict) for i, line in lines]
+    lines = json_lines(read_file(path))
+    return [_loads(line, f"{path} line {number}", dict) for number, line in lines]
 
 
-def _loads(text: str, where: str, kind: type[Any]) -> Any:
+def _loads(text: str | bytes, where: str, kind: type[Any]) -> Any:
     try:
-        value = json.loads(text)
+        value = json.loads(text if isinstance(text, str) else text.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise EvalDataError(f"{where}: no JSON: {error}") from error
     if not isinstance(value, kind):

@@ -103,6 +103,7 @@ def _column(column: Column) -> dict[str, Any]:
         "figure": round(score.figure, 2),
         "parts": {name: round(value, 2) for name, value in score.parts.items()},
         "scored": score.scored,
+        "rows": dict(column.rows),
         "unread": score.unread,
         "left_out": [{"row": row.row, "problem": row.problem} for row in column.left_out],
     }
@@ -115,7 +116,12 @@ def _column(column: Column) -> dict[str, Any]:
 
 
 def _notes(column: Mapping[str, Any]) -> list[str]:
-    notes = []
+    rows = column["rows"]
+    beyond = f" + {rows['beyond_limit']:,} beyond --limit" if rows["beyond_limit"] else ""
+    notes = [
+        f"rows: {rows['read']:,} read = {rows['scored']:,} scored + {rows['left_out']:,} left out"
+        + beyond
+    ]
     if column["unread"]:
         notes.append(f"{column['unread']:,} answers choose nothing that the rules can read")
     if "several_pictures" in column:
@@ -124,13 +130,12 @@ def _notes(column: Mapping[str, Any]) -> list[str]:
             f"{several['questions']:,} questions have several pictures, of which the model sees "
             f"the first: {_figure(several['figure'])} of them"
         )
-    if column["left_out"]:
-        notes.append(f"{len(column['left_out']):,} questions could not be asked")
     return notes
 
 
 def _scored(column: Mapping[str, Any], found: Mapping[str, Any]) -> str:
-    bad = f", {len(found['bad_rows']):,} bad rows left out" if found["bad_rows"] else ""
+    left_out = column["rows"]["left_out"]
+    bad = f", {left_out:,} rows left out" if left_out else ""
     part = "" if found["limit"] is None else f" (--limit {found['limit']})"
     return f"measured here, {column['scored']:,} scored{part}{bad}"
 

@@ -11,7 +11,7 @@ from typing import Any
 from quantize.errors import PictureError, PromptError
 from runtime.engine_process import EngineDiedError
 from runtime.eval import cmmmu, mmbench, mme, mmmu
-from runtime.eval.items import BadRow, EvalDataError, Item, Questions, Score
+from runtime.eval.items import BadRow, EvalDataError, Item, Questions, Score, rows_of
 from runtime.eval.results import Results
 from runtime.prompt import Message
 from runtime.sampling import GenerationOptions
@@ -35,6 +35,7 @@ class Column:
     score: Score
     answers: Mapping[str, str]  # by key
     left_out: list[BadRow]  # that could not be asked
+    rows: Mapping[str, int]  # read = scored + left_out + beyond_limit
 
 
 def read_questions(benchmark: str, path: Path, limit: int | None) -> Questions:
@@ -54,11 +55,7 @@ def read_questions(benchmark: str, path: Path, limit: int | None) -> Questions:
     if not questions.items:
         first = f": {questions.bad[0].row}: {questions.bad[0].problem}" if questions.bad else ""
         raise EvalDataError(f"{path}: no question of {benchmark} can be asked{first}")
-    units = list(questions.units().values())
-    if limit is not None and limit < len(units):
-        chosen = [units[i * len(units) // limit] for i in range(limit)]
-        questions.items = [item for unit in chosen for item in unit]
-    return questions
+    return questions if limit is None else questions.limited(limit)
 
 
 def answer_all(
@@ -83,7 +80,7 @@ def answer_all(
         EngineDiedError: the engine ended twice at the same question.
     """
     answers: dict[str, str] = {}
-    left_out: list[BadRow] = []
+    problems: dict[str, str] = {}  # by row
     dropped: set[str] = set()
     for number, item in enumerate(questions.items, 1):
         try:
@@ -97,13 +94,30 @@ def answer_all(
         if _ANSWER in found:
             answers[item.key] = found[_ANSWER]
         else:
-            left_out.append(BadRow(item.row, found[_PROBLEM]))
+            problems.setdefault(item.row, found[_PROBLEM])
             dropped.add(item.unit)
         progress(number, len(questions.items))
     asked = [item for item in questions.items if item.unit not in dropped]
+    left_out = [BadRow(row, problem) for row, problem in problems.items()]
     if not asked:
         raise EvalDataError(f"no question could be asked: {left_out[0].row}: {left_out[0].problem}")
-    return Column(BENCHMARKS[benchmark].score(asked, answers), answers, left_out)
+    score = BENCHMARKS[benchmark].score(asked, answers)
+    return Column(score, answers, left_out, _rows(questions, dropped))
+
+
+def _rows(questions: Questions, dropped: set[str]) -> dict[str, int]:
+    """Returns what became of the rows; with one that cannot be asked go its unit's others."""
+    without = [item for item in questions.items if item.unit in dropped]
+    scored = rows_of(item for item in questions.items if item.unit not in dropped)
+    rows = {
+        "read": questions.rows,
+        "scored": scored,
+        "left_out": sum(row.rows for row in questions.bad) + rows_of(without),
+        "beyond_limit": questions.beyond_limit,
+    }
+    if rows["read"] != rows["scored"] + rows["left_out"] + rows["beyond_limit"]:
+        raise AssertionError(f"rows are lost or counted twice: {rows}")
+    return rows
 
 
 def _ask(item: Item, session: Session, options: GenerationOptions) -> dict[str, Any]:

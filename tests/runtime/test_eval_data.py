@@ -277,7 +277,7 @@ def test_bad_rows_of_cmmmu_are_named(tmp_path: Path, fields: dict[str, Any], pro
         (b"{", "line 1: no JSON"),
         (b"[]", "expected a JSON object"),
         (b'{"id": 1}', "row 1: no type, question, answer"),
-        (b"\xff", "cannot be read"),
+        (b"\xff", "line 1: no JSON"),
         (b"[" * 100_000, "line 1: no JSON"),
     ],
 )

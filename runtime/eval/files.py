@@ -1,0 +1,58 @@
+"""How a benchmark's files are found and read: whatever the case of their names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from runtime.eval.items import EvalDataError
+
+
+def read_file(path: Path) -> bytes:
+    """Returns a file's content.
+
+    Raises:
+        EvalDataError: it is no file, or cannot be read.
+    """
+    try:
+        if not path.is_file():  # a FIFO would be waited for
+            raise EvalDataError(f"{path}: no file; expected the benchmark's, as published")
+        return path.read_bytes()
+    except OSError as error:
+        raise EvalDataError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def read_text(path: Path) -> str:
+    """Returns a text file's content in UTF-8, without a byte-order mark.
+
+    Raises:
+        EvalDataError: it is no file, or no text.
+    """
+    try:
+        return read_file(path).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise EvalDataError(f"{path}: cannot be read: {error}") from error
+
+
+def files_with(paths: Iterable[Path], suffixes: tuple[str, ...]) -> list[Path]:
+    """Returns the files that end in one of some suffixes, in whatever case, by name.
+
+    Names that begin with a dot are not the benchmark's: macOS leaves `._1.jpg` beside `1.jpg`.
+    """
+    return sorted(
+        path
+        for path in paths
+        if path.suffix.lower() in suffixes and not path.name.startswith(".") and path.is_file()
+    )
+
+
+def child(folder: Path, name: str) -> Path:
+    """Returns what a folder holds under a name: that very name, or one in another case.
+
+    Where there is neither, the path of that very name.
+    """
+    path = folder / name
+    if path.exists() or not folder.is_dir():
+        return path
+    alike = (one for one in folder.iterdir() if one.name.lower() == name.lower())
+    return min(alike, default=path)
