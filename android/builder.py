@@ -195,7 +195,7 @@ def _entries(plan: ApkPlan, scratch: Path) -> Iterator[tuple[str, Path | bytes]]
             yield name, linked.read(name)
     yield "classes.dex", scratch / "classes.dex"
     for abi in plan.abis:
-        yield f"lib/{abi}/{ENGINE}", plan.bundle.program(ABIS[abi])
+        yield f"lib/{abi}/{ENGINE}", plan.bundle.program(ABIS[abi]).path
     for path in PAGE.iterdir():
         if path.suffix in _PAGE_SUFFIXES:
             yield f"assets/page/{path.name}", path

@@ -15,6 +15,7 @@ from convert.config import ModelConfig
 from convert.hashing import feed
 from convert.output_folder import FolderKind
 from convert.plan import Plan, Recipe, make_plan
+from convert.program import Program
 from convert.weights_file import WeightsFile
 from quantize.errors import BundleError, ToolkitError
 
@@ -175,7 +176,7 @@ class Bundle:
         """The generation defaults."""
         return self.path / GENERATION
 
-    def program(self, target: str) -> Path:
+    def program(self, target: str) -> Program:
         """Returns the engine of a target.
 
         Raises:
@@ -186,7 +187,8 @@ class Bundle:
                 f"{self.path}: holds no program for target {target!r}, only for "
                 f"{', '.join(self.manifest.targets)}; convert again with --target {target}"
             )
-        return self.path / self.manifest.targets[target].program
+        name = self.manifest.targets[target].program
+        return Program(self.path / name, self.manifest.files[name].sha256)
 
     def verify_hashes(self, progress: Progress | None = None) -> None:
         """Reads every file and raises BundleError where one is not what was written."""

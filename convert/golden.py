@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Callable, Sequence
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +17,7 @@ from PIL import Image
 
 from convert.bundle import GOLDEN, GOLDEN_PICTURE, Bundle
 from convert.config import CONFIGS
+from convert.program import Program, forbidding_mount
 from runtime.engine_client import EngineClient, Float32, engine_command
 from runtime.engine_options import LOCAL
 from runtime.picture import open_picture
@@ -48,43 +54,78 @@ def write_golden(
     Raises:
         ToolkitError: the engine fails.
     """
-    settings = json.loads(PROMPTS.read_text("utf-8"))
-    asked = [p for p in settings["prompts"] if bundle.config.vision is not None or not p["picture"]]
-    names, prompts = [GOLDEN], []
-    with EngineClient(engine_command(LOCAL, bundle.program(target))) as engine:
+    whole = golden_questions(with_pictures=bundle.config.vision is not None)
+    asked, top = whole["prompts"], golden_settings()["top"]
+    names = [GOLDEN]
+    with (
+        _where_it_may_run(bundle.program(target)) as program,
+        EngineClient(engine_command(LOCAL, program)) as engine,
+    ):
         engine.load(bundle.path, window=_WINDOW)
         image = picture = None
         if bundle.config.vision is not None:
             progress("golden answers", 0, len(asked))
-            picture = open_picture(CONFIGS / settings["picture"])
+            picture = golden_picture()
             write_picture_file(bundle.path / GOLDEN_PICTURE, picture)
             names.append(GOLDEN_PICTURE)
             image = engine.image(picture)["image"]
         for done, prompt in enumerate(asked):
             progress("golden answers", done, len(asked))
-            messages: list[Message] = [{"role": "user", "content": prompt["text"]}]
-            limit = settings["max_new_tokens"]
-            shown = image if prompt["picture"] else None
+            messages, limit = prompt["messages"], prompt["max_new_tokens"]
+            shown, seen = (image, picture) if prompt["image"] else (None, None)
             answer = engine.chat(messages, image=shown, max_new_tokens=limit)
-            seen = picture if prompt["picture"] else None
-            prompts.append(
-                {
-                    "messages": messages,
-                    "image": None if seen is None else GOLDEN_PICTURE,
-                    "max_new_tokens": limit,
-                    "ids": answer.ids,
-                    "steps": _steps(engine, bundle, messages, seen, answer.ids, settings["top"]),
-                }
-            )
+            prompt["ids"] = answer.ids
+            prompt["steps"] = _steps(engine, bundle, messages, seen, answer.ids, top)
     progress("golden answers", len(asked), len(asked))
-    whole = {
+    (bundle.path / GOLDEN).write_text(json.dumps(whole, ensure_ascii=False) + "\n", "utf-8")
+    return names
+
+
+def golden_settings() -> dict[str, Any]:
+    """Reads `configs/golden.json`."""
+    settings: dict[str, Any] = json.loads(PROMPTS.read_text("utf-8"))
+    return settings
+
+
+def golden_questions(*, with_pictures: bool) -> dict[str, Any]:
+    """Returns all that `golden.json` says but answers and logits, which are the engine's.
+
+    Args:
+        with_pictures: false for a decoder-only model.
+    """
+    settings = golden_settings()
+    return {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "tolerance": settings["tolerance"],
-        "prompts": prompts,
+        "prompts": [
+            {
+                "messages": [{"role": "user", "content": prompt["text"]}],
+                "image": GOLDEN_PICTURE if prompt["picture"] else None,
+                "max_new_tokens": settings["max_new_tokens"],
+            }
+            for prompt in settings["prompts"]
+            if with_pictures or not prompt["picture"]
+        ],
     }
-    (bundle.path / GOLDEN).write_text(json.dumps(whole, ensure_ascii=False) + "\n", "utf-8")
-    return names
+
+
+def golden_picture() -> Image.Image:
+    """Returns the picture that golden prompts are about."""
+    return open_picture(CONFIGS / golden_settings()["picture"])
+
+
+@contextmanager
+def _where_it_may_run(program: Program) -> Iterator[Program]:
+    """Yields a program, or a copy of it where the bundle's own place lets nothing run.
+
+    Such a bundle is still one for phones, so that converting to that place must work.
+    """
+    if forbidding_mount(program.path) is None:
+        yield program
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield replace(program, path=Path(shutil.copy(program.path, folder)))
 
 
 def _steps(

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from convert.program import Program
 from quantize.errors import ToolkitError
 from runtime import protocol
 from runtime.engine_options import LOCAL, QEMU
@@ -62,26 +63,26 @@ class EngineAnswer:
     statistics: Mapping[str, Any]
 
 
-def engine_command(engine: str, program: Path, *, cpu: str = "max") -> list[str]:
+def engine_command(engine: str, program: Program, *, cpu: str = "max") -> list[str | Program]:
     """Returns how to start a program.
 
     Args:
         engine: `local`, or `qemu` for a phone's program.
-        program: the engine.
+        program: the engine; compared with its bundle's manifest whenever it is started.
         cpu: the core that qemu imitates.
 
     Raises:
         EngineDiedError: qemu is not installed.
     """
     if engine == LOCAL:
-        return [str(program)]
+        return [program]
     assert engine == QEMU, f"no way to start {engine}"
     if shutil.which(QEMU_PROGRAM) is None:
         raise EngineDiedError(
             f"{QEMU_PROGRAM} is not installed; Debian has it in the package qemu-user-static",
             Death.NO_ENGINE,
         )
-    return [QEMU_PROGRAM, "-cpu", cpu, str(program)]
+    return [QEMU_PROGRAM, "-cpu", cpu, program]
 
 
 class Files(Protocol):
@@ -120,7 +121,7 @@ class EngineClient:
 
     def __init__(
         self,
-        command: Sequence[str],
+        command: Sequence[str | Program],
         *,
         name: str | None = None,
         environment: Mapping[str, str] = _NOTHING,
@@ -137,6 +138,7 @@ class EngineClient:
             quiet_seconds: after how long without a line an engine at work counts as dead.
 
         Raises:
+            BundleError: the program is not its bundle's.
             EngineDiedError: it does not start, or speaks another version of the protocol.
             EngineError: it cannot run on this processor.
         """
@@ -298,6 +300,19 @@ class EngineClient:
         """Returns what each kernel took since the last call; the first one begins measuring."""
         kernels: list[Line] = self.request(Op.PROFILE)[Field.KERNELS]
         return kernels
+
+    def tokenize(
+        self, messages: Sequence[Message], image_tokens: int
+    ) -> tuple[list[int], int | None]:
+        """Returns a conversation's ids, and where its image tokens begin, if it has any."""
+        fields = {Field.MESSAGES: list(messages), Field.IMAGE_TOKENS: image_tokens}
+        line = self.request(Op.TOKENIZE, fields)
+        return line[Field.IDS], line.get(Field.IMAGE_START)
+
+    def detokenize(self, ids: Sequence[int]) -> str:
+        """Returns the text of ids."""
+        text: str = self.request(Op.DETOKENIZE, {Field.IDS: list(ids)})[Field.TEXT]
+        return text
 
     def reset(self) -> None:
         """Forgets the conversation; pictures stay encoded."""

@@ -11,10 +11,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from enum import Enum
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from convert.program import Program, forbidding_mount
 from quantize.errors import ToolkitError
 
 _POLL_SECONDS = 0.1  # between two calls while it waits
@@ -60,37 +62,31 @@ class EngineProcess:
     """A started program. Lines may be sent from any thread, and are received in one."""
 
     def __init__(
-        self, command: Sequence[str], *, name: str | None, environment: Mapping[str, str]
+        self, command: Sequence[str | Program], *, name: str | None, environment: Mapping[str, str]
     ) -> None:
         """Starts it.
 
         Args:
-            command: its command line.
+            command: its command line; what is an engine's program is compared with its bundle's
+                manifest first.
             name: by which errors call it; by default its program's.
             environment: variables that it gets besides this process's.
 
         Raises:
+            BundleError: the program is not its bundle's.
             EngineDiedError: it does not start.
         """
-        self.name = name or Path(command[-1]).name
+        words = [str(word.path) if isinstance(word, Program) else word for word in command]
+        self.name = name or Path(words[-1]).name
         self._lines: queue.Queue[bytes | None] = queue.Queue()
         self._last_words: deque[str] = deque(maxlen=_LAST_WORDS)
         self._sending = threading.Lock()
-        pipe = subprocess.PIPE
         try:
-            # In a session of its own: an interrupt from the keyboard is the client's to handle.
-            self._process = subprocess.Popen(
-                command,
-                stdin=pipe,
-                stdout=pipe,
-                stderr=pipe,
-                env={**os.environ, **environment},
-                start_new_session=True,
-            )
+            self._process = _start(command, {**os.environ, **environment})
         except OSError as error:
-            advice = f"; try `chmod +x {command[0]}`" if isinstance(error, PermissionError) else ""
+            advice = _advice(Path(words[0])) if isinstance(error, PermissionError) else ""
             raise EngineDiedError(
-                f"{command[0]}: does not start: {error.strerror or error}{advice}", Death.NO_ENGINE
+                f"{words[0]}: does not start: {error.strerror or error}{advice}", Death.NO_ENGINE
             ) from error
         assert self._process.stdout is not None and self._process.stderr is not None
         self._threads = [
@@ -197,3 +193,45 @@ class EngineProcess:
     def _read_words(self, stream: BinaryIO) -> None:
         for line in stream:
             self._last_words.append(line.decode(errors="replace").rstrip())
+
+
+def _start(
+    command: Sequence[str | Program], environment: Mapping[str, str]
+) -> subprocess.Popen[bytes]:
+    """Starts a command line; raises OSError where that fails."""
+    pipe = subprocess.PIPE
+    with ExitStack() as opened:
+        descriptors = {
+            i: opened.enter_context(word.opened())
+            for i, word in enumerate(command)
+            if isinstance(word, Program)
+        }
+        # The new process's own name for what was opened and found right here.
+        words = [
+            f"/proc/self/fd/{descriptors[i]}" if i in descriptors else str(word)
+            for i, word in enumerate(command)
+        ]
+        first = command[0]
+        shown = str(first.path) if isinstance(first, Program) else first
+        # In a session of its own: an interrupt from the keyboard is the client's to handle.
+        return subprocess.Popen(
+            [shown, *words[1:]],
+            executable=words[0],
+            pass_fds=tuple(descriptors.values()),
+            stdin=pipe,
+            stdout=pipe,
+            stderr=pipe,
+            env=environment,
+            start_new_session=True,
+        )
+
+
+def _advice(program: Path) -> str:
+    """Says what to do about a program that may not be started."""
+    mount = forbidding_mount(program) if program.exists() else None
+    if mount is None:
+        return f"; try `chmod +x {program}`"
+    return (
+        f": what is mounted at {mount} may not run programs (noexec); copy the bundle to another "
+        "place, such as your home folder, and use it there"
+    )

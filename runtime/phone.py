@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import secrets
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,7 +58,8 @@ class Phone:
         self.bundle = Path()  # the engine is started in it
         self._adb, self._source = adb, bundle
         self.target = target_of(adb.serial, adb.info())
-        self._program = bundle.program(self.target).relative_to(bundle.path).as_posix()
+        self._local = bundle.program(self.target)
+        self._program = bundle.manifest.targets[self.target].program
         identity = bundle.manifest.targets[self.target].program_id
         if not re.fullmatch(r"[0-9a-zA-Z]{8,}", identity):
             raise BundleError(f"{bundle.path}: program id {identity!r:.40}; expected a hash")
@@ -69,13 +70,20 @@ class Phone:
     def prepare(self, progress: Progress) -> None:
         """Pushes what is not there already with the same size and hash; see `Place`.
 
+        The engine's hash is that of the file itself, not what was noted when it arrived.
+
         Raises:
             AdbError: a file could not be copied, or the phone has no room for it.
+            BundleError: the engine is not the manifest's.
         """
         files = self._files()
         missing = self._missing(files)
+        if self._program not in missing and self._is_altered(self._program, files):
+            missing.append(self._program)
         if not missing:
             return
+        if self._program in missing:
+            self._local.check()
         total = sum(files[name].size for name in missing)
         paths = {name: f"{self._folder}/{name}" for name in missing}
         self._make_folders(paths.values())
@@ -94,6 +102,20 @@ class Phone:
             self._adb.shell(f"echo {shlex.quote(files[name].sha256)} > {stamp}")
             done += files[name].size
 
+    def brought(self, progress: Progress) -> dict[str, bool]:
+        """See `Place`; the next `prepare` pushes again what is not."""
+        files = self._files()
+        total, done = sum(file.size for file in files.values()), 0
+        found = {}
+        for name, file in files.items():
+            progress("hash on the phone", done, total)
+            found[name] = not self._is_altered(name, files)
+            if not found[name]:
+                self._adb.shell(f"rm -f {shlex.quote(f'{self._folder}/{name}{_STAMP}')}")
+            done += file.size
+        progress("hash on the phone", total, total)
+        return found
+
     def start(self) -> EngineClient:
         """See `Place`."""
         exchange = f"exchange-{secrets.token_hex(8)}"
@@ -109,6 +131,11 @@ class Phone:
             name=self.description,
             files=PhoneFiles(self._adb, self._folder, exchange),
         )
+
+    def _is_altered(self, name: str, files: Mapping[str, FileRecord]) -> bool:
+        """Says whether a file on the phone has another hash; not where the phone cannot tell."""
+        found = self._adb.sha256(f"{self._folder}/{name}", files[name].size)
+        return found is not None and found != files[name].sha256
 
     def _make_folders(self, paths: Iterable[str]) -> None:
         folders = {shlex.quote(path.rpartition("/")[0]) for path in paths}

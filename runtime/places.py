@@ -30,8 +30,11 @@ class Place(Protocol):
     def prepare(self, progress: Progress) -> None:
         """Brings what is needed there, unless it is there already."""
 
+    def brought(self, progress: Progress) -> dict[str, bool]:
+        """Returns whether the files that were brought there are still what the manifest names."""
+
     def start(self) -> EngineClient:
-        """Starts an engine; the caller closes it."""
+        """Starts an engine, if its program is the bundle's own; the caller closes it."""
 
 
 class ThisMachine:
@@ -47,6 +50,10 @@ class ThisMachine:
 
     def prepare(self, progress: Progress) -> None:
         """See `Place`; all is here."""
+
+    def brought(self, progress: Progress) -> dict[str, bool]:
+        """See `Place`; none was."""
+        return {}
 
     def start(self) -> EngineClient:
         """See `Place`."""

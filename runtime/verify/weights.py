@@ -46,7 +46,7 @@ def check_files(bundle: Bundle, target: str, progress: Progress) -> list[Check]:
 
     for name, record in files.items():
         same = FileRecord.of(bundle.path / name, advance) == record
-        if not same and bundle.path / name == bundle.program(target):
+        if not same and bundle.path / name == bundle.program(target).path:
             raise BundleError(
                 f"{bundle.path / name}: altered: its SHA-256 is not the manifest's; a program "
                 "that is not ours is not run. Convert the checkpoint again"

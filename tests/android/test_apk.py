@@ -93,7 +93,7 @@ def test_for_phones_and_emulators(apk: Path, bundle: Bundle, tmp_path: Path, key
     with zipfile.ZipFile(apk) as archive:
         for abi, target in (("arm64-v8a", "android-arm64"), ("x86_64", "android-x86_64")):
             name = f"lib/{abi}/libengine.so"
-            assert archive.read(name) == bundle.program(target).read_bytes()
+            assert archive.read(name) == bundle.program(target).path.read_bytes()
             archive.extract(name, tmp_path)
             elf = Elf.read(tmp_path / name)
             assert (elf.machine, elf.needed) == (
@@ -118,7 +118,7 @@ def test_the_engine_in_it_answers_as_the_pcs(demo: Path, key: Key, tmp_path: Pat
         archive.extractall(app)
     engine = app / "lib/arm64-v8a/libengine.so"
     engine.chmod(0o755)
-    local = _answers([str(opened.program("host"))], demo)
+    local = _answers([str(opened.program("host").path)], demo)
     phone = _answers(["qemu-aarch64-static", "-cpu", "cortex-a76", str(engine)], app / BUNDLE)
     assert phone == local
     assert [text for text, _ in phone] == ["Red.", "红色。"]

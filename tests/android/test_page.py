@@ -332,7 +332,7 @@ def test_the_demo_answers(
         java_classpath,
         tmp_path / "app",
         bundle.path,
-        [str(bundle.program(HOST))],
+        [str(bundle.program(HOST).path)],
         beside=bundle.path / WEIGHTS,
     )
     phone.open()

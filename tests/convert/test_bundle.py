@@ -82,7 +82,7 @@ def test_holds_what_the_checkpoint_says(whole: Path) -> None:
     assert Path(bundle.manifest.source.path) == checkpoint.path.resolve()
     assert not bundle.manifest.source.demo
     assert bundle.tokenizer is not None
-    assert bundle.program("host").read_bytes() == b"program for host"
+    assert bundle.program("host").path.read_bytes() == b"program for host"
     weights, scheme = bundle.weights(), bundle.plan.recipe.scheme
     for tensor in bundle.plan.tensors:
         name, rows = tensor.name, tensor.rule.shape[0]
@@ -120,7 +120,7 @@ def test_hashes_are_verified_and_progress_ends_at_the_end(bundle: Path) -> None:
 def test_can_be_moved(bundle: Path) -> None:
     moved = bundle.rename(bundle.with_name("moved"))
     (bundle.parent / "link").symlink_to(moved)
-    assert Bundle.open(bundle.parent / "link").program("host").is_file()
+    assert Bundle.open(bundle.parent / "link").program("host").path.is_file()
 
 
 def test_another_target_is_said_to_be_missing(whole: Path) -> None:

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from convert.bundle import Bundle
 from convert.engine_units import ENGINE, SENTENCEPIECE, engine_unit, sentencepiece_unit
 from convert.toolchain import Toolchain
 from tests.engine.components import Components
-from tests.engine.engines import Built, add_phone, build_host_engine
+from tests.engine.engines import PHONE, Built, add_phone, build_host_engine
 
 QEMU = "qemu-aarch64-static"
 SOURCES = ["image_preprocessor.cc", "picture_file.cc", "prompt.cc", "random.cc", "sampler.cc"]
@@ -82,4 +83,5 @@ def phone(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Built:
         pytest.skip(f"{QEMU} is not installed; it runs the phone's program")
     bundle = tmp_path_factory.mktemp("phone") / "bundle"
     shutil.copytree(built.bundle, bundle)
-    return Built(bundle, add_phone(bundle))
+    add_phone(bundle)
+    return Built(bundle, Bundle.open(bundle).program(PHONE))

@@ -12,6 +12,7 @@ from convert.checkpoint import Checkpoint
 from convert.kv_cache import FP16
 from convert.pipeline import build_program, write_bundle
 from convert.plan import Recipe, make_plan
+from convert.program import Program
 from tests.tiny import write_checkpoint
 
 HOST, PHONE = "host", "android-arm64"
@@ -22,7 +23,7 @@ class Built:
     """A bundle and its engine for this PC."""
 
     bundle: Path
-    program: Path
+    program: Program
 
 
 def build_host_engine(folder: Path, kv: str = FP16, **checkpoint: Any) -> Built:
@@ -36,8 +37,8 @@ def build_host_engine(folder: Path, kv: str = FP16, **checkpoint: Any) -> Built:
     return Built(bundle, Bundle.open(bundle).program(HOST))
 
 
-def add_phone(folder: Path) -> Path:
-    """Adds the phone's engine to a bundle; returns it."""
+def add_phone(folder: Path) -> None:
+    """Adds the phone's engine to a bundle."""
     program = f"engine/{PHONE}"
     opened = Bundle.open(folder)
     identity = build_program(opened.config, opened.plan, PHONE, folder / program, lambda *_: None)
@@ -46,4 +47,3 @@ def add_phone(folder: Path) -> Path:
     manifest["targets"][PHONE] = {"program": program, "program_id": identity}
     manifest["files"][program] = asdict(FileRecord.of(folder / program, lambda _: None))
     path.write_text(json.dumps(manifest))
-    return folder / program

@@ -356,7 +356,7 @@ def test_lines_that_are_no_requests(built: Built) -> None:
         b'{"op": "reset", "id": "last"}',
     ]
     done = subprocess.run(
-        [built.program], input=b"\n".join(lines), capture_output=True, timeout=60, check=True
+        [built.program.path], input=b"\n".join(lines), capture_output=True, timeout=60, check=True
     )
     events = [json.loads(line) for line in done.stdout.splitlines()]
     assert events[0][Field.EVENT] == Event.HELLO
@@ -374,7 +374,7 @@ def test_a_dead_engine_is_reported(built: Built) -> None:
         with pytest.raises(EngineDiedError, match="signal 9"):
             client.reset()
     with pytest.raises(EngineDiedError, match="does not start"):
-        EngineClient([str(built.program.with_name("missing"))])
+        EngineClient([str(built.program.path.with_name("missing"))])
     with pytest.raises(EngineDiedError, match=r"exit code 3.*: oh no"):
         EngineClient(["sh", "-c", "echo oh no >&2; exit 3"])
 

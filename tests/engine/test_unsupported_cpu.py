@@ -11,12 +11,9 @@ import pytest
 from convert.engine_build import BlockLibrary, build_engine
 from convert.toolchain import BuildError
 from runtime.engine_client import (
-    LOCAL,
-    QEMU,
     QEMU_PROGRAM,
     EngineClient,
     EngineError,
-    engine_command,
 )
 from runtime.protocol import ErrorCode, Field
 from tests.engine.engines import HOST, PHONE, Built
@@ -48,16 +45,16 @@ def _refused(command: list[str]) -> str:
 
 def test_this_processor(tmp_path: Path) -> None:
     program = _engine(HOST, "x86_64-linux-musl", ("x86-64-v2", "warp"), tmp_path / "engine")
-    assert _refused(engine_command(LOCAL, program)).endswith("needs also: warp")
+    assert _refused([str(program)]).endswith("needs also: warp")
 
 
 def test_an_older_phone(tmp_path: Path) -> None:
     if shutil.which(QEMU_PROGRAM) is None:
         pytest.skip(f"{QEMU_PROGRAM} is not installed; it runs the phone's program")
     program = _engine(PHONE, "aarch64-linux-musl", ("asimd", "dotprod"), tmp_path / "engine")
-    old = engine_command(QEMU, program, cpu="cortex-a53")
+    old = [QEMU_PROGRAM, "-cpu", "cortex-a53", str(program)]
     assert _refused(old).endswith("needs also: dotprod")
-    with EngineClient(engine_command(QEMU, program, cpu="cortex-a76")) as client:
+    with EngineClient([QEMU_PROGRAM, "-cpu", "cortex-a76", str(program)]) as client:
         assert client.hello[Field.BLOCKS] == PREFIX
 
 
@@ -65,4 +62,4 @@ def test_an_older_pc(built: Built) -> None:
     """The host's engine as it is converted: its blocks need AVX2."""
     if shutil.which(QEMU_X86) is None:
         pytest.skip(f"{QEMU_X86} is not installed; it imitates old PCs")
-    assert "x86-64-v3" in _refused([QEMU_X86, "-cpu", "Nehalem", str(built.program)])
+    assert "x86-64-v3" in _refused([QEMU_X86, "-cpu", "Nehalem", str(built.program.path)])

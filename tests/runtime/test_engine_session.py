@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from convert.bundle import Bundle
+from convert.program import Program
 from quantize.errors import BundleError, ConfigError, PictureError, PromptError
 from runtime import places
 from runtime.engine_client import EngineClient, EngineError, engine_command
@@ -265,7 +266,7 @@ def test_other_machines_are_told_what_to_do(bundle, monkeypatch):
 def test_a_missing_qemu_is_named(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(EngineDiedError, match="qemu-aarch64-static is not installed"):
-        engine_command(QEMU, tmp_path / "engine")
+        engine_command(QEMU, Program(tmp_path / "engine", "0" * 64))
 
 
 def test_an_engine_that_hangs_is_reported(tmp_path):

@@ -138,6 +138,43 @@ def test_an_engine_that_does_not_run_there_tells_its_last_words(for_phones, phon
         EngineSession(open_place(opened, OPTIONS), opened.config, window=200)
 
 
+def alter(path: Path) -> None:
+    """Changes a byte; size and name stay."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_an_engine_that_changed_on_the_phone_is_pushed_again(for_phones, phone):
+    """Its stamp says what it was when it arrived."""
+    place = open_place(Bundle.open(for_phones), OPTIONS)
+    place.prepare(lambda *_: None)
+    pushed(phone)
+    program = folder_of(phone) / "engine" / EMULATOR
+    alter(program)
+    place.prepare(lambda *_: None)
+    assert pushed(phone) == [EMULATOR]
+    assert program.read_bytes() == (for_phones / "engine" / EMULATOR).read_bytes()
+    phone.program("sha256sum", "exit 127")  # an old phone cannot tell
+    alter(program)
+    place.prepare(lambda *_: None)
+    assert pushed(phone) == []
+
+
+@pytest.mark.parametrize("phone_can_tell", [True, False])
+def test_an_engine_that_is_not_the_bundle_s_is_not_pushed(
+    for_phones, phone, tmp_path, phone_can_tell
+):
+    folder = shutil.copytree(for_phones, tmp_path / "bundle")
+    alter(folder / "engine" / EMULATOR)
+    if not phone_can_tell:
+        phone.program("sha256sum", "exit 127")
+    place = open_place(Bundle.open(folder), OPTIONS)
+    with pytest.raises(BundleError, match=rf"{EMULATOR}: altered: its SHA-256"):
+        place.prepare(lambda *_: None)
+    assert pushed(phone) == []
+
+
 def test_chat_on_a_phone(for_phones, phone, capsys):
     asked = ["--prompt", "What?", "--greedy", "--max-new-tokens", "3"]
     assert cli.main(["chat", str(for_phones), "--engine", "adb", *asked]) == 0

@@ -175,7 +175,7 @@ def test_an_altered_tensor_is_found_where_it_is(copy, capsys, tensor, change, st
 
 def test_an_altered_program_is_not_run(copy, capsys):
     opened = Bundle.open(copy)
-    program = opened.program("host")
+    program = opened.program("host").path
     raw = bytearray(program.read_bytes())
     raw[len(raw) // 2] ^= 1
     program.write_bytes(raw)
