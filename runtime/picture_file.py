@@ -11,6 +11,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from runtime.picture_modes import to_rgb
+
 MAGIC = b"MCPMVRGB"
 VERSION = 1
 HEADER = struct.Struct("<8sIIII")  # magic, version, width, height, zero
@@ -31,4 +33,4 @@ def rgb_strips(picture: Image.Image) -> Iterator[bytes]:
     rows = max(1, _STRIP_BYTES // (3 * width))
     for top in range(0, height, rows):
         strip = picture.crop((0, top, width, min(top + rows, height)))
-        yield strip.convert("RGB").tobytes()
+        yield to_rgb(strip).tobytes()

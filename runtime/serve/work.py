@@ -7,12 +7,12 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
+from runtime.picture import open_picture
 from runtime.protocol import Stop
 from runtime.serve.errors import ApiError
 from runtime.serve.request import ChatRequest
 from runtime.session import Reply, Session
 from runtime.web.model import Model
-from runtime.web.pictures import open_upload
 
 _RETRY_SECONDS = 1
 
@@ -150,7 +150,7 @@ class Work:
     def _answer(self, job: Job) -> Reply:
         request = job.request
         if not job.is_stopped():
-            picture = None if request.picture is None else open_upload(request.picture)
+            picture = None if request.picture is None else open_picture(request.picture)
             reply = self._session().reply(
                 request.messages,
                 picture,

@@ -38,8 +38,7 @@ def preprocessing_cause(
         least_db: from where on two are taken to be the same.
     """
     db, name = max(
-        (metrics.sqnr_db(pixels, actual), name)
-        for name, pixels in _mistakes(picture.convert("RGB"), right)
+        (metrics.sqnr_db(pixels, actual), name) for name, pixels in _mistakes(picture, right)
     )
     own = metrics.sqnr_db(right, actual)
     if db >= least_db and db > own:

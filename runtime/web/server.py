@@ -24,7 +24,7 @@ from starlette.responses import FileResponse, PlainTextResponse, Response, Strea
 from starlette.routing import Route
 
 from quantize.errors import PictureError
-from runtime.web import pictures
+from runtime.picture import MAX_BYTES
 from runtime.web.assistant import Assistant
 from runtime.web.body import TooLargeError, body_blocks, media_type
 from runtime.web.events import Events
@@ -101,7 +101,7 @@ def web_app(
                 await _receive(request, target)
         except TooLargeError:
             partial.unlink()
-            what = f"the picture is larger than {pictures.LIMIT >> 20} MiB"
+            what = f"the picture is larger than {MAX_BYTES >> 20} MiB"
             assistant.fail(PictureError(what))
             return _wrong(what, 413)
         except (OSError, ClientDisconnect) as error:
@@ -126,7 +126,7 @@ def web_app(
 
 
 async def _receive(request: Request, target: BinaryIO) -> None:
-    async for block in body_blocks(request, pictures.LIMIT):
+    async for block in body_blocks(request, MAX_BYTES):
         target.write(block)
 
 

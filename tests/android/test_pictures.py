@@ -15,6 +15,11 @@ from numpy.testing import assert_array_equal
 from PIL import Image, ImageOps, features
 from PIL.PngImagePlugin import PngInfo
 
+from quantize.errors import PictureError
+from runtime.picture import open_picture
+from runtime.picture_format import TAKEN
+from tests.runtime.test_picture_format import REFUSED
+
 SIZE = (12, 7)
 HEADER_BYTES = 24  # of a picture file
 PICTURE = Image.effect_noise(SIZE, 90).convert("RGB")
@@ -126,6 +131,38 @@ def test_pictures_are_upright_as_pillow_turns_them(
         width, height = struct.unpack_from("<II", written, 12)
         pixels = np.frombuffer(written, np.uint8, offset=HEADER_BYTES)
         assert_array_equal(pixels.reshape(height, width, 3), upright)
+
+
+def test_transparency_is_mixed_with_white_as_in_python(java_classpath: str, tmp_path: Path) -> None:
+    levels, alpha = np.divmod(np.arange(1 << 16).reshape(256, 256), 256)
+    picture = Image.fromarray(np.stack([levels, 255 - levels, alpha, alpha], -1).astype(np.uint8))
+    stream = io.BytesIO()
+    picture.save(stream, "PNG")
+    assert looked_at(java_classpath, tmp_path, [stream.getvalue()]) == ["PNG 1"]
+    written = (tmp_path / "0.pixels").read_bytes()[HEADER_BYTES:]
+    assert written == open_picture(stream.getvalue()).tobytes()
+
+
+def test_both_hosts_refuse_with_the_same_words(java_classpath: str, tmp_path: Path) -> None:
+    contents = [*REFUSED.values(), b"", b"hello", b"\0\0\0\x18ftypisom"]
+    said = []
+    for content in contents:
+        with pytest.raises(PictureError) as error:
+            open_picture(content)
+        said.append(str(error.value))
+    assert looked_at(java_classpath, tmp_path, contents) == said
+
+
+def test_both_hosts_know_the_same_formats(java_classpath: str, tmp_path: Path) -> None:
+    contents = []
+    for kind in TAKEN:
+        stream = io.BytesIO()
+        PICTURE.save(stream, kind)
+        contents.append(stream.getvalue())
+    expected = ["JPEG 1", "PNG 1", "WEBP 1", "BMP 1"]
+    expected.append("TIFF pictures are not taken; choose a JPEG, PNG or WebP")
+    assert TAKEN == ("JPEG", "PNG", "WebP", "BMP", "TIFF")
+    assert looked_at(java_classpath, tmp_path, contents) == expected
 
 
 def test_exif_counts_more_than_xmp(java_classpath: str, tmp_path: Path) -> None:

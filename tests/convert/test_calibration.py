@@ -243,8 +243,8 @@ def test_reads_json_lines(tmp_path: Path, checkpoint: Checkpoint) -> None:
     ("line", "problem"),
     [
         ({"image": "none.png", "question": "?"}, r"none\.png: no such file"),
-        ({"image": "broken.png", "question": "?"}, "not a picture"),
-        ({"image": "a\0b.png", "question": "?"}, "not a picture|null"),
+        ({"image": "broken.png", "question": "?"}, "not a .* can be decoded"),
+        ({"image": "a\0b.png", "question": "?"}, "no file can have this name"),
         ('{"question": "?"', "not a line of JSON"),
         ("[" * 100_000, "not a line of JSON"),
         ('"text"', "expected an object of texts"),

@@ -150,7 +150,7 @@ def huge_png() -> bytes:
         (huge_png(), "200,000,000 pixels"),
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not a picture"),
         (b"", "not a picture"),
-        (b"\0\0\0\x1cftypavif" + b"\0" * 99, "not a picture"),
+        (b"\0\0\0\x1cftypavif" + b"\0" * 99, "AVIF pictures are not taken"),
     ],
 )
 def test_pictures_that_are_refused(tmp_path: Path, content: bytes, said: str) -> None:

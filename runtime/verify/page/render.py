@@ -150,7 +150,7 @@ def _pictures(report: Report, cases: Sequence[Case]) -> dict[str, str]:
 
 
 def _data_url(picture: Image.Image) -> str:
-    small = picture.convert("RGB")
+    small = picture.copy()
     small.thumbnail((_PICTURE_SIZE, _PICTURE_SIZE))
     file = io.BytesIO()
     small.save(file, "JPEG", quality=70)

@@ -3,6 +3,8 @@ package org.minicpmv.app;
 import android.graphics.Bitmap;
 import android.graphics.BitmapFactory;
 import android.graphics.BitmapRegionDecoder;
+import android.graphics.Canvas;
+import android.graphics.Color;
 import android.graphics.Matrix;
 import android.graphics.Rect;
 import android.os.Build;
@@ -49,7 +51,7 @@ final class AndroidDecoder implements Decoder {
     }
     Matrix matrix = matrix(picture.orientation(bounds.outWidth, bounds.outHeight));
     Bitmap upright =
-        Bitmap.createBitmap(small, 0, 0, small.getWidth(), small.getHeight(), matrix, true);
+        onWhite(Bitmap.createBitmap(small, 0, 0, small.getWidth(), small.getHeight(), matrix, true));
     // Not into the file at once: `compress` does not tell why that could not be written.
     ByteArrayOutputStream encoded = new ByteArrayOutputStream();
     if (!upright.compress(Bitmap.CompressFormat.JPEG, QUALITY, encoded)) {
@@ -95,6 +97,19 @@ final class AndroidDecoder implements Decoder {
     }
   }
 
+  /** Shows what the model sees: JPEG would make black of what is transparent. */
+  private static Bitmap onWhite(Bitmap picture) {
+    if (!picture.hasAlpha()) {
+      return picture;
+    }
+    Bitmap white =
+        Bitmap.createBitmap(picture.getWidth(), picture.getHeight(), Bitmap.Config.ARGB_8888);
+    Canvas canvas = new Canvas(white);
+    canvas.drawColor(Color.WHITE);
+    canvas.drawBitmap(picture, 0, 0, null);
+    return white;
+  }
+
   private static Rect rect(PictureStrips.Strip strip) {
     return new Rect(strip.left, strip.top, strip.left + strip.width, strip.top + strip.height);
   }
@@ -134,7 +149,7 @@ final class AndroidDecoder implements Decoder {
   private static BitmapFactory.Options raw() {
     BitmapFactory.Options options = new BitmapFactory.Options();
     options.inPreferredConfig = Bitmap.Config.ARGB_8888;
-    options.inPremultiplied = false; // transparency is dropped, not mixed in, as the reference does
+    options.inPremultiplied = false; // `PictureStrips` mixes it with white, exactly
     options.inScaled = false;
     return options;
   }

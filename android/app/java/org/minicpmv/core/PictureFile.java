@@ -10,27 +10,59 @@ import java.util.List;
 /**
  * What a picture's file says of itself before it is decoded: its format, and how it is turned.
  *
- * <p>The names of formats, and what is refused, are those of runtime/web/pictures.py, but for what
- * only one of the two hosts can decode. Files come from anywhere: nothing in them is believed.
+ * <p>The table of formats, and what is said of one that is refused, are those of
+ * runtime/picture_format.py, but for what only one of the two hosts can decode. Files come from
+ * anywhere: nothing in them is believed.
  */
 public final class PictureFile {
   private static final String ADVICE = "; choose a JPEG, PNG or WebP";
   private static final int START = 16; // bytes that tell the format
-  private static final List<String> HEIC =
+  private static final List<String> HEIC_BRANDS =
       Arrays.asList("heic", "heix", "hevc", "heim", "heis", "mif1", "msf1");
-  private static final List<String> AVIF = Arrays.asList("avif", "avis");
+  private static final List<String> AVIF_BRANDS = Arrays.asList("avif", "avis");
 
   /** What the bytes are, whatever the file's name says. */
   public enum Format {
-    JPEG,
-    PNG,
-    WEBP,
-    BMP,
-    HEIC,
-    AVIF,
-    GIF,
-    TIFF,
-    UNKNOWN
+    JPEG("JPEG", "\u00ff\u00d8\u00ff"),
+    PNG("PNG", "\u0089PNG\r\n\32\n"),
+    WEBP("WebP"),
+    BMP("BMP", "BM"),
+    TIFF("TIFF", "II*\0", "MM\0*"),
+    HEIC("HEIC"),
+    AVIF("AVIF"),
+    GIF("GIF", "GIF8"),
+    POSTSCRIPT("PostScript", "%!PS", "\u00c5\u00d0\u00d3\u00c6"), // alone; with a small picture
+    PDF("PDF", "%PDF"),
+    PSD("PSD", "8BPS"),
+    ICO("ICO", "\0\0\1\0"),
+    JPEG_2000("JPEG 2000", "\0\0\0\14jP  ", "\u00ff\u004f\u00ff\u0051"),
+    JPEG_XL("JPEG XL", "\0\0\0\14JXL ", "\u00ff\n"),
+    UNKNOWN("unknown");
+
+    final String label; // for people
+    private final String[] starts;
+
+    Format(String label, String... starts) {
+      this.label = label;
+      this.starts = starts;
+    }
+
+    static Format of(String text) {
+      for (Format format : values()) {
+        for (String start : format.starts) {
+          if (text.startsWith(start)) {
+            return format;
+          }
+        }
+      }
+      if (text.startsWith("RIFF") && text.startsWith("WEBP", 8)) {
+        return WEBP;
+      } else if (text.length() >= 12 && text.startsWith("ftyp", 4)) {
+        String brand = text.substring(8, 12);
+        return HEIC_BRANDS.contains(brand) ? HEIC : AVIF_BRANDS.contains(brand) ? AVIF : UNKNOWN;
+      }
+      return UNKNOWN;
+    }
   }
 
   public final File file;
@@ -55,7 +87,7 @@ public final class PictureFile {
     try (RandomAccessFile bytes = new RandomAccessFile(file, "r")) {
       byte[] start = new byte[(int) Math.min(START, bytes.length())];
       bytes.readFully(start);
-      Format format = format(start);
+      Format format = Format.of(new String(start, StandardCharsets.ISO_8859_1));
       PictureMetadata metadata = new PictureMetadata(bytes);
       switch (format) {
         case JPEG:
@@ -74,7 +106,7 @@ public final class PictureFile {
         case UNKNOWN:
           throw new IOException("this is not a picture that can be decoded" + ADVICE);
         default:
-          throw new IOException(format + " pictures are not taken" + ADVICE);
+          throw new IOException(format.label + " pictures are not taken" + ADVICE);
       }
     }
   }
@@ -105,27 +137,5 @@ public final class PictureFile {
    */
   public PictureStrips strips(int width, int height, int stripBytes) throws IOException {
     return new PictureStrips(width, height, orientation(width, height), stripBytes);
-  }
-
-  private static Format format(byte[] start) {
-    String text = new String(start, StandardCharsets.ISO_8859_1);
-    if (text.startsWith("\u00ff\u00d8\u00ff")) {
-      return Format.JPEG;
-    } else if (text.startsWith("\u0089PNG\r\n\u001a\n")) {
-      return Format.PNG;
-    } else if (text.startsWith("RIFF") && text.startsWith("WEBP", 8)) {
-      return Format.WEBP;
-    } else if (text.startsWith("BM")) {
-      return Format.BMP;
-    } else if (text.startsWith("GIF8")) {
-      return Format.GIF;
-    } else if (text.startsWith("II*\0") || text.startsWith("MM\0*")) {
-      return Format.TIFF;
-    } else if (text.length() >= 12 && text.startsWith("ftyp", 4)) {
-      String brand = text.substring(8, 12);
-      return HEIC.contains(brand) ? Format.HEIC
-          : AVIF.contains(brand) ? Format.AVIF : Format.UNKNOWN;
-    }
-    return Format.UNKNOWN;
   }
 }

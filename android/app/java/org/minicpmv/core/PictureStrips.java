@@ -18,6 +18,7 @@ public final class PictureStrips {
   private static final int VERSION = 1;
   private static final int HEADER = 24;
   private static final int SOURCE_BYTES = 4; // a pixel: red, green, blue, alpha
+  private static final int WHITE = 255;
   private static final int TARGET_BYTES = 3;
   private static final int ALIGNMENT = 16; // rows: JPEG's blocks are decoded whole
 
@@ -97,10 +98,10 @@ public final class PictureStrips {
   }
 
   /**
-   * Writes a strip as upright rows of red, green and blue.
+   * Writes a strip as upright rows of red, green and blue; what is transparent stands on white.
    *
    * @param strip a rectangle of this picture
-   * @param pixels its rows of red, green, blue and alpha
+   * @param pixels its rows of red, green, blue and alpha, not multiplied with each other
    * @param rowBytes from one row to the next
    */
   public void write(Strip strip, byte[] pixels, int rowBytes, OutputStream target)
@@ -111,12 +112,21 @@ public final class PictureStrips {
     for (int y = 0; y < high; y++) {
       for (int x = 0; x < wide; x++) {
         int from = sourceOffset(strip, x, y, rowBytes);
-        row[TARGET_BYTES * x] = pixels[from];
-        row[TARGET_BYTES * x + 1] = pixels[from + 1];
-        row[TARGET_BYTES * x + 2] = pixels[from + 2];
+        int alpha = pixels[from + TARGET_BYTES] & 0xff;
+        for (int i = 0; i < TARGET_BYTES; i++) {
+          row[TARGET_BYTES * x + i] = onWhite(pixels[from + i], alpha);
+        }
       }
       target.write(row);
     }
+  }
+
+  /** Mixes a level with white, to the nearest level, as runtime/picture_modes.py does. */
+  private static byte onWhite(byte level, int alpha) {
+    if (alpha == WHITE) {
+      return level;
+    }
+    return (byte) (((level & 0xff) * alpha + WHITE * (WHITE - alpha) + WHITE / 2) / WHITE);
   }
 
   /** Returns where a pixel of the upright strip stands in the stored one. */

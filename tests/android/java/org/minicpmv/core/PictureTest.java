@@ -70,10 +70,35 @@ public final class PictureTest {
         boolean bottom = orientation == 3 || orientation == 4 || orientation == 7 || orientation == 8;
         x = right ? wide - 1 - x : x;
         y = bottom ? high - 1 - y : y;
-        System.arraycopy(stored, (row * size[0] + column) * 4, seen, (y * wide + x) * 3, 3);
+        mix(stored, (row * size[0] + column) * 4, seen, (y * wide + x) * 3);
       }
     }
     return seen;
+  }
+
+  /** What is seen of a pixel on white paper, by arithmetic of its own. */
+  private static void mix(byte[] stored, int from, byte[] seen, int to) {
+    double opacity = (stored[from + 3] & 0xff) / 255.0;
+    for (int i = 0; i < 3; i++) {
+      seen[to + i] = (byte) Math.round((stored[from + i] & 0xff) * opacity + 255 * (1 - opacity));
+    }
+  }
+
+  @Test
+  public void everyLevelMixesWithWhiteByEveryAlpha() throws Exception {
+    byte[] stored = new byte[256 * 256 * 4];
+    byte[] seen = new byte[256 * 256 * 3];
+    for (int i = 0; i < 256 * 256; i++) {
+      Arrays.fill(stored, 4 * i, 4 * i + 3, (byte) (i >> 8));
+      stored[4 * i + 3] = (byte) i;
+      mix(stored, 4 * i, seen, 3 * i);
+    }
+    byte[] pixels = pixels(written(new int[] {256, 256}, 1, stored, 1 << 20));
+    assertArrayEquals(seen, pixels);
+    assertEquals(255, pixels[0] & 0xff); // black, but not there
+    assertEquals(0, pixels[255 * 3]); // black
+    assertEquals(127, pixels[128 * 3] & 0xff); // black by halves: 255 * 127 / 255
+    assertEquals(227, pixels[(200 * 256 + 128) * 3] & 0xff); // (200 * 128 + 255 * 127) / 255 is 227.4
   }
 
   @Test
@@ -107,7 +132,7 @@ public final class PictureTest {
           int right = Math.round(m[0] + m[1] < 0 ? x + wide - 1 : x); // as Bitmap moves it
           int down = Math.round(m[3] + m[4] < 0 ? y + high - 1 : y);
           int from = (row * size[0] + column) * 4;
-          System.arraycopy(stored, from, seen, (down * wide + right) * 3, 3);
+          mix(stored, from, seen, (down * wide + right) * 3);
         }
       }
       assertArrayEquals("" + number, pixels(written(size, number, stored, 1)), seen);
@@ -162,6 +187,8 @@ public final class PictureTest {
     refused("TIFF pictures are not taken", "II*\0\10\0\0\0");
     refused("TIFF pictures are not taken", "MM\0*\0\0\0\10");
     refused("AVIF pictures are not taken", "\0\0\0\34ftypavif\0\0\0\0");
+    refused("PostScript pictures are not taken", "%!PS-Adobe-3.0 EPSF-3.0");
+    refused("JPEG 2000 pictures are not taken", "\0\0\0\14jP  \r\n\u0087\n");
     refused("HEIC pictures cannot be decoded here", HEIC);
     for (String other : new String[] {"", "x", "<svg/>", "\0\0\0\30ftypisom\0\0\0\0"}) {
       refused("this is not a picture", other);

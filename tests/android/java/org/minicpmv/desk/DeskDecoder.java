@@ -1,5 +1,6 @@
 package org.minicpmv.desk;
 
+import java.awt.Color;
 import java.awt.Graphics2D;
 import java.awt.geom.AffineTransform;
 import java.awt.image.BufferedImage;
@@ -36,6 +37,8 @@ public final class DeskDecoder implements Decoder {
     BufferedImage small =
         new BufferedImage(side(wide * scale), side(high * scale), BufferedImage.TYPE_INT_RGB);
     Graphics2D graphics = small.createGraphics();
+    graphics.setColor(Color.WHITE);
+    graphics.fillRect(0, 0, small.getWidth(), small.getHeight());
     graphics.scale(scale, scale);
     Orientation orientation = source.orientation(stored.getWidth(), stored.getHeight());
     graphics.translate(orientation.fromRight ? wide : 0, orientation.fromBottom ? high : 0);
@@ -63,6 +66,7 @@ public final class DeskDecoder implements Decoder {
           pixels[4 * j] = (byte) (rgb >> 16);
           pixels[4 * j + 1] = (byte) (rgb >> 8);
           pixels[4 * j + 2] = (byte) rgb;
+          pixels[4 * j + 3] = (byte) (rgb >> 24);
         }
         strips.write(strip, pixels, strip.width * 4, target);
       }

@@ -1,12 +1,14 @@
 package org.minicpmv.desk;
 
 import java.io.File;
+import java.io.IOException;
 import org.minicpmv.core.Cancel;
 import org.minicpmv.core.PictureFile;
 import org.minicpmv.core.Progress;
 
 /**
- * Says of picture files what the app sees in them: a line of format and orientation each.
+ * Says of picture files what the app sees in them: a line of format and orientation each, or why
+ * one is refused.
  *
  * <p>Arguments: the pictures' width and height as stored, then files. Beside a PNG, the pixels that
  * the engine would get are written.
@@ -18,7 +20,13 @@ public final class Looking {
     int width = Integer.parseInt(arguments[0]);
     int height = Integer.parseInt(arguments[1]);
     for (int i = 2; i < arguments.length; i++) {
-      PictureFile picture = PictureFile.open(new File(arguments[i]), true);
+      PictureFile picture;
+      try {
+        picture = PictureFile.open(new File(arguments[i]), true);
+      } catch (IOException e) {
+        System.out.println(e.getMessage());
+        continue;
+      }
       System.out.println(picture.format + " " + picture.orientation(width, height).number);
       if (picture.format == PictureFile.Format.PNG) {
         Progress quiet =
