@@ -63,6 +63,11 @@ class WebServer:
         tasks = path.parent.parent.glob("*/children")
         return [int(pid) for task in tasks for pid in task.read_text().split()]
 
+    def memory_bytes(self) -> int:
+        """What of it is resident."""
+        lines = Path(f"/proc/{self._process.pid}/status").read_text().splitlines()
+        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmRSS:"))
+
     def interrupt(self) -> int:
         """Presses Ctrl-C; returns the exit code."""
         self._process.send_signal(signal.SIGINT)

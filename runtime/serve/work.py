@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
+from runtime.memory import forget_locals, give_back_memory
 from runtime.picture import open_picture
 from runtime.protocol import Stop
 from runtime.serve.errors import ApiError
@@ -141,7 +142,10 @@ class Work:
         try:
             event: Reply | BaseException = self._answer(job)
         except BaseException as error:  # of any kind: the server lives on, and the client hears
+            forget_locals(error)  # the picture among them
             event = error
+        if job.request.picture is not None:
+            give_back_memory()
         with self._lock:
             self._jobs.discard(job)
         place.leave()

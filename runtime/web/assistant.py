@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from quantize.errors import PictureError, ToolkitError
+from runtime.memory import give_back_memory
 from runtime.web.chats import USER, ChatStore, Turn
 from runtime.web.events import Event
 from runtime.web.failures import BusyError, error_code
@@ -86,6 +87,8 @@ class Assistant:
         except (ToolkitError, OSError, MemoryError) as error:
             self.fail(error)
             return
+        finally:
+            give_back_memory()
         with self._lock:
             self._chosen = chosen
         self._publish({"event": "picture", "picture": chosen})

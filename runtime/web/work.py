@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.engine_session import EngineSession
+from runtime.memory import give_back_memory
 from runtime.session import Reply, Session
 from runtime.web import jobs, self_check
 from runtime.web.chats import ASSISTANT, Chat, ChatStore, Turn
@@ -141,6 +142,7 @@ class Work:
             with self._lock:
                 self._job = None
             self._on_change()
+            give_back_memory()  # of the picture that it may have been about
 
     def _fail(self, job: Job, error: Exception) -> None:
         code = error_code(error)
