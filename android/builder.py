@@ -6,7 +6,6 @@ Everything but the signature follows from the inputs: the same inputs give the s
 from __future__ import annotations
 
 import os
-import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from android.phones import ABIS, MIN_SDK, TARGET_SDK
 from android.signing import Key, sign
 from android.tools import ToolError, framework, package, program, run
 from convert.bundle import MANIFEST, WEIGHTS, Bundle, FileRecord
+from convert.scratch import scratch_folder
 
 ROOT = Path(__file__).parent
 APP, PAGE = ROOT / "app", ROOT / "page"
@@ -90,8 +90,7 @@ def build_apk(plan: ApkPlan, key: Key, output: Path, progress: Progress, *, pass
         ToolError: a tool is missing or fails.
     """
     output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.partial-") as name:
-        scratch = Path(name)
+    with scratch_folder(f".{output.name}.partial-", output.parent) as scratch:
         unsigned, signed = scratch / "unsigned.apk", scratch / output.name
         build_unsigned(plan, unsigned, progress)
         progress("sign", 0, 0)
@@ -107,8 +106,7 @@ def build_unsigned(plan: ApkPlan, output: Path, progress: Progress) -> None:
         ToolError: a tool is missing or fails, or a file of the bundle is not as it was written.
     """
     _check_files(plan, progress)
-    with tempfile.TemporaryDirectory() as name:
-        scratch = Path(name)
+    with scratch_folder() as scratch:
         classes, dexed = scratch / "classes", scratch / "classes.dex"
         progress("link resources", 0, 1)
         _link_resources(scratch)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from android.phones import MIN_SDK
 from android.tools import ToolError, program, run
+from convert.scratch import scratch_folder
 
 DEBUG_ALIAS, DEBUG_PASSWORD = "debug", "android"  # as everyone's debug key: it protects nothing
 _DEBUG_DAYS = 10000
@@ -38,8 +38,8 @@ def debug_key(folder: Path | None = None) -> Key:
     keystore = folder / "debug.p12"
     if not keystore.is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".key-") as scratch:
-            made = Path(scratch) / keystore.name
+        with scratch_folder(".key-", folder) as scratch:
+            made = scratch / keystore.name
             run(
                 [
                     *(program("keytool"), "-genkeypair", "-keystore", str(made)),

@@ -8,13 +8,13 @@ import os
 import re
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from convert.scratch import scratch_folder
 from convert.toolchain import cache_folder
 from quantize.errors import ToolkitError
 
@@ -107,7 +107,7 @@ class MavenPackage:
         kept = self.kept(folder)
         if self.is_right(kept):
             return kept
-        with tempfile.TemporaryDirectory() as scratch:
+        with scratch_folder() as scratch:
             coordinates = f"{self.group}:{self.artifact}:{self.version}"
             run(
                 [
@@ -118,7 +118,7 @@ class MavenPackage:
                 f"{self.file_name}: Maven could not download it; it is needed once, then the "
                 "cache has it",
             )
-            found = Path(scratch) / self.file_name
+            found = scratch / self.file_name
             if not self.is_right(found):
                 raise ToolError(
                     f"{self.file_name}: Maven did not bring the file with SHA-256 {self.sha256}"

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import re
 import shutil
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from convert.engine_units import (
     sentencepiece_unit,
     tvm_units,
 )
+from convert.scratch import scratch_folder
 from convert.toolchain import Progress, Toolchain, Unit
 
 log = logging.getLogger(__name__)
@@ -81,12 +81,12 @@ def build_engine(
     with (
         Toolchain(triple, jobs=jobs) as toolchain,
         SENTENCEPIECE.unpacked() as package,
-        tempfile.TemporaryDirectory() as generated,
+        scratch_folder() as generated,
     ):
-        (Path(generated) / "build_info.cc").write_text(build_info(target, program_id, libraries))
+        (generated / "build_info.cc").write_text(build_info(target, program_id, libraries))
         units = [
-            *_common_units(package, Path(generated)),
-            engine_unit("build_info", Path(generated), ["build_info.cc"], package),
+            *_common_units(package, generated),
+            engine_unit("build_info", generated, ["build_info.cc"], package),
             engine_unit("main", main.parent, [main.name], package),
         ]
         objects = [path for unit in units for path in toolchain.compile(unit, report)]
@@ -110,10 +110,10 @@ def compile_parts(triple: str, on_progress: Progress) -> None:
     with (
         Toolchain(triple) as toolchain,
         SENTENCEPIECE.unpacked() as package,
-        tempfile.TemporaryDirectory() as generated,
+        scratch_folder() as generated,
     ):
         main = engine_unit("main", ENGINE, [MAIN], package)
-        for unit in (*_common_units(package, Path(generated)), main):
+        for unit in (*_common_units(package, generated), main):
             toolchain.compile(unit, on_progress)
         on_progress(f"C++ library for {triple}", 0, 1)
         toolchain.compile_libraries()

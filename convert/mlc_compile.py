@@ -10,11 +10,11 @@ import json
 import shlex
 import subprocess
 import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from convert.mlc_package import CHAT_CONFIG, SCHEME, add_file
+from convert.scratch import scratch_folder
 from convert.toolchain import BuildError
 from quantize.errors import ConfigError
 
@@ -104,8 +104,8 @@ def compile_package(compiler: MlcCompiler, package: Path) -> Path:
     Raises:
         BuildError: MLC-LLM failed; the package stays as it was.
     """
-    with tempfile.TemporaryDirectory(dir=package.parent, prefix=".mlc-") as folder:
-        output = Path(folder) / LIBRARY
+    with scratch_folder(".mlc-", package.parent) as folder:
+        output = folder / LIBRARY
         command = compile_command(compiler.python, package, output)
         try:
             done = subprocess.run(

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+from convert.scratch import ScratchError
 from quantize.errors import BundleError
 
 _MIB = 2**20
@@ -44,7 +45,7 @@ class SpaceError(BundleError):
 
 
 # What a run may go on after; any other error would come again.
-_INTERRUPTIONS = (KeyboardInterrupt, SystemExit, OSError, MemoryError, SpaceError)
+_INTERRUPTIONS = (KeyboardInterrupt, SystemExit, OSError, MemoryError, SpaceError, ScratchError)
 
 
 class OutputFolder:

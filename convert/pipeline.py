@@ -9,7 +9,6 @@ import hashlib
 import json
 import platform
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -40,6 +39,7 @@ from convert.hashing import hash_sources
 from convert.journal import JOURNAL, Journal
 from convert.phases import Phases
 from convert.plan import Plan
+from convert.scratch import scratch_folder
 from convert.weights_writer import WeightsWriter
 from quantize.errors import ConfigError
 from quantize.methods import find_method
@@ -237,13 +237,13 @@ def build_program(
     """
     made_for = Target.load(target)
     phases = phases or Phases()
-    with tempfile.TemporaryDirectory() as objects:
+    with scratch_folder() as objects:
         with phases.measure("compile blocks"):
             blocks = compile_blocks(
                 config,
                 plan,
                 made_for,
-                Path(objects),
+                objects,
                 lambda stage: progress(f"{stage} for {target}", 0, 0),
             )
         identity = blocks.program_id

@@ -8,12 +8,12 @@ import shutil
 import subprocess
 import sys
 import tarfile
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from convert.scratch import scratch_folder
 from convert.toolchain import BuildError, cache_folder
 
 
@@ -39,9 +39,9 @@ class SourcePackage:
         kept = (cache or cache_folder()) / "packages" / self.file_name
         if kept.is_file() and self._is_right(kept):
             return kept
-        with tempfile.TemporaryDirectory() as scratch:
-            self._download(Path(scratch))
-            found = Path(scratch) / self.file_name
+        with scratch_folder() as scratch:
+            self._download(scratch)
+            found = scratch / self.file_name
             if not found.is_file() or not self._is_right(found):
                 raise BuildError(
                     f"{self.file_name}: pip did not bring the file with SHA-256 {self.sha256}"
@@ -60,8 +60,7 @@ class SourcePackage:
             BuildError: as `fetch`, or a member that does not belong into the folder.
         """
         package = self.fetch(cache)
-        with tempfile.TemporaryDirectory() as scratch:
-            folder = Path(scratch)
+        with scratch_folder() as folder:
             with tarfile.open(package) as archive:
                 for member in archive:
                     self._extract(archive, member, folder)

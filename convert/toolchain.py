@@ -14,15 +14,16 @@ import importlib.util
 import json
 import os
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from types import TracebackType
 
+from convert.scratch import scratch_folder
 from quantize.errors import ToolkitError
 
 CACHE_VARIABLE = "MINICPMV_CACHE"
@@ -105,10 +106,10 @@ class Toolchain:
         self._home = self._cache / "zig"  # libc++, musl; where compilers run
         self._library_name = f"lib-{self._compiler.version}"
         self._jobs = jobs or _processors()
-        self._scratch: tempfile.TemporaryDirectory[str] | None = None
+        self._scratch: Path | None = None  # inside the `with` block
+        self._open = ExitStack()
 
     def __enter__(self) -> Toolchain:
-        self._scratch = tempfile.TemporaryDirectory(prefix="zig-")
         try:
             self._home.mkdir(parents=True, exist_ok=True)
             if self._compiler.library is not None:
@@ -118,11 +119,16 @@ class Toolchain:
                 f"{self._cache}: cannot be written: {error.strerror or error}; "
                 f"{CACHE_VARIABLE} names another folder for compiled objects"
             ) from error
+        self._scratch = self._open.enter_context(scratch_folder("zig-"))
         return self
 
-    def __exit__(self, *_: object) -> None:
-        assert self._scratch is not None
-        self._scratch.cleanup()
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._open.__exit__(kind, error, trace)
 
     def compile(self, unit: Unit, on_progress: Progress) -> list[Path]:
         """Returns the objects of a unit, in the order of its sources; compiles what is missing.
@@ -170,7 +176,7 @@ class Toolchain:
     def compile_libraries(self) -> None:
         """Lets zig compile what programs link with, if it has not; else the first link does."""
         assert self._scratch is not None, "a toolchain works inside its `with` block"
-        source = Path(self._scratch.name) / "empty.cc"
+        source = self._scratch / "empty.cc"
         source.write_text("int main() {}\n")
         flags = [*self._compiler.link_flags, "-o", str(source.with_suffix(""))]
         self._run([*flags, str(source)], "an empty program: cannot be built")
@@ -211,7 +217,7 @@ class Toolchain:
         assert self._scratch is not None, "a toolchain works inside its `with` block"
         environment = dict(os.environ)
         environment["ZIG_GLOBAL_CACHE_DIR"] = str(self._home)
-        environment["ZIG_LOCAL_CACHE_DIR"] = self._scratch.name
+        environment["ZIG_LOCAL_CACHE_DIR"] = str(self._scratch)
         if self._compiler.library is not None:
             # The keys under which zig keeps libc++ and musl have this name in them, as it is seen
             # from where zig runs: the same for every checkout, they are compiled once.

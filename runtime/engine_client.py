@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from convert.program import Program
+from convert.scratch import scratch_folder
 from quantize.errors import ToolkitError
 from runtime import protocol
 from runtime.engine_options import LOCAL, QEMU
@@ -239,8 +239,8 @@ class EngineClient:
         cancelled: Cancelled = _never,
     ) -> Line:
         """Encodes a picture, unless the engine remembers it; the line names it for `chat`."""
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "picture"
+        with scratch_folder() as folder:
+            path = folder / "picture"
             write_picture_file(path, picture)
             fields = {Field.PATH: self._files.send(path)}
             return self.request(Op.IMAGE, fields, on_progress=on_progress, cancelled=cancelled)
@@ -331,8 +331,8 @@ class EngineClient:
             value: the stage's input; ids for `embed`, a picture for `preprocess`.
             options: more fields of the request.
         """
-        with tempfile.TemporaryDirectory() as folder:
-            source, result = Path(folder) / "input", Path(folder) / "output"
+        with scratch_folder() as folder:
+            source, result = folder / "input", folder / "output"
             fields = {Field.WHAT: what, Field.OUTPUT: self._files.room(result), **options}
             if what == Tap.EMBED:
                 fields[Field.IDS] = [int(i) for i in np.asarray(value)]

@@ -9,7 +9,7 @@ from starlette.responses import JSONResponse
 
 from runtime.engine_process import EngineDiedError
 from runtime.protocol import ErrorCode
-from runtime.web.failures import BUSY, UNKNOWN, error_code
+from runtime.web.failures import BUSY, NO_SPACE, UNKNOWN, error_code
 
 ENGINE_DIED = "engine_died"
 _WRONG, _BROKEN = "invalid_request_error", "server_error"
@@ -20,6 +20,7 @@ _STATUS: Mapping[str, int] = {
     ErrorCode.INVALID_REQUEST: 400,
     UNKNOWN: 500,
     ErrorCode.OUT_OF_MEMORY: 503,
+    NO_SPACE: 503,
     BUSY: 429,
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 
+from convert.scratch import ScratchError
 from quantize.errors import BundleError, PictureError, PromptError, ToolkitError
 from runtime.engine_client import EngineError
 from runtime.engine_process import EngineDiedError
@@ -37,7 +38,7 @@ def error_code(error: BaseException) -> str:
         return error.death.value
     if isinstance(error, BusyError):
         return BUSY
-    if isinstance(error, OSError) and error.errno in _FULL:
+    if isinstance(error, ScratchError) or (isinstance(error, OSError) and error.errno in _FULL):
         return NO_SPACE
     for kind, code in _CODES:
         if isinstance(error, kind):

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
 import pty
 import re
 import select
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 from rich.console import Console
 
 from convert import cli
+from convert.scratch import scratch_folder
 from runtime import chat_command, conversation
 from runtime.reference_session import ReferenceSession
 from tests.tiny import write_checkpoint
@@ -150,6 +154,23 @@ def test_a_terminal_is_greeted_and_survives_mistakes(checkpoint, monkeypatch, ca
     assert out.endswith("> \n")  # Ctrl-D ended the session
     assert "/image FILE shows a picture" in err
     assert "no picture yet" in err
+
+
+def test_a_full_disk_does_not_end_a_conversation(checkpoint, monkeypatch, capsys, seen):
+    def full(self, *arguments, **rest):
+        with scratch_folder():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    reply = ReferenceSession.reply
+    answers = iter([full, reply])
+    monkeypatch.setattr(
+        ReferenceSession, "reply", lambda *given, **rest: next(answers)(*given, **rest)
+    )
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+    assert typed(monkeypatch, "What?\nWhat?\n/quit\n", checkpoint, *SHORT) == 0
+    err = capsys.readouterr().err
+    assert re.search(r"^ScratchError: .*: No space left on device; .*TMPDIR", err, re.MULTILINE)
+    assert "answer 3 tokens" in err and seen == [(1, False)]
 
 
 @pytest.mark.parametrize("word", [1, 3])

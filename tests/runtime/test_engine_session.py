@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 
 from convert.bundle import Bundle
 from convert.program import Program
+from convert.scratch import ScratchError
 from quantize.errors import BundleError, ConfigError, PictureError, PromptError
-from runtime import places
+from runtime import engine_client, places
 from runtime.engine_client import EngineClient, EngineError, engine_command
 from runtime.engine_options import LOCAL, QEMU, EngineOptions
 from runtime.engine_process import EngineDiedError
@@ -97,6 +101,23 @@ def test_a_second_question_reuses_the_first(session, sent):
     session.reset()
     fresh = session.reply(messages, RED, ANSWER)
     assert (fresh.ids, fresh.statistics.reused_tokens) == (second.ids, 0)
+
+
+def test_no_room_for_a_picture_is_said_and_the_session_goes_on(session, monkeypatch, tmp_path):
+    def full(path: Path, picture: Image.Image) -> None:
+        path.write_bytes(b"some of it")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    picture = Image.new("RGB", (31, 17), "yellow")
+    with monkeypatch.context() as patch:
+        patch.setattr(engine_client, "write_picture_file", full)
+        patch.setattr(tempfile, "tempdir", str(tmp_path))
+        patch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+        with pytest.raises(ScratchError, match=f"{tmp_path}: .*No space left.*TMPDIR"):
+            session.reply(user(QUESTION), picture, ANSWER)
+        assert session.reply(user(QUESTION), None, ANSWER).ids
+    assert list(tmp_path.iterdir()) == []
+    assert session.reply(user(QUESTION), picture, ANSWER).statistics.encode_ms > 0
 
 
 def test_a_picture_that_was_painted_over_is_another(session, sent):

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from convert.scratch import ScratchError
 from quantize.errors import BundleError, ConfigError, PictureError, PromptError, ToolkitError
 from runtime.defaults import GenerationDefaults
 from runtime.engine_client import EngineError
@@ -235,6 +236,7 @@ def test_errors_have_the_codes_that_the_page_explains(caplog: pytest.LogCaptureF
         "out_of_memory": MemoryError(),
     }
     assert {code: error_code(error) for code, error in codes.items()} == {c: c for c in codes}
+    assert error_code(ScratchError("x")) == "no_space"
     assert not caplog.records
     assert error_code(KeyError("x")) == "internal"
 
