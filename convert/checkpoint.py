@@ -13,7 +13,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import sentencepiece
 import torch
 from torch import Tensor
 
@@ -21,6 +20,7 @@ from convert.config import CONFIGS, TEXT_ONLY, ModelConfig
 from convert.hashing import feed
 from convert.hub import fetch, is_hub_id
 from convert.shards import FLOATS, StoredTensor, list_tensors
+from convert.tokenizer_file import check_tokenizer, open_tokenizer
 from convert.weights import ANY_GRID, EMBEDDING, HEAD, drops, shape_fits, sources
 from quantize.errors import CheckpointError
 
@@ -167,19 +167,7 @@ def _find_tokenizer(path: Path, config: ModelConfig) -> Path | None:
             raise CheckpointError(f"{path}: lacks tokenizer.model, the model's SentencePiece file")
         _LOG.warning("%s has no tokenizer.model: its weights can be converted, but no chat", path)
         return None
-    try:
-        pieces = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.read_bytes())
-    except (OSError, RuntimeError) as error:
-        raise CheckpointError(f"{tokenizer}: not a SentencePiece model: {error}") from error
-    size, vocab_size = pieces.vocab_size(), config.decoder.vocab_size
-    if size > vocab_size:
-        raise CheckpointError(
-            f"{tokenizer}: has {size} pieces, more than the {vocab_size} rows of the embedding "
-            "(vocab_size in config.json); do both belong to the same model?"
-        )
-    for tag in ("<image>", "</image>") if config.vision is not None else ():
-        if pieces.piece_to_id(tag) == pieces.unk_id():
-            raise CheckpointError(f"{tokenizer}: lacks the piece {tag}; is it MiniCPM-V's?")
+    check_tokenizer(tokenizer, open_tokenizer(tokenizer), config)
     return tokenizer
 
 

@@ -139,7 +139,9 @@ def _steps(
     """Returns the likeliest tokens and their logits in the place of each of an answer's ids."""
     assert bundle.tokenizer is not None
     tokens = None if picture is None else _image_tokens(engine, bundle, picture)
-    prompt = Tokenizer(bundle.tokenizer).prompt(messages, 0 if tokens is None else len(tokens))
+    prompt = Tokenizer(bundle.tokenizer, bundle.config).prompt(
+        messages, 0 if tokens is None else len(tokens)
+    )
     embeds = engine.tap(Tap.EMBED, [*prompt.ids, *ids])
     if tokens is not None and prompt.image_start is not None:
         embeds[prompt.image_start : prompt.image_start + len(tokens)] = tokens

@@ -109,7 +109,7 @@ def _describe_checkpoint(source: str | None) -> dict[str, Any]:
         "path": str(checkpoint.path),
         **_describe_model(checkpoint.config),
         "dtypes": sorted({str(tensor.dtype).removeprefix("torch.") for _, tensor in tensors}),
-        "tokenizer": _pieces(checkpoint.tokenizer),
+        "tokenizer": _pieces(checkpoint.tokenizer, checkpoint.config),
         "dropped": checkpoint.dropped,
         **_parts(sizes),
         "kv_caches": _kv_caches(checkpoint.config),
@@ -131,7 +131,7 @@ def _describe_bundle(path: Path) -> dict[str, Any]:
         "quantization": bundle.plan.recipe.scheme.name,
         "method": bundle.plan.recipe.method,
         "kv_cache": describe_kv(bundle.plan.kv, bundle.config.decoder),
-        "tokenizer": _pieces(bundle.tokenizer),
+        "tokenizer": _pieces(bundle.tokenizer, bundle.config),
         "source": vars(manifest.source),
         "programs": {name: record.program_id for name, record in manifest.targets.items()},
         "tools": manifest.tools,
@@ -207,10 +207,10 @@ def _formats(bundle: Bundle) -> dict[str, Any]:
     return formats
 
 
-def _pieces(tokenizer: Path | None) -> dict[str, Any] | None:
+def _pieces(tokenizer: Path | None, config: ModelConfig) -> dict[str, Any] | None:
     from runtime.prompt import Tokenizer
 
-    return None if tokenizer is None else {"pieces": Tokenizer(tokenizer).vocab_size}
+    return None if tokenizer is None else {"pieces": Tokenizer(tokenizer, config).vocab_size}
 
 
 def _print(console: Console, info: dict[str, Any]) -> None:

@@ -140,22 +140,18 @@ def run(args: argparse.Namespace) -> int:
 def _tokenizer(path: Path | None, config: ModelConfig) -> bytes:
     """Returns the bytes of `tokenizer.model`: a copy, checked, or a generated one."""
     from convert.synth_tokenizer import generate_tokenizer
-    from runtime.prompt import UNKNOWN_ID, Tokenizer
+    from convert.tokenizer_file import check_tokenizer, open_tokenizer
 
     vocab_size = config.decoder.vocab_size
     if path is None:
         return generate_tokenizer(vocab_size)
-    tokenizer = Tokenizer(path)
-    if tokenizer.vocab_size != vocab_size:
+    pieces = open_tokenizer(path)
+    if pieces.vocab_size() != vocab_size:
         raise CheckpointError(
-            f"{path}: has {tokenizer.vocab_size:,} pieces; the configuration's vocab_size is "
+            f"{path}: has {pieces.vocab_size():,} pieces; the configuration's vocab_size is "
             f"{vocab_size:,}: take the model's own, or leave out --tokenizer"
         )
-    if config.vision is not None and UNKNOWN_ID in (
-        tokenizer.image_start_id,
-        tokenizer.image_end_id,
-    ):
-        raise CheckpointError(f"{path}: lacks the pieces <image> and </image>; is it MiniCPM-V's?")
+    check_tokenizer(path, pieces, config)
     return path.read_bytes()
 
 

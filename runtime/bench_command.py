@@ -113,7 +113,9 @@ def bench(config: BenchConfig) -> dict[str, Any]:
             runner,
             Work(
                 has_vision=bundle.config.vision is not None,
-                tokenizer=None if bundle.tokenizer is None else Tokenizer(bundle.tokenizer),
+                tokenizer=None
+                if bundle.tokenizer is None
+                else Tokenizer(bundle.tokenizer, bundle.config),
                 reads=reads,
                 window=window,
                 rounds=config.rounds,
@@ -144,7 +146,7 @@ def _profile(runner: Runner, bundle: Bundle) -> tuple[Phase, ...]:
     from runtime.prompt import Tokenizer
 
     assert isinstance(runner, EngineRunner)
-    tokenizer = None if bundle.tokenizer is None else Tokenizer(bundle.tokenizer)
+    tokenizer = None if bundle.tokenizer is None else Tokenizer(bundle.tokenizer, bundle.config)
     return profile(runner.client, tokenizer, pictures=bundle.config.vision is not None)
 
 

@@ -175,7 +175,7 @@ def choose_dtype(dtype: str | None, device: torch.device) -> torch.dtype:
 def _load_checkpoint(checkpoint: Checkpoint, device: str | None, dtype: str | None) -> Loaded:
     from runtime.reference.load import load_reference
 
-    tokenizer = _tokenizer(checkpoint.tokenizer, checkpoint.path)
+    tokenizer = _tokenizer(checkpoint.tokenizer, checkpoint.path, checkpoint.config)
     where = choose_device(device)
     kind = choose_dtype(dtype, where)
     model = load_reference(checkpoint, device=where, dtype=kind)
@@ -190,7 +190,7 @@ def _load_checkpoint(checkpoint: Checkpoint, device: str | None, dtype: str | No
 
 
 def _load_bundle(bundle: Bundle, options: EngineOptions, progress: Progress) -> Loaded:
-    tokenizer = _tokenizer(bundle.tokenizer, bundle.path)
+    tokenizer = _tokenizer(bundle.tokenizer, bundle.path, bundle.config)
     place = open_place(bundle, options)
     place.prepare(progress)
     made = f"{bundle.plan.recipe.scheme.name}, {bundle.plan.kv} KV cache"
@@ -203,10 +203,10 @@ def _load_bundle(bundle: Bundle, options: EngineOptions, progress: Progress) -> 
     )
 
 
-def _tokenizer(path: Path | None, folder: Path) -> Tokenizer:
+def _tokenizer(path: Path | None, folder: Path, config: ModelConfig) -> Tokenizer:
     if path is None:
         raise CheckpointError(
             f"{folder}: has no tokenizer.model, so it cannot read text; put the original's beside "
             "its config.json"
         )
-    return Tokenizer(path)
+    return Tokenizer(path, config)

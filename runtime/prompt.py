@@ -11,11 +11,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
-import sentencepiece
+from convert.tokenizer_file import check_tokenizer, open_tokenizer
+from quantize.errors import PromptError
 
-from quantize.errors import CheckpointError, PromptError
+if TYPE_CHECKING:
+    from convert.config import ModelConfig
 
 USER, ASSISTANT = "<用户>", "<AI>"
 IMAGE_START, IMAGE_END = "<image>", "</image>"
@@ -51,21 +53,20 @@ class Tokenizer:
     do the names of the control pieces, `<unk>`, `<s>` and `</s>`.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, config: ModelConfig | None = None) -> None:
         """Loads a `tokenizer.model`.
 
+        Args:
+            path: the file.
+            config: of the model that it is to belong to; None where that is known.
+
         Raises:
-            CheckpointError: the file is missing or no SentencePiece model of this family.
+            CheckpointError: the file is missing, damaged, or another model's.
         """
-        try:
-            self._sp = sentencepiece.SentencePieceProcessor(model_proto=path.read_bytes())
-        except (OSError, RuntimeError) as error:
-            raise CheckpointError(f"{path}: not a SentencePiece model: {error}") from error
+        self._sp = open_tokenizer(path)
+        if config is not None:
+            check_tokenizer(path, self._sp, config)
         self.vocab_size: int = self._sp.vocab_size()
-        special = (UNKNOWN_ID, BOS_ID, EOS_ID)
-        control = [self._sp.id_to_piece(i) for i in special if i < self.vocab_size]
-        if control != ["<unk>", "<s>", "</s>"]:
-            raise CheckpointError(f"{path}: ids 0, 1, 2 are {control}; expected <unk>, <s>, </s>")
         self.image_start_id: int = self._sp.piece_to_id(IMAGE_START)
         self.image_end_id: int = self._sp.piece_to_id(IMAGE_END)
         tags = (IMAGE_START, IMAGE_END, _SLICE_START, _SLICE_END)

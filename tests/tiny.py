@@ -156,6 +156,40 @@ def tokenizer_model() -> bytes:
     return out.getvalue()
 
 
+def wrong_tokenizers() -> dict[str, tuple[bytes, str]]:
+    """Returns files that no tiny model can read text with, and what is said of each.
+
+    Keys: what is wrong.
+    """
+    whole = tokenizer_model()
+
+    def changed(**normalizer: bool) -> bytes:
+        proto = sentencepiece_model_pb2.ModelProto.FromString(whole)
+        for name, value in normalizer.items():
+            setattr(proto.normalizer_spec, name, value)
+        content: bytes = proto.SerializeToString()
+        return content
+
+    cut = sentencepiece_model_pb2.ModelProto.FromString(whole)
+    for name in ("trainer_spec", "normalizer_spec", "denormalizer_spec"):
+        cut.ClearField(name)
+    larger = sentencepiece_model_pb2.ModelProto.FromString(whole)
+    larger.pieces.add(piece="another", type=1)
+    as_it_is = "does not keep text as it is"
+    return {
+        "empty": (b"", "is empty|not a SentencePiece model"),
+        "no model": (b"no model", "not a SentencePiece model"),
+        "truncated": (whole[:-100], "not a SentencePiece model"),
+        "half": (whole[: len(whole) // 2], "not a SentencePiece model"),
+        "cut behind the pieces": (cut.SerializeToString(), "not a SentencePiece model"),
+        "other control pieces": (renamed_piece(whole, 2, "<end>"), "ids 0, 1, 2 are"),
+        "a space before text": (changed(add_dummy_prefix=True), as_it_is),
+        "fewer spaces": (changed(remove_extra_whitespaces=True), as_it_is),
+        "no tags": (renamed_piece(whole, IMAGE_ID + 1, "<picture>"), "lacks the piece"),
+        "more pieces": (larger.SerializeToString(), f"has {VOCAB_SIZE + 1} pieces"),
+    }
+
+
 def renamed_piece(model: bytes, id: int, name: str) -> bytes:
     """Returns a `tokenizer.model` in which one piece has another name."""
     proto = sentencepiece_model_pb2.ModelProto.FromString(model)

@@ -24,6 +24,7 @@ class Model {
     if (bundle_.config().vision) pictures_.emplace(blocks_);
     if (!bundle_.tokenizer()) return;
     tokenizer_.emplace(*bundle_.tokenizer());
+    tokenizer_->RequireFit(config().decoder.vocab_size, config().vision.has_value());
     generator_.emplace(*tokenizer_, blocks_, window);
   }
 

@@ -11,6 +11,16 @@
 namespace minicpmv {
 namespace {
 
+// Rows that an embedding may have beside its pieces: it is made a multiple of a power of two.
+constexpr int64_t kMostPadding = 255;
+// Comes back as it was, spaces and a character of no vocabulary included.
+constexpr char kKeptText[] = "  a  \n\U0010fffe";
+constexpr char kSpace[] = "\u2581";  // how SentencePiece writes one
+
+[[noreturn]] void Refuse(const std::string& problem) {
+  throw EngineError(error_code::kInvalidBundle, "tokenizer.model: " + problem);
+}
+
 // What only the prompt may say: where pictures and their slices stand.
 constexpr std::string_view kPictureTags[] = {"<image>", "</image>", "<slice>", "</slice>"};
 
@@ -19,16 +29,12 @@ constexpr std::string_view kPictureTags[] = {"<image>", "</image>", "<slice>", "
 Tokenizer::Tokenizer(std::string_view model)
     : processor_(std::make_unique<sentencepiece::SentencePieceProcessor>()) {
   const auto status = processor_->LoadFromSerializedProto({model.data(), model.size()});
-  if (!status.ok()) {
-    throw EngineError(error_code::kInvalidBundle,
-                      "tokenizer.model: not a SentencePiece model: " + status.ToString());
-  }
+  if (!status.ok()) Refuse("not a SentencePiece model: " + status.ToString());
   vocab_size_ = processor_->GetPieceSize();
   constexpr const char* kControl[] = {"<unk>", "<s>", "</s>"};
   for (int32_t id = 0; id < 3; ++id) {
     if (id >= vocab_size_ || processor_->IdToPiece(id) != kControl[id]) {
-      throw EngineError(error_code::kInvalidBundle,
-                        "tokenizer.model: ids 0, 1, 2 are not <unk>, <s>, </s>");
+      Refuse("ids 0, 1, 2 are not <unk>, <s>, </s>");
     }
   }
   image_start_id_ = processor_->PieceToId("<image>");
@@ -36,9 +42,24 @@ Tokenizer::Tokenizer(std::string_view model)
   for (const std::string_view tag : kPictureTags) {
     if (processor_->PieceToId({tag.data(), tag.size()}) != kUnknownId) picture_tags_.push_back(tag);
   }
+  const std::vector<int32_t> letter = Encode("a");
+  if (letter.empty() || processor_->IdToPiece(letter[0]).rfind(kSpace, 0) == 0 ||
+      Decode(Encode(kKeptText)) != kKeptText) {
+    Refuse("does not keep text as it is; it is another model's, or its end is missing");
+  }
 }
 
 Tokenizer::~Tokenizer() = default;
+
+void Tokenizer::RequireFit(int64_t rows, bool pictures) const {
+  if (vocab_size_ > rows || vocab_size_ < rows - kMostPadding) {
+    Refuse("has " + std::to_string(vocab_size_) + " pieces, the embedding has " +
+           std::to_string(rows) + " rows; they are of two models");
+  }
+  if (pictures && (image_start_id_ == kUnknownId || image_end_id_ == kUnknownId)) {
+    Refuse("lacks the pieces <image> and </image>");
+  }
+}
 
 std::vector<int32_t> Tokenizer::Encode(std::string_view text) const {
   if (!IsValidUtf8(text)) {

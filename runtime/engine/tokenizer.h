@@ -28,6 +28,10 @@ class Tokenizer {
   explicit Tokenizer(std::string_view model);
   ~Tokenizer();
 
+  // Throws EngineError (invalid_bundle) unless it belongs to a model of `rows` embedding rows, one
+  // with a vision encoder if `pictures` says so; `convert/tokenizer_file.py` has the same rules.
+  void RequireFit(int64_t rows, bool pictures) const;
+
   Tokenizer(const Tokenizer&) = delete;
   Tokenizer& operator=(const Tokenizer&) = delete;
 

@@ -3,12 +3,14 @@
 import gc
 import logging
 import os
+import re
 import weakref
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from convert import cli
 from convert.checkpoint import Checkpoint
 from convert.shards import StoredTensor
 from convert.weights import Rule, bundle_rules
@@ -19,8 +21,8 @@ from tests.tiny import (
     VOCAB_SIZE,
     random_state,
     tiny_config,
-    tokenizer_model,
     write_checkpoint,
+    wrong_tokenizers,
 )
 
 HEAD, EMBEDDING = "llm.lm_head.weight", "llm.model.embed_tokens.weight"
@@ -211,10 +213,23 @@ def test_multimodal_without_tokenizer(tmp_path):
     refuse(write_checkpoint(tmp_path, tokenizer=False), "lacks tokenizer.model")
 
 
-def test_damaged_tokenizer(tmp_path):
-    folder = write_checkpoint(tmp_path)
-    (folder / "tokenizer.model").write_bytes(tokenizer_model()[:-100])
-    refuse(folder, "tokenizer.model: not a SentencePiece model")
+@pytest.mark.parametrize("which", wrong_tokenizers())
+def test_wrong_tokenizers(tmp_path, which, capsys):
+    """At once, whatever command is asked: nothing is written or computed before."""
+    folder = write_checkpoint(tmp_path / "checkpoint")
+    content, says = wrong_tokenizers()[which]
+    (folder / "tokenizer.model").write_bytes(content)
+    output = tmp_path / "out"
+    for command in (
+        ["info", str(folder)],
+        ["convert", str(folder), "-o", str(output), "--target", "host"],
+        ["chat", str(folder), "--prompt", "What?"],
+        ["serve", str(folder)],
+    ):
+        assert cli.main(command) == 2
+        (line,) = capsys.readouterr().err.splitlines()[-1:]
+        assert re.search(rf"^CheckpointError: .*tokenizer\.model: .*({says})", line), line
+    assert not output.exists()
 
 
 def test_tokenizer_larger_than_the_vocabulary(tmp_path):
@@ -223,7 +238,11 @@ def test_tokenizer_larger_than_the_vocabulary(tmp_path):
 
 
 def test_tokenizer_smaller_than_the_vocabulary(tmp_path):
-    Checkpoint.open(write_checkpoint(tmp_path, config=tiny_config(vocab_size=503)))
+    """Rows may be padded, to a multiple of 256 at most."""
+    Checkpoint.open(write_checkpoint(tmp_path / "a", config=tiny_config(vocab_size=512)))
+    Checkpoint.open(write_checkpoint(tmp_path / "b", config=tiny_config(vocab_size=756)))
+    folder = write_checkpoint(tmp_path / "c", config=tiny_config(vocab_size=757))
+    refuse(folder, f"has {VOCAB_SIZE} pieces, fewer than the 757 rows")
 
 
 # --- Sizes, hash, memory

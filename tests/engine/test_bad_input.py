@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 
-from runtime.engine_client import LOCAL, engine_command
+from runtime.engine_client import LOCAL, EngineError, engine_command
 from runtime.picture_file import HEADER, MAGIC, VERSION, write_picture_file
 from runtime.protocol import ErrorCode, Field, Op
 from tests.engine.engines import Built
 from tests.engine.operations import QUESTIONS, WINDOW, WatchedEngine, ask
 from tests.engine.test_picture import random_picture
+from tests.tiny import wrong_tokenizers
 
 PIXELS = bytes(3 * 4 * 5)
 GOOD = (MAGIC, VERSION, 4, 5, 0)
@@ -109,6 +110,21 @@ def test_files_of_bundles(client: WatchedEngine, built: Built, tmp_path: Path, n
     client.refuses(ErrorCode.INVALID_BUNDLE, Op.LOAD, bundle=str(folder), window=WINDOW)
     path.mkdir()
     client.refuses(ErrorCode.INVALID_BUNDLE, Op.LOAD, bundle=str(folder), window=WINDOW)
+
+
+@pytest.mark.parametrize("which", wrong_tokenizers())
+def test_tokenizers(client: WatchedEngine, built: Built, tmp_path: Path, which: str) -> None:
+    """Files that the manifest names just so."""
+    folder = tmp_path / "bundle"
+    shutil.copytree(built.bundle, folder)
+    content, says = wrong_tokenizers()[which]
+    (folder / "tokenizer.model").write_bytes(content)
+    manifest = json.loads((folder / "bundle.json").read_text())
+    manifest["files"]["tokenizer.model"]["size"] = len(content)
+    (folder / "bundle.json").write_text(json.dumps(manifest))
+    with pytest.raises(EngineError, match=rf"tokenizer\.model: .*({says})") as caught:
+        client.load(folder, window=WINDOW)
+    assert caught.value.code == ErrorCode.INVALID_BUNDLE
 
 
 def test_manifests(client: WatchedEngine, built: Built, tmp_path: Path) -> None:

@@ -6,22 +6,26 @@ import gc
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import sys
 from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from convert import cli
+from convert.bundle import MANIFEST, TOKENIZER, FileRecord
 from quantize.errors import BundleError, CheckpointError, ConfigError
 from runtime.chat import ChatModel, OmniLMMChat, img2base64
 from runtime.engine_options import EngineOptions
 from runtime.engine_session import EngineSession
 from runtime.loader import is_bundle, load
 from runtime.sampling import GenerationOptions
+from tests.tiny import wrong_tokenizers
 
 QUESTION = {"role": "user", "content": "What colour is the shape?"}
 RED = Image.new("RGB", (60, 40), "red")
@@ -154,3 +158,23 @@ def test_a_damaged_bundle_is_refused(bundle, tmp_path):
     (copy / "weights.safetensors").write_bytes(b"short")
     with pytest.raises(BundleError, match=r"weights\.safetensors"):
         load(copy)
+
+
+@pytest.mark.parametrize("which", ["empty", "a space before text", "more pieces"])
+@pytest.mark.parametrize("command", ["info", "chat", "verify", "serve", "bench"])
+def test_a_wrong_tokenizer_in_a_bundle(
+    bundle: Path, tmp_path: Path, which: str, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One that the manifest names just so: no command begins to work with it."""
+    folder = tmp_path / "bundle"
+    shutil.copytree(bundle, folder)
+    content, says = wrong_tokenizers()[which]
+    (folder / TOKENIZER).write_bytes(content)
+    manifest = json.loads((folder / MANIFEST).read_text())
+    record = FileRecord.of(folder / TOKENIZER)
+    manifest["files"][TOKENIZER] = {"size": record.size, "sha256": record.sha256}
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+    more = {"chat": ["--prompt", "What?"]}.get(command, [])
+    assert cli.main([command, str(folder), *more]) == 2
+    (line,) = capsys.readouterr().err.splitlines()[-1:]
+    assert re.search(rf"Error: .*tokenizer\.model: .*({says})", line), line

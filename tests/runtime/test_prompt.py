@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import sentencepiece
 
+from convert.config import ModelConfig
 from quantize.errors import CheckpointError, PromptError
 from runtime.prompt import Message, Prompt, Tokenizer, check_messages
-from tests.tiny import renamed_piece, tokenizer_model
+from tests.tiny import renamed_piece, tiny_config, tokenizer_model, wrong_tokenizers
 
 REAL = Path(__file__).resolve().parents[2] / "../shared/model/minicpm-v/tokenizer.model"
 IMAGE_TOKENS = 64
@@ -290,15 +291,17 @@ def test_a_long_conversation_is_accepted(tiny: Pair) -> None:
     assert tiny.ours.decode(tiny.ours.prompt(messages, 0).ids).endswith("b<用户>c<AI>")
 
 
-@pytest.mark.parametrize("content", [None, b"", b"no tokenizer", "truncated"])
-def test_a_damaged_tokenizer_is_refused(tmp_path: Path, content) -> None:
+@pytest.mark.parametrize("which", wrong_tokenizers())
+def test_a_wrong_tokenizer_is_refused(tmp_path: Path, which: str) -> None:
+    content, says = wrong_tokenizers()[which]
     path = tmp_path / "tokenizer.model"
-    if content == "truncated":
-        content = tokenizer_model()[:-100]
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"tokenizer\.model"):
+    config = ModelConfig.from_json(tiny_config())
+    with pytest.raises(CheckpointError, match=r"tokenizer\.model: cannot be read: No such"):
         Tokenizer(path)
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=rf"tokenizer\.model: .*({says})") as caught:
+        Tokenizer(path, config)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_foreign_tokenizer_is_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
