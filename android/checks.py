@@ -14,11 +14,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from android.tools import DebianFile, MavenPackage, Program
+from convert.cache import CACHE_VARIABLE, cache_folder, has_hash, is_whole
 from convert.engine_units import SENTENCEPIECE
-from convert.toolchain import CACHE_VARIABLE, cache_folder, is_whole
+from convert.object_cache import LIST, read_entry
 
 OK, LATER, NOTE = "ok", "comes later", "note"  # nothing to mend
 MISSING, OLD, BROKEN = "missing", "too old", "broken"
+_DAMAGED = "the cache's is damaged and will be replaced"
 _SECONDS = 60.0  # for a program to say what it is
 _CPU_FLAGS = ("avx2", "fma", "f16c")  # of the oldest processor that the host's engine runs on
 
@@ -61,7 +63,7 @@ def check_package(package: MavenPackage) -> Finding:
     path = package.kept()
     state, detail = OK, None
     if not package.is_right(path):
-        damaged = "the cache's is damaged and will be replaced" if path.is_file() else None
+        damaged = _DAMAGED if path.is_file() else None
         state, detail = LATER, damaged or "downloaded when it is needed, or by `make android-tools`"
     return Finding(
         name=package.name,
@@ -78,17 +80,18 @@ def check_cache(areas: tuple[str, ...]) -> list[Finding]:
     """Measures the caches and looks for damage."""
     folder = cache_folder()
     objects = sorted(folder.glob("*/*.o"))
+    entries = sorted(path.parent for path in folder.glob(f"*/*/{LIST}"))
     damaged = [path for path in objects if not is_whole(path)]
+    damaged += [entry for entry in entries if read_entry(entry) is None]
+    count = len(objects) + len(entries)
     name, what = "compiled objects", f"what engines are linked of, in {folder}"
-    found = Finding(
-        name=name, what=what, areas=areas, version=f"{len(objects)}, {_mib(_bytes(folder))}"
-    )
+    found = Finding(name=name, what=what, areas=areas, version=f"{count}, {_mib(_bytes(folder))}")
     writable = next((p for p in (folder, *folder.parents) if p.exists()), folder)
     if not os.access(writable, os.W_OK | os.X_OK) or not writable.is_dir():
         mend = f"export {CACHE_VARIABLE}=/another/folder"
         found = replace(found, state=BROKEN, detail=f"{writable} cannot be written", mend=mend)
     elif damaged:
-        text = f"{len(damaged)} of {len(objects)} are damaged; they are compiled again when needed"
+        text = f"{len(damaged)} of {count} are damaged; they are compiled again when needed"
         found = replace(found, state=NOTE, detail=text)
     source = folder / "packages" / SENTENCEPIECE.file_name
     about = "SentencePiece's source, for engines"
@@ -98,6 +101,8 @@ def check_cache(areas: tuple[str, ...]) -> list[Finding]:
     if not source.is_file():
         detail = "downloaded by the first `minicpmv convert`"
         package = replace(package, state=LATER, detail=detail)
+    elif not has_hash(source, SENTENCEPIECE.sha256):
+        package = replace(package, state=LATER, detail=_DAMAGED)
     return [found, package, *_hub_cache()]
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -14,8 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from convert.scratch import scratch_folder
-from convert.toolchain import cache_folder
+from convert.cache import cache_folder, has_hash, pinned_file
 from quantize.errors import ToolkitError
 
 AREAS = ("apk", "sideload", "qemu", "tests")  # what programs are for
@@ -96,38 +93,34 @@ class MavenPackage:
 
     def is_right(self, path: Path) -> bool:
         """Says whether a file is this package, to the bit."""
-        return path.is_file() and _sha256(path) == self.sha256
+        return has_hash(path, self.sha256)
 
     def fetch(self, folder: Path | None = None) -> Path:
         """Returns the package's jar; Maven downloads it if the cache has no whole one.
 
         Raises:
             ToolError: Maven could not get it, or got another file.
+            CacheError: the cache cannot be written.
         """
-        kept = self.kept(folder)
-        if self.is_right(kept):
-            return kept
-        with scratch_folder() as scratch:
-            coordinates = f"{self.group}:{self.artifact}:{self.version}"
-            run(
-                [
-                    *(program("mvn"), "--batch-mode", "--quiet", _COPY),
-                    *(f"-Dartifact={coordinates}", f"-DoutputDirectory={scratch}"),
-                    f"-Dmaven.repo.local={scratch}/repository",
-                ],
-                f"{self.file_name}: Maven could not download it; it is needed once, then the "
-                "cache has it",
+        return pinned_file(self.kept(folder), self.sha256, self._bring)
+
+    def _bring(self, folder: Path) -> Path:
+        coordinates = f"{self.group}:{self.artifact}:{self.version}"
+        run(
+            [
+                *(program("mvn"), "--batch-mode", "--quiet", _COPY),
+                *(f"-Dartifact={coordinates}", f"-DoutputDirectory={folder}"),
+                f"-Dmaven.repo.local={folder}/repository",
+            ],
+            f"{self.file_name}: Maven could not download it; it is needed once, then the cache "
+            "has it",
+        )
+        found = folder / self.file_name
+        if not self.is_right(found):
+            raise ToolError(
+                f"{self.file_name}: Maven did not bring the file with SHA-256 {self.sha256}"
             )
-            found = scratch / self.file_name
-            if not self.is_right(found):
-                raise ToolError(
-                    f"{self.file_name}: Maven did not bring the file with SHA-256 {self.sha256}"
-                )
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            whole = kept.with_name(f".{kept.name}.partial-{os.getpid()}")
-            shutil.copyfile(found, whole)
-            os.replace(whole, kept)
-        return kept
+        return found
 
 
 def programs(areas: Collection[str] = AREAS) -> list[Program]:
@@ -234,11 +227,3 @@ def _entry(kind: str, name: str) -> dict[str, Any]:
 def _table() -> dict[str, Any]:
     table: dict[str, Any] = json.loads((Path(__file__).parent / "tools.json").read_text("utf-8"))
     return table
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -28,7 +28,7 @@ from runtime.reference.decoder import DecoderLayer, RMSNorm
 from runtime.reference.load import VISION, load_reference
 from runtime.verify.arithmetic import round_to_format, round_to_int8
 
-VERSION = 1  # of what calibration computes; another one does not go on from its folders
+VERSION = 2  # of what calibration computes; another one does not go on from its folders
 # A tied embedding is looked up, too: what its error costs there, of the mean power of the head's
 # inputs. Half or twice of it measures alike.
 _LOOKUP = 0.3

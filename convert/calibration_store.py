@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from torch import Tensor
 
-from convert.cache import kept_entry
+from convert.cache import hash_file, is_damaged, is_whole, keep, kept_entry, writing
 from quantize.errors import CalibrationError
 from quantize.layout import pack_mlc, unpack_mlc
 from quantize.schemes import Array
 
 MOST_BYTES = 8 * 2**30  # of all results; the real model's has 1.5 GiB
 _STREAM = "stream"
+_LOG = logging.getLogger(__name__)
 Stream = list[Tensor]  # each sample's hidden states (L, D) float32
 
 
@@ -71,11 +73,12 @@ class CalibrationStore:
         text = json.dumps(about, sort_keys=True)
         name = hashlib.sha256(text.encode()).hexdigest()[:24]
         self.folder = kept_entry(parent, name, MOST_BYTES)
-        self.folder.mkdir(exist_ok=True)
+        with writing(self.folder):
+            self.folder.mkdir(exist_ok=True)
 
     def has(self, part: str) -> bool:
-        """Says whether a part is done."""
-        return self._part(part).is_file()
+        """Says whether a part is done and whole."""
+        return _is_there(self._part(part))
 
     def save(
         self, part: str, codes: Mapping[str, tuple[Tensor, Tensor]], small: Mapping[str, Tensor]
@@ -97,6 +100,8 @@ class CalibrationStore:
     def load_stream(self, stage: str) -> tuple[int, list[Stream]] | None:
         """Returns how many layers of a stage are done, and its streams; None if it never began."""
         path = self.folder / f"{_STREAM}.safetensors"
+        if not _is_there(path):
+            return None
         try:
             with safe_open(path, "numpy") as file:
                 about = file.metadata() or {}
@@ -107,16 +112,27 @@ class CalibrationStore:
                 for i, k in places:
                     streams[i].append(torch.from_numpy(np.array(file.get_tensor(f"{i}.{k}"))))
                 return int(about["done"]), streams
-        except (FileNotFoundError, SafetensorError):  # none, or not whole: begin again
+        except (OSError, SafetensorError):  # gone meanwhile, or unreadable: begin again
             return None
 
     def finish(self) -> CalibratedWeights:
         """Drops the hidden states and opens the result."""
-        (self.folder / f"{_STREAM}.safetensors").unlink(missing_ok=True)
+        stream = self.folder / f"{_STREAM}.safetensors"
+        with suppress(OSError):  # nothing needs it, it only takes room
+            stream.unlink(missing_ok=True)
+            hash_file(stream).unlink(missing_ok=True)
         return CalibratedWeights(self.folder)
 
     def _part(self, part: str) -> Path:
         return self.folder / f"part-{part}.safetensors"
+
+
+def _is_there(path: Path) -> bool:
+    if is_damaged(path):
+        _LOG.warning("%s: damaged; calibrated again", path)
+        with writing(path.parent):
+            path.unlink()  # said once
+    return is_whole(path)
 
 
 @contextmanager
@@ -134,9 +150,12 @@ def _opened(path: Path) -> Iterator[Any]:
 def _write(path: Path, tensors: Mapping[str, Array], metadata: Mapping[str, str]) -> None:
     """Writes a file that appears only when it is whole."""
     partial = path.with_suffix(f".{os.getpid()}.partial")
-    try:
-        contiguous = {name: np.ascontiguousarray(values) for name, values in tensors.items()}
-        save_file(contiguous, partial, metadata=dict(metadata))
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    contiguous = {name: np.ascontiguousarray(values) for name, values in tensors.items()}
+    with writing(path.parent):
+        try:
+            save_file(contiguous, partial, metadata=dict(metadata))
+            keep(partial, path)
+        except SafetensorError as error:  # what it makes of the system's errors
+            raise OSError(str(error)) from error
+        finally:
+            partial.unlink(missing_ok=True)

@@ -12,15 +12,16 @@ from typing import Any
 
 import tvm
 
-from convert.block_cache import cached_objects
 from convert.blocks import decoder, vision
 from convert.blocks.graph import Graph
 from convert.blocks.lowering import build
 from convert.blocks.processors import products
 from convert.blocks.stored import Formats
+from convert.cache import cache_folder
 from convert.config import CONFIGS, ModelConfig
 from convert.engine_build import BlockLibrary, export_objects
 from convert.hashing import hash_sources
+from convert.object_cache import cached_objects
 from convert.plan import Plan
 from quantize.errors import ConfigError
 from quantize.layout import LAYOUT_VERSION
@@ -119,6 +120,7 @@ def compile_blocks(
 
     Raises:
         ConfigError: see `build_blocks`.
+        CacheError: the cache of compiled blocks cannot be written.
     """
     report = on_progress or log.debug
     sources = hash_sources(CONFIGS.parent, _SOURCES)
@@ -138,6 +140,7 @@ def compile_blocks(
             about,
             folder / variant.name,
             lambda made, m=module, v=variant: _compile(m, v, made, report),  # type: ignore[misc]
+            cache_folder() / "blocks",
         )
         modules.append(module)
         libraries.append(BlockLibrary(prefix=prefix, requires=variant.requires, objects=objects))

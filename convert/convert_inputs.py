@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from convert.bundle import Source
+from convert.cache import cache_folder
 from convert.calibration import calibrate
 from convert.calibration_samples import Sample, default_samples, read_samples
 from convert.calibration_store import CalibratedWeights
@@ -12,7 +13,6 @@ from convert.hub import is_hub_id
 from convert.pipeline import Progress
 from convert.plan import Plan, Recipe
 from convert.target_size import choose_recipe, measure_losses, parse_size, smallest_size
-from convert.toolchain import cache_folder
 from quantize.methods import find_method
 
 

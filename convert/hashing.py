@@ -52,6 +52,14 @@ def feed(
     return done
 
 
+def sha256_file(path: Path) -> str:
+    """Returns the SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        feed(file, digest)
+    return digest.hexdigest()
+
+
 def hash_sources(folder: Path, patterns: Sequence[str]) -> str:
     """Returns the SHA-256 over names and texts of source files of ours."""
     found = sorted({path for pattern in patterns for path in folder.glob(pattern)})

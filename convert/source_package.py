@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
-import shutil
 import subprocess
 import sys
 import tarfile
@@ -13,8 +10,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from convert.cache import cache_folder, has_hash, pinned_file
 from convert.scratch import scratch_folder
-from convert.toolchain import BuildError, cache_folder
+from convert.toolchain import BuildError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,22 +33,10 @@ class SourcePackage:
 
         Raises:
             BuildError: pip could not get it, or got another file.
+            CacheError: the cache cannot be written.
         """
         kept = (cache or cache_folder()) / "packages" / self.file_name
-        if kept.is_file() and self._is_right(kept):
-            return kept
-        with scratch_folder() as scratch:
-            self._download(scratch)
-            found = scratch / self.file_name
-            if not found.is_file() or not self._is_right(found):
-                raise BuildError(
-                    f"{self.file_name}: pip did not bring the file with SHA-256 {self.sha256}"
-                )
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            whole = kept.with_name(f".{kept.name}.partial-{os.getpid()}")
-            shutil.copyfile(found, whole)
-            os.replace(whole, kept)
-        return kept
+        return pinned_file(kept, self.sha256, self._bring)
 
     @contextmanager
     def unpacked(self, cache: Path | None = None) -> Iterator[Path]:
@@ -78,6 +64,15 @@ class SourcePackage:
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(content.read())
 
+    def _bring(self, folder: Path) -> Path:
+        self._download(folder)
+        found = folder / self.file_name
+        if not has_hash(found, self.sha256):
+            raise BuildError(
+                f"{self.file_name}: pip did not bring the file with SHA-256 {self.sha256}"
+            )
+        return found
+
     def _download(self, folder: Path) -> None:
         """Asks pip, which checks the hash before it runs anything of the package.
 
@@ -98,6 +93,3 @@ class SourcePackage:
                 f"{self.file_name}: pip could not download it: {errors[0].strip()}; it is needed "
                 "once, then the cache has it"
             )
-
-    def _is_right(self, path: Path) -> bool:
-        return hashlib.sha256(path.read_bytes()).hexdigest() == self.sha256

@@ -3,31 +3,42 @@
 The compiler is zig, unless a test gives another. zig brings the linker, libc++ and musl for every
 platform. Each object is kept under a key made of all that it follows from, beside its hash: what
 is missing, half-written or damaged is compiled again, the rest is linked as it is; what is not
-used for long goes. The cache may be removed at any time.
+used for long goes. zig's own cache, which believes what it finds, lasts as long as a toolchain.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import importlib.util
 import json
+import logging
 import os
+import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
 
+from convert.cache import (
+    KEPT_SECONDS,
+    cache_folder,
+    hash_file,
+    is_damaged,
+    is_whole,
+    keep,
+    locked,
+    mark_used,
+    writing,
+)
+from convert.object_cache import cached_objects
 from convert.scratch import scratch_folder
 from quantize.errors import ToolkitError
 
-CACHE_VARIABLE = "MINICPMV_CACHE"
-KEPT_SECONDS = 90 * 24 * 3600  # how long an object that nobody uses stays in the cache
 PAGE_BYTES = 16384  # Android's larger page size; a multiple of every smaller one
 # The oldest processors that a program starts on, in zig's words. Compiled blocks may want more.
 BASELINE = {"x86_64": "x86_64_v2", "aarch64": "generic"}
@@ -35,8 +46,22 @@ _COMPILE = (
     *("-std=c++17", "-O2", "-g0", "-DNDEBUG", "-fPIE", "-fvisibility=hidden"),
     *("-ffunction-sections", "-fdata-sections"),
 )
-_LINK = ("-O2", "-static", "-pie", "-s", "-Wl,--gc-sections", f"-Wl,-z,max-page-size={PAGE_BYTES}")
+_LINK = (
+    *("-O3", "--entry", "_start", "-static", "-pie", "-s", "--gc-sections", "--as-needed"),
+    *("--build-id=none", "--image-base=0", "--eh-frame-hdr", "-znow", "--error-limit=0"),
+    *("-z", "stack-size=16777216", "-z", f"max-page-size={PAGE_BYTES}"),
+)
+_EMULATIONS = {"x86_64": "elf_x86_64", "aarch64": "aarch64linux"}  # the linker's words
+_LIB = "lib"  # what leads to zig's own sources, where zig runs
+# What zig builds for a static program, in the order in which it is linked: before the objects, and
+# behind them.
+_START = ("rcrt1.o",)
+_LIBRARIES = (
+    *("libc++abi.a", "libc++.a", "libunwind.a", "libc.a", "libzigc.a", "libcompiler_rt.a"),
+)
+_PROGRAM = ("-O2", "-static", "-pie", "-s")  # of the program that makes zig build them
 
+_LOG = logging.getLogger(__name__)
 Progress = Callable[[str, int, int], None]  # stage, done, in all
 
 
@@ -72,6 +97,7 @@ class Compiler:
     name: str
     version: str
     command: tuple[str, ...]
+    linker: tuple[str, ...]
     library: Path | None = None  # what zig compiles its libraries from; others bring them compiled
     platform_flags: tuple[str, ...]
     compile_flags: tuple[str, ...]
@@ -94,7 +120,7 @@ class Toolchain:
         Args:
             triple: zig's name of it, for example `aarch64-linux-musl`.
             compiler: None takes zig; another's platform may have any name.
-            cache: where objects are kept; None takes the user's, see `cache_folder`.
+            cache: where objects are kept; None takes the user's, see `convert.cache`.
             jobs: compilers at a time; None takes as many as this process may use processors.
 
         Raises:
@@ -103,23 +129,14 @@ class Toolchain:
         self._compiler = compiler or _zig(triple)
         self._triple = triple
         self._cache = (cache or cache_folder()).absolute()
-        self._home = self._cache / "zig"  # libc++, musl; where compilers run
-        self._library_name = f"lib-{self._compiler.version}"
         self._jobs = jobs or _processors()
         self._scratch: Path | None = None  # inside the `with` block
         self._open = ExitStack()
 
     def __enter__(self) -> Toolchain:
-        try:
-            self._home.mkdir(parents=True, exist_ok=True)
-            if self._compiler.library is not None:
-                _point(self._home / self._library_name, self._compiler)
-        except OSError as error:
-            raise BuildError(
-                f"{self._cache}: cannot be written: {error.strerror or error}; "
-                f"{CACHE_VARIABLE} names another folder for compiled objects"
-            ) from error
         self._scratch = self._open.enter_context(scratch_folder("zig-"))
+        if self._compiler.library is not None:
+            (self._scratch / _LIB).symlink_to(self._compiler.library)
         return self
 
     def __exit__(
@@ -137,10 +154,13 @@ class Toolchain:
             BuildError: a source does not compile.
         """
         folder = self._cache / f"{unit.name}-{self._triple}"
-        folder.mkdir(exist_ok=True)
-        with _locked(folder), ThreadPoolExecutor(self._jobs) as pool:
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        with locked(folder), ThreadPoolExecutor(self._jobs) as pool:
             objects = [folder / self._object_name(unit, source) for source in unit.sources]
             missing = {s: o for s, o in zip(unit.sources, objects, strict=True) if not is_whole(o)}
+            for path in filter(is_damaged, missing.values()):
+                _LOG.warning("%s: damaged; compiled again", path)
             running = [pool.submit(self._compile, unit, s, o) for s, o in missing.items()]
             stage = f"{unit.name} for {self._triple}"
             try:
@@ -162,24 +182,62 @@ class Toolchain:
             BuildError: a symbol is missing or defined twice.
         """
         output.parent.mkdir(parents=True, exist_ok=True)
+        start, libraries = self.compile_libraries()
         whole = output.with_name(f".{output.name}.partial-{os.getpid()}")
         try:
-            inputs = [str(path.absolute()) for path in objects]
-            flags = self._compiler.link_flags
+            inputs = [str(path.absolute()) for path in (*start, *objects, *libraries)]
+            command = [*self._compiler.linker, *self._compiler.link_flags]
             self._run(
-                [*flags, "-o", str(whole.absolute()), *inputs], f"{output.name}: cannot be linked"
+                [*command, "-o", str(whole.absolute()), *inputs],
+                f"{output.name}: cannot be linked",
             )
             os.replace(whole, output)
         finally:
             whole.unlink(missing_ok=True)
 
-    def compile_libraries(self) -> None:
-        """Lets zig compile what programs link with, if it has not; else the first link does."""
-        assert self._scratch is not None, "a toolchain works inside its `with` block"
-        source = self._scratch / "empty.cc"
+    def compile_libraries(self) -> tuple[list[Path], list[Path]]:
+        """Returns what programs are linked with, before their objects and behind them.
+
+        Raises:
+            BuildError: zig cannot build it.
+            CacheError: the cache cannot be written.
+        """
+        compiler = self._compiler
+        if compiler.library is None:
+            return [], []
+        about = {compiler.name: compiler.version, "flags": [*compiler.platform_flags, *_PROGRAM]}
+        home = self._cache / f"libraries-{self._triple}"
+        folder = self._folder / "libraries"
+        with writing(home):
+            home.mkdir(parents=True, exist_ok=True)
+        with locked(home):
+            cached_objects(about, folder, self._build_libraries, home)
+        return [folder / name for name in _START], [folder / name for name in _LIBRARIES]
+
+    def _build_libraries(self, folder: Path) -> None:
+        """Lets zig build a program, and takes what it links with from zig's cache."""
+        source = self._folder / "empty.cc"
         source.write_text("int main() {}\n")
-        flags = [*self._compiler.link_flags, "-o", str(source.with_suffix(""))]
-        self._run([*flags, str(source)], "an empty program: cannot be built")
+        compiler = self._compiler
+        command = [*compiler.command, *compiler.platform_flags, *_PROGRAM, "-v"]
+        said = self._run(
+            [*command, "-o", "empty", source.name], "an empty program: cannot be built"
+        )
+        links = [line for line in said.splitlines() if line.startswith("ld.lld ")]
+        found = [word for word in links[-1].split() if word.startswith("global/")] if links else []
+        if [Path(word).name for word in found] != [*_START, *_LIBRARIES]:
+            raise BuildError(
+                f"{compiler.name} {compiler.version} links with {' '.join(found) or 'nothing'}; "
+                f"expected {' '.join((*_START, *_LIBRARIES))}; `minicpmv doctor` says which zig it "
+                "should be"
+            )
+        for word in found:
+            shutil.copy(self._folder / word, folder)
+
+    @property
+    def _folder(self) -> Path:
+        assert self._scratch is not None, "a toolchain works inside its `with` block"
+        return self._scratch
 
     def _object_name(self, unit: Unit, source: str) -> str:
         compiler = self._compiler
@@ -201,49 +259,42 @@ class Toolchain:
         # Messages and checks carry the names of sources: not those of this machine's folders.
         flags += [f"-ffile-prefix-map={tree.folder.absolute()}={tree.name}" for tree in unit.trees]
         whole = output.with_suffix(f".partial-{os.getpid()}")
+        compiler = self._compiler
+        command = [*compiler.command, *compiler.platform_flags, *compiler.compile_flags, *flags]
         try:
-            arguments = [*self._compiler.compile_flags, *flags, "-c", "-o", str(whole)]
             self._run(
-                [*arguments, str(unit.trees[0].folder.absolute() / source)],
+                [*command, "-c", "-o", str(whole), str(unit.trees[0].folder.absolute() / source)],
                 f"{unit.name}: {source} does not compile for {self._triple}",
             )
-            # The hash comes first: an object without its hash, or with another's, is not whole.
-            _hash_file(output).write_text(_sha256(whole))
-            os.replace(whole, output)
+            with writing(output.parent):
+                keep(whole, output)
         finally:
             whole.unlink(missing_ok=True)
 
-    def _run(self, arguments: Sequence[str], problem: str) -> None:
-        assert self._scratch is not None, "a toolchain works inside its `with` block"
+    def _run(self, command: Sequence[str], problem: str) -> str:
+        """Runs a compiler or a linker; returns what it wrote to stderr."""
         environment = dict(os.environ)
-        environment["ZIG_GLOBAL_CACHE_DIR"] = str(self._home)
-        environment["ZIG_LOCAL_CACHE_DIR"] = str(self._scratch)
         if self._compiler.library is not None:
-            # The keys under which zig keeps libc++ and musl have this name in them, as it is seen
-            # from where zig runs: the same for every checkout, they are compiled once.
-            environment["ZIG_LIB_DIR"] = self._library_name
-        command = [*self._compiler.command, *self._compiler.platform_flags, *arguments]
-        done = subprocess.run(
-            command,
-            cwd=self._home,
-            env=environment,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            check=False,
-        )
+            # Seen from where zig runs, so that what it builds does not tell where that was.
+            environment |= {"ZIG_GLOBAL_CACHE_DIR": "global", "ZIG_LOCAL_CACHE_DIR": "local"}
+            environment["ZIG_LIB_DIR"] = _LIB
+        try:
+            done = subprocess.run(
+                command,
+                cwd=self._folder,
+                env=environment,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                check=False,
+            )
+        except OSError as error:
+            raise BuildError(f"{problem}: {command[0]}: {error.strerror or error}") from error
         if done.returncode:
             lines = [line for line in done.stderr.splitlines() if line.strip()]
             errors = [line for line in lines if "error:" in line] or lines or ["no message"]
             raise BuildError(f"{problem}: {errors[0].strip()}")
-
-
-def cache_folder() -> Path:
-    """Returns where objects are kept: `$MINICPMV_CACHE`, or `minicpmv` in the user's cache."""
-    chosen = os.environ.get(CACHE_VARIABLE)
-    if chosen:
-        return Path(chosen).expanduser().absolute()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minicpmv"
+        return done.stderr
 
 
 def _zig(triple: str) -> Compiler:
@@ -260,25 +311,12 @@ def _zig(triple: str) -> Compiler:
         name="zig",
         version=version("ziglang"),
         command=(str(package / "zig"), "c++"),
+        linker=(str(package / "zig"), "ld.lld", "-m", _EMULATIONS[architecture]),
         library=package / "lib",
         platform_flags=("-target", triple, f"-mcpu={BASELINE[architecture]}"),
         compile_flags=_COMPILE,
         link_flags=_LINK,
     )
-
-
-def _point(link: Path, compiler: Compiler) -> None:
-    """Makes a symbolic link lead to a compiler's library, unless it leads to an equal one.
-
-    zig compiles anew from files that are not the very same: whose library was first stays in use.
-    """
-    folder = compiler.library
-    assert folder is not None
-    installed = f"ziglang-{compiler.version}.dist-info"
-    if not (link.is_dir() and (link.resolve().parents[1] / installed).is_dir()):
-        new = link.with_name(f".{link.name}.{os.getpid()}")
-        os.symlink(folder, new)
-        os.replace(new, link)
 
 
 def _find(include: str, trees: Sequence[Tree]) -> Path:
@@ -292,40 +330,12 @@ def _processors() -> int:
     return os.cpu_count() or 1
 
 
-def is_whole(path: Path) -> bool:
-    """Tells whether an object is there and has the hash that was noted when it was made."""
-    try:
-        return _sha256(path) == _hash_file(path).read_text()
-    except (OSError, ValueError):
-        return False
-
-
 def _forget(folder: Path, used: Sequence[Path]) -> None:
     """Removes what nobody has used for long, and marks what is used now."""
-    for path in used:
-        os.utime(path)
-        os.utime(_hash_file(path))
-    for path in folder.iterdir():
-        with suppress(FileNotFoundError):  # without locks another process may be doing the same
+    kept = {*used, *map(hash_file, used)}
+    for path in kept:
+        mark_used(path)
+    for path in {*folder.iterdir()} - kept:
+        with suppress(OSError):  # without locks another process may be doing the same
             if path.stat().st_mtime < time.time() - KEPT_SECONDS:
                 path.unlink()
-
-
-def _hash_file(path: Path) -> Path:
-    return path.with_suffix(".sha256")
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Lets one process at a time compile into a folder; another waits and finds it done."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        with suppress(OSError):  # a file system without locks: the same work is done twice
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)

@@ -14,8 +14,8 @@ from android import checks, tools
 from android.checks import BROKEN, LATER, MISSING, NOTE, OK, OLD, Finding
 from android.doctor import AREAS, COMMANDS, DoctorError, examine, mends, parse_areas
 from android.python_checks import check_python, check_zig
+from convert.cache import CACHE_VARIABLE
 from convert.cli import main
-from convert.toolchain import CACHE_VARIABLE
 from tests.fake_phone import FakePhone
 
 SAYS = {

@@ -9,7 +9,8 @@ import pytest
 
 from android import install_tools, tools
 from android.install_tools import main
-from convert.toolchain import CACHE_VARIABLE
+from convert import cache
+from convert.cache import CACHE_VARIABLE
 
 APT = """#!/bin/sh
 echo "apt-get $*" >> "$MACHINE/log"
@@ -127,7 +128,7 @@ def test_jars_are_checked(
     assert "Downloading android-all-14-robolectric-10818077.jar: Android 14's API" in err
     assert "Maven did not bring the file with SHA-256 6be2218c" in err
     assert not machine.cache.exists()
-    monkeypatch.setattr(tools, "_sha256", lambda path: tools.package(_name(path)).sha256)
+    monkeypatch.setattr(cache, "sha256_file", lambda path: tools.package(_name(path)).sha256)
     assert main(["apk"]) == 0
     kept = sorted(path.name for path in (machine.cache / "packages").iterdir())
     assert kept == ["android-all-14-robolectric-10818077.jar", "dalvik-dx-16.0.1.jar"]

@@ -19,10 +19,9 @@ from typing import Any
 import onnxruntime
 
 from convert.bundle import Bundle
-from convert.cache import kept_entry
+from convert.cache import cache_folder, kept_entry
 from convert.console import messages, results
 from convert.onnx_export import MODEL
-from convert.toolchain import cache_folder
 from quantize.errors import ToolkitError
 from runtime.bench.inputs import FIRST_QUESTION, random_picture
 from runtime.bench.runners import EngineRunner

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from convert.toolchain import cache_folder
+from convert.cache import cache_folder
 from quantize.errors import ToolkitError
 
 VERSION = "0.3.36"  # of llama-cpp-python, which carries llama.cpp's source

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable
@@ -14,12 +17,20 @@ import numpy as np
 import pytest
 import torch
 
-from convert import block_cache, calibration_store, compile
-from convert.block_cache import LIST, CacheError, cached_objects
-from convert.cache import DAY, KEPT_SECONDS, prune
+from convert import calibration_store, compile, object_cache
+from convert.cache import (
+    DAY,
+    KEPT_SECONDS,
+    CacheError,
+    cache_folder,
+    kept_entry,
+    pinned_file,
+    prune,
+)
 from convert.calibration_store import CalibrationStore
 from convert.compile import Target, Variant, compile_blocks
 from convert.config import ModelConfig
+from convert.object_cache import LIST, cached_objects
 from convert.plan import Recipe, make_plan
 from tests.tiny import tiny_config
 
@@ -42,7 +53,7 @@ def objects(home: Path, make: Callable[[Path], None], **about: Any) -> dict[str,
     """Returns the objects that come into a fresh folder."""
     folder = home / "objects"
     shutil.rmtree(folder, ignore_errors=True)
-    found = cached_objects(ABOUT | about, folder, make, cache=home / "blocks")
+    found = cached_objects(ABOUT | about, folder, make, home / "blocks")
     assert [path.parent for path in found] == [folder] * len(found)
     return {path.name: path.read_bytes() for path in found}
 
@@ -73,15 +84,44 @@ def _only(folder: Path) -> Path:
         lambda entry: (entry / LIST).unlink(),
         lambda entry: (entry / LIST).write_text("{"),
         lambda entry: (entry / LIST).write_text("{}"),
-        lambda entry: shutil.rmtree(entry),
+        lambda entry: (entry / LIST).write_text("[5]"),
+        lambda entry: (entry / LIST).write_text('["lib0.o"]'),
+        lambda entry: (entry / LIST).write_text('"lib0.o"'),
+        lambda entry: (entry / LIST).write_text("[" * 100_000),
+        lambda entry: (entry / LIST).write_bytes(b"\xff{}"),
+        lambda entry: ((entry / "lib0.o").unlink(), (entry / "lib0.o").mkdir()),
+        lambda entry: (shutil.rmtree(entry), entry.write_text("a file")),
+        lambda entry: (shutil.rmtree(entry), entry.symlink_to("nowhere")),
     ],
 )
-def test_what_is_damaged_is_made_anew(damage: Callable[[Path], Any], tmp_path: Path) -> None:
+def test_what_is_damaged_is_made_anew(
+    damage: Callable[[Path], Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     make = Maker()
     objects(tmp_path, make)
     damage(_only(tmp_path / "blocks"))
     assert objects(tmp_path, make) == objects(tmp_path, make) == MADE
     assert make.times == 2
+    entry = _only(tmp_path / "blocks")
+    assert caplog.messages == [f"{entry}: damaged; compiled again"]
+
+
+def test_what_is_gone_is_made_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    make = Maker()
+    objects(tmp_path, make)
+    shutil.rmtree(_only(tmp_path / "blocks"))
+    assert objects(tmp_path, make) == MADE
+    assert (make.times, caplog.messages) == (2, [])
+
+
+def test_another_process_may_be_faster(tmp_path: Path) -> None:
+    other = Maker()
+
+    def make(folder: Path) -> None:
+        other(folder)
+        objects(tmp_path, other)  # the same entry appears meanwhile
+
+    assert objects(tmp_path, make) == MADE
     assert len(os.listdir(tmp_path / "blocks")) == 1
 
 
@@ -101,10 +141,87 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         objects(tmp_path, Maker())
 
 
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT])
+def test_a_full_or_foreign_cache_is_named(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever writes into the cache says where, why, and what to do."""
+    cache = tmp_path / "cache"
+    digest = hashlib.sha256(b"whole").hexdigest()
+
+    def fetch(folder: Path) -> Path:
+        (folder / "package").write_bytes(b"whole")
+        return folder / "package"
+
+    store = CalibrationStore(cache / "calibrations", {})
+    for name in ("replace", "mkdir"):
+        real = getattr(os, name)
+
+        def refuse(*paths: Any, real: Any = real, **options: Any) -> None:
+            inside = [path for path in paths if str(path).startswith(str(cache))]
+            if inside:
+                raise OSError(number, os.strerror(number), inside[-1])
+            real(*paths, **options)
+
+        monkeypatch.setattr(os, name, refuse)
+    monkeypatch.setattr(Path, "mkdir", lambda path, **_: os.mkdir(path))
+    writers: list[Callable[[], object]] = [
+        lambda: cached_objects(ABOUT, tmp_path / "objects", Maker(), cache / "blocks"),
+        lambda: kept_entry(cache / "entries", "name", 1000),
+        lambda: pinned_file(cache / "packages" / "package", digest, fetch),
+        lambda: CalibrationStore(cache / "other", {}),
+        lambda: store.save("layer-000", {}, {"norm": torch.ones(4)}),
+    ]
+    why = re.escape(os.strerror(number))
+    for write in writers:
+        with pytest.raises(CacheError, match=rf"^{cache}/.*: {why}; .*MINICPMV_CACHE"):
+            write()
+
+
+def test_a_cache_that_is_only_read_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EROFS, "read-only")
+
+    make = Maker()
+    objects(tmp_path, make)
+    package = tmp_path / "package"
+    package.write_bytes(b"whole")
+    for name in ("replace", "utime", "unlink"):
+        monkeypatch.setattr(os, name, refuse)
+    digest = hashlib.sha256(b"whole").hexdigest()
+    assert pinned_file(package, digest, lambda folder: folder) == package
+    assert (objects(tmp_path, make), make.times) == (MADE, 1)
+
+
+def test_a_damaged_package_is_fetched_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fetch(folder: Path) -> Path:
+        fetched.append(folder)
+        (folder / "package").write_bytes(b"whole")
+        return folder / "package"
+
+    fetched: list[Path] = []
+    path, digest = tmp_path / "packages" / "package", hashlib.sha256(b"whole").hexdigest()
+    for content in (None, b"whole", b"whOle", b""):
+        if content is not None:
+            path.write_bytes(content)
+        assert pinned_file(path, digest, fetch).read_bytes() == b"whole"
+    assert len(fetched) == 3
+    assert caplog.messages == [f"{path}: damaged; fetched again"] * 2
+    assert os.listdir(path.parent) == ["package"]
+
+
+def test_a_cache_without_a_home_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MINICPMV_CACHE", "~nobody-of-this-name/cache")
+    with pytest.raises(CacheError, match=r"^~nobody.*let MINICPMV_CACHE name a folder"):
+        cache_folder()
+
+
 def test_blocks_are_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def stand_in(module: Any, variant: Variant, folder: Path, report: Any) -> None:
         compiled.append(variant.name)
-        (folder / "lib0.o").write_text(variant.name)
+        (folder / "lib0.o").write_text(f"{variant.name} of {module.script()}")
 
     monkeypatch.setenv("MINICPMV_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(compile, "_compile", stand_in)
@@ -118,7 +235,7 @@ def test_blocks_are_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         blocks = compile_blocks(config, plan, target, tmp_path / str(i))
         identities.append(blocks.program_id)
         texts = [path.read_text() for library in blocks.libraries for path in library.objects]
-        assert texts == names
+        assert [text.split()[0] for text in texts] == names
     assert compiled == names * 2
     assert identities[0] == identities[1] != identities[2]
 
@@ -162,7 +279,7 @@ def test_calibrations_have_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_compiled_blocks_have_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(block_cache, "MOST_BYTES", 10_000)
+    monkeypatch.setattr(object_cache, "MOST_BYTES", 10_000)
     for days in (2, 3):
         entry(tmp_path / "blocks", f"{days} days", days * DAY, 8_000)
     objects(tmp_path, Maker())

@@ -64,6 +64,7 @@ def clang() -> Compiler:
         name="clang",
         version=_said("--version"),
         command=(CLANG,),
+        linker=(CLANG,),
         platform_flags=(),
         compile_flags=("-std=c++17", "-O1", "-gline-tables-only"),
         link_flags=(),

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import os
 import tarfile
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from convert.cache import CacheError, cache_folder
 from convert.source_package import SourcePackage
-from convert.toolchain import BuildError, Compiler, Toolchain, Tree, Unit, cache_folder
+from convert.toolchain import BuildError, Compiler, Toolchain, Tree, Unit
+from tests.damage import flip
 
 TRIPLE = "x86_64-linux-musl"
+# What zig links a program with.
+LINKED = ("rcrt1.o", "libc++abi.a", "libc++.a", "libunwind.a", "libc.a", "libzigc.a")
+LINKED = (*LINKED, "libcompiler_rt.a")
 
 
 @pytest.fixture
@@ -58,20 +65,29 @@ def test_what_is_there_is_not_compiled_again(cache: Path, unit: Unit) -> None:
     assert compiled(cache, unit) == (objects, 0)
 
 
-@pytest.mark.parametrize("damage", ["truncated", "altered", "removed", "hash removed"])
-def test_a_damaged_object_is_made_again(cache: Path, unit: Unit, damage: str) -> None:
+DAMAGES = ["truncated", "altered", "removed", "hash removed", "hash altered"]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_object_is_made_again(
+    cache: Path, unit: Unit, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
     objects, _ = compiled(cache, unit)
     whole = objects[0].read_bytes()
     match damage:
         case "truncated":
             objects[0].write_bytes(whole[:100])
         case "altered":
-            objects[0].write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+            flip(objects[0])
         case "removed":
             objects[0].unlink()
+        case "hash altered":
+            flip(objects[0].with_suffix(".sha256"))
         case _:
             objects[0].with_suffix(".sha256").unlink()
     assert compiled(cache, unit) == (objects, 1)
+    notices = [] if damage == "removed" else [f"{objects[0]}: damaged; compiled again"]
+    assert caplog.messages == notices
     assert objects[0].read_bytes() == whole, "the same source gives the same object"
 
 
@@ -81,6 +97,20 @@ def test_whatever_an_object_follows_from_is_in_its_key(cache: Path, unit: Unit) 
     assert compiled(cache, replace(unit, content="other headers"))[1] == 2
     (unit.trees[0].folder / "two.cc").write_text('extern "C" int two() { return 1 + 1; }\n')
     assert compiled(cache, unit)[1] == 1
+
+
+def test_a_cache_that_is_only_read_serves(
+    cache: Path, unit: Unit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EROFS, "read-only")
+
+    objects, _ = compiled(cache, unit)
+    for path in objects:
+        os.utime(path, (0, 0))
+    for name in ("replace", "utime"):
+        monkeypatch.setattr(os, name, refuse)
+    assert compiled(cache, unit) == (objects, 0)
 
 
 def test_what_nobody_uses_goes(cache: Path, unit: Unit) -> None:
@@ -106,8 +136,10 @@ def test_a_mistake_in_a_source_is_named(cache: Path, unit: Unit) -> None:
 
 
 def test_a_missing_symbol_is_named(cache: Path, unit: Unit, tmp_path: Path) -> None:
+    name = f"libraries-{TRIPLE}"
     cache.mkdir()
-    (cache / "zig").symlink_to(cache_folder() / "zig")  # where musl and libc++ are compiled already
+    (cache_folder() / name).mkdir(parents=True, exist_ok=True)
+    (cache / name).symlink_to(cache_folder() / name)  # where musl and libc++ are compiled already
     (unit.trees[0].folder / "two.cc").write_text("int three(); int main() { return three(); }\n")
     objects, _ = compiled(cache, unit)
     with (
@@ -118,38 +150,84 @@ def test_a_missing_symbol_is_named(cache: Path, unit: Unit, tmp_path: Path) -> N
     assert not list(tmp_path.glob("*program*"))
 
 
-def test_a_compiler_is_called_alike_from_every_checkout(
-    cache: Path, unit: Unit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """zig keeps libc++ and musl under keys that have its library's place in them, as it sees it."""
-    script = 'echo "error: $(pwd) $ZIG_LIB_DIR $(readlink $ZIG_LIB_DIR)" >&2; exit 1'
-    said = []
-    for name in ("one", "two", "three"):
-        library = tmp_path / name / "ziglang" / "lib"
-        library.mkdir(parents=True)
-        (tmp_path / name / "ziglang-1.0.dist-info").mkdir()
-        monkeypatch.chdir(library)
-        compiler = Compiler(
+class Zig:
+    """A stand-in for zig, installed in some folder: what its libraries hold tells how it ran."""
+
+    SCRIPT = """
+echo ran >> {log}
+mkdir -p global/o/1
+for name in {names}; do echo "{text} $(pwd -P | wc -l) $ZIG_LIB_DIR" > global/o/1/$name; done
+echo "ld.lld -r global/o/0/rcrt1.o" >&2
+echo "ld.lld -o empty global/o/1/{ordered}" >&2
+"""
+
+    def __init__(self, home: Path) -> None:
+        self._home, self.log = home, home / "log"
+        self.log.touch()
+
+    def compiler(self, place: str, names: Sequence[str] = LINKED, text: str = "") -> Compiler:
+        """Installs it; `names` are those of what it links with."""
+        library = self._home / place / "lib"
+        library.mkdir(parents=True, exist_ok=True)
+        script = self.SCRIPT.format(
+            log=self.log, names=" ".join(names), text=text, ordered=" global/o/1/".join(names)
+        )
+        return Compiler(
             name="zig",
             version="1.0",
             command=("sh", "-c", script),
+            linker=("cat",),
             library=library,
             platform_flags=(),
             compile_flags=(),
             link_flags=(),
         )
-        with (
-            Toolchain(TRIPLE, compiler=compiler, cache=cache) as toolchain,
-            pytest.raises(BuildError) as failed,
-        ):
-            toolchain.compile_libraries()
-        said.append(str(failed.value).rpartition("error: ")[2])
-        if name == "two":  # as when the first checkout has gone, or got another zig
-            (tmp_path / "one" / "ziglang-1.0.dist-info").rmdir()
-    first, third = (
-        f"{cache / 'zig'} lib-1.0 {tmp_path / at / 'ziglang/lib'}" for at in ("one", "three")
-    )
-    assert said == [first, first, third]
+
+    @property
+    def times(self) -> int:
+        return len(self.log.read_text().splitlines())
+
+
+def libraries(compiler: Compiler, cache: Path) -> list[bytes]:
+    with Toolchain(TRIPLE, compiler=compiler, cache=cache) as toolchain:
+        before, behind = toolchain.compile_libraries()
+        assert [path.name for path in (*before, *behind)] == list(LINKED)
+        return [path.read_bytes() for path in (*before, *behind)]
+
+
+def test_every_checkout_has_the_same_libraries(cache: Path, tmp_path: Path) -> None:
+    zig = Zig(tmp_path)
+    first = libraries(zig.compiler("one"), cache)
+    assert libraries(zig.compiler("two"), cache) == first
+    assert zig.times == 1
+    assert libraries(zig.compiler("three"), tmp_path / "another cache") == first
+    assert libraries(replace(zig.compiler("one"), version="1.1"), cache) == first
+    assert zig.times == 3
+
+
+@pytest.mark.parametrize("name", [*LINKED, "objects.json"])
+def test_a_damaged_library_is_made_again(
+    cache: Path, tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    zig = Zig(tmp_path)
+    whole = libraries(zig.compiler("one"), cache)
+    (kept,) = cache.glob(f"libraries-{TRIPLE}/*/{name}")
+    flip(kept)
+    assert libraries(zig.compiler("one"), cache) == whole
+    assert caplog.messages == [f"{kept.parent}: damaged; compiled again"]
+    assert libraries(zig.compiler("one"), cache) == whole
+    assert (zig.times, len(caplog.messages)) == (2, 1)
+
+
+def test_another_zig_is_named(cache: Path, tmp_path: Path) -> None:
+    zig = Zig(tmp_path)
+    for names in (LINKED[1:], LINKED[::-1]):
+        with pytest.raises(BuildError, match=r"^zig 1\.0 links with .*; expected rcrt1\.o libc"):
+            libraries(zig.compiler("one", names), cache)
+    gone = replace(zig.compiler("one"), command=(str(tmp_path / "zig"),))
+    with pytest.raises(BuildError, match=r"cannot be built: .*zig: No such file"):
+        libraries(gone, cache)
+    assert not list(cache.glob("libraries-*/*"))
 
 
 def test_relative_places(cache: Path, unit: Unit, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,13 +244,13 @@ def test_an_unknown_architecture_is_refused() -> None:
         Toolchain("pdp11-unix")
 
 
-def test_a_cache_that_cannot_be_written(tmp_path: Path) -> None:
+def test_a_cache_that_cannot_be_written(unit: Unit, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with (
-        pytest.raises(BuildError, match="MINICPMV_CACHE names another folder"),
-        Toolchain(TRIPLE, cache=tmp_path / "file" / "cache"),
-    ):
-        pass
+    cache = tmp_path / "file" / "cache"
+    with pytest.raises(CacheError, match=r"cannot be written: .*let MINICPMV_CACHE name another"):
+        compiled(cache, unit)
+    with pytest.raises(CacheError, match=r"cannot be written: .*let MINICPMV_CACHE name another"):
+        libraries(Zig(tmp_path).compiler("one"), cache)
 
 
 def test_the_environment_chooses_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
