@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from convert.blocks.stored import Formats
 from convert.cache import cache_folder
 from convert.config import CONFIGS, ModelConfig
 from convert.engine_build import BlockLibrary, export_objects
-from convert.hashing import hash_sources
+from convert.hashing import hash_sources, sha256_file
 from convert.object_cache import cached_objects
 from convert.plan import Plan
 from quantize.errors import ConfigError
@@ -79,7 +79,7 @@ class Target:
 class CompiledBlocks:
     """What was made."""
 
-    program_id: str  # the same for the same blocks, target, layout and compiler
+    program_id: str  # see `program_id`
     libraries: tuple[BlockLibrary, ...]
 
 
@@ -124,7 +124,7 @@ def compile_blocks(
     """
     report = on_progress or log.debug
     sources = hash_sources(CONFIGS.parent, _SOURCES)
-    modules, libraries = [], []
+    libraries = []
     for variant in target.variants:
         report(f"kernels, {variant.name}")
         module, _ = build_blocks(config, plan, variant)
@@ -142,9 +142,8 @@ def compile_blocks(
             lambda made, m=module, v=variant: _compile(m, v, made, report),  # type: ignore[misc]
             cache_folder() / "blocks",
         )
-        modules.append(module)
         libraries.append(BlockLibrary(prefix=prefix, requires=variant.requires, objects=objects))
-    return CompiledBlocks(program_id=program_id(modules, target), libraries=tuple(libraries))
+    return CompiledBlocks(program_id=program_id(libraries, target), libraries=tuple(libraries))
 
 
 def _compile(module: Any, variant: Variant, folder: Path, report: Progress) -> None:
@@ -158,19 +157,24 @@ def _compiler() -> dict[str, Any]:
     return {"tvm": tvm.__version__, "llvm": tvm.target.codegen.llvm_version_major()}
 
 
-def program_id(modules: Sequence[Any], target: Target) -> str:
-    """Returns the SHA-256 of what the machine code follows from.
+def program_id(libraries: Sequence[BlockLibrary], target: Target) -> str:
+    """Returns the SHA-256 of a program's blocks: of what is in it, not of how it came about.
 
-    That is the modules' texts, one for each variant, the target, the weights' layout and the
-    compiler's versions.
+    That is the bytes of all objects, the processors that each library is for, the target and the
+    version of the weights' layout.
     """
-    about = {
-        "modules": [module.script() for module in modules],
-        "target": asdict(target),
-        "layout": LAYOUT_VERSION,
-        **_compiler(),
-    }
-    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+    blocks = [
+        {
+            "prefix": library.prefix,
+            "requires": library.requires,
+            "objects": {path.name: sha256_file(path) for path in library.objects},
+        }
+        for library in libraries
+    ]
+    about = {"target": target.name, "link": target.link, "layout": LAYOUT_VERSION}
+    return hashlib.sha256(
+        json.dumps(about | {"blocks": blocks}, sort_keys=True).encode()
+    ).hexdigest()
 
 
 def _check_keys(where: str, raw: dict[str, Any], kind: type) -> None:

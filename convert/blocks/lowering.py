@@ -18,6 +18,7 @@ from tvm.tirx.compilation_pipeline import (
     register_tir_pipeline,
 )
 
+_SHAPES = "tirx.is_host_func"  # an attribute of functions that compute sizes from others
 KERNELS = "minicpmv"  # the name under which TVM knows `_kernel_passes`
 
 
@@ -50,9 +51,33 @@ def _block_passes() -> Any:
             relax.transform.LowerRuntimeBuiltin(),
             relax.transform.ComputePrimValue(),
             relax.transform.VMShapeLower(),
+            _ordered_shapes,
             relax.transform.AttachGlobalSymbol(),
         ]
     )
+
+
+@tvm.transform.module_pass(opt_level=0, name="OrderedShapes")  # type: ignore[untyped-decorator]
+def _ordered_shapes(module: Any, _: Any) -> Any:
+    """Stores computed sizes by their slots.
+
+    `VMShapeLower` writes them in the order of a table of pointers, which is another one in every
+    process; LLVM makes other machine code of each order.
+    """
+    ordered = module.clone()
+    for name, function in module.functions.items():
+        if _SHAPES in (function.attrs or ()):
+            ordered.update_func(name, function.with_body(_by_slot(function.body)))
+    return ordered
+
+
+def _by_slot(body: Any) -> Any:
+    """Orders stores. Their values follow from a function's variables, which none of them writes."""
+    if isinstance(body, tirx.BufferStore):
+        return body
+    stores = {int(store.indices[0]): store for store in body}
+    assert len(stores) == len(body), "each slot is written once"
+    return tirx.SeqStmt([stores[slot] for slot in sorted(stores)])
 
 
 def _kernel_passes() -> tuple[Any, Any, Any]:

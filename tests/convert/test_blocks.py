@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ from convert.blocks.tir import kernel, span, store
 from convert.blocks.word_attention import word_attention
 from convert.compile import Target, Variant, build_blocks, program_id
 from convert.config import ModelConfig
+from convert.engine_build import BlockLibrary
 from convert.plan import Plan, Recipe, make_plan
 from quantize.activations import multiply_codes, pad_groups, quantize_activations
 from quantize.errors import ConfigError
@@ -366,22 +367,32 @@ def test_functions_of_both_architectures() -> None:
     assert build_blocks(_config(), _plan(_config()), PLAIN)[1] == (*vision, *decoder)
 
 
-def test_program_id_follows_from_what_is_compiled() -> None:
-    def identity(
-        target: Target = HOST, formats: Mapping[str, str] = MappingProxyType({}), **overrides: Any
-    ) -> str:
-        config = _config(**overrides)
-        return program_id([build_blocks(config, _plan(config, **formats), PLAIN)[0]], target)
+def test_program_id_follows_from_what_is_in_a_program(tmp_path: Path) -> None:
+    def library(prefix: str = "plain_", **texts: str) -> BlockLibrary:
+        folder = Path(tempfile.mkdtemp(dir=tmp_path))
+        paths = [folder / f"{name}.o" for name in texts]
+        for path, text in zip(paths, texts.values(), strict=True):
+            path.write_text(text)
+        return BlockLibrary(prefix=prefix, requires=("avx2",), objects=tuple(paths))
 
-    same = identity()
-    assert len(same) == 64
-    assert identity() == same
-    assert identity(initializer_range=0.5) == same  # nothing that is computed
-    assert identity(vocab_size=502) != same
-    assert identity(rms_norm_eps=1e-6) != same
-    assert identity(formats={"llm.layers.*.o": "q8"}) != same
-    other = replace(PLAIN, tvm={**PLAIN.tvm, "mcpu": "x86-64-v2"})
-    assert identity(replace(HOST, variants=(other,))) != same
+    first, second = library(lib0="code", devc="data"), library("other_", lib0="code")
+    identity = program_id([first, second], HOST)
+    assert len(identity) == 64
+    assert program_id([library(lib0="code", devc="data"), second], HOST) == identity
+    changed = replace(HOST, description="another", variants=())
+    assert program_id([first, second], changed) == identity  # nothing that is in the file
+    others = [
+        [library(lib0="c0de", devc="data"), second],
+        [library(lib0="code", devc="dat4"), second],
+        [library(lib0="data", devc="code"), second],
+        [library(lib0="code"), second],
+        [replace(first, requires=("avx512f",)), second],
+        [second, first],
+        [first],
+    ]
+    identities = [program_id(libraries, HOST) for libraries in others]
+    identities.append(program_id([first, second], replace(HOST, name="another")))
+    assert len({identity, *identities}) == len(identities) + 1
 
 
 def test_refuses_formats_without_kernels() -> None:
