@@ -73,7 +73,7 @@ class Used:
 
 def main() -> int:
     parser = argparse.ArgumentParser(
-        description=(__doc__ or "").format(command=llama_build.COMMAND),
+        description=(__doc__ or "").format(command=llama_build.NATIVE.command),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("checkpoint", nargs="?", help="default: the demo checkpoint")

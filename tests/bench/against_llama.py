@@ -5,7 +5,9 @@ run makes both the environment, with
 
     {command}
 
-and a GGUF file of random weights of the bundle's shape, 1.5 GB at full size. The two take turns,
+and a GGUF file of random weights of the bundle's shape, 1.5 GB at full size. On a processor with
+AMX a second one is built without it; each does the work of a round first, one that crashes is told
+of, and ours is compared with the fastest that works, which the table names. The two take turns,
 never at once: load, prefill of 96 and 256 tokens, decode of 64 tokens after 192 (a window of 256);
 and the memory's read bandwidth is measured just before and after our decode. Theirs is the time
 of `llama_decode`; ours samples, too.
@@ -33,16 +35,24 @@ from runtime.bench.runners import Asked, EngineRunner
 from runtime.engine_options import EngineOptions
 from runtime.places import open_place
 from runtime.prompt import Tokenizer
-from tests.bench import llama_build, llama_gguf
+from tests.bench import llama_build, llama_gguf, llama_variants
 from tests.bench.child import Child
 from tests.bench.convert import ROOT
+from tests.bench.llama_build import Variant
+from tests.bench.llama_variants import AFTER, PREFILL, STEPS
 from tests.bench.processor_time import Stopwatch
-from tests.bench.rounds import Row, add_arguments, alternate, exit_code, print_rows, report
+from tests.bench.rounds import (
+    Row,
+    add_arguments,
+    alternate,
+    exit_code,
+    features,
+    print_rows,
+    report,
+)
 
 WINDOW = 256  # tokens
-AFTER, STEPS = 192, 64  # tokens before decoding, and decoded
 SEEN = AFTER + STEPS / 2  # by a decoded token, in the mean
-PREFILL = (96, 256)  # tokens
 DECODE_TARGET, LIMIT_TARGET, PREFILL_TARGET = 1.05, 0.9, 1.5
 MEMORY_LIMIT = "decode, of the memory's limit"  # the row whose other side is no program
 _CACHE_BYTES = 8 * 2**30  # of all files; one of the real size has 1.4 GiB
@@ -51,7 +61,7 @@ _MOST_ANSWERS = 64  # random weights may end an answer early
 
 def main() -> int:
     parser = argparse.ArgumentParser(
-        description=(__doc__ or "").format(command=llama_build.COMMAND),
+        description=(__doc__ or "").format(command=llama_build.NATIVE.command),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("bundle", type=Path, metavar="DIR", help="a bundle with a host engine")
@@ -65,7 +75,7 @@ def main() -> int:
     if args.json:
         print(json.dumps(report("against_llama", rows, args.rounds, **more)))
     else:
-        print_rows(results(), rows, "ours", "llama.cpp")
+        print_rows(results(), rows, "ours", f"llama.cpp, {more['llama_variant']}")
         gb_s = statistics.median(more["read_bytes_s"]) / 1e9
         weights, cache = (more[f"decode_{part}_bytes"] / 1e9 for part in ("weights", "cache"))
         shares = f"a token reads {weights:.3f} GB of weights and {cache:.3f} GB of cache, "
@@ -84,17 +94,23 @@ def compare(bundle: Bundle, args: argparse.Namespace) -> tuple[list[Row], dict[s
     if bundle.tokenizer is None:
         raise ToolkitError(f"{bundle.path}: has no tokenizer, so it cannot be asked")
     shape = geometry(bundle.config.decoder)
-    file = gguf_file(shape)
     threads = 1 if args.processor_time else args.threads
     place = open_place(bundle, EngineOptions(threads=threads))
-    with place.start() as client, start_llama(file, threads) as llama:
+    told = messages().print
+
+    def start(variant: Variant) -> Child:
+        return start_llama(variant, shape, threads)
+
+    clock = "processor_ms" if args.processor_time else "ms"
+    tried = llama_variants.try_all(llama_build.variants(features()), start, clock, told)
+    chosen = llama_variants.fastest(tried)
+    with place.start() as client, start(chosen) as llama:
         runner = EngineRunner(client, place.bundle, window=WINDOW)
         watch = Stopwatch(client) if args.processor_time else None
         ours = Ours(runner, Tokenizer(bundle.tokenizer), watch)
         reads = DecodeReads.of(bundle.plan, bundle.config.decoder)
-        sides = _Sides(ours, llama, reads)
+        sides = _Sides(ours, llama, reads, clock)
         sides.load()
-        told = messages().print
         alternate(args.rounds, *sides.loads(), on_round=lambda i: told(f"load {i}"))
         sides.warm_up()
         alternate(
@@ -104,6 +120,8 @@ def compare(bundle: Bundle, args: argparse.Namespace) -> tuple[list[Row], dict[s
             "threads": threads,
             "clock": "processor" if args.processor_time else "wall",
             "llama_cpp_python": llama_build.VERSION,
+            "llama_variant": chosen.name,
+            "llama_variants": [each.to_json() for each in tried],
             "cpu": client.hello["cpu"],
             "blocks": client.hello["blocks"],
             "decode_weights_bytes": reads.weights_bytes,
@@ -125,21 +143,32 @@ def geometry(c: DecoderConfig) -> dict[str, Any]:
     return shape | {"logit_scale": 1 / c.logits_divisor}
 
 
-def gguf_file(shape: dict[str, Any]) -> Path:
-    """Returns the GGUF file of a shape; the first call writes it."""
+def gguf_file(shape: dict[str, Any], python: Path) -> Path:
+    """Returns the GGUF file of a shape; the first call writes it with llama.cpp's Python.
+
+    Raises:
+        ToolkitError: it cannot be written.
+    """
     text = json.dumps(shape, sort_keys=True)
     name = f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.gguf"
     path = kept_entry(llama_build.folder() / "gguf", name, _CACHE_BYTES)
     if not path.exists():
         messages().print(f"writes {path.name}")
-        subprocess.run([llama_build.python(), llama_gguf.__file__, str(path), text], check=True)
+        done = subprocess.run([python, llama_gguf.__file__, str(path), text], check=False)
+        if done.returncode:
+            raise ToolkitError(f"{path}: cannot be written; see above")
     return path
 
 
-def start_llama(file: Path, threads: int) -> Child:
-    """Starts llama.cpp; nothing is loaded yet."""
+def start_llama(variant: Variant, shape: dict[str, Any], threads: int) -> Child:
+    """Starts a build of llama.cpp, made if there is none; nothing is loaded yet.
+
+    Raises:
+        ToolkitError: it cannot be built.
+    """
+    python = llama_build.python(variant)
     script = Path(llama_gguf.__file__).with_name("llama_child.py")
-    command = [str(llama_build.python()), str(script), str(file), str(threads)]
+    command = [str(python), str(script), str(gguf_file(shape, python)), str(threads)]
     return Child("llama.cpp", command, ROOT)
 
 
@@ -196,9 +225,8 @@ class Ours:
 class _Sides:
     """What each side does in a round, and the rows that come of it."""
 
-    def __init__(self, ours: Ours, llama: Child, reads: DecodeReads) -> None:
-        self._ours, self._llama, self._reads = ours, llama, reads
-        self._clock = "ms" if ours.watch is None else "processor_ms"
+    def __init__(self, ours: Ours, llama: Child, reads: DecodeReads, clock: str) -> None:
+        self._ours, self._llama, self._reads, self._clock = ours, llama, reads, clock
         self._peak: int | None = None
         self.bandwidths: list[float] = []
         self._found: dict[str, tuple[list[float], list[float]]] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import tempfile
 from contextlib import AbstractContextManager
@@ -11,6 +12,10 @@ from types import TracebackType
 from typing import Any
 
 from quantize.errors import ToolkitError
+
+
+class ChildError(ToolkitError):
+    """The process ended before it answered."""
 
 
 class Child(AbstractContextManager["Child"]):
@@ -43,7 +48,7 @@ class Child(AbstractContextManager["Child"]):
         """Sends a request and waits for the answer.
 
         Raises:
-            ToolkitError: the process ended; its log's last line says why.
+            ChildError: the process ended; a signal's name or its log's last line says why.
         """
         assert self._process.stdin is not None
         try:
@@ -57,13 +62,18 @@ class Child(AbstractContextManager["Child"]):
         """Waits for a line.
 
         Raises:
-            ToolkitError: see `ask`.
+            ChildError: see `ask`.
         """
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            self._log.seek(0)
-            last = (self._log.read().strip().splitlines() or ["no message"])[-1]
-            raise ToolkitError(f"{self._name} ended: {last}")
+            raise ChildError(f"{self._name} ended: {self._why()}")
         answer: dict[str, Any] = json.loads(line)
         return answer
+
+    def _why(self) -> str:
+        code = self._process.wait()
+        if code < 0:
+            return f"killed by {signal.Signals(-code).name} ({signal.strsignal(-code)})"
+        self._log.seek(0)
+        return (self._log.read().strip().splitlines() or ["no message"])[-1]

@@ -34,9 +34,9 @@ class Model:
         if self._model is not None:
             llama.llama_free(self._context)
             llama.llama_model_free(self._model)
-        self._model = llama.llama_model_load_from_file(
-            self._path, llama.llama_model_default_params()
-        )
+        how = llama.llama_model_default_params()
+        how.use_extra_bufts = True  # Q4_0 is repacked for the processor
+        self._model = llama.llama_model_load_from_file(self._path, how)
         if not self._model:
             raise RuntimeError("llama.cpp cannot load the file")
         asked = llama.llama_context_default_params()
