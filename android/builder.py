@@ -6,6 +6,7 @@ Everything but the signature follows from the inputs: the same inputs give the s
 from __future__ import annotations
 
 import os
+import shutil
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from android.signing import Key, sign
 from android.tools import ToolError, framework, package, program, run
 from convert.bundle import MANIFEST, WEIGHTS, Bundle, FileRecord
 from convert.scratch import scratch_folder
+from convert.whole_file import check_replaceable, whole_file
 
 ROOT = Path(__file__).parent
 APP, PAGE = ROOT / "app", ROOT / "page"
@@ -88,14 +90,17 @@ def build_apk(plan: ApkPlan, key: Key, output: Path, progress: Progress, *, pass
 
     Raises:
         ToolError: a tool is missing or fails.
+        OutputFileError: `output` is no file.
     """
+    check_replaceable(output)
     output.parent.mkdir(parents=True, exist_ok=True)
     with scratch_folder(f".{output.name}.partial-", output.parent) as scratch:
         unsigned, signed = scratch / "unsigned.apk", scratch / output.name
         build_unsigned(plan, unsigned, progress)
         progress("sign", 0, 0)
         sign(unsigned, key, signed, password=password or None)
-        os.replace(signed, output)
+        with whole_file(output) as file:
+            shutil.move(signed, file)  # a link may lead to another disk
     progress("sign", 1, 1)
 
 

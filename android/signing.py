@@ -9,6 +9,7 @@ from pathlib import Path
 from android.phones import MIN_SDK
 from android.tools import ToolError, program, run
 from convert.scratch import scratch_folder
+from convert.whole_file import whole_file
 
 DEBUG_ALIAS, DEBUG_PASSWORD = "debug", "android"  # as everyone's debug key: it protects nothing
 _DEBUG_DAYS = 10000
@@ -50,7 +51,8 @@ def debug_key(folder: Path | None = None) -> Key:
                 f"{keystore}: cannot be made",
             )
             made.chmod(0o600)
-            os.replace(made, keystore)
+            with whole_file(keystore) as file:
+                made.rename(file)
     return Key(keystore=keystore, alias=DEBUG_ALIAS, password=f"pass:{DEBUG_PASSWORD}")
 
 

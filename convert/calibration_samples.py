@@ -19,6 +19,7 @@ from torch import Tensor
 from convert.checkpoint import Checkpoint
 from convert.config import CONFIGS
 from convert.json_text import json_lines
+from convert.regular_file import read_regular
 from quantize.errors import CalibrationError, PictureError, PromptError
 from runtime.demo.questions import LANGUAGES, random_example
 from runtime.demo.scenes import draw, random_scene
@@ -159,13 +160,9 @@ def _pixels(picture: Callable[[], Image.Image], size: int) -> Tensor:
 
 def _content(path: Path) -> bytes:
     try:
-        if path.exists() and not path.is_file():  # a FIFO would be waited for
-            raise CalibrationError(f"{path}: no file; expected JSON lines")
-        return path.read_bytes()
-    except (OSError, ValueError) as error:
-        raise CalibrationError(
-            f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}"
-        ) from error
+        return read_regular(path)
+    except OSError as error:
+        raise CalibrationError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
 def _read_line(line: bytes, path: Path, where: str, pictures: bool) -> Sample:

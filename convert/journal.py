@@ -14,6 +14,7 @@ from typing import Any
 from convert.bundle import WEIGHTS
 from convert.json_text import json_lines
 from convert.weights_writer import Mark
+from convert.whole_file import whole_file
 
 JOURNAL = "journal.jsonl"
 FORMAT, FORMAT_VERSION = "minicpmv-journal", 1
@@ -56,9 +57,8 @@ class Journal:
         """Starts to write, after the mark up to which the weights were kept."""
         self.kept_tensors = 0 if kept is None else kept.tensors
         marks = [_line(mark) for mark in self.marks if mark.tensors <= self.kept_tensors]
-        whole = self._path.with_suffix(".new")
-        whole.write_text("".join([json.dumps(self._first) + "\n", *marks]), "utf-8")
-        os.replace(whole, self._path)
+        with whole_file(self._path) as file:
+            file.write_text("".join([json.dumps(self._first) + "\n", *marks]), "utf-8")
 
     def add(self, mark: Mark) -> None:
         """Notes a mark whose bytes are written."""

@@ -16,6 +16,7 @@ from pathlib import Path
 from convert.mlc_package import CHAT_CONFIG, SCHEME, add_file
 from convert.scratch import scratch_folder
 from convert.toolchain import BuildError
+from convert.whole_file import whole_file
 from quantize.errors import ConfigError
 
 MODEL_TYPE = "minicpm"
@@ -124,7 +125,8 @@ def compile_package(compiler: MlcCompiler, package: Path) -> Path:
                 f"itself is whole. To see more: {later}"
             )
         library = package / LIBRARY
-        output.replace(library)
+        with whole_file(library) as file:
+            output.rename(file)
     add_file(package, library)
     return library
 

@@ -21,10 +21,12 @@ from convert.bundle import GENERATION, FileRecord, Source
 from convert.calibration_store import CalibratedWeights
 from convert.checkpoint import Checkpoint
 from convert.config import CONFIGS, ModelConfig
+from convert.json_text import json_text
 from convert.mlc_params import write_params
 from convert.output_folder import FolderKind
 from convert.pipeline import Progress
 from convert.plan import Plan, Recipe, make_plan
+from convert.whole_file import whole_file
 from quantize.errors import BundleError, ConfigError
 from runtime.prompt import ASSISTANT, USER
 
@@ -99,7 +101,7 @@ def write_package(
     if checkpoint.tokenizer is not None:
         shutil.copyfile(checkpoint.tokenizer, folder / TOKENIZER)
     config = chat_config(checkpoint)
-    text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+    text = json_text(config, indent=2) + "\n"
     (folder / CHAT_CONFIG).write_text(text, "utf-8")
     files = sorted(path for path in folder.iterdir() if path.is_file())
     manifest = {
@@ -242,10 +244,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
-    partial = folder / f".{MANIFEST}.partial"
-    partial.write_text(text, "utf-8")
-    partial.replace(folder / MANIFEST)
+    text = json_text(manifest, indent=1) + "\n"
+    with whole_file(folder / MANIFEST) as file:
+        file.write_text(text, "utf-8")
 
 
 def _whole(value: float) -> float | int:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from convert.whole_file import check_replaceable, whole_file
 from quantize.errors import ConfigError
 
 SUFFIXES = (".svg", ".png", ".pdf")
@@ -18,11 +19,13 @@ def check_plot(path: Path) -> None:
 
     Raises:
         ConfigError: a format that is not drawn, no such folder, or matplotlib is not installed.
+        OutputFileError: something else than a file stands there.
     """
     if path.suffix not in SUFFIXES:
         raise ConfigError(f"--plot is {path}; expected a name that ends in {', '.join(SUFFIXES)}")
     if not path.parent.is_dir():
         raise ConfigError(f"--plot is {path}; there is no folder {path.parent}")
+    check_replaceable(path)
     try:
         import matplotlib  # noqa: F401  # only whether it is there
     except ImportError as error:
@@ -62,12 +65,8 @@ def draw(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         if any(kind in row["kl_nats"] for row in rows)
     ]
     figure.legend(handles=[*names, *kinds], loc="outside right upper")
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        figure.savefig(temporary, format=path.suffix[1:], metadata=_without_date(path))
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(path) as file:
+        figure.savefig(file, format=path.suffix[1:], metadata=_without_date(path))
 
 
 def _without_date(path: Path) -> dict[str, None]:

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from convert.bundle import MANIFEST, Bundle, FileRecord
 from convert.json_text import json_lines, json_text
+from convert.whole_file import check_replaceable
 from quantize.errors import ToolkitError
 
 Self = TypeVar("Self", bound="ResultsFile")
@@ -43,9 +44,11 @@ class ResultsFile:
 
         Raises:
             ResultsError: it holds the results of another model, or another run writes it.
+            OutputFileError: it is no file.
         """
         self.path, self._option = path, option
         self._found: dict[tuple[str, str], dict[str, Any]] = {}
+        check_replaceable(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("a+b")
         try:

@@ -27,6 +27,7 @@ from torch.utils.data import DataLoader
 
 from convert.config import CONFIGS, ModelConfig
 from convert.positions import resample_grid
+from convert.whole_file import whole_file
 from runtime.demo.batches import CLASSES, IGNORED_TARGET, Batch, Samples, collate
 from runtime.demo.scenes import Item, Scene, draw
 from runtime.demo.tokenizer import train_tokenizer
@@ -225,9 +226,8 @@ def _save(trainer: Trainer, output: Path, state: Path, step: int) -> None:
         renamed.get(name, name): tensor.detach().to(torch.bfloat16).clone().contiguous()
         for name, tensor in trainer.model.state_dict().items()
     }
-    partial = output / "model.safetensors.partial"
-    save_file(tensors, partial, metadata={"format": "pt"})
-    partial.replace(output / "model.safetensors")
+    with whole_file(output / "model.safetensors") as file:
+        save_file(tensors, file, metadata={"format": "pt"})
     (output / "training.json").write_text(json.dumps({"seed": SEED, "steps": step}) + "\n")
     log.info("step %d: saved", step)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from convert.regular_file import read_regular
 from runtime.eval.items import EvalDataError
 
 
@@ -12,12 +13,10 @@ def read_file(path: Path) -> bytes:
     """Returns a file's content.
 
     Raises:
-        EvalDataError: it is no file, or cannot be read.
+        EvalDataError: it is no regular file, or cannot be read.
     """
     try:
-        if not path.is_file():  # a FIFO would be waited for
-            raise EvalDataError(f"{path}: no file; expected the benchmark's, as published")
-        return path.read_bytes()
+        return read_regular(path)
     except OSError as error:
         raise EvalDataError(f"{path}: cannot be read: {error.strerror or error}") from error
 

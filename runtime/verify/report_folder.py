@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from convert.json_text import json_text
+from convert.whole_file import whole_file
 from quantize.errors import ConfigError, ToolkitError
 from runtime.results_file import ResultsFile
 from runtime.verify import results
@@ -58,14 +60,10 @@ class ReportFolder:
         """Puts a report in the place of the one before; each file appears whole or not at all."""
         self._check()  # it may have changed meanwhile
         self.path.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(data, indent=1, ensure_ascii=False) + "\n"
+        text = json_text(data, indent=1) + "\n"
         for name, content in ((DATA, text), (PAGE, page)):
-            temporary = self.path / f".{name}.partial"
-            try:
-                temporary.write_text(content, "utf-8", errors="backslashreplace")
-                temporary.replace(self.path / name)
-            finally:
-                temporary.unlink(missing_ok=True)
+            with whole_file(self.path / name) as file:
+                file.write_text(content, "utf-8", errors="backslashreplace")
 
     def _check(self) -> None:
         if self.path.exists() and not self.path.is_dir():
