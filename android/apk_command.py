@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import getpass
-import json
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from android.tools import ToolError
+from convert.streams import print_json
 
 if TYPE_CHECKING:
     from android.apk_info import ApkInfo
@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
         build_apk(plan, key, config.output, bars, password=password)
     info = ApkInfo.read(config.output)
     if config.json:
-        print(json.dumps({"apk": str(config.output), **asdict(info)}, indent=1))
+        print_json({"apk": str(config.output), **asdict(info)}, indent=1)
     else:
         _print(config, plan, info)
     return 0

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import json
 from typing import TYPE_CHECKING
+
+from convert.streams import print_json
 
 if TYPE_CHECKING:
     from android.doctor import Report
@@ -34,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     with messages().status("looking"):
         report = examine(areas, needs_phone="sideload" in areas and bool(args.areas))
     if args.json:
-        print(json.dumps(report.to_json(), indent=1, ensure_ascii=False))
+        print_json(report.to_json(), indent=1)
     else:
         _print(report)
     return 0 if report.passed else 1

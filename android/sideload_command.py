@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import zipfile
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from android.tools import ToolError
+from convert.streams import print_json
 
 if TYPE_CHECKING:
     from android.apk_info import ApkInfo
@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
     adb.shell(f"am start -n {app.package}/.MainActivity")
     if config.json:
         about = {"device": adb.serial, "model": phone.model, "api": phone.api}
-        print(json.dumps({**about, "package": app.package, "weights": folder}))
+        print_json({**about, "package": app.package, "weights": folder})
     else:
         where = "" if folder is None else f"; weights in {folder}"
         _say(f"{app.package} {app.version_name} is installed and started{where}")

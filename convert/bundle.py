@@ -13,6 +13,7 @@ from typing import Any
 
 from convert.config import ModelConfig
 from convert.hashing import feed
+from convert.json_text import json_text
 from convert.output_folder import FolderKind
 from convert.plan import Plan, Recipe, make_plan
 from convert.program import Program
@@ -92,7 +93,7 @@ class Manifest:
     def write(self, folder: Path) -> None:
         """Writes `bundle.json`: the same bytes for the same content."""
         raw = {"format": KIND.format, "format_version": FORMAT_VERSION, **asdict(self)}
-        text = json.dumps(raw, indent=1, ensure_ascii=False) + "\n"
+        text = json_text(raw, indent=1) + "\n"
         (folder / MANIFEST).write_text(text, "utf-8")
 
     @staticmethod

@@ -5,14 +5,13 @@ from __future__ import annotations
 import argparse
 import importlib
 import logging
-import os
 import signal
 import sys
-import traceback
 from collections.abc import Sequence
 from types import FrameType
 from typing import Protocol, cast
 
+from convert import streams
 from quantize.errors import ToolkitError
 
 # In the order in which a user needs them. The modules import what is heavy in `run`.
@@ -49,29 +48,43 @@ class Command(Protocol):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit code: 0, 1 (a check failed) or 2 (an error)."""
+    streams.set_up()
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _leave)
+    try:
+        try:
+            return _run(argv)
+        finally:
+            streams.flush()  # of help, too, after which the parser ends the program
+    except BrokenPipeError:
+        return BROKEN_PIPE
+    except OSError as error:  # a full disk, behind stdout
+        streams.tell(_line(error))
+        return FAILED
+    finally:
+        streams.abandon()
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    """Runs the command line, and tells of errors."""
     args = _parser().parse_args(argv)
     _show_logs(verbose=getattr(args, "verbose", False))
     try:
         code: int = args.run(args)
-        sys.stdout.flush()
         return code
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        streams.tell("interrupted")
         return INTERRUPTED
     except BrokenPipeError:
-        # Python flushes stdout once more at exit; let that go nowhere.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return BROKEN_PIPE
+        raise
     except (ToolkitError, OSError, MemoryError) as error:
         if args.debug:
-            traceback.print_exc()
-        print(_line(error), file=sys.stderr)
+            streams.tell_trace()
+        streams.tell(_line(error))
         return FAILED
     except Exception:
-        traceback.print_exc()
-        print("This is a mistake of minicpmv itself; please report it.", file=sys.stderr)
+        streams.tell_trace()
+        streams.tell("This is a mistake of minicpmv itself; please report it.")
         return FAILED
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from functools import cache
 from types import TracebackType
 from typing import Any
@@ -19,16 +20,24 @@ from rich.progress import (
 )
 
 
+class _Console(Console):
+    """A console that leaves it to the command what the end of a reader means."""
+
+    def on_broken_pipe(self) -> None:
+        """Raises again; rich would end the program as if a check had failed."""
+        raise  # called where BrokenPipeError is handled
+
+
 @cache
 def messages() -> Console:
     """Where progress, logs and, under `--json`, everything meant for people goes: stderr."""
-    return Console(stderr=True, highlight=False)
+    return _Console(stderr=True, highlight=False)
 
 
 @cache
 def results() -> Console:
     """Where a command's results go: stdout."""
-    return Console(highlight=False)
+    return _Console(highlight=False)
 
 
 class LogHandler(logging.Handler):
@@ -39,7 +48,8 @@ class LogHandler(logging.Handler):
         text = self.format(record)
         if record.levelno >= logging.WARNING:
             text = f"{record.levelname.lower()}: {text}"
-        messages().print(text, markup=False, soft_wrap=True)
+        with suppress(OSError):  # work does not end because nobody reads its log
+            messages().print(text, markup=False, soft_wrap=True)
 
 
 def print_table(console: Console, header: list[str], rows: list[list[Any]]) -> None:

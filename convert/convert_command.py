@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from typing import TYPE_CHECKING, Any
 
 from convert import convert_options
 from convert.convert_options import ConvertConfig
+from convert.streams import print_json
 from quantize.errors import BundleError
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
         "peak_rss_bytes": peak_rss_bytes(),
     }
     if args.json:
-        print(json.dumps(summary))
+        print_json(summary)
     else:
         print_summary(console, summary)
     return 0

@@ -17,6 +17,7 @@ from PIL import Image
 
 from convert.bundle import GOLDEN, GOLDEN_PICTURE, Bundle
 from convert.config import CONFIGS
+from convert.json_text import json_text
 from convert.program import Program, forbidding_mount
 from runtime.engine_client import EngineClient, Float32, engine_command
 from runtime.engine_options import LOCAL
@@ -77,7 +78,7 @@ def write_golden(
             prompt["ids"] = answer.ids
             prompt["steps"] = _steps(engine, bundle, messages, seen, answer.ids, top)
     progress("golden answers", len(asked), len(asked))
-    (bundle.path / GOLDEN).write_text(json.dumps(whole, ensure_ascii=False) + "\n", "utf-8")
+    (bundle.path / GOLDEN).write_text(json_text(whole) + "\n", "utf-8")
     return names
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from convert.streams import print_json
 from quantize.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
 
     info = describe(args.path)
     if args.json:
-        print(json.dumps(info, indent=1, ensure_ascii=False))
+        print_json(info, indent=1)
     else:
         _print(results(), info)
     return 0

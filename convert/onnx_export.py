@@ -8,7 +8,6 @@ would cast it back while loading.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -22,6 +21,7 @@ from torch import Tensor
 
 from convert.bundle import FileRecord
 from convert.config import ModelConfig
+from convert.json_text import json_text
 from convert.onnx_graph import OPSET, OnnxGraph, OnnxWeight, build_graph
 from convert.output_folder import FolderKind
 
@@ -84,7 +84,7 @@ def write_onnx(
         "tools": {name: version(name) for name in TOOLS},
         "files": {name: asdict(FileRecord.of(folder / name)) for name in (MODEL, DATA)},
     }
-    text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
+    text = json_text(manifest, indent=1) + "\n"
     (folder / MANIFEST).write_text(text, "utf-8")
     return OnnxReport(
         tensors=len(graph.weights),
@@ -130,7 +130,7 @@ def _model(graph: OnnxGraph, offsets: list[int], config: ModelConfig, source_sha
         opset_imports=[helper.make_opsetid("", OPSET)],
     )
     model.ir_version = helper.find_min_ir_version_for(model.opset_import)
-    config_json = json.dumps(config.source, ensure_ascii=False)
+    config_json = json_text(config.source)
     helper.set_model_props(model, {"config": config_json, "source_sha256": source_sha256})
     return model
 

@@ -12,7 +12,6 @@ that back, so that they do not decide the answer alone.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -27,6 +26,7 @@ import numpy.typing as npt
 
 from convert.checkpoint_writer import SHARD_BYTES, TensorEntry, write_weights
 from convert.config import CONFIGS, TEXT_ONLY, ModelConfig, VisionConfig
+from convert.json_text import json_text
 from convert.shards import FLOATS
 from convert.weights import ANY_GRID, EMBEDDING, HEAD, sources
 from quantize.errors import ConfigError
@@ -134,7 +134,7 @@ def write_synthetic(
         shard_bytes: see `write_weights`.
     """
     described = {**config.source, "torch_dtype": dtype}
-    text = json.dumps(described, indent=2, ensure_ascii=False) + "\n"
+    text = json_text(described, indent=2) + "\n"
     (folder / "config.json").write_text(text, "utf-8")
     tensors = stored_tensors(config, dtype)
     total = sum(tensor.nbytes for tensor in tensors)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from convert.json_text import json_text
+from convert.streams import print_json
 from quantize.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -127,7 +128,7 @@ def run(args: argparse.Namespace) -> int:
         "peak_rss_bytes": peak_rss_bytes(),
     }
     if args.json:
-        print(json.dumps(summary))
+        print_json(summary)
     else:
         counts = f"{len(tensors):,} tensors, {summary['parameters']:,} parameters, {Size(nbytes)}"
         speed = f"{seconds:.1f} s, {summary['mb_s']:,.0f} MB/s"
@@ -161,4 +162,4 @@ def _write_manifest(folder: Path, asked: SynthConfig) -> None:
     shown = asked.shown()
     del shown["output"]
     raw = {"format": FORMAT, "made_from": shown, "files": files}
-    (folder / MANIFEST).write_text(json.dumps(raw, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    (folder / MANIFEST).write_text(json_text(raw, indent=1) + "\n", "utf-8")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from convert.streams import print_json
 from quantize.errors import ConfigError
 from runtime.engine_options import (
     LOCAL,
@@ -84,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
     )
     report = bench(config)
     if args.json:
-        print(json.dumps(report, ensure_ascii=False))
+        print_json(report)
     else:
         _print(report, results())
     return 0

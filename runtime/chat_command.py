@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import io
 import signal
 import sys
 from collections.abc import Iterator
@@ -110,8 +109,6 @@ def run(args: argparse.Namespace) -> int:
     config = ChatConfig(
         engine=engine_options(args), **{name: getattr(args, name) for name in names}
     )
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # an answer may not fit the terminal's encoding
     if config.prompt is not None and not config.prompt.strip():
         raise PromptError("--prompt is empty; expected a question")
     if config.web:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from convert.kv_cache import FP16
+from convert.streams import print_json
 from quantize.errors import ConfigError
 from runtime.engine_options import (
     ADB,
@@ -92,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
     if config.plot is not None:
         draw(config.plot, rows)
     if args.json:
-        print(json.dumps({"engine": config.engine.engine, "bundles": rows}, ensure_ascii=False))
+        print_json({"engine": config.engine.engine, "bundles": rows})
     else:
         _print(rows, config, results())
     return 0

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from convert.console import messages, results
+from convert.streams import print_json
 from runtime.protocol import Stage, Stop
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class Conversation:
                 cancelled=cancelled,
             )
         if self._as_json:
-            results().out(_json_line(reply), highlight=False)
+            print_json(_described(reply))
         else:
             results().out("", highlight=False)
         if reply.text:  # an answer that was cancelled before its first word leaves no trace
@@ -126,11 +126,11 @@ def _statistics_line(s: Statistics) -> str:
     )
 
 
-def _json_line(reply: Reply) -> str:
+def _described(reply: Reply) -> dict[str, Any]:
     statistics = asdict(reply.statistics)
     for name in ("prefill_tok_s", "decode_tok_s"):
         statistics[name] = getattr(reply.statistics, name)
-    return json.dumps({"answer": reply.text, "statistics": statistics}, ensure_ascii=False)
+    return {"answer": reply.text, "statistics": statistics}
 
 
 def say(text: str) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from convert.streams import print_json
 from quantize.errors import ConfigError
 from runtime.engine_options import (
     LOCAL,
@@ -100,7 +100,7 @@ def run(args: argparse.Namespace) -> int:
     )
     report = evaluate(config)
     if args.json:
-        print(json.dumps(report, ensure_ascii=False))
+        print_json(report)
     else:
         print_report(report, results())
     return 0

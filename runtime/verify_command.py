@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from convert.streams import print_json
 from quantize.errors import BundleError, CheckpointError, ConfigError
 from runtime.engine_options import (
     ADB,
@@ -111,7 +111,7 @@ def run(args: argparse.Namespace) -> int:
     with Bars() as bars:
         report = verify(config, bars)
     if config.as_json:
-        print(json.dumps(report.to_json(), indent=1, ensure_ascii=False))
+        print_json(report.to_json(), indent=1)
     else:
         print_report(report, results())
         if config.report is not None:
