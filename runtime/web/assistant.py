@@ -15,11 +15,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from quantize.errors import PictureError, ToolkitError
+from quantize.errors import PictureError, PromptError, ToolkitError
 from runtime.memory import give_back_memory
+from runtime.prompt import check_text
 from runtime.web.chats import USER, ChatStore, Turn
 from runtime.web.events import Event
-from runtime.web.failures import BusyError, error_code
+from runtime.web.failures import BusyError, InvalidTextError, error_code
 from runtime.web.work import Desk, Work, now
 
 log = logging.getLogger(__name__)
@@ -37,7 +38,8 @@ class Assistant:
         self._current: str | None = None  # the chat on the page; None: a new one
         self._chosen: dict[str, Any] | None = None  # a picture that is not asked about yet
         self._work = Work(desk, publish, self._on_change)
-        desk.pictures.keep_only(desk.chats.pictures())
+        if not desk.chats.unread:  # else one of them may show any picture, once it is mended
+            desk.pictures.keep_only(desk.chats.pictures())
         self._commands: dict[str, Callable[[dict[str, Any]], None]] = {
             "hello": lambda command: self.greet(),
             "open": self._open,
@@ -206,8 +208,14 @@ class Assistant:
 
 def _text(command: dict[str, Any], key: str) -> str | None:
     value = command.get(key)
-    if value is not None and not isinstance(value, str):
+    if value is None:
+        return None
+    if not isinstance(value, str):
         raise ValueError(f"{key} is {value!r:.40}; expected a text")
+    try:
+        check_text(value)  # what is shown can be kept
+    except PromptError as error:
+        raise InvalidTextError(str(error)) from error
     return value
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 import threading
@@ -12,12 +11,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from runtime.prompt import Message
+from convert.strict_json import load_json
+from convert.whole_file import is_partial
+from quantize.errors import PromptError
+from runtime.prompt import Message, check_text
 from runtime.web.files import write_json
 
 USER, ASSISTANT = "user", "assistant"
 _TITLE = 60  # characters
 _NAME = re.compile(r"[0-9a-f-]{36}\.json")
+_KINDS = {"text": str, "picture": str, "stop": str, "speed": dict}  # of a turn's fields
+_LATEST = 2**53  # milliseconds since 1970: what every reader of JSON can count
 
 log = logging.getLogger(__name__)
 
@@ -42,21 +46,22 @@ class Turn:
         return {key: value for key, value in asdict(self).items() if value is not None}
 
     @staticmethod
-    def from_json(raw: Any) -> Turn | None:
-        """Reads what `to_json` returned; None for what is no turn."""
+    def from_json(raw: Any) -> Turn:
+        """Reads what `to_json` returned.
+
+        Raises:
+            ValueError: it is no turn, or not as it was written.
+        """
         if not isinstance(raw, dict) or raw.get("role") not in (USER, ASSISTANT):
-            return None
-        text, speed = raw.get("text"), raw.get("speed")
-        if not isinstance(text, str):
-            return None
-        picture, stop = raw.get("picture"), raw.get("stop")
-        return Turn(
-            role=raw["role"],
-            text=text,
-            picture=picture if isinstance(picture, str) else None,
-            stop=stop if isinstance(stop, str) else None,
-            speed=speed if isinstance(speed, dict) else None,
-        )
+            raise ValueError("a turn is neither a question nor an answer")
+        found: dict[str, Any] = {"text": raw.get("text")}
+        found |= {name: raw[name] for name in _KINDS if raw.get(name) is not None}
+        for name, value in found.items():
+            if not isinstance(value, _KINDS[name]):
+                raise ValueError(f"{name} of a turn is {value!r:.40}")
+            if isinstance(value, str):
+                check_text(value)
+        return Turn(role=raw["role"], **found)
 
 
 class Chat:
@@ -141,13 +146,20 @@ class ChatStore:
     """All chats, in a folder. From any thread."""
 
     def __init__(self, folder: Path) -> None:
-        """Reads what is there; what cannot be read is left as it is."""
+        """Reads what is there; what cannot be read is left as it is.
+
+        Attributes:
+            unread: files that are no chat, or a damaged one: they may refer to any picture.
+        """
         folder.mkdir(mode=0o700, exist_ok=True)
         self._folder = folder
         self._lock = threading.RLock()
         self._chats: dict[str, Chat] = {}
+        self.unread: list[Path] = []
         for path in sorted(folder.iterdir()):
-            if _NAME.fullmatch(path.name):
+            if is_partial(path):  # of a server that was killed as it wrote; what was there is whole
+                path.unlink()
+            else:
                 self._read(path)
 
     def create(self, now: int) -> Chat:
@@ -181,7 +193,7 @@ class ChatStore:
         return [{"id": c.name, "title": c.title, "changed": c.changed} for c in chats]
 
     def pictures(self) -> set[str]:
-        """Returns the ids of the pictures that some chat shows."""
+        """Returns the ids of the pictures that some chat shows, of those that can be read."""
         with self._lock:
             turns = [turn for chat in self._chats.values() for turn in chat.turns]
         return {turn.picture for turn in turns if turn.picture is not None}
@@ -191,11 +203,27 @@ class ChatStore:
 
     def _read(self, path: Path) -> None:
         try:
-            raw = json.loads(path.read_text("utf-8"))
-            turns = [turn for turn in map(Turn.from_json, raw["turns"]) if turn is not None]
-            self._chats[path.stem] = Chat(path.stem, turns, int(raw["changed"]))
-        except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+            if not _NAME.fullmatch(path.name):
+                raise ValueError("not the name of a chat")
+            self._chats[path.stem] = _chat(path.stem, load_json(path))
+        except (OSError, ValueError, PromptError) as error:
             log.warning("%s cannot be read and is left as it is: %s", path.name, error)
+            self.unread.append(path)
+
+
+def _chat(name: str, raw: Any) -> Chat:
+    """Reads what `Chat.to_json` returned.
+
+    Raises:
+        ValueError: it is no chat, or not as it was written.
+        PromptError: a text in it is none.
+    """
+    if not isinstance(raw, dict) or not isinstance(raw.get("turns"), list):
+        raise ValueError("it has no turns")
+    changed = raw.get("changed")
+    if type(changed) is not int or not 0 <= changed <= _LATEST:
+        raise ValueError(f"changed is {changed!r:.40}; expected milliseconds since 1970")
+    return Chat(name, [Turn.from_json(turn) for turn in raw["turns"]], changed)
 
 
 def _picture_index(turns: list[Turn]) -> int:

@@ -29,6 +29,10 @@ class BusyError(ToolkitError):
     """Something else is under way."""
 
 
+class InvalidTextError(ToolkitError):
+    """A text cannot be kept, nor told to the model."""
+
+
 def error_code(error: BaseException) -> str:
     """Returns the code by which the page explains an error; logs what is a mistake of ours."""
     for candidate in (error, error.__cause__):
@@ -38,6 +42,8 @@ def error_code(error: BaseException) -> str:
         return error.death.value
     if isinstance(error, BusyError):
         return BUSY
+    if isinstance(error, InvalidTextError):
+        return ErrorCode.INVALID_TEXT
     if isinstance(error, ScratchError) or (isinstance(error, OSError) and error.errno in _FULL):
         return NO_SPACE
     for kind, code in _CODES:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from convert.json_text import json_text
+from convert.whole_file import whole_file
 from quantize.errors import ConfigError
 
 
@@ -41,9 +42,5 @@ def owned(folder: Path) -> Iterator[None]:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes a file that is never there by half."""
-    partial = path.with_name(path.name + ".partial")
-    try:
-        partial.write_text(json.dumps(value, ensure_ascii=False), "utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)  # the full disk that stopped it is not made fuller
+    with whole_file(path) as partial:
+        partial.write_text(json_text(value), "utf-8")

@@ -9,6 +9,7 @@ from typing import Any
 
 from PIL import Image
 
+from convert.whole_file import check_replaceable
 from runtime.picture import open_picture
 
 _NAME = re.compile(r"[0-9a-f-]{36}")
@@ -40,6 +41,7 @@ class Pictures:
         try:
             picture = open_picture(partial, name="")
             _preview(picture).save(self.small(name), "JPEG", quality=88)
+            check_replaceable(self._folder / name)
             partial.rename(self._folder / name)
         except BaseException:
             partial.unlink(missing_ok=True)
@@ -66,9 +68,10 @@ class Pictures:
         return picture
 
     def keep_only(self, used: set[str]) -> None:
-        """Removes all that no chat shows."""
+        """Removes all of ours that no chat shows."""
         for path in self._folder.iterdir():
-            if path.name.partition(".")[0] not in used:
+            name = path.name.partition(".")[0]
+            if name not in used and _NAME.fullmatch(name) and not path.is_dir():
                 path.unlink()
 
     def _remember(self, name: str, picture: Image.Image) -> None:

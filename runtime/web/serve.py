@@ -23,6 +23,7 @@ from runtime.web.work import Desk
 
 _LOG_LIMIT = 128 << 10  # bytes of each of two files
 _TOKEN_BYTES = 24
+_SCREEN = logging.getLogger(__package__.partition(".")[0])  # beside the log's file
 
 
 def serve(
@@ -62,6 +63,8 @@ def serve(
             settings.choose(choices)
         pictures = Pictures(folder / "pictures")
         chats = ChatStore(folder / "chats")
+        for path in chats.unread:  # the page does not show it
+            _SCREEN.warning("%s: no chat, or a damaged one; it stays, and so do all pictures", path)
         desk = Desk(
             folder=folder,
             model=model,

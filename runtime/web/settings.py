@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from convert.strict_json import load_json
 from runtime.defaults import GenerationDefaults
 from runtime.sampling import GenerationOptions
 from runtime.web.files import write_json
@@ -58,8 +58,8 @@ class Settings:
         self._chosen: dict[str, Any] = {}
         try:
             if path.exists():
-                self._chosen = _valid(json.loads(path.read_text("utf-8")))
-        except (OSError, ValueError, RecursionError) as error:
+                self._chosen = _valid(load_json(path))
+        except (OSError, ValueError) as error:
             log.warning("settings cannot be read, so all are as at first: %s", error)
 
     def choose(self, choices: Any) -> None:

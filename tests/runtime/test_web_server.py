@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import socket
 import stat
@@ -16,6 +17,7 @@ from convert import cli
 from runtime.web.guard import HEADERS
 from runtime.web.server import COMMAND_LIMIT, PAGE
 from runtime.web.settings import RANGES
+from tests.eval_data import SAMPLE
 from tests.web import STAND_IN, Listening, WebServer
 
 
@@ -250,6 +252,57 @@ def test_chats_and_settings_outlive_the_server(tmp_path: Path) -> None:
         assert state["language"] == "zh"
         server.command(do="send", text="refuse")
         assert events.until("error")["message"] == "the window is 256"
+
+
+def test_what_cannot_be_kept_is_refused_before_it_is_shown(tmp_path: Path) -> None:
+    """Half of a UTF-16 pair; the chat that it was asked in goes on, and is kept."""
+    with WebServer(STAND_IN, tmp_path) as server, server.listen() as events:
+        events.until_idle()
+        server.command(do="send", text="one")
+        chat = _answered(events)
+        for text, more in (
+            ("a\ud83d", {"chat": chat["id"]}),
+            ("\udc00b", {}),
+            ("c", {"chat": "\ud800"}),
+        ):
+            assert server.command(do="send", text=text, **more) == 204
+            heard = events.all_until("error")
+            assert heard[-1]["code"] == "invalid_text"
+            assert "lone surrogate" in heard[-1]["message"]
+            assert all(event["event"] == "error" for event in heard), "nothing is shown"
+        server.command(do="send", text="two", chat=chat["id"])
+        assert len(_answered(events)["turns"]) == 4
+    with WebServer(STAND_IN, tmp_path) as server, server.listen() as events:
+        assert [found["title"] for found in events.until_idle()["chats"]] == ["one"]
+
+
+def test_pictures_of_a_damaged_chat_stay(tmp_path: Path) -> None:
+    """Once it is mended it has them; those that no chat shows go then."""
+    with WebServer(STAND_IN, tmp_path) as server, server.listen() as events:
+        events.until_idle()
+        for asked in (True, False):
+            server.upload(SAMPLE.read_bytes())
+            picture = events.until("picture")["picture"]["id"]
+            if asked:
+                server.command(do="send", text="what", picture=picture)
+                _answered(events)
+    (path,) = (server.folder / "chats").iterdir()
+    pictures = {found.name for found in (server.folder / "pictures").iterdir()}
+    assert len(pictures) == 4
+    whole = path.read_bytes()
+    for damaged in (whole[:-9], whole.replace(b'"changed": ', b'"changed": 1e999, "x": ')):
+        path.write_bytes(damaged)
+        with WebServer(STAND_IN, tmp_path) as server, server.listen() as events:
+            assert events.until_idle()["chats"] == []
+        assert path.read_bytes() == damaged
+        assert {found.name for found in (server.folder / "pictures").iterdir()} == pictures
+    path.write_bytes(whole)
+    with WebServer(STAND_IN, tmp_path) as server, server.listen() as events:
+        (chat,) = events.until_idle()["chats"]
+        assert chat["title"] == "what"
+        (turn, _) = json.loads(whole)["turns"]
+        assert server.request("GET", f"picture/{turn['picture']}")[0] == 200
+    assert len(list((server.folder / "pictures").iterdir())) == 2
 
 
 def test_pieces_count_as_scripts_do(tmp_path: Path) -> None:

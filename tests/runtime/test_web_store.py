@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import io
+import os
 import struct
+import uuid
 import zlib
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from runtime.defaults import GenerationDefaults
 from runtime.engine_client import EngineError
 from runtime.engine_process import Death, EngineDiedError, EngineProcess
 from runtime.web.chats import ASSISTANT, USER, Chat, ChatStore, Turn
-from runtime.web.failures import BusyError, error_code
+from runtime.web.failures import BusyError, InvalidTextError, error_code
 from runtime.web.files import data_folder, owned
 from runtime.web.jobs import ANSWER, Job, StoppedError
 from runtime.web.pictures import Pictures
@@ -87,8 +89,51 @@ def test_chats_are_read_as_they_were_written(tmp_path: Path) -> None:
     "raw",
     [None, [], {}, {"role": "x", "text": "x"}, {"role": "user"}, {"role": "user", "text": 1}],
 )
-def test_what_is_no_turn_is_left_out(raw: Any) -> None:
-    assert Turn.from_json(raw) is None
+def test_what_is_no_turn_is_refused(raw: Any) -> None:
+    with pytest.raises(ValueError, match="turn"):
+        Turn.from_json(raw)
+
+
+DAMAGED = (
+    b"", b"{", b"[1]", b"null", b"\xff", b"[" * 100_000, b'{"turns": []}',
+    b'{"turns": {}, "changed": 1}', b'{"turns": [], "changed": 1e999}',
+    b'{"turns": [], "changed": NaN}', b'{"turns": [], "changed": -Infinity}',
+    b'{"turns": [], "changed": "1"}', b'{"turns": [], "changed": true}',
+    b'{"turns": [], "changed": -1}', b'{"turns": [], "changed": ' + b"9" * 5000 + b"}",
+    b'{"turns": [], "changed": 99999999999999999}', b'{"turns": [], "changed": 1}}',
+    b'{"turns": [1], "changed": 1}', b'{"turns": [{"role": "user"}], "changed": 1}',
+    b'{"turns": [{"role": "user", "text": "a", "picture": 1}], "changed": 1}',
+    b'{"turns": [{"role": "user", "text": "a", "stop": {}}], "changed": 1}',
+    b'{"turns": [{"role": "user", "text": "a", "speed": 1e999}], "changed": 1}',
+    b'{"turns": [{"role": ["user"], "text": "a"}], "changed": 1}',
+    b'{"turns": [{"role": "user", "text": "a\\ud800"}], "changed": 1}',
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("content", DAMAGED, ids=lambda content: repr(content[:60]))
+def test_a_damaged_chat_is_left_as_it_is(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / f"{uuid.uuid4()}.json"
+    path.write_bytes(content)
+    store = ChatStore(tmp_path)
+    assert (store.list(), store.unread) == ([], [path])
+    assert path.read_bytes() == content
+
+
+def test_files_that_are_no_chats_are_left_as_they_are(tmp_path: Path) -> None:
+    """A named pipe is not waited for; what a killed server left half written goes."""
+    good = ChatStore(tmp_path).create(1)
+    ChatStore(tmp_path).save(good)  # of another store: not kept
+    store = ChatStore(tmp_path)
+    kept = store.create(2)
+    store.save(kept)
+    os.mkfifo(tmp_path / f"{uuid.uuid4()}.json")
+    (tmp_path / f"{uuid.uuid4()}.json").mkdir()
+    (tmp_path / f"{kept.name} (copy).json").write_bytes(b"{}")
+    (tmp_path / f".{kept.name}.json.0123abcd.partial").write_bytes(b"{")
+    again = ChatStore(tmp_path)
+    assert len(again.unread) == 3
+    assert [chat["id"] for chat in again.list()] == [kept.name]
+    assert len(list(tmp_path.iterdir())) == 4
 
 
 def save(folder: Pictures, content: bytes) -> dict[str, Any]:
@@ -117,8 +162,12 @@ def test_pictures_that_are_taken(tmp_path: Path, kind: str) -> None:
         assert fresh.open(kept["id"]).tobytes() == red.tobytes()  # whole, as it came
     fresh.keep_only({kept["id"]})
     assert fresh.has(kept["id"])
+    mine = tmp_path / "pictures" / "notes.txt"
+    mine.write_text("not a picture of ours")
+    (tmp_path / "pictures" / str(uuid.uuid4())).mkdir()
     fresh.keep_only(set())
-    assert list((tmp_path / "pictures").iterdir()) == []
+    assert not fresh.has(kept["id"]) and mine.exists()
+    assert len(list((tmp_path / "pictures").iterdir())) == 2
 
 
 def test_pictures_are_turned_upright(tmp_path: Path) -> None:
@@ -161,7 +210,9 @@ def test_pictures_that_are_refused(tmp_path: Path, content: bytes, said: str) ->
 
 
 @full_disk
-def test_a_full_disk_leaves_nothing_by_half(tmp_path: Path) -> None:
+def test_a_full_disk_leaves_nothing_by_half(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pictures = Pictures(tmp_path / "pictures")
     partial = pictures.partial()
     partial.write_bytes(encoded("PNG", Image.new("RGB", (9, 9))))
@@ -176,7 +227,8 @@ def test_a_full_disk_leaves_nothing_by_half(tmp_path: Path) -> None:
     store.save(chat)
     (path,) = (tmp_path / "chats").iterdir()
     before = path.read_bytes()
-    path.with_name(path.name + ".partial").symlink_to(FULL)
+    monkeypatch.setattr("convert.whole_file.secrets.token_hex", lambda count: "0")
+    path.with_name(f".{path.name[:40]}.0.partial").symlink_to(FULL)
     chat.answer(answer("two"), 2)
     with pytest.raises(OSError, match="No space left"):
         store.save(chat)
@@ -198,7 +250,7 @@ def test_settings(tmp_path: Path) -> None:
     assert not again.options(7).do_sample
     again.reset()
     assert again.all()["language"] == "system"
-    for damaged in ("{", "[1]", '{"window": 1e400}'):
+    for damaged in ("{", "[1]", '{"window": 1e400}', '{"window": NaN}', "[" * 100_000):
         path.write_text(damaged)
         assert Settings(path, GenerationDefaults.load(), 99).all()["window"] == 99
 
@@ -222,6 +274,7 @@ def test_the_folder_is_this_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_errors_have_the_codes_that_the_page_explains(caplog: pytest.LogCaptureFixture) -> None:
     cause = PromptError("too long")
     cause.__cause__ = EngineError("invalid_text", "x")
+    assert error_code(InvalidTextError("x")) == "invalid_text"
     codes = {
         "invalid_text": cause,
         "engine_died": EngineDiedError("x"),

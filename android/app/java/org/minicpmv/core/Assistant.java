@@ -39,7 +39,9 @@ public final class Assistant implements Closeable, Work.Changes {
     log = new Log(new File(places.files, "log.txt"));
     chats = new ChatStore(new File(places.files, "chats"), log);
     pictures = new Pictures(new File(places.files, "pictures"), host.decoder());
-    pictures.keepOnly(chats.pictures());
+    if (chats.isWhole()) {
+      pictures.keepOnly(chats.pictures());
+    }
     work = new Work(host, places, log, chats, pictures, this);
     work.prepare();
   }
@@ -47,7 +49,7 @@ public final class Assistant implements Closeable, Work.Changes {
   /** Takes a command of the page; what is no command is noted and ignored. */
   public void receive(String text) {
     try {
-      JSONObject command = new JSONObject(text);
+      JSONObject command = Json.parse(text);
       handle(command.optString("do"), command);
     } catch (EngineException e) {
       fail(e);
@@ -182,6 +184,10 @@ public final class Assistant implements Closeable, Work.Changes {
     String picture = Json.text(command, "picture");
     if (text.isEmpty()) {
       return;
+    }
+    if (!Json.isUnicode(text)) { // what is shown can be kept
+      throw new EngineException(
+          EngineException.INVALID_TEXT, "the text holds half of a UTF-16 pair; remove it");
     }
     if (work.answering() != null) {
       throw new EngineException(EngineException.BUSY, "an answer is under way");

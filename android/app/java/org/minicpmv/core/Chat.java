@@ -3,11 +3,13 @@ package org.minicpmv.core;
 import java.util.ArrayList;
 import java.util.List;
 import org.json.JSONArray;
+import org.json.JSONException;
 import org.json.JSONObject;
 
 /** A conversation: users' turns and answers, pictures among them. */
 public final class Chat {
   private static final int TITLE = 60; // characters
+  private static final long LATEST = 1L << 53; // milliseconds since 1970: what JSON can count
 
   public final String id;
   private final List<Turn> turns = new ArrayList<>();
@@ -101,14 +103,22 @@ public final class Chat {
     return Json.object("id", id, "title", title(), "changed", changed, "turns", array);
   }
 
-  /** Reads what {@link #toJson} wrote; what is no turn in it is left out. */
-  static Chat fromJson(String id, JSONObject json) {
-    Chat chat = new Chat(id, json.optLong("changed"));
-    for (JSONObject object : Json.objects(json.optJSONArray("turns"))) {
-      Turn turn = Turn.fromJson(object);
-      if (turn != null) {
-        chat.turns.add(turn);
-      }
+  /**
+   * Reads what {@link #toJson} wrote.
+   *
+   * @throws JSONException if it is no chat, or not as it was written
+   */
+  static Chat fromJson(String id, JSONObject json) throws JSONException {
+    Object changed = json.opt("changed");
+    boolean isWhole = changed instanceof Long || changed instanceof Integer;
+    long time = isWhole ? ((Number) changed).longValue() : -1;
+    if (time < 0 || time > LATEST) {
+      throw new JSONException("changed is " + changed + "; expected milliseconds since 1970");
+    }
+    Chat chat = new Chat(id, time);
+    JSONArray turns = json.getJSONArray("turns");
+    for (int i = 0; i < turns.length(); i++) {
+      chat.turns.add(Turn.fromJson(turns.getJSONObject(i)));
     }
     return chat;
   }

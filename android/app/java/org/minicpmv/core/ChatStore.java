@@ -13,7 +13,6 @@ import java.util.TreeMap;
 import java.util.UUID;
 import org.json.JSONArray;
 import org.json.JSONException;
-import org.json.JSONObject;
 
 /** Conversations that outlive the app: one file each. */
 public final class ChatStore {
@@ -22,17 +21,31 @@ public final class ChatStore {
   private final File folder;
   private final Log log;
   private final Map<String, Chat> chats = new TreeMap<>();
+  private boolean isWhole = true;
 
+  /** Reads what is there; what cannot be read is left as it is. */
   public ChatStore(File folder, Log log) throws IOException {
     this.folder = folder;
     this.log = log;
     FileTools.makeFolder(folder);
-    for (File file : FileTools.list(folder)) {
-      String name = file.getName();
-      if (name.endsWith(SUFFIX)) {
-        read(file, name.substring(0, name.length() - SUFFIX.length()));
+    File[] files = folder.listFiles();
+    if (files == null) {
+      log.add("chats cannot be listed");
+      isWhole = false;
+      return;
+    }
+    for (File file : files) {
+      if (FileTools.isPartial(file)) {
+        file.delete(); // of an app that was killed as it wrote; what was there is whole
+      } else {
+        read(file);
       }
     }
+  }
+
+  /** Whether every file was read: one that was not may show any picture, once it is mended. */
+  public synchronized boolean isWhole() {
+    return isWhole;
   }
 
   /** Begins a chat; it is kept once it is saved. */
@@ -82,7 +95,7 @@ public final class ChatStore {
     return list;
   }
 
-  /** Returns the pictures that some chat shows. */
+  /** Returns the pictures that some chat shows, of those that can be read. */
   public synchronized Set<String> pictures() {
     Set<String> pictures = new HashSet<>();
     for (Chat chat : chats.values()) {
@@ -91,11 +104,17 @@ public final class ChatStore {
     return pictures;
   }
 
-  private void read(File file, String id) {
+  private void read(File file) {
+    String name = file.getName();
     try {
-      chats.put(id, Chat.fromJson(id, new JSONObject(FileTools.read(file))));
+      if (!name.endsWith(SUFFIX)) {
+        throw new IOException("not the name of a chat");
+      }
+      String id = name.substring(0, name.length() - SUFFIX.length());
+      chats.put(id, Chat.fromJson(id, Json.parse(FileTools.read(file))));
     } catch (IOException | JSONException e) {
-      log.add("chat " + id + " cannot be read and is left as it is: " + e.getMessage());
+      log.add(name + " cannot be read and is left as it is: " + e.getMessage());
+      isWhole = false;
     }
   }
 }

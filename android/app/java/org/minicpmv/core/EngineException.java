@@ -20,6 +20,7 @@ public final class EngineException extends Exception {
   public static final String NO_SPACE = "no_space";
   public static final String OUT_OF_MEMORY = "out_of_memory";
   public static final String INVALID_PICTURE = "invalid_picture";
+  public static final String INVALID_TEXT = "invalid_text"; // cannot be kept
   public static final String CANCELLED = "cancelled";
   public static final String BUSY = "busy";
   public static final String FILE_ERROR = "file_error";

@@ -2,22 +2,32 @@ package org.minicpmv.core;
 
 import java.io.File;
 import java.io.IOException;
+import java.nio.ByteBuffer;
 import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
+import java.nio.file.LinkOption;
+import java.nio.file.Path;
 import java.nio.file.StandardCopyOption;
 
 /** Files that appear whole or not at all. */
 final class FileTools {
   private static final String[] FULL = {"ENOSPC", "No space left", "EDQUOT", "quota exceeded"};
 
+  private static final String PARTIAL = ".partial";
+
   private FileTools() {}
+
+  /** Whether a file is one that was left half written. */
+  static boolean isPartial(File file) {
+    return file.getName().endsWith(PARTIAL);
+  }
 
   static void write(File file, String text) throws IOException {
     write(file, text.getBytes(StandardCharsets.UTF_8));
   }
 
   static void write(File file, byte[] content) throws IOException {
-    File partial = new File(file.getPath() + ".partial");
+    File partial = new File(file.getPath() + PARTIAL);
     try {
       Files.write(partial.toPath(), content);
       move(partial, file);
@@ -47,14 +57,30 @@ final class FileTools {
     return new EngineException(code, begin + cause.getMessage(), cause);
   }
 
+  /**
+   * Returns a file's text.
+   *
+   * @throws IOException if it cannot be read, is no file, or not UTF-8
+   */
   static String read(File file) throws IOException {
-    return new String(Files.readAllBytes(file.toPath()), StandardCharsets.UTF_8);
+    if (file.exists() && !file.isFile()) { // a pipe would be waited for
+      throw new IOException(file + ": not a file");
+    }
+    byte[] content = Files.readAllBytes(file.toPath());
+    return StandardCharsets.UTF_8.newDecoder().decode(ByteBuffer.wrap(content)).toString();
   }
 
+  /** Moves a file into its place; a link that stands there stays, its file is replaced. */
   static void move(File from, File to) throws IOException {
+    Path place = to.toPath();
+    if (Files.isRegularFile(place)) {
+      place = place.toRealPath();
+    } else if (Files.exists(place, LinkOption.NOFOLLOW_LINKS)) {
+      throw new IOException(to + ": not a file, so it is not replaced");
+    }
     Files.move(
         from.toPath(),
-        to.toPath(),
+        place,
         StandardCopyOption.REPLACE_EXISTING,
         StandardCopyOption.ATOMIC_MOVE);
   }

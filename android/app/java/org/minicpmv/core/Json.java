@@ -1,10 +1,12 @@
 package org.minicpmv.core;
 
+import java.nio.charset.StandardCharsets;
 import java.util.ArrayList;
 import java.util.List;
 import org.json.JSONArray;
 import org.json.JSONException;
 import org.json.JSONObject;
+import org.json.JSONTokener;
 
 /** Android's JSON without the checked exceptions that cannot happen. */
 public final class Json {
@@ -32,6 +34,33 @@ public final class Json {
   public static String text(JSONObject object, String name) {
     Object value = object.opt(name);
     return value instanceof String ? (String) value : null;
+  }
+
+  /**
+   * Reads an object, and nothing behind it.
+   *
+   * @throws JSONException if the text is something else
+   */
+  public static JSONObject parse(String text) throws JSONException {
+    JSONTokener tokener = new JSONTokener(text);
+    Object value;
+    try {
+      value = tokener.nextValue();
+    } catch (StackOverflowError e) {
+      throw new JSONException("nested too deeply");
+    }
+    if (!(value instanceof JSONObject)) {
+      throw new JSONException("not an object");
+    }
+    if (tokener.nextClean() != 0) {
+      throw new JSONException("something follows the object");
+    }
+    return (JSONObject) value;
+  }
+
+  /** Whether a text can be kept in a file: half of a UTF-16 pair cannot. */
+  public static boolean isUnicode(String text) {
+    return StandardCharsets.UTF_8.newEncoder().canEncode(text);
   }
 
   /** Returns the objects in an array; what is none is left out. */

@@ -40,7 +40,8 @@ public final class Log {
     StringBuilder text = new StringBuilder();
     for (File part : new File[] {older, file}) {
       try {
-        text.append(part.exists() ? FileTools.read(part) : "");
+        byte[] content = part.exists() ? Files.readAllBytes(part.toPath()) : new byte[0];
+        text.append(new String(content, StandardCharsets.UTF_8)); // a cut character costs itself
       } catch (IOException e) {
         text.append("(").append(e.getMessage()).append(")\n");
       }

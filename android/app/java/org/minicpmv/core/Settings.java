@@ -40,7 +40,7 @@ public final class Settings {
             "threads", 0,
             "language", "system");
     try {
-      JSONObject kept = file.exists() ? new JSONObject(FileTools.read(file)) : new JSONObject();
+      JSONObject kept = file.exists() ? Json.parse(FileTools.read(file)) : new JSONObject();
       chosen = valid(kept);
     } catch (IOException | JSONException e) {
       log.add("settings cannot be read, so all are as at first: " + e.getMessage());

@@ -1,5 +1,6 @@
 package org.minicpmv.core;
 
+import org.json.JSONException;
 import org.json.JSONObject;
 
 /** One turn of a conversation. */
@@ -38,18 +39,33 @@ public final class Turn {
         "role", role, "text", text, "picture", picture, "stop", stop, "speed", speed);
   }
 
-  /** Returns null for what is no turn. */
-  static Turn fromJson(JSONObject json) {
+  /**
+   * Reads what {@link #toJson} wrote.
+   *
+   * @throws JSONException if it is no turn, or not as it was written
+   */
+  static Turn fromJson(JSONObject json) throws JSONException {
     String role = Json.text(json, "role");
-    String text = Json.text(json, "text");
-    if (text == null || !(USER.equals(role) || ASSISTANT.equals(role))) {
-      return null;
+    if (!(USER.equals(role) || ASSISTANT.equals(role)) || Json.text(json, "text") == null) {
+      throw new JSONException("a turn is neither a question nor an answer, or has no text");
+    }
+    if (!json.isNull("speed") && json.optJSONObject("speed") == null) {
+      throw new JSONException("speed of a turn is " + json.opt("speed"));
     }
     return new Turn(
         role,
-        text,
-        Json.text(json, "picture"),
-        Json.text(json, "stop"),
+        kept(json, "text"),
+        kept(json, "picture"),
+        kept(json, "stop"),
         json.optJSONObject("speed"));
+  }
+
+  /** Returns a text, or null where there is none of this name. */
+  private static String kept(JSONObject json, String name) throws JSONException {
+    String text = Json.text(json, name);
+    if (!json.isNull(name) && (text == null || !Json.isUnicode(text))) {
+      throw new JSONException(name + " of a turn is no text");
+    }
+    return text;
   }
 }

@@ -1,5 +1,6 @@
 package org.minicpmv.core;
 
+import static org.junit.Assert.assertArrayEquals;
 import static org.junit.Assert.assertEquals;
 import static org.junit.Assert.assertFalse;
 import static org.junit.Assert.assertNotNull;
@@ -410,6 +411,44 @@ public final class AssistantTest {
     app.close();
     app.start().awaitIdle();
     assertEquals(0, new File(app.files, "pictures").list().length);
+  }
+
+  @Test
+  public void picturesOfADamagedChatStay() throws Exception {
+    app.ready().say("do", "picture", "camera", true);
+    String picture = app.await("picture").getJSONObject("picture").getString("id");
+    app.say("do", "send", "text", "what", "picture", picture);
+    String id = app.awaitAnswer().getString("id");
+    app.awaitIdle();
+    app.close();
+    File file = new File(app.files, "chats/" + id + ".json");
+    byte[] whole = Files.readAllBytes(file.toPath());
+    byte[] damaged = Arrays.copyOf(whole, whole.length - 9);
+    Files.write(file.toPath(), damaged);
+    int count = new File(app.files, "pictures").list().length;
+    assertEquals(0, app.start().awaitIdle().getJSONArray("chats").length());
+    app.close();
+    assertArrayEquals(damaged, Files.readAllBytes(file.toPath()));
+    assertEquals(count, new File(app.files, "pictures").list().length);
+    Files.write(file.toPath(), whole); // it was mended
+    assertEquals(1, app.start().awaitIdle().getJSONArray("chats").length());
+    assertTrue(app.assistant.picture(picture).isFile());
+  }
+
+  @Test
+  public void whatCannotBeKeptIsRefusedBeforeItIsShown() throws Exception {
+    app.ready().say("do", "send", "text", "one");
+    String id = app.awaitAnswer().getString("id");
+    app.awaitIdle();
+    for (String text : new String[] {"a\ud83d", "\udc00b"}) { // halves of a UTF-16 pair
+      app.events.clear();
+      app.say("do", "send", "text", text, "chat", id);
+      JSONObject first = app.events.take();
+      assertEquals("error", first.getString("event"));
+      assertEquals("invalid_text", first.getString("code"));
+    }
+    app.say("do", "send", "text", "two \ud83d\ude00", "chat", id);
+    assertEquals(4, app.awaitAnswer().getJSONArray("turns").length());
   }
 
   @Test

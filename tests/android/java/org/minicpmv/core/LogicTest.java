@@ -1,11 +1,14 @@
 package org.minicpmv.core;
 
+import static org.junit.Assert.assertArrayEquals;
 import static org.junit.Assert.assertEquals;
 import static org.junit.Assert.assertFalse;
 import static org.junit.Assert.assertNull;
 import static org.junit.Assert.assertTrue;
+import static org.junit.Assert.fail;
 
 import java.io.File;
+import java.io.IOException;
 import java.nio.file.Files;
 import org.json.JSONArray;
 import org.json.JSONObject;
@@ -79,14 +82,83 @@ public final class LogicTest {
     JSONObject json = chat.toJson();
     assertEquals(json.toString(), Chat.fromJson("id", json).toJson().toString());
     File folder = Files.createTempDirectory("chats").toFile();
-    Log log = new Log(new File(folder, "log"));
-    Files.write(new File(folder, "bad.json").toPath(), new byte[] {'{'});
-    Files.write(new File(folder, "odd.json").toPath(), "{\"turns\": [1, {}]}".getBytes());
+    Log log = new Log(File.createTempFile("log", ""));
     ChatStore store = new ChatStore(folder, log);
-    assertNull(store.get("bad"));
-    assertEquals(0, store.get("odd").turns().size());
-    assertTrue(log.text().contains("bad"));
-    assertTrue(new File(folder, "bad.json").exists()); // perhaps a later app can read it
+    Chat kept = store.create(1);
+    kept.ask(0, question("x"), 2);
+    store.save(kept);
+    ChatStore again = new ChatStore(folder, log);
+    assertTrue(again.isWhole());
+    assertEquals(kept.toJson().toString(), again.get(kept.id).toJson().toString());
+  }
+
+  @Test
+  public void damagedChatsAreLeftAsTheyAre() throws Exception {
+    String deep = new String(new char[100_000]).replace("\0", "[");
+    String digits = new String(new char[5000]).replace("\0", "9");
+    for (String content : new String[] {
+      "", "{", "[1]", "null", "\u00ff", deep, "{\"turns\": []}",
+      "{\"turns\": {}, \"changed\": 1}", "{\"turns\": [], \"changed\": 1e999}",
+      "{\"turns\": [], \"changed\": NaN}", "{\"turns\": [], \"changed\": \"1\"}",
+      "{\"turns\": [], \"changed\": true}", "{\"turns\": [], \"changed\": -1}",
+      "{\"turns\": [], \"changed\": " + digits + "}",
+      "{\"turns\": [], \"changed\": 99999999999999999}",
+      "{\"turns\": [], \"changed\": 1}}", "{\"turns\": [1], \"changed\": 1}",
+      "{\"turns\": [{\"role\": \"user\"}], \"changed\": 1}",
+      "{\"turns\": [{\"role\": \"user\", \"text\": \"a\", \"picture\": 1}], \"changed\": 1}",
+      "{\"turns\": [{\"role\": \"user\", \"text\": \"a\", \"stop\": {}}], \"changed\": 1}",
+      "{\"turns\": [{\"role\": \"user\", \"text\": \"a\", \"speed\": 1}], \"changed\": 1}",
+      "{\"turns\": [{\"role\": \"user\", \"text\": \"a\\ud800\"}], \"changed\": 1}",
+    }) {
+      File folder = Files.createTempDirectory("chats").toFile();
+      File file = new File(folder, "bad.json");
+      byte[] bytes = content.getBytes(content.equals("\u00ff") ? "ISO-8859-1" : "UTF-8");
+      Files.write(file.toPath(), bytes);
+      Log log = new Log(File.createTempFile("log", ""));
+      ChatStore store = new ChatStore(folder, log);
+      assertFalse(content, store.isWhole());
+      assertNull(content, store.get("bad"));
+      assertArrayEquals(content, bytes, Files.readAllBytes(file.toPath()));
+      assertTrue(log.text().contains("bad.json cannot be read"));
+    }
+  }
+
+  @Test
+  public void whatIsNoChatMayShowAnyPicture() throws Exception {
+    File folder = Files.createTempDirectory("chats").toFile();
+    Log log = new Log(File.createTempFile("log", ""));
+    Files.write(new File(folder, "half.json.partial").toPath(), new byte[] {'{'});
+    assertTrue(new ChatStore(folder, log).isWhole());
+    assertFalse(new File(folder, "half.json.partial").exists());
+    assertTrue(new File(folder, "a.json").mkdir());
+    assertFalse(new ChatStore(folder, log).isWhole());
+    assertTrue(new File(folder, "a.json").delete());
+    Files.write(new File(folder, "copy of a chat").toPath(), new byte[] {'{'});
+    assertFalse(new ChatStore(folder, log).isWhole());
+  }
+
+  @Test
+  public void onlyFilesAreReplaced() throws Exception {
+    File folder = Files.createTempDirectory("files").toFile();
+    File file = new File(folder, "file");
+    File link = new File(folder, "link");
+    FileTools.write(file, "old");
+    Files.createSymbolicLink(link.toPath(), file.toPath());
+    FileTools.write(link, "new");
+    assertTrue(Files.isSymbolicLink(link.toPath()));
+    assertEquals("new", FileTools.read(file));
+    Files.createSymbolicLink(new File(folder, "device").toPath(), new File("/dev/null").toPath());
+    Files.createSymbolicLink(new File(folder, "nowhere").toPath(), new File("/none").toPath());
+    assertTrue(new File(folder, "folder").mkdir());
+    for (String name : new String[] {"device", "nowhere", "folder"}) {
+      try {
+        FileTools.write(new File(folder, name), "text");
+        fail(name);
+      } catch (IOException e) {
+        assertTrue(e.getMessage(), e.getMessage().contains("not a file, so it is not replaced"));
+      }
+    }
+    assertEquals(5, folder.list().length);
   }
 
   @Test
