@@ -1,4 +1,9 @@
-"""Beam search, as `transformers` does it with early_stopping=False and length_penalty=1."""
+"""Beam search as in `transformers` 4.36, which the original was published with.
+
+Its settings there: early_stopping=False and length_penalty=1. Later versions stop sooner: they
+hold the worst finished beam against the best running one, 4.36 against the best of all candidates,
+those that just ended among them.
+"""
 
 from __future__ import annotations
 
@@ -26,6 +31,36 @@ class _Beam:
         return self.log_probability / max(len(self.ids), 1)
 
 
+class _Finished:
+    """The best beams that have come to their end, at most `width`."""
+
+    def __init__(self, width: int) -> None:
+        self._beams: list[_Beam] = []  # in the order in which they ended
+        self._width = width
+
+    def __bool__(self) -> bool:
+        return bool(self._beams)
+
+    @property
+    def best(self) -> _Beam:
+        """The one with the highest score; of equals the latest."""
+        return max(reversed(self._beams), key=lambda beam: beam.score)
+
+    def add(self, beam: _Beam) -> None:
+        """Takes a beam, unless it is no better than the worst of enough."""
+        if len(self._beams) == self._width:
+            worst = min(self._beams, key=lambda beam: beam.score)
+            if beam.score <= worst.score:
+                return
+            self._beams.remove(worst)
+        self._beams.append(beam)
+
+    def is_enough(self, candidate: _Beam) -> bool:
+        """Says whether there are enough, and none worse than the best candidate is now."""
+        full = len(self._beams) == self._width
+        return full and min(beam.score for beam in self._beams) >= candidate.score
+
+
 def beam_search(
     backend: Backend,
     cache: Cache,
@@ -46,25 +81,27 @@ def beam_search(
     assert isinstance(cache, KVCache), "other caches hold one sequence"
     eos, width = backend.config.decoder.eos_token_id, options.num_beams
     rows = [_Beam([], 0.0)]  # what the rows of the cache hold behind the prompt
-    finished: list[_Beam] = []
-    running, rows_logits, steps = rows, logits.unsqueeze(0), 0
+    finished = _Finished(width)
+    rows_logits, steps = logits.unsqueeze(0), 0
     stop = Stop.CANCELLED
     while not cancelled():
         candidates, parents = _continuations(rows, rows_logits, options)
-        ends = [b.ids[-1] == eos or len(b.ids) == options.max_new_tokens for b in candidates]
-        finished += [b for b, end in zip(candidates[:width], ends[:width], strict=True) if end]
-        finished = sorted(finished, key=lambda b: b.score, reverse=True)[:width]
-        going = [i for i, end in enumerate(ends) if not end][:width]
-        running = [candidates[i] for i in going]
-        full = len(finished) == width
-        if not running or (full and running[0].score <= finished[-1].score):
-            stop = Stop.EOS if finished[0].ids[-1] == eos else Stop.LENGTH
+        ended = [candidate.ids[-1] == eos for candidate in candidates]
+        for candidate, end in zip(candidates[:width], ended[:width], strict=True):
+            if end:
+                finished.add(candidate)
+        going = [i for i, end in enumerate(ended) if not end][:width]
+        enough = finished.is_enough(candidates[0])
+        if enough or not going or len(candidates[0].ids) == options.max_new_tokens:
+            for i in [] if enough else going:
+                finished.add(candidates[i])
+            stop = Stop.EOS if finished.best.ids[-1] == eos else Stop.LENGTH
             break
         cache.reorder(torch.tensor([parents[i] for i in going]))
-        embeds = backend.embed([b.ids[-1] for b in running]).unsqueeze(1)
+        rows, steps = [candidates[i] for i in going], steps + 1
+        embeds = backend.embed([b.ids[-1] for b in rows]).unsqueeze(1)
         rows_logits = backend.logits(backend.forward(embeds, cache))[:, -1]
-        rows, steps = running, steps + 1
-    best = (finished or running)[0]
+    best = finished.best if finished else rows[0]
     nearest = max(range(len(rows)), key=lambda i: _common(rows[i].ids, best.ids))
     cache.reorder(torch.tensor([nearest]))
     ids = best.ids[:-1] if best.ids[-1:] == [eos] else best.ids

@@ -153,8 +153,6 @@ def _open(config: ChatConfig) -> Conversation:
     else:
         asked = {k: getattr(config, k) for k in ("temperature", "top_p", "top_k")}
         chosen = settings.choose(True, {k: v for k, v in asked.items() if v is not None})
-        if config.top_k == 0:
-            chosen["top_k"] = None
         options = GenerationOptions(max_new_tokens=limit, seed=config.seed, **chosen)
     window = loaded.defaults.window_for(
         config.window, as_original=config.as_original, max_new_tokens=limit

@@ -92,12 +92,11 @@ class Tokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """Decodes an answer as the original does, white space at its ends included.
 
-        Id 0 vanishes, `<s>` where it is the first and `</s>` where it is the last; elsewhere these
-        two are spelled. Ids that are no piece's vanish too: a model's embedding may have more rows
-        than its tokenizer has pieces.
+        Id 0 vanishes, and `</s>` where it is the last; `<s>` and any other `</s>` are spelled. Ids
+        that are no piece's vanish too: a model's embedding may have more rows than its tokenizer
+        has pieces.
         """
         kept = [i for i in ids if i != UNKNOWN_ID and i < self.vocab_size]
-        kept = kept[1:] if kept[:1] == [BOS_ID] else kept
         kept = kept[:-1] if kept[-1:] == [EOS_ID] else kept
         runs = itertools.groupby(kept, (BOS_ID, EOS_ID).__contains__)
         return "".join(self._spell(list(run), control) for control, run in runs)

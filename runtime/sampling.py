@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
 
 from quantize.errors import ConfigError
+from runtime.prompt import BOS_ID
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,8 +21,8 @@ class GenerationOptions:
     max_new_tokens: int
     do_sample: bool = False  # otherwise greedy, or beam search
     temperature: float = 1.0
-    top_k: int | None = None  # None: no limit
-    top_p: float = 1.0  # 1.0: no limit
+    top_k: int | None = None  # None: no limit, and so is 0, which becomes None
+    top_p: float = 1.0  # 1.0: no limit; 0.0: the likeliest alone
     repetition_penalty: float = 1.0  # of generated tokens; 1.0: none
     num_beams: int = 1
     seed: int | None = None  # None: another answer each time
@@ -34,15 +36,15 @@ class GenerationOptions:
         """
         for name in ("max_new_tokens", "num_beams"):
             _check(self, name, _is_int(getattr(self, name), 1), "an integer of at least 1")
-        top_k = self.top_k is None or _is_int(self.top_k, 1)
-        _check(self, "top_k", top_k, "an integer of at least 1")
+        top_k = self.top_k is None or _is_int(self.top_k, 0)
+        _check(self, "top_k", top_k, "an integer of at least 1, or 0 for no limit")
+        object.__setattr__(self, "top_k", self.top_k or None)
         seed = self.seed is None or (_is_int(self.seed, 0) and self.seed < 2**63)
         _check(self, "seed", seed, "an integer from 0 to 2^63 - 1")
         hint = "a number above 0 (for the likeliest answer choose greedy)"
         _check(self, "temperature", _is_positive(self.temperature), hint)
         _check(self, "repetition_penalty", _is_positive(self.repetition_penalty), "above 0")
-        top_p = _is_positive(self.top_p) and self.top_p <= 1
-        _check(self, "top_p", top_p, "above 0 and at most 1")
+        _check(self, "top_p", _is_share(self.top_p), "a number from 0 to 1")
         if self.do_sample and self.num_beams > 1:
             raise ConfigError(
                 f"num_beams is {self.num_beams} while sampling; choose beams or sampling, not both"
@@ -92,10 +94,13 @@ def check_logits(logits: Tensor) -> Tensor:
 
 
 def penalize(scores: Tensor, generated: Sequence[int], penalty: float) -> Tensor:
-    """Makes tokens (V,) that were generated before less likely, whatever their score's sign."""
-    if penalty == 1.0 or not generated:
+    """Makes tokens (V,) that were generated before less likely, whatever their score's sign.
+
+    `<s>` is always one of them: the original's answers begin with it, unseen.
+    """
+    if penalty == 1.0:
         return scores
-    seen = torch.tensor(sorted(set(generated)), device=scores.device)
+    seen = torch.tensor(sorted({BOS_ID, *generated}), device=scores.device)
     old = scores[seen]
     return scores.index_copy(0, seen, torch.where(old < 0, old * penalty, old / penalty))
 
@@ -138,7 +143,13 @@ def _is_text(value: object) -> bool:
     return not any("\ud800" <= character <= "\udfff" for character in value)
 
 
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
 def _is_positive(value: object) -> bool:
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
-        return False
-    return math.isfinite(value) and value > 0
+    return _is_number(value) and math.isfinite(value) and value > 0
+
+
+def _is_share(value: object) -> bool:
+    return _is_number(value) and 0 <= value <= 1

@@ -6,7 +6,7 @@ import {say, sayBytes, sayError} from './texts.js';
 const PANELS = ['history', 'settings', 'check', 'about'];
 const NUMBERS = {
   temperature: {min: 0.05, max: 5, step: 0.05},
-  top_p: {min: 0.01, max: 1, step: 0.01},
+  top_p: {min: 0, max: 1, step: 0.01},
   top_k: {min: 0, max: 1000, step: 1},
   repetition_penalty: {min: 1, max: 2, step: 0.01},
   max_new_tokens: {min: 1, max: 16384, step: 1},

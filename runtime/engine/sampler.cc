@@ -9,6 +9,7 @@
 #include <string>
 
 #include "runtime/engine/error.h"
+#include "runtime/engine/tokenizer.h"
 
 namespace minicpmv {
 namespace {
@@ -47,7 +48,7 @@ void SamplingOptions::Check() const {
          "a number above 0 (for the likeliest answer choose greedy)");
   Expect(!top_k || *top_k > 0, "top_k", static_cast<double>(top_k.value_or(0)),
          "an integer of at least 1");
-  Expect(IsPositive(top_p) && top_p <= 1, "top_p", top_p, "above 0 and at most 1");
+  Expect(top_p >= 0 && top_p <= 1, "top_p", top_p, "a number from 0 to 1");
   Expect(IsPositive(repetition_penalty), "repetition_penalty", repetition_penalty, "above 0");
 }
 
@@ -111,13 +112,15 @@ void Sampler::Penalize(const float* logits, const std::vector<int32_t>& generate
   }
   const float penalty = Factor(options_.repetition_penalty);
   if (penalty == 1) return;
-  for (const int32_t id : generated) {
+  const auto penalize = [&](int32_t id) {
     if (id < 0 || id >= vocab_size_) {
       throw EngineError(error_code::kInternal, "a generated id is outside the vocabulary");
     }
     const float old = logits[id];  // so that a repeated id counts once
     scores_[static_cast<size_t>(id)] = Finite(old < 0 ? old * penalty : old / penalty);
-  }
+  };
+  penalize(kBosId);  // the original's answers begin with it, unseen
+  for (const int32_t id : generated) penalize(id);
 }
 
 // Keeps the k likeliest; tokens that tie with the last of them survive with it.

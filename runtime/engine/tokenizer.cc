@@ -85,12 +85,12 @@ std::string Tokenizer::Decode(const std::vector<int32_t>& ids) const {
   if (!kept.empty() && kept.back() == kEosId) kept.pop_back();
   std::string text;
   std::vector<int> run;
-  for (size_t i = !kept.empty() && kept.front() == kBosId ? 1 : 0; i < kept.size(); ++i) {
-    if (kept[i] > kEosId) {
-      run.push_back(kept[i]);
+  for (const int32_t id : kept) {
+    if (id > kEosId) {
+      run.push_back(id);
       continue;
     }
-    text += DecodeRun(std::exchange(run, {})) + processor_->IdToPiece(kept[i]);
+    text += DecodeRun(std::exchange(run, {})) + processor_->IdToPiece(id);
   }
   return text + DecodeRun(run);
 }

@@ -44,9 +44,9 @@ class Tokenizer {
   // Throws EngineError (invalid_text): not UTF-8.
   std::vector<int32_t> Encode(std::string_view text) const;
 
-  // Decodes an answer. Id 0 vanishes, `<s>` where it is the first and `</s>` where it is the last;
-  // elsewhere these two are spelled. Ids that are no piece's vanish too: an embedding may have more
-  // rows than there are pieces. Bytes that are no character become U+FFFD each.
+  // Decodes an answer. Id 0 vanishes, and `</s>` where it is the last; `<s>` and any other `</s>`
+  // are spelled. Ids that are no piece's vanish too: an embedding may have more rows than there are
+  // pieces. Bytes that are no character become U+FFFD each.
   std::string Decode(const std::vector<int32_t>& ids) const;
 
   // Says whether an id is a piece of text in itself, wherever it stands: no control piece, and not

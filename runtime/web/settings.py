@@ -18,7 +18,7 @@ LANGUAGES = ("system", "en", "zh")
 # As in Settings.java and panels.js: lowest, highest, and whether only whole numbers.
 RANGES: Mapping[str, tuple[float, float, bool]] = {
     "temperature": (0.05, 5, False),
-    "top_p": (0.01, 1, False),
+    "top_p": (0, 1, False),
     "top_k": (0, 1000, True),
     "repetition_penalty": (1, 2, False),
     "max_new_tokens": (1, 16384, True),
@@ -86,7 +86,7 @@ class Settings:
         chosen = {name: settings[name] for name in names}
         if settings["do_sample"]:
             chosen |= {name: settings[name] for name in ("temperature", "top_p")}
-            chosen |= {"top_k": settings["top_k"] or None, "seed": seed}
+            chosen |= {"top_k": settings["top_k"], "seed": seed}
         return GenerationOptions(**chosen)
 
 

@@ -10,6 +10,7 @@ from transformers import (
 )
 
 from quantize.errors import ConfigError
+from runtime.prompt import BOS_ID
 from runtime.sampling import GenerationOptions, Sampler, distribution, penalize
 
 VOCAB = 4801
@@ -20,13 +21,16 @@ def random_logits(seed: int, std: float = 4.0) -> torch.Tensor:
 
 
 def theirs(logits, generated, temperature, top_k, top_p, penalty):
-    """The probabilities (V,) that transformers samples from."""
-    ids = torch.tensor([generated], dtype=torch.long)
+    """The probabilities (V,) that transformers samples from.
+
+    4.36 begins the answer to a prompt of embeddings with `<s>`, which so counts as generated.
+    """
+    ids = torch.tensor([[BOS_ID, *generated]], dtype=torch.long)
     scores = logits[None]
     if penalty != 1:
         scores = RepetitionPenaltyLogitsProcessor(penalty)(ids, scores)
     scores = TemperatureLogitsWarper(temperature)(ids, scores)
-    if top_k is not None:
+    if top_k:  # as `generate` does: 0 is no limit
         scores = TopKLogitsWarper(top_k)(ids, scores)
     if top_p < 1:
         scores = TopPLogitsWarper(top_p)(ids, scores)
@@ -57,6 +61,9 @@ def ours(logits, generated, temperature, top_k, top_p, penalty):
         (0.3, 1, 1.0, 1.0),
         (1.0, 5, 0.01, 0.8),
         (1.0, VOCAB + 1, 0.5, 1.2),
+        (1.0, 0, 0.9, 1.2),
+        (1.0, 0, 0.0, 1.0),
+        (0.7, 100, 0.0, 1.05),
     ],
 )
 def test_the_same_tokens_survive_with_the_same_probabilities(
@@ -100,6 +107,28 @@ def test_a_seed_gives_the_same_tokens_and_another_seed_others():
     assert draw(1) != draw(2)
 
 
+def test_without_a_limit_top_k_is_one_value():
+    assert GenerationOptions(max_new_tokens=1, top_k=0) == GenerationOptions(max_new_tokens=1)
+
+
+def test_top_p_0_leaves_the_likeliest():
+    options = GenerationOptions(max_new_tokens=1, do_sample=True, top_p=0)
+    assert all(
+        Sampler(options).choose(random_logits(i), []) == int(random_logits(i).argmax())
+        for i in range(20)
+    )
+
+
+def test_the_start_token_counts_as_generated():
+    """The original's answers begin with `<s>`, so that its penalty strikes it at once."""
+    assert penalize(torch.tensor([1.0, 3.0, 2.9]), [], 1.2).tolist() == [
+        1.0,
+        2.5,
+        2.9000000953674316,
+    ]
+    assert penalize(torch.tensor([1.0, -3.0]), [0], 2.0).tolist() == [0.5, -6.0]
+
+
 def test_greedy_takes_the_likeliest_after_the_penalty():
     logits = torch.tensor([0.0, 3.0, 2.9, -5.0])
     assert Sampler(GenerationOptions(max_new_tokens=1)).choose(logits, [1]) == 1
@@ -116,9 +145,11 @@ def test_greedy_takes_the_likeliest_after_the_penalty():
         ("temperature", 0.0),
         ("temperature", float("nan")),
         ("temperature", "hot"),
-        ("top_k", 0),
+        ("top_k", -1),
         ("top_k", True),
-        ("top_p", 0.0),
+        ("top_p", -0.1),
+        ("top_p", False),
+        ("top_p", float("nan")),
         ("top_p", 1.01),
         ("repetition_penalty", 0.0),
         ("num_beams", 0),

@@ -121,7 +121,7 @@ public final class Settings {
       Json.put(valid, "language", language);
     }
     take(valid, choices, "temperature", 0.05, 5, false);
-    take(valid, choices, "top_p", 0.01, 1, false);
+    take(valid, choices, "top_p", 0, 1, false);
     take(valid, choices, "repetition_penalty", 1, 2, false);
     take(valid, choices, "top_k", 0, MAX_TOP_K, true);
     take(valid, choices, "max_new_tokens", 1, MAX_WINDOW, true);
