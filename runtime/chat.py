@@ -19,6 +19,7 @@ from runtime.loader import load
 from runtime.picture import open_picture
 from runtime.prompt import Message, Tokenizer
 from runtime.sampling import GenerationOptions
+from runtime.session import Session
 
 
 class ChatModel:
@@ -53,7 +54,8 @@ class ChatModel:
             dtype: float32, float16 or bfloat16, for the reference.
             settings: whose generation defaults to use; a name in `configs/generation.json`.
             window: tokens that a token may see; by default that of `configs/generation.json`.
-            as_original: cut prompts to 2048 ids, and let nothing slide out of the window.
+            as_original: cut prompts to 2048 ids, let nothing slide out of the window, and take
+                turns in any order behind the first, empty ones too.
 
         Raises:
             ToolkitError: the source cannot be opened, or an argument does not fit it.
@@ -62,12 +64,10 @@ class ChatModel:
         loaded = load(source, options, device=device, dtype=dtype)
         self.tokenizer = loaded.tokenizer
         self.description = loaded.description
+        self._loaded, self._window, self._as_original = loaded, window, as_original
         self._settings = loaded.defaults.named(settings)
-        tokens = loaded.defaults.window_for(
-            window, as_original=as_original, max_new_tokens=self._settings.max_new_tokens
-        )
-        self.session = loaded.open_session(window=tokens, as_original=as_original)
-        weakref.finalize(self, self.session.close)
+        self._tokens = self._window_for(self._settings.max_new_tokens)
+        self.session = self._open()
 
     def __enter__(self) -> ChatModel:
         return self
@@ -90,20 +90,22 @@ class ChatModel:
         msgs: Sequence[Message] | str,
         context: object = None,
         tokenizer: Tokenizer | None = None,
-        *,
+        vision_hidden_states: None = None,
         max_new_tokens: int | None = None,
         sampling: bool | None = None,
+        *,
         seed: int | None = None,
         on_text: Callable[[str], None] = lambda text: None,
         **kwargs: Any,
     ) -> tuple[str, list[Message], dict[str, Any]]:
-        """Answers the last of the messages.
+        """Answers the last of the messages; arguments stand as the original has them.
 
         Args:
             image: shown with the first message; None to ask without a picture.
-            msgs: the whole conversation, or its JSON.
+            msgs: the whole conversation, or its JSON. The answer is appended to a list.
             context: ignored, as by the original: `msgs` says it all.
             tokenizer: None, or this model's own: another one's ids would mean something else.
+            vision_hidden_states: None: an encoded picture is remembered without.
             max_new_tokens: longest answer; by default as the settings say.
             sampling: whether to sample or to search with beams; by default as the settings say.
             seed: makes sampling repeatable.
@@ -111,7 +113,8 @@ class ChatModel:
             kwargs: other values for the keys that the chosen settings have.
 
         Returns:
-            The answer; the messages with the answer; the settings that were used.
+            The answer; the messages with the answer, `msgs` itself where it is a list; the settings
+            that were used.
 
         Raises:
             ToolkitError: the messages or the settings are not right.
@@ -121,13 +124,37 @@ class ChatModel:
                 f"tokenizer is a {type(tokenizer).__name__}; expected None or the model's own, "
                 "`model.tokenizer`: others give ids that the model was not trained with"
             )
+        if vision_hidden_states is not None:
+            raise PromptError(
+                f"vision_hidden_states is a {type(vision_hidden_states).__name__}; expected None: "
+                "give the picture, which is encoded once and remembered"
+            )
         messages = _messages(msgs)
         config = self._settings.choose(sampling, kwargs)
         limit = self._settings.max_new_tokens if max_new_tokens is None else max_new_tokens
         options = GenerationOptions(max_new_tokens=limit, seed=seed, **config)
+        self._make_room(limit)
         reply = self.session.reply(messages, image, options, on_text=on_text)
-        answer: Message = {"role": "assistant", "content": reply.text}
-        return reply.text, [*messages, answer], config
+        messages.append({"role": "assistant", "content": reply.text})
+        return reply.text, messages, config
+
+    def _window_for(self, max_new_tokens: int) -> int:
+        return self._loaded.defaults.window_for(
+            self._window, as_original=self._as_original, max_new_tokens=max_new_tokens
+        )
+
+    def _open(self) -> Session:
+        session = self._loaded.open_session(window=self._tokens, as_original=self._as_original)
+        weakref.finalize(self, session.close)
+        return session
+
+    def _make_room(self, max_new_tokens: int) -> None:
+        """Opens another session where a longer answer asks for a longer window."""
+        tokens = self._window_for(max_new_tokens)
+        if tokens > self._tokens:
+            self.session.close()
+            self._tokens = tokens
+            self.session = self._open()
 
 
 class OmniLMMChat:
@@ -142,6 +169,8 @@ class OmniLMMChat:
         serial: str | None = None,
         device: str | None = None,
         dtype: str | None = None,
+        window: int | None = None,
+        as_original: bool = False,
     ) -> None:
         """Loads a checkpoint or a bundle; see `ChatModel`."""
         self.model = ChatModel(
@@ -152,7 +181,24 @@ class OmniLMMChat:
             device=device,
             dtype=dtype,
             settings="OmniLMMChat",
+            window=window,
+            as_original=as_original,
         )
+
+    def __enter__(self) -> OmniLMMChat:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the model's engine; another question starts it again."""
+        self.model.close()
 
     def chat(self, inputs: Mapping[str, Any]) -> str:
         """Answers `{"image": base64, "question": JSON of the messages}`.
@@ -203,4 +249,4 @@ def _messages(msgs: Sequence[Message] | str) -> list[Message]:
             f"the messages are a {type(msgs).__name__}; expected a list of "
             '{"role": "user", "content": "..."}'
         )
-    return cast("list[Message]", list(msgs))
+    return cast("list[Message]", msgs if isinstance(msgs, list) else list(msgs))

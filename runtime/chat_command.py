@@ -95,7 +95,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add(
         "--as-original",
         action="store_true",
-        help="cut long prompts to 2048 tokens and let nothing slide out of the window",
+        help="cut long prompts to 2048 tokens, let nothing slide out of the window, and answer an "
+        "empty --prompt",
     )
     add("--json", action="store_true", help="print every answer as one line of JSON")
     add("--web", action="store_true", help="chat in the browser, with the page of the app")
@@ -109,7 +110,8 @@ def run(args: argparse.Namespace) -> int:
     config = ChatConfig(
         engine=engine_options(args), **{name: getattr(args, name) for name in names}
     )
-    if config.prompt is not None and not config.prompt.strip():
+    is_empty = config.prompt is not None and not config.prompt.strip()
+    if is_empty and not config.as_original:
         raise PromptError("--prompt is empty; expected a question")
     if config.web:
         from runtime.web.command import chat_on_page

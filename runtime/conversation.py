@@ -68,7 +68,8 @@ class Conversation:
             print_json(_described(reply))
         else:
             results().out("", highlight=False)
-        if reply.text:  # an answer that was cancelled before its first word leaves no trace
+        # An answer that was cancelled before its first word leaves no trace.
+        if reply.text or reply.statistics.stop != Stop.CANCELLED:
             self._turns = [*turns, {"role": "assistant", "content": reply.text}]
         say(_statistics_line(reply.statistics))
 

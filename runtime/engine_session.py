@@ -53,7 +53,7 @@ class EngineSession:
             place: where; it must be prepared.
             config: the bundle's.
             window: tokens that a token may see.
-            as_original: cut long prompts silently.
+            as_original: cut long prompts silently, and take turns in any order.
 
         Raises:
             ToolkitError: the engine does not start, or refuses the bundle.
@@ -95,7 +95,7 @@ class EngineSession:
             ConfigError: beam search, which the engine has not.
             EngineDiedError: the engine ended; tells its last words.
         """
-        check_question(messages)
+        check_question(messages, as_original=self._as_original)
         if options.num_beams > 1:
             raise ConfigError(
                 f"num_beams is {options.num_beams}, but the engine has no beam search: choose "

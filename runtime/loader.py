@@ -33,7 +33,12 @@ class OpenSession(Protocol):
     """Starts conversations with a model."""
 
     def __call__(self, *, window: int, as_original: bool = False) -> Session:
-        """Args: window: tokens that a token may see. as_original: cut long prompts silently."""
+        """See `Session`.
+
+        Args:
+            window: tokens that a token may see.
+            as_original: cut long prompts silently, and take turns in any order.
+        """
 
 
 @dataclass(frozen=True)

@@ -113,17 +113,20 @@ class Tokenizer:
         """Decodes ids that are all `<s>` and `</s>`, which the library leaves out, or no such."""
         return "".join(map(self._sp.id_to_piece, ids)) if control else str(self._sp.decode(ids))
 
-    def prompt(self, messages: Sequence[Message], image_tokens: int) -> Prompt:
+    def prompt(
+        self, messages: Sequence[Message], image_tokens: int, *, as_original: bool = False
+    ) -> Prompt:
         """Builds the ids of a conversation that the assistant is to continue.
 
         Args:
             messages: turns of user and assistant in turn, a user's first and last.
             image_tokens: placeholders for the picture in the first turn; 0 without a picture.
+            as_original: take turns in any order; see `check_messages`.
 
         Raises:
             PromptError: no turns, or roles out of order.
         """
-        check_messages(messages)
+        check_messages(messages, as_original=as_original)
         before, after = USER, ""
         for i, message in enumerate(messages):
             if i > 0:
@@ -139,26 +142,36 @@ class Tokenizer:
         return Prompt(ids + self.encode("\n" + after), start)
 
 
-def check_messages(messages: Sequence[Message]) -> None:
-    """Raises PromptError unless user and assistant take turns, a user first and last."""
+def check_messages(messages: Sequence[Message], *, as_original: bool = False) -> None:
+    """Raises PromptError unless user and assistant take turns, a user first and last.
+
+    The original asks for a user first, and takes what follows in any order: so does `as_original`.
+    """
     if not messages:
         raise PromptError("the conversation is empty; expected at least one user turn")
     for i, message in enumerate(messages):
-        expected = "assistant" if i % 2 else "user"
-        if not isinstance(message, dict) or message.get("role") != expected:
-            raise PromptError(f"message {i} is {message!r:.80}; expected a turn of role {expected}")
+        expected = ["assistant" if i % 2 else "user"]
+        if as_original and i:
+            expected = ["user", "assistant"]
+        if not isinstance(message, dict) or message.get("role") not in expected:
+            raise PromptError(
+                f"message {i} is {message!r:.80}; expected a turn of role {' or '.join(expected)}"
+            )
         if not isinstance(message.get("content"), str):
             raise PromptError(f"message {i} has no text in 'content'")
-    if len(messages) % 2 == 0:
+    if len(messages) % 2 == 0 and not as_original:
         raise PromptError("the last message is the assistant's; expected a user's")
 
 
-def check_question(messages: Sequence[Message]) -> None:
-    """Raises PromptError unless a conversation is one, and its last turn asks something."""
-    check_messages(messages)
+def check_question(messages: Sequence[Message], *, as_original: bool = False) -> None:
+    """Raises PromptError unless a conversation is one, and its last turn asks something.
+
+    The original answers an empty turn, too: so does `as_original`.
+    """
+    check_messages(messages, as_original=as_original)
     for message in messages:
         check_text(message["content"])
-    if not messages[-1]["content"].strip():
+    if not messages[-1]["content"].strip() and not as_original:
         raise PromptError("the prompt is empty; expected a question")
 
 

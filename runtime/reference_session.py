@@ -65,7 +65,14 @@ class ReferenceSession:
     def __init__(
         self, backend: Backend, tokenizer: Tokenizer, *, window: int, as_original: bool = False
     ) -> None:
-        """Args: window: tokens that a token may see. as_original: cut long prompts silently."""
+        """Loads nothing.
+
+        Args:
+            backend: the model.
+            tokenizer: its own.
+            window: tokens that a token may see.
+            as_original: cut long prompts silently, and take turns in any order.
+        """
         check_window(window)
         self.backend, self.tokenizer, self.config = backend, tokenizer, backend.config
         self.window, self._as_original = window, as_original
@@ -182,8 +189,8 @@ class ReferenceSession:
         """Tokenizes a conversation and checks that it fits."""
         resampler = self.config.resampler
         image_tokens = resampler.query_num if digest and resampler else 0
-        check_question(messages)
-        prompt = self.tokenizer.prompt(messages, image_tokens)
+        check_question(messages, as_original=self._as_original)
+        prompt = self.tokenizer.prompt(messages, image_tokens, as_original=self._as_original)
         if self._as_original:
             prompt = prompt.cut(ORIGINAL_PROMPT_LIMIT)
         keys: list[Key] = list(prompt.ids)

@@ -51,7 +51,7 @@ void Generator::Reset() {
 }
 
 Generator::Plan Generator::MakePlan(const ChatRequest& request) const {
-  CheckConversation(request.messages);
+  CheckConversation(request.messages, request.as_original);
   request.sampling.Check();
   const int64_t width = blocks_.config().decoder.hidden_size;
   const EncodedPicture* picture = request.picture;

@@ -24,7 +24,7 @@ struct ChatRequest {
   SamplingOptions sampling;
   int64_t max_new_tokens = 1;
   std::vector<std::string> stops;  // strings that end the answer
-  bool as_original = false;        // cut long prompts silently
+  bool as_original = false;        // cut long prompts silently, take turns in any order
 };
 
 enum class StopReason { kEos, kLength, kStopString, kCancelled };

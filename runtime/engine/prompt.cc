@@ -22,16 +22,23 @@ void Prompt::Cut(int64_t length) {
   ids.resize(std::min(ids.size(), static_cast<size_t>(std::max<int64_t>(length, 0))));
 }
 
-void CheckConversation(const std::vector<Message>& messages) {
+void CheckConversation(const std::vector<Message>& messages, bool as_original) {
   if (messages.empty()) Refuse("the conversation is empty; expected at least one user turn");
   for (size_t i = 0; i < messages.size(); ++i) {
     const std::string where = "message " + std::to_string(i);
-    const char* expected = i % 2 == 0 ? "user" : "assistant";
-    if (messages[i].role != expected) Refuse(where + ": expected a turn of role " + expected);
+    const std::string& role = messages[i].role;
+    if (as_original && i > 0) {
+      if (role != "user" && role != "assistant") {
+        Refuse(where + ": expected a turn of role user or assistant");
+      }
+    } else if (const char* expected = i % 2 == 0 ? "user" : "assistant"; role != expected) {
+      Refuse(where + ": expected a turn of role " + expected);
+    }
     if (!IsValidUtf8(messages[i].content)) {
       throw EngineError(error_code::kInvalidText, where + " is not valid UTF-8 text");
     }
   }
+  if (as_original) return;
   if (messages.size() % 2 == 0) Refuse("the last message is the assistant's; expected a user's");
   if (StripSpace(messages.back().content).empty()) {
     Refuse("the prompt is empty; expected a question");

@@ -30,8 +30,9 @@ struct Prompt {
 };
 
 // Checks that user and assistant take turns, a user first and last, and that the last one asks.
+// as_original: turns after the first may be anybody's, and empty, as the original model takes them.
 // Throws EngineError (invalid_request, invalid_text).
-void CheckConversation(const std::vector<Message>& messages);
+void CheckConversation(const std::vector<Message>& messages, bool as_original);
 
 // Builds the ids of a conversation, checked before, that the assistant is to continue.
 // image_tokens: placeholders for the picture in the first turn; 0 without a picture.

@@ -238,8 +238,9 @@ Line Server::Tokenize(Fields* request) {
   }
   const std::vector<Message> messages = TakeMessages(request);
   const int64_t image_tokens = request->OptionalInteger(field::kImageTokens, 0).value_or(0);
+  const bool as_original = request->OptionalFlag(field::kAsOriginal).value_or(false);
   request->RefuseOthers();
-  CheckConversation(messages);
+  CheckConversation(messages, as_original);
   const auto& vision = model_->config().vision;
   if (image_tokens != 0 && image_tokens != (vision ? vision->query_num : 0)) {
     request->Refuse("image_tokens: expected 0 or those of this model");

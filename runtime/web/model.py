@@ -25,7 +25,7 @@ class Model:
             load: how.
             bundle: whose engine answers; None: the reference does.
             source: what it was made from, for people.
-            as_original: cut long prompts silently.
+            as_original: cut long prompts silently, and take turns in any order.
 
         Raises:
             ToolkitError: it cannot be loaded.

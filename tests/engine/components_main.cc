@@ -85,13 +85,14 @@ class Components {
     return std::to_string(TurnTokens(*tokenizer_, fields.at(0)));
   }
 
-  // image tokens, then role and content of each turn -> first placeholder or -1, then ids
+  // image tokens, whether as the original, then role and content of each turn
+  // -> first placeholder or -1, then ids
   std::string MakePrompt(const Fields& fields) {
     std::vector<Message> messages;
-    for (size_t i = 1; i + 1 < fields.size(); i += 2) {
+    for (size_t i = 2; i + 1 < fields.size(); i += 2) {
       messages.push_back({fields[i], fields[i + 1]});
     }
-    CheckConversation(messages);
+    CheckConversation(messages, fields.at(1) == "1");
     const Prompt prompt = BuildPrompt(*tokenizer_, messages, std::stoll(fields.at(0)));
     return std::to_string(prompt.image_start.value_or(-1)) + " " + Join(prompt.ids);
   }

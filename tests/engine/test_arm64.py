@@ -34,7 +34,7 @@ def test_texts(components: Components, arm64: Components) -> None:
     for text in PIECES:
         ids = _both(components, arm64, "encode", f"{text} a{text}。")
         _both(components, arm64, "stream", ids, "a", "。")
-        _both(components, arm64, "prompt", 9, "user", f"{text}?")
+        _both(components, arm64, "prompt", 9, 0, "user", f"{text}?")
 
 
 def test_seeds(components: Components, arm64: Components) -> None:

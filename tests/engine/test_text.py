@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from quantize.errors import PromptError
-from runtime.prompt import ASSISTANT, USER, Message, Tokenizer, check_messages
+from runtime.prompt import ASSISTANT, USER, Message, Tokenizer, check_question
 from runtime.streaming import TextStream
 from tests.engine.components import ComponentError, Components, numbers
 from tests.tiny import tokenizer_model
@@ -95,7 +95,7 @@ def test_conversations_have_the_same_ids(tokenizer: Tokenizer, components: Compo
         turns[-1]["content"] += rng.choice("?a.。)")
         image_tokens = rng.choice([0, 9, 64])
         fields = [field for turn in turns for field in (turn["role"], turn["content"])]
-        start, *ids = components.ints("prompt", image_tokens, *fields)
+        start, *ids = components.ints("prompt", image_tokens, 0, *fields)
         expected = tokenizer.prompt(turns, image_tokens)
         assert (start, ids) == (expected.image_start or -1, expected.ids), turns
         last = turns[-1]["content"]
@@ -118,7 +118,7 @@ def test_invalid_utf8_is_refused(components: Components, text: bytes) -> None:
     components.call("load", tokenizer_model())
     with pytest.raises(UnicodeDecodeError):
         text.decode()
-    for fields in (("encode", text), ("prompt", 0, "user", text)):
+    for fields in (("encode", text), ("prompt", 0, 0, "user", text)):
         with pytest.raises(ComponentError, match=r"^invalid_text: .*UTF-8"):
             components.call(*fields)
     assert components.ints("encode", "a"), "the next request works"
@@ -150,25 +150,31 @@ _CONVERSATIONS: list[list[Message]] = [
     [{"role": "assistant", "content": "a"}],
     [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}],
     [{"role": "user", "content": "a"}] * 3,
+    [{"role": "user", "content": "a"}, *[{"role": "assistant", "content": ""}] * 2],
     [{"role": "system", "content": "a"}],
+    [{"role": "user", "content": "a"}, {"role": "system", "content": "a"}],
     *([{"role": "user", "content": text}] for text in ("", "\u3000 \n", "\x1c\x1f\x85\u200a")),
     *([{"role": "user", "content": text}] for text in ("\u200b", "\x00", "\x1b", "\u180e")),
 ]
 
 
+@pytest.mark.parametrize("as_original", [False, True])
 @pytest.mark.parametrize("messages", _CONVERSATIONS)
-def test_conversations_are_refused_alike(components: Components, messages: list[Message]) -> None:
+def test_conversations_are_taken_and_refused_alike(
+    components: Components, tmp_path: Path, messages: list[Message], as_original: bool
+) -> None:
     components.call("load", tokenizer_model())
+    path = tmp_path / "tokenizer.model"
+    path.write_bytes(tokenizer_model())
     fields = [field for message in messages for field in (message["role"], message["content"])]
     try:
-        check_messages(messages)
-        if not messages[-1]["content"].strip():
-            raise PromptError("empty")
+        check_question(messages, as_original=as_original)
     except PromptError:
         with pytest.raises(ComponentError, match=r"^invalid_request: "):
-            components.call("prompt", 0, *fields)
+            components.call("prompt", 0, int(as_original), *fields)
     else:
-        components.call("prompt", 0, *fields)
+        _, *ids = components.ints("prompt", 0, int(as_original), *fields)
+        assert ids == Tokenizer(path).prompt(messages, 0, as_original=as_original).ids
 
 
 @pytest.mark.parametrize("damage", [b"", b"no model", "cut", "other"])

@@ -126,6 +126,81 @@ def test_beam_search_is_what_version_1_does_by_default(model, options):
     assert context == [QUESTION, {"role": "assistant", "content": answer}]
 
 
+def test_arguments_stand_as_the_original_has_them(model, options):
+    """image, msgs, context, tokenizer, vision_hidden_states, max_new_tokens, sampling."""
+    _, _, config = model.chat(RED, [QUESTION], None, model.tokenizer, None, 9, True)
+    assert config == {"do_sample": True, "temperature": 0.6, "top_p": 0.8, "top_k": 100}
+    assert [o.max_new_tokens for o in options] == [9]
+    with pytest.raises(PromptError, match=r"vision_hidden_states is a list; expected None"):
+        model.chat(RED, [QUESTION], None, model.tokenizer, [])
+
+
+def test_the_answer_joins_the_callers_own_list(model, options):
+    msgs = [dict(QUESTION)]
+    answer, context, _ = model.chat(RED, msgs)
+    assert context is msgs
+    assert msgs == [QUESTION, {"role": "assistant", "content": answer}]
+    with pytest.raises(PromptError):  # the last turn is an answer
+        model.chat(RED, msgs)
+    assert len(msgs) == 2, "a call that fails changes nothing"
+    fixed = (QUESTION,)
+    assert model.chat(RED, fixed)[1][:1] == [QUESTION]
+    assert fixed == (QUESTION,)
+
+
+def test_top_k_and_top_p_of_0_are_the_originals(model, options):
+    """No limit, and the likeliest token alone; the settings that come back are those given."""
+    _, _, config = model.chat(RED, [QUESTION], sampling=True, top_k=0, top_p=0)
+    assert (config["top_k"], config["top_p"]) == (0, 0)
+    assert (options[0].top_k, options[0].top_p) == (None, 0)
+    assert (
+        model.chat(RED, [QUESTION], sampling=True, top_k=0, top_p=0)[0]
+        == (model.chat(RED, [QUESTION], sampling=False, num_beams=1, repetition_penalty=1.0)[0])
+    )
+
+
+TURNS_OF_THE_ORIGINAL = [
+    ([QUESTION, QUESTION], "message 1 is .* expected a turn of role assistant"),
+    ([QUESTION, {"role": "assistant", "content": "It is"}], "last message is the assistant's"),
+    ([{"role": "user", "content": ""}], "prompt is empty"),
+]
+
+
+@pytest.mark.parametrize(("msgs", "problem"), TURNS_OF_THE_ORIGINAL)
+def test_turns_that_only_the_original_takes(omni, checkpoint, options, msgs, problem):
+    inputs = {"image": None, "question": json.dumps(msgs)}
+    with pytest.raises(PromptError, match=problem):
+        omni.chat(inputs)
+    with OmniLMMChat(checkpoint, device="cpu", as_original=True) as original:
+        assert isinstance(original.chat(inputs), str)
+        context = original.model.chat(RED, list(msgs))[1]
+        assert context[:-1] == msgs
+        for wrong in ([], [{"role": "assistant", "content": "a"}], [{"role": "system"}]):
+            with pytest.raises(PromptError):
+                original.model.chat(RED, wrong)
+
+
+def test_the_window_follows_the_rules_of_the_command(checkpoint, options):
+    def window(**arguments):
+        with OmniLMMChat(checkpoint, device="cpu", **arguments) as omni:
+            return omni.model.session.window
+
+    assert window() == 1024
+    assert window(as_original=True) == 4096
+    assert window(window=300) == window(window=300, as_original=True) == 300
+
+
+def test_as_original_a_longer_answer_gets_a_longer_window(checkpoint, options):
+    with ChatModel(checkpoint, device="cpu", as_original=True) as model:
+        model.chat(RED, [QUESTION], max_new_tokens=3000)
+        assert model.session.window == 5048
+        model.chat(RED, [QUESTION], max_new_tokens=7)
+        assert model.session.window == 5048
+    with ChatModel(checkpoint, device="cpu", window=200, as_original=True) as model:
+        model.chat(RED, [QUESTION], max_new_tokens=3000)
+        assert model.session.window == 200
+
+
 def test_arguments_override_only_what_the_chosen_set_has(model, options):
     extra = {"temperature": 0.2, "num_beams": 5, "repetition_penalty": 2.0, "unknown": 1}
     _, _, config = model.chat(RED, [QUESTION], sampling=True, **extra)

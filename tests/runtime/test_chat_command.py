@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -222,6 +223,28 @@ def test_what_cannot_be_done_is_one_line(checkpoint, capsys, arguments, problem)
     assert problem in err.splitlines()[-1]
     assert "Traceback" not in err
     assert not out
+
+
+def test_as_original_an_empty_prompt_is_answered(checkpoint, capsys, seen):
+    asked = ["--prompt", "", "--as-original", "--device", "cpu", "--max-new-tokens", "3"]
+    assert cli.main(["chat", checkpoint, *asked, "--top-k", "0", "--top-p", "0"]) == 0
+    assert "top-k all, top-p 0" in capsys.readouterr().err
+    assert seen == [(1, False)]
+
+
+def test_an_empty_answer_is_a_turn(checkpoint, monkeypatch, seen):
+    """As in the original's context; only what was cancelled before its first word is none."""
+    stops = ["eos", "cancelled", "eos"]
+    reply = ReferenceSession.reply
+
+    def silent(self, *arguments, **rest):
+        answer = reply(self, *arguments, **rest)
+        statistics = replace(answer.statistics, stop=stops.pop(0))
+        return replace(answer, text="", ids=[], statistics=statistics)
+
+    monkeypatch.setattr(ReferenceSession, "reply", silent)
+    assert piped(monkeypatch, "one\ntwo\nthree\n", checkpoint, *SHORT) == 0
+    assert [turns for turns, _ in seen] == [1, 3, 3]
 
 
 def test_a_folder_that_is_no_model(tmp_path, capsys):

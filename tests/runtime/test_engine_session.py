@@ -9,6 +9,7 @@ import signal
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,7 +27,7 @@ from runtime.engine_options import LOCAL, QEMU, EngineOptions
 from runtime.engine_process import EngineDiedError
 from runtime.engine_session import EngineSession
 from runtime.places import open_place
-from runtime.prompt import Message
+from runtime.prompt import Message, Tokenizer
 from runtime.protocol import ErrorCode, Field, Stage, Stop
 from runtime.sampling import GenerationOptions
 
@@ -159,6 +160,32 @@ def test_as_the_original_prompts_are_cut(bundle):
     reply = session.reply(user("a b c d e f g h " * 200), None, ANSWER)
     session.close()
     assert reply.statistics.prompt_tokens == 2048
+
+
+def test_as_the_original_turns_come_in_any_order(bundle, session):
+    """Two questions in a row, an answer last, an empty question: refused, or answered."""
+    odd = [
+        [*user(QUESTION), *user(QUESTION)],
+        [*user(QUESTION), {"role": "assistant", "content": "It is"}],
+        user(""),
+    ]
+    opened = Bundle.open(bundle)
+    place = open_place(opened, EngineOptions(threads=1))
+    original = EngineSession(place, opened.config, window=2100, as_original=True)
+    with closing(original):
+        for messages in odd:
+            with pytest.raises(PromptError):
+                session.reply(messages, RED, ANSWER)
+            reply = original.reply(messages, RED, ANSWER)
+            expected = Tokenizer(opened.tokenizer).prompt(messages, 9, as_original=True)
+            assert reply.statistics.prompt_tokens == len(expected.ids)
+            assert reply.ids
+
+
+def test_top_p_of_0_leaves_the_likeliest(session):
+    options = replace(ANSWER, max_new_tokens=30, do_sample=True, top_k=0, top_p=0.0, seed=1)
+    likeliest = session.reply(user(QUESTION), RED, replace(ANSWER, max_new_tokens=30)).ids
+    assert session.reply(user(QUESTION), RED, options).ids == likeliest
 
 
 def test_a_picture_is_cancelled(session):
