@@ -94,7 +94,7 @@ class Checkpoint:
         index, files, problems = _find_weights(path)
         prefix = "llm." if config.architecture == TEXT_ONLY else ""
         found = {prefix + key: stored for key, stored in index.items()}
-        if not config.source.get("tie_word_embeddings", True) and HEAD not in found:
+        if config.source.get("tie_word_embeddings") is False and HEAD not in found:
             problems.add("missing (tie_word_embeddings is false)", HEAD.removeprefix(prefix))
         _check(path, config, found, problems, prefix)
         untied = HEAD in found and not _equal(found[HEAD], found[EMBEDDING])

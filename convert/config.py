@@ -9,23 +9,16 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from convert.config_keys import RANGES, Keys, check_range, shown
+from convert.strict_json import load_json
 from quantize.errors import ConfigError
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
-# Keys of `config.json` that do not change what the model computes.
-IGNORED = frozenset(
-    {
-        "_attn_implementation", "_name_or_path", "attention_dropout", "auto_map", "cache_dir",
-        "dtype", "image_processor_type", "initializer_range", "max_position_embeddings",
-        "model_type", "pad_token_id", "pretraining_tp", "processor_class", "torch_dtype",
-        "tokenizer_class", "transformers_version", "use_cache",
-    }
-)  # fmt: skip
 MULTIMODAL, TEXT_ONLY = "MiniCPMV", "MiniCPMForCausalLM"
 
 
@@ -44,7 +37,7 @@ class VisionConfig:
 
     def __post_init__(self) -> None:
         """Checks the rules between fields."""
-        _positive(self, "image_size", "patch_size", "embed_dim", "depth", "num_heads")
+        _check_ranges(self)
         if self.image_size % self.patch_size:
             raise ConfigError(
                 f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}"
@@ -87,7 +80,7 @@ class ResamplerConfig:
 
     def __post_init__(self) -> None:
         """Checks the rules between fields."""
-        _positive(self, "query_num", "embed_dim", "kv_dim", "num_heads")
+        _check_ranges(self)
         if self.grid**2 != self.query_num:
             raise ConfigError(f"query_num {self.query_num} is not a square number")
 
@@ -122,11 +115,13 @@ class DecoderConfig:
 
     def __post_init__(self) -> None:
         """Checks the rules between fields."""
-        _positive(
-            self, "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
-            "num_attention_heads", "num_key_value_heads", "rms_norm_eps", "rope_theta",
-            "scale_emb", "scale_depth", "dim_model_base",
-        )  # fmt: skip
+        _check_ranges(self)
+        for name in ("bos_token_id", "eos_token_id"):
+            if getattr(self, name) >= self.vocab_size:
+                raise ConfigError(
+                    f"{name} is {getattr(self, name)}, outside of the vocabulary: vocab_size is "
+                    f"{self.vocab_size}"
+                )
         if self.hidden_size % self.num_attention_heads or self.head_dim % 2:
             raise ConfigError(
                 f"hidden_size {self.hidden_size} does not give {self.num_attention_heads} heads "
@@ -177,8 +172,10 @@ class ModelConfig:
             ConfigError: not JSON, another architecture, a missing, unknown or contradictory key.
         """
         try:
-            raw = json.loads(path.read_text("utf-8"))
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+            raw = load_json(path)
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from error
+        except ValueError as error:
             raise ConfigError(f"{path}: cannot be read as JSON: {error}") from error
         if not isinstance(raw, dict):
             raise ConfigError(f"{path}: expected a JSON object, found {type(raw).__name__}")
@@ -190,11 +187,12 @@ class ModelConfig:
     @staticmethod
     def from_json(raw: Mapping[str, Any]) -> ModelConfig:
         """Reads the keys of a `config.json`; see `load`."""
-        keys = _Keys(raw)
+        keys = Keys(raw)
         architectures = keys.take("architectures", list, [])
         if len(architectures) != 1 or architectures[0] not in (MULTIMODAL, TEXT_ONLY):
             raise ConfigError(
-                f"architectures is {architectures}; expected [{MULTIMODAL!r}] or [{TEXT_ONLY!r}]"
+                f"architectures is {shown(architectures)}; "
+                f"expected [{MULTIMODAL!r}] or [{TEXT_ONLY!r}]"
             )
         decoder = _decoder(keys)
         vision = resampler = None
@@ -207,49 +205,14 @@ class ModelConfig:
             decoder=decoder,
             vision=vision,
             resampler=resampler,
-            source=dict(raw),
+            # For readers that know the one spelling only, as the engine does.
+            source={**raw, "rope_theta": decoder.rope_theta},
         )
 
 
-class _Keys:
-    """Takes keys with their types, and remembers which were never asked for."""
-
-    def __init__(self, raw: Mapping[str, Any]) -> None:
-        self._raw = raw
-        self._taken: set[str] = set()
-
-    def take(self, key: str, kind: type, default: Any = None) -> Any:
-        """Returns a value of `kind`; without a default the key must be there."""
-        self._taken.add(key)
-        value = self._raw.get(key, default)
-        if value is None:
-            raise ConfigError(f"key {key!r} is missing; is this a MiniCPM-V config.json?")
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        fits = number if kind is float else isinstance(value, kind)
-        if (kind is int and isinstance(value, bool)) or not fits:
-            raise ConfigError(f"key {key!r} is {value!r}; expected {kind.__name__}")
-        if kind is float and not math.isfinite(value):
-            raise ConfigError(f"key {key!r} is {value!r}; expected a finite number")
-        return float(value) if kind is float else value
-
-    def expect(self, key: str, expected: Any, why: str) -> None:
-        """Refuses a key that says something the toolkit does not compute."""
-        self._taken.add(key)
-        if self._raw.get(key, expected) != expected:
-            raise ConfigError(f"key {key!r} is {self._raw[key]!r}; only {expected!r} works: {why}")
-
-    def finish(self) -> None:
-        """Refuses keys that nobody asked for and that `IGNORED` does not list."""
-        unknown = sorted(set(self._raw) - self._taken - IGNORED)
-        if unknown:
-            raise ConfigError(f"unknown keys {', '.join(unknown)}: what do they change?")
-
-
-def _decoder(keys: _Keys) -> DecoderConfig:
-    keys.expect("hidden_act", "silu", "the decoder's MLP is SwiGLU")
-    keys.expect("rope_scaling", None, "no MiniCPM-V scales its positions")
-    keys.expect("attention_bias", False, "MiniCPM's attention has no bias")
+def _decoder(keys: Keys) -> DecoderConfig:
     keys.take("tie_word_embeddings", bool, True)  # a head of its own is found by its tensor
+    keys.optional("max_position_embeddings", int)
     heads = keys.take("num_attention_heads", int)
     return DecoderConfig(
         vocab_size=keys.take("vocab_size", int),
@@ -259,7 +222,7 @@ def _decoder(keys: _Keys) -> DecoderConfig:
         num_attention_heads=heads,
         num_key_value_heads=keys.take("num_key_value_heads", int, heads),
         rms_norm_eps=keys.take("rms_norm_eps", float),
-        rope_theta=keys.take("rope_theta", float, 10000.0),
+        rope_theta=_rope_theta(keys),
         scale_emb=keys.take("scale_emb", float),
         scale_depth=keys.take("scale_depth", float),
         dim_model_base=keys.take("dim_model_base", int),
@@ -268,26 +231,55 @@ def _decoder(keys: _Keys) -> DecoderConfig:
     )
 
 
-def _vision(keys: _Keys) -> VisionConfig:
-    keys.expect("slice_mode", False, "MiniCPM-V 2.0's slices are not supported")
-    keys.expect("mm_use_im_start_end", True, "the prompt frames the picture with two tags")
+def _rope_theta(keys: Keys) -> float:
+    """Reads RoPE's base, which `transformers` 5 writes into an object, too or instead."""
+    theta: float | None = keys.optional("rope_theta", float)
+    for key in ("rope_scaling", "rope_parameters"):
+        nested = keys.optional(key, dict)
+        if nested is None:
+            continue
+        # The kind has two spellings, an older and a newer; both may be there.
+        neutral = {"rope_type": "default", "type": "default", "partial_rotary_factor": 1}
+        scaled = [k for k, v in nested.items() if v is not None and v != neutral.get(k)]
+        if set(scaled) - {"rope_theta"}:
+            raise ConfigError(
+                f"key {key!r} is {shown(nested)}; only the type 'default' works, which rotates all "
+                "of a head: no MiniCPM-V scales its positions"
+            )
+        base: float | None = Keys(nested).optional("rope_theta", float)
+        if None not in (base, theta) and base != theta:
+            raise ConfigError(f"key {key!r} says rope_theta {base}, but rope_theta is {theta}")
+        theta = base if theta is None else theta
+    return 10000.0 if theta is None else theta
+
+
+def _vision(keys: Keys) -> VisionConfig:
     full_name = keys.take("vision_encoder", str)
     table = json.loads((CONFIGS / "vision_encoders.json").read_text("utf-8"))
     name = full_name.partition(".")[0]  # timm writes `model.pretraining`
     if name not in table:
-        raise ConfigError(f"vision_encoder {full_name!r} is unknown; known: {', '.join(table)}")
+        raise ConfigError(
+            f"vision_encoder {shown(full_name)} is unknown; known: {', '.join(table)}"
+        )
     shape = dict(table[name])
+    patch_size = keys.optional("patch_size", int)  # 1.0 does not write it
+    if patch_size not in (None, shape["patch_size"]):
+        raise ConfigError(
+            f"patch_size is {patch_size}, but vision_encoder {full_name!r} has patches of "
+            f"{shape['patch_size']} pixels"
+        )
+    for unused in ("max_slice_nums", "scale_resolution"):  # 2.0's, of slices
+        keys.optional(unused, int)
     depth = shape.pop("depth") - (1 if keys.take("drop_vision_last_layer", bool, True) else 0)
     return VisionConfig(
         name=name,
         image_size=keys.take("image_size", int),
-        patch_size=keys.take("patch_size", int),
         depth=depth,
         **shape,
     )
 
 
-def _resampler(keys: _Keys, vision: VisionConfig, decoder: DecoderConfig) -> ResamplerConfig:
+def _resampler(keys: Keys, vision: VisionConfig, decoder: DecoderConfig) -> ResamplerConfig:
     head_dim = 128  # upstream fixes the width of a resampler head, not their number
     if decoder.hidden_size % head_dim:
         raise ConfigError(
@@ -301,8 +293,7 @@ def _resampler(keys: _Keys, vision: VisionConfig, decoder: DecoderConfig) -> Res
     )
 
 
-def _positive(config: object, *fields: str) -> None:
-    for field in fields:
-        value = getattr(config, field)
-        if value <= 0:
-            raise ConfigError(f"{field} is {value}; expected a positive number")
+def _check_ranges(config: object) -> None:
+    for field in fields(config):  # type: ignore[arg-type]  # every caller is a dataclass
+        if field.name in RANGES:
+            check_range(field.name, getattr(config, field.name))

@@ -130,7 +130,7 @@ def write_package(
 def chat_config(checkpoint: Checkpoint) -> dict[str, Any]:
     """Returns the content of `mlc-chat-config.json`, keys in MLC-LLM's order."""
     c, raw = checkpoint.config.decoder, checkpoint.config.source
-    window = min(CONTEXT_WINDOW, int(raw.get("max_position_embeddings", _POSITIONS)))
+    window = min(CONTEXT_WINDOW, raw.get("max_position_embeddings") or _POSITIONS)
     sets = json.loads((CONFIGS / GENERATION).read_text("utf-8"))["sets"]
     sample = sets[GENERATION_SET]["sample"]
     model_config = {

@@ -98,7 +98,7 @@ def drops(config: ModelConfig, untied_head: bool) -> tuple[Drop, ...]:
         rows.append(Drop(HEAD, "equals the token embedding"))
     if config.vision is not None:
         rows.append(Drop("vpm.attn_pool.*", "the resampler takes the place of the pooling"))
-        if config.source.get("drop_vision_last_layer", True):
+        if config.source.get("drop_vision_last_layer") is not False:
             block = f"vpm.blocks.{config.vision.depth}.*"
             rows.append(Drop(block, "drop_vision_last_layer: the last block does not run"))
     return tuple(rows)

@@ -64,8 +64,6 @@ def tiny_config(*, decoder_only: bool = False, **overrides: Any) -> dict[str, An
             "drop_vision_last_layer": True,
             "query_num": 9,
             "image_size": 56,
-            "patch_size": 14,
-            "mm_use_im_start_end": True,
         }
     return {key: value for key, value in (config | overrides).items() if value is not None}
 
@@ -244,7 +242,8 @@ def _decoder(config: Mapping[str, Any], random: _Random, outliers: bool) -> Stat
 
 def _vision(config: Mapping[str, Any], random: _Random) -> State:
     table = json.loads((CONFIGS / "vision_encoders.json").read_text("utf-8"))
-    shape, patch = table[config["vision_encoder"].partition(".")[0]], config["patch_size"]
+    shape = table[config["vision_encoder"].partition(".")[0]]
+    patch = shape["patch_size"]
     width, hidden = shape["embed_dim"], shape["mlp_hidden_dim"]
     patches = random.linear("vpm.patch_embed.proj", width, 3 * patch * patch)
     state = patches | {"vpm.pos_embed": random.normal(1, STORED_GRID**2, width, std=0.5)}

@@ -4,10 +4,9 @@
 
 #include <cerrno>
 #include <cstring>
-#include <fstream>
-#include <sstream>
 
 #include "runtime/engine/error.h"
+#include "runtime/engine/regular_file.h"
 #include "runtime/engine/utf8.h"
 
 namespace minicpmv {
@@ -38,12 +37,12 @@ int64_t FileSize(const std::string& path) {
 }
 
 std::string ReadFile(const std::string& path) {
-  if (FileSize(path) > kFileLimit) RefuseFile(path, "larger than any of ours");
-  std::ifstream file(path, std::ios::binary);
-  std::ostringstream text;
-  text << file.rdbuf();
-  if (!file) RefuseFile(path, "cannot be read");
-  return text.str();
+  const RegularFile file(path);
+  if (!file.problem().empty()) RefuseFile(path, file.problem());
+  if (file.size() > kFileLimit) RefuseFile(path, "larger than any of ours");
+  std::string text(static_cast<size_t>(file.size()), '\0');
+  if (!file.Read(text.data(), text.size())) RefuseFile(path, "cannot be read");
+  return text;
 }
 
 // What the weights file holds of a tensor: a suffix of its name, type and shape.

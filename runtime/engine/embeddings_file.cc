@@ -1,7 +1,6 @@
 #include "runtime/engine/embeddings_file.h"
 
 #include <fcntl.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -14,6 +13,7 @@
 #include "runtime/engine/descriptor.h"
 #include "runtime/engine/error.h"
 #include "runtime/engine/hash.h"
+#include "runtime/engine/regular_file.h"
 
 namespace minicpmv {
 namespace {
@@ -81,22 +81,14 @@ bool WriteAll(int fd, const std::string& content) {
 
 // Reads a file that must have this size.
 std::string ReadWhole(const std::string& path, size_t size) {
-  const Descriptor file(open(path.c_str(), O_RDONLY | O_CLOEXEC));
-  if (file.get() < 0) Refuse(path, std::strerror(errno));
-  struct stat status;
-  if (fstat(file.get(), &status) != 0) Refuse(path, std::strerror(errno));
-  if (!S_ISREG(status.st_mode)) Refuse(path, "not a file");
-  if (static_cast<uint64_t>(status.st_size) != size) {
-    Refuse(path, "it has " + std::to_string(status.st_size) + " bytes; embeddings of this model " +
+  const RegularFile file(path);
+  if (!file.problem().empty()) Refuse(path, file.problem());
+  if (static_cast<uint64_t>(file.size()) != size) {
+    Refuse(path, "it has " + std::to_string(file.size()) + " bytes; embeddings of this model " +
                      "have " + std::to_string(size) + ": truncated, or another model's");
   }
   std::string content(size, '\0');
-  for (size_t done = 0; done < size;) {
-    const ssize_t count = read(file.get(), content.data() + done, size - done);
-    if (count < 0 && errno == EINTR) continue;
-    if (count <= 0) Refuse(path, "cannot be read");
-    done += static_cast<size_t>(count);
-  }
+  if (!file.Read(content.data(), size)) Refuse(path, "cannot be read");
   return content;
 }
 

@@ -1,7 +1,5 @@
 #include "runtime/engine/float_file.h"
 
-#include <fcntl.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -13,17 +11,13 @@
 namespace minicpmv {
 namespace {
 
-constexpr int kFileMode = 0644;
-
 [[noreturn]] void Refuse(const std::string& path, const std::string& problem) {
   throw EngineError(error_code::kFileError, path + ": " + problem);
 }
 
 // Returns a file's size in values, and sets the extent that follows from it.
-int64_t Fit(const std::string& path, std::vector<int64_t>* shape) {
-  struct stat status;
-  if (stat(path.c_str(), &status) != 0) Refuse(path, std::strerror(errno));
-  if (!S_ISREG(status.st_mode)) Refuse(path, "not a file");
+int64_t Fit(const std::string& path, const RegularFile& file, std::vector<int64_t>* shape) {
+  if (!file.problem().empty()) Refuse(path, file.problem());
   constexpr auto kValueBytes = static_cast<int64_t>(sizeof(float));
   int64_t known = 1, *open = nullptr;
   for (int64_t& extent : *shape) {
@@ -33,31 +27,33 @@ int64_t Fit(const std::string& path, std::vector<int64_t>* shape) {
       known *= extent;
     }
   }
-  const int64_t values = status.st_size / kValueBytes;
+  const int64_t values = file.size() / kValueBytes;
   if (open != nullptr) *open = values / known;
   const int64_t expected = known * (open == nullptr ? 1 : *open);
-  if (values == 0 || expected * kValueBytes != status.st_size) {
-    Refuse(path, std::to_string(status.st_size) + " bytes are not float32 values of the shape " +
+  if (values == 0 || expected * kValueBytes != file.size()) {
+    Refuse(path, std::to_string(file.size()) + " bytes are not float32 values of the shape " +
                      "that this block takes");
   }
   return values;
 }
 
+int Create(const std::string& path) {
+  std::string problem;
+  const int fd = CreateRegularFile(path, &problem);
+  if (fd < 0) Refuse(path, problem);
+  return fd;
+}
+
 }  // namespace
 
 FloatInput::FloatInput(const std::string& path, std::vector<int64_t> shape)
-    : shape_(std::move(shape)), values_(static_cast<size_t>(Fit(path, &shape_)) * sizeof(float)) {
-  const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC);
-  if (fd < 0) Refuse(path, std::strerror(errno));
-  size_t done = 0;
-  while (done < values_.size()) {
-    const ssize_t count = read(fd, values_.data() + done, values_.size() - done);
-    if (count < 0 && errno == EINTR) continue;
-    if (count <= 0) break;
-    done += static_cast<size_t>(count);
-  }
-  close(fd);
-  if (done < values_.size()) Refuse(path, "cannot be read");
+    : FloatInput(path, RegularFile(path), std::move(shape)) {}
+
+FloatInput::FloatInput(const std::string& path, const RegularFile& file,
+                       std::vector<int64_t> shape)
+    : shape_(std::move(shape)),
+      values_(static_cast<size_t>(Fit(path, file, &shape_)) * sizeof(float)) {
+  if (!file.Read(values_.data(), values_.size())) Refuse(path, "cannot be read");
 }
 
 Tensor FloatInput::Rows(int64_t first, int64_t count) const {
@@ -65,10 +61,7 @@ Tensor FloatInput::Rows(int64_t first, int64_t count) const {
   return Borrow(values_.floats() + first * width, {count, width}, kFloat32);
 }
 
-FloatOutput::FloatOutput(const std::string& path)
-    : path_(path), fd_(open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, kFileMode)) {
-  if (fd_ < 0) Refuse(path, std::strerror(errno));
-}
+FloatOutput::FloatOutput(const std::string& path) : path_(path), fd_(Create(path)) {}
 
 FloatOutput::~FloatOutput() { close(fd_); }
 

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "runtime/engine/regular_file.h"
 #include "runtime/engine/tensors.h"
 
 namespace minicpmv {
@@ -26,6 +27,8 @@ class FloatInput {
   Tensor Whole() const { return Borrow(values_.data(), shape_, kFloat32); }
 
  private:
+  FloatInput(const std::string& path, const RegularFile& file, std::vector<int64_t> shape);
+
   std::vector<int64_t> shape_;
   AlignedBuffer values_;
 };

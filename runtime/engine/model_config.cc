@@ -27,6 +27,19 @@ int64_t Axis(const Fields& model, const TensorRecords& tensors, const std::strin
   return extent;
 }
 
+// Returns the side of a patch (pixels), of which a tensor has three colours' values. The
+// configuration may leave it to the vision encoder's name, of which the converter has a table.
+int64_t PatchSize(Fields* model, const TensorRecords& tensors) {
+  const int64_t values = Axis(*model, tensors, "vision.patch_embed.weight", 1);
+  int64_t side = 1;
+  while (3 * side * side < values) ++side;
+  const int64_t given = model->OptionalInteger("patch_size", 1).value_or(side);
+  if (3 * side * side != values || given != side) {
+    model->Refuse("patch_size does not fit the tensor vision.patch_embed.weight");
+  }
+  return side;
+}
+
 DecoderConfig ReadDecoder(Fields* model) {
   DecoderConfig c{};
   c.vocab_size = Extent(model, "vocab_size");
@@ -42,13 +55,14 @@ DecoderConfig ReadDecoder(Fields* model) {
       c.num_attention_heads % c.num_key_value_heads != 0 || c.rope_theta <= 0) {
     model->Refuse("the numbers of its heads do not fit its width");
   }
+  if (c.eos_token_id >= c.vocab_size) model->Refuse("eos_token_id is outside of the vocabulary");
   return c;
 }
 
 VisionConfig ReadVision(Fields* model, const TensorRecords& tensors) {
   VisionConfig c{};
   c.image_size = Extent(model, "image_size");
-  c.patch_size = Extent(model, "patch_size");
+  c.patch_size = PatchSize(model, tensors);
   c.query_num = Extent(model, "query_num");
   if (c.image_size % c.patch_size != 0) {
     model->Refuse("image_size is not a multiple of patch_size");

@@ -1,15 +1,12 @@
 #include "runtime/engine/picture_file.h"
 
-#include <fcntl.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #include <cerrno>
 #include <cstring>
 
-#include "runtime/engine/descriptor.h"
 #include "runtime/engine/error.h"
+#include "runtime/engine/regular_file.h"
 
 namespace minicpmv {
 namespace {
@@ -49,20 +46,15 @@ RgbPicture ParseHeader(const std::string& path, const uint8_t* header, uint64_t 
 }  // namespace
 
 PictureFile::PictureFile(const std::string& path) {
-  const Descriptor file(open(path.c_str(), O_RDONLY | O_CLOEXEC));
-  if (file.get() < 0) Refuse(path, std::strerror(errno));
-  struct stat status;
-  if (fstat(file.get(), &status) != 0) Refuse(path, std::strerror(errno));
-  if (!S_ISREG(status.st_mode)) Refuse(path, "not a file");
-  const auto file_size = static_cast<uint64_t>(status.st_size);
+  const RegularFile file(path);
+  if (!file.problem().empty()) Refuse(path, file.problem());
+  const auto file_size = static_cast<uint64_t>(file.size());
   if (file_size < kPictureHeaderBytes) Refuse(path, "too short for a file of decoded pixels");
   uint8_t header[kPictureHeaderBytes];
-  if (pread(file.get(), header, sizeof(header), 0) != static_cast<ssize_t>(sizeof(header))) {
-    Refuse(path, "the header cannot be read");
-  }
+  if (!file.Read(header, sizeof(header))) Refuse(path, "the header cannot be read");
   picture_ = ParseHeader(path, header, file_size);
   size_ = static_cast<size_t>(file_size);
-  mapped_ = mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, file.get(), 0);
+  mapped_ = mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, file.fd(), 0);
   if (mapped_ == MAP_FAILED) Refuse(path, std::strerror(errno));
   picture_.pixels = static_cast<const uint8_t*>(mapped_) + kPictureHeaderBytes;
 }

@@ -1,9 +1,6 @@
 #include "runtime/engine/weights_file.h"
 
-#include <fcntl.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -14,6 +11,7 @@
 
 #include "runtime/engine/error.h"
 #include "runtime/engine/json.h"
+#include "runtime/engine/regular_file.h"
 
 namespace minicpmv {
 namespace {
@@ -50,11 +48,13 @@ std::string Join(const std::vector<int64_t>& shape) {
 class Mapping {
  public:
   explicit Mapping(const std::string& path) {
-    const int file = open(path.c_str(), O_RDONLY | O_CLOEXEC);
-    if (file < 0) Refuse(path, std::strerror(errno));
-    const std::string problem = Map(file);
-    close(file);
-    if (!problem.empty()) Refuse(path, problem);
+    const RegularFile file(path);
+    if (!file.problem().empty()) Refuse(path, file.problem());
+    if (file.size() <= static_cast<int64_t>(kLengthBytes)) Refuse(path, "truncated");
+    size_ = static_cast<size_t>(file.size());
+    void* mapped = mmap(nullptr, size_, PROT_READ, MAP_SHARED, file.fd(), 0);
+    if (mapped == MAP_FAILED) Refuse(path, std::strerror(errno));
+    data_ = mapped;
   }
   ~Mapping() {
     if (data_ != nullptr) munmap(data_, size_);
@@ -67,19 +67,6 @@ class Mapping {
   void Release() { data_ = nullptr; }
 
  private:
-  // Returns what went wrong; nothing if all is well.
-  std::string Map(int file) {
-    struct stat status;
-    if (fstat(file, &status) != 0) return std::strerror(errno);
-    if (!S_ISREG(status.st_mode)) return "not a file";
-    if (status.st_size <= static_cast<off_t>(kLengthBytes)) return "truncated";
-    size_ = static_cast<size_t>(status.st_size);
-    void* mapped = mmap(nullptr, size_, PROT_READ, MAP_SHARED, file, 0);
-    if (mapped == MAP_FAILED) return std::strerror(errno);
-    data_ = mapped;
-    return "";
-  }
-
   void* data_ = nullptr;
   size_t size_ = 0;
 };

@@ -46,7 +46,8 @@ _PICTURES = (
     "query_num",
     "image_size",
     "patch_size",
-    "mm_use_im_start_end",
+    "max_slice_nums",
+    "scale_resolution",
 )  # keys of config.json
 _ENGINE_PHASES = ("compile blocks", "build engines", "golden answers")
 _QUANTIZE = """

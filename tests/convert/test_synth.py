@@ -28,6 +28,11 @@ from tests.tiny import random_state, tiny_config, tokenizer_model
 
 SHARED = Path(__file__).resolve().parents[2] / "../shared/model"
 WIDTH = 256  # of the tiny model's hidden state
+# The largest that a configuration may say: half a petabyte.
+VAST = {
+    "vocab_size": 2**24, "hidden_size": 2**17, "intermediate_size": 2**19,
+    "num_hidden_layers": 1024, "num_attention_heads": 2**12, "num_key_value_heads": 2**12,
+}  # fmt: skip
 
 
 def _config_file(folder: Path, **overrides: Any) -> Path:
@@ -323,7 +328,7 @@ def test_refusals(
     (tmp_path / "empty").write_text("")
     (tmp_path / "large.model").write_bytes(generate_tokenizer(502))
     (tmp_path / "few.json").write_text(json.dumps(tiny_config(vocab_size=300)))
-    (tmp_path / "vast.json").write_text(json.dumps(tiny_config(vocab_size=10**12)))
+    (tmp_path / "vast.json").write_text(json.dumps(tiny_config(**VAST)))
     before = sorted(tmp_path.iterdir())
     arguments = [argument.replace("TMP", str(tmp_path)) for argument in arguments]
     assert _synth(tmp_path / "out", *arguments) == 2

@@ -16,8 +16,15 @@ from tests.engine.components import Components
 from tests.engine.engines import PHONE, Built, add_phone, build_host_engine
 
 QEMU = "qemu-aarch64-static"
-SOURCES = ["image_preprocessor.cc", "picture_file.cc", "prompt.cc", "random.cc", "sampler.cc"]
-SOURCES += ["text_stream.cc", "tokenizer.cc", "utf8.cc", "window.cc"]
+SOURCES = ["image_preprocessor.cc", "picture_file.cc", "prompt.cc", "random.cc"]
+SOURCES += [
+    "regular_file.cc",
+    "sampler.cc",
+    "text_stream.cc",
+    "tokenizer.cc",
+    "utf8.cc",
+    "window.cc",
+]
 
 
 def _build(triple: str, program: Path) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 
 from runtime.engine_client import LOCAL, EngineError, engine_command
 from runtime.picture_file import HEADER, MAGIC, VERSION, write_picture_file
-from runtime.protocol import ErrorCode, Field, Op
+from runtime.protocol import ErrorCode, Field, Op, Tap
 from tests.engine.engines import Built
 from tests.engine.operations import QUESTIONS, WINDOW, WatchedEngine, ask
 from tests.engine.test_picture import random_picture
@@ -125,6 +126,63 @@ def test_tokenizers(client: WatchedEngine, built: Built, tmp_path: Path, which: 
     with pytest.raises(EngineError, match=rf"tokenizer\.model: .*({says})") as caught:
         client.load(folder, window=WINDOW)
     assert caught.value.code == ErrorCode.INVALID_BUNDLE
+
+
+@pytest.mark.parametrize("name", ["bundle.json", "weights.safetensors", "tokenizer.model"])
+def test_a_pipe_in_a_bundle(client: WatchedEngine, built: Built, tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "bundle"
+    shutil.copytree(built.bundle, folder)
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    client.refuses(ErrorCode.INVALID_BUNDLE, Op.LOAD, bundle=str(folder), window=WINDOW)
+
+
+def test_pipes_and_devices_as_files(client: WatchedEngine, tmp_path: Path) -> None:
+    """Opening the one would wait for its other end, reading the other never ends."""
+    pipe, floats = tmp_path / "pipe", tmp_path / "floats"
+    os.mkfifo(pipe)
+    floats.write_bytes(bytes(4 * 256))
+    for path in (str(pipe), "/dev/zero"):
+        client.refuses(ErrorCode.INVALID_PICTURE, Op.IMAGE, path=path)
+        client.refuses(ErrorCode.INVALID_EMBEDDINGS, Op.RESTORE_IMAGE, path=path)
+        stage = {Field.WHAT: Tap.LOGITS, Field.OUTPUT: str(tmp_path / "out")}
+        client.refuses(ErrorCode.FILE_ERROR, Op.TAP, **stage, input=path)
+        client.refuses(
+            ErrorCode.FILE_ERROR, Op.TAP, **stage | {"input": str(floats), "output": path}
+        )
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"patch_size": 7},
+        {"patch_size": "14"},
+        {"patch_size": 2**40},
+        {"image_size": 55},
+        {"eos_token_id": 501},
+        {"eos_token_id": -1},
+        {"num_hidden_layers": 10**9},
+        {"hidden_size": 2**62},
+        {"rope_theta": "1e400"},
+        {"rope_theta": 0},
+    ],
+)
+def test_numbers_of_a_model(
+    client: WatchedEngine, built: Built, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    folder = tmp_path / "bundle"
+    shutil.copytree(built.bundle, folder)
+    manifest = json.loads((folder / "bundle.json").read_text())
+    model = manifest["model"]
+    for given in ({"patch_size": 14}, {"patch_size": None}):  # both are right
+        (folder / "bundle.json").write_text(json.dumps(manifest | {"model": model | given}))
+        client.load(folder, window=WINDOW)
+    text = json.dumps(manifest | {"model": model | change}).replace('"1e400"', "1e400")
+    (folder / "bundle.json").write_text(text)
+    client.refuses(ErrorCode.INVALID_BUNDLE, Op.LOAD, bundle=str(folder), window=WINDOW)
+    huge = text.replace('"vocab_size": 501', '"vocab_size": 5' + "0" * 5000)
+    (folder / "bundle.json").write_text(huge)
+    client.refuses(ErrorCode.INVALID_BUNDLE, Op.LOAD, bundle=str(folder), window=WINDOW)
 
 
 def test_manifests(client: WatchedEngine, built: Built, tmp_path: Path) -> None:
