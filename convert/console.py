@@ -79,6 +79,11 @@ class Size(int):
         return f"{self / 2**10:,.1f} KiB"
 
 
+def megabytes(size: int) -> str:
+    """Returns a size in MB, as files are sold, and in what `Size` shows."""
+    return f"{size / 1e6:,.0f} MB ({Size(size)})"
+
+
 class Bars:
     """Progress bars, one per stage; nothing off a terminal. Use as a context manager."""
 

@@ -88,14 +88,19 @@ def _describe_config(path: Path) -> dict[str, Any]:
     config = ModelConfig.load(path)
     rules = [r for r in reference_rules(config, untied_head=False) if isinstance(r, Rule)]
     sizes = ((rule.name, math.prod(rule.shape), None) for rule in rules)
-    return {
+    info = {
         "kind": "configuration",
         "path": str(path),
         **_describe_model(config),
+        **_stored(config),
         **_parts(sizes),
         "kv_caches": _kv_caches(config),
         "converted": _converted(config, untied_head=False),
     }
+    # Whether a stored head is the embedding's copy, only the weights tell.
+    if config.source.get("tie_word_embeddings") is False:
+        info["converted_own_head"] = _converted(config, untied_head=True)
+    return info
 
 
 def _describe_checkpoint(source: str | None) -> dict[str, Any]:
@@ -158,6 +163,19 @@ def _describe_model(config: ModelConfig) -> dict[str, Any]:
     return info
 
 
+def _stored(config: ModelConfig) -> dict[str, Any]:
+    """Returns what a checkpoint's files take, in the type that the configuration names."""
+    from convert.shards import FLOATS
+    from convert.synth import stored_tensors
+
+    dtype = config.source.get("torch_dtype") or config.source.get("dtype")
+    if not isinstance(dtype, str) or dtype not in FLOATS:
+        return {}
+    tensors = stored_tensors(config, dtype)
+    nbytes = sum(tensor.nbytes for tensor in tensors)
+    return {"stored": {"dtype": dtype, "tensors": len(tensors), "bytes": nbytes}}
+
+
 def _parts(sizes: Iterable[tuple[str, int, int | None]]) -> dict[str, Any]:
     """Sums up tensors (name, parameters, bytes if known) by part, and in all."""
     parts: dict[str, dict[str, Any]] = {}
@@ -214,7 +232,7 @@ def _pieces(tokenizer: Path | None, config: ModelConfig) -> dict[str, Any] | Non
 
 
 def _print(console: Console, info: dict[str, Any]) -> None:
-    from convert.console import Size, print_table
+    from convert.console import Size, megabytes, print_table
     from convert.recipe_info import lines
 
     def say(key: str, value: Any) -> None:
@@ -231,6 +249,10 @@ def _print(console: Console, info: dict[str, Any]) -> None:
     if "kv_cache" in info:
         kv = info["kv_cache"]
         say("KV cache", f"{kv['format']}, {kv['bytes_per_token']:,} bytes per token")
+    if "stored" in info:
+        stored = info["stored"]
+        count = f"{stored['tensors']} tensors with the LM head"
+        say("stored as", f"{stored['dtype']}, {count}, {megabytes(stored['bytes'])}")
     if "dtypes" in info:
         say("stored as", ", ".join(info["dtypes"]))
     if "tokenizer" in info:
@@ -267,4 +289,7 @@ def _print(console: Console, info: dict[str, Any]) -> None:
     for name, row in info.get("converted", {}).items():
         console.print()
         bits = f"{row['bits_per_weight']:.2f} bits per weight"
-        say("converted", f"with --quant {name}: {Size(row['bytes'])}, {bits}")
+        say("converted", f"with --quant {name}: {megabytes(row['bytes'])}, {bits}")
+        if "converted_own_head" in info:
+            own_head = info["converted_own_head"][name]["bytes"]
+            say("", f"with an LM head that is not the embedding: {megabytes(own_head)}")

@@ -35,7 +35,8 @@ def describe_recipe(path: Path) -> dict[str, Any]:
         recipe = Recipe.from_json(raw)
     except TypeError as error:
         raise ConfigError(f"{path}: {error}") from error
-    plan = make_plan(ModelConfig.load(FULL_SIZE), False, recipe)
+    config = ModelConfig.load(FULL_SIZE)
+    plan, own_head = (make_plan(config, untied, recipe) for untied in (False, True))
     return {
         "kind": "recipe",
         "path": str(path),
@@ -45,6 +46,7 @@ def describe_recipe(path: Path) -> dict[str, Any]:
             "bytes": plan.nbytes,
             "bits_per_weight": round(plan.bits_per_weight, 3),
             "of_original_port": round(plan.nbytes / ORIGINAL_PORT_BYTES, 3),
+            "own_head_bytes": own_head.nbytes,  # where the LM head is not the embedding
             "groups": groups(plan),
         },
     }
@@ -95,16 +97,17 @@ def describe_mlc_package(path: Path) -> dict[str, Any]:
 
 def lines(info: dict[str, Any]) -> list[tuple[str, str]]:
     """Returns what to print of either, as pairs of key and text."""
-    from convert.console import Size
+    from convert.console import Size, megabytes
 
     rows = [(info["kind"], info["path"])]
     if info["kind"] == "recipe":
         full = info["full_size"]
         rows.append(("method", info["method"]))
         bits = f"{full['bits_per_weight']:.2f} bits per weight"
-        megabytes = f"{full['bytes'] / 1e6:,.0f} MB ({Size(full['bytes'])}), {bits}"
         share = f"{full['of_original_port']:.1%} of the original port's "
-        rows.append(("full size", f"{megabytes}, {share}{ORIGINAL_PORT_BYTES / 1e6:,.0f} MB"))
+        size = f"{megabytes(full['bytes'])}, {bits}, {share}{ORIGINAL_PORT_BYTES / 1e6:,.0f} MB"
+        rows.append(("full size", size))
+        rows.append(("", f"{megabytes(full['own_head_bytes'])} with an LM head of its own"))
         for group in full["groups"]:
             what = f"{group['part']}, {group['what']}"
             rows.append(("", f"{group['format']:10}{Size(group['bytes'])!s:>14}  {what}"))

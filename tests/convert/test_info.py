@@ -64,8 +64,30 @@ def test_configuration_of_the_real_model(described: Any) -> None:
     assert info["parts"]["decoder embedding"]["parameters"] == 122753 * 2304
     # 3.155 B with what the stored vision encoder has beside it; see configs/model.
     assert info["parts"]["all"]["parameters"] == pytest.approx(3.155e9, rel=1e-3)
+    # As the real index says, with a copy of the head; what a head of its own adds is its rows.
+    assert info["stored"] == {"dtype": "bfloat16", "tensors": 694, "bytes": 6_869_931_584}
+    tied, own = info["converted"], info["converted_own_head"]
+    assert tied.keys() == own.keys()
+    rows, width = 122753 + 15, 2304  # in tiles of 16
+    added = {name: own[name]["bytes"] - tied[name]["bytes"] for name in own}
+    assert added["q4f16_1"] == pytest.approx(rows * width * 4.5 / 8, rel=1e-4)
+    assert added["best"] == pytest.approx(rows * width * 8.125 / 8, rel=1e-4)
     # The arithmetic of the linears: 4.5 bits each, and 8.125 in the vision encoder.
     assert info["converted"]["q4f16_1"]["bits_per_weight"] == pytest.approx(5.03, abs=0.01)
+
+
+def test_sizes_of_both_heads_for_people(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["info", str(CONFIGS / "model" / "minicpm-v-1.0.json")]) == 0
+    shown = capsys.readouterr().out
+    assert "bfloat16, 694 tensors with the LM head, 6,870 MB (6.40 GiB)" in shown
+    assert "with --quant q4f16_1: 1,979 MB (1.84 GiB), 5.03 bits per weight" in shown
+    assert "with an LM head that is not the embedding: 2,138 MB (1.99 GiB)" in shown
+    assert cli.main(["info", str(CONFIGS / "quant" / "best.json")]) == 0
+    assert "2,779 MB (2.59 GiB) with an LM head of its own" in capsys.readouterr().out
+    tied = tmp_path / "config.json"
+    tied.write_text(json.dumps(tiny_config(tie_word_embeddings=True)))
+    assert cli.main(["info", str(tied)]) == 0
+    assert "that is not the embedding" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("kind", ["checkpoint", "bundle", "configuration", "decoder"])
