@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -17,6 +16,8 @@ from convert.json_text import json_text
 from convert.output_folder import FolderKind
 from convert.plan import Plan, Recipe, make_plan
 from convert.program import Program
+from convert.regular_file import open_regular
+from convert.strict_json import load_json
 from convert.weights_file import WeightsFile
 from quantize.errors import BundleError, ToolkitError
 
@@ -26,7 +27,6 @@ TOKENIZER, GENERATION = "tokenizer.model", "generation.json"
 GOLDEN, GOLDEN_PICTURE = "golden.json", "golden.picture"  # what an engine checks itself with
 KIND = FolderKind(manifest=MANIFEST, format="minicpmv-bundle", noun="bundle")
 
-_MANIFEST_LIMIT = 64 * 2**20  # bytes; the real model's has a quarter of a MiB
 _ANOTHER_VERSION = (  # of the toolkit made it, or somebody altered it; what mends both:
     "made by another version of this toolkit, or altered: convert the checkpoint again"
 )
@@ -45,7 +45,7 @@ class FileRecord:
     def of(path: Path, progress: Callable[[int], None] | None = None) -> FileRecord:
         """Measures a file; `progress` hears of every block's bytes."""
         digest = hashlib.sha256()
-        with path.open("rb", buffering=0) as file:
+        with open_regular(path) as file:
             size = feed(file, digest, on_block=progress)
         return FileRecord(size=size, sha256=digest.hexdigest())
 
@@ -105,15 +105,13 @@ class Manifest:
         """
         path = folder / MANIFEST
         try:
-            if path.stat().st_size > _MANIFEST_LIMIT:
-                raise BundleError(f"{path}: larger than any manifest of ours")
-            raw = json.loads(path.read_text("utf-8"))
+            raw = load_json(path)
         except OSError as error:
             raise BundleError(
                 f"{path}: cannot be read: {error.strerror or error}; is {folder} a bundle, made by "
                 "`minicpmv convert`?"
             ) from error
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             raise BundleError(f"{path}: damaged: not JSON: {error}") from error
         if not isinstance(raw, dict) or raw.pop("format", None) != KIND.format:
             raise BundleError(f"{path}: not a bundle's manifest: its format is not {KIND.format}")

@@ -20,6 +20,7 @@ from convert.checkpoint import Checkpoint
 from convert.config import CONFIGS
 from convert.json_text import json_lines
 from convert.regular_file import read_regular
+from convert.strict_json import parse_json
 from quantize.errors import CalibrationError, PictureError, PromptError
 from runtime.demo.questions import LANGUAGES, random_example
 from runtime.demo.scenes import draw, random_scene
@@ -169,8 +170,8 @@ def _read_line(line: bytes, path: Path, where: str, pictures: bool) -> Sample:
     if len(line) > _LINE_BYTES:
         raise CalibrationError(f"has {len(line):,} bytes; at most {_LINE_BYTES:,} are read")
     try:
-        raw: Any = json.loads(line.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
+        raw: Any = parse_json(line)
+    except ValueError as error:
         raise CalibrationError(f"not a line of JSON: {error}") from error
     if not isinstance(raw, dict) or not all(isinstance(value, str) for value in raw.values()):
         raise CalibrationError("expected an object of texts: question, and maybe image and answer")
@@ -189,6 +190,6 @@ def _read_line(line: bytes, path: Path, where: str, pictures: bool) -> Sample:
         open_picture(file)
     except ValueError as error:  # a NUL in the name
         raise PictureError(f"{raw['image']!r:.80}: {error}") from error
-    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    digest = hashlib.sha256(read_regular(file)).hexdigest()
     picture = partial(open_picture, file)
     return Sample(messages, raw.get("answer", ""), where, picture, digest)

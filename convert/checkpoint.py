@@ -7,7 +7,6 @@ Weights in safetensors or `pytorch_model*.bin`, sharded or not. Tensors go by Mi
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +18,9 @@ from torch import Tensor
 from convert.config import CONFIGS, TEXT_ONLY, ModelConfig
 from convert.hashing import feed
 from convert.hub import fetch, is_hub_id
+from convert.regular_file import open_regular
 from convert.shards import FLOATS, StoredTensor, list_tensors
+from convert.strict_json import load_json
 from convert.tokenizer_file import check_tokenizer, open_tokenizer
 from convert.weights import ANY_GRID, EMBEDDING, HEAD, drops, shape_fits, sources
 from quantize.errors import CheckpointError
@@ -87,7 +88,13 @@ class Checkpoint:
                 f"{path}: {what}; expected a checkpoint's folder, or a Hugging Face id "
                 "such as openbmb/MiniCPM-V"
             )
-        if not (path / "config.json").is_file():
+        try:
+            str(path.absolute()).encode("utf-8")
+        except UnicodeEncodeError as error:  # a bundle could not name it, nor safetensors open it
+            raise CheckpointError(
+                f"{str(path)!a}: this path is no text in UTF-8; rename the folder"
+            ) from error
+        if not (path / "config.json").exists():
             raise CheckpointError(f"{path}: no checkpoint: it has no config.json")
         config = ModelConfig.load(path / "config.json")
         tokenizer = _find_tokenizer(path, config)
@@ -154,7 +161,7 @@ class Checkpoint:
             digest = hashlib.sha256()
             for path in self.files:
                 digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
-                with path.open("rb", buffering=0) as file:
+                with open_regular(path) as file:
                     feed(file, digest, on_block=advance)
             self._hash = digest.hexdigest()
         return self._hash
@@ -162,7 +169,7 @@ class Checkpoint:
 
 def _find_tokenizer(path: Path, config: ModelConfig) -> Path | None:
     tokenizer = path / "tokenizer.model"
-    if not tokenizer.is_file():
+    if not tokenizer.exists():
         if config.vision is not None:
             raise CheckpointError(f"{path}: lacks tokenizer.model, the model's SentencePiece file")
         _LOG.warning("%s has no tokenizer.model: its weights can be converted, but no chat", path)
@@ -201,9 +208,9 @@ def _find_weights(path: Path) -> tuple[dict[str, StoredTensor], list[Path], _Pro
     """Lists tensors by their stored names, the files they are in, and contradictions."""
     for whole in _FORMATS:
         index = path / f"{whole}.index.json"
-        if (path / whole).is_file():
+        if (path / whole).exists():
             weight_map, files = None, [path / whole]
-        elif index.is_file():
+        elif index.exists():
             weight_map = _read_index(index)
             files = [path / shard for shard in sorted(set(weight_map.values()))]
         else:
@@ -235,9 +242,11 @@ def _find_weights(path: Path) -> tuple[dict[str, StoredTensor], list[Path], _Pro
 
 def _read_index(index: Path) -> dict[str, str]:
     try:
-        weight_map = json.loads(index.read_text("utf-8"))["weight_map"]
+        weight_map = load_json(index)["weight_map"]
         shards = sorted(set(weight_map.values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except OSError as error:
+        raise CheckpointError(f"{index}: cannot be read: {error.strerror or error}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"{index}: not an index of shards ({type(error).__name__}: {error}); "
             "expected a JSON object with 'weight_map'"

@@ -13,6 +13,7 @@ from typing import Any
 
 from convert.bundle import WEIGHTS
 from convert.json_text import json_lines
+from convert.regular_file import read_regular
 from convert.weights_writer import Mark
 from convert.whole_file import whole_file
 
@@ -77,9 +78,10 @@ class Journal:
     def _read(self) -> tuple[Mark, ...]:
         """Returns the marks up to the first bad line; none if they are of other work."""
         try:
-            if self._path.is_symlink() or self._path.stat().st_size > _LIMIT:
+            if self._path.is_symlink():
                 raise ValueError("no journal of ours")
-            first, *lines = [line for _, line in json_lines(self._path.read_bytes())]
+            content = read_regular(self._path, _LIMIT)
+            first, *lines = [line for _, line in json_lines(content)]
             found = json.loads(first)
         except (OSError, ValueError, RecursionError):
             _LOG.warning("%s: damaged; begins again", self._path)

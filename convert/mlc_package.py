@@ -26,6 +26,7 @@ from convert.mlc_params import write_params
 from convert.output_folder import FolderKind
 from convert.pipeline import Progress
 from convert.plan import Plan, Recipe, make_plan
+from convert.strict_json import load_json
 from convert.whole_file import whole_file
 from quantize.errors import BundleError, ConfigError
 from runtime.prompt import ASSISTANT, USER
@@ -229,8 +230,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     path = folder / MANIFEST
     try:
-        raw = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        raw = load_json(path)
+    except (OSError, ValueError) as error:
         raise BundleError(f"{path}: cannot be read: {error}") from error
     if not isinstance(raw, dict) or raw.get("format") != KIND.format:
         raise BundleError(f"{path}: not an MLC package's manifest")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import json
 import logging
 import os
 import re
@@ -22,11 +21,11 @@ from pathlib import Path
 from types import TracebackType
 
 from convert.scratch import ScratchError
+from convert.strict_json import load_json
 from quantize.errors import BundleError
 
 _MIB = 2**20
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_MANIFEST_LIMIT = 64 * _MIB  # bytes; a larger file is no manifest of ours
 
 _LOG = logging.getLogger(__name__)
 
@@ -177,10 +176,8 @@ def _listed_files(path: Path, kind: FolderKind) -> set[str] | None:
     """
     manifest = path / kind.manifest
     try:
-        if manifest.stat().st_size > _MANIFEST_LIMIT:
-            return None
-        raw = json.loads(manifest.read_bytes())
-    except (OSError, ValueError, RecursionError):
+        raw = load_json(manifest)
+    except (OSError, ValueError):
         return None
     if not isinstance(raw, dict) or raw.get("format") != kind.format:
         return None

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from convert.config import CONFIGS, ModelConfig
 from convert.mlc_package import read_manifest
 from convert.plan import Plan, Recipe, make_plan
+from convert.strict_json import load_json
 from quantize.errors import ConfigError
 
 FULL_SIZE = CONFIGS / "model" / "minicpm-v-1.0.json"
@@ -18,8 +18,8 @@ ORIGINAL_PORT_BYTES = 2_952_110_912  # of the original phone port, from its own 
 def is_recipe(path: Path) -> bool:
     """Says whether a file is a quantization recipe rather than a model's configuration."""
     try:
-        raw = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError):
+        raw = load_json(path)
+    except (OSError, ValueError):
         return False
     return isinstance(raw, dict) and "tensors" in raw
 
@@ -30,7 +30,7 @@ def describe_recipe(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: a missing, unknown or contradictory key.
     """
-    raw = json.loads(path.read_text("utf-8"))
+    raw = load_json(path)
     try:
         recipe = Recipe.from_json(raw)
     except TypeError as error:

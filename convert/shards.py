@@ -16,6 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from convert.regular_file import open_regular, require_regular
 from quantize.errors import CheckpointError
 
 FLOATS = {"bfloat16": 2, "float16": 2, "float32": 4}  # name to bytes of a value
@@ -58,11 +59,13 @@ def list_tensors(file: Path) -> list[StoredTensor]:
     Raises:
         CheckpointError: the file is missing, truncated, damaged, or holds more than tensors.
     """
-    if not file.is_file():
-        raise CheckpointError(f"{file}: no such file; was the checkpoint downloaded completely?")
     try:
-        with file.open("rb") as opened:
+        with open_regular(file) as opened:
             start = opened.read(len(_LFS_POINTER))
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"{file}: no such file; was the checkpoint downloaded completely?"
+        ) from error
     except OSError as error:
         raise CheckpointError(f"{file}: cannot be read: {error.strerror}") from error
     if start == _LFS_POINTER:
@@ -74,6 +77,7 @@ def list_tensors(file: Path) -> list[StoredTensor]:
 
 def _open_safetensors(file: Path) -> Any:
     try:
+        require_regular(file)
         return safe_open(file, framework="pt")  # checks header, offsets and cover
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
@@ -132,6 +136,7 @@ def _list_pickle(file: Path) -> list[StoredTensor]:
 
 def _load_pickle(file: Path) -> dict[Any, Any]:
     try:
+        require_regular(file)
         loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     # A hostile pickle can make the restricted unpickler raise anything.
     except Exception as error:

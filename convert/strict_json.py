@@ -27,16 +27,23 @@ def parse_json(content: bytes | str) -> Any:
     """Parses JSON.
 
     Raises:
-        ValueError: not UTF-8, not JSON, nested too deeply, NaN, infinity, or a number that no
-            float64 holds.
+        ValueError: not UTF-8, not JSON, nested too deeply, NaN, infinity, a number that no
+            float64 holds, or a text that is no valid Unicode.
     """
     text = content if isinstance(content, str) else content.decode("utf-8-sig")
     try:
-        return json.loads(
+        value = json.loads(
             text, parse_int=_integer, parse_float=_number, parse_constant=_refuse_constant
         )
+        if "\\u" in text:  # only so can half of a UTF-16 pair be spelled
+            json.dumps(value, ensure_ascii=False).encode()
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"a text holds the lone surrogate {error.object[error.start]!a}"
+        ) from error
+    return value
 
 
 def _integer(text: str) -> int:

@@ -140,6 +140,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _tokenizer(path: Path | None, config: ModelConfig) -> bytes:
     """Returns the bytes of `tokenizer.model`: a copy, checked, or a generated one."""
+    from convert.regular_file import read_regular
     from convert.synth_tokenizer import generate_tokenizer
     from convert.tokenizer_file import check_tokenizer, open_tokenizer
 
@@ -153,7 +154,7 @@ def _tokenizer(path: Path | None, config: ModelConfig) -> bytes:
             f"{vocab_size:,}: take the model's own, or leave out --tokenizer"
         )
     check_tokenizer(path, pieces, config)
-    return path.read_bytes()
+    return read_regular(path)
 
 
 def _write_manifest(folder: Path, asked: SynthConfig) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from convert.regular_file import open_regular
 from quantize.errors import BundleError
 
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector of any target
@@ -85,7 +86,7 @@ class WeightsFile(Mapping[str, Array]):
         """
         self.path = path
         try:
-            with path.open("rb") as file:
+            with open_regular(path) as file:
                 size = file.seek(0, 2)
                 file.seek(0)
                 header = _read_header(path, file.read(8), file, size)
@@ -201,4 +202,4 @@ def _checked_entry(where: str, name: str, entry: Any) -> tuple[int, int, TensorS
 
 
 def _is_counts(value: Any) -> bool:
-    return isinstance(value, list) and all(type(n) is int and n >= 0 for n in value)
+    return isinstance(value, list) and all(type(n) is int and 0 <= n < 2**63 for n in value)

@@ -13,6 +13,7 @@ from typing import Any, cast
 
 from PIL import Image
 
+from convert.regular_file import read_regular
 from quantize.errors import PictureError, PromptError
 from runtime.engine_options import EngineOptions
 from runtime.loader import load
@@ -223,7 +224,7 @@ def img2base64(file_name: str | Path) -> bytes:
         PictureError: it cannot be read.
     """
     try:
-        return base64.b64encode(Path(file_name).read_bytes())
+        return base64.b64encode(read_regular(file_name))
     except OSError as error:
         raise PictureError(f"{file_name}: cannot be read: {error.strerror or error}") from error
 

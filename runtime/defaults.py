@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from convert.config import CONFIGS
+from convert.strict_json import load_json
 from quantize.errors import ConfigError
 from runtime.prompt import ORIGINAL_PROMPT_LIMIT
 from runtime.sampling import GenerationOptions
 
 DEFAULTS = CONFIGS / "generation.json"
+# Least and most that a file may say; GenerationOptions has the rules for what a caller chooses.
+RANGES: Mapping[str, tuple[float, float]] = {
+    "window": (1, 2**20),
+    "max_new_tokens": (1, 2**20),
+    "num_beams": (1, 64),
+    "temperature": (1e-3, 100),
+    "top_k": (1, 2**24),
+    "repetition_penalty": (0.01, 100),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,15 +57,19 @@ class GenerationDefaults:
             ConfigError: not JSON, keys missing or unknown, values out of range.
         """
         try:
-            raw = json.loads(path.read_text("utf-8"))
+            raw = load_json(path)
             sets = {name: GenerationSet(**values) for name, values in raw.pop("sets").items()}
             defaults = GenerationDefaults(sets=sets, **raw)
+            _check_ranges({"window": defaults.window})
             for one in sets.values():
                 for settings in (one.sample, one.beam):
                     GenerationOptions(max_new_tokens=one.max_new_tokens, **settings)
+                    _check_ranges({"max_new_tokens": one.max_new_tokens, **settings})
         except ConfigError as error:
             raise ConfigError(f"{path}: {error}") from error
-        except (OSError, ValueError, RecursionError) as error:
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from error
+        except ValueError as error:
             raise ConfigError(f"{path}: cannot be read as JSON: {error}") from error
         except (KeyError, TypeError, AttributeError) as error:
             raise ConfigError(
@@ -78,3 +91,12 @@ class GenerationDefaults:
         if window is not None:
             return window
         return ORIGINAL_PROMPT_LIMIT + max_new_tokens if as_original else self.window
+
+
+def _check_ranges(settings: Mapping[str, Any]) -> None:
+    for name in settings.keys() & RANGES.keys():
+        value, (least, most) = settings[name], RANGES[name]
+        if name == "window" and type(value) is not int:
+            raise ConfigError(f"window is {value!r:.80}; expected a whole number")
+        if value is not None and not least <= value <= most:
+            raise ConfigError(f"{name} is {value!r:.80}; expected a number from {least} to {most}")

@@ -54,7 +54,7 @@ class Loaded:
 
 def is_bundle(source: str | Path | None) -> bool:
     """Says whether a path is a bundle rather than a checkpoint."""
-    return source is not None and (Path(source) / MANIFEST).is_file()
+    return source is not None and (Path(source) / MANIFEST).exists()
 
 
 def load(

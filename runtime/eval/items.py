@@ -14,6 +14,7 @@ from typing import Any
 
 from PIL import Image
 
+from convert.regular_file import read_regular
 from quantize.errors import PictureError, PromptError, ToolkitError
 from runtime.picture import open_picture
 from runtime.prompt import check_text
@@ -75,7 +76,7 @@ class Item:
         content = self.picture
         if isinstance(content, Path):
             try:
-                content = content.read_bytes()
+                content = read_regular(content)
             except OSError as error:
                 raise PictureError(f"{error.filename}: {error.strerror or error}") from error
         parts = [self.prompt.encode(), content, f"{self.max_new_tokens}".encode()]
