@@ -241,6 +241,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     for key, kind in (expected | {"parameters": int, "weights_bytes": int, "model": dict}).items():
         if type(raw.get(key)) is not kind:
             raise BundleError(f"{path}: damaged: {key} is no {kind.__name__}")
+    for name, record in raw["files"].items():
+        if not isinstance(record, dict) or type(record.get("size")) is not int:
+            raise BundleError(f"{path}: damaged: the file {name:.80} has no size")
     return raw
 
 

@@ -109,6 +109,19 @@ def test_an_mlc_package(tmp_path: Path) -> None:
     assert isinstance(in_time(lambda: OutputFolder(tmp_path, KIND)), BundleError)
 
 
+@pytest.mark.parametrize("record", [None, 7, {}, {"size": "7"}, {"size": True}, {"size": 1.5}])
+def test_records_of_an_mlc_package(tmp_path: Path, record: Any) -> None:
+    raw = {"format": KIND.format, "format_version": 1, "recipe": "mlc", "method": "rtn"}
+    raw |= {"source": {}, "tools": {}, "parameters": 1, "weights_bytes": 1, "model": tiny_config()}
+    for one, works in (({"size": 7}, True), (record, False)):
+        (tmp_path / MANIFEST).write_text(json.dumps(raw | {"files": {"params.bin": one}}))
+        if works:
+            assert cli.main(["info", str(tmp_path)]) == 0
+        else:
+            with pytest.raises(BundleError, match=r"params\.bin has no size"):
+                read_manifest(tmp_path)
+
+
 def test_other_files(tmp_path: Path) -> None:
     path = tmp_path / "x"
     pipe(path)
