@@ -66,6 +66,11 @@ class Models:
         return self.reference, self.arithmetic, self.bundle.stages
 
 
+# Their attention multiplies 16-bit words where a processor can, which the arithmetic's model leaves
+# out: it is 58 dB and more from float32, and shows where a recipe keeps vision in float16.
+_OF_PICTURES = ("vision encoder", "vision features", "resampler")
+
+
 class _Worst(Worst):
     """Compares the outputs of stages, and keeps the worst of each."""
 
@@ -83,7 +88,8 @@ class _Worst(Worst):
             "expected_cosine": metrics.cosine(reference, arithmetic),
             "max_difference": metrics.max_difference(reference, bundle),
         }
-        floor = min(expected, self.thresholds["exact_db"]) - self.thresholds["loss_margin_db"]
+        exact = self.thresholds["picture_exact_db" if stage in _OF_PICTURES else "exact_db"]
+        floor = min(expected, exact) - self.thresholds["loss_margin_db"]
         value = metrics.sqnr_db(reference, bundle)
         self.add(Check(stage, name, "SQNR", "dB", value, expected, floor, True, detail))
         same = metrics.sqnr_db(arithmetic, bundle)
