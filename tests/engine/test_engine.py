@@ -206,13 +206,17 @@ def test_texts(client: EngineClient, session: ReferenceSession) -> None:
         assert ids == session.tokenizer.encode(text)
         assert client.request(Op.DETOKENIZE, {"ids": ids})[Field.TEXT] == text
     for ids, text in (
-        ([1, 0, 103, 104, 2], "<ref></ref>"),
+        ([1, 0, 103, 104, 2], "<s><ref></ref>"),
         ([103, 1, 2, 104], "<ref><s></s></ref>"),
     ):
         assert client.request(Op.DETOKENIZE, {"ids": ids})[Field.TEXT] == text
     line = client.request(Op.TOKENIZE, {"messages": _ask("What?"), "image_tokens": 9})
     prompt = session.tokenizer.prompt(_ask("What?"), 9)
     assert (line[Field.IDS], line[Field.IMAGE_START]) == (prompt.ids, prompt.image_start)
+    twice = {"messages": _ask("What?") * 2}
+    assert _code(client, Op.TOKENIZE, **twice) == ErrorCode.INVALID_REQUEST
+    ids = client.request(Op.TOKENIZE, {**twice, Field.AS_ORIGINAL: True})[Field.IDS]
+    assert ids == session.tokenizer.prompt(_ask("What?") * 2, 0, as_original=True).ids
 
 
 def test_cancel(client: EngineClient) -> None:
