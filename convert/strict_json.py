@@ -40,9 +40,8 @@ def parse_json(content: bytes | str) -> Any:
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
     except UnicodeEncodeError as error:
-        raise ValueError(
-            f"a text holds the lone surrogate {error.object[error.start]!a}"
-        ) from error
+        half = error.object[error.start]
+        raise ValueError(f"no valid Unicode: a text holds the lone surrogate {half!a}") from error
     return value
 
 

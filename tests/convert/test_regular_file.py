@@ -92,6 +92,7 @@ def test_content_and_links(tmp_path: Path) -> None:
         (b"1" + b"0" * 4999, "a number of 5,000 digits is out of range"),
         (b"1" + b"0" * 400, "a number of 401 digits is out of range"),
         (b"[" * 100_000, "nested too deeply"),
+        (b'{"a": "\\ud800"}', "no valid Unicode: a text holds the lone surrogate"),
         (b"\xff", "can't decode"),
         (b"{", "Expecting"),
     ],
