@@ -22,10 +22,11 @@ from quantize.errors import ToolkitError
 from runtime import protocol
 from runtime.engine_options import LOCAL, QEMU
 from runtime.engine_process import Death, EngineDiedError, EngineProcess, Line
+from runtime.logprobs import StepLogprobs, TokenLogprob
 from runtime.picture_file import write_picture_file
 from runtime.prompt import Message
 from runtime.protocol import Event, Field, Op, Tap
-from runtime.session import Cancelled, OnProgress, OnText
+from runtime.session import Cancelled, OnLogprobs, OnProgress, OnText
 
 QEMU_PROGRAM = "qemu-aarch64-static"
 START_SECONDS = 60.0
@@ -180,6 +181,7 @@ class EngineClient:
         *,
         on_progress: OnProgress = _ignore,
         on_text: OnText = _ignore,
+        on_logprobs: OnLogprobs = _ignore,
         cancelled: Cancelled = _never,
     ) -> Line:
         """Sends a request and waits for its last event.
@@ -189,6 +191,7 @@ class EngineClient:
             fields: of the request.
             on_progress: hears of work that takes long.
             on_text: hears an answer as it grows.
+            on_logprobs: hears of every token of an answer, if the request asks for logprobs.
             cancelled: asked again and again while the engine works; true cancels the request.
 
         Raises:
@@ -218,6 +221,8 @@ class EngineClient:
                     on_progress(line[Field.STAGE], line[Field.DONE], line[Field.TOTAL])
                 elif event == Event.TEXT:
                     on_text(line[Field.TEXT])
+                elif event == Event.TOKEN:
+                    on_logprobs(StepLogprobs(_token(line), tuple(map(_token, line[Field.TOP]))))
         except (EngineError, EngineDiedError):
             raise
         except BaseException:
@@ -254,6 +259,7 @@ class EngineClient:
         options: Mapping[str, Any] = _NOTHING,
         on_progress: OnProgress = _ignore,
         on_text: OnText = _ignore,
+        on_logprobs: OnLogprobs = _ignore,
         cancelled: Cancelled = _never,
     ) -> EngineAnswer:
         """Answers the last turn of a conversation.
@@ -265,6 +271,7 @@ class EngineClient:
             options: more fields of the request: sampling, `stop`, `as_original`.
             on_progress: hears of the prefill.
             on_text: hears the answer as it grows.
+            on_logprobs: hears of every token before its text, if the options ask for logprobs.
             cancelled: true ends the answer with what there is of it.
         """
         fields = {
@@ -274,7 +281,12 @@ class EngineClient:
             **options,
         }
         line = self.request(
-            Op.CHAT, fields, on_progress=on_progress, on_text=on_text, cancelled=cancelled
+            Op.CHAT,
+            fields,
+            on_progress=on_progress,
+            on_text=on_text,
+            on_logprobs=on_logprobs,
+            cancelled=cancelled,
         )
         return EngineAnswer(
             line[Field.TEXT], line[Field.IDS], line[Field.STOP], line[Field.STATISTICS]
@@ -346,6 +358,10 @@ class EngineClient:
             self._files.fetch(result)
             output: Float32 = np.fromfile(result, np.dtype("<f4")).reshape(line[Field.SHAPE])
             return output
+
+
+def _token(line: Line) -> TokenLogprob:
+    return TokenLogprob(line[Field.TOKEN], line[Field.LOGPROB])
 
 
 def _checked(line: Line) -> Line:

@@ -20,6 +20,7 @@ from runtime.protocol import ErrorCode, Field, Stop
 from runtime.sampling import GenerationOptions
 from runtime.session import (
     Cancelled,
+    OnLogprobs,
     OnProgress,
     OnText,
     Reply,
@@ -86,6 +87,7 @@ class EngineSession:
         options: GenerationOptions,
         *,
         on_text: OnText = lambda text: None,
+        on_logprobs: OnLogprobs = lambda step: None,
         on_progress: OnProgress = lambda stage, done, total: None,
         cancelled: Cancelled = lambda: False,
     ) -> Reply:
@@ -114,6 +116,7 @@ class EngineSession:
                     options=_fields(options) | {Field.AS_ORIGINAL: self._as_original},
                     on_progress=on_progress,
                     on_text=on_text,
+                    on_logprobs=on_logprobs,
                     cancelled=cancelled,
                 )
         except _PictureCancelledError:
@@ -185,6 +188,7 @@ def _fields(options: GenerationOptions) -> dict[str, Any]:
         Field.REPETITION_PENALTY: options.repetition_penalty,
         Field.SEED: options.seed,
         Field.STOP: list(options.stop),
+        Field.TOP_LOGPROBS: options.top_logprobs,
     }
 
 

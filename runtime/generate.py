@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from runtime.backend import Backend, Cache
+from runtime.logprobs import step_logprobs
 from runtime.protocol import Stop
 from runtime.sampling import GenerationOptions, Sampler
-from runtime.session import Cancelled
+from runtime.session import Cancelled, OnLogprobs
 
 OnToken = Callable[[int], None]
 
@@ -32,6 +33,7 @@ def generate(
     options: GenerationOptions,
     *,
     on_token: OnToken,
+    on_logprobs: OnLogprobs = lambda step: None,
     cancelled: Cancelled,
     stopped: Cancelled = lambda: False,
 ) -> Generation:
@@ -43,6 +45,7 @@ def generate(
         logits: (V,) after the prompt.
         options: one beam only.
         on_token: called with every id as soon as it is known.
+        on_logprobs: hears of every token before `on_token`, if the options ask for logprobs.
         cancelled: asked before every token.
         stopped: asked after every token: whether the answer's text has come to a stop text.
     """
@@ -54,6 +57,8 @@ def generate(
         if token == eos:
             return Generation(ids, list(ids), len(ids), Stop.EOS)
         ids.append(token)
+        if options.top_logprobs is not None:
+            on_logprobs(step_logprobs(logits, token, options.top_logprobs))
         on_token(token)
         if stopped():
             return Generation(ids, ids[:-1], len(ids) - 1, Stop.STOP_STRING)

@@ -33,6 +33,7 @@ class Event:
     HELLO = "hello"
     PROGRESS = "progress"
     TEXT = "text"
+    TOKEN = "token"
     DONE = "done"
     ERROR = "error"
 
@@ -109,6 +110,10 @@ class Field:
     SEED = "seed"
     STOP = "stop"
     AS_ORIGINAL = "as_original"
+    TOP_LOGPROBS = "top_logprobs"
+    TOKEN = "token"
+    LOGPROB = "logprob"
+    TOP = "top"
     TEXT = "text"
     IDS = "ids"
     STATISTICS = "statistics"

@@ -36,6 +36,7 @@ from runtime.reference.kv_cache import pinned_tokens
 from runtime.sampling import GenerationOptions
 from runtime.session import (
     Cancelled,
+    OnLogprobs,
     OnProgress,
     OnText,
     Reply,
@@ -95,6 +96,7 @@ class ReferenceSession:
         options: GenerationOptions,
         *,
         on_text: OnText = lambda text: None,
+        on_logprobs: OnLogprobs = lambda step: None,
         on_progress: OnProgress = lambda stage, done, total: None,
         cancelled: Cancelled = lambda: False,
     ) -> Reply:
@@ -102,7 +104,8 @@ class ReferenceSession:
         pixels, digest = self._pixels(picture)
         request = self._request(messages, digest)
         try:
-            return self._reply(request, pixels, digest, options, on_text, on_progress, cancelled)
+            hooks = (on_text, on_logprobs, on_progress, cancelled)
+            return self._reply(request, pixels, digest, options, *hooks)
         except BaseException:
             self.reset()  # whatever stopped it, the cache may be half-written
             raise
@@ -114,6 +117,7 @@ class ReferenceSession:
         digest: str,
         options: GenerationOptions,
         on_text: OnText,
+        on_logprobs: OnLogprobs,
         on_progress: OnProgress,
         cancelled: Cancelled,
     ) -> Reply:
@@ -131,7 +135,7 @@ class ReferenceSession:
         else:
             logits = self.backend.logits(hidden[-1:])[0].cpu()
             prefilled = time.perf_counter()
-            generation = self._generate(cache, logits, options, stream, cancelled)
+            generation = self._generate(cache, logits, options, stream, on_logprobs, cancelled)
             self._cached = [*request.keys, *generation.cached]
         text = stream.finish(generation.ids)
         return Reply(
@@ -155,6 +159,7 @@ class ReferenceSession:
         logits: Tensor,
         options: GenerationOptions,
         stream: TextStream,
+        on_logprobs: OnLogprobs,
         cancelled: Cancelled,
     ) -> Generation:
         if options.num_beams > 1:  # the best way is known at its end only: nothing to stream
@@ -165,6 +170,7 @@ class ReferenceSession:
             logits,
             options,
             on_token=stream.add,
+            on_logprobs=on_logprobs,
             cancelled=cancelled,
             stopped=lambda: stream.stopped,
         )

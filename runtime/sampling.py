@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from quantize.errors import ConfigError
+from runtime.logprobs import LIMIT
 from runtime.prompt import BOS_ID
 
 
@@ -27,6 +28,7 @@ class GenerationOptions:
     num_beams: int = 1
     seed: int | None = None  # None: another answer each time
     stop: tuple[str, ...] = ()  # texts that end the answer; it ends before them
+    top_logprobs: int | None = None  # likeliest tokens to tell of; None: no logprobs at all
 
     def __post_init__(self) -> None:
         """Checks every value.
@@ -53,6 +55,12 @@ class GenerationOptions:
         _check(self, "stop", stop, "a tuple of texts that are not empty")
         if self.stop and self.num_beams > 1:
             raise ConfigError("stop texts end one answer, but beam search follows several at once")
+        told = self.top_logprobs is None or (
+            _is_int(self.top_logprobs, 0) and self.top_logprobs <= LIMIT
+        )
+        _check(self, "top_logprobs", told, f"an integer from 0 to {LIMIT}")
+        if self.top_logprobs is not None and self.num_beams > 1:
+            raise ConfigError("logprobs are of one answer, but beam search follows several at once")
 
 
 class Sampler:

@@ -12,10 +12,12 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from convert.config import ModelConfig, VisionConfig
+    from runtime.logprobs import StepLogprobs
     from runtime.prompt import Message
     from runtime.sampling import GenerationOptions
 
 OnText = Callable[[str], None]
+OnLogprobs = Callable[["StepLogprobs"], None]
 OnProgress = Callable[[str, int, int], None]  # a value of `runtime.protocol.Stage`, done, in all
 Cancelled = Callable[[], bool]
 
@@ -67,6 +69,7 @@ class Session(Protocol):
         options: GenerationOptions,
         *,
         on_text: OnText = ...,
+        on_logprobs: OnLogprobs = ...,
         on_progress: OnProgress = ...,
         cancelled: Cancelled = ...,
     ) -> Reply:
@@ -77,6 +80,7 @@ class Session(Protocol):
             picture: shown with the first turn.
             options: how to generate.
             on_text: called with every piece of the answer; together they are the answer's text.
+            on_logprobs: hears of every token before its text, if the options ask for logprobs.
             on_progress: hears how far picture and prompt are.
             cancelled: asked again and again; true ends the answer there.
 

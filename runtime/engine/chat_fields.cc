@@ -51,6 +51,12 @@ const char* NameOf(StopReason reason) {
   return "";
 }
 
+Line LineOf(const TokenLogprob& token) {
+  return Line()
+      .Set(field::kToken, static_cast<int64_t>(token.id))
+      .Set(field::kLogprob, static_cast<double>(token.logprob));
+}
+
 Line StatisticsOf(const Answer& answer) {
   return Line()
       .Set(field::kPrefillMs, answer.prefill_ms)

@@ -20,6 +20,9 @@ SamplingOptions TakeSampling(Fields* request);
 // Returns a reason as the protocol names it.
 const char* NameOf(StopReason reason);
 
+// Returns a token and its log-probability.
+Line LineOf(const TokenLogprob& token);
+
 // Returns what an answer took.
 Line StatisticsOf(const Answer& answer);
 

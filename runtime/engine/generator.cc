@@ -34,10 +34,10 @@ Generator::Generator(const Tokenizer& tokenizer, const Blocks& blocks, int64_t w
       cache_(blocks.config().decoder, window) {}
 
 Answer Generator::Generate(const ChatRequest& request, const TextStream::OnText& on_text,
-                           const WorkHooks& hooks) {
+                           const WorkHooks& hooks, const OnToken& on_token) {
   const Plan plan = MakePlan(request);
   try {
-    return Run(request, plan, on_text, hooks);
+    return Run(request, plan, on_text, hooks, on_token);
   } catch (...) {
     Reset();  // whatever stopped it, the cache may be half-written
     blocks_.ReleaseMemory();
@@ -68,7 +68,8 @@ Generator::Plan Generator::MakePlan(const ChatRequest& request) const {
 }
 
 Answer Generator::Run(const ChatRequest& request, const Plan& plan,
-                      const TextStream::OnText& on_text, const WorkHooks& hooks) {
+                      const TextStream::OnText& on_text, const WorkHooks& hooks,
+                      const OnToken& on_token) {
   const auto started = Clock::now();
   TextStream stream(tokenizer_, request.stops, on_text);
   Answer answer;
@@ -81,7 +82,7 @@ Answer Generator::Run(const ChatRequest& request, const Plan& plan,
   blocks_.ReleaseMemory();
   const auto prefilled = Clock::now();
   answer.prefill_ms = MsBetween(started, prefilled);
-  if (logits != nullptr) Decode(request, logits, hooks, &stream, &answer);
+  if (logits != nullptr) Decode(request, logits, hooks, on_token, &stream, &answer);
   answer.text = stream.Finish(answer.ids);
   answer.decode_ms = MsBetween(prefilled, Clock::now());
   return answer;
@@ -104,7 +105,7 @@ std::optional<Tensor> Generator::Prefill(const Plan& plan, const EncodedPicture*
 }
 
 void Generator::Decode(const ChatRequest& request, const float* logits, const WorkHooks& hooks,
-                       TextStream* stream, Answer* answer) {
+                       const OnToken& on_token, TextStream* stream, Answer* answer) {
   const DecoderConfig& c = blocks_.config().decoder;
   Sampler sampler(request.sampling, c.vocab_size);
   while (!hooks.cancelled()) {
@@ -114,6 +115,9 @@ void Generator::Decode(const ChatRequest& request, const float* logits, const Wo
       return;
     }
     answer->ids.push_back(token);
+    if (request.top_logprobs && on_token) {
+      on_token(LogprobsOf(logits, c.vocab_size, token, *request.top_logprobs));
+    }
     stream->Add(token);
     if (stream->stopped()) {
       answer->stop = StopReason::kStopString;

@@ -3,6 +3,7 @@
 #define MINICPMV_ENGINE_GENERATOR_H_
 
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <string>
 #include <vector>
@@ -10,6 +11,7 @@
 #include "runtime/engine/blocks.h"
 #include "runtime/engine/decoder.h"
 #include "runtime/engine/kv_cache.h"
+#include "runtime/engine/logprobs.h"
 #include "runtime/engine/picture_encoder.h"
 #include "runtime/engine/prompt.h"
 #include "runtime/engine/sampler.h"
@@ -23,8 +25,9 @@ struct ChatRequest {
   const EncodedPicture* picture = nullptr;  // shown with the first turn
   SamplingOptions sampling;
   int64_t max_new_tokens = 1;
-  std::vector<std::string> stops;  // strings that end the answer
-  bool as_original = false;        // cut long prompts silently, take turns in any order
+  std::vector<std::string> stops;       // strings that end the answer
+  bool as_original = false;             // cut long prompts silently, take turns in any order
+  std::optional<int64_t> top_logprobs;  // likeliest tokens to tell of; none: no logprobs at all
 };
 
 enum class StopReason { kEos, kLength, kStopString, kCancelled };
@@ -44,15 +47,18 @@ struct Answer {
 // turn are all this one rule: that of `runtime/session.py`.
 class Generator {
  public:
+  using OnToken = std::function<void(const StepLogprobs&)>;
+
   // tokenizer, blocks: outlive this. window: tokens that a token may see.
   // Throws EngineError: see `KVCache`.
   Generator(const Tokenizer& tokenizer, const Blocks& blocks, int64_t window);
 
   // Answers the last turn of a conversation.
   // hooks: progress counts tokens of the prefill; cancelled is asked before every layer.
+  // on_token: hears of every token before its text, if the request asks for logprobs.
   // Throws EngineError: invalid_request, invalid_text, prompt_too_long, invalid_logits.
   Answer Generate(const ChatRequest& request, const TextStream::OnText& on_text,
-                  const WorkHooks& hooks);
+                  const WorkHooks& hooks, const OnToken& on_token = nullptr);
 
   // Forgets the conversation.
   void Reset();
@@ -67,11 +73,11 @@ class Generator {
 
   Plan MakePlan(const ChatRequest& request) const;
   Answer Run(const ChatRequest& request, const Plan& plan, const TextStream::OnText& on_text,
-             const WorkHooks& hooks);
+             const WorkHooks& hooks, const OnToken& on_token);
   std::optional<Tensor> Prefill(const Plan& plan, const EncodedPicture* picture, int64_t reused,
                                 const WorkHooks& hooks);
   void Decode(const ChatRequest& request, const float* logits, const WorkHooks& hooks,
-              TextStream* stream, Answer* answer);
+              const OnToken& on_token, TextStream* stream, Answer* answer);
 
   const Tokenizer& tokenizer_;
   const Blocks& blocks_;

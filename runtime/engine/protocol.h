@@ -35,6 +35,7 @@ namespace event {
 inline constexpr char kHello[] = "hello";
 inline constexpr char kProgress[] = "progress";
 inline constexpr char kText[] = "text";
+inline constexpr char kToken[] = "token";
 inline constexpr char kDone[] = "done";
 inline constexpr char kError[] = "error";
 }  // namespace event
@@ -113,6 +114,10 @@ inline constexpr char kRepetitionPenalty[] = "repetition_penalty";
 inline constexpr char kSeed[] = "seed";
 inline constexpr char kStop[] = "stop";
 inline constexpr char kAsOriginal[] = "as_original";
+inline constexpr char kTopLogprobs[] = "top_logprobs";
+inline constexpr char kToken[] = "token";
+inline constexpr char kLogprob[] = "logprob";
+inline constexpr char kTop[] = "top";
 inline constexpr char kText[] = "text";
 inline constexpr char kIds[] = "ids";
 inline constexpr char kStatistics[] = "statistics";

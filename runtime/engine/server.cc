@@ -150,12 +150,21 @@ Line Server::Chat(Fields* request) {
   chat.max_new_tokens = request->Integer(field::kMaxNewTokens, 1);
   if (request->Has(field::kStop)) chat.stops = request->Texts(field::kStop);
   chat.as_original = request->OptionalFlag(field::kAsOriginal).value_or(false);
+  chat.top_logprobs = request->OptionalInteger(field::kTopLogprobs, 0);
   request->RefuseOthers();
+  if (chat.top_logprobs.value_or(0) > kMaxTopLogprobs) {
+    request->Refuse("top_logprobs: expected at most " + std::to_string(kMaxTopLogprobs));
+  }
   const auto on_text = [this](std::string_view text) {
     Send(event::kText, Line().Set(field::kText, std::string(text)));
   };
+  const auto on_token = [this](const StepLogprobs& step) {
+    json::Array top;
+    for (const TokenLogprob& token : step.top) top.push_back(LineOf(token).object());
+    Send(event::kToken, LineOf(step.chosen).Set(field::kTop, top));
+  };
   const minicpmv::Answer answer =
-      model.generator().Generate(chat, on_text, Hooks(protocol::stage::kPrefill));
+      model.generator().Generate(chat, on_text, Hooks(protocol::stage::kPrefill), on_token);
   return Line()
       .Set(field::kText, answer.text)
       .Set(field::kIds, ToJson(answer.ids))

@@ -18,6 +18,7 @@
 
 #include "runtime/engine/error.h"
 #include "runtime/engine/image_preprocessor.h"
+#include "runtime/engine/logprobs.h"
 #include "runtime/engine/picture_file.h"
 #include "runtime/engine/prompt.h"
 #include "runtime/engine/random.h"
@@ -65,6 +66,7 @@ class Components {
         {"picture", &Components::Picture},   {"peak", &Components::Peak},
         {"random", &Components::Numbers64},  {"distribution", &Components::Distribution},
         {"choose", &Components::Choose},     {"window", &Components::RunWindow},
+        {"logprobs", &Components::Logprobs},
     };
     return (this->*commands.at(name))(fields);
   }
@@ -189,6 +191,22 @@ class Components {
       ids.push_back(sampler.Choose(logits.data(), generated));
     }
     return Join(ids);
+  }
+
+  // logits as float32, chosen id, count -> int32 ids, then float32 logprobs; the chosen first
+  std::string Logprobs(const Fields& fields) {
+    const std::vector<float> logits = Floats(fields.at(0));
+    const StepLogprobs step =
+        LogprobsOf(logits.data(), static_cast<int64_t>(logits.size()),
+                   static_cast<int32_t>(std::stoll(fields.at(1))), std::stoll(fields.at(2)));
+    std::vector<int32_t> ids = {step.chosen.id};
+    std::vector<float> logprobs = {step.chosen.logprob};
+    for (const TokenLogprob& token : step.top) {
+      ids.push_back(token.id);
+      logprobs.push_back(token.logprob);
+    }
+    return Bytes(ids.data(), ids.size() * sizeof(int32_t)) +
+           Bytes(logprobs.data(), logprobs.size() * sizeof(float));
   }
 
   // A key is a token's id, or PICTURE:INDEX.

@@ -16,7 +16,7 @@ from tests.engine.components import Components
 from tests.engine.engines import PHONE, Built, add_phone, build_host_engine
 
 QEMU = "qemu-aarch64-static"
-SOURCES = ["image_preprocessor.cc", "picture_file.cc", "prompt.cc", "random.cc"]
+SOURCES = ["image_preprocessor.cc", "logprobs.cc", "picture_file.cc", "prompt.cc", "random.cc"]
 SOURCES += [
     "regular_file.cc",
     "sampler.cc",
