@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import math
 import shutil
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +33,9 @@ from runtime.session import Cancelled, OnLogprobs, OnProgress, OnText
 QEMU_PROGRAM = "qemu-aarch64-static"
 START_SECONDS = 60.0
 QUIET_SECONDS = 600.0  # between two lines of the engine while it works
+CANCEL_SECONDS = 5.0  # from a cancel to what it says of it
+SLOW_CANCEL_SECONDS = 30.0  # under qemu, and on a phone
+_IDLE_SECONDS = 1.0  # from a request to the end of an engine that had not heard of it
 _CANCEL_ID = 0  # no request's
 
 Float32 = NDArray[np.float32]
@@ -52,6 +57,10 @@ class EngineError(ToolkitError):
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
         self.code = code
+
+
+class EngineGoneError(EngineDiedError):
+    """The engine had ended before it heard of a request: another can be asked the same."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +123,33 @@ class SharedFiles:
         """See `Files`."""
 
 
+class _Patience:
+    """Until when an engine at work may be quiet."""
+
+    def __init__(self, quiet_seconds: float, cancel_seconds: float) -> None:
+        """Args: see `EngineClient`."""
+        self._quiet_seconds, self._cancel_seconds = quiet_seconds, cancel_seconds
+        self._sent = self._heard = time.monotonic()
+        self._hurried = math.inf
+
+    def hear(self) -> None:
+        """Notes a line."""
+        self._heard = time.monotonic()
+
+    def hurry(self) -> None:
+        """Notes a cancel."""
+        self._hurried = time.monotonic()
+
+    def deadline(self) -> float:
+        """Returns it, by `time.monotonic`."""
+        hurried = max(self._heard, self._hurried) + self._cancel_seconds
+        return min(self._heard + self._quiet_seconds, hurried)
+
+    def is_unheard(self) -> bool:
+        """Says whether the request is so young that nothing was begun."""
+        return self._heard == self._sent and time.monotonic() < self._sent + _IDLE_SECONDS
+
+
 class EngineClient:
     """A running engine; a context manager that ends it. Requests come one after the other.
 
@@ -128,6 +164,7 @@ class EngineClient:
         environment: Mapping[str, str] = _NOTHING,
         files: Files | None = None,
         quiet_seconds: float = QUIET_SECONDS,
+        cancel_seconds: float = CANCEL_SECONDS,
     ) -> None:
         """Starts an engine and hears its first line.
 
@@ -137,6 +174,7 @@ class EngineClient:
             environment: variables that it gets besides this process's.
             files: how files get to it; by default it sees this machine's.
             quiet_seconds: after how long without a line an engine at work counts as dead.
+            cancel_seconds: the same once its work was cancelled.
 
         Raises:
             BundleError: the program is not its bundle's.
@@ -145,10 +183,11 @@ class EngineClient:
         """
         self._process = EngineProcess(command, name=name, environment=environment)
         self._files = files or SharedFiles()
-        self._quiet_seconds = quiet_seconds
+        self._quiet_seconds, self._cancel_seconds = quiet_seconds, cancel_seconds
         self._number = 0
+        started = time.monotonic()
         try:
-            self.hello = _checked(self._process.receive(START_SECONDS))
+            self.hello = _checked(self._process.receive(lambda: started + START_SECONDS))
             if self.hello.get(Field.PROTOCOL) != protocol.VERSION:
                 raise EngineDiedError(
                     f"{self._process.name}: speaks version {self.hello.get(Field.PROTOCOL)} of the "
@@ -174,6 +213,11 @@ class EngineClient:
         """Ends the engine; what it was doing is cancelled."""
         self._process.close()
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether it is gone, as far as that is known."""
+        return self._process.exit_code is not None
+
     def request(
         self,
         op: str,
@@ -196,21 +240,25 @@ class EngineClient:
 
         Raises:
             EngineError: the engine refused it, or a picture was cancelled.
+            EngineGoneError: the engine had ended before it heard of this request.
             EngineDiedError: the engine ended, or was quiet for too long.
         """
         self._number += 1
         number = self._number
+        patience = _Patience(self._quiet_seconds, self._cancel_seconds)
 
         def ask() -> None:
             nonlocal cancelled
             if cancelled():
                 cancelled = _never  # once is enough
                 self.cancel()
+                patience.hurry()
 
-        self._process.send({Field.OP: op, Field.ID: number, **fields})
         try:
+            self._process.send({Field.OP: op, Field.ID: number, **fields})
             while True:
-                line = self._process.receive(self._quiet_seconds, ask)
+                line = self._process.receive(patience.deadline, ask)
+                patience.hear()
                 # Without an id it is an error: the engine could not even read this request.
                 if line.get(Field.ID, number) != number:
                     continue  # of a request that was given up, or of a cancel
@@ -223,7 +271,11 @@ class EngineClient:
                     on_text(line[Field.TEXT])
                 elif event == Event.TOKEN:
                     on_logprobs(StepLogprobs(_token(line), tuple(map(_token, line[Field.TOP]))))
-        except (EngineError, EngineDiedError):
+        except EngineDiedError as error:
+            if error.from_outside and patience.is_unheard():
+                raise EngineGoneError(str(error), error.death) from error
+            raise
+        except EngineError:
             raise
         except BaseException:
             self.cancel()  # nobody waits for it any more

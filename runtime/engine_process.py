@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import queue
+import select
 import signal
 import subprocess
 import threading
@@ -20,7 +22,10 @@ from convert.program import Program, forbidding_mount
 from quantize.errors import ToolkitError
 
 _POLL_SECONDS = 0.1  # between two calls while it waits
-_END_SECONDS = 10.0  # from the end of its input to its own end
+_SEND_SECONDS = 60.0  # for which it may leave a request unread
+_TERM_SECONDS, _KILL_SECONDS = 3.0, 5.0  # from the end of its input to each signal
+_SILENT_SECONDS = 1.0  # from one signal to the other where it does not answer anyway
+_WORDS_SECONDS = 5.0  # for what it said to arrive
 _LAST_WORDS = 20  # lines of stderr that are kept
 
 Line = dict[str, Any]
@@ -52,10 +57,33 @@ _MISTAKES = (signal.SIGILL, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal
 class EngineDiedError(ToolkitError):
     """The engine ended, or does not answer."""
 
-    def __init__(self, message: str, death: Death = Death.DIED) -> None:
-        """Args: message: one line for people. death: the reason for programs."""
+    def __init__(
+        self, message: str, death: Death = Death.DIED, *, from_outside: bool = False
+    ) -> None:
+        """Says it.
+
+        Args:
+            message: one line for people.
+            death: the reason for programs.
+            from_outside: whether something else ended it, as far as that shows.
+        """
         super().__init__(message)
-        self.death = death
+        self.death, self.from_outside = death, from_outside
+
+
+_running: set[EngineProcess] = set()
+_running_lock = threading.Lock()
+
+
+def kill_engines() -> None:
+    """Kills all engines of this process, at once; whoever waits for one hears that it died."""
+    with _running_lock:
+        engines = list(_running)
+    for engine in engines:
+        engine.kill()
+
+
+atexit.register(kill_engines)  # one that is stuck does not notice the end of its input
 
 
 class EngineProcess:
@@ -81,6 +109,7 @@ class EngineProcess:
         self._lines: queue.Queue[bytes | None] = queue.Queue()
         self._last_words: deque[str] = deque(maxlen=_LAST_WORDS)
         self._sending = threading.Lock()
+        self._is_silent = False  # it did not answer in time
         try:
             self._process = _start(command, {**os.environ, **environment})
         except OSError as error:
@@ -88,6 +117,10 @@ class EngineProcess:
             raise EngineDiedError(
                 f"{words[0]}: does not start: {error.strerror or error}{advice}", Death.NO_ENGINE
             ) from error
+        with _running_lock:
+            _running.add(self)
+        assert self._process.stdin is not None
+        os.set_blocking(self._process.stdin.fileno(), False)
         assert self._process.stdout is not None and self._process.stderr is not None
         self._threads = [
             threading.Thread(target=self._read_lines, args=(self._process.stdout,), daemon=True),
@@ -106,48 +139,61 @@ class EngineProcess:
         """How it ended; None while it runs, minus the signal that ended it."""
         return self._process.poll()
 
+    def kill(self) -> None:
+        """Ends it at once; from any thread."""
+        self._process.kill()
+
     def close(self) -> None:
-        """Ends it: its input ends, and if that does not help, it is killed."""
+        """Ends it: its input ends, and if that does not help, SIGTERM and SIGKILL do."""
         process = self._process
         assert process.stdin is not None
         try:
             process.stdin.close()
-        except OSError:
-            pass  # it is dead already
-        try:
-            process.wait(_END_SECONDS)
-        except subprocess.TimeoutExpired:
+            if self._is_silent or not self._ends_within(_TERM_SECONDS):
+                process.terminate()
+                left = _SILENT_SECONDS if self._is_silent else _KILL_SECONDS - _TERM_SECONDS
+                self._ends_within(left)
+        finally:  # whatever interrupts the wait, no orphan stays behind
             process.kill()
             process.wait()
-        for thread in self._threads:
-            thread.join()
-        for stream in (process.stdout, process.stderr):
+            with _running_lock:
+                _running.discard(self)
+        for thread, stream in zip(self._threads, (process.stdout, process.stderr), strict=True):
+            thread.join(_WORDS_SECONDS)
             assert stream is not None
-            stream.close()
+            if not thread.is_alive():  # a child of its own may hold the pipe open
+                stream.close()
 
     def send(self, line: Line) -> None:
         """Writes a line.
 
         Raises:
-            EngineDiedError: it has ended.
+            EngineDiedError: it has ended, or reads nothing.
         """
         data = json.dumps(line, ensure_ascii=True).encode() + b"\n"
         stdin = self._process.stdin
         assert stdin is not None
         try:
             with self._sending:
-                stdin.write(data)
-                stdin.flush()
+                self._write(stdin.fileno(), memoryview(data))
         except (OSError, ValueError) as error:
-            raise self._died("has ended") from error
+            died = self._died("has ended")
+            died.from_outside = True  # whatever ended it, it was not this request
+            raise died from error
 
-    def receive(self, seconds: float, on_wait: Callable[[], None] = lambda: None) -> Line:
+    def receive(
+        self, deadline: Callable[[], float], on_wait: Callable[[], None] = lambda: None
+    ) -> Line:
         """Waits for the next line, and calls `on_wait` again and again meanwhile.
+
+        Args:
+            deadline: until when, by `time.monotonic`; asked again and again, too.
+            on_wait: may move it.
 
         Raises:
             EngineDiedError: it has ended, says nothing for so long, or says what is no JSON.
         """
-        data = self._wait(seconds, on_wait)
+        data = self._wait(deadline, on_wait)
         if data is None:
             self._lines.put(None)  # for whoever asks next
             raise self._died("has ended")
@@ -158,16 +204,39 @@ class EngineProcess:
             raise self._died(what, Death.CRASHED) from error
         return line
 
-    def _wait(self, seconds: float, on_wait: Callable[[], None]) -> bytes | None:
-        deadline = time.monotonic() + seconds
+    def _ends_within(self, seconds: float) -> bool:
+        try:
+            self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
+    def _write(self, pipe: int, data: memoryview) -> None:
+        """Writes all, but never waits for ever: a process that is stopped reads nothing."""
+        poll, size = select.poll(), len(data)
+        poll.register(pipe, select.POLLOUT)
+        deadline = time.monotonic() + _SEND_SECONDS
+        try:
+            while data:
+                if poll.poll(_POLL_SECONDS * 1000):
+                    data = data[os.write(pipe, data) :]
+                elif time.monotonic() > deadline:
+                    raise self._died(f"has read nothing for {_SEND_SECONDS:.0f} s")
+        except BaseException:
+            if 0 < len(data) < size:  # half a line is no request, nor is what would follow it
+                self.kill()
+            raise
+
+    def _wait(self, deadline: Callable[[], float], on_wait: Callable[[], None]) -> bytes | None:
+        start = time.monotonic()
         while True:
             on_wait()
-            left = deadline - time.monotonic()
+            left = deadline() - time.monotonic()
             try:
                 return self._lines.get(timeout=min(max(left, 0), _POLL_SECONDS))
             except queue.Empty:
                 if left <= 0:
-                    what = f"has said nothing for {seconds:.0f} s"
+                    what = f"has said nothing for {time.monotonic() - start:.0f} s"
                     raise self._died(what, Death.SILENT) from None
 
     def _died(self, what: str, running: Death = Death.SILENT) -> EngineDiedError:
@@ -177,13 +246,16 @@ class EngineProcess:
             code = self._process.wait(0.5)
         except subprocess.TimeoutExpired:
             end = ""
+            self._is_silent = death == Death.SILENT
         else:
             death = Death.of(code)
             end = f" (signal {-code})" if code < 0 else f" (exit code {code})"
             for thread in self._threads:
-                thread.join(_END_SECONDS)  # its last words may still be on their way
+                thread.join(_WORDS_SECONDS)  # its last words may still be on their way
         words = " | ".join(self._last_words)
-        return EngineDiedError(f"{self.name}: {what}{end}{f': {words}' if words else ''}", death)
+        text = f"{self.name}: {what}{end}{f': {words}' if words else ''}"
+        by_signal = death in (Death.KILLED, Death.DIED) and (self.exit_code or 0) < 0
+        return EngineDiedError(text, death, from_outside=by_signal)
 
     def _read_lines(self, stream: BinaryIO) -> None:
         for line in stream:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from convert.config import ModelConfig
 from quantize.errors import BundleError, ConfigError, PictureError, PromptError, ToolkitError
-from runtime.engine_client import EngineAnswer, EngineClient, EngineError
+from runtime.engine_client import EngineAnswer, EngineClient, EngineError, EngineGoneError
 from runtime.engine_process import EngineDiedError
 from runtime.picture_file import rgb_strips
 from runtime.places import Place
@@ -42,7 +42,8 @@ _ERRORS: dict[str, type[ToolkitError]] = {
 class EngineSession:
     """A running engine with a bundle; see `Session`.
 
-    An engine that died is started again by the next question, which carries the conversation.
+    An engine that died is started again by the next question, which carries the conversation: if
+    it died while it was idle, nobody hears of it.
     """
 
     def __init__(
@@ -68,6 +69,8 @@ class EngineSession:
 
     def client(self) -> EngineClient:
         """Returns the running engine; starts one that has ended."""
+        if self._running is not None and self._running.has_ended:  # while nobody asked it
+            self.close()
         if self._running is None:
             self._picture = None
             running = self._place.start()
@@ -105,6 +108,24 @@ class EngineSession:
             )
         if picture is not None:
             require_vision(self.config)
+        hooks = (on_text, on_logprobs, on_progress, cancelled)
+        try:
+            return self._reply(messages, picture, options, *hooks)
+        except EngineGoneError:
+            if cancelled():
+                raise
+            return self._reply(messages, picture, options, *hooks)
+
+    def _reply(
+        self,
+        messages: Sequence[Message],
+        picture: Image.Image | None,
+        options: GenerationOptions,
+        on_text: OnText,
+        on_logprobs: OnLogprobs,
+        on_progress: OnProgress,
+        cancelled: Cancelled,
+    ) -> Reply:
         client = self.client()
         try:
             with _as_users_know():

@@ -12,7 +12,7 @@ from pathlib import Path
 from convert.bundle import MANIFEST, Bundle, FileRecord
 from quantize.errors import BundleError
 from runtime.adb import Adb, AdbError, PhoneInfo
-from runtime.engine_client import EngineClient
+from runtime.engine_client import SLOW_CANCEL_SECONDS, EngineClient
 from runtime.engine_options import ADB
 from runtime.places import PHONE, Progress, threads_environment
 
@@ -130,6 +130,7 @@ class Phone:
             self._adb.shell_command(script),
             name=self.description,
             files=PhoneFiles(self._adb, self._folder, exchange),
+            cancel_seconds=SLOW_CANCEL_SECONDS,
         )
 
     def _is_altered(self, name: str, files: Mapping[str, FileRecord]) -> bool:

@@ -9,7 +9,12 @@ from typing import Protocol
 
 from convert.bundle import Bundle
 from quantize.errors import ConfigError
-from runtime.engine_client import EngineClient, engine_command
+from runtime.engine_client import (
+    CANCEL_SECONDS,
+    SLOW_CANCEL_SECONDS,
+    EngineClient,
+    engine_command,
+)
 from runtime.engine_options import ADB, LOCAL, EngineOptions
 
 HOST, PHONE = "host", "android-arm64"  # targets
@@ -57,7 +62,8 @@ class ThisMachine:
 
     def start(self) -> EngineClient:
         """See `Place`."""
-        return EngineClient(self._command, environment=self._environment)
+        patience = CANCEL_SECONDS if self.engine == LOCAL else SLOW_CANCEL_SECONDS
+        return EngineClient(self._command, environment=self._environment, cancel_seconds=patience)
 
 
 def open_place(bundle: Bundle, options: EngineOptions) -> Place:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
 from runtime.memory import forget_locals, give_back_memory
 from runtime.picture import open_picture
@@ -14,6 +13,7 @@ from runtime.serve.errors import ApiError
 from runtime.serve.request import ChatRequest
 from runtime.session import Reply, Session
 from runtime.web.model import Model
+from runtime.web.worker import Worker
 
 _RETRY_SECONDS = 1
 
@@ -72,7 +72,7 @@ class Work:
         self._taken = 0
         self._jobs: set[Job] = set()
         self._is_ending = False
-        self._worker = ThreadPoolExecutor(1, "work")
+        self._worker = Worker()
 
     @property
     def taken(self) -> int:
@@ -120,8 +120,7 @@ class Work:
     def close(self) -> None:
         """Ends the model, once nothing is under way."""
         self.end()
-        self._worker.submit(self._model.close)
-        self._worker.shutdown()
+        self._worker.finish(self._model.close)
 
     def prepare(self) -> None:
         """Opens the model.

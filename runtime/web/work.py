@@ -6,7 +6,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,6 +22,7 @@ from runtime.web.jobs import Job, StoppedError
 from runtime.web.model import Model
 from runtime.web.pictures import Pictures
 from runtime.web.settings import Settings
+from runtime.web.worker import Worker
 
 _SPEEDS = (
     "prompt_tokens", "reused_tokens", "generated_tokens", "prefill_tok_s", "decode_tok_s",
@@ -58,7 +58,7 @@ class Work:
         """Args: publish: takes events for the page. on_change: hears that something is new."""
         self._desk, self._publish, self._on_change = desk, publish, on_change
         self._lock = threading.RLock()
-        self._worker = ThreadPoolExecutor(1, "work")
+        self._worker = Worker()
         self._job: Job | None = None  # what is under way
         self._waiting: Job | None = None  # an answer that waits for what is no answer
         self._problem: dict[str, str] | None = None  # why nothing can be asked
@@ -109,8 +109,7 @@ class Work:
     def close(self) -> None:
         """Ends what is under way, and the model."""
         self.stop()
-        self._worker.submit(self._desk.model.close)
-        self._worker.shutdown()
+        self._worker.finish(self._desk.model.close)
 
     def _new(self, kind: str, chat: str | None = None) -> Job:
         return Job(kind, chat, self._publish)

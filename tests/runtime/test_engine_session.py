@@ -224,8 +224,6 @@ def test_an_engine_that_died_starts_again_with_the_next_question(session, sent):
     messages = user(QUESTION, first.text, "How many?")
     expected = session.reply(messages, picture, ANSWER)
     kill(session)
-    with pytest.raises(EngineDiedError, match=r"host: has ended \(signal 9\)"):
-        session.reply(messages, picture, ANSWER)
     again = session.reply(messages, picture, ANSWER)
     assert again.ids == expected.ids
     assert sent == [picture.size] * 2
@@ -326,5 +324,6 @@ def test_an_engine_that_hangs_is_reported(tmp_path):
     with pytest.raises(EngineDiedError, match="sleeper: has said nothing for 0 s: so tired"):
         client.request("reset", cancelled=lambda: bool(asked.append(True)))
     assert len(asked) > 2, "a cancel would have been heard meanwhile"
-    os.kill(client._process.pid, signal.SIGKILL)
+    start = time.monotonic()
     client.close()
+    assert time.monotonic() - start < 5, "it had its time to answer"
