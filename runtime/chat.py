@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +14,7 @@ from PIL import Image
 
 from convert.regular_file import read_regular
 from quantize.errors import PictureError, PromptError
+from runtime.base64_text import base64_bytes
 from runtime.engine_options import EngineOptions
 from runtime.loader import load
 from runtime.picture import open_picture
@@ -233,9 +233,8 @@ def _decode(image: object) -> bytes:
     if not isinstance(image, (str, bytes)):
         raise PictureError(f"image is a {type(image).__name__}; expected a file's bytes in base64")
     try:
-        plain = image.encode("ascii") if isinstance(image, str) else image
-        return base64.b64decode(b"".join(plain.split()), validate=True)
-    except (binascii.Error, UnicodeEncodeError) as error:
+        return base64_bytes(image if isinstance(image, str) else image.decode("ascii"))
+    except ValueError as error:
         raise PictureError(f"image is no base64: {error}; try img2base64(path)") from error
 
 

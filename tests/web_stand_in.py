@@ -21,7 +21,7 @@ from runtime.loader import Loaded
 from runtime.prompt import Message
 from runtime.protocol import Stage, Stop
 from runtime.sampling import GenerationOptions
-from runtime.session import Cancelled, OnProgress, OnText, Reply, Statistics
+from runtime.session import Cancelled, OnLogprobs, OnProgress, OnText, Reply, Statistics
 from runtime.web.files import data_folder
 from runtime.web.model import Model
 from runtime.web.serve import serve
@@ -43,6 +43,7 @@ class Repeating:
         options: GenerationOptions,
         *,
         on_text: OnText,
+        on_logprobs: OnLogprobs = lambda step: None,
         on_progress: OnProgress,
         cancelled: Cancelled,
     ) -> Reply:

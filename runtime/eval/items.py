@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import hashlib
 import math
 import random
@@ -16,6 +14,7 @@ from PIL import Image
 
 from convert.regular_file import read_regular
 from quantize.errors import PictureError, PromptError, ToolkitError
+from runtime.base64_text import base64_bytes
 from runtime.picture import open_picture
 from runtime.prompt import check_text
 
@@ -188,8 +187,8 @@ def decode_base64(text: str) -> bytes:
         RowError: it is no base64.
     """
     try:
-        return base64.b64decode("".join(text.split()), validate=True)
-    except (binascii.Error, ValueError) as error:
+        return base64_bytes(text)
+    except ValueError as error:
         raise RowError(f"the picture is no base64: {error}") from error
 
 

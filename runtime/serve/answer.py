@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from runtime.logprobs import StepLogprobs
 from runtime.protocol import Stop
+from runtime.serve.errors import json_text
+from runtime.serve.logprobs import TokenTexts
 from runtime.session import Reply
 
 END = "data: [DONE]\n\n"
@@ -22,20 +24,22 @@ _REASONS: Mapping[str, str] = {
 class Answer:
     """One answer's frame: its id, its time, its model."""
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, texts: TokenTexts | None) -> None:
+        """Args: texts: of tokens; None: their logprobs are not asked for."""
+        self._texts = texts
         self._about = {
             "id": f"chatcmpl-{secrets.token_hex(12)}",
             "created": int(time.time()),
             "model": model,
         }
 
-    def whole(self, reply: Reply) -> dict[str, Any]:
+    def whole(self, reply: Reply, steps: Sequence[StepLogprobs]) -> dict[str, Any]:
         """Returns a chat completion."""
         message = {"role": "assistant", "content": reply.text, "refusal": None}
         choice = {
             "index": 0,
             "message": message,
-            "logprobs": None,
+            "logprobs": self._logprobs(steps),
             "finish_reason": _REASONS[reply.statistics.stop],
         }
         return self._about | {
@@ -46,15 +50,15 @@ class Answer:
 
     def first(self) -> str:
         """Returns the event that begins a stream."""
-        return self._chunk({"role": "assistant", "content": ""}, None)
+        return self._chunk({"role": "assistant", "content": ""})
 
-    def piece(self, text: str) -> str:
-        """Returns the event that brings a piece of the text."""
-        return self._chunk({"content": text}, None)
+    def piece(self, text: str, steps: Sequence[StepLogprobs]) -> str:
+        """Returns the event that brings a piece of the text, and the tokens that came with it."""
+        return self._chunk({"content": text}, logprobs=self._logprobs(steps))
 
     def last(self, reply: Reply) -> str:
         """Returns the event that says why the answer ended."""
-        return self._chunk({}, _REASONS[reply.statistics.stop])
+        return self._chunk({}, reason=_REASONS[reply.statistics.stop])
 
     def usage(self, reply: Reply) -> str:
         """Returns the event that says what it took."""
@@ -62,14 +66,25 @@ class Answer:
             self._about | {"object": "chat.completion.chunk", "choices": [], "usage": _usage(reply)}
         )
 
-    def _chunk(self, delta: dict[str, str], reason: str | None) -> str:
-        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}
+    def _chunk(
+        self,
+        delta: dict[str, str],
+        *,
+        logprobs: dict[str, Any] | None = None,
+        reason: str | None = None,
+    ) -> str:
+        choice = {"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
         return event(self._about | {"object": "chat.completion.chunk", "choices": [choice]})
+
+    def _logprobs(self, steps: Sequence[StepLogprobs]) -> dict[str, Any] | None:
+        if self._texts is None:
+            return None
+        return {"content": list(map(self._texts.step, steps)), "refusal": None}
 
 
 def event(fields: Mapping[str, Any]) -> str:
     """Returns an event of a stream."""
-    return f"data: {json.dumps(fields, ensure_ascii=False)}\n\n"
+    return f"data: {json_text(fields)}\n\n"
 
 
 def _usage(reply: Reply) -> dict[str, Any]:

@@ -12,26 +12,30 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from runtime.defaults import GenerationSet
+from runtime.logprobs import StepLogprobs
+from runtime.prompt import Tokenizer
 from runtime.serve.answer import END, Answer, event
-from runtime.serve.errors import ApiError, api_error
+from runtime.serve.errors import ApiError, api_error, json_response, queue_full
 from runtime.serve.guard import HEALTH
+from runtime.serve.logprobs import TokenTexts
 from runtime.serve.request import ChatRequest, read_request
-from runtime.serve.work import Job, Work
+from runtime.serve.work import Heard, Job, Work
 from runtime.session import Reply
-from runtime.web.body import TooLargeError, body_blocks, media_type
+from runtime.web.body import TooLargeError, TooSlowError, body_blocks, media_type
 
 BODY_LIMIT = 64 << 20  # bytes: a picture in base64, and a long conversation
-BODY_SECONDS = 60.0  # in which a request has to come whole
+BODIES_LIMIT = 256 << 20  # bytes of all requests that are coming or read
 _GONE = 499  # nobody hears it
 
 
@@ -42,6 +46,7 @@ class Served:
     name: str
     created: int  # seconds since 1970
     settings: GenerationSet
+    tokenizer: Tokenizer
 
     def to_json(self) -> dict[str, Any]:
         """Returns what lists of models say of it."""
@@ -61,37 +66,40 @@ def serve_app(served: Served, work: Work, *, body_limit: int = BODY_LIMIT) -> St
         work: answers.
         body_limit: bytes of a request.
     """
+    bodies = _Bodies(body_limit)
+
+    async def begin(request: Request) -> tuple[ChatRequest, Job]:
+        async with bodies.read(request) as raw:
+            place = work.enter()  # who is still talking holds up nobody
+            try:
+                chat = await asyncio.to_thread(_parse, raw, served)
+                return chat, work.begin(chat, place)
+            except BaseException:
+                place.leave()
+                raise
 
     async def complete(request: Request) -> Response:
         if media_type(request) != "application/json":
             raise ApiError(415, "expected application/json", code="invalid_media_type")
-        place = work.enter()
         try:
-            raw = await asyncio.wait_for(_read(request, body_limit), BODY_SECONDS)
-            chat = await asyncio.to_thread(_parse, raw, served)
-            job = work.begin(chat, place)
+            chat, job = await begin(request)
         except ClientDisconnect:
-            place.leave()
             return Response(status_code=_GONE)
-        except asyncio.TimeoutError as error:
-            place.leave()
-            raise ApiError(408, "the request did not come whole", code="timeout") from error
-        except BaseException:
-            place.leave()
-            raise
-        return await _answer(request, chat, job, Answer(served.name))
+        asks_logprobs = chat.options.top_logprobs is not None
+        texts = TokenTexts(served.tokenizer) if asks_logprobs else None
+        return await _answer(request, chat, job, Answer(served.name, texts))
 
     async def models(request: Request) -> Response:
-        return JSONResponse({"object": "list", "data": [served.to_json()]})
+        return json_response({"object": "list", "data": [served.to_json()]})
 
     async def model(request: Request) -> Response:
         name = request.path_params["name"]
         if name != served.name:
             raise ApiError(404, f"no model {name!r:.80}", code="model_not_found", param="model")
-        return JSONResponse(served.to_json())
+        return json_response(served.to_json())
 
     async def health(request: Request) -> Response:
-        return JSONResponse({"status": "ok", "model": served.name, "requests": work.taken})
+        return json_response({"status": "ok", "model": served.name, "requests": work.taken})
 
     routes = [
         Route("/v1/chat/completions", complete, methods=["POST"]),
@@ -105,13 +113,36 @@ def serve_app(served: Served, work: Work, *, body_limit: int = BODY_LIMIT) -> St
     return app
 
 
-async def _read(request: Request, limit: int) -> bytes:
-    try:
-        return b"".join([block async for block in body_blocks(request, limit)])
-    except TooLargeError as error:
-        raise ApiError(
-            413, f"a request has at most {limit >> 20} MiB", code="request_too_large"
-        ) from error
+class _Bodies:
+    """What requests bring, while it is read: only so much at a time."""
+
+    def __init__(self, limit: int) -> None:
+        """Args: limit: bytes of a request."""
+        self._limit, self._held = limit, 0
+
+    @asynccontextmanager
+    async def read(self, request: Request) -> AsyncIterator[bytes]:
+        """Yields a request's body.
+
+        Raises:
+            ApiError: it is too large, too slow, or too much comes at once.
+        """
+        blocks: list[bytes] = []
+        try:
+            async for block in body_blocks(request, self._limit):
+                self._held += len(block)
+                blocks.append(block)
+                if self._held > BODIES_LIMIT:
+                    raise queue_full("too much is being sent at once")
+            yield b"".join(blocks)
+        except TooLargeError as error:
+            raise ApiError(
+                413, f"a request has at most {self._limit >> 20} MiB", code="request_too_large"
+            ) from error
+        except TooSlowError as error:
+            raise ApiError(408, "the request did not come whole", code="timeout") from error
+        finally:
+            self._held -= sum(map(len, blocks))
 
 
 def _parse(raw: bytes, served: Served) -> ChatRequest:
@@ -132,12 +163,14 @@ async def _answer(request: Request, chat: ChatRequest, job: Job, answer: Answer)
                 raise api_error(first)
             stream = _stream(first, job, answer, chat.wants_usage, watch)
             return StreamingResponse(stream, media_type="text/event-stream")
-        while isinstance(got := await job.next(), str):
-            pass  # the reply has it all
+        steps: list[StepLogprobs] = []
+        while not isinstance(got := await job.next(), Reply | BaseException):
+            if isinstance(got, StepLogprobs):  # of the text the reply has it all
+                steps.append(got)
         if isinstance(got, BaseException):
             raise api_error(got)
         watch.cancel()
-        return JSONResponse(answer.whole(got))
+        return json_response(answer.whole(got, steps))
     except BaseException:
         job.stop()
         watch.cancel()
@@ -145,7 +178,7 @@ async def _answer(request: Request, chat: ChatRequest, job: Job, answer: Answer)
 
 
 async def _stream(
-    first: str | Reply,
+    first: str | StepLogprobs | Reply,
     job: Job,
     answer: Answer,
     wants_usage: bool,
@@ -154,13 +187,20 @@ async def _stream(
     """Yields the events of an answer."""
     try:
         yield answer.first()
-        got: str | Reply | BaseException = first
-        while isinstance(got, str):
-            yield answer.piece(got)
+        got: Heard = first
+        steps: list[StepLogprobs] = []  # since the last piece
+        while not isinstance(got, Reply | BaseException):
+            if isinstance(got, StepLogprobs):
+                steps.append(got)
+            else:
+                yield answer.piece(got, steps)
+                steps = []
             got = await job.next()
         if isinstance(got, BaseException):
             yield event(api_error(got).to_json())
             return
+        if steps:  # whose text is none, or what a stop text held back
+            yield answer.piece("", steps)
         yield answer.last(got)
         if wants_usage:
             yield answer.usage(got)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
-from starlette.responses import JSONResponse
+from starlette.responses import Response
 
 from runtime.engine_process import EngineDiedError
 from runtime.protocol import ErrorCode
 from runtime.web.failures import BUSY, NO_SPACE, UNKNOWN, error_code
 
 ENGINE_DIED = "engine_died"
+_RETRY_SECONDS = 1
 _WRONG, _BROKEN = "invalid_request_error", "server_error"
 _STATUS: Mapping[str, int] = {
     ErrorCode.PROMPT_TOO_LONG: 400,
@@ -44,12 +46,39 @@ class ApiError(Exception):
     def to_json(self) -> dict[str, Any]:
         """Returns the body, which is an event of a stream, too."""
         kind = _WRONG if self.status < 500 else _BROKEN
-        about = {"message": str(self), "type": kind, "param": self.param, "code": self.code}
-        return {"error": about}
+        message, param = _encodable(str(self)), self.param and _encodable(self.param)
+        return {"error": {"message": message, "type": kind, "param": param, "code": self.code}}
 
-    def response(self) -> JSONResponse:
+    def response(self) -> Response:
         """Returns the response."""
-        return JSONResponse(self.to_json(), self.status, self.headers)
+        return json_response(self.to_json(), self.status, self.headers)
+
+
+def queue_full(message: str) -> ApiError:
+    """Returns what a client hears that should come again later."""
+    headers = {"Retry-After": str(_RETRY_SECONDS)}
+    return ApiError(429, f"{message}; try again later", code="queue_full", headers=headers)
+
+
+def json_text(value: Any) -> str:
+    """Returns JSON in ASCII.
+
+    Some clients end a line, and with it an event, at U+2028 or U+0085; and no encoding has the
+    lone surrogates that JSON may bring along.
+    """
+    return json.dumps(value, ensure_ascii=True, allow_nan=False)
+
+
+def json_response(
+    value: Any, status: int = 200, headers: Mapping[str, str] | None = None
+) -> Response:
+    """Returns a response of JSON."""
+    return Response(json_text(value), status, headers, media_type="application/json")
+
+
+def _encodable(text: str) -> str:
+    """Spells lone surrogates, which clients could not print."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def api_error(error: BaseException) -> ApiError:

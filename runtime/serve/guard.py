@@ -1,4 +1,4 @@
-"""Who may ask: no page of another site, and with a key only those who know it."""
+"""Who may ask: no page of another site but those named, and with a key only those who know it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Collection
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from runtime.serve.cors import Cors
 from runtime.serve.errors import ApiError
 from runtime.web.guard import foreign_request, with_headers
 
@@ -17,30 +18,41 @@ HEALTH = "/health"  # asked by what watches over the server, without the key
 class KeyGuard:
     """Lets requests through to an application."""
 
-    def __init__(self, app: ASGIApp, *, hosts: Collection[str] | None, key: str | None) -> None:
-        """Args: hosts: by which the server may be called; None: any. key: None: none is asked."""
-        self._app, self._hosts = app, hosts
-        self._expected = None if key is None else f"Bearer {key}".encode()
+    def __init__(
+        self, app: ASGIApp, *, names: Collection[str] | None, key: str | None, cors: Cors
+    ) -> None:
+        """Guards an application.
+
+        Args:
+            app: answers.
+            names: by which the server may be called; None: any.
+            key: that clients must know; None: none is asked.
+            cors: pages of other sites that may ask.
+        """
+        self._app, self._names, self._cors = app, names, cors
+        self._expected = None if key is None else key.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers a request; see ASGI."""
         assert scope["type"] == "http", "the server is set to nothing else"
-        send = with_headers(send)
-        refusal = self._refusal(scope)
-        if refusal is not None:
-            await refusal.response()(scope, receive, send)
-            return
-        await self._app(scope, receive, send)
-
-    def _refusal(self, scope: Scope) -> ApiError | None:
         headers = Headers(scope=scope)
-        foreign = foreign_request(headers, self._hosts)
+        send = with_headers(self._cors.with_headers(headers, send))
+        foreign = foreign_request(headers, self._names, self._cors.origins)
         if foreign is not None:
-            return ApiError(403, foreign, code="foreign_request")
-        if self._expected is None or scope["path"] == HEALTH:
+            refusal: ApiError | None = ApiError(403, foreign, code="foreign_request")
+        elif self._cors.is_preflight(scope["method"], headers):  # it cannot bring the key along
+            await self._cors.preflight(headers)(scope, receive, send)
+            return
+        else:
+            refusal = self._refusal(scope["path"], headers)
+        await (self._app if refusal is None else refusal.response())(scope, receive, send)
+
+    def _refusal(self, path: str, headers: Headers) -> ApiError | None:
+        if self._expected is None or path == HEALTH:
             return None
-        given = headers.get("authorization", "").encode("latin-1")
-        if secrets.compare_digest(given, self._expected):
+        scheme, _, given = headers.get("authorization", "").partition(" ")
+        is_right = secrets.compare_digest(given.strip().encode("latin-1"), self._expected)
+        if is_right and scheme.lower() == "bearer":
             return None
         return ApiError(
             401,

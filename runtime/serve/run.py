@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import closing
 
 from quantize.errors import ConfigError
 from runtime.serve.app import Served, serve_app
+from runtime.serve.cors import Cors
 from runtime.serve.guard import KeyGuard
 from runtime.serve.work import Work
 from runtime.web.guard import NAMES
@@ -26,7 +27,9 @@ def check_address(host: str, key: str | None) -> None:
     except ValueError as error:
         raise ConfigError(f"--host is {host!r}; expected an address such as {NAMES[0]}") from error
     if not address.is_loopback and key is None:
-        raise ConfigError(f"--host {host} can be reached by others: choose an --api-key for them")
+        raise ConfigError(
+            f"--host {host} can be reached by others: choose an API key for them (--api-key-file)"
+        )
 
 
 def serve(
@@ -36,6 +39,7 @@ def serve(
     host: str,
     port: int,
     key: str | None,
+    origins: Collection[str],
     window: int,
     waiting: int,
     on_start: Callable[[str], None],
@@ -48,15 +52,17 @@ def serve(
         host: an address of this machine; see `check_address`.
         port: on which to listen; 0: one that is free.
         key: that clients must know; None: none.
+        origins: of pages of other sites that may ask.
         window: context window in tokens.
         waiting: how many requests may wait beside the one at work.
         on_start: gets the address once requests are answered.
 
     Raises:
-        ConfigError: the address or the port cannot be had.
+        ConfigError: the address or the port cannot be had, or an origin is none.
         ToolkitError: the model cannot be opened.
     """
     check_address(host, key)
+    cors = Cors(origins)
     with (
         closing(Work(model, window=window, waiting=waiting)) as work,
         listening(host, port) as listener,
@@ -64,8 +70,9 @@ def serve(
         work.prepare()
         taken = listener.getsockname()[1]
         own = f"[{host}]" if ":" in host else host
-        is_any = ipaddress.ip_address(host).is_unspecified  # its names are not known here
-        hosts = None if is_any else {f"{name}:{taken}" for name in (own, *NAMES)}
-        app = KeyGuard(serve_app(served, work), hosts=hosts, key=key)
+        # Others have names for this machine that are not known here; the key keeps pages out.
+        own_address = ipaddress.ip_address(host)
+        names = {str(own_address), *NAMES} if own_address.is_loopback else None
+        app = KeyGuard(serve_app(served, work), names=names, key=key, cors=cors)
         address = f"http://{own}:{taken}/v1"
         run_server(app, listener, on_start=lambda: on_start(address), on_end=work.end)

@@ -6,16 +6,15 @@ import asyncio
 import threading
 from collections.abc import Callable
 
+from runtime.logprobs import StepLogprobs
 from runtime.memory import forget_locals, give_back_memory
 from runtime.picture import open_picture
 from runtime.protocol import Stop
-from runtime.serve.errors import ApiError
+from runtime.serve.errors import ApiError, queue_full
 from runtime.serve.request import ChatRequest
 from runtime.session import Reply, Session
 from runtime.web.model import Model
 from runtime.web.worker import Worker
-
-_RETRY_SECONDS = 1
 
 
 class Place:
@@ -32,17 +31,20 @@ class Place:
             self._give_back()
 
 
+Heard = str | StepLogprobs | Reply | BaseException
+
+
 class Job:
-    """An answer under way: pieces of text, then a `Reply` or an error."""
+    """An answer under way: pieces of text and tokens' logprobs, then a `Reply` or an error."""
 
     def __init__(self, request: ChatRequest) -> None:
         """Made in the event loop that will hear of it."""
         self.request = request
         self._loop = asyncio.get_running_loop()
-        self._events: asyncio.Queue[str | Reply | BaseException] = asyncio.Queue()
+        self._events: asyncio.Queue[Heard] = asyncio.Queue()
         self._wish = threading.Event()
 
-    async def next(self) -> str | Reply | BaseException:
+    async def next(self) -> Heard:
         """Waits for what comes next."""
         return await self._events.get()
 
@@ -54,7 +56,7 @@ class Job:
         """Says whether its end is wished."""
         return self._wish.is_set()
 
-    def put(self, event: str | Reply | BaseException) -> None:
+    def put(self, event: Heard) -> None:
         """Brings what comes next; from the thread that works."""
         try:
             self._loop.call_soon_threadsafe(self._events.put_nowait, event)
@@ -90,12 +92,7 @@ class Work:
             if self._is_ending:
                 raise ApiError(503, "the server is about to end", code="ending")
             if self._taken >= self._limit:
-                raise ApiError(
-                    429,
-                    f"{self._limit} requests are under way or wait; try again later",
-                    code="queue_full",
-                    headers={"Retry-After": str(_RETRY_SECONDS)},
-                )
+                raise queue_full(f"{self._limit} requests are under way or wait")
             self._taken += 1
         return Place(self._leave)
 
@@ -159,6 +156,7 @@ class Work:
                 picture,
                 request.options,
                 on_text=job.put,
+                on_logprobs=job.put,
                 cancelled=job.is_stopped,
             )
             if reply.statistics.stop != Stop.CANCELLED:

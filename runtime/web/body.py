@@ -2,22 +2,42 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import AsyncIterator
 
 from starlette.requests import Request
+
+SECONDS = 60.0  # in which a request has to come whole
 
 
 class TooLargeError(Exception):
     """A request's body exceeds what is taken."""
 
 
+class TooSlowError(Exception):
+    """A request's body does not come whole in its time."""
+
+
 async def body_blocks(request: Request, limit: int) -> AsyncIterator[bytes]:
-    """Yields a request's body; raises TooLargeError as soon as it is known to exceed a limit."""
+    """Yields a request's body.
+
+    Raises:
+        TooLargeError: as soon as it is known to exceed a limit.
+        TooSlowError: it takes longer than `SECONDS`.
+    """
     announced = request.headers.get("content-length", "0")
     if not announced.isdecimal() or int(announced) > limit:
         raise TooLargeError
-    size = 0
-    async for block in request.stream():
+    size, deadline = 0, time.monotonic() + SECONDS
+    blocks = request.stream()
+    while True:
+        try:
+            block = await asyncio.wait_for(anext(blocks), deadline - time.monotonic())
+        except StopAsyncIteration:
+            return
+        except asyncio.TimeoutError as error:
+            raise TooSlowError from error
         size += len(block)
         if size > limit:
             raise TooLargeError

@@ -2,11 +2,14 @@
 
 The server listens on loopback, but any page in any browser here can send requests there. So the
 address holds a secret, and Host and Origin must be this server's own: a foreign page cannot post,
-and a foreign name that resolves to 127.0.0.1 (DNS rebinding) is refused.
+and a foreign name that resolves to 127.0.0.1 (DNS rebinding) is refused. The port in Host says
+nothing of who asks: clients leave the usual ones out, and proxies and tunnels have their own.
 """
 
 from __future__ import annotations
 
+import ipaddress
+import re
 import secrets
 from collections.abc import Collection, MutableMapping
 from typing import Any
@@ -15,7 +18,9 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-NAMES = ("127.0.0.1", "localhost")
+NAMES = ("127.0.0.1", "localhost", "::1")
+_ADDRESS = re.compile(r"(\[[0-9a-f:.]+\]|[^\[\]:/@\s]+?)\.?(?::([0-9]{1,5}))?", re.ASCII)
+_PORTS = {"http": 80, "https": 443}  # https: of a proxy before this server
 # As PageFiles.java has them for the app.
 HEADERS = {
     "Content-Security-Policy": (
@@ -31,17 +36,53 @@ HEADERS = {
 _SAFE = ("GET", "HEAD")
 
 
-def foreign_request(headers: Headers, hosts: Collection[str] | None) -> str | None:
+Address = tuple[str, int | None]  # a name, and a port unless it is the usual one
+Origin = tuple[str, str, int | None]  # a scheme besides
+
+
+def read_address(text: str) -> Address | None:
+    """Reads what Host holds; None: it is no address."""
+    match = _ADDRESS.fullmatch(text.lower())
+    if match is None:
+        return None
+    name, port = match.groups()
+    if name.startswith("["):
+        try:
+            name = str(ipaddress.IPv6Address(name[1:-1]))
+        except ValueError:
+            return None
+    return name, None if port is None else int(port)
+
+
+def read_origin(text: str) -> Origin | None:
+    """Reads what Origin holds; None: it is no page's, or one that does not say whose it is."""
+    scheme, _, rest = text.lower().partition("://")
+    address = read_address(rest)
+    if address is None:
+        return None
+    name, port = address
+    return scheme, name, _PORTS.get(scheme) if port is None else port
+
+
+def foreign_request(
+    headers: Headers, names: Collection[str] | None, origins: Collection[Origin] = ()
+) -> str | None:
     """Says why a request is not for this server or comes from another page, if so.
 
     Args:
         headers: the request's.
-        hosts: the names and ports by which this server may be called; None: any.
+        names: by which this server may be called; None: any.
+        origins: other pages that may ask.
     """
-    called = [host.lower() for host in headers.getlist("host")]
-    if len(called) != 1 or (hosts is not None and called[0] not in hosts):
+    called = [read_address(host) for host in headers.getlist("host")]
+    if len(called) != 1 or called[0] is None or not (names is None or called[0][0] in names):
         return "this server answers under its own address only"
-    if any(origin != f"http://{called[0]}" for origin in headers.getlist("origin")):
+    asking = [read_origin(origin) for origin in headers.getlist("origin")]
+    if asking and all(origin in origins for origin in asking):
+        return None
+    name, port = called[0]
+    own = [(scheme, name, usual if port is None else port) for scheme, usual in _PORTS.items()]
+    if any(origin not in own for origin in asking):
         return "this comes from another page"
     if headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
         return "this comes from another site"
@@ -64,10 +105,9 @@ def with_headers(send: Send) -> Send:
 class Guard:
     """Lets requests through to an application, which sees their path without the token."""
 
-    def __init__(self, app: ASGIApp, *, token: str, port: int) -> None:
-        """Args: token: the first part of every path. port: on which the server listens."""
+    def __init__(self, app: ASGIApp, *, token: str) -> None:
+        """Args: token: the first part of every path."""
         self._app, self._prefix = app, f"/{token}/"
-        self._hosts = {f"{name}:{port}" for name in NAMES}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers a request; see ASGI."""
@@ -85,7 +125,7 @@ class Guard:
     def _refusal(self, scope: Scope) -> str | None:
         """Says why a request is refused, if it is."""
         headers = Headers(scope=scope)
-        foreign = foreign_request(headers, self._hosts)
+        foreign = foreign_request(headers, NAMES)
         if foreign is not None:
             return foreign
         if "origin" not in headers and scope["method"] not in _SAFE:

@@ -11,6 +11,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from quantize.errors import ConfigError
+from runtime.web.connections import BoundedProtocol
 
 _END_SECONDS = 5  # for requests that are under way
 
@@ -56,7 +57,7 @@ def run_server(
     config = uvicorn.Config(
         app,
         loop="asyncio",
-        http="h11",
+        http=BoundedProtocol,
         ws="none",
         lifespan="off",
         log_config=None,

@@ -77,11 +77,7 @@ def serve(
         assistant = Assistant(desk, events.publish)
         token = secrets.token_urlsafe(_TOKEN_BYTES)
         address = f"http://{NAMES[0]}:{listener.getsockname()[1]}/{token}/"
-        app = Guard(
-            web_app(assistant, events, pictures, log),
-            token=token,
-            port=listener.getsockname()[1],
-        )
+        app = Guard(web_app(assistant, events, pictures, log), token=token)
         try:
             if picture is not None:
                 assistant.show(picture)

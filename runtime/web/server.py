@@ -26,7 +26,7 @@ from starlette.routing import Route
 from quantize.errors import PictureError
 from runtime.picture import MAX_BYTES
 from runtime.web.assistant import Assistant
-from runtime.web.body import TooLargeError, body_blocks, media_type
+from runtime.web.body import TooLargeError, TooSlowError, body_blocks, media_type
 from runtime.web.events import Events
 from runtime.web.pictures import Pictures
 
@@ -78,7 +78,8 @@ def web_app(
     async def report(request: Request) -> Response:
         text = await asyncio.to_thread(lambda: f"{assistant.report()}\n\n{log()}")
         disposition = {"Content-Disposition": f'attachment; filename="{LOG_NAME}"'}
-        return PlainTextResponse(text, headers=disposition)
+        content = text.encode("utf-8", "backslashreplace")  # paths may be of no encoding
+        return PlainTextResponse(content, headers=disposition)
 
     async def command(request: Request) -> Response:
         if media_type(request) != "application/json":
@@ -88,6 +89,8 @@ def web_app(
             await asyncio.to_thread(assistant.receive, json.loads(raw))
         except TooLargeError:
             return _wrong(f"a command has at most {COMMAND_LIMIT:,} bytes", 413)
+        except TooSlowError:
+            return _wrong("the command did not come whole", 408)
         except (ValueError, RecursionError) as error:
             return _wrong(f"no command: {error}", 400)
         return Response(status_code=_NOTHING)
@@ -104,10 +107,11 @@ def web_app(
             what = f"the picture is larger than {MAX_BYTES >> 20} MiB"
             assistant.fail(PictureError(what))
             return _wrong(what, 413)
-        except (OSError, ClientDisconnect) as error:
+        except (OSError, ClientDisconnect, TooSlowError) as error:
             partial.unlink(missing_ok=True)
-            assistant.fail(error)
-            return _wrong("the picture did not come whole", 400)
+            what = "the picture did not come whole"
+            assistant.fail(error if isinstance(error, OSError) else PictureError(what))
+            return _wrong(what, 400)
         await asyncio.to_thread(assistant.add_picture, partial)
         return Response(status_code=_NOTHING)
 
@@ -131,4 +135,5 @@ async def _receive(request: Request, target: BinaryIO) -> None:
 
 
 def _wrong(what: str, status: int) -> Response:
-    return PlainTextResponse(f"{what}\n", status)
+    # What it quotes may hold what no encoding has, as JSON does.
+    return PlainTextResponse(f"{what}\n".encode("utf-8", "backslashreplace"), status)

@@ -67,8 +67,7 @@ def test_the_ranges_are_the_pages() -> None:
     [
         {"Host": "evil.example"},  # a name that resolves to 127.0.0.1
         {"Host": "evil.example:80"},
-        {"Host": "127.0.0.1"},
-        {"Host": "127.0.0.1:1"},
+        {"Host": "127.0.0.1:http"},
         {"Host": ""},
         {"Origin": "http://evil.example"},
         {"Origin": "null"},

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.runtime.test_serve import CHAT, COMMAND, picture
+from tests.runtime.serve.client import CHAT, COMMAND, picture
 from tests.serve_stand_in import NAME
 from tests.web import STAND_IN, WebServer
 

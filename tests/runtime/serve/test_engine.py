@@ -133,6 +133,32 @@ def test_an_engine_that_is_killed_is_started_again(tiny_server: WebServer) -> No
     assert tiny_server.children != [engine]
 
 
+def test_an_engine_that_is_killed_while_idle_is_not_missed(tiny_server: WebServer) -> None:
+    for _ in range(3):
+        assert ask(tiny_server, "hello", max_tokens=3).usage.completion_tokens == 3
+        for engine in tiny_server.children:
+            os.kill(engine, signal.SIGKILL)
+    assert ask(tiny_server, "hello", max_tokens=3).usage.completion_tokens == 3
+
+
+def test_logprobs_are_of_the_answer(demo_server: WebServer) -> None:
+    question = sample("What colour is the shape?")
+    answer = ask(demo_server, question, logprobs=True, top_logprobs=5)
+    steps = answer.choices[0].logprobs.content
+    assert len(steps) == answer.usage.completion_tokens
+    said = b"".join(bytes(step.bytes) for step in steps).decode().strip()
+    assert said == answer.choices[0].message.content == "Red."
+    for step in steps:  # greedy, and sure of it
+        assert (step.token, step.logprob) == (
+            step.top_logprobs[0].token,
+            step.top_logprobs[0].logprob,
+        )
+        assert -0.5 < step.logprob <= 0 and len(step.top_logprobs) == 5
+    chunks = list(ask(demo_server, question, logprobs=True, top_logprobs=5, stream=True))
+    streamed = [c.choices[0].logprobs.content for c in chunks if c.choices[0].logprobs]
+    assert [step.token for part in streamed for step in part] == [step.token for step in steps]
+
+
 def test_a_client_that_goes_frees_the_engine(tiny_server: WebServer) -> None:
     speak(tiny_server).close()
     answer = ask(tiny_server, "hello", max_tokens=3)

@@ -1,0 +1,82 @@
+"""The turns of a request: what the model hears of them, and the picture that it sees."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from quantize.errors import PromptError
+from runtime.prompt import Message, check_messages, check_question
+from runtime.serve.data_url import picture_of, read_url
+from runtime.serve.errors import ApiError
+from runtime.serve.fields import unsupported, wrong
+
+_INSTRUCTIONS = ("system", "developer")
+_ROLES = ("user", "assistant", *_INSTRUCTIONS)
+
+
+def read_conversation(turns: Any) -> tuple[list[Message], bytes | None]:
+    """Returns what the model hears: it sees one picture, before the first question.
+
+    So it begins with the turn that brought the latest picture, as `chat --web` does. The model
+    knows no system turns: their texts, all of them in order, stand before the first question that
+    it hears, each on lines of its own.
+
+    Raises:
+        ApiError: it is no conversation, or has what the model cannot hear.
+    """
+    if not isinstance(turns, list):
+        raise wrong("messages", "expected a list")
+    read = [_turn(turn, f"messages[{i}]") for i, turn in enumerate(turns)]
+    instructions = [m["content"] for m, _, _ in read if m["role"] in _INSTRUCTIONS]
+    spoken = [turn for turn in read if turn[0]["role"] not in _INSTRUCTIONS]
+    first = max((i for i, turn in enumerate(spoken) if turn[1] is not None), default=0)
+    messages = [message for message, _, _ in spoken]
+    try:
+        check_messages(messages)
+        check_question(messages[first:])  # what was asked, without what was instructed
+        heard = _instructed(instructions, messages[first:])
+        check_question(heard)
+    except PromptError as error:
+        raise ApiError(400, str(error), code="invalid_messages", param="messages") from error
+    _, url, where = spoken[first]
+    return heard, None if url is None else picture_of(url, where)
+
+
+def _instructed(instructions: list[str], messages: list[Message]) -> list[Message]:
+    texts = [text for text in instructions if text.strip()]
+    first, *rest = messages
+    content = "\n".join([*texts, first["content"]])
+    return [{"role": first["role"], "content": content}, *rest]
+
+
+def _turn(turn: Any, where: str) -> tuple[Message, str | None, str]:
+    """Returns a turn, the address of its picture, and where it stands."""
+    if not isinstance(turn, dict):
+        raise wrong(where, "expected an object")
+    role = turn.get("role")
+    if role not in _ROLES:
+        raise unsupported(f"{where}.role", f"is {role!r:.40}; expected one of {', '.join(_ROLES)}")
+    for name, value in turn.items():  # clients send back what they got, empty fields included
+        if name not in ("role", "content", "name") and value not in (None, [], {}, "", False):
+            raise unsupported(f"{where}.{name:.80}", "is not supported")
+    content = turn.get("content")
+    if content is None and role != "user":  # of an answer that was nothing
+        content = ""
+    if isinstance(content, str):
+        return {"role": role, "content": content}, None, where
+    if not isinstance(content, list):
+        raise wrong(f"{where}.content", "expected a text or a list of parts")
+    texts: list[str] = []
+    url = None
+    for i, part in enumerate(content):
+        at = f"{where}.content[{i}]"
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind == "text" and isinstance(part.get("text"), str):
+            texts.append(part["text"])
+        elif kind == "image_url" and role == "user":
+            if url is not None:
+                raise unsupported(at, "is a second picture; the model sees one in a turn")
+            url = read_url(part.get("image_url"), at)
+        else:
+            raise unsupported(at, f"is of type {kind!r:.40}; expected text, or a user's image_url")
+    return {"role": role, "content": "\n".join(texts)}, url, where

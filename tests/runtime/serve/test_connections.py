@@ -1,0 +1,208 @@
+"""Clients that are slow, silent or many: they keep a connection for a time, never a place."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import json
+import select
+import socket
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import openai
+import pytest
+from starlette.requests import Request
+
+from runtime.serve.app import BODY_LIMIT
+from runtime.web import body, connections
+from runtime.web.connections import IDLE_SECONDS
+from tests.runtime.serve.client import (
+    CHAT,
+    COMMAND,
+    HELLO,
+    ask,
+    connect,
+    head,
+    post,
+    requests_of,
+    until_requests,
+)
+from tests.web import STAND_IN, WebServer
+
+BODY = json.dumps({"messages": HELLO}).encode()
+LATE = IDLE_SECONDS + 20  # on a busy machine
+
+
+@pytest.fixture(params=["serve", "web"])
+def either(
+    request: pytest.FixtureRequest, server: WebServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[WebServer]:
+    """Both servers have the same connections."""
+    if request.param == "serve":
+        yield server
+    else:
+        with WebServer(STAND_IN, tmp_path_factory.mktemp("home")) as running:
+            yield running
+
+
+def until(condition: Callable[[], bool]) -> None:
+    for _ in range(600):
+        if condition():
+            return
+        time.sleep(0.05)
+    raise AssertionError("it never happened")
+
+
+def is_dropped(connection: socket.socket) -> bool:
+    """Reads what comes; says whether the other side has ended it."""
+    try:
+        while connection.recv(1 << 16):
+            pass
+    except ConnectionResetError:
+        return True
+    except TimeoutError:
+        return False
+    return True
+
+
+def test_heads_without_bodies_take_no_place(server: WebServer, client: openai.OpenAI) -> None:
+    """Nine filled the queue, for a minute."""
+    waiting = [connect(server, head(server, 1000) + b"{") for _ in range(20)]
+    time.sleep(0.3)
+    assert requests_of(server) == 0
+    assert ask(client, "hello").choices[0].message.content == "1: hello"
+    for connection in waiting:
+        connection.close()
+    until_requests(server, 0)
+
+
+def test_a_client_that_goes_within_its_request(server: WebServer) -> None:
+    with connect(server, head(server, 1000) + b"{"):
+        time.sleep(0.2)
+    assert post(server, {"messages": HELLO})[0] == 200
+
+
+def test_who_says_nothing_is_dropped(either: WebServer) -> None:
+    """Before a request, within its head, within its body, and one byte at a time."""
+    start = time.monotonic()
+    own = f"Host: {either.host}:{either.port}\r\n"
+    post_head = f"POST {either.root}command HTTP/1.1\r\n{own}Origin: {either.origin}\r\n"
+    if either.root == "/v1":
+        post_head = f"POST {CHAT} HTTP/1.1\r\n{own}"
+    post_head += "Content-Type: application/json\r\nContent-Length: 1000\r\n\r\n"
+    silent = [
+        connect(either),
+        connect(either, b"GET / HTTP/1.1\r\nHost: "),
+        connect(either, post_head.encode()),
+        connect(either, post_head.encode() + b"{"),
+    ]
+    drip = connect(either, b"GET / HTTP/1.1\r\nX: ")
+    drip.settimeout(0.5)
+    while not is_dropped(drip):  # it reads for half a second at a time
+        assert time.monotonic() - start < LATE
+        try:
+            drip.sendall(b"x")
+        except OSError:
+            break
+    for connection in silent:
+        connection.settimeout(LATE)
+        assert is_dropped(connection)
+    assert IDLE_SECONDS - 1 < time.monotonic() - start < LATE
+
+
+def test_a_body_that_comes_slowly_is_taken(server: WebServer) -> None:
+    """As long as something comes now and then."""
+    with connect(server, head(server, len(BODY))) as connection:
+        for i in range(0, len(BODY), 8):
+            time.sleep(0.05)
+            connection.sendall(BODY[i : i + 8])
+        answer = http.client.HTTPResponse(connection)
+        answer.begin()
+        assert json.loads(answer.read())["choices"][0]["message"]["content"] == "1: hello"
+
+
+def test_a_body_has_its_time(server: WebServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever sends a byte every few seconds has a minute in all."""
+    monkeypatch.setattr(body, "SECONDS", 0.2)
+
+    async def receive() -> dict[str, Any]:
+        await asyncio.sleep(0.05)
+        return {"type": "http.request", "body": b"x", "more_body": True}
+
+    async def read() -> None:
+        scope = {"type": "http", "headers": [], "method": "POST", "path": "/"}
+        async for _ in body.body_blocks(Request(scope, receive), 1000):
+            pass
+
+    start = time.monotonic()
+    with pytest.raises(body.TooSlowError):
+        asyncio.run(read())
+    assert time.monotonic() - start < 2
+
+
+def test_a_body_that_is_too_large(server: WebServer) -> None:
+    connection = http.client.HTTPConnection(server.host, server.port, timeout=60)
+    connection.putrequest("POST", CHAT)
+    connection.putheader("Content-Type", "application/json")
+    connection.putheader("Content-Length", str(BODY_LIMIT + 1))
+    connection.endheaders()
+    answer = connection.getresponse()
+    assert (answer.status, json.loads(answer.read())["error"]["code"]) == (413, "request_too_large")
+    connection.close()
+
+
+def test_bodies_have_a_limit_together(server: WebServer) -> None:
+    """Each is smaller than what is taken, but they are many, and none comes to its end."""
+    size = BODY_LIMIT - 100
+    sending = [connect(server, head(server, size)) for _ in range(5)]
+    block = b" " * (1 << 20)
+    for _ in range(size // len(block)):
+        for connection in sending:
+            connection.sendall(block)
+    answered = select.select(sending, [], [], 30)[0]
+    answer = http.client.HTTPResponse(answered[0])
+    answer.begin()
+    assert (answer.status, json.loads(answer.read())["error"]["code"]) == (429, "queue_full")
+    for connection in sending:
+        connection.close()
+    until(lambda: post(server, {"messages": HELLO})[0] == 200)
+
+
+def test_only_so_many_connections(server: WebServer, client: openai.OpenAI) -> None:
+    """The one that was idle longest makes room; an answer under way does not."""
+    stream = ask(client, "count", stream=True)
+    next(stream)
+    idle = [connect(server) for _ in range(connections.LIMIT + 20)]
+    idle[0].settimeout(5)
+    assert is_dropped(idle[0])
+    assert requests_of(server) == 1, "there is room for another"
+    assert all(next(stream).choices[0].delta.content for _ in range(3))
+    stream.close()
+    for connection in idle:
+        connection.close()
+    until_requests(server, 0)
+    assert post(server, {"messages": HELLO})[0] == 200
+
+
+def test_a_client_that_reads_nothing_holds_no_place(tmp_path: Any) -> None:
+    """Its answer comes to its end; what it does not read waits for it alone."""
+    question = json.dumps(
+        {"messages": [{"role": "user", "content": "x" * 3_000_000}], "stream": True}
+    ).encode()
+    with WebServer(COMMAND, tmp_path) as server:
+        deaf = connect(server, head(server, len(question)) + question)
+        until_requests(server, 0)
+        assert post(server, {"messages": HELLO})[0] == 200
+        deaf.close()
+
+
+def test_a_second_request_behind_the_first(server: WebServer) -> None:
+    """Its body is waited for, but not for ever."""
+    data = head(server, len(BODY)) + BODY + head(server, len(BODY))
+    with connect(server, data) as connection:
+        connection.settimeout(LATE)
+        start = time.monotonic()
+        assert is_dropped(connection)
+        assert IDLE_SECONDS - 1 < time.monotonic() - start < LATE
