@@ -12,7 +12,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -23,21 +23,21 @@ _SECONDS = 60
 class WebServer:
     """A server; a context manager that interrupts it."""
 
-    def __init__(self, command: Sequence[str], home: Path) -> None:
-        """Args: home: for its chats, pictures and settings."""
+    def __init__(self, command: Sequence[str], home: Path, log: BinaryIO | None = None) -> None:
+        """Args: home: for its chats, pictures and settings. log: for more than a pipe holds."""
         self.folder = home / "minicpmv" / "web"
         self._process = subprocess.Popen(
             command,
             cwd=ROOT,
             env=os.environ | {"XDG_DATA_HOME": str(home), "OMP_NUM_THREADS": "1"},
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=subprocess.PIPE if log is None else log,
             text=True,
         )
-        assert self._process.stdout is not None and self._process.stderr is not None
+        assert self._process.stdout is not None
         self.address = self._process.stdout.readline().strip()
         if not self.address:
-            raise AssertionError(self._process.stderr.read())
+            raise AssertionError(self._process.communicate()[1])
         parts = urlsplit(self.address)
         assert parts.hostname is not None and parts.port is not None
         self.host, self.port, self.root = parts.hostname, parts.port, parts.path
@@ -55,6 +55,11 @@ class WebServer:
         if self._process.poll() is None:
             self.interrupt()
         self._process.communicate()
+
+    @property
+    def pid(self) -> int:
+        """The number by which the system knows it."""
+        return self._process.pid
 
     @property
     def children(self) -> list[int]:
