@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from importlib import metadata
@@ -165,6 +166,18 @@ def test_the_cache(machine: Machine) -> None:
     objects, _ = checks.check_cache(("convert",))
     assert (objects.state, objects.fails) == (NOTE, False)
     assert objects.detail == "1 of 1 are damaged; they are compiled again when needed"
+    for name, digest in (("whole", hashlib.sha256(b"code").hexdigest()), ("other", "0" * 64)):
+        entry = machine.cache / "blocks" / name
+        entry.mkdir(parents=True)
+        (entry / "lib0.o").write_bytes(b"code")
+        (entry / "objects.json").write_text(json.dumps({"lib0.o": digest}))
+    objects, _ = checks.check_cache(("convert",))
+    assert objects.detail == "2 of 3 are damaged; they are compiled again when needed"
+    (machine.cache / "packages").mkdir()
+    (machine.cache / "packages" / checks.SENTENCEPIECE.file_name).write_bytes(b"half of it")
+    _, source = checks.check_cache(("convert",))
+    assert (source.state, source.fails) == (LATER, False)
+    assert "damaged and will be replaced" in str(source.detail)
 
 
 def test_a_cache_that_cannot_be_written(machine: Machine, tmp_path: Path) -> None:

@@ -9,10 +9,17 @@ import sys
 from pathlib import Path
 
 import pytest
+import tvm
+from tvm import tirx
 
+from convert.blocks import lowering
 from convert.cache import CACHE_VARIABLE, cache_folder
+from convert.compile import Target, build_blocks
+from convert.config import ModelConfig
 from convert.engine_build import compile_parts
+from convert.plan import Recipe, make_plan
 from tests.bench.convert import ROOT
+from tests.tiny import tiny_config
 
 # The library for the newest processors, with eyes: the one whose instructions came in another order
 # in every process, in a function that computes sizes.
@@ -57,6 +64,19 @@ def _engine(folder: Path, number: int) -> tuple[str, bytes]:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip(), (folder / str(number) / "engine").read_bytes()
+
+
+def test_sizes_are_stored_in_the_order_of_their_slots() -> None:
+    config = ModelConfig.from_json(tiny_config())
+    variant = Target.load("host").variants[0]
+    module, _ = build_blocks(config, make_plan(config, True, Recipe.load("q4f16_1")), variant)
+    with tvm.target.Target(variant.tvm):
+        lowered = lowering._block_passes()(module)
+    shapes = [f for f in lowered.functions.values() if lowering._SHAPES in (f.attrs or ())]
+    bodies = [f.body if isinstance(f.body, tirx.SeqStmt) else [f.body] for f in shapes]
+    orders = [[int(store.indices[0]) for store in body] for body in bodies]
+    assert max(map(len, orders)) > 5, "this model has many sizes"
+    assert orders == [sorted(order) for order in orders]
 
 
 def test_fresh_processes_build_the_same_engine(tmp_path: Path) -> None:
