@@ -18,6 +18,7 @@ from pathlib import Path
 
 from convert.hashing import sha256_file
 from convert.scratch import scratch_folder
+from convert.whole_file import whole_file
 from quantize.errors import ToolkitError
 
 CACHE_VARIABLE = "MINICPMV_CACHE"
@@ -92,7 +93,7 @@ def keep(made: Path, path: Path) -> None:
 def is_whole(path: Path) -> bool:
     """Tells whether a file is there and has the hash that was noted when it was made."""
     try:
-        return sha256_file(path) == hash_file(path).read_text()
+        return path.is_file() and sha256_file(path) == hash_file(path).read_text()
     except (OSError, ValueError):
         return False
 
@@ -119,14 +120,10 @@ def pinned_file(path: Path, digest: str, fetch: Callable[[Path], Path]) -> Path:
         _LOG.warning("%s: damaged; fetched again", path)
     with scratch_folder() as scratch:
         found = fetch(scratch)
-        whole = path.with_name(f".{path.name}.partial-{os.getpid()}")
         with writing(path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
-            try:
+            with whole_file(path) as whole:
                 shutil.copyfile(found, whole)
-                os.replace(whole, path)
-            finally:
-                whole.unlink(missing_ok=True)
     return path
 
 
