@@ -24,7 +24,7 @@ from tests.engine.sanitized import TARGETS, Sanitized, build_sanitized
 from tests.engine.test_picture import random_picture
 
 CORPUS = Path(__file__).resolve().parent / "corpus"
-MAX_BYTES = {"bundle": 1 << 15}  # of an input; what nobody names has 4 KiB
+MAX_BYTES = {"bundle": 1 << 15, "sequences": 512}  # of an input; what nobody names has 4 KiB
 _INPUT_SECONDS = 20  # after which an input counts as endless
 _MEMORY_MIB = 2048
 WIDTH = 256  # of tests.tiny's hidden states
