@@ -27,6 +27,11 @@ def write_picture_file(path: Path, picture: Image.Image) -> None:
             file.write(strip)
 
 
+def picture_bytes(picture: Image.Image) -> bytes:
+    """Returns what `write_picture_file` writes of a small picture."""
+    return HEADER.pack(MAGIC, VERSION, *picture.size, 0) + b"".join(rgb_strips(picture))
+
+
 def rgb_strips(picture: Image.Image) -> Iterator[bytes]:
     """Yields a picture's pixels as RGB, row after row, some MiB at once."""
     width, height = picture.size

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from runtime.verify.report_folder import ReportFolder
     from runtime.verify.results import Known, Outcome
     from runtime.verify.run import Models
+    from runtime.verify.stages import EngineStages
 
 NAME = "verify"
 HELP = "compare a bundle with the full-precision model, stage by stage"
@@ -159,7 +160,7 @@ def verify(config: VerifyConfig, progress: Progress) -> Report:
         checks=found.checks,
         answers=found.outcome.answers,
         causes=found.causes,
-        warnings=warnings,
+        warnings=[*warnings, *found.warnings],
         tensors=stored_tensors(bundle.plan),
         positions=found.outcome.positions,
         ran=what_ran(bundle, checkpoint, place, found.hello, config.window),
@@ -178,6 +179,7 @@ class _Measured:
     checks: list[Check]
     outcome: Outcome
     causes: list[Cause]
+    warnings: list[str]
     hello: Mapping[str, Any]  # the engine's first line
 
 
@@ -192,11 +194,12 @@ def _measure(
     settings: Mapping[str, Any],
     progress: Progress,
 ) -> _Measured:
-    from runtime.engine_session import EngineSession
     from runtime.prompt import Tokenizer
+    from runtime.verify.contents import check_contents
     from runtime.verify.isolate import find_causes
     from runtime.verify.run import run_cases
-    from runtime.verify.weights import check_tensors
+    from runtime.verify.stages import EngineStages
+    from runtime.verify.weights import check_brought, check_tensors
 
     assert checkpoint.tokenizer is not None
     tokenizer, limits, window = (
@@ -206,17 +209,38 @@ def _measure(
     )
     checks = [*files, *check_tensors(bundle, checkpoint, limits, progress)]
     place.prepare(progress)
-    with closing(EngineSession(place, bundle.config, window=window)) as session:
+    checks += check_brought(place, progress)
+    with closing(_start(place, bundle, window, checks)) as session:
         hello = session.client().hello
-        models = _load_models(bundle, checkpoint, session, progress)
+        engine = EngineStages(session.client(), bundle.config)
+        contents = check_contents(bundle, checkpoint, engine, progress)
+        checks += contents.checks
+        models = _load_models(bundle, checkpoint, engine, session, progress)
         outcome = run_cases(
             models, tokenizer, cases, settings, window, progress, known, skip_bad=config.skip_bad
         )
         checks += outcome.checks
         names = {answer.case for answer in outcome.answers}
         asked = [case for case in cases if case.name in names]
-        causes = find_causes(checks, bundle, checkpoint, models, tokenizer, asked, limits, progress)
-    return _Measured(checks, outcome, causes, hello)
+        causes = find_causes(
+            checks, bundle, checkpoint, models, tokenizer, asked, contents, limits, progress
+        )
+    return _Measured(checks, outcome, causes, contents.warnings, hello)
+
+
+def _start(place: Place, bundle: Bundle, window: int, checks: Sequence[Check]) -> EngineSession:
+    """Starts the engine; where it refuses the bundle, says which file was altered."""
+    from runtime.engine_session import EngineSession
+
+    try:
+        return EngineSession(place, bundle.config, window=window)
+    except BundleError as error:
+        altered = [check.name for check in checks if check.stage == "files" and not check.passed]
+        if not altered:
+            raise
+        raise BundleError(
+            f"{', '.join(altered)}: altered: the SHA-256 is not the manifest's; {error}"
+        ) from error
 
 
 def _cases(config: VerifyConfig, settings: Mapping[str, Any], *, with_pictures: bool) -> list[Case]:
@@ -229,7 +253,9 @@ def _cases(config: VerifyConfig, settings: Mapping[str, Any], *, with_pictures: 
 
 def _open_reference(bundle: Bundle, config: VerifyConfig) -> tuple[Checkpoint, list[str]]:
     """Returns the checkpoint, and what to be warned of."""
+    from convert.bundle import MANIFEST
     from runtime.loader import find_source, source_problem
+    from runtime.verify.differences import differences, listed
 
     checkpoint, warnings = find_source(bundle, config.reference), []
     problem = source_problem(bundle, checkpoint)
@@ -239,9 +265,11 @@ def _open_reference(bundle: Bundle, config: VerifyConfig) -> tuple[Checkpoint, l
         warnings.append(f"{problem}: what differs may be the reference, not the bundle")
     head = any(tensor.name == "llm.head" for tensor in bundle.plan.tensors)
     if checkpoint.config != bundle.config or checkpoint.untied_head != head:
+        wrong = [*differences(bundle.config.source, checkpoint.config.source, "model")]
         raise BundleError(
-            f"{bundle.path}: its model configuration is not that of {checkpoint.path}; nothing "
-            "can be compared"
+            f"{bundle.path / MANIFEST}: its model configuration is not that of {checkpoint.path}, "
+            f"so nothing can be compared: {listed(wrong or ['one has a head of its own'])}; "
+            "convert again"
         )
     if checkpoint.tokenizer is None:
         raise CheckpointError(
@@ -283,15 +311,19 @@ def _known(
 def _load_models(
     bundle: Bundle,
     checkpoint: Checkpoint,
+    engine: EngineStages,
     session: EngineSession,
     progress: Progress,
 ) -> Models:
     from quantize.methods import find_method
+    from runtime.prompt import Tokenizer
     from runtime.reference.load import load_reference
     from runtime.verify.arithmetic import RoundedKVCache, apply_arithmetic
     from runtime.verify.run import Model, Models
-    from runtime.verify.stages import EngineStages, TorchStages
+    from runtime.verify.stages import TorchStages
     from runtime.verify.stored import load_stored
+
+    assert bundle.tokenizer is not None, "the contents were checked"
 
     def loaded(done: int, layers: int) -> None:
         progress("load the models", done, layers)
@@ -307,5 +339,5 @@ def _load_models(
     return Models(
         reference=TorchStages(reference),
         arithmetic=TorchStages(rounded, partial(RoundedKVCache, bundle.plan.kv)),
-        bundle=Model(EngineStages(session.client(), bundle.config), session),
+        bundle=Model(engine, session, Tokenizer(bundle.tokenizer)),
     )

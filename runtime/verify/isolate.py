@@ -20,12 +20,14 @@ from runtime.prompt import Tokenizer
 from runtime.verify import metrics
 from runtime.verify.cases import Case
 from runtime.verify.choices import choices_causes
+from runtime.verify.contents import Contents
 from runtime.verify.decoder_faults import DecoderFaults
 from runtime.verify.picture_faults import preprocessing_cause
 from runtime.verify.report import Cause, Check
 from runtime.verify.run import Models, Progress
 from runtime.verify.stages import Stages
 from runtime.verify.stored_stages import Rules, StoredStages
+from runtime.verify.tokenizer import tokenizer_causes
 from runtime.verify.weight_faults import weight_causes
 
 # The stages whose parts are tried one by one; the rest is made of them.
@@ -46,6 +48,7 @@ def find_causes(
     models: Models,
     tokenizer: Tokenizer,
     cases: Sequence[Case],
+    contents: Contents,
     thresholds: Mapping[str, float],
     progress: Progress,
 ) -> list[Cause]:
@@ -58,6 +61,7 @@ def find_causes(
         models: that were compared.
         tokenizer: of the reference.
         cases: what was asked.
+        contents: what files without weights say.
         thresholds: of `configs/verify.json`.
         progress: hears that this goes on.
 
@@ -69,6 +73,10 @@ def find_causes(
     if not failed:
         return []
     progress("look for the cause", 0, 1)
+    assert bundle.tokenizer is not None and checkpoint.tokenizer is not None
+    read = tokenizer_causes(failed, bundle.tokenizer, checkpoint.tokenizer)
+    if read:
+        stages -= {"answers"}  # other words are what it makes of them
     causes = weight_causes(failed, bundle, checkpoint, thresholds["loss_margin_db"])
     stored = StoredStages(bundle.config, bundle.plan, bundle.weights())
     engine, reference = models.bundle.stages, models.reference
@@ -76,6 +84,9 @@ def find_causes(
     causes += parts.causes(cases, stages)
     if not causes:  # choices can only be judged by an engine whose stages are right
         causes += choices_causes(failed)
+    causes = [*read, *contents.causes, *causes]
+    if not causes:
+        causes += contents.answers
     if not causes:
         worst = next((check for check in failed if check.stage not in _ALL), failed[0])
         why = (

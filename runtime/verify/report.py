@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from convert.plan import Plan
     from runtime.prompt import Tokenizer
+    from runtime.session import Reply
     from runtime.verify.answers import Said
     from runtime.verify.cases import Case
     from runtime.verify.logits import Positions
@@ -62,17 +63,31 @@ class Answer:
 
     @staticmethod
     def of(
-        case: Case, reference: Said, bundle: Said, arithmetic: Said, tokenizer: Tokenizer
+        case: Case,
+        reference: Said,
+        bundle: Reply,
+        arithmetic: Said,
+        tokenizer: Tokenizer,
+        own: Tokenizer,
     ) -> Answer:
-        """Makes it of what the three models said."""
+        """Makes it of what the three models said.
+
+        Args:
+            case: what they were asked.
+            reference: its answer.
+            bundle: with the text that its engine itself makes of its ids.
+            arithmetic: the answer of the arithmetic's model.
+            tokenizer: of the reference.
+            own: of the bundle.
+        """
         return Answer(
             case.name,
             case.messages[-1]["content"],
             tokenizer.decode(reference.ids).strip(),
-            tokenizer.decode(bundle.ids).strip(),
+            bundle.text.strip(),
             tokenizer.decode(arithmetic.ids).strip(),
             tokenizer.pieces(reference.ids),
-            tokenizer.pieces(bundle.ids),
+            own.pieces(bundle.ids),
             case.answer,
         )
 

@@ -12,7 +12,7 @@ from runtime.verify.cases import Case
 from runtime.verify.logits import EDGES, KINDS, Logits, Positions, Sums
 from runtime.verify.report import Answer, Check
 
-FORMAT, VERSION = "minicpmv-verify", 1
+FORMAT, VERSION = "minicpmv-verify", 2
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import json
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from PIL import Image
@@ -30,8 +30,9 @@ from runtime.verify.decoder_faults import TOKENS, narrow_window
 from runtime.verify.logits import Logits
 from runtime.verify.report import Answer, Check
 from runtime.verify.results import CaseResult, Known, Outcome, Worst, merge
-from runtime.verify.stages import Stages
+from runtime.verify.stages import EngineStages, Stages
 from runtime.verify.steps import Steps
+from runtime.verify.tokenizer import prompt_check, text_check
 
 Progress = Callable[[str, int, int], None]  # stage, done, in all
 
@@ -48,8 +49,9 @@ def load_settings() -> dict[str, Any]:
 class Model:
     """A bundle's engine."""
 
-    stages: Stages
+    stages: EngineStages
     session: Session
+    tokenizer: Tokenizer  # of the bundle's own file
 
 
 @dataclass(frozen=True)
@@ -170,12 +172,15 @@ class _Runner:
         picture, window = case.open(), self._window
         models.bundle.session.reset()  # no case may hang on the one before
         # The bundle is asked first: what it says, the others try at once, and say their own.
-        bundle = Said.of(models.bundle.session.reply(case.messages, picture, self._options))
+        reply = models.bundle.session.reply(case.messages, picture, self._options)
+        bundle = Said.of(reply)
         self._steps.step()
         if case.picture_digest != self._picture:  # the cases of a picture follow each other
             self._image = _compare_vision(models, picture, worst, self._steps)
             self._picture = case.picture_digest
-        prompt = _prompt(models, self._tokenizer, case)
+        prompt, asked = _prompts(models, self._tokenizer, case)
+        worst.add(prompt_check("prompts", asked, prompt))
+        worst.add(text_check("answers", reply.text, self._tokenizer.decode(reply.ids)))
         questions = [Question(prompt, image) for image in self._image or (None, None, None)]
         said = greedy_answer(models.reference, questions[0], bundle.ids, self._options, window)
         self._steps.step()
@@ -185,19 +190,23 @@ class _Runner:
         logits.add(prompt, ids, len(self._image[0]) if self._image else 0, *ends)
         arithmetic = greedy_answer(models.arithmetic, questions[1], said.ids, self._options, window)
         own = ends[2][len(prompt.ids) - 1 :]
-        if bundle.ids != said.ids:
-            own = questions[2].logits(models.bundle.stages, bundle.ids, window)
+        if (bundle.ids, asked) != (said.ids, prompt):
+            # What it chose from is what it made of the question, whether that is right or not.
+            question = replace(questions[2], prompt=asked)
+            own = question.logits(models.bundle.stages, bundle.ids, window)
         chosen = bundle.ids + [models.reference.config.decoder.eos_token_id] * bundle.ended
         for check in choice_checks(chosen, own):
             worst.add(check)
-        answer = Answer.of(case, said, bundle, arithmetic, self._tokenizer)
+        answer = Answer.of(case, said, reply, arithmetic, self._tokenizer, models.bundle.tokenizer)
         return CaseResult(worst.checks(), answer, logits.positions, len(ids))
 
 
-def _prompt(models: Models, tokenizer: Tokenizer, case: Case) -> Prompt:
+def _prompts(models: Models, tokenizer: Tokenizer, case: Case) -> tuple[Prompt, Prompt]:
+    """Returns what the reference makes of a case's conversation, and what the engine does."""
     resampler = models.reference.config.resampler
     image_tokens = resampler.query_num if case.picture is not None and resampler else 0
-    return tokenizer.prompt(case.messages, image_tokens)
+    asked = models.bundle.stages.prompt(case.messages, image_tokens)
+    return tokenizer.prompt(case.messages, image_tokens), asked
 
 
 def _compare_vision(

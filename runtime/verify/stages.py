@@ -13,9 +13,11 @@ from torch import Tensor
 from convert.config import ModelConfig
 from runtime.engine_client import EngineClient
 from runtime.picture import preprocess
+from runtime.prompt import Message, Prompt
 from runtime.protocol import Field, Tap
 from runtime.reference.kv_cache import KVCache
 from runtime.reference.model import MiniCPMV
+from runtime.session import OnProgress
 
 
 class Stages(Protocol):
@@ -198,6 +200,19 @@ class EngineStages:
     def logits(self, hidden: Tensor) -> Tensor:
         """See `Stages`."""
         return self._tap(Tap.LOGITS, hidden)
+
+    def prompt(self, messages: Sequence[Message], image_tokens: int) -> Prompt:
+        """Returns what the engine makes of a conversation."""
+        return Prompt(*self._client.tokenize(messages, image_tokens))
+
+    def text(self, ids: Sequence[int]) -> str:
+        """Returns what the engine makes of an answer."""
+        return self._client.detokenize(ids)
+
+    def self_check(self, on_progress: OnProgress) -> list[dict[str, Any]]:
+        """Returns what the engine says of its golden answers."""
+        checks: list[dict[str, Any]] = self._client.self_check(on_progress)[Field.CHECKS]
+        return checks
 
     def _tap(self, what: str, x: Tensor, options: Mapping[str, Any] | None = None) -> Tensor:
         return torch.from_numpy(self._client.tap(what, x.numpy(), options or {}))

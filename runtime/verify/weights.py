@@ -17,6 +17,7 @@ from quantize.errors import BundleError
 from quantize.layout import unpack_int8_tiles, unpack_tiles, untile_f16
 from quantize.methods import find_method
 from quantize.schemes import Array, GroupScheme
+from runtime.places import Place
 from runtime.reference.held import GroupCodes, Weight
 from runtime.reference.spread import spread
 from runtime.verify import metrics
@@ -53,6 +54,15 @@ def check_files(bundle: Bundle, target: str, progress: Progress) -> list[Check]:
             )
         checks.append(Check("files", name, "SHA-256 as written", "", float(same), 1, 1, True))
     return checks
+
+
+def check_brought(place: Place, progress: Progress) -> list[Check]:
+    """Compares the files that an engine reads elsewhere with the manifest, too."""
+    metric = "SHA-256 as pushed"
+    return [
+        Check("files", f"{name} on the phone", metric, "", float(same), 1, 1, True)
+        for name, same in place.brought(progress).items()
+    ]
 
 
 def check_tensors(

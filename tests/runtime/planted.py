@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from sentencepiece import sentencepiece_model_pb2 as messages
 from torch import Tensor
 
-from convert.bundle import WEIGHTS, Bundle, FileRecord, Source
+from convert.bundle import TOKENIZER, WEIGHTS, Bundle, FileRecord, Source
 from convert.checkpoint import Checkpoint
 from runtime.engine_options import LOCAL, EngineOptions
 from runtime.engine_session import EngineSession
@@ -25,6 +26,7 @@ from runtime.prompt import Tokenizer
 from runtime.reference.load import load_reference
 from runtime.verify.arithmetic import RoundedKVCache, apply_arithmetic
 from runtime.verify.cases import built_in_cases
+from runtime.verify.contents import check_contents
 from runtime.verify.isolate import find_causes
 from runtime.verify.report import Cause, Check
 from runtime.verify.results import Known
@@ -53,11 +55,47 @@ def alter_tensors(folder: Path, change: Callable[[Arrays], Arrays]) -> None:
         at = places[name]
         assert at > 0
         raw[at : at + values.nbytes] = values.tobytes()
-    path.write_bytes(raw)
-    manifest = json.loads((folder / "bundle.json").read_text())
+    alter_file(folder, WEIGHTS, lambda _: bytes(raw))
+
+
+def alter_file(folder: Path, name: str, change: Callable[[bytes], bytes]) -> None:
+    """Changes a file of a bundle, and its size and hash in the manifest."""
+    path = folder / name
+    path.write_bytes(change(path.read_bytes()))
     record = FileRecord.of(path)
-    manifest["files"][WEIGHTS] = {"size": record.size, "sha256": record.sha256}
-    (folder / "bundle.json").write_text(json.dumps(manifest))
+
+    def correct(manifest: dict[str, Any]) -> None:
+        manifest["files"][name] = {"size": record.size, "sha256": record.sha256}
+
+    alter_manifest(folder, correct)
+
+
+def alter_manifest(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Changes what a manifest says."""
+    path = folder / "bundle.json"
+    manifest = json.loads(path.read_text("utf-8"))
+    change(manifest)
+    path.write_text(json.dumps(manifest), "utf-8")
+
+
+def alter_tokenizer(folder: Path, change: Callable[[Any], None]) -> None:
+    """Changes a bundle's SentencePiece model."""
+
+    def changed(content: bytes) -> bytes:
+        model = messages.ModelProto.FromString(content)
+        change(model)
+        result: bytes = model.SerializeToString()
+        return result
+
+    alter_file(folder, TOKENIZER, changed)
+
+
+def exchange(model: Any, *pairs: tuple[str, str]) -> None:
+    """Gives pieces of a SentencePiece model each other's ids."""
+    ids = {piece.piece: i for i, piece in enumerate(model.pieces)}
+    for a, b in pairs:
+        one, other = (model.pieces[ids[piece]] for piece in (a, b))
+        one.piece, other.piece = other.piece, one.piece
 
 
 def alter_config(bundle: Path, checkpoint: Path, to: Path, **changes: Any) -> Path:
@@ -79,6 +117,13 @@ def alter_config(bundle: Path, checkpoint: Path, to: Path, **changes: Any) -> Pa
     model = {**manifest.model, **changes}
     replace(manifest, source=about, model=model).write(to / "bundle")
     return to / "bundle"
+
+
+class OtherText(EngineStages):
+    """An engine that writes another letter."""
+
+    def text(self, ids: Sequence[int]) -> str:
+        return super().text(ids).replace("e", "a")
 
 
 class Bilinear(EngineStages):
@@ -161,6 +206,14 @@ class Penalty(EngineSession):
         return super().reply(messages, picture, replace(options, repetition_penalty=5.0), **hooks)
 
 
+class Shouting(EngineSession):
+    """An engine whose answers are written otherwise than its ids say."""
+
+    def reply(self, messages: Any, picture: Any, options: Any, **hooks: Any) -> Any:
+        reply = super().reply(messages, picture, options, **hooks)
+        return replace(reply, text=f"{reply.text}!")
+
+
 class Warm(EngineSession):
     """An engine that draws its tokens where it should take the likeliest."""
 
@@ -208,7 +261,11 @@ class Verified:
         place: Place = open_place(Bundle.open(runs or folder), EngineOptions(engine=LOCAL))
         with closing(session(place, bundle.config, window=WINDOW)) as running:
             engine = stages(running.client(), bundle.config)
-            models = Models(self.reference, self.arithmetic, Model(engine, running))
+            contents = check_contents(bundle, self.checkpoint, engine, silent)
+            checks += contents.checks
+            assert bundle.tokenizer is not None
+            own = Model(engine, running, Tokenizer(bundle.tokenizer))
+            models = Models(self.reference, self.arithmetic, own)
             outcome = run_cases(models, self.tokenizer, cases, settings, WINDOW, silent, Known())
             checks += [*outcome.checks, *pretended]
             causes = find_causes(
@@ -218,6 +275,7 @@ class Verified:
                 models,
                 self.tokenizer,
                 cases,
+                contents,
                 thresholds,
                 silent,
             )

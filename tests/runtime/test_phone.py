@@ -23,6 +23,7 @@ from runtime.phone import EMULATOR, ROOT
 from runtime.places import open_place
 from runtime.protocol import Field, Tap
 from runtime.sampling import GenerationOptions
+from runtime.verify import run
 from tests.fake_phone import SERIAL, FakePhone, fake_phone
 
 QUESTION = [{"role": "user", "content": "What colour is the shape?"}]
@@ -159,6 +160,25 @@ def test_an_engine_that_changed_on_the_phone_is_pushed_again(for_phones, phone):
     alter(program)
     place.prepare(lambda *_: None)
     assert pushed(phone) == []
+
+
+def test_verify_reads_the_phone_s_own_files(for_phones, phone, capsys, monkeypatch):
+    settings = run.load_settings()
+    settings["built_in"] |= {"pictures": 1, "max_new_tokens": 4}
+    monkeypatch.setattr(run, "load_settings", lambda: settings)
+    command = ["verify", str(for_phones), "--engine", "adb", "--json"]
+    assert cli.main(command) == 0
+    report = json.loads(capsys.readouterr().out)
+    stages = {check["stage"] for check in report["checks"]}
+    assert {"tokenizer", "settings", "golden answers"} <= stages
+    alter(folder_of(phone) / "golden.picture")
+    assert cli.main(command) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert report["causes"][0]["where"] == "files: golden.picture on the phone"
+    alter(folder_of(phone) / "tokenizer.model")  # the engine cannot even load it
+    assert cli.main(command) == 2
+    assert "tokenizer.model on the phone: altered: " in capsys.readouterr().err
+    assert cli.main(command) == 0, "they were pushed again"
 
 
 @pytest.mark.parametrize("phone_can_tell", [True, False])

@@ -299,7 +299,7 @@ def test_an_altered_bundle_takes_nothing_from_an_earlier_run(
     generation.write_bytes(generation.read_bytes().replace(b"1", b"2", 1))
     code, found = verify(*arguments)
     assert isinstance(found, dict)
-    assert (code, found["failed_stages"], found["earlier_cases"]) == (1, ["files"], 0)
+    assert (code, found["failed_stages"], found["earlier_cases"]) == (1, ["files", "settings"], 0)
 
 
 def test_options_that_do_not_go_together(bundle: Path, verify: Verify) -> None:

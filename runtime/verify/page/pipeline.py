@@ -11,7 +11,10 @@ _LEFT, _RIGHT = 1, 319  # of boxes
 _HEAD, _LINE, _FOOT, _GAP = 24, 17, 8, 18  # heights in a box, and between two
 _ENTRIES = {"preprocessing": "picture", "prompt embeddings": "question"}
 # Stages that no data goes through on its way to an answer stand apart, above.
-_APART = ("files", "weights", "codes", "sliding window")
+_APART = (
+    *("files", "weights", "codes", "tokenizer", "settings", "golden answers"),
+    "sliding window",
+)
 _LAST = ("logits", "sampling", "answers")
 _SHORT = {  # of figures that are too long for a line
     "SQNR, same arithmetic": "same arithmetic",
