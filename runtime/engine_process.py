@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import errno
 import json
 import os
 import queue
@@ -113,7 +114,7 @@ class EngineProcess:
         try:
             self._process = _start(command, {**os.environ, **environment})
         except OSError as error:
-            advice = _advice(Path(words[0])) if isinstance(error, PermissionError) else ""
+            advice = _advice(error, Path(words[0]))
             raise EngineDiedError(
                 f"{words[0]}: does not start: {error.strerror or error}{advice}", Death.NO_ENGINE
             ) from error
@@ -298,8 +299,12 @@ def _start(
         )
 
 
-def _advice(program: Path) -> str:
-    """Says what to do about a program that may not be started."""
+def _advice(error: OSError, program: Path) -> str:
+    """Says what to do about a program that does not start."""
+    if error.errno == errno.ENOEXEC:
+        return ": it is no program for this computer; is it another target's?"
+    if not isinstance(error, PermissionError):
+        return ""
     mount = forbidding_mount(program) if program.exists() else None
     if mount is None:
         return f"; try `chmod +x {program}`"

@@ -39,10 +39,15 @@ def script(path: Path, text: str) -> Program:
     return Program(path, hashlib.sha256(path.read_bytes()).hexdigest())
 
 
+def in_time() -> float:
+    """Never too late: each call asks for 10 s more."""
+    return time.monotonic() + 10
+
+
 def said(command: Program) -> str:
     """Runs a program; returns the word that it says."""
     process = EngineProcess([command], name=None, environment={})
-    word: str = process.receive(10)["word"]
+    word: str = process.receive(in_time)["word"]
     process.close()
     return word
 
@@ -189,7 +194,7 @@ def test_what_takes_the_file_s_place_before_the_start_is_not_run(
     monkeypatch.setattr(engine_process.subprocess, "Popen", replace_and_start)
     process = EngineProcess([cat], name=None, environment={})
     process.send({"word": "the same"})
-    assert process.receive(10) == {"word": "the same"}
+    assert process.receive(in_time) == {"word": "the same"}
     process.close()
     assert not mark.exists()
     monkeypatch.undo()
@@ -224,6 +229,15 @@ def test_what_is_no_program_is_not_run(
     with pytest.raises((BundleError, EngineDiedError), match=problem) as error:
         said(one)
     assert str(one.path) in str(error.value)
+
+
+def test_a_program_of_another_machine_is_called_one(tmp_path: Path) -> None:
+    path = tmp_path / "engine"
+    path.write_bytes(b"\x7fELF for another machine")
+    path.chmod(0o755)
+    other = Program(path, hashlib.sha256(path.read_bytes()).hexdigest())
+    with pytest.raises(EngineDiedError, match="Exec format error: it is no program for this comp"):
+        said(other)
 
 
 @pytest.fixture
