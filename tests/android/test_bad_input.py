@@ -65,7 +65,6 @@ PROOFS: dict[str, tuple[tuple[str, str], ...]] = {
         (_APP, "whyItDiedIsTold"),
         (_PAGE, "test_an_engine_that_dies_is_told_of"),
         (_WEB_PAGE, "test_a_dead_engine_and_a_dead_server_are_told_of"),
-        (_WEB_PAGE, "test_the_demo"),
     ),
     "rotation of the screen while generating": (
         ("android/test_apk.py", "test_what_android_reads"),

@@ -89,11 +89,9 @@ def test_the_demo(demo: Path, show: Show, tmp_path: Path) -> None:
         screen.answered(2)
         (engine,) = server.children
         os.kill(engine, signal.SIGKILL)
-        screen.ask("Still there?")
-        screen.until("document.querySelector('#alert').innerText.includes('system ended')")
-        assert "(signal 9)" in page.inner_text("#alert")
-        page.click("text=Again")
+        screen.ask("Still there?")  # it was idle: another takes its place, and nobody hears of it
         screen.answered(3)
+        assert not page.inner_text("#alert")
         (engine,) = server.children
         assert server.interrupt() == 0
         with pytest.raises(ProcessLookupError):
