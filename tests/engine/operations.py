@@ -61,8 +61,7 @@ class WatchedEngine(EngineClient):
         """Sends bytes that are no line of ours."""
         stdin = self._process._process.stdin
         assert stdin is not None
-        stdin.write(data)
-        stdin.flush()
+        self._process._write(stdin.fileno(), memoryview(data))
 
     def memory(self, name: str) -> int:
         """Returns a figure of the process, bytes; for example VmRSS, VmHWM."""
@@ -173,6 +172,7 @@ def _pictures(client: WatchedEngine, folder: Path) -> list[Any]:
     assert client.image(picture)[Field.REMEMBERED]
     answer = client.chat(ask(QUESTIONS[0]), image=image, max_new_tokens=8)
     client.save_image(image, folder / "embeddings")
+    client.save_image(image, folder / "embeddings")  # replaces it
     assert client.restore_image(folder / "embeddings")[Field.REMEMBERED]
     for seed in range(8):
         client.image(random_picture(10, 10, seed))
