@@ -1,6 +1,7 @@
 #include "runtime/engine/embeddings_file.h"
 
 #include <fcntl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -13,6 +14,7 @@
 #include "runtime/engine/descriptor.h"
 #include "runtime/engine/error.h"
 #include "runtime/engine/hash.h"
+#include "runtime/engine/output_path.h"
 #include "runtime/engine/regular_file.h"
 
 namespace minicpmv {
@@ -101,15 +103,17 @@ int64_t SaveEmbeddings(const std::string& path, const EmbeddingsIdentity& identi
                  picture.tokens.size() * sizeof(float));
   const uint64_t checksum = HashBytes(content.data(), content.size());
   std::memcpy(content.data() + kChecksumOffset, &checksum, sizeof(checksum));
-  const std::string partial = path + ".partial-" + std::to_string(getpid());
+  const OutputPath place = FindOutput(path);
+  const std::string partial = place.path + ".partial-" + std::to_string(getpid());
   bool opened = false, written = false;
   {
     const Descriptor file(
         open(partial.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, kFileMode));
     opened = file.get() >= 0;
-    written = opened && WriteAll(file.get(), content);
+    written = opened && WriteAll(file.get(), content) &&
+              (!place.mode || fchmod(file.get(), *place.mode) == 0);
   }
-  written = written && std::rename(partial.c_str(), path.c_str()) == 0;
+  written = written && std::rename(partial.c_str(), place.path.c_str()) == 0;
   if (!written) {
     const std::string problem = std::strerror(errno);
     if (opened) unlink(partial.c_str());

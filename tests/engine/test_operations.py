@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import shutil
+import stat
 import struct
 import time
 from collections.abc import Iterator
@@ -139,6 +141,27 @@ def test_a_picture_that_cannot_be_saved(client: WatchedEngine, tmp_path: Path) -
         ErrorCode.UNKNOWN_PICTURE, Op.SAVE_IMAGE, image="0", path=str(tmp_path / "embeddings")
     )
     assert not list(tmp_path.iterdir())
+
+
+def test_only_regular_files_are_replaced(client: WatchedEngine, tmp_path: Path) -> None:
+    """A file keeps its permissions, a link leads where it led, a pipe stays a pipe."""
+    image = client.image(random_picture(20, 40))[Field.IMAGE]
+    pipe, nowhere, device = tmp_path / "pipe", tmp_path / "nowhere", tmp_path / "device"
+    os.mkfifo(pipe)
+    nowhere.symlink_to(tmp_path / "missing")
+    device.symlink_to("/dev/null")
+    for path in (pipe, nowhere, device):
+        client.refuses(ErrorCode.FILE_ERROR, Op.SAVE_IMAGE, image=image, path=str(path))
+    assert stat.S_ISFIFO(pipe.lstat().st_mode) and stat.S_ISCHR(device.stat().st_mode)
+    assert not nowhere.exists()
+    file, link = tmp_path / "file", tmp_path / "link"
+    file.write_bytes(b"old")
+    file.chmod(0o640)
+    link.symlink_to(file.name)
+    client.save_image(image, link)
+    assert link.is_symlink() and stat.S_IMODE(file.stat().st_mode) == 0o640
+    assert file.read_bytes().startswith(b"MCPMVEMB")
+    assert {p.name for p in tmp_path.iterdir()} == {"pipe", "nowhere", "device", "file", "link"}
 
 
 def test_self_check(client: WatchedEngine, built: Built, tmp_path: Path) -> None:
