@@ -87,7 +87,8 @@ def keep(made: Path, path: Path) -> None:
     """Moves a file to where it is kept, beside its hash."""
     # The hash comes first: a file without its hash, or with another's, is not whole.
     hash_file(path).write_text(sha256_file(made))
-    os.replace(made, path)
+    with whole_file(path) as file:
+        made.rename(file)
 
 
 def is_whole(path: Path) -> bool:

@@ -37,6 +37,7 @@ from convert.cache import (
 )
 from convert.object_cache import cached_objects
 from convert.scratch import scratch_folder
+from convert.whole_file import whole_file
 from quantize.errors import ToolkitError
 
 PAGE_BYTES = 16384  # Android's larger page size; a multiple of every smaller one
@@ -183,17 +184,13 @@ class Toolchain:
         """
         output.parent.mkdir(parents=True, exist_ok=True)
         start, libraries = self.compile_libraries()
-        whole = output.with_name(f".{output.name}.partial-{os.getpid()}")
-        try:
-            inputs = [str(path.absolute()) for path in (*start, *objects, *libraries)]
-            command = [*self._compiler.linker, *self._compiler.link_flags]
+        inputs = [str(path.absolute()) for path in (*start, *objects, *libraries)]
+        command = [*self._compiler.linker, *self._compiler.link_flags]
+        with whole_file(output) as whole:
             self._run(
                 [*command, "-o", str(whole.absolute()), *inputs],
                 f"{output.name}: cannot be linked",
             )
-            os.replace(whole, output)
-        finally:
-            whole.unlink(missing_ok=True)
 
     def compile_libraries(self) -> tuple[list[Path], list[Path]]:
         """Returns what programs are linked with, before their objects and behind them.
