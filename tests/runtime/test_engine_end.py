@@ -220,17 +220,25 @@ def started(commands: Sequence[Sequence[str]], home: Path) -> Iterator[list[subp
 
 
 def test_ctrl_c_ends_every_command_whose_engine_is_stuck(bundle: Path, tmp_path: Path) -> None:
-    data = write_mmbench(tmp_path / "mmbench.tsv", [mmbench_row(i) for i in range(3)])
+    data = write_mmbench(tmp_path / "mmbench.tsv", [mmbench_row(i) for i in range(100)])
     names = {"BUNDLE": str(bundle), "DATA": str(data)}
     commands = [tuple(names.get(word, word) for word in words) for words in COMMANDS.values()]
     program = Bundle.open(bundle).program("host").path
     with started(commands, tmp_path) as running:
-        engines = []
-        for process, name in zip(running, COMMANDS, strict=True):
-            until(lambda p=process: engines_of(p.pid, program) or p.poll() is not None)  # type: ignore[misc]
-            assert process.poll() is None, name
-            engines += engines_of(process.pid, program)
-            os.kill(engines[-1], signal.SIGSTOP)
+        engines: list[int] = []
+        waiting = dict(zip(COMMANDS, running, strict=True))
+
+        def stop_engines() -> bool:
+            """Stops each as soon as it is there: a command may be done before the last begins."""
+            for name, process in list(waiting.items()):
+                if found := engines_of(process.pid, program):
+                    os.kill(found[-1], signal.SIGSTOP)
+                    engines.extend(found)
+                    del waiting[name]
+                assert process.poll() is None, name
+            return not waiting
+
+        until(stop_engines)
         time.sleep(1)  # they wait for it
         for process in running:
             process.send_signal(signal.SIGINT)
