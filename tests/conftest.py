@@ -5,9 +5,15 @@ from __future__ import annotations
 import importlib.util
 import platform
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
+
+
+def pytest_configure() -> None:
+    """What a shell starts in the background ignores Ctrl-C, which tests send to their children."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

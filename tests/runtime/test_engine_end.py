@@ -250,19 +250,31 @@ def test_ctrl_c_ends_every_command_whose_engine_is_stuck(bundle: Path, tmp_path:
         assert all(map(is_gone, engines))
 
 
-def test_an_engine_ends_with_a_command_that_was_killed(bundle: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("serve", "BUNDLE", "--port", "0"),
+        ("chat", "BUNDLE", "--prompt", "hello", "--max-new-tokens", "1000000"),
+    ],
+    ids=["idle", "speaking"],
+)
+def test_an_engine_ends_with_a_command_that_was_killed(
+    words: tuple[str, ...], bundle: Path, tmp_path: Path
+) -> None:
     """Idle, or in an answer without end: it hears that nobody will ask it any more."""
     program = Bundle.open(bundle).program("host").path
-    idle = ("serve", str(bundle), "--port", "0")
-    speaking = ("chat", str(bundle), "--prompt", "hello", "--max-new-tokens", "1000000")
-    with started([idle, speaking], tmp_path) as running:
-        engines = []
-        for process in running:
-            until(lambda p=process: engines_of(p.pid, program))  # type: ignore[misc]
-            engines += engines_of(process.pid, program)
+    command = [str(bundle) if word == "BUNDLE" else word for word in words]
+    with started([command], tmp_path) as (process,):
+        engines: list[int] = []
+
+        def found() -> list[int]:
+            engines[:] = engines_of(process.pid, program)
+            assert process.poll() is None
+            return engines
+
+        until(found)
         time.sleep(0.5)
-        for process in running:
-            process.kill()
+        process.kill()
         for engine in engines:
             until(lambda engine=engine: is_gone(engine), 10)  # type: ignore[misc]
 
