@@ -26,7 +26,10 @@ from tests.engine.test_picture import random_picture
 CORPUS = Path(__file__).resolve().parent / "corpus"
 MAX_BYTES = {"bundle": 1 << 15, "sequences": 512}  # of an input; what nobody names has 4 KiB
 _INPUT_SECONDS = 20  # after which an input counts as endless
-_MEMORY_MIB = 2048
+_MEMORY_MIB = 2048  # of one allocation
+# Of the whole process: the system counts what its parent held when it was started, and a suite of
+# tests has held more than 2 GiB by then.
+_PEAK_MIB = 8192
 WIDTH = 256  # of tests.tiny's hidden states
 
 
@@ -52,7 +55,8 @@ def fuzz(built: Sanitized, target: str, seconds: int, found: Path, *, seed: int 
             working folder.
     """
     options = [f"-max_total_time={seconds}"] if seconds else ["-runs=0"]
-    options += [f"-seed={seed}", f"-timeout={_INPUT_SECONDS}", f"-rss_limit_mb={_MEMORY_MIB}"]
+    options += [f"-seed={seed}", f"-timeout={_INPUT_SECONDS}", f"-rss_limit_mb={_PEAK_MIB}"]
+    options.append(f"-malloc_limit_mb={_MEMORY_MIB}")
     options += [f"-max_len={MAX_BYTES.get(target, 4096)}", "-print_final_stats=1"]
     done = _run(built, target, [*options, str(found), str(CORPUS / target)])
     figures = [line for line in done.stderr.splitlines() if "cov:" in line]

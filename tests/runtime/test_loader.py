@@ -10,6 +10,7 @@ import re
 import shutil
 import signal
 import sys
+import threading
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -93,13 +94,15 @@ def test_settings_of_the_reference_do_not_fit_a_bundle(bundle, setting):
 
 
 def test_a_conversation_survives_its_engine(bundle, monkeypatch, capsys):
-    """In a terminal: the engine dies at the second question, which is then asked again."""
+    """In a terminal: the engine dies of the second question, which is then asked again."""
     reply, turns = EngineSession.reply, []
 
     def dying(self, messages, *rest, **named):
         turns.append(len(messages))
-        if len(turns) == 2:
-            os.kill(self.client()._process.pid, signal.SIGKILL)
+        if len(turns) == 2:  # later than what counts as idle
+            pid = self.client()._process.pid
+            os.kill(pid, signal.SIGSTOP)
+            threading.Timer(1.5, os.kill, (pid, signal.SIGKILL)).start()
         return reply(self, messages, *rest, **named)
 
     monkeypatch.setattr(EngineSession, "reply", dying)
