@@ -12,7 +12,7 @@ setup: ## makes .venv and installs what is missing; the others do this first
 	@.ci/setup
 
 android-tools: setup ## installs what `minicpmv apk` and `sideload` need, or names it
-	@$(BIN)/python -m android.install_tools apk sideload
+	@$(BIN)/python -m android.build.install_tools apk sideload
 
 demo: setup ## converts, checks and asks the demo model
 	$(BIN)/minicpmv convert --output $(DEMO) --target host,onnx

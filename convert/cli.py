@@ -11,23 +11,23 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import Protocol, cast
 
-from convert import streams
+from convert.support import streams
 from quantize.errors import ToolkitError
 
 # In the order in which a user needs them. The modules import what is heavy in `run`.
 COMMANDS = (
-    "convert.convert_command",
-    "runtime.verify_command",
-    "runtime.chat_command",
-    "android.apk_command",
-    "android.sideload_command",
-    "runtime.bench_command",
-    "runtime.eval_command",
-    "runtime.serve_command",
-    "runtime.compare_command",
-    "convert.info_command",
-    "convert.synth_command",
-    "android.doctor_command",
+    "convert.commands.convert",
+    "runtime.commands.verify",
+    "runtime.commands.chat",
+    "android.build.apk",
+    "android.device.sideload",
+    "runtime.commands.bench",
+    "runtime.commands.eval",
+    "runtime.commands.serve",
+    "runtime.commands.compare",
+    "convert.commands.info",
+    "convert.commands.synth",
+    "runtime.commands.doctor",
 )
 FOLDERS = ("android", "convert", "quantize", "runtime")  # whose log messages are shown
 FAILED, INTERRUPTED, BROKEN_PIPE = 2, 128 + signal.SIGINT, 128 + signal.SIGPIPE
@@ -124,7 +124,7 @@ def _line(error: BaseException) -> str:
 
 def _show_logs(*, verbose: bool) -> None:
     """Shows this toolkit's log messages; others' only when they warn."""
-    from convert.console import LogHandler
+    from convert.support.console import LogHandler
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[LogHandler()])
     for folder in FOLDERS:

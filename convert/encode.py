@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from convert.calibration_store import CalibratedWeights
-from convert.checkpoint import Checkpoint
-from convert.plan import Plan, PlannedTensor
-from convert.weights_file import Array
+from convert.bundle.plan import Plan, PlannedTensor
+from convert.bundle.weights_file import Array
+from convert.calibrate.store import CalibratedWeights
+from convert.checkpoint.reader import Checkpoint
 from quantize.errors import CheckpointError
 from quantize.fast import CHUNK_VALUES, quantize_int8_fast
 from quantize.layout import pack_int8_tiles, pack_tiles, tile_f16

@@ -15,16 +15,16 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from convert.bundle import GOLDEN, GOLDEN_PICTURE, Bundle
-from convert.config import CONFIGS
-from convert.json_text import json_text
-from convert.program import Program, forbidding_mount
-from runtime.engine_client import EngineClient, Float32, engine_command
-from runtime.engine_options import LOCAL
-from runtime.picture import open_picture
-from runtime.picture_file import write_picture_file
-from runtime.prompt import Message, Tokenizer
-from runtime.protocol import Field, Tap
+from convert.bundle.manifest import GOLDEN, GOLDEN_PICTURE, Bundle
+from convert.bundle.program import Program, forbidding_mount
+from convert.checkpoint.config import CONFIGS
+from convert.support.json_text import json_text
+from runtime.engine_client.client import EngineClient, Float32, engine_command
+from runtime.engine_client.options import LOCAL
+from runtime.engine_client.protocol import Field, Tap
+from runtime.inputs.picture import open_picture
+from runtime.inputs.picture_file import write_picture_file
+from runtime.inputs.prompt import Message, Tokenizer
 
 PROMPTS = CONFIGS / "golden.json"
 FORMAT, FORMAT_VERSION = "minicpmv-golden", 2

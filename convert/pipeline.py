@@ -16,7 +16,8 @@ from importlib.metadata import version
 from itertools import accumulate
 from pathlib import Path
 
-from convert.bundle import (
+from convert.bundle.journal import JOURNAL, Journal
+from convert.bundle.manifest import (
     GENERATION,
     TOKENIZER,
     WEIGHTS,
@@ -27,20 +28,19 @@ from convert.bundle import (
     TargetRecord,
     tensor_records,
 )
-from convert.calibration_store import CalibratedWeights
-from convert.checkpoint import Checkpoint
-from convert.compile import Target, compile_blocks
-from convert.config import CONFIGS, ModelConfig
+from convert.bundle.plan import Plan
+from convert.bundle.weights_writer import WeightsWriter
+from convert.calibrate.store import CalibratedWeights
+from convert.checkpoint.config import CONFIGS, ModelConfig
+from convert.checkpoint.reader import Checkpoint
 from convert.encode import ReadOnce, encode, encode_calibrated, read_weight
-from convert.engine_build import build_engine
-from convert.engines_ahead import EnginesAhead
+from convert.engine.build import build_engine
+from convert.engine.compile import Target, compile_blocks
+from convert.engine.prebuild import EnginesAhead
 from convert.golden import can_answer, write_golden
-from convert.hashing import hash_sources
-from convert.journal import JOURNAL, Journal
-from convert.phases import Phases
-from convert.plan import Plan
-from convert.scratch import scratch_folder
-from convert.weights_writer import WeightsWriter
+from convert.support.hashing import hash_sources
+from convert.support.phases import Phases
+from convert.support.scratch import scratch_folder
 from quantize.errors import ConfigError
 from quantize.methods import find_method
 
@@ -52,7 +52,10 @@ TOOLS = ("minicpmv", "apache-tvm", "apache-tvm-ffi", "numpy", "torch", "ziglang"
 # Sources that have a say in the weights' bytes.
 _WEIGHT_SOURCES = (
     "quantize/*.py",
-    *(f"convert/{name}.py" for name in ("encode", "positions", "weights", "weights_file")),
+    "convert/encode.py",
+    "convert/checkpoint/positions.py",
+    "convert/checkpoint/tensor_tables.py",
+    "convert/bundle/weights_file.py",
 )
 _ENGINES = "build engines"  # a phase
 # Room for compiled programs and the manifest, beside the weights.

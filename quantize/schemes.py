@@ -68,7 +68,7 @@ class GroupScheme:
         if name not in known:
             raise ConfigError(f"quantization recipe {name!r} is unknown; known: {', '.join(known)}")
         raw = json.loads((RECIPES / f"{name}.json").read_text("utf-8"))
-        for key in ("method", "tensors"):  # how, and which tensors: convert/plan.py reads them
+        for key in ("method", "tensors"):  # convert/bundle/plan.py reads these
             raw.pop(key, None)
         expected = {field.name for field in fields(GroupScheme)}
         if set(raw) != expected:

@@ -31,7 +31,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo, converted as its users do it, for this PC and for phones. Nobody alters it."""
     from convert.cli import main
-    from runtime.engine_client import QEMU_PROGRAM
+    from runtime.engine_client.client import QEMU_PROGRAM
 
     if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
         pytest.skip("the host engine is for Linux on x86-64")

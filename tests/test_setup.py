@@ -83,7 +83,7 @@ def machine(tmp_path: Path) -> Machine:
 
 
 VENV, INSTALL = "python -m venv --clear", "python -m pip install"
-TOOLS_FOR_TESTS = "python -m android.install_tools apk"
+TOOLS_FOR_TESTS = "python -m android.build.install_tools apk"
 
 
 def test_once_and_then_never_again(machine: Machine) -> None:

@@ -31,7 +31,7 @@ from convert.blocks.tir import (
     spread,
     store,
 )
-from convert.config import DecoderConfig
+from convert.checkpoint.config import DecoderConfig
 
 _AHEAD = 4  # tiles between the keys or values that are used and those asked for from memory
 _LINE = 64  # bytes that come from memory at a time

@@ -12,7 +12,7 @@ from convert.blocks.graph import Expr, Graph, integers, tensor, tensor_type, var
 from convert.blocks.kv_cache import cache_tensors
 from convert.blocks.linear import Linear
 from convert.blocks.stored import Formats, Rows
-from convert.config import DecoderConfig
+from convert.checkpoint.config import DecoderConfig
 
 
 def embed(graph: Graph, c: DecoderConfig, formats: Formats) -> None:

@@ -23,8 +23,8 @@ from convert.blocks.tir import (
     typed,
     wide,
 )
-from convert.config import DecoderConfig
-from convert.kv_cache import INT8
+from convert.bundle.kv_cache import INT8
+from convert.checkpoint.config import DecoderConfig
 
 CacheTensor = tuple[str, tuple[Expr, ...], str]  # name, shape, dtype
 
@@ -37,7 +37,7 @@ def cache_tensors(c: DecoderConfig, kv: str, tiles: Expr) -> list[CacheTensor]:
 
     Args:
         c: the decoder.
-        kv: a key of `convert.kv_cache.KV_FORMATS`.
+        kv: a key of `convert.bundle.kv_cache.KV_FORMATS`.
         tiles: of slots.
     """
     heads, dtype = c.num_key_value_heads, "int8" if kv == INT8 else "float16"

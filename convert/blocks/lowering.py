@@ -30,7 +30,7 @@ def build(module: Any, target: dict[str, Any]) -> Any:
         target: TVM's, as in `configs/target/`.
 
     Returns:
-        An executable: `convert.engine_build.export_objects` writes it, Python can run it.
+        An executable: `convert.engine.build.export_objects` writes it, Python can run it.
     """
     return relax.build(
         module,

@@ -23,7 +23,7 @@ from convert.blocks.tir import (
     store,
     wide,
 )
-from convert.config import VisionConfig
+from convert.checkpoint.config import VisionConfig
 from quantize.layout import TILE_ROWS
 
 Values = Callable[[Expr, int], Expr]  # (column, lanes) -> a vector of a row's values

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from convert.blocks.graph import Expr, Graph, tensor, tensor_type
 from convert.blocks.linear import Linear, linear_codes, linear_f16
 from convert.blocks.rows import Source, embedding_codes, embedding_f16, given, quantize, write
-from convert.config import ModelConfig
-from convert.plan import Plan
+from convert.bundle.plan import Plan
+from convert.checkpoint.config import ModelConfig
 from quantize.errors import ConfigError
 from quantize.int8 import INT8_GROUP
 from quantize.layout import TILE_ROWS
@@ -38,7 +38,7 @@ class Rows:
 class Stored:
     """A matrix (N, K) as a function's parameters."""
 
-    format: str  # a key of convert.plan.FORMATS
+    format: str  # a key of convert.bundle.plan.FORMATS
     scheme: GroupScheme
     parameters: tuple[Expr, ...]
     rows: int

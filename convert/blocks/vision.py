@@ -8,7 +8,7 @@ from convert.blocks.graph import Expr, Graph, tensor, tensor_type
 from convert.blocks.linear import Linear
 from convert.blocks.stored import Formats, Rows
 from convert.blocks.word_attention import all_attention
-from convert.config import ResamplerConfig, VisionConfig
+from convert.checkpoint.config import ResamplerConfig, VisionConfig
 
 
 def vision_embed(graph: Graph, c: VisionConfig, formats: Formats) -> None:

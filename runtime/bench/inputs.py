@@ -7,7 +7,7 @@ import string
 import numpy as np
 from PIL import Image
 
-from runtime.prompt import Message, Tokenizer
+from runtime.inputs.prompt import Message, Tokenizer
 
 FIRST_QUESTION = "What is in this picture? Describe it in detail."
 SECOND_QUESTION = "How many things are there, and which colours do they have?"

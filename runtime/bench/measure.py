@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from convert.config import DecoderConfig
-from convert.kv_cache import find_kv_format
-from convert.plan import Plan
+from convert.bundle.kv_cache import find_kv_format
+from convert.bundle.plan import Plan
+from convert.checkpoint.config import DecoderConfig
 from runtime.bench.inputs import (
     FIRST_QUESTION,
     LONG_ANSWER,
@@ -18,7 +18,7 @@ from runtime.bench.inputs import (
     text_of_length,
 )
 from runtime.bench.runners import Asked, MachineSpeed, Runner
-from runtime.prompt import Tokenizer
+from runtime.inputs.prompt import Tokenizer
 
 PREFILL_LENGTHS = (96, 256, 1024)  # tokens
 DECODE_STEPS = 64

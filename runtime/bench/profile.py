@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from runtime.bench.inputs import FIRST_QUESTION, LONG_ANSWER, ask, random_picture, text_of_length
-from runtime.engine_client import EngineClient
-from runtime.engine_process import Line
-from runtime.prompt import Tokenizer
-from runtime.protocol import Field
+from runtime.engine_client.client import EngineClient
+from runtime.engine_client.process import Line
+from runtime.engine_client.protocol import Field
+from runtime.inputs.prompt import Tokenizer
 
 PROMPT_TOKENS = 256
 DECODE_STEPS = 32

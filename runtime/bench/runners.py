@@ -10,12 +10,12 @@ from typing import Any, Protocol
 
 from PIL import Image
 
-from convert.measure import peak_rss_bytes
+from convert.support.measure import peak_rss_bytes
 from runtime.bench.inputs import ask
-from runtime.engine_client import EngineClient
-from runtime.protocol import Field
-from runtime.sampling import GenerationOptions
-from runtime.session import Session
+from runtime.engine_client.client import EngineClient
+from runtime.engine_client.protocol import Field
+from runtime.inputs.sampling import GenerationOptions
+from runtime.sessions.session import Session
 
 _READ_BYTES = (2**26, 2**30)  # at least, at most: the buffer of which bandwidth is measured
 

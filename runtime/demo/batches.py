@@ -17,8 +17,8 @@ from torch.utils.data import Dataset
 
 from runtime.demo.questions import LANGUAGES, random_example
 from runtime.demo.scenes import COLOURS, PLACES, SHAPES, SIZES, Item, draw, random_scene
-from runtime.picture import preprocess
-from runtime.prompt import EOS_ID, Tokenizer
+from runtime.inputs.picture import preprocess
+from runtime.inputs.prompt import EOS_ID, Tokenizer
 
 IGNORED_TARGET = -100
 _SINGLE = 0.15  # share of pictures with one item: their questions are learnt first, and soon

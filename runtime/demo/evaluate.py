@@ -18,9 +18,9 @@ import numpy as np
 
 from runtime.demo.questions import LANGUAGES, random_example
 from runtime.demo.scenes import draw, random_scene
-from runtime.engine_options import add_engine_arguments, engine_options
-from runtime.sampling import GenerationOptions
-from runtime.session import Session
+from runtime.engine_client.options import add_engine_arguments, engine_options
+from runtime.inputs.sampling import GenerationOptions
+from runtime.sessions.session import Session
 
 SEED = 20_250_101
 WINDOW = 1024
@@ -76,7 +76,7 @@ def evaluate(
 
 def main() -> None:
     """Reads the command line, evaluates, and prints one line of JSON per language."""
-    from runtime.loader import load
+    from runtime.sessions.loader import load
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", type=Path, help="a checkpoint's or a bundle's folder")

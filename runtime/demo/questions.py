@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from runtime.demo.scenes import COLOURS, MAX_ITEMS, PLACES, SHAPES, WORDS, Generator, Item, Scene
-from runtime.prompt import Message
+from runtime.inputs.prompt import Message
 
 LANGUAGES = ("en", "zh")
 Words = dict[str, str]

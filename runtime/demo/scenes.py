@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from convert.config import CONFIGS
+from convert.checkpoint.config import CONFIGS
 
 Generator = np.random.Generator
 Point = tuple[float, float]

@@ -11,7 +11,7 @@ from typing import Any
 import sentencepiece
 
 from runtime.demo.scenes import WORDS
-from runtime.prompt import ASSISTANT, IMAGE_END, IMAGE_START, USER
+from runtime.inputs.prompt import ASSISTANT, IMAGE_END, IMAGE_START, USER
 
 _IMAGE_START_ID = 101  # as in the real tokenizer
 _REPEATS = 10  # the words come before chance neighbours among the common characters

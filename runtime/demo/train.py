@@ -25,13 +25,13 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.utils.data import DataLoader
 
-from convert.config import CONFIGS, ModelConfig
-from convert.positions import resample_grid
-from convert.whole_file import whole_file
+from convert.checkpoint.config import CONFIGS, ModelConfig
+from convert.checkpoint.positions import resample_grid
+from convert.support.whole_file import whole_file
 from runtime.demo.batches import CLASSES, IGNORED_TARGET, Batch, Samples, collate
 from runtime.demo.scenes import Item, Scene, draw
 from runtime.demo.tokenizer import train_tokenizer
-from runtime.prompt import Tokenizer
+from runtime.inputs.prompt import Tokenizer
 from runtime.reference.model import MiniCPMV
 
 log = logging.getLogger(__name__)

@@ -1,4 +1,4 @@
-// What an engine was built as. convert/engine_build.py writes the values.
+// What an engine was built as. convert/engine/build.py writes the values.
 #ifndef MINICPMV_ENGINE_BUILD_INFO_H_
 #define MINICPMV_ENGINE_BUILD_INFO_H_
 

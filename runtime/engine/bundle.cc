@@ -52,7 +52,7 @@ struct Part {
   Shape shape;
 };
 
-// Returns nothing if a tensor of this shape cannot have this format; see convert/plan.py.
+// Returns nothing if a tensor of this shape cannot have this format; see convert/bundle/plan.py.
 std::vector<Part> PartsOf(const TensorRecord& tensor, int64_t group_size, int64_t code_bits) {
   const Shape& shape = tensor.shape;
   if (tensor.format == "f32") return {{"", DType::kF32, shape}};

@@ -14,7 +14,7 @@
 
 namespace minicpmv {
 
-// What `convert/bundle.py` writes; both read the same format and version. Files' sizes are
+// What `convert/bundle/manifest.py` writes; both read the same format and version. Files' sizes are
 // checked, of those that the engine opens; their hashes are `minicpmv verify`'s business.
 class Bundle {
  public:

@@ -8,7 +8,7 @@
 
 namespace minicpmv {
 
-// What a client can tell errors apart by; `runtime/protocol.py` names the same.
+// What a client can tell errors apart by; `runtime/engine_client/protocol.py` names the same.
 namespace error_code {
 inline constexpr char kInvalidRequest[] = "invalid_request";        // malformed, or out of range
 inline constexpr char kInvalidText[] = "invalid_text";              // text that is not UTF-8

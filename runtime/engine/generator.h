@@ -44,7 +44,7 @@ struct Answer {
 
 // Every request carries the whole conversation. It is tokenized whole; what the KV cache already
 // holds of it is kept, and the rest is prefilled. A second question, another try and an edited
-// turn are all this one rule: that of `runtime/session.py`.
+// turn are all this one rule: that of `runtime/sessions/session.py`.
 class Generator {
  public:
   using OnToken = std::function<void(const StepLogprobs&)>;

@@ -21,7 +21,7 @@ struct StepLogprobs {
 };
 
 // Takes them from the model's own distribution: before repetition penalty, temperature, top-k and
-// top-p, as `runtime.logprobs` does.
+// top-p, as `runtime.inputs.logprobs` does.
 // logits: (V,), finite. count: of the likeliest.
 StepLogprobs LogprobsOf(const float* logits, int64_t vocab_size, int32_t chosen, int64_t count);
 

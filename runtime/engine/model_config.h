@@ -14,7 +14,7 @@ namespace minicpmv {
 
 using Shape = std::vector<int64_t>;
 
-// Fields are named as in `convert/config.py`.
+// Fields are named as in `convert/checkpoint/config.py`.
 struct VisionConfig {
   int64_t image_size;  // S, pixels
   int64_t patch_size;  // pixels
@@ -29,7 +29,7 @@ struct VisionConfig {
   }
 };
 
-// How a decoder's blocks keep keys and values; named as in `convert/kv_cache.py`.
+// How a decoder's blocks keep keys and values; named as in `convert/bundle/kv_cache.py`.
 enum class KVFormat { kFp16, kInt8 };
 
 struct DecoderConfig {
@@ -56,7 +56,7 @@ struct ModelConfig {
 
 // One of a manifest's tensors, before tiles and packing.
 struct TensorRecord {
-  std::string format;  // as `convert/plan.py` names it
+  std::string format;  // as `convert/bundle/plan.py` names it
   Shape shape;
 };
 

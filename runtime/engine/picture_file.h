@@ -1,6 +1,6 @@
 // Decoded pixels that another program hands to the engine through a file.
 //
-// The format, little-endian, written by `runtime/picture_file.py` and by the app:
+// The format, little-endian, written by `runtime/inputs/picture_file.py` and by the app:
 //   offset  size  field
 //        0     8  magic, the bytes "MCPMVRGB"
 //        8     4  version, unsigned: 1

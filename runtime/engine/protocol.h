@@ -1,6 +1,6 @@
 // Every name of the engine's protocol; PROTOCOL.md says what they mean.
 //
-// `runtime/protocol.py` has the same in classes of the same names; error codes stand in error.h.
+// `runtime/engine_client/protocol.py` has the same in classes of the same names; error codes stand in error.h.
 #ifndef MINICPMV_ENGINE_PROTOCOL_H_
 #define MINICPMV_ENGINE_PROTOCOL_H_
 

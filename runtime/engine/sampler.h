@@ -33,7 +33,7 @@ struct Candidate {
 // Chooses one token after the other for one answer.
 //
 // Repetition penalty, temperature, top-k, top-p in this order, in float32 as
-// `runtime.sampling`: the same tokens survive with the same probabilities. A number u from [0, 1)
+// `runtime.inputs.sampling`: the same tokens survive with the same probabilities. A number u from [0, 1)
 // then chooses the first survivor, by ascending id, at which the sum of probabilities exceeds u
 // times their sum. The same seed and logits give the same tokens on every machine.
 class Sampler {

@@ -19,7 +19,7 @@ inline constexpr int32_t kUnknownId = 0;
 inline constexpr int32_t kBosId = 1;
 inline constexpr int32_t kEosId = 2;
 
-// Gives the ids that `runtime.prompt.Tokenizer` gives: grounding tags are pieces, a picture's and a
+// Gives the ids that `runtime.inputs.prompt.Tokenizer` gives: grounding tags are pieces, a picture's and a
 // slice's stay text.
 class Tokenizer {
  public:
@@ -29,7 +29,7 @@ class Tokenizer {
   ~Tokenizer();
 
   // Throws EngineError (invalid_bundle) unless it belongs to a model of `rows` embedding rows, one
-  // with a vision encoder if `pictures` says so; `convert/tokenizer_file.py` has the same rules.
+  // with a vision encoder if `pictures` says so; `convert/checkpoint/tokenizer_file.py` has the same rules.
   void RequireFit(int64_t rows, bool pictures) const;
 
   Tokenizer(const Tokenizer&) = delete;

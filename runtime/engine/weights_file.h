@@ -27,7 +27,7 @@ struct TensorView {
 
 inline constexpr size_t kWeightAlignment = 64;  // bytes
 
-// A weights file as `convert/weights_file.py` writes it: tensors lie side by side, each on its
+// A weights file as `convert/bundle/weights_file.py` writes it: tensors lie side by side, each on its
 // border; what lies between two is a tensor of bytes named `__pad.N`, which is not shown here.
 //
 // The file is checked whole when it is opened: the values fill it exactly, none overlap, and each

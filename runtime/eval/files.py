@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from convert.regular_file import read_regular
+from convert.support.regular_file import read_regular
 from runtime.eval.items import EvalDataError
 
 

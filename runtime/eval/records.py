@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from convert.json_text import json_lines
+from convert.support.json_text import json_lines
 from quantize.errors import ToolkitError
 from runtime.eval.files import child, files_with, read_file, read_text
 from runtime.eval.items import (

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from convert.config import CONFIGS
+from convert.checkpoint.config import CONFIGS
 from runtime.eval.items import Questions, Score
 from runtime.eval.run import Column
 
@@ -58,7 +58,7 @@ def report(
 
 def print_report(found: Mapping[str, Any], console: Console) -> None:
     """Prints a report for people."""
-    from convert.console import print_table
+    from convert.support.console import print_table
 
     def say(text: str = "") -> None:
         console.print(text, markup=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""Answers on disk; see `runtime.results_file`."""
+"""Answers on disk; see `convert.bundle.results_file`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from runtime.results_file import ResultsFile
+from convert.bundle.results_file import ResultsFile
 
 FORMAT, VERSION = "minicpmv-eval", 1
 

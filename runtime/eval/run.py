@@ -9,13 +9,13 @@ from types import ModuleType
 from typing import Any
 
 from quantize.errors import PictureError, PromptError
-from runtime.engine_process import EngineDiedError
+from runtime.engine_client.process import EngineDiedError
 from runtime.eval import cmmmu, mmbench, mme, mmmu
 from runtime.eval.items import BadRow, EvalDataError, Item, Questions, Score, rows_of
 from runtime.eval.results import Results
-from runtime.prompt import Message
-from runtime.sampling import GenerationOptions
-from runtime.session import Session
+from runtime.inputs.prompt import Message
+from runtime.inputs.sampling import GenerationOptions
+from runtime.sessions.session import Session
 
 BENCHMARKS: Mapping[str, ModuleType] = {
     "mmbench": mmbench,

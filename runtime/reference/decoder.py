@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convert.config import DecoderConfig
+from convert.checkpoint.config import DecoderConfig
 from runtime.reference.kv_cache import KVCache
 
 Tap = Callable[[str, Tensor], None]

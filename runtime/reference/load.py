@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from convert.checkpoint import Checkpoint
-from convert.weights import Rule, reference_rules
+from convert.checkpoint.reader import Checkpoint
+from convert.checkpoint.tensor_tables import Rule, reference_rules
 from runtime.reference.held import HeldEmbedding, HeldLinear, hold_matrices
 from runtime.reference.model import MiniCPMV
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from convert.config import ModelConfig
+from convert.checkpoint.config import ModelConfig
 from runtime.reference.decoder import Decoder
 from runtime.reference.resampler import Resampler
 from runtime.reference.vision import VisionEncoder

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convert.config import ResamplerConfig
-from convert.positions import interpolate_grid
+from convert.checkpoint.config import ResamplerConfig
+from convert.checkpoint.positions import interpolate_grid
 
 
 class CrossAttention(nn.Module):

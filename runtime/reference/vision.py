@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convert.config import VisionConfig
+from convert.checkpoint.config import VisionConfig
 
 
 class PatchEmbed(nn.Module):

@@ -7,11 +7,11 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from runtime.logprobs import StepLogprobs
-from runtime.protocol import Stop
+from runtime.engine_client.protocol import Stop
+from runtime.inputs.logprobs import StepLogprobs
 from runtime.serve.errors import json_text
 from runtime.serve.logprobs import TokenTexts
-from runtime.session import Reply
+from runtime.sessions.session import Reply
 
 END = "data: [DONE]\n\n"
 _REASONS: Mapping[str, str] = {

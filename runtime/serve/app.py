@@ -22,17 +22,17 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from runtime.defaults import GenerationSet
-from runtime.logprobs import StepLogprobs
-from runtime.prompt import Tokenizer
+from runtime.http.body import TooLargeError, TooSlowError, body_blocks, media_type
+from runtime.inputs.defaults import GenerationSet
+from runtime.inputs.logprobs import StepLogprobs
+from runtime.inputs.prompt import Tokenizer
 from runtime.serve.answer import END, Answer, event
 from runtime.serve.errors import ApiError, api_error, json_response, queue_full
 from runtime.serve.guard import HEALTH
 from runtime.serve.logprobs import TokenTexts
 from runtime.serve.request import ChatRequest, read_request
 from runtime.serve.work import Heard, Job, Work
-from runtime.session import Reply
-from runtime.web.body import TooLargeError, TooSlowError, body_blocks, media_type
+from runtime.sessions.session import Reply
 
 BODY_LIMIT = 64 << 20  # bytes: a picture in base64, and a long conversation
 BODIES_LIMIT = 256 << 20  # bytes of all requests that are coming or read

@@ -10,7 +10,7 @@ from starlette.responses import Response
 from starlette.types import Message, Send
 
 from quantize.errors import ConfigError
-from runtime.web.guard import Origin, read_origin
+from runtime.http.guard import Origin, read_origin
 
 _PREFLIGHT_SECONDS = "600"  # for which a browser remembers the answer
 _HEADER_NAMES = re.compile(r"[\w!#$%&'*+.^`|~ ,-]{1,1000}", re.ASCII)

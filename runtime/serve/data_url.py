@@ -6,7 +6,7 @@ import re
 from typing import Any
 from urllib.parse import unquote
 
-from runtime.base64_text import base64_bytes
+from runtime.inputs.base64_text import base64_bytes
 from runtime.serve.errors import ApiError
 from runtime.serve.fields import unsupported, wrong
 

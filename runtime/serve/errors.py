@@ -8,8 +8,8 @@ from typing import Any
 
 from starlette.responses import Response
 
-from runtime.engine_process import EngineDiedError
-from runtime.protocol import ErrorCode
+from runtime.engine_client.process import EngineDiedError
+from runtime.engine_client.protocol import ErrorCode
 from runtime.web.failures import BUSY, NO_SPACE, UNKNOWN, error_code
 
 ENGINE_DIED = "engine_died"

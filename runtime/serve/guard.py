@@ -8,9 +8,9 @@ from collections.abc import Collection
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from runtime.http.guard import foreign_request, with_headers
 from runtime.serve.cors import Cors
 from runtime.serve.errors import ApiError
-from runtime.web.guard import foreign_request, with_headers
 
 HEALTH = "/health"  # asked by what watches over the server, without the key
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from runtime.logprobs import StepLogprobs, TokenLogprob
-from runtime.prompt import BOS_ID, EOS_ID, UNKNOWN_ID, Tokenizer
+from runtime.inputs.logprobs import StepLogprobs, TokenLogprob
+from runtime.inputs.prompt import BOS_ID, EOS_ID, UNKNOWN_ID, Tokenizer
 
 _SPACE = "▁"
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")

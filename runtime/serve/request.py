@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from quantize.errors import ConfigError
-from runtime.defaults import GenerationSet
-from runtime.logprobs import LIMIT as TOP_LOGPROBS_LIMIT
-from runtime.prompt import Message
-from runtime.sampling import GenerationOptions
+from runtime.inputs.defaults import GenerationSet
+from runtime.inputs.logprobs import LIMIT as TOP_LOGPROBS_LIMIT
+from runtime.inputs.prompt import Message
+from runtime.inputs.sampling import GenerationOptions
 from runtime.serve.errors import ApiError
 from runtime.serve.fields import check_names, wrong
 from runtime.serve.messages import read_conversation

@@ -7,12 +7,12 @@ from collections.abc import Callable, Collection
 from contextlib import closing
 
 from quantize.errors import ConfigError
+from runtime.http.guard import NAMES
+from runtime.http.listen import listening, run_server
 from runtime.serve.app import Served, serve_app
 from runtime.serve.cors import Cors
 from runtime.serve.guard import KeyGuard
 from runtime.serve.work import Work
-from runtime.web.guard import NAMES
-from runtime.web.listen import listening, run_server
 from runtime.web.model import Model
 
 

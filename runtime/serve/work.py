@@ -6,15 +6,15 @@ import asyncio
 import threading
 from collections.abc import Callable
 
-from runtime.logprobs import StepLogprobs
-from runtime.memory import forget_locals, give_back_memory
-from runtime.picture import open_picture
-from runtime.protocol import Stop
+from runtime.engine_client.protocol import Stop
+from runtime.http.worker import Worker
+from runtime.inputs.logprobs import StepLogprobs
+from runtime.inputs.memory import forget_locals, give_back_memory
+from runtime.inputs.picture import open_picture
 from runtime.serve.errors import ApiError, queue_full
 from runtime.serve.request import ChatRequest
-from runtime.session import Reply, Session
+from runtime.sessions.session import Reply, Session
 from runtime.web.model import Model
-from runtime.web.worker import Worker
 
 
 class Place:

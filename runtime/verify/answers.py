@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from runtime.prompt import Prompt
-from runtime.protocol import Stop
+from runtime.engine_client.protocol import Stop
+from runtime.inputs.prompt import Prompt
+from runtime.inputs.sampling import GenerationOptions, Sampler
 from runtime.reference.kv_cache import pinned_tokens
-from runtime.sampling import GenerationOptions, Sampler
-from runtime.session import Reply
+from runtime.sessions.session import Reply
 from runtime.verify.stages import Stages
 
 

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from convert.calibration_samples import read_samples
+from convert.calibrate.samples import read_samples
 from quantize.errors import CalibrationError, ToolkitError
 from runtime.demo.questions import LANGUAGES, random_example
 from runtime.demo.scenes import draw, random_scene
-from runtime.prompt import Message
+from runtime.inputs.prompt import Message
 
 
 class DataError(ToolkitError):
@@ -77,7 +77,7 @@ def read_cases(path: Path, *, with_pictures: bool, skip_bad: bool) -> list[Case]
     """Reads the user's own pictures and questions, in the format of calibration's samples.
 
     Args:
-        path: JSON lines; see `convert.calibration_samples.read_samples`.
+        path: JSON lines; see `convert.calibrate.samples.read_samples`.
         with_pictures: false for a decoder-only model.
         skip_bad: warn of lines that cannot be used, and go on.
 

@@ -10,15 +10,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from convert.bundle import GENERATION, GOLDEN, GOLDEN_PICTURE, MANIFEST, TOKENIZER, Bundle
-from convert.checkpoint import Checkpoint
-from convert.config import CONFIGS
-from convert.plan import Recipe
-from convert.strict_json import load_json
+from convert.bundle.manifest import GENERATION, GOLDEN, GOLDEN_PICTURE, MANIFEST, TOKENIZER, Bundle
+from convert.bundle.plan import Recipe
+from convert.checkpoint.config import CONFIGS
+from convert.checkpoint.reader import Checkpoint
+from convert.support.strict_json import load_json
 from quantize.errors import BundleError, ConfigError
-from runtime.engine_client import EngineError
-from runtime.prompt import Tokenizer
-from runtime.protocol import ErrorCode
+from runtime.engine_client.client import EngineError
+from runtime.engine_client.protocol import ErrorCode
+from runtime.inputs.prompt import Tokenizer
 from runtime.reference.kv_cache import ATTENTION_SINKS
 from runtime.verify.differences import differences, listed
 from runtime.verify.golden import (

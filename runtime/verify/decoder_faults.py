@@ -15,9 +15,9 @@ from typing import Any
 
 from torch import Tensor
 
-from convert.config import DecoderConfig
+from convert.checkpoint.config import DecoderConfig
+from runtime.reference import metrics
 from runtime.reference.kv_cache import ATTENTION_SINKS
-from runtime.verify import metrics
 from runtime.verify.report import Cause
 from runtime.verify.stages import Stages
 from runtime.verify.stored_stages import Rules, StoredStages

@@ -6,13 +6,13 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from convert.bundle import GOLDEN, GOLDEN_PICTURE, Bundle
-from convert.config import ModelConfig
+from convert.bundle.manifest import GOLDEN, GOLDEN_PICTURE, Bundle
+from convert.checkpoint.config import ModelConfig
 from convert.golden import golden_picture, golden_questions, golden_settings
 from quantize.errors import ToolkitError
-from runtime.picture_file import picture_bytes
-from runtime.prompt import Tokenizer
-from runtime.protocol import Field
+from runtime.engine_client.protocol import Field
+from runtime.inputs.picture_file import picture_bytes
+from runtime.inputs.prompt import Tokenizer
 from runtime.verify.differences import differences
 from runtime.verify.report import Cause, Check
 from runtime.verify.stages import EngineStages

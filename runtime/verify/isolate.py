@@ -14,10 +14,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from convert.bundle import Bundle
-from convert.checkpoint import Checkpoint
-from runtime.prompt import Tokenizer
-from runtime.verify import metrics
+from convert.bundle.manifest import Bundle
+from convert.checkpoint.reader import Checkpoint
+from runtime.inputs.prompt import Tokenizer
+from runtime.reference import metrics
 from runtime.verify.cases import Case
 from runtime.verify.choices import choices_causes
 from runtime.verify.contents import Contents

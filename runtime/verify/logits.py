@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from runtime.prompt import Prompt
-from runtime.verify import metrics
+from runtime.inputs.prompt import Prompt
+from runtime.reference import metrics
 from runtime.verify.report import Check
 
 KINDS = ("image", "text", "answer")  # of positions

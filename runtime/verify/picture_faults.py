@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from runtime.verify import metrics
+from runtime.reference import metrics
 from runtime.verify.report import Cause
 
 _LEVELS = 127.5  # a normalised pixel's 2.0 are 255 levels

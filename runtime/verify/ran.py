@@ -8,11 +8,11 @@ from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from convert.bundle import WEIGHTS, Bundle
-from convert.checkpoint import Checkpoint
-from runtime.places import Place
-from runtime.protocol import Field
-from runtime.results_file import identity
+from convert.bundle.manifest import WEIGHTS, Bundle
+from convert.bundle.results_file import identity
+from convert.checkpoint.reader import Checkpoint
+from runtime.engine_client.places import Place
+from runtime.engine_client.protocol import Field
 
 _PACKAGES = ("minicpmv", "torch", "apache-tvm", "apache-tvm-ffi", "numpy")
 # What an engine says of itself in its first line.

@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from convert.plan import Plan
-    from runtime.prompt import Tokenizer
-    from runtime.session import Reply
+    from convert.bundle.plan import Plan
+    from runtime.inputs.prompt import Tokenizer
+    from runtime.sessions.session import Reply
     from runtime.verify.answers import Said
     from runtime.verify.cases import Case
     from runtime.verify.logits import Positions

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from convert.json_text import json_text
-from convert.whole_file import whole_file
+from convert.bundle.results_file import ResultsFile
+from convert.support.json_text import json_text
+from convert.support.whole_file import whole_file
 from quantize.errors import ConfigError, ToolkitError
-from runtime.results_file import ResultsFile
 from runtime.verify import results
 from runtime.verify.report import FORMAT
 

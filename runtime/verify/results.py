@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from runtime.results_file import ResultsError, ResultsFile
+from convert.bundle.results_file import ResultsError, ResultsFile
 from runtime.verify.cases import Case
 from runtime.verify.logits import EDGES, KINDS, Logits, Positions, Sums
 from runtime.verify.report import Answer, Check

@@ -16,13 +16,13 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from convert.config import CONFIGS
+from convert.checkpoint.config import CONFIGS
 from quantize.errors import PictureError, PromptError
-from runtime.prompt import Prompt, Tokenizer
+from runtime.inputs.prompt import Prompt, Tokenizer
+from runtime.inputs.sampling import GenerationOptions
+from runtime.reference import metrics
 from runtime.reference.kv_cache import ATTENTION_SINKS
-from runtime.sampling import GenerationOptions
-from runtime.session import Session
-from runtime.verify import metrics
+from runtime.sessions.session import Session
 from runtime.verify.answers import Question, Said, greedy_answer
 from runtime.verify.cases import Case
 from runtime.verify.choices import choice_checks

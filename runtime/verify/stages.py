@@ -10,14 +10,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from convert.config import ModelConfig
-from runtime.engine_client import EngineClient
-from runtime.picture import preprocess
-from runtime.prompt import Message, Prompt
-from runtime.protocol import Field, Tap
+from convert.checkpoint.config import ModelConfig
+from runtime.engine_client.client import EngineClient
+from runtime.engine_client.protocol import Field, Tap
+from runtime.inputs.picture import preprocess
+from runtime.inputs.prompt import Message, Prompt
 from runtime.reference.kv_cache import KVCache
 from runtime.reference.model import MiniCPMV
-from runtime.session import OnProgress
+from runtime.sessions.session import OnProgress
 
 
 class Stages(Protocol):

@@ -16,12 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from convert.config import DecoderConfig, ModelConfig, ResamplerConfig, VisionConfig
-from convert.plan import Plan
+from convert.bundle.plan import Plan
+from convert.checkpoint.config import DecoderConfig, ModelConfig, ResamplerConfig, VisionConfig
 from quantize.int8 import INT8_GROUP
 from quantize.schemes import Array
+from runtime.reference.arithmetic import round_cached, round_to_int8
 from runtime.reference.held import GroupCodes, multiply
-from runtime.verify.arithmetic import round_cached, round_to_int8
 from runtime.verify.weights import decode_tensor, hold_stored
 
 

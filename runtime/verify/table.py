@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from convert.console import print_table
+from convert.support.console import print_table
 from runtime.verify.report import Report, figure
 
 _SHOWN_FAILURES, _SHOWN_ANSWERS = 12, 24

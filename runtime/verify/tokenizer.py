@@ -12,8 +12,8 @@ from pathlib import Path
 # Its messages need protobuf, which onnx brings.
 from sentencepiece import sentencepiece_model_pb2 as messages
 
-from convert.bundle import TOKENIZER
-from runtime.prompt import Prompt, Tokenizer
+from convert.bundle.manifest import TOKENIZER
+from runtime.inputs.prompt import Prompt, Tokenizer
 from runtime.verify.report import Cause, Check
 
 STAGE = "tokenizer"

@@ -7,14 +7,14 @@ from collections.abc import Callable, Collection, Sequence
 import torch
 from torch import Tensor
 
-from convert.bundle import WEIGHTS, Bundle
-from convert.checkpoint import Checkpoint
-from convert.plan import PlannedTensor
+from convert.bundle.manifest import WEIGHTS, Bundle
+from convert.bundle.plan import PlannedTensor
+from convert.checkpoint.reader import Checkpoint
 from quantize.layout import TILE_ROWS
 from quantize.methods import find_method
+from runtime.reference import metrics
+from runtime.reference.arithmetic import hold_in_format, round_to_format
 from runtime.reference.held import GroupCodes
-from runtime.verify import metrics
-from runtime.verify.arithmetic import hold_in_format, round_to_format
 from runtime.verify.report import Cause, Check
 from runtime.verify.weights import hold_stored
 

@@ -10,18 +10,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from convert.bundle import Bundle, FileRecord
-from convert.checkpoint import Checkpoint
-from convert.plan import PlannedTensor
+from convert.bundle.manifest import Bundle, FileRecord
+from convert.bundle.plan import PlannedTensor
+from convert.checkpoint.reader import Checkpoint
 from quantize.errors import BundleError
 from quantize.layout import unpack_int8_tiles, unpack_tiles, untile_f16
 from quantize.methods import find_method
 from quantize.schemes import Array, GroupScheme
-from runtime.places import Place
+from runtime.engine_client.places import Place
+from runtime.reference import metrics
+from runtime.reference.arithmetic import hold_in_format
 from runtime.reference.held import GroupCodes, Weight
 from runtime.reference.spread import spread
-from runtime.verify import metrics
-from runtime.verify.arithmetic import hold_in_format
 from runtime.verify.report import Check
 
 # What AWQ folds the factors of a layer's norms into.

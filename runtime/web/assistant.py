@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from quantize.errors import PictureError, PromptError, ToolkitError
-from runtime.memory import give_back_memory
-from runtime.prompt import check_text
+from runtime.inputs.memory import give_back_memory
+from runtime.inputs.prompt import check_text
 from runtime.web.chats import USER, ChatStore, Turn
 from runtime.web.events import Event
 from runtime.web.failures import BusyError, InvalidTextError, error_code

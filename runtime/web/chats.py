@@ -11,10 +11,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from convert.strict_json import load_json
-from convert.whole_file import is_partial
+from convert.support.strict_json import load_json
+from convert.support.whole_file import is_partial
 from quantize.errors import PromptError
-from runtime.prompt import Message, check_text
+from runtime.inputs.prompt import Message, check_text
 from runtime.web.files import write_json
 
 USER, ASSISTANT = "user", "assistant"

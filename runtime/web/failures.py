@@ -5,11 +5,11 @@ from __future__ import annotations
 import errno
 import logging
 
-from convert.scratch import ScratchError
+from convert.support.scratch import ScratchError
 from quantize.errors import BundleError, PictureError, PromptError, ToolkitError
-from runtime.engine_client import EngineError
-from runtime.engine_process import EngineDiedError
-from runtime.protocol import ErrorCode
+from runtime.engine_client.client import EngineError
+from runtime.engine_client.process import EngineDiedError
+from runtime.engine_client.protocol import ErrorCode
 
 UNKNOWN, BUSY, NO_SPACE = "unknown", "busy", "no_space"
 _FULL = (errno.ENOSPC, errno.EDQUOT)

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from convert.json_text import json_text
-from convert.whole_file import whole_file
+from convert.support.json_text import json_text
+from convert.support.whole_file import whole_file
 from quantize.errors import ConfigError
 
 

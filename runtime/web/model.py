@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from convert.bundle import Bundle
-from runtime.engine_session import EngineSession
-from runtime.loader import Loaded
-from runtime.session import Session
+from convert.bundle.manifest import Bundle
+from runtime.sessions.engine_session import EngineSession
+from runtime.sessions.loader import Loaded
+from runtime.sessions.session import Session
 
 Load = Callable[[int | None], Loaded]  # with a number of threads; None: the engine's choice
 

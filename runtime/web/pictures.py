@@ -9,8 +9,8 @@ from typing import Any
 
 from PIL import Image
 
-from convert.whole_file import check_replaceable
-from runtime.picture import open_picture
+from convert.support.whole_file import check_replaceable
+from runtime.inputs.picture import open_picture
 
 _NAME = re.compile(r"[0-9a-f-]{36}")
 _SMALL = ".jpg"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from convert.bundle import Bundle
+from convert.bundle.manifest import Bundle
 from quantize.errors import ToolkitError
-from runtime.engine_session import EngineSession
-from runtime.protocol import Field, Op
+from runtime.engine_client.protocol import Field, Op
+from runtime.sessions.engine_session import EngineSession
 from runtime.web.failures import error_code
 from runtime.web.jobs import Job
 

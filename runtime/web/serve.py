@@ -9,12 +9,12 @@ from contextlib import contextmanager
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
+from runtime.http.guard import NAMES, Guard
+from runtime.http.listen import listening, run_server
 from runtime.web import files
 from runtime.web.assistant import Assistant
 from runtime.web.chats import ChatStore
 from runtime.web.events import Events
-from runtime.web.guard import NAMES, Guard
-from runtime.web.listen import listening, run_server
 from runtime.web.model import Model
 from runtime.web.pictures import Pictures
 from runtime.web.server import web_app

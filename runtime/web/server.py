@@ -24,9 +24,9 @@ from starlette.responses import FileResponse, PlainTextResponse, Response, Strea
 from starlette.routing import Route
 
 from quantize.errors import PictureError
-from runtime.picture import MAX_BYTES
+from runtime.http.body import TooLargeError, TooSlowError, body_blocks, media_type
+from runtime.inputs.picture import MAX_BYTES
 from runtime.web.assistant import Assistant
-from runtime.web.body import TooLargeError, TooSlowError, body_blocks, media_type
 from runtime.web.events import Events
 from runtime.web.pictures import Pictures
 

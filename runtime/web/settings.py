@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from convert.strict_json import load_json
-from runtime.defaults import GenerationDefaults
-from runtime.sampling import GenerationOptions
+from convert.support.strict_json import load_json
+from runtime.inputs.defaults import GenerationDefaults
+from runtime.inputs.sampling import GenerationOptions
 from runtime.web.files import write_json
 
 SET = "OmniLMMChat"  # of generation.json

@@ -11,9 +11,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from runtime.engine_session import EngineSession
-from runtime.memory import give_back_memory
-from runtime.session import Reply, Session
+from runtime.http.worker import Worker
+from runtime.inputs.memory import give_back_memory
+from runtime.sessions.engine_session import EngineSession
+from runtime.sessions.session import Reply, Session
 from runtime.web import jobs, self_check
 from runtime.web.chats import ASSISTANT, Chat, ChatStore, Turn
 from runtime.web.events import Event
@@ -22,7 +23,6 @@ from runtime.web.jobs import Job, StoppedError
 from runtime.web.model import Model
 from runtime.web.pictures import Pictures
 from runtime.web.settings import Settings
-from runtime.web.worker import Worker
 
 _SPEEDS = (
     "prompt_tokens", "reused_tokens", "generated_tokens", "prefill_tok_s", "decode_tok_s",

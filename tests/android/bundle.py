@@ -6,7 +6,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from convert.bundle import GENERATION, MANIFEST, WEIGHTS
+from convert.bundle.manifest import GENERATION, MANIFEST, WEIGHTS
 
 FAKE_ENGINE = Path(__file__).parent / "fake_engine.py"
 

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from android.builder import APP, build_apk, compile_java, plan_apk
-from android.signing import Key, debug_key
-from android.tools import ToolError, package
-from convert.bundle import Bundle, Source
-from convert.checkpoint import Checkpoint
+from android.build.builder import APP, build_apk, compile_java, plan_apk
+from android.build.signing import Key, debug_key
+from android.build.tools import ToolError, package
+from convert.bundle.manifest import Bundle, Source
+from convert.bundle.plan import Recipe, make_plan
+from convert.checkpoint.reader import Checkpoint
 from convert.pipeline import write_bundle
-from convert.plan import Recipe, make_plan
-from tests.fake_phone import FakePhone, fake_phone
-from tests.tiny import write_checkpoint
+from tests.support.fake_phone import FakePhone, fake_phone
+from tests.support.tiny import write_checkpoint
 
 JAVA = Path(__file__).parent / "java"
 TOOLS = ("aapt2", "zipalign", "apksigner", "dexdump", "keytool", "qemu-aarch64-static")

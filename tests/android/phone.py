@@ -14,7 +14,7 @@ from typing import Any
 
 from playwright.sync_api import Page, Route
 
-from android.builder import APP, PAGE
+from android.build.builder import APP, PAGE
 from tests.android.screen import Screen
 
 ORIGIN = "https://app.local/"

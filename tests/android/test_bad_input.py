@@ -17,7 +17,7 @@ _APP, _STORAGE, _PICTURE = (
     f"{_JAVA}/{name}Test.java" for name in ("Assistant", "Storage", "Picture")
 )
 _PAGE, _WEB_PAGE = "android/test_page.py", "android/test_page_http.py"
-_STORE, _SIDELOAD = "runtime/test_web_store.py", "android/test_sideload.py"
+_STORE, _SIDELOAD = "runtime/web/test_web_store.py", "android/device/test_sideload.py"
 
 PROOFS: dict[str, tuple[tuple[str, str], ...]] = {
     "no weights": (
@@ -46,7 +46,7 @@ PROOFS: dict[str, tuple[tuple[str, str], ...]] = {
         (_APP, "anUpdateOfTheAppWantsItsOwnWeights"),
         (_STORAGE, "weightsOfAnotherBundleMakeRoomAndUsableOnesStay"),
         (_SIDELOAD, "test_an_app_takes_the_weights_of_its_own_bundle"),
-        ("convert/test_bundle.py", "test_bundles_of_other_versions_say_what_to_do"),
+        ("convert/bundle/test_bundle.py", "test_bundles_of_other_versions_say_what_to_do"),
     ),
     "storage full": (
         (_STORAGE, "thereIsSpaceForTheWholeOrNothingBegins"),
@@ -67,7 +67,7 @@ PROOFS: dict[str, tuple[tuple[str, str], ...]] = {
         (_WEB_PAGE, "test_a_dead_engine_and_a_dead_server_are_told_of"),
     ),
     "rotation of the screen while generating": (
-        ("android/test_apk.py", "test_what_android_reads"),
+        ("android/build/test_apk.py", "test_what_android_reads"),
         (_PAGE, "test_the_screen_is_turned_while_it_answers"),
         (_WEB_PAGE, "test_the_screen_is_turned_while_it_answers"),
     ),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from android.builder import PAGE
+from android.build.builder import PAGE
 
 LOCK = Path(__file__).parent / "es2018"
 

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from PIL import Image
 
-from android.builder import PAGE
-from convert.bundle import WEIGHTS
+from android.build.builder import PAGE
+from convert.bundle.manifest import WEIGHTS
 from tests.android.bundle import FAKE_ENGINE, fake_bundle
 from tests.android.screen import PICTURE, SIZES, browser
-from tests.demo import demo
+from tests.support.demo import demo
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -322,7 +322,7 @@ def test_the_demo_answers(
     browser: Browser, java_classpath: str, demo: Path, tmp_path: Path
 ) -> None:
     """The same page and logic over the real engine, which really sees the picture."""
-    from convert.bundle import Bundle
+    from convert.bundle.manifest import Bundle
     from convert.pipeline import HOST
     from tests.android.phone import Phone
 

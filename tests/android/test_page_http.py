@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from tests.android.screen import AT_END, PICTURE, SIZES, Screen, browser
-from tests.demo import demo
-from tests.web import STAND_IN, WebServer
+from tests.support.demo import demo
+from tests.support.web import STAND_IN, WebServer
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser

@@ -16,9 +16,9 @@ from PIL import Image, ImageOps, features
 from PIL.PngImagePlugin import PngInfo
 
 from quantize.errors import PictureError
-from runtime.picture import open_picture
-from runtime.picture_format import TAKEN
-from tests.runtime.test_picture_format import REFUSED
+from runtime.inputs.picture import open_picture
+from runtime.inputs.picture_format import TAKEN
+from tests.runtime.inputs.test_picture_format import REFUSED
 
 SIZE = (12, 7)
 HEADER_BYTES = 24  # of a picture file

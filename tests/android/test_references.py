@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from android.tools import package, run
+from android.build.tools import package, run
 from tests.android.class_file import (
     Jar,
     JavaClass,

@@ -30,10 +30,10 @@ from typing import Any
 
 import torch
 
-from convert.checkpoint import Checkpoint
-from convert.checkpoint_writer import TensorEntry, write_weights
-from convert.config import TEXT_ONLY
-from convert.console import messages, results
+from convert.checkpoint.config import TEXT_ONLY
+from convert.checkpoint.reader import Checkpoint
+from convert.checkpoint.writer import TensorEntry, write_weights
+from convert.support.console import messages, results
 from quantize.errors import ToolkitError
 from tests.bench import llama_build
 from tests.bench.convert import ROOT

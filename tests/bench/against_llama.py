@@ -24,17 +24,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from convert.bundle import Bundle
-from convert.cache import kept_entry
-from convert.config import DecoderConfig
-from convert.console import messages, results
+from convert.bundle.manifest import Bundle
+from convert.checkpoint.config import DecoderConfig
+from convert.support.cache import kept_entry
+from convert.support.console import messages, results
 from quantize.errors import ToolkitError
 from runtime.bench.inputs import text_of_length
 from runtime.bench.measure import DecodeReads
 from runtime.bench.runners import Asked, EngineRunner
-from runtime.engine_options import EngineOptions
-from runtime.places import open_place
-from runtime.prompt import Tokenizer
+from runtime.engine_client.options import EngineOptions
+from runtime.engine_client.places import open_place
+from runtime.inputs.prompt import Tokenizer
 from tests.bench import llama_build, llama_gguf, llama_variants
 from tests.bench.child import Child
 from tests.bench.convert import ROOT

@@ -18,15 +18,15 @@ from typing import Any
 
 import onnxruntime
 
-from convert.bundle import Bundle
-from convert.cache import cache_folder, kept_entry
-from convert.console import messages, results
-from convert.onnx_export import MODEL
+from convert.bundle.manifest import Bundle
+from convert.onnx.export import MODEL
+from convert.support.cache import cache_folder, kept_entry
+from convert.support.console import messages, results
 from quantize.errors import ToolkitError
 from runtime.bench.inputs import FIRST_QUESTION, random_picture
 from runtime.bench.runners import EngineRunner
-from runtime.engine_options import EngineOptions
-from runtime.places import open_place
+from runtime.engine_client.options import EngineOptions
+from runtime.engine_client.places import open_place
 from tests.bench.child import Child
 from tests.bench.convert import ROOT
 from tests.bench.processor_time import Stopwatch

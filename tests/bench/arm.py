@@ -102,9 +102,9 @@ def ours(program: str) -> Iterator[Row]:
     """Yields the loops of the decoder's and the vision tower's products."""
     from convert.blocks.processors import products
     from convert.blocks.tir import row_blocks
-    from convert.compile import Target
-    from convert.plan import Recipe, make_plan
-    from convert.synth import load_config
+    from convert.bundle.plan import Recipe, make_plan
+    from convert.checkpoint.synth import load_config
+    from convert.engine.compile import Target
     from tests.bench.kernel_cases import LINEAR, cases, compiled
 
     config = load_config("minicpm-v-1.0")
@@ -200,7 +200,7 @@ def _rows(
 
 
 def _print(rows: Sequence[Row]) -> None:
-    from convert.console import print_table, results
+    from convert.support.console import print_table, results
 
     header = ["", "kernel", "processor", "tokens", "instructions", "cycles", "multiply-adds"]
     header += ["per cycle", "loaded B/cycle", "weights B/cycle"]

@@ -20,12 +20,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from convert.bundle import Bundle
-from convert.checkpoint import Checkpoint
-from convert.console import messages, print_table, results
+from convert.bundle.manifest import Bundle
+from convert.checkpoint.reader import Checkpoint
+from convert.support.console import messages, print_table, results
 from quantize.errors import ToolkitError
-from runtime.bench_command import BenchConfig, bench
-from runtime.engine_options import LOCAL, EngineOptions
+from runtime.commands.bench import BenchConfig, bench
+from runtime.engine_client.options import LOCAL, EngineOptions
 from tests.bench import against_gguf, against_llama, against_onnx
 from tests.bench.against_gguf import Used
 from tests.bench.convert import convert

@@ -16,9 +16,9 @@ import tvm
 from tvm import relax, tirx
 
 from convert.blocks.lowering import KERNELS
-from convert.compile import Target, Variant, build_blocks
-from convert.config import ModelConfig
-from convert.plan import Plan
+from convert.bundle.plan import Plan
+from convert.checkpoint.config import ModelConfig
+from convert.engine.compile import Target, Variant, build_blocks
 from quantize.layout import TILE_ROWS
 
 WINDOW, PINNED, START, CHUNK = 256, 70, 1000, 128  # tokens: of a cache that is full

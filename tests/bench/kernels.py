@@ -116,12 +116,12 @@ class Measured:
 
 def measure(args: argparse.Namespace) -> list[Measured]:
     """Measures all kernels of all variants that the processor can run."""
-    from convert.console import Bars
-    from convert.plan import Recipe, make_plan
-    from convert.synth import load_config
+    from convert.bundle.plan import Recipe, make_plan
+    from convert.checkpoint.synth import load_config
+    from convert.support.console import Bars
     from tests.bench import machine_limits
     from tests.bench.kernel_cases import cases, compiled, host_variants
-    from tests.processor import processor_features
+    from tests.support.processor import processor_features
 
     config = load_config(args.config)
     plan = make_plan(config, False, Recipe.load(args.quant))
@@ -255,7 +255,7 @@ def _shape(case: Any) -> str:
 
 
 def _print(measured: list[Measured]) -> None:
-    from convert.console import print_table, results
+    from convert.support.console import print_table, results
 
     header = ["blocks", "kernel", "of", "shape", "rows", "us", "GB/s", "GMAC/s", "limit", "by"]
     lines = []

@@ -11,7 +11,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from convert.cache import cache_folder
+from convert.support.cache import cache_folder
 from quantize.errors import ToolkitError
 from tests.bench.rounds import features
 

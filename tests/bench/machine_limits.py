@@ -11,7 +11,7 @@ import tvm
 from tvm.script.ir_builder import tirx as T
 
 from convert.blocks.tir import kernel, local, span, store
-from convert.compile import Variant
+from convert.engine.compile import Variant
 
 Expr = Any  # TVM has no type stubs
 Run = Callable[[], None]

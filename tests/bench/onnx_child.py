@@ -12,7 +12,7 @@ import time
 import numpy as np
 import onnxruntime as ort
 
-from convert.measure import peak_rss_bytes
+from convert.support.measure import peak_rss_bytes
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from runtime.engine_client import EngineClient
+from runtime.engine_client.client import EngineClient
 
 OPTION = "--processor-time"
 HELP = (

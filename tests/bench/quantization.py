@@ -23,27 +23,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from convert.bundle import KIND, Bundle, Source
-from convert.calibration import calibrate
-from convert.calibration_samples import default_samples
-from convert.checkpoint import Checkpoint
-from convert.config import CONFIGS, ModelConfig
-from convert.measure import peak_rss_bytes
-from convert.output_folder import OutputFolder
+from convert.bundle.manifest import KIND, Bundle, Source
+from convert.bundle.plan import Recipe, make_plan
+from convert.calibrate.calibration import calibrate
+from convert.calibrate.samples import default_samples
+from convert.checkpoint.config import CONFIGS, ModelConfig
+from convert.checkpoint.reader import Checkpoint
 from convert.pipeline import write_bundle
-from convert.plan import Recipe, make_plan
+from convert.support.measure import peak_rss_bytes
+from convert.support.output_folder import OutputFolder
 from quantize.methods import METHODS, find_method
 from runtime.demo.evaluate import WINDOW, evaluate
 from runtime.demo.questions import LANGUAGES, random_example
 from runtime.demo.scenes import draw, random_scene
-from runtime.engine_options import EngineOptions
-from runtime.engine_session import EngineSession
-from runtime.loader import load
-from runtime.places import open_place
-from runtime.prompt import Tokenizer
+from runtime.engine_client.options import EngineOptions
+from runtime.engine_client.places import open_place
+from runtime.inputs.prompt import Tokenizer
+from runtime.reference import metrics
 from runtime.reference.kv_cache import KVCache, pinned_tokens
 from runtime.reference.load import load_reference
-from runtime.verify import metrics
+from runtime.sessions.engine_session import EngineSession
+from runtime.sessions.loader import load
 from runtime.verify.stages import EngineStages, Stages, TorchStages
 from tests.bench.convert import ROOT, commit, machine
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from rich.console import Console
 
-from convert.console import print_table
+from convert.support.console import print_table
 from tests.bench import processor_time
 from tests.bench.convert import commit, machine, spread
 

@@ -27,7 +27,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.web import ROOT, WebServer
+from tests.support.web import ROOT, WebServer
 
 CHAT = "/v1/chat/completions"
 PICTURE = base64.b64encode((ROOT / "configs/demo/sample.png").read_bytes()).decode()

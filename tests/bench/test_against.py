@@ -8,10 +8,10 @@ from typing import Any, cast
 
 import pytest
 
-from convert.synth_tokenizer import generate_tokenizer
+from convert.checkpoint.synth_tokenizer import generate_tokenizer
 from quantize.errors import ToolkitError
 from runtime.bench.runners import Asked
-from runtime.prompt import Tokenizer
+from runtime.inputs.prompt import Tokenizer
 from tests.bench.against_llama import AFTER, STEPS, Ours
 from tests.bench.against_onnx import onnx_model
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from convert.checkpoint import Checkpoint
+from convert.checkpoint.reader import Checkpoint
 from quantize.errors import ToolkitError
 from tests.bench.against_gguf import run, write_decoder
-from tests.tiny import Head, write_checkpoint
+from tests.support.tiny import Head, write_checkpoint
 
 
 @pytest.mark.parametrize("head", ["copy", "different"])

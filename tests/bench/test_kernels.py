@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from convert.plan import Recipe, make_plan
-from convert.synth import DEMO, load_config
+from convert.bundle.plan import Recipe, make_plan
+from convert.checkpoint.synth import DEMO, load_config
 from tests.bench import machine_limits
 from tests.bench.kernel_cases import Argument, Case, cases, compiled, host_variants, kind
 from tests.bench.kernels import Limits, Sample, random_argument
-from tests.processor import processor_features
+from tests.support.processor import processor_features
 
 VARIANTS = list(host_variants(processor_features()))
 needs_x86 = pytest.mark.skipif(not VARIANTS, reason="needs x86-64 with SSE4.2")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from convert.config import CONFIGS, ModelConfig
+from convert.checkpoint.config import CONFIGS, ModelConfig
 from quantize.errors import ToolkitError
 from tests.bench import llama_gguf, rounds
 from tests.bench.against_llama import geometry

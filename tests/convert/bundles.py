@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from convert import cli, convert_outputs, pipeline
-from tests.tiny import write_checkpoint
+from convert import cli, pipeline
+from convert.commands import outputs as convert_outputs
+from tests.support.tiny import write_checkpoint
 
 
 def fake_program(config: Any, plan: Any, target: str, output: Path, *_: Any) -> str:
@@ -32,7 +33,7 @@ def convert(checkpoint: Path, output: Path, *arguments: str) -> int:
 
 
 def write_bundle(folder: Path, **checkpoint: Any) -> Path:
-    """Writes a tiny checkpoint beside `folder` and converts it; see `tests.tiny`."""
+    """Writes a tiny checkpoint beside `folder` and converts it; see `tests.support.tiny`."""
     source = write_checkpoint(folder.with_name(f"{folder.name}-checkpoint"), **checkpoint)
     with pytest.MonkeyPatch.context() as patch:
         without_programs(patch)

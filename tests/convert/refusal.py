@@ -2,7 +2,7 @@
 
 import pytest
 
-from convert.checkpoint import Checkpoint
+from convert.checkpoint.reader import Checkpoint
 from quantize.errors import CheckpointError
 
 

@@ -13,13 +13,15 @@ from typing import Any
 import pytest
 import torch
 
-from convert import convert_outputs, output_folder, pipeline
-from convert.bundle import Bundle
-from convert.config import ModelConfig
-from convert.plan import Recipe, make_plan
+from convert import pipeline
+from convert.bundle.manifest import Bundle
+from convert.bundle.plan import Recipe, make_plan
+from convert.checkpoint.config import ModelConfig
+from convert.commands import outputs as convert_outputs
+from convert.support import output_folder
 from quantize.errors import ConfigError, ShapeError
 from tests.convert.bundles import convert, snapshot, without_programs, write_bundle
-from tests.tiny import random_state, tiny_config, write_checkpoint
+from tests.support.tiny import random_state, tiny_config, write_checkpoint
 
 # Converts, but reaches the compiler and stays there.
 STUCK = """

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from convert.bundle import Bundle
-from convert.engine_units import ENGINE, SENTENCEPIECE, engine_unit, sentencepiece_unit
-from convert.toolchain import Toolchain
+from convert.bundle.manifest import Bundle
+from convert.engine.toolchain import Toolchain
+from convert.engine.units import ENGINE, SENTENCEPIECE, engine_unit, sentencepiece_unit
 from tests.engine.components import Components
 from tests.engine.engines import PHONE, Built, add_phone, build_host_engine
 

@@ -7,13 +7,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from convert.bundle import Bundle, FileRecord, Source
-from convert.checkpoint import Checkpoint
-from convert.kv_cache import FP16
+from convert.bundle.kv_cache import FP16
+from convert.bundle.manifest import Bundle, FileRecord, Source
+from convert.bundle.plan import Recipe, make_plan
+from convert.bundle.program import Program
+from convert.checkpoint.reader import Checkpoint
 from convert.pipeline import build_program, write_bundle
-from convert.plan import Recipe, make_plan
-from convert.program import Program
-from tests.tiny import write_checkpoint
+from tests.support.tiny import write_checkpoint
 
 HOST, PHONE = "host", "android-arm64"
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from quantize.errors import ToolkitError
-from runtime.picture_file import write_picture_file
+from runtime.inputs.picture_file import write_picture_file
 from tests.engine.engines import build_host_engine
 from tests.engine.sanitized import TARGETS, Sanitized, build_sanitized
 from tests.engine.test_picture import random_picture
@@ -30,7 +30,7 @@ _MEMORY_MIB = 2048  # of one allocation
 # Of the whole process: the system counts what its parent held when it was started, and a suite of
 # tests has held more than 2 GiB by then.
 _PEAK_MIB = 8192
-WIDTH = 256  # of tests.tiny's hidden states
+WIDTH = 256  # of tests.support.tiny's hidden states
 
 
 class FuzzError(ToolkitError):

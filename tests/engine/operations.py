@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from convert.bundle import FileRecord
-from runtime import protocol
-from runtime.engine_client import EngineAnswer, EngineClient, EngineError, Line
-from runtime.picture_file import write_picture_file
-from runtime.prompt import Message
-from runtime.protocol import ErrorCode, Field, Op, Stop, Tap
+from convert.bundle.manifest import FileRecord
+from runtime.engine_client import protocol
+from runtime.engine_client.client import EngineAnswer, EngineClient, EngineError, Line
+from runtime.engine_client.protocol import ErrorCode, Field, Op, Stop, Tap
+from runtime.inputs.picture_file import write_picture_file
+from runtime.inputs.prompt import Message
 from tests.engine.test_picture import random_picture
 
 WINDOW = 160

@@ -15,11 +15,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from convert.bundle import Bundle
-from convert.compile import Target, compile_blocks
-from convert.engine_build import build_info
-from convert.engine_units import ENGINE, MAIN, SENTENCEPIECE, engine_unit, sentencepiece_unit
-from convert.toolchain import BuildError, Compiler, Progress, Toolchain, Unit
+from convert.bundle.manifest import Bundle
+from convert.engine.build import build_info
+from convert.engine.compile import Target, compile_blocks
+from convert.engine.toolchain import BuildError, Compiler, Progress, Toolchain, Unit
+from convert.engine.units import ENGINE, MAIN, SENTENCEPIECE, engine_unit, sentencepiece_unit
 from tests.engine.engines import HOST
 
 CLANG = "clang++"

@@ -6,7 +6,7 @@ import json
 import re
 from pathlib import Path
 
-from runtime.engine_client import QEMU_PROGRAM
+from runtime.engine_client.client import QEMU_PROGRAM
 
 LISTS = Path(__file__).resolve().parents[1] / "golden/android/seccomp-app-arm64.json"
 # `PID name(arguments)`; another thread's call may follow before the first one's result.

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from runtime.engine_client import LOCAL, EngineError, engine_command
-from runtime.picture_file import HEADER, MAGIC, VERSION, write_picture_file
-from runtime.protocol import ErrorCode, Field, Op, Tap
+from runtime.engine_client.client import LOCAL, EngineError, engine_command
+from runtime.engine_client.protocol import ErrorCode, Field, Op, Tap
+from runtime.inputs.picture_file import HEADER, MAGIC, VERSION, write_picture_file
 from tests.engine.engines import Built
 from tests.engine.operations import QUESTIONS, WINDOW, WatchedEngine, ask
 from tests.engine.test_picture import random_picture
-from tests.tiny import wrong_tokenizers
+from tests.support.tiny import wrong_tokenizers
 
 PIXELS = bytes(3 * 4 * 5)
 GOOD = (MAGIC, VERSION, 4, 5, 0)

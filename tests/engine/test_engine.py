@@ -16,21 +16,21 @@ from typing import Any
 import numpy as np
 import pytest
 
-from convert.bundle import Bundle
-from runtime import protocol
-from runtime.engine_client import EngineClient, EngineError, engine_command
-from runtime.engine_options import LOCAL, QEMU
-from runtime.engine_process import EngineDiedError
-from runtime.picture import preprocess
-from runtime.picture_file import write_picture_file
-from runtime.prompt import Message, Tokenizer
-from runtime.protocol import ErrorCode, Event, Field, Op, Stage, Stop, Tap
-from runtime.reference_session import ReferenceSession
-from runtime.sampling import GenerationOptions
-from tests.compare import Record, assert_close
-from tests.compiled import CompiledBackend, CompiledModel, compile_here
+from convert.bundle.manifest import Bundle
+from runtime.engine_client import protocol
+from runtime.engine_client.client import EngineClient, EngineError, engine_command
+from runtime.engine_client.options import LOCAL, QEMU
+from runtime.engine_client.process import EngineDiedError
+from runtime.engine_client.protocol import ErrorCode, Event, Field, Op, Stage, Stop, Tap
+from runtime.inputs.picture import preprocess
+from runtime.inputs.picture_file import write_picture_file
+from runtime.inputs.prompt import Message, Tokenizer
+from runtime.inputs.sampling import GenerationOptions
+from runtime.sessions.reference_session import ReferenceSession
 from tests.engine.engines import PHONE, Built
 from tests.engine.test_picture import random_picture
+from tests.support.compare import Record, assert_close
+from tests.support.compiled import CompiledBackend, CompiledModel, compile_here
 
 ROUNDING = 1e-5  # float32; the angles' cosines come from two libraries
 WINDOW = 160

@@ -1,7 +1,7 @@
 """The built engine: a static file for every platform, whose compiled blocks give the same numbers.
 
 The first run compiles TVM's runtime and SentencePiece, which takes minutes; they are kept (see
-convert/toolchain.py).
+convert/engine/toolchain.py).
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from convert.compile import Target
-from convert.engine_build import (
+from convert.bundle.weights_file import TensorSpec, WeightsFile
+from convert.bundle.weights_writer import WeightsWriter
+from convert.engine.build import (
     BlockLibrary,
     EngineReport,
     build_engine,
     build_info,
     export_objects,
 )
-from convert.engine_units import SENTENCEPIECE
-from convert.toolchain import PAGE_BYTES, BuildError
-from convert.weights_file import TensorSpec, WeightsFile
-from convert.weights_writer import WeightsWriter
+from convert.engine.compile import Target
+from convert.engine.toolchain import PAGE_BYTES, BuildError
+from convert.engine.units import SENTENCEPIECE
 from quantize.errors import BundleError
 from tests.engine.elf import DYNAMIC, INTERPRETER, LOAD, Elf
-from tests.processor import processor_features
+from tests.support.processor import processor_features
 
 HERE = Path(__file__).resolve().parent
 TARGETS = ("android-x86_64", "android-arm64")

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from convert import golden, pipeline
-from convert.bundle import GOLDEN, GOLDEN_PICTURE, Bundle, FileRecord
-from runtime.engine_client import LOCAL, QEMU, EngineClient, EngineError, engine_command
-from runtime.protocol import ErrorCode, Field
+from convert.bundle.manifest import GOLDEN, GOLDEN_PICTURE, Bundle, FileRecord
+from runtime.engine_client.client import LOCAL, QEMU, EngineClient, EngineError, engine_command
+from runtime.engine_client.protocol import ErrorCode, Field
 from tests.engine.engines import HOST, PHONE, Built
 
 

@@ -12,17 +12,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from convert.bundle import GOLDEN, Bundle
+from convert.bundle.kv_cache import INT8
+from convert.bundle.manifest import GOLDEN, Bundle
 from convert.cli import main
-from convert.kv_cache import INT8
-from runtime.engine_client import EngineClient, engine_command
-from runtime.engine_options import LOCAL, QEMU
-from runtime.prompt import Message
-from runtime.protocol import Field, Tap
-from tests.compare import Record, assert_close
-from tests.compiled import CompiledModel, compile_here
+from runtime.engine_client.client import EngineClient, engine_command
+from runtime.engine_client.options import LOCAL, QEMU
+from runtime.engine_client.protocol import Field, Tap
+from runtime.inputs.prompt import Message
 from tests.engine.conftest import QEMU as QEMU_PROGRAM
 from tests.engine.engines import Built, add_phone, build_host_engine
+from tests.support.compare import Record, assert_close
+from tests.support.compiled import CompiledModel, compile_here
 
 ROUNDING = 1e-5  # float32; the angles' cosines come from two libraries
 CODES = 2e-3  # a number on the border between two codes may be rounded to either

@@ -10,19 +10,19 @@ import numpy as np
 import pytest
 import torch
 
-from convert.bundle import Bundle
+from convert.bundle.manifest import Bundle
 from quantize.errors import ConfigError
-from runtime.engine_client import EngineClient, EngineError, engine_command
-from runtime.engine_options import LOCAL
-from runtime.logprobs import LIMIT, StepLogprobs, step_logprobs
-from runtime.prompt import Message, Tokenizer
-from runtime.protocol import ErrorCode
-from runtime.reference_session import ReferenceSession
-from runtime.sampling import GenerationOptions
-from tests.compare import Record
-from tests.compiled import CompiledBackend, CompiledModel, compile_here
+from runtime.engine_client.client import EngineClient, EngineError, engine_command
+from runtime.engine_client.options import LOCAL
+from runtime.engine_client.protocol import ErrorCode
+from runtime.inputs.logprobs import LIMIT, StepLogprobs, step_logprobs
+from runtime.inputs.prompt import Message, Tokenizer
+from runtime.inputs.sampling import GenerationOptions
+from runtime.sessions.reference_session import ReferenceSession
 from tests.engine.components import Components
 from tests.engine.engines import Built
+from tests.support.compare import Record
+from tests.support.compiled import CompiledBackend, CompiledModel, compile_here
 
 # Both add exponentials in float64; the result is rounded to float32: half a unit in the last place.
 FLOAT32_LOGPROB = 1e-6

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from runtime.engine_client import LOCAL, engine_command
-from runtime.picture_file import HEADER, MAGIC, VERSION, write_picture_file
-from runtime.protocol import ErrorCode, Field, Op
-from tests.compare import Record
+from runtime.engine_client.client import LOCAL, engine_command
+from runtime.engine_client.protocol import ErrorCode, Field, Op
+from runtime.inputs.picture_file import HEADER, MAGIC, VERSION, write_picture_file
 from tests.engine.engines import Built
 from tests.engine.operations import QUESTIONS, WINDOW, WatchedEngine, ask
 from tests.engine.test_picture import random_picture
+from tests.support.compare import Record
 
 GROWTH = 1 << 19  # bytes; a leak of one embedding or one logits vector per turn would be more
 ANONYMOUS = "RssAnon"  # without the mapped weights

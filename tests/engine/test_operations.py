@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 
 from convert import pipeline
-from convert.bundle import Bundle, FileRecord
-from runtime.engine_client import LOCAL, EngineClient, EngineError, engine_command
-from runtime.protocol import ErrorCode, Field, Op, Stage
+from convert.bundle.manifest import Bundle, FileRecord
+from runtime.engine_client.client import LOCAL, EngineClient, EngineError, engine_command
+from runtime.engine_client.protocol import ErrorCode, Field, Op, Stage
 from tests.engine.engines import Built
 from tests.engine.operations import (
     QUESTIONS,

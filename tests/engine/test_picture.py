@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from runtime.picture import preprocess
-from runtime.picture_file import HEADER, MAGIC, VERSION, write_picture_file
-from tests.compare import Record
+from runtime.inputs.picture import preprocess
+from runtime.inputs.picture_file import HEADER, MAGIC, VERSION, write_picture_file
 from tests.engine.components import ComponentError, Components
+from tests.support.compare import Record
 
 ENGINE = Path(__file__).resolve().parents[2] / "runtime" / "engine"
 SIZES = [

@@ -5,9 +5,9 @@ from __future__ import annotations
 import ast
 import re
 
-from convert.engine_units import ENGINE
-from runtime import protocol
-from runtime.protocol import ErrorCode, Event, Field, Op, Stage, Stop, Tap
+from convert.engine.units import ENGINE
+from runtime.engine_client import protocol
+from runtime.engine_client.protocol import ErrorCode, Event, Field, Op, Stage, Stop, Tap
 
 NAMESPACES = {
     "op": Op,

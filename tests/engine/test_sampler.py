@@ -1,4 +1,4 @@
-"""The engine's sampler keeps the tokens that `runtime.sampling` keeps, and is repeatable."""
+"""The engine's sampler keeps the tokens that `runtime.inputs.sampling` keeps, and is repeatable."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from runtime.sampling import GenerationOptions, distribution, penalize
-from tests.compare import Record
+from runtime.inputs.sampling import GenerationOptions, distribution, penalize
 from tests.engine.components import ComponentError, Components, numbers
+from tests.support.compare import Record
 
 # Torch adds float32 exponentials, the engine float64 ones; measured 1.2e-7.
 FLOAT32_SOFTMAX = 2e-6

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from convert.toolchain import BuildError
-from tests.compare import Record
+from convert.engine.toolchain import BuildError
 from tests.engine.engines import Built
 from tests.engine.fuzz import CORPUS, FuzzError, fuzz
 from tests.engine.operations import WatchedEngine, every_operation
 from tests.engine.sanitized import TARGETS, Sanitized, build_sanitized, clang, link_sanitized
+from tests.support.compare import Record
 
 SECONDS = 60 // len(TARGETS)  # of each fuzzer
 

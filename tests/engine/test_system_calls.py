@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from convert.toolchain import Toolchain, Tree, Unit
-from runtime.engine_client import QEMU_PROGRAM
-from tests.compare import Record
+from convert.engine.toolchain import Toolchain, Tree, Unit
+from runtime.engine_client.client import QEMU_PROGRAM
 from tests.engine.engines import Built
 from tests.engine.operations import WatchedEngine, every_operation
 from tests.engine.system_calls import (
@@ -19,6 +18,7 @@ from tests.engine.system_calls import (
     forbidden_calls,
     traced_command,
 )
+from tests.support.compare import Record
 
 # What the operations cannot do without: reading, mapping, writing, renaming files; threads.
 EXPECTED = {

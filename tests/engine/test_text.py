@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from quantize.errors import PromptError
-from runtime.prompt import ASSISTANT, USER, Message, Tokenizer, check_question
-from runtime.streaming import TextStream
+from runtime.inputs.prompt import ASSISTANT, USER, Message, Tokenizer, check_question
+from runtime.sessions.streaming import TextStream
 from tests.engine.components import ComponentError, Components, numbers
-from tests.tiny import tokenizer_model
+from tests.support.tiny import tokenizer_model
 
 REAL = Path(__file__).resolve().parents[2] / "../shared/model/minicpm-v/tokenizer.model"
 STRINGS = 10_000

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from convert.cache import CacheError, cache_folder
-from convert.source_package import SourcePackage
-from convert.toolchain import BuildError, Compiler, Toolchain, Tree, Unit
-from tests.damage import flip
+from convert.engine.source_package import SourcePackage
+from convert.engine.toolchain import BuildError, Compiler, Toolchain, Tree, Unit
+from convert.support.cache import CacheError, cache_folder
+from tests.support.damage import flip
 
 TRIPLE = "x86_64-linux-musl"
 # What zig links a program with.

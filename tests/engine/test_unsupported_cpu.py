@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from convert.engine_build import BlockLibrary, build_engine
-from convert.toolchain import BuildError
-from runtime.engine_client import (
+from convert.engine.build import BlockLibrary, build_engine
+from convert.engine.toolchain import BuildError
+from runtime.engine_client.client import (
     QEMU_PROGRAM,
     EngineClient,
     EngineError,
 )
-from runtime.protocol import ErrorCode, Field
+from runtime.engine_client.protocol import ErrorCode, Field
 from tests.engine.engines import HOST, PHONE, Built
 
 QEMU_X86 = "qemu-x86_64-static"

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from quantize.errors import PromptError
-from runtime.prompt import Message, Prompt, Tokenizer
+from runtime.inputs.prompt import Message, Prompt, Tokenizer
 from runtime.reference.kv_cache import KVCache
-from runtime.reference_session import Key, ReferenceSession, _Request
+from runtime.sessions.reference_session import Key, ReferenceSession, _Request
 from tests.engine.components import ComponentError, Components, numbers
-from tests.tiny import tokenizer_model
+from tests.support.tiny import tokenizer_model
 
 IMAGE_TOKENS = 9
 WINDOWS = [

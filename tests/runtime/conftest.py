@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from convert import cli
-from tests.tiny import random_state, tiny_config, write_checkpoint
+from tests.support.tiny import random_state, tiny_config, write_checkpoint
 
 
 @pytest.fixture(scope="session")

@@ -13,10 +13,10 @@ from typing import Any
 import openai
 from PIL import Image
 
-from tests.serve_stand_in import NAME
-from tests.web import WebServer
+from tests.support.serve_stand_in import NAME
+from tests.support.web import WebServer
 
-COMMAND = (sys.executable, "-m", "tests.serve_stand_in")
+COMMAND = (sys.executable, "-m", "tests.support.serve_stand_in")
 CHAT = "/v1/chat/completions"
 HELLO = [{"role": "user", "content": "hello"}]
 

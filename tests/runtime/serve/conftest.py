@@ -6,7 +6,7 @@ import openai
 import pytest
 
 from tests.runtime.serve.client import COMMAND, client_of
-from tests.web import WebServer
+from tests.support.web import WebServer
 
 
 @pytest.fixture(scope="session")

@@ -21,8 +21,8 @@ from tests.runtime.serve.client import (
     post,
     until_requests,
 )
-from tests.serve_stand_in import NAME
-from tests.web import WebServer
+from tests.support.serve_stand_in import NAME
+from tests.support.web import WebServer
 
 
 def test_an_answer(client: openai.OpenAI) -> None:

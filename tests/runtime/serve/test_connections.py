@@ -15,9 +15,9 @@ import openai
 import pytest
 from starlette.requests import Request
 
+from runtime.http import body, connections
+from runtime.http.connections import IDLE_SECONDS
 from runtime.serve.app import BODY_LIMIT
-from runtime.web import body, connections
-from runtime.web.connections import IDLE_SECONDS
 from tests.runtime.serve.client import (
     CHAT,
     COMMAND,
@@ -29,7 +29,7 @@ from tests.runtime.serve.client import (
     requests_of,
     until_requests,
 )
-from tests.web import STAND_IN, WebServer
+from tests.support.web import STAND_IN, WebServer
 
 BODY = json.dumps({"messages": HELLO}).encode()
 LATE = IDLE_SECONDS + 20  # on a busy machine

@@ -15,7 +15,7 @@ from typing import Any
 import openai
 import pytest
 
-from tests.web import ROOT, WebServer
+from tests.support.web import ROOT, WebServer
 
 SAMPLE = ROOT / "configs" / "demo" / "sample.png"
 COMMAND = (sys.executable, "-m", "convert.cli", "serve", "--port", "0", "--threads", "1")

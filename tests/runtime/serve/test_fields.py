@@ -8,14 +8,14 @@ import openai
 import pytest
 from openai.types.chat import completion_create_params
 
-from runtime.chat_command import SETTINGS as CHAT_SETTINGS
-from runtime.defaults import GenerationDefaults
+from runtime.commands.chat import SETTINGS as CHAT_SETTINGS
+from runtime.inputs.defaults import GenerationDefaults
 from runtime.serve.errors import ApiError
 from runtime.serve.fields import IGNORED, NEUTRAL
 from runtime.serve.request import OURS, read_request
 from tests.runtime.serve.client import HELLO, ask, data_url, picture, post, said
-from tests.serve_stand_in import NAME
-from tests.web import WebServer
+from tests.support.serve_stand_in import NAME
+from tests.support.web import WebServer
 
 SETTINGS = GenerationDefaults.load().named(CHAT_SETTINGS)
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {}}}

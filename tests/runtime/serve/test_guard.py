@@ -12,13 +12,13 @@ import pytest
 from starlette.datastructures import Headers
 
 from quantize.errors import ConfigError
+from runtime.commands.serve import _key
+from runtime.http.guard import NAMES, foreign_request
 from runtime.serve.cors import Cors
 from runtime.serve.run import check_address
-from runtime.serve_command import _key
-from runtime.web.guard import NAMES, foreign_request
 from tests.runtime.serve.client import CHAT, COMMAND, HELLO, ask, client_of, post
-from tests.serve_stand_in import NAME
-from tests.web import WebServer
+from tests.support.serve_stand_in import NAME
+from tests.support.web import WebServer
 
 KEY = "a key that nobody knows"
 PAGE = "http://app.example:3000"

@@ -8,14 +8,14 @@ from typing import Any
 import openai
 import pytest
 
-from runtime.logprobs import StepLogprobs, TokenLogprob
-from runtime.prompt import Tokenizer
+from runtime.inputs.logprobs import StepLogprobs, TokenLogprob
+from runtime.inputs.prompt import Tokenizer
 from runtime.serve.answer import event
 from runtime.serve.logprobs import TokenTexts
 from tests.runtime.serve.client import HELLO, ask
-from tests.serve_stand_in import NAME
-from tests.tiny import tokenizer_model
-from tests.web import WebServer
+from tests.support.serve_stand_in import NAME
+from tests.support.tiny import tokenizer_model
+from tests.support.web import WebServer
 
 
 def test_whole(client: openai.OpenAI) -> None:

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from tests.runtime.serve.client import CHAT, COMMAND, picture
-from tests.serve_stand_in import NAME
-from tests.web import STAND_IN, WebServer
+from tests.support.serve_stand_in import NAME
+from tests.support.web import STAND_IN, WebServer
 
 SIZE = (7000, 6000)  # 160 MiB decoded
 KEPT_LIMIT = 40 << 20  # of a request's own text, and what the server learned by it

@@ -12,8 +12,8 @@ import pytest
 
 from runtime.serve.data_url import PICTURE_LIMIT
 from tests.runtime.serve.client import ask, client_of, data_url, file_of, picture, post, said
-from tests.serve_stand_in import NAME
-from tests.web import WebServer
+from tests.support.serve_stand_in import NAME
+from tests.support.web import WebServer
 
 PLAIN = base64.b64encode(file_of()).decode()
 SEEN = "1: what seeing 30x20"

@@ -11,7 +11,7 @@ import java.util.List;
  * What a picture's file says of itself before it is decoded: its format, and how it is turned.
  *
  * <p>The table of formats, and what is said of one that is refused, are those of
- * runtime/picture_format.py, but for what only one of the two hosts can decode. Files come from
+ * runtime/inputs/picture_format.py, but for what only one of the two hosts can decode. Files come from
  * anywhere: nothing in them is believed.
  */
 public final class PictureFile {

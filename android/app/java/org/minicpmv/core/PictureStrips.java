@@ -121,7 +121,7 @@ public final class PictureStrips {
     }
   }
 
-  /** Mixes a level with white, to the nearest level, as runtime/picture_modes.py does. */
+  /** Mixes a level with white, to the nearest level, as runtime/inputs/picture_modes.py does. */
   private static byte onWhite(byte level, int alpha) {
     if (alpha == WHITE) {
       return level;

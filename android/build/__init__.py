@@ -1,0 +1,1 @@
+"""The APK builder, without an Android SDK."""

@@ -1,0 +1,126 @@
+"""`minicpmv apk`: makes an installable app of a bundle."""
+
+from __future__ import annotations
+
+import argparse
+import getpass
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from android.build.tools import ToolError
+from convert.support.streams import print_json
+
+if TYPE_CHECKING:
+    from android.build.apk_info import ApkInfo
+    from android.build.builder import ApkPlan
+    from android.build.signing import Key
+
+NAME = "apk"
+HELP = "build the Android app of a bundle, without the Android SDK"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ApkConfig:
+    """What the command line says."""
+
+    bundle: Path
+    output: Path
+    abi: tuple[str, ...] | None  # None: all that the bundle has
+    embed: bool
+    key: Path | None  # None: the debug key
+    key_alias: str | None
+    key_pass: str | None
+    json: bool
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declares the arguments."""
+    add = parser.add_argument
+    add("bundle", metavar="DIR", type=Path, help="a bundle with an engine for android-arm64")
+    add("-o", "--output", metavar="APK", type=Path, default=Path("chat.apk"), help="what to write")
+    add("--abi", metavar="ABI,…", help="arm64-v8a, x86_64 (default: all that the bundle has)")
+    add("--embed", action="store_true", help="put the weights into the APK; for small models")
+    add("--key", metavar="FILE", type=Path, help="your keystore (default: a debug key)")
+    add("--key-alias", metavar="NAME", help="which key of it, where it has several")
+    add("--key-pass", metavar="SPEC", help="env:NAME or file:PATH; without it you are asked")
+    add("--json", action="store_true", help="print JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Builds the APK and says what it is."""
+    from android.build.apk_info import ApkInfo
+    from android.build.builder import build_apk, plan_apk
+    from convert.bundle.manifest import Bundle
+    from convert.support.console import Bars
+
+    config = _parse(args)
+    if config.output.is_dir():
+        raise ToolError(
+            f"{config.output}: a folder; expected the name of an APK, such as "
+            f"{config.output / 'chat.apk'}"
+        )
+    plan = plan_apk(Bundle.open(config.bundle), config.abi, embed=config.embed)
+    key = _key(config)
+    password = ""
+    if key.password == "stdin":
+        password = getpass.getpass(f"password of {config.key}: ")
+    with Bars() as bars:
+        build_apk(plan, key, config.output, bars, password=password)
+    info = ApkInfo.read(config.output)
+    if config.json:
+        print_json({"apk": str(config.output), **asdict(info)}, indent=1)
+    else:
+        _print(config, plan, info)
+    return 0
+
+
+def _parse(args: argparse.Namespace) -> ApkConfig:
+    values = {name: getattr(args, name) for name in ApkConfig.__dataclass_fields__}
+    if args.abi is not None:
+        values["abi"] = tuple(dict.fromkeys(part.strip() for part in args.abi.split(",")))
+    return ApkConfig(**values)
+
+
+def _key(config: ApkConfig) -> Key:
+    from android.build.signing import debug_key, own_key
+
+    if config.key is not None:
+        key = own_key(config.key, config.key_alias, config.key_pass)
+        if key.password == "stdin" and not sys.stdin.isatty():
+            raise ToolError(
+                "--key needs --key-pass env:NAME or file:PATH where there is no terminal to ask at"
+            )
+        return key
+    if config.key_alias is not None or config.key_pass is not None:
+        raise ToolError("--key-alias and --key-pass are of your own key; give it with --key")
+    return debug_key()
+
+
+def _print(config: ApkConfig, plan: ApkPlan, info: ApkInfo) -> None:
+    from convert.bundle.manifest import WEIGHTS
+    from convert.support.console import Size, results
+
+    weights = Size((plan.bundle.path / WEIGHTS).stat().st_size)
+    where = "inside" if plan.embed else "not inside; `minicpmv sideload` puts them on the phone"
+    key = "debug key: installs, but no store takes it" if config.key is None else str(config.key)
+    lines = {
+        "apk": f"{config.output}, {Size(info.size)}",
+        "app": f"{info.package} {info.version_name} ({info.version_code})",
+        "abi": ", ".join(info.abis),
+        "Android": f"{info.min_sdk} and later, made for {info.target_sdk} (API levels)",
+        "permissions": ", ".join(p.rpartition(".")[2] for p in info.permissions),
+        "signature": f"{' + '.join(info.schemes)}, {info.certificate_sha256[:16]}…, {key}",
+        "weights": f"{weights}, {where}",
+    }
+    width = max(map(len, lines))
+    for name, text in lines.items():
+        results().print(f"{name.ljust(width)}  {text}", markup=False, soft_wrap=True)
+    source = plan.bundle.manifest.source
+    if plan.embed and not source.demo:
+        results().print(
+            f"Whoever gets this APK gets the weights of {source.path}: its licence applies to it.",
+            markup=False,
+            soft_wrap=True,
+        )

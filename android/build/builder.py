@@ -1,0 +1,251 @@
+"""Builds the APK from sources: javac, dx, aapt2, zipalign, apksigner; no Android SDK.
+
+Everything but the signature follows from the inputs: the same inputs give the same bytes.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from android.build.notices import third_party_notices
+from android.build.phones import ABIS, MIN_SDK, TARGET_SDK
+from android.build.signing import Key, sign
+from android.build.tools import ToolError, framework, package, program, run
+from convert.bundle.manifest import MANIFEST, WEIGHTS, Bundle, FileRecord
+from convert.support.scratch import scratch_folder
+from convert.support.whole_file import check_replaceable, whole_file
+
+ROOT = Path(__file__).parents[1]
+APP, PAGE = ROOT / "app", ROOT / "page"
+ENGINE = "libengine.so"  # Android only unpacks and runs files that are called like a library
+EMBED_LIMIT = 1 << 30  # bytes; a larger APK is not installed by every phone
+JAVA_LEVEL = "8"  # the newest whose classes dx understands
+_DATE = (1981, 1, 1, 0, 0, 0)  # of every file in the APK
+_PAGE_SUFFIXES = {".html", ".css", ".js", ".svg", ".txt"}
+
+Progress = Callable[[str, int, int], None]  # stage, done, in all (0: not known)
+
+
+class ApkError(ToolError):
+    """An APK cannot be made of this bundle."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ApkPlan:
+    """What goes into an APK."""
+
+    bundle: Bundle
+    abis: tuple[str, ...]
+    embed: bool  # the weights too
+
+    def __post_init__(self) -> None:
+        """Checks that the bundle has an engine for every ABI, and that embedding makes sense."""
+        for abi in self.abis:
+            if abi not in ABIS:
+                raise ApkError(f"ABI {abi!r:.40} is unknown; known: {', '.join(ABIS)}")
+            self.bundle.program(ABIS[abi])
+        size = (self.bundle.path / WEIGHTS).stat().st_size
+        if self.embed and size > EMBED_LIMIT:
+            raise ApkError(
+                f"{self.bundle.path / WEIGHTS}: {size / 2**20:,.0f} MiB are too many for --embed, "
+                f"whose limit is {EMBED_LIMIT >> 20:,} MiB; `minicpmv sideload` puts the weights "
+                "beside the app"
+            )
+
+
+def plan_apk(bundle: Bundle, abis: Sequence[str] | None, *, embed: bool) -> ApkPlan:
+    """Chooses the ABIs: those that are asked for, else all that the bundle has engines for.
+
+    Raises:
+        ApkError: the bundle has no engine for a phone.
+        BundleError: it has none for an ABI that is asked for.
+    """
+    if abis is None:
+        abis = [abi for abi, target in ABIS.items() if target in bundle.manifest.targets]
+        if not abis:
+            raise ApkError(
+                f"{bundle.path}: holds no engine for phones, only for "
+                f"{', '.join(bundle.manifest.targets)}; convert again with --target "
+                f"{','.join([*bundle.manifest.targets, ABIS['arm64-v8a']])}"
+            )
+    return ApkPlan(bundle=bundle, abis=tuple(abis), embed=embed)
+
+
+def build_apk(plan: ApkPlan, key: Key, output: Path, progress: Progress, *, password: str) -> None:
+    """Builds and signs; `output` appears whole or not at all.
+
+    Args:
+        plan: what goes in.
+        key: whose signature.
+        output: the APK.
+        progress: hears of every step.
+        password: of the keystore, where `key` reads it from stdin; else empty.
+
+    Raises:
+        ToolError: a tool is missing or fails.
+        OutputFileError: `output` is no file.
+    """
+    check_replaceable(output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with scratch_folder(f".{output.name}.partial-", output.parent) as scratch:
+        unsigned, signed = scratch / "unsigned.apk", scratch / output.name
+        build_unsigned(plan, unsigned, progress)
+        progress("sign", 0, 0)
+        sign(unsigned, key, signed, password=password or None)
+        with whole_file(output) as file:
+            shutil.move(signed, file)  # a link may lead to another disk
+    progress("sign", 1, 1)
+
+
+def build_unsigned(plan: ApkPlan, output: Path, progress: Progress) -> None:
+    """Builds the APK as it is before the signature.
+
+    Raises:
+        ToolError: a tool is missing or fails, or a file of the bundle is not as it was written.
+    """
+    _check_files(plan, progress)
+    with scratch_folder() as scratch:
+        classes, dexed = scratch / "classes", scratch / "classes.dex"
+        progress("link resources", 0, 1)
+        _link_resources(scratch)
+        progress("link resources", 1, 1)
+        progress("compile Java", 0, 1)
+        compile_java([APP / "java", scratch / "generated"], classes)
+        progress("compile Java", 1, 1)
+        progress("translate for Android", 0, 1)
+        dex(classes, dexed)
+        progress("translate for Android", 1, 1)
+        packed = scratch / "packed.apk"
+        with zipfile.ZipFile(packed, "w") as archive:
+            entries = sorted(_entries(plan, scratch))
+            for done, (where, content) in enumerate(entries):
+                progress("pack", done, len(entries))
+                _add(archive, where, content)
+            progress("pack", len(entries), len(entries))
+        run(
+            [program("zipalign"), "-f", "4", str(packed), str(output)], "the APK: cannot be aligned"
+        )
+
+
+def compile_java(sources: Sequence[Path], output: Path, *classpath: Path) -> None:
+    """Compiles every Java file in folders against Android's API.
+
+    Raises:
+        ToolError: a source does not compile.
+    """
+    output.mkdir(parents=True)
+    files = sorted(str(path) for folder in sources for path in folder.rglob("*.java"))
+    jars = [package("android-all").fetch(), *classpath]
+    command = [program("javac"), "--release", JAVA_LEVEL, "-encoding", "UTF-8", "-g:source,lines"]
+    command += ["-Xlint:all,-options,-serial,-deprecation,-classfile,-path", "-Werror"]
+    command += ["-implicit:none", "-proc:none", "-d", str(output)]
+    command += ["-classpath", os.pathsep.join(map(str, jars)), *files]
+    run(command, "the app's Java does not compile")
+
+
+def dex(classes: Path, output: Path) -> None:
+    """Translates compiled classes into Android's form.
+
+    Raises:
+        ToolError: a class uses what Android does not have.
+    """
+    command = [program("java"), "-cp", str(package("dalvik-dx").fetch())]
+    command += ["com.android.dx.command.Main", "--dex", f"--min-sdk-version={MIN_SDK}"]
+    run([*command, f"--output={output}", str(classes)], "the app's classes cannot be translated")
+
+
+def toolkit_version() -> str:
+    """Returns the toolkit's version, which is the app's too."""
+    try:
+        return version("minicpmv")
+    except PackageNotFoundError:  # run from a checkout that was never installed
+        return "0.0.0"
+
+
+def version_code(name: str) -> int:
+    """Returns the number by which Android tells an update from a step back."""
+    numbers = [int("".join(filter(str.isdigit, part)) or 0) for part in name.split(".")[:3]]
+    major, minor, patch = [*numbers, 0, 0, 0][:3]
+    return major * 10_000 + minor * 100 + patch + 1  # at least 1
+
+
+def _link_resources(scratch: Path) -> None:
+    aapt2, compiled = program("aapt2"), scratch / "resources.zip"
+    name = toolkit_version()
+    run(
+        [aapt2, "compile", "--dir", str(APP / "res"), "-o", str(compiled)],
+        "the app's resources do not compile",
+    )
+    command = [aapt2, "link", "-I", str(framework()), "-o", str(scratch / "resources.apk")]
+    command += ["--manifest", str(APP / "AndroidManifest.xml"), "--no-version-vectors"]
+    command += ["--min-sdk-version", str(MIN_SDK), "--target-sdk-version", str(TARGET_SDK)]
+    command += ["--version-name", name, "--version-code", str(version_code(name))]
+    command += ["--java", str(scratch / "generated")]
+    run([*command, str(compiled)], "the app's resources do not link")
+
+
+def _entries(plan: ApkPlan, scratch: Path) -> Iterator[tuple[str, Path | bytes]]:
+    """Lists what the APK holds: names, and files or their content."""
+    with zipfile.ZipFile(scratch / "resources.apk") as linked:
+        for name in linked.namelist():
+            yield name, linked.read(name)
+    yield "classes.dex", scratch / "classes.dex"
+    for abi in plan.abis:
+        yield f"lib/{abi}/{ENGINE}", plan.bundle.program(ABIS[abi]).path
+    for path in PAGE.iterdir():
+        if path.suffix in _PAGE_SUFFIXES:
+            yield f"assets/page/{path.name}", path
+    yield "assets/page/notices.txt", third_party_notices().encode()
+    yield f"assets/bundle/{MANIFEST}", plan.bundle.path / MANIFEST
+    for name in _carried(plan):
+        yield f"assets/bundle/{name}", plan.bundle.path / name
+
+
+def _check_files(plan: ApkPlan, progress: Progress) -> None:
+    """What goes into the APK must be what the bundle's manifest, which goes in too, says."""
+    manifest = plan.bundle.manifest
+    names = [*_carried(plan), *(manifest.targets[ABIS[abi]].program for abi in plan.abis)]
+    for done, name in enumerate(sorted(names)):
+        progress("check the bundle", done, len(names))
+        if FileRecord.of(plan.bundle.path / name) != manifest.files[name]:
+            raise ApkError(
+                f"{plan.bundle.path / name}: altered: its SHA-256 is not the manifest's; convert "
+                "the checkpoint again"
+            )
+    progress("check the bundle", len(names), len(names))
+
+
+def _carried(plan: ApkPlan) -> set[str]:
+    """Returns the bundle's files that travel in the APK: not the engines, which lie in `lib`."""
+    manifest = plan.bundle.manifest
+    carried = set(manifest.files) - {target.program for target in manifest.targets.values()}
+    return carried if plan.embed else carried - {WEIGHTS}
+
+
+def _add(archive: zipfile.ZipFile, name: str, content: Path | bytes) -> None:
+    """Adds a file; nothing of this machine or this moment gets into the archive."""
+    info = zipfile.ZipInfo(name, _DATE)
+    info.create_system, info.external_attr = 0, 0
+    # Android maps the table of resources; weights hardly shrink and are copied out faster as is.
+    stored = name == "resources.arsc" or name.endswith(WEIGHTS)
+    info.compress_type = zipfile.ZIP_STORED if stored else zipfile.ZIP_DEFLATED
+    with _source(content) as source, archive.open(info, "w") as target:
+        while block := source(1 << 20):
+            target.write(block)
+
+
+@contextmanager
+def _source(content: Path | bytes) -> Iterator[Callable[[int], bytes]]:
+    if isinstance(content, bytes):
+        blocks = iter((content, b""))
+        yield lambda _: next(blocks)
+    else:
+        with content.open("rb") as file:
+            yield file.read

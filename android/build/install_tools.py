@@ -1,0 +1,83 @@
+"""Installs what building the app, sideloading and tests need.
+
+`make android-tools` and the set-up of tests run it (`python -m android.build.install_tools`).
+Programs come from Debian, where this user may install, jars from Maven Central; `tools.json` says
+which.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+
+from android.build.tools import (
+    AREAS,
+    DebianFile,
+    Program,
+    ToolError,
+    files,
+    install_command,
+    packages,
+    programs,
+)
+from quantize.errors import ToolkitError
+
+
+def install(areas: Sequence[str]) -> None:
+    """Installs what is missing of some areas' programs, files and packages.
+
+    Raises:
+        ToolError: this user may not install; names what is missing. Or a package cannot be had.
+    """
+    _install_debian(areas)
+    for package in packages(areas):
+        if not package.kept().is_file():
+            _say(f"Downloading {package.file_name}: {package.what}")
+        package.fetch()
+
+
+def _install_debian(areas: Sequence[str]) -> None:
+    entries: list[Program | DebianFile] = [*programs(areas), *files(areas)]
+    missing = [entry for entry in entries if not entry.is_there]
+    if not missing:
+        return
+    debian = list(dict.fromkeys(name for entry in missing for name in entry.debian))
+    if os.geteuid() != 0 or shutil.which("apt-get") is None:
+        names = ", ".join(entry.name for entry in missing)
+        raise ToolError(f"missing: {names}. Install: {install_command(debian)}")
+    _say(f"Installing from Debian: {' '.join(debian)}")
+    quiet = ["-qq", "-y", "--no-install-recommends"]
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    for command in (["apt-get", "update", "-qq"], ["apt-get", "install", *quiet, *debian]):
+        done = subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, check=False)
+        if done.returncode:
+            raise ToolError(f"`{' '.join(command)}` failed with exit code {done.returncode}")
+    still = [entry.name for entry in missing if not entry.is_there]
+    if still:
+        raise ToolError(f"{' '.join(debian)} did not bring {', '.join(still)}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns 2 if something is missing still."""
+    parser = argparse.ArgumentParser(
+        prog="python -m android.build.install_tools", description=__doc__
+    )
+    parser.add_argument("areas", nargs="+", choices=AREAS, metavar="AREA", help=", ".join(AREAS))
+    try:
+        install(parser.parse_args(argv).areas)
+    except (ToolkitError, OSError) as error:
+        _say(str(error))
+        return 2
+    return 0
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

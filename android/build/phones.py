@@ -1,0 +1,17 @@
+"""What the app runs on."""
+
+from __future__ import annotations
+
+from runtime.engine_client.adb import PhoneInfo
+
+MIN_SDK, TARGET_SDK = 26, 34  # Android 8 and 14, as API levels
+ABIS = {"arm64-v8a": "android-arm64", "x86_64": "android-x86_64"}  # Android's name, a bundle's
+
+
+def misfit(phone: PhoneInfo) -> str | None:
+    """Says why a phone cannot run any app of ours; None if it can."""
+    if phone.api < MIN_SDK:
+        return f"has Android API {phone.api}; the app needs {MIN_SDK} (Android 8)"
+    if not set(ABIS) & set(phone.abis):
+        return f"runs {', '.join(phone.abis)}; the app is for {' and '.join(ABIS)}"
+    return None

@@ -1,0 +1,106 @@
+"""Keys: the user's own, or one that is made once and kept in the user's configuration."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from android.build.phones import MIN_SDK
+from android.build.tools import ToolError, program, run
+from convert.support.scratch import scratch_folder
+from convert.support.whole_file import whole_file
+
+DEBUG_ALIAS, DEBUG_PASSWORD = "debug", "android"  # as everyone's debug key: it protects nothing
+_DEBUG_DAYS = 10000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Key:
+    """A key in a keystore."""
+
+    keystore: Path
+    alias: str | None  # None: the only one there is
+    password: str  # as apksigner takes it: pass:TEXT, env:NAME, file:PATH or stdin
+
+
+def config_folder() -> Path:
+    """Returns where the debug key is kept: `minicpmv` in the user's configuration."""
+    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "minicpmv"
+
+
+def debug_key(folder: Path | None = None) -> Key:
+    """Returns the debug key; makes it the first time.
+
+    Raises:
+        ToolError: keytool is missing or fails.
+    """
+    folder = folder or config_folder()
+    keystore = folder / "debug.p12"
+    if not keystore.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        with scratch_folder(".key-", folder) as scratch:
+            made = scratch / keystore.name
+            run(
+                [
+                    *(program("keytool"), "-genkeypair", "-keystore", str(made)),
+                    *("-storetype", "PKCS12", "-storepass", DEBUG_PASSWORD),
+                    *("-alias", DEBUG_ALIAS, "-keyalg", "RSA", "-keysize", "2048"),
+                    *("-validity", str(_DEBUG_DAYS), "-dname", "CN=minicpmv debug"),
+                ],
+                f"{keystore}: cannot be made",
+            )
+            made.chmod(0o600)
+            with whole_file(keystore) as file:
+                made.rename(file)
+    return Key(keystore=keystore, alias=DEBUG_ALIAS, password=f"pass:{DEBUG_PASSWORD}")
+
+
+def own_key(keystore: Path, alias: str | None, password: str | None) -> Key:
+    """Returns a key of the user's.
+
+    Args:
+        keystore: a file as keytool makes it.
+        alias: which key of it; None: the only one.
+        password: env:NAME or file:PATH; None: it is read from stdin.
+
+    Raises:
+        ToolError: no such file or variable, or a password in the open.
+    """
+    if not keystore.is_file():
+        raise ToolError(f"{keystore}: no such keystore; expected a file as keytool makes it")
+    if password is not None:
+        kind, _, where = password.partition(":")
+        if kind not in ("env", "file") or not where:
+            # Not repeated here: it may be the password itself.
+            raise ToolError(
+                "--key-pass says where the password is: env:NAME for a variable of the "
+                "environment, or file:PATH for a file's first line"
+            )
+        if kind == "env" and where not in os.environ:
+            raise ToolError(f"--key-pass {password}: there is no variable {where}")
+        if kind == "file" and not Path(where).is_file():
+            raise ToolError(f"--key-pass {password}: there is no such file")
+    return Key(keystore=keystore, alias=alias, password=password or "stdin")
+
+
+def sign(apk: Path, key: Key, output: Path, *, password: str | None = None) -> None:
+    """Signs an aligned APK with schemes v2 and v3.
+
+    Args:
+        apk: unsigned.
+        key: whose signature.
+        output: the signed APK.
+        password: of the keystore, where `key` says that it is read from stdin.
+
+    Raises:
+        ToolError: wrong password, no such key, damaged keystore.
+    """
+    command = [program("apksigner"), "sign", "--ks", str(key.keystore), "--ks-pass", key.password]
+    if key.alias is not None:
+        command += ["--ks-key-alias", key.alias]
+    command += ["--min-sdk-version", str(MIN_SDK), "--v1-signing-enabled", "false"]
+    command += ["--v2-signing-enabled", "true", "--v3-signing-enabled", "true"]
+    command += ["--v4-signing-enabled", "false", "--in", str(apk), "--out", str(output)]
+    stdin = None if password is None else password + "\n"
+    run(command, f"{output.name}: cannot be signed with {key.keystore}", stdin=stdin)

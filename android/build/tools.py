@@ -1,0 +1,229 @@
+"""The programs and packages that the APK is built with; `tools.json` has their names and hashes."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from convert.support.cache import cache_folder, has_hash, pinned_file
+from quantize.errors import ToolkitError
+
+AREAS = ("apk", "sideload", "qemu", "tests")  # what programs are for
+# Copies one file of a package, by its coordinates, from wherever the user's settings of Maven say.
+_COPY = "org.apache.maven.plugins:maven-dependency-plugin:3.6.1:copy"
+
+
+class ToolError(ToolkitError):
+    """A program is not installed, or it failed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Program:
+    """A program of Debian's."""
+
+    name: str
+    what: str  # it does here
+    areas: tuple[str, ...]  # names of `AREAS`: what needs it
+    debian: tuple[str, ...]  # packages
+    ask: tuple[str, ...]  # arguments that make it say what it is
+    answer: str  # a regular expression of what it then says; a group in it is the version
+    oldest: str | None = None  # version that will do
+    tried: str | None = None  # version with which it was tested
+
+    @property
+    def is_there(self) -> bool:
+        """Whether it is found; it may still not work."""
+        return shutil.which(self.name) is not None
+
+    @property
+    def mend(self) -> str:
+        """The command that brings it."""
+        return install_command(self.debian)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DebianFile:
+    """A file of Debian's."""
+
+    name: str
+    what: str
+    areas: tuple[str, ...]
+    debian: tuple[str, ...]
+    path: str
+    tried: str | None = None
+
+    @property
+    def is_there(self) -> bool:
+        """Whether there is such a file."""
+        return Path(self.path).is_file()
+
+    @property
+    def mend(self) -> str:
+        """The command that brings it."""
+        return install_command(self.debian)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MavenPackage:
+    """A jar, pinned to the bit."""
+
+    name: str  # by which this toolkit knows it
+    what: str
+    areas: tuple[str, ...]
+    group: str
+    artifact: str
+    version: str
+    sha256: str
+
+    @property
+    def file_name(self) -> str:
+        """What Maven calls it."""
+        return f"{self.artifact}-{self.version}.jar"
+
+    def kept(self, folder: Path | None = None) -> Path:
+        """Returns where the cache has it, or would."""
+        return (folder or cache_folder()) / "packages" / self.file_name
+
+    def is_right(self, path: Path) -> bool:
+        """Says whether a file is this package, to the bit."""
+        return has_hash(path, self.sha256)
+
+    def fetch(self, folder: Path | None = None) -> Path:
+        """Returns the package's jar; Maven downloads it if the cache has no whole one.
+
+        Raises:
+            ToolError: Maven could not get it, or got another file.
+            CacheError: the cache cannot be written.
+        """
+        return pinned_file(self.kept(folder), self.sha256, self._bring)
+
+    def _bring(self, folder: Path) -> Path:
+        coordinates = f"{self.group}:{self.artifact}:{self.version}"
+        run(
+            [
+                *(program("mvn"), "--batch-mode", "--quiet", _COPY),
+                *(f"-Dartifact={coordinates}", f"-DoutputDirectory={folder}"),
+                f"-Dmaven.repo.local={folder}/repository",
+            ],
+            f"{self.file_name}: Maven could not download it; it is needed once, then the cache "
+            "has it",
+        )
+        found = folder / self.file_name
+        if not self.is_right(found):
+            raise ToolError(
+                f"{self.file_name}: Maven did not bring the file with SHA-256 {self.sha256}"
+            )
+        return found
+
+
+def programs(areas: Collection[str] = AREAS) -> list[Program]:
+    """Lists the programs that some areas need."""
+    return [p for p in map(_program, _table()["programs"]) if set(p.areas) & set(areas)]
+
+
+def files(areas: Collection[str] = AREAS) -> list[DebianFile]:
+    """Lists the files that some areas need."""
+    return [f for f in map(_file, _table()["files"]) if set(f.areas) & set(areas)]
+
+
+def packages(areas: Collection[str] = AREAS) -> list[MavenPackage]:
+    """Lists the jars that some areas need."""
+    return [p for p in map(package, _table()["packages"]) if set(p.areas) & set(areas)]
+
+
+def package(name: str) -> MavenPackage:
+    """Returns a package that `tools.json` names."""
+    return MavenPackage(**_entry("packages", name))
+
+
+def program(name: str) -> str:
+    """Returns the path of a program that `tools.json` names.
+
+    Raises:
+        ToolError: it is not installed; says which Debian package has it.
+    """
+    entry = _program(name)
+    found = shutil.which(name)
+    if found is None:
+        raise ToolError(
+            f"{name} is not installed; it {entry.what}. Debian has it: {entry.mend}; "
+            "`minicpmv doctor` lists all that is needed"
+        )
+    return found
+
+
+def framework() -> Path:
+    """Returns Android's own resources.
+
+    Raises:
+        ToolError: they are not installed.
+    """
+    entry = _file("framework-res.apk")
+    if not entry.is_there:
+        raise ToolError(
+            f"{entry.path} is missing: {entry.what}. Debian has it: {entry.mend}; "
+            "`minicpmv doctor` lists all that is needed"
+        )
+    return Path(entry.path)
+
+
+def install_command(debian: Sequence[str]) -> str:
+    """Returns the command that installs Debian packages."""
+    return f"sudo apt-get install {' '.join(debian)}"
+
+
+def run(command: Sequence[str], problem: str, *, stdin: str | None = None) -> str:
+    """Runs a program and returns what it printed.
+
+    Args:
+        command: the program and its arguments.
+        problem: begins the message if it fails.
+        stdin: what it reads; None lets it read nothing.
+
+    Raises:
+        ToolError: it ended with another code than 0; carries its first line that tells of an error.
+    """
+    done = subprocess.run(
+        command,
+        input=stdin,
+        stdin=subprocess.DEVNULL if stdin is None else None,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
+    )
+    if done.returncode:
+        lines = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
+        errors = [line for line in lines if re.search("error|Exception", line, re.IGNORECASE)]
+        first = (errors or lines or ["no message"])[0].strip()
+        first = re.sub(r"^[\w.]+Exception: ", "", first)  # of Java, whose names help nobody
+        raise ToolError(f"{problem}: {Path(command[0]).name}: {first}")
+    return done.stdout
+
+
+def _program(name: str) -> Program:
+    return Program(**_entry("programs", name))
+
+
+def _file(name: str) -> DebianFile:
+    return DebianFile(**_entry("files", name))
+
+
+def _entry(kind: str, name: str) -> dict[str, Any]:
+    entry = dict(_table()[kind][name])
+    entry["areas"] = entry.pop("for")
+    lists = {key: tuple(value) for key, value in entry.items() if isinstance(value, list)}
+    return {"name": name, **entry, **lists}
+
+
+@cache
+def _table() -> dict[str, Any]:
+    table: dict[str, Any] = json.loads((Path(__file__).parent / "tools.json").read_text("utf-8"))
+    return table

@@ -1,0 +1,171 @@
+"""`minicpmv sideload`: installs the app on a phone and puts the weights beside it."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from android.build.tools import ToolError
+from convert.support.streams import print_json
+
+if TYPE_CHECKING:
+    from android.build.apk_info import ApkInfo
+    from convert.bundle.manifest import Bundle
+    from runtime.engine_client.adb import Adb, PhoneInfo
+
+NAME = "sideload"
+HELP = "install the app on a phone, and put the weights beside it"
+log = logging.getLogger(__name__)
+_SPARE_BYTES = 200 << 20  # that stay free on the phone
+_SYSTEM_BYTES = 1 << 30  # of memory that a phone needs for itself
+_MANIFEST_IN_APK = "assets/bundle/bundle.json"
+_WEIGHTS_IN_APK = "assets/bundle/weights.safetensors"
+# Where the app looks; the second for phones on which a PC may not write into an app's folder.
+_FOLDERS = ("/sdcard/Android/data/{package}/files", "/data/local/tmp/minicpmv")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SideloadConfig:
+    """What the command line says."""
+
+    apk: Path
+    bundle: Path | None  # None: the weights are in the APK, or on the phone already
+    serial: str | None
+    json: bool
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declares the arguments."""
+    add = parser.add_argument
+    add("apk", metavar="APK", nargs="?", type=Path, default=Path("chat.apk"), help="the app")
+    add("--bundle", metavar="DIR", type=Path, help="the bundle that it was made of")
+    add(
+        *("--device", "--serial"),
+        dest="serial",
+        metavar="SERIAL",
+        help="which phone (default: $ANDROID_SERIAL, or the only one)",
+    )
+    add("--json", action="store_true", help="print JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Installs, copies, starts."""
+    from android.build.apk_info import ApkInfo
+    from android.device.installing import install
+    from convert.bundle.manifest import Bundle
+    from convert.support.console import Size, messages
+    from runtime.engine_client.adb import connect
+
+    config = SideloadConfig(
+        **{name: getattr(args, name) for name in SideloadConfig.__dataclass_fields__}
+    )
+    app = ApkInfo.read(config.apk)
+    bundle = None if config.bundle is None else Bundle.open(config.bundle)
+    _check_pair(config.apk, bundle)
+    adb = connect(config.serial)
+    phone = adb.info()
+    _say(f"{phone.model}: API {phone.api}, {Size(phone.memory_bytes)} of memory")
+    _check_phone(app, phone)
+    if bundle is not None:
+        _check_memory(bundle, phone)
+    with messages().status("installing"):
+        install(adb, config.apk, app.package)
+        adb.shell(f"am force-stop {app.package}")
+    folder = None if bundle is None else _copy_weights(adb, app.package, bundle)
+    adb.shell(f"am start -n {app.package}/.MainActivity")
+    if config.json:
+        about = {"device": adb.serial, "model": phone.model, "api": phone.api}
+        print_json({**about, "package": app.package, "weights": folder})
+    else:
+        where = "" if folder is None else f"; weights in {folder}"
+        _say(f"{app.package} {app.version_name} is installed and started{where}")
+    return 0
+
+
+def _say(text: str) -> None:
+    from convert.support.console import messages
+
+    messages().print(text, markup=False, soft_wrap=True)
+
+
+def _check_pair(apk: Path, bundle: Bundle | None) -> None:
+    """An app takes the weights of its own bundle only."""
+    from convert.bundle.manifest import MANIFEST
+
+    with zipfile.ZipFile(apk) as archive:
+        names = set(archive.namelist())
+        if _MANIFEST_IN_APK not in names:
+            raise ToolError(f"{apk}: not an app made by `minicpmv apk`")
+        inside = archive.read(_MANIFEST_IN_APK)
+    if bundle is None:
+        if _WEIGHTS_IN_APK not in names:
+            raise ToolError(f"{apk}: has no weights inside; say with --bundle where they are")
+    elif inside != (bundle.path / MANIFEST).read_bytes():
+        raise ToolError(
+            f"{apk}: was made of another bundle than {bundle.path}; make it anew: minicpmv apk "
+            f"{bundle.path} -o {apk}"
+        )
+
+
+def _check_phone(app: ApkInfo, phone: PhoneInfo) -> None:
+    from runtime.engine_client.adb import AdbError
+
+    if phone.api < app.min_sdk:
+        raise AdbError(
+            f"{phone.model}: has Android API {phone.api}; the app needs {app.min_sdk} (Android 8)"
+        )
+    if not set(app.abis) & set(phone.abis):
+        raise AdbError(
+            f"{phone.model}: runs {', '.join(phone.abis)}; the app has {', '.join(app.abis)}"
+        )
+
+
+def _check_memory(bundle: Bundle, phone: PhoneInfo) -> None:
+    """Weights that do not fit into memory are read again and again: slow, but not wrong."""
+    from convert.bundle.manifest import WEIGHTS
+    from convert.support.console import Size
+
+    size = bundle.manifest.files[WEIGHTS].size
+    if phone.memory_bytes < size + _SYSTEM_BYTES:
+        log.warning(
+            f"{phone.model} has {Size(phone.memory_bytes)} of memory, the weights take "
+            f"{Size(size)}: the app will be slow, or Android will end it"
+        )
+
+
+def _copy_weights(adb: Adb, package: str, bundle: Bundle) -> str:
+    """Puts the weights where the app finds them; returns the folder."""
+    from convert.bundle.manifest import WEIGHTS
+    from convert.support.console import Bars, Size
+    from runtime.engine_client.adb import AdbError
+
+    record = bundle.manifest.files[WEIGHTS]
+    folders = [folder.format(package=package) for folder in _FOLDERS]
+    folder = next((folder for folder in folders if adb.can_write(folder)), None)
+    if folder is None:
+        raise AdbError(f"{adb.serial}: can write neither to {folders[0]} nor to {folders[1]}")
+    target = f"{folder}/{WEIGHTS}"
+    if adb.size(target) == record.size and adb.sha256(target, record.size) == record.sha256:
+        _say("the weights are on the phone already")
+        return folder
+    adb.clear(target, record.sha256)  # another bundle's are of no use to the app that is there now
+    free, needed = adb.free_bytes(folder), record.size - adb.arrived(target, record.sha256)
+    if free < needed + _SPARE_BYTES:
+        raise AdbError(
+            f"{adb.serial}: {Size(free)} are free below {folder}; the weights take {Size(needed)}, "
+            f"and {Size(_SPARE_BYTES)} must stay free"
+        )
+    if folder == folders[1]:
+        adb.shell(f"chmod 755 {folder}")  # an app may read there what everybody may
+    with Bars() as bars:
+        adb.push(
+            bundle.path / WEIGHTS,
+            target,
+            lambda done: bars("weights", done, record.size),
+            sha256=record.sha256,
+        )
+    return folder

@@ -1,0 +1,1 @@
+"""Bundles: manifest, plan, KV-cache kinds, weights file, journal."""

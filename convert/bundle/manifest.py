@@ -1,0 +1,323 @@
+"""The bundle: a folder that describes itself in `bundle.json`, read here and checked whole."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from itertools import zip_longest
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from convert.bundle.plan import Plan, Recipe, make_plan
+from convert.bundle.program import Program
+from convert.bundle.weights_file import WeightsFile
+from convert.checkpoint.config import ModelConfig
+from convert.support.hashing import feed
+from convert.support.json_text import json_text
+from convert.support.output_folder import FolderKind
+from convert.support.regular_file import open_regular
+from convert.support.strict_json import load_json
+from quantize.errors import BundleError, ToolkitError
+
+FORMAT_VERSION = 2
+MANIFEST, WEIGHTS = "bundle.json", "weights.safetensors"
+TOKENIZER, GENERATION = "tokenizer.model", "generation.json"
+GOLDEN, GOLDEN_PICTURE = "golden.json", "golden.picture"  # what an engine checks itself with
+KIND = FolderKind(manifest=MANIFEST, format="minicpmv-bundle", noun="bundle")
+
+_ANOTHER_VERSION = (  # of the toolkit made it, or somebody altered it; what mends both:
+    "made by another version of this toolkit, or altered: convert the checkpoint again"
+)
+
+Progress = Callable[[int, int], None]  # bytes done, bytes in all
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileRecord:
+    """What a file must be."""
+
+    size: int  # bytes
+    sha256: str
+
+    @staticmethod
+    def of(path: Path, progress: Callable[[int], None] | None = None) -> FileRecord:
+        """Measures a file; `progress` hears of every block's bytes."""
+        digest = hashlib.sha256()
+        with open_regular(path) as file:
+            size = feed(file, digest, on_block=progress)
+        return FileRecord(size=size, sha256=digest.hexdigest())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """The checkpoint that a bundle was made from."""
+
+    path: str  # a folder, or a hub id; `demo` for the demo
+    sha256: str  # as `Checkpoint.source_hash` computes it
+    demo: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetRecord:
+    """One engine."""
+
+    program: str  # the engine: a file name in the bundle
+    program_id: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorRecord:
+    """One artifact tensor, before tiles and packing."""
+
+    format: str  # a key of convert.bundle.plan.FORMATS
+    shape: list[int]
+    nbytes: int  # as stored, tiles padded
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """The content of `bundle.json`."""
+
+    architecture: str
+    model: Mapping[str, Any]  # the checkpoint's config.json
+    quantization: Mapping[str, Any]  # the recipe
+    kv_cache: str  # a key of convert.bundle.kv_cache.KV_FORMATS
+    source: Source
+    targets: Mapping[str, TargetRecord]
+    tensors: Mapping[str, TensorRecord]
+    tools: Mapping[str, str]  # versions
+    files: Mapping[str, FileRecord]
+
+    def write(self, folder: Path) -> None:
+        """Writes `bundle.json`: the same bytes for the same content."""
+        raw = {"format": KIND.format, "format_version": FORMAT_VERSION, **asdict(self)}
+        text = json_text(raw, indent=1) + "\n"
+        (folder / MANIFEST).write_text(text, "utf-8")
+
+    @staticmethod
+    def read(folder: Path) -> Manifest:
+        """Reads and checks `bundle.json`.
+
+        Raises:
+            BundleError: missing, not JSON, another format or version, missing or unknown keys.
+        """
+        path = folder / MANIFEST
+        try:
+            raw = load_json(path)
+        except OSError as error:
+            raise BundleError(
+                f"{path}: cannot be read: {error.strerror or error}; is {folder} a bundle, made by "
+                "`minicpmv convert`?"
+            ) from error
+        except ValueError as error:
+            raise BundleError(f"{path}: damaged: not JSON: {error}") from error
+        if not isinstance(raw, dict) or raw.pop("format", None) != KIND.format:
+            raise BundleError(f"{path}: not a bundle's manifest: its format is not {KIND.format}")
+        version = raw.pop("format_version", None)
+        if version != FORMAT_VERSION or type(version) is not int:
+            raise BundleError(
+                f"{path}: format version {version!r:.40}; this toolkit reads {FORMAT_VERSION}; "
+                "convert the checkpoint again"
+            )
+        return _manifest(str(path), raw)
+
+
+class Bundle:
+    """An opened bundle; `open` checks everything but the files' hashes."""
+
+    def __init__(
+        self, path: Path, manifest: Manifest, config: ModelConfig, plan: Plan, weights: WeightsFile
+    ) -> None:
+        self.path = path
+        self.manifest = manifest
+        self.config = config
+        self.plan = plan
+        self._weights = weights
+
+    @staticmethod
+    def open(path: str | Path) -> Bundle:
+        """Opens a bundle and checks manifest, files' sizes, and every tensor's name and shape.
+
+        Raises:
+            BundleError: no bundle, or one that is truncated, altered or foreign: names the file
+                and what is wrong.
+        """
+        path = Path(path)
+        if not path.is_dir():
+            what = "a file" if path.exists() else "no such folder"
+            raise BundleError(f"{path}: {what}; expected a bundle's folder")
+        manifest = Manifest.read(path)
+        for name, record in manifest.files.items():
+            _check_file(path, name, record)
+        for needed in (WEIGHTS, GENERATION, *(t.program for t in manifest.targets.values())):
+            if needed not in manifest.files:
+                raise BundleError(f"{path / MANIFEST}: files lacks {needed}")
+        config, plan = _plan_of(path / MANIFEST, manifest)
+        weights = WeightsFile(path / WEIGHTS)
+        if weights.specs() != plan.stored:
+            wrong = _first_difference(weights, plan)
+            raise BundleError(f"{weights.path}: tensor {wrong} is not as {MANIFEST} describes it")
+        return Bundle(path, manifest, config, plan, weights)
+
+    def weights(self) -> WeightsFile:
+        """Returns read-only views of the stored tensors, mapped into memory."""
+        return self._weights
+
+    @property
+    def tokenizer(self) -> Path | None:
+        """The SentencePiece model; a decoder-only bundle may lack it."""
+        return self.path / TOKENIZER if TOKENIZER in self.manifest.files else None
+
+    @property
+    def generation(self) -> Path:
+        """The generation defaults."""
+        return self.path / GENERATION
+
+    def program(self, target: str) -> Program:
+        """Returns the engine of a target.
+
+        Raises:
+            BundleError: the bundle was not made for it.
+        """
+        if target not in self.manifest.targets:
+            raise BundleError(
+                f"{self.path}: holds no program for target {target!r}, only for "
+                f"{', '.join(self.manifest.targets)}; convert again with --target {target}"
+            )
+        name = self.manifest.targets[target].program
+        return Program(self.path / name, self.manifest.files[name].sha256)
+
+    def verify_hashes(self, progress: Progress | None = None) -> None:
+        """Reads every file and raises BundleError where one is not what was written."""
+        total = sum(record.size for record in self.manifest.files.values())
+        done = 0
+
+        def advance(count: int) -> None:
+            nonlocal done
+            done += count
+            if progress is not None:
+                progress(done, total)
+
+        for name, record in self.manifest.files.items():
+            found = FileRecord.of(self.path / name, advance)
+            if found != record:
+                raise BundleError(
+                    f"{self.path / name}: altered: its SHA-256 is {found.sha256[:12]}…, the "
+                    f"manifest says {record.sha256[:12]}…; convert the checkpoint again"
+                )
+
+
+def tensor_records(plan: Plan) -> dict[str, TensorRecord]:
+    """Returns the manifest's table of tensors."""
+    return {
+        tensor.name: TensorRecord(
+            format=tensor.format, shape=list(tensor.rule.shape), nbytes=tensor.nbytes
+        )
+        for tensor in plan.tensors
+    }
+
+
+def _plan_of(path: Path, manifest: Manifest) -> tuple[ModelConfig, Plan]:
+    """Derives from the manifest what the weights file must hold."""
+    try:
+        config = ModelConfig.from_json(manifest.model)
+        untied_head = "llm.head" in manifest.tensors
+        recipe = Recipe.from_json(manifest.quantization)
+        plan = make_plan(config, untied_head, recipe, manifest.kv_cache)
+    except ToolkitError as error:
+        raise BundleError(f"{path}: {error}; {_ANOTHER_VERSION}") from error
+    if config.architecture != manifest.architecture:
+        raise BundleError(
+            f"{path}: architecture is {manifest.architecture!r:.40}, but its model says "
+            f"{config.architecture!r}"
+        )
+    expected = tensor_records(plan)
+    if manifest.tensors != expected:
+        names = [*expected, *manifest.tensors]
+        wrong = next(n for n in names if manifest.tensors.get(n) != expected.get(n))
+        raise BundleError(
+            f"{path}: tensor {wrong} does not follow from its model and recipe; {_ANOTHER_VERSION}"
+        )
+    return config, plan
+
+
+def _first_difference(weights: WeightsFile, plan: Plan) -> str:
+    pairs = zip_longest(weights.specs(), plan.stored)
+    found, expected = next(pair for pair in pairs if pair[0] != pair[1])
+    spec = expected or found
+    assert spec is not None, "one of the two is longer"
+    return spec.name
+
+
+def _check_file(folder: Path, name: str, record: FileRecord) -> None:
+    """Checks that a listed file lies in the folder, is no link out of it, and has its size."""
+    where = f"{folder / MANIFEST}: file name {name!r:.80}"
+    parts = PurePosixPath(name).parts
+    plain = name == "/".join(parts) and not {"/", "..", "."} & set(parts)
+    if not parts or not plain or re.search(r"[\\:\x00-\x1f]", name):
+        raise BundleError(f"{where}; expected a plain path inside the bundle")
+    path = folder
+    for part in parts:
+        path = path / part
+        if path.is_symlink():
+            raise BundleError(f"{path}: a link; a bundle holds its files itself")
+    if not path.is_file():
+        raise BundleError(f"{path}: missing, though {MANIFEST} lists it")
+    size = path.stat().st_size
+    if size != record.size:
+        problem = "truncated" if size < record.size else "altered"
+        raise BundleError(
+            f"{path}: {problem}: it has {size:,} bytes, {MANIFEST} says {record.size:,}"
+        )
+
+
+def _manifest(where: str, raw: dict[str, Any]) -> Manifest:
+    objects = ("model", "quantization", "source", "targets", "tensors", "tools", "files")
+    kinds: dict[str, type] = {"architecture": str, "kv_cache": str, **dict.fromkeys(objects, dict)}
+    values = _object(where, raw, kinds)
+    source = {"path": str, "sha256": str, "demo": bool}
+    target = {"program": str, "program_id": str}
+    tensor = {"format": str, "shape": list, "nbytes": int}
+    file = {"size": int, "sha256": str}
+    if not all(isinstance(version, str) for version in values["tools"].values()):
+        raise BundleError(f"{where}: tools: expected a text for each")
+    return Manifest(
+        architecture=values["architecture"],
+        model=values["model"],
+        quantization=values["quantization"],
+        kv_cache=values["kv_cache"],
+        source=Source(**_object(f"{where}: source", values["source"], source)),
+        targets={
+            name: TargetRecord(**_object(f"{where}: target {name}", entry, target))
+            for name, entry in values["targets"].items()
+        },
+        tensors={
+            name: TensorRecord(**_object(f"{where}: tensor {name}", entry, tensor))
+            for name, entry in values["tensors"].items()
+        },
+        tools=values["tools"],
+        files={
+            name: FileRecord(**_object(f"{where}: file {name}", entry, file))
+            for name, entry in values["files"].items()
+        },
+    )
+
+
+def _object(where: str, raw: Any, kinds: Mapping[str, type]) -> dict[str, Any]:
+    """Checks that `raw` has exactly these keys with values of these types."""
+    if not isinstance(raw, dict):
+        raise BundleError(f"{where}: expected an object, found {type(raw).__name__}")
+    missing, unknown = sorted(set(kinds) - set(raw)), sorted(set(raw) - set(kinds))
+    if missing or unknown:
+        what = f"lacks {missing[0]}" if missing else f"has the unknown key {unknown[0]!r:.40}"
+        raise BundleError(
+            f"{where}: {what}; expected the keys {', '.join(kinds)}; {_ANOTHER_VERSION}"
+        )
+    for key, kind in kinds.items():
+        if type(raw[key]) is not kind:
+            raise BundleError(
+                f"{where}: {key} is {type(raw[key]).__name__}; expected {kind.__name__}"
+            )
+    return raw

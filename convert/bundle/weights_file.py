@@ -1,0 +1,205 @@
+"""The bundle's weights file: safetensors, every tensor on a 64-byte border.
+
+Names, types and shapes are known before the first value is: the header comes first, then one
+tensor after the other. The format forbids holes, so what lies between two tensors is a tensor of
+bytes of its own, `__pad.N`. `convert.bundle.weights_writer` writes it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import mmap
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from convert.support.regular_file import open_regular
+from quantize.errors import BundleError
+
+ALIGNMENT = 64  # bytes: a cache line, and the widest vector of any target
+PAD = "__pad."
+METADATA = "__metadata__"
+HEADER_LIMIT = 100_000_000  # bytes; the safetensors library refuses more
+# The types that a bundle uses, as the format spells them.
+DTYPES: dict[str, np.dtype[Any]] = {
+    "U8": np.dtype(np.uint8),
+    "I8": np.dtype(np.int8),
+    "F16": np.dtype("<f2"),
+    "F32": np.dtype("<f4"),
+}
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """What is known of a stored tensor before its values are."""
+
+    name: str
+    dtype: str  # a key of DTYPES
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its values."""
+        return math.prod(self.shape) * DTYPES[self.dtype].itemsize
+
+
+def file_size(specs: Sequence[TensorSpec]) -> int:
+    """Returns the size in bytes of the file that holds `specs`."""
+    header, offsets = layout(specs)
+    return len(header) + (offsets[-1] + specs[-1].nbytes if specs else 0)
+
+
+def layout(specs: Sequence[TensorSpec]) -> tuple[bytes, list[int]]:
+    """Returns the header's bytes, length field included, and each tensor's offset behind it."""
+    entries: dict[str, Any] = {}
+    offsets: list[int] = []
+    end = pads = 0
+    for spec in specs:
+        reserved = spec.name == METADATA or spec.name.startswith(PAD)
+        assert spec.name not in entries and not reserved, f"{spec.name}: twice, or reserved"
+        start = -(-end // ALIGNMENT) * ALIGNMENT
+        if start > end:
+            entries[f"{PAD}{pads}"] = _entry("U8", (start - end,), end, start)
+            pads += 1
+        end = start + spec.nbytes
+        entries[spec.name] = _entry(spec.dtype, spec.shape, start, end)
+        offsets.append(start)
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    length = -(-(8 + len(text)) // ALIGNMENT) * ALIGNMENT - 8
+    return length.to_bytes(8, "little") + text.ljust(length), offsets
+
+
+class WeightsFile(Mapping[str, Array]):
+    """Read-only views of a weights file, mapped into memory; padding is not shown."""
+
+    def __init__(self, path: Path) -> None:
+        """Maps the file and checks it whole before the first value is read.
+
+        Raises:
+            BundleError: truncated, overlapping, misaligned, or no safetensors file at all.
+        """
+        self.path = path
+        try:
+            with open_regular(path) as file:
+                size = file.seek(0, 2)
+                file.seek(0)
+                header = _read_header(path, file.read(8), file, size)
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except OSError as error:
+            raise BundleError(f"{path}: cannot be read: {error.strerror or error}") from error
+        self._base = header.data_start
+        self._entries = _checked_entries(path, header, size)
+
+    def specs(self) -> list[TensorSpec]:
+        """Returns the tensors in the order of the file, padding left out."""
+        return [spec for spec, _ in self._entries.values()]
+
+    def release(self) -> None:
+        """Gives back the memory of what was read; views stay valid and read the file again."""
+        if hasattr(mmap, "MADV_DONTNEED"):  # not on every system
+            self._map.madvise(mmap.MADV_DONTNEED)
+
+    def __getitem__(self, name: str) -> Array:
+        spec, offset = self._entries[name]
+        dtype = DTYPES[spec.dtype]
+        flat = np.frombuffer(
+            self._map, dtype, count=math.prod(spec.shape), offset=self._base + offset
+        )
+        return flat.reshape(spec.shape)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+
+@dataclass(frozen=True)
+class _Header:
+    """A parsed header and where the values start."""
+
+    entries: dict[str, Any]
+    data_start: int  # bytes from the start of the file
+
+
+def _entry(dtype: str, shape: tuple[int, ...], start: int, end: int) -> dict[str, Any]:
+    return {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
+
+
+def _read_header(path: Path, prefix: bytes, file: Any, size: int) -> _Header:
+    length = int.from_bytes(prefix, "little")
+    if len(prefix) < 8 or length > HEADER_LIMIT or 8 + length > size:
+        raise BundleError(
+            f"{path}: truncated, or no safetensors file: its first 8 bytes say that the header has "
+            f"{length:,} bytes, but the file has {size:,}"
+        )
+    try:
+        entries = json.loads(file.read(length), object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"{path}: its header is not the JSON it should be: {error}") from error
+    if not isinstance(entries, dict):
+        raise BundleError(f"{path}: its header is {type(entries).__name__}; expected an object")
+    return _Header(entries, 8 + length)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    names = dict(pairs)
+    if len(names) != len(pairs):
+        raise ValueError("a key stands there twice")
+    return names
+
+
+def _checked_entries(path: Path, header: _Header, size: int) -> dict[str, tuple[TensorSpec, int]]:
+    """Checks that the tensors lie side by side on their borders and fill the file exactly."""
+    found: list[tuple[int, int, TensorSpec]] = []
+    for name, entry in header.entries.items():
+        if name != METADATA:
+            found.append(_checked_entry(f"{path}: tensor {name}", name, entry))
+    found.sort(key=lambda item: item[:2])
+    end = 0
+    entries: dict[str, tuple[TensorSpec, int]] = {}
+    for start, stop, spec in found:
+        if start != end:
+            problem = "overlaps the tensor before it" if start < end else "leaves a hole before it"
+            raise BundleError(f"{path}: tensor {spec.name} starts at byte {start} and {problem}")
+        end = stop
+        if spec.name.startswith(PAD):
+            continue
+        if (header.data_start + start) % ALIGNMENT:
+            raise BundleError(
+                f"{path}: tensor {spec.name} does not lie on a border of {ALIGNMENT} bytes"
+            )
+        entries[spec.name] = (spec, start)
+    if header.data_start + end != size:
+        raise BundleError(
+            f"{path}: truncated or altered: its header describes {header.data_start + end:,} "
+            f"bytes, the file has {size:,}"
+        )
+    return entries
+
+
+def _checked_entry(where: str, name: str, entry: Any) -> tuple[int, int, TensorSpec]:
+    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+        raise BundleError(f"{where}: expected the keys dtype, shape, data_offsets")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise BundleError(f"{where}: type {dtype!r:.40}; expected one of {', '.join(DTYPES)}")
+    if not _is_counts(shape) or not _is_counts(offsets) or len(offsets) != 2:
+        raise BundleError(f"{where}: shape and data_offsets must be lists of whole numbers")
+    spec = TensorSpec(name, dtype, tuple(shape))
+    if offsets[1] - offsets[0] != spec.nbytes:
+        raise BundleError(
+            f"{where}: {dtype} of shape {shape} takes {spec.nbytes:,} bytes, but its offsets span "
+            f"{offsets[1] - offsets[0]:,}"
+        )
+    return offsets[0], offsets[1], spec
+
+
+def _is_counts(value: Any) -> bool:
+    return isinstance(value, list) and all(type(n) is int and 0 <= n < 2**63 for n in value)

@@ -1,0 +1,1 @@
+"""Calibration: samples, layers, what was chosen, target sizes."""

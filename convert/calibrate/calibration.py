@@ -1,0 +1,286 @@
+"""Calibration: quantizes the decoder layer by layer, on samples that run through the model.
+
+Two streams of hidden states go from layer to layer: `wanted`, the full-precision model's, and
+`seen`, what the layers quantized so far make of the same samples. One layer is in memory at a
+time, and after each one all that is known is on disk.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from convert.bundle.plan import Plan
+from convert.calibrate.layer import STAGES, LayerWalk, fold_layer
+from convert.calibrate.samples import Sample, TokenizedSample, tokenize
+from convert.calibrate.store import CalibratedWeights, CalibrationStore, Stream
+from convert.checkpoint.reader import Checkpoint
+from convert.checkpoint.tensor_tables import EMBEDDING, HEAD
+from quantize.gptq import Compensation, Inputs, correct
+from quantize.methods import find_method, quantize_weight
+from quantize.schemes import GroupScheme, dequantize_groups
+from runtime.reference.arithmetic import round_to_format, round_to_int8
+from runtime.reference.decoder import DecoderLayer, RMSNorm
+from runtime.reference.load import VISION, load_reference
+
+VERSION = 2  # of what calibration computes; another one does not go on from its folders
+# A tied embedding is looked up, too: what its error costs there, of the mean power of the head's
+# inputs. Half or twice of it measures alike.
+_LOOKUP = 0.3
+_CHUNK_TOKENS = 2048  # whose inputs are summed up at once
+
+Progress = Callable[[str, int, int], None]  # stage, done, in all
+
+
+@torch.no_grad()
+def calibrate(
+    checkpoint: Checkpoint,
+    plan: Plan,
+    samples: Sequence[Sample],
+    home: Path,
+    progress: Progress,
+) -> CalibratedWeights:
+    """Quantizes what a plan stores in 4 bits with its recipe's method.
+
+    Args:
+        checkpoint: with its tokenizer.
+        plan: of the checkpoint; what it stores otherwise counts as exact.
+        samples: conversations, with pictures where the model has eyes.
+        home: a folder for the work; a broken run of the same work goes on there.
+        progress: counts layers.
+
+    Raises:
+        CalibrationError: a sample does not suit the model.
+        CheckpointError: a tensor holds NaN or infinity.
+    """
+    tokenized = tokenize(samples, checkpoint)
+    about = {
+        "version": VERSION,
+        "torch": torch.__version__,
+        "checkpoint": checkpoint.source_hash(),
+        "scheme": asdict(plan.recipe.scheme) | {"name": ""},
+        "method": plan.recipe.method,
+        "formats": _formats(plan),
+        "samples": [sample.digest for sample in tokenized],
+    }
+    run = _Run(checkpoint, plan, CalibrationStore(home, about), progress)
+    return run.run(tokenized)
+
+
+class _Run:
+    """One calibration."""
+
+    def __init__(
+        self, checkpoint: Checkpoint, plan: Plan, store: CalibrationStore, progress: Progress
+    ) -> None:
+        self._checkpoint, self._store, self._progress = checkpoint, store, progress
+        self._scheme: GroupScheme = plan.recipe.scheme
+        self._method = find_method(plan.recipe.method)
+        self._formats = _formats(plan)
+        self._depth = checkpoint.config.decoder.num_hidden_layers
+        quantized = [name for name, form in self._formats.items() if form == "q4"]
+        compensated = quantized if self._method.compensate else []
+        self._tied_head = "llm.embed" in compensated and not checkpoint.untied_head
+        self._head = "llm.head" in compensated
+        self._images: list[Tensor | None] | None = None
+        self._first = self._depth if self._tied_head else 0  # units of work before the layers
+
+    def run(self, samples: Sequence[TokenizedSample]) -> CalibratedWeights:
+        ends = [name for name, there in (("embed", self._tied_head), ("head", self._head)) if there]
+        if not all(map(self._store.has, [*ends, *map(_part, range(self._depth))])):
+            self._quantize_layers(*self._begin(samples))
+        return self._store.finish()
+
+    def _begin(self, samples: Sequence[TokenizedSample]) -> tuple[int, list[Stream]]:
+        """Returns how many layers are quantized already, and the streams behind them."""
+        resumed = self._store.load_stream("layers")
+        if resumed is not None and all(self._store.has(_part(i)) for i in range(resumed[0])):
+            return resumed
+        if self._tied_head and not self._store.has("embed"):
+            self._quantize_embedding(self._reference_stream(samples))
+        images = self._encode_pictures(samples)
+        wanted = self._embed(samples, images, rounded=False)
+        streams = [wanted]
+        if self._method.compensate:
+            streams.append(self._embed(samples, images, rounded=True))
+        self._store.save_stream("layers", 0, streams)
+        return 0, streams
+
+    def _reference_stream(self, samples: Sequence[TokenizedSample]) -> Stream:
+        """Returns what the full-precision model's last layer gives."""
+        resumed = self._store.load_stream("reference")
+        if resumed is None:
+            images = self._encode_pictures(samples)
+            resumed = 0, [self._embed(samples, images, rounded=False)]
+        done, (stream,) = resumed
+        for i in range(done, self._depth):
+            self._report(i)
+            walk = LayerWalk(self._load_layer(i), stream)
+            for _ in STAGES:
+                walk.advance()
+            stream = walk.stream
+            self._store.save_stream("reference", i + 1, [stream])
+        return stream
+
+    def _quantize_embedding(self, hidden: Stream) -> None:
+        """Quantizes an embedding that is the LM head, too."""
+        inputs = self._head_inputs(hidden, hidden)
+        compensation = Compensation(inputs.damped(_LOOKUP), self._scheme)
+        codes = compensation.round(self._checkpoint.read(EMBEDDING), name=EMBEDDING)
+        self._store.save("embed", {"llm.embed": codes}, {})
+
+    def _quantize_layers(self, done: int, streams: list[Stream]) -> None:
+        for i in range(done, self._depth):
+            self._report(self._first + 4 * i)
+            streams = self._quantize_layer(i, streams)
+            self._store.save_stream("layers", i + 1, streams)
+        if self._head:
+            inputs = self._head_inputs(streams[1], streams[0])
+            head = correct(self._checkpoint.read(HEAD).float(), inputs)
+            codes = Compensation(inputs.damped(), self._scheme).round(head, name=HEAD)
+            self._store.save("head", {"llm.head": codes}, {})
+        self._report(self._first + 4 * self._depth)
+
+    def _quantize_layer(self, i: int, streams: list[Stream]) -> list[Stream]:
+        """Quantizes layer i, saves it, and returns the streams behind it."""
+        layer = self._load_layer(i)
+        small: dict[str, Tensor] = {}
+        if self._method.fold:
+            fold_layer(layer, streams[0], self._scheme)
+            small = {f"llm.layers.{i}.{name}": norm.weight for name, norm in _norms(layer)}
+        walks = []
+        if self._method.compensate:
+            rounded = copy.deepcopy(layer)
+            for _, norm in _norms(rounded):
+                norm.weight.copy_(norm.weight.half())
+            walks = [LayerWalk(rounded, streams[1])]
+        walks = [LayerWalk(layer, streams[0]), *walks]
+        codes = {}
+        for k, stage in enumerate(STAGES):
+            weight = walks[0].weight(stage)
+            name = f"llm.layers.{i}.{stage.name}"
+            form = self._formats[name]
+            if form == "q4":
+                codes[name] = self._round(weight, walks, name)
+                stored = self._dequantize(codes[name])
+            else:
+                stored = round_to_format(weight, form, self._scheme, name)
+            if self._method.compensate:
+                walks[1].set_weight(stage, stored, form, self._scheme)
+            for walk in walks:
+                walk.advance()
+            self._report(self._first + 4 * i + k + 1)
+        self._store.save(_part(i), codes, small)
+        return [walk.stream for walk in walks]
+
+    def _round(
+        self, weight: Tensor, walks: Sequence[LayerWalk], name: str
+    ) -> tuple[Tensor, Tensor]:
+        if not self._method.compensate:
+            half = weight.half().numpy()
+            q, scale = quantize_weight(half, self._scheme, self._method, name=name)
+            return torch.from_numpy(q), torch.from_numpy(scale)
+        wanted, seen = (walk.inputs for walk in walks)
+        inputs = Inputs.of(self._pairs(seen, wanted), weight.shape[1])
+        compensation = Compensation(inputs.damped(), self._scheme)
+        return compensation.round(correct(weight, inputs), name=name)
+
+    def _head_inputs(self, seen: Stream, wanted: Stream) -> Inputs:
+        config = self._checkpoint.config.decoder
+        norm = load_reference(self._checkpoint, only=("llm.model.norm.",)).llm.model.norm
+        streams = [[norm(x) / config.logits_divisor for x in stream] for stream in (seen, wanted)]
+        return Inputs.of(self._pairs(*streams), config.hidden_size)
+
+    def _pairs(self, seen: Stream, wanted: Stream) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yields tokens of both streams, the seen ones rounded as kernels do."""
+        first = tokens = 0
+        for i, sample in enumerate(seen):
+            tokens += len(sample)
+            if tokens >= _CHUNK_TOKENS or i + 1 == len(seen):
+                chunk = slice(first, i + 1)
+                rounded = round_to_int8(torch.cat(seen[chunk]), self._scheme.group_size)
+                yield rounded, torch.cat(wanted[chunk])
+                first, tokens = i + 1, 0
+
+    def _load_layer(self, i: int) -> DecoderLayer:
+        model = load_reference(self._checkpoint, only=(f"llm.model.layers.{i}.",))
+        layer = model.llm.model.layers[i]
+        assert isinstance(layer, DecoderLayer)
+        return layer
+
+    def _encode_pictures(self, samples: Sequence[TokenizedSample]) -> list[Tensor | None]:
+        """Returns each sample's image tokens (Q, D)."""
+        if self._images is not None:
+            return self._images
+        if all(sample.pixels is None for sample in samples):
+            return [None] * len(samples)
+        model = load_reference(self._checkpoint, only=VISION)
+        images: list[Tensor | None] = []
+        latest: tuple[str, Tensor] | None = None
+        for i, sample in enumerate(samples):
+            self._progress("calibration pictures", i, len(samples))
+            if sample.pixels is None:
+                images.append(None)
+                continue
+            if latest is None or latest[0] != sample.picture_digest:
+                assert model.vpm is not None and model.resampler is not None
+                latest = sample.picture_digest, model.resampler(model.vpm(sample.pixels()))[0]
+            images.append(latest[1])
+        self._progress("calibration pictures", len(samples), len(samples))
+        self._images = images
+        return images
+
+    def _embed(
+        self, samples: Sequence[TokenizedSample], images: Sequence[Tensor | None], *, rounded: bool
+    ) -> Stream:
+        """Returns the first layer's inputs; `rounded`: with the embedding as it is quantized."""
+        used, places = torch.unique(torch.cat([s.ids for s in samples]), return_inverse=True)
+        rows = self._checkpoint.read(EMBEDDING)[used]
+        if rounded and self._tied_head:
+            codes = CalibratedWeights(self._store.folder).codes("llm.embed")
+            assert codes is not None, "it was quantized first"
+            q, scale = (torch.from_numpy(part)[used] for part in codes)
+            rows = self._dequantize((q, scale))
+        elif rounded and self._formats["llm.embed"] == "q4":
+            half = rows.half().numpy()
+            parts = quantize_weight(half, self._scheme, self._method, name=EMBEDDING)
+            rows = torch.from_numpy(dequantize_groups(*parts, self._scheme))
+        elif rounded:
+            rows = round_to_format(rows, self._formats["llm.embed"], self._scheme, EMBEDDING)
+        rows = rows.float() * self._checkpoint.config.decoder.scale_emb
+        stream = []
+        lengths = [len(sample.ids) for sample in samples]
+        for sample, image, where in zip(samples, images, places.split(lengths), strict=True):
+            embeds = rows[where]
+            if image is not None and sample.image_start is not None:
+                embeds[sample.image_start : sample.image_start + len(image)] = image
+            stream.append(embeds)
+        return stream
+
+    def _dequantize(self, codes: tuple[Tensor, Tensor]) -> Tensor:
+        q, scale = codes
+        return torch.from_numpy(dequantize_groups(q.numpy(), scale.numpy(), self._scheme))
+
+    def _report(self, done: int) -> None:
+        self._progress("calibration", done, self._first + 4 * self._depth)
+
+
+def _formats(plan: Plan) -> dict[str, str]:
+    """Returns the formats of the decoder's tensors."""
+    return {t.name: t.format for t in plan.tensors if t.name.startswith("llm.")}
+
+
+def _norms(layer: DecoderLayer) -> list[tuple[str, RMSNorm]]:
+    return [
+        ("input_norm.weight", layer.input_layernorm),
+        ("post_norm.weight", layer.post_attention_layernorm),
+    ]
+
+
+def _part(i: int) -> str:
+    return f"layer-{i:03d}"

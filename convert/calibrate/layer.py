@@ -1,0 +1,184 @@
+"""One decoder layer as calibration needs it: stopped before each of its four linears."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from convert.calibrate.store import Stream
+from quantize.awq import choose_factors
+from quantize.fast import nearest_codes, search_scales
+from quantize.int8 import INT8_GROUP
+from quantize.schemes import GroupScheme
+from runtime.reference.arithmetic import QuantizedLinear, round_to_int8
+from runtime.reference.decoder import DecoderLayer, RMSNorm
+
+_FOLD_TOKENS = 4096  # whose activations choose AWQ's factors
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Linears that share their inputs: one tensor of a bundle, rows stacked."""
+
+    name: str  # of the bundle's tensor, behind `llm.layers.N.`
+    linears: tuple[str, ...]  # submodules of the reference's layer
+
+
+STAGES = (
+    Stage("qkv", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
+    Stage("o", ("self_attn.o_proj",)),
+    Stage("gate_up", ("mlp.gate_proj", "mlp.up_proj")),
+    Stage("down", ("mlp.down_proj",)),
+)
+
+
+class LayerWalk:
+    """Takes a stream through a layer; `inputs` is what the linears of the next stage get.
+
+    The layer's linears may be replaced before `advance` passes them.
+    """
+
+    def __init__(self, layer: DecoderLayer, stream: Stream) -> None:
+        """Args: layer: becomes the walk's own. stream: each sample's hidden states (L, D)."""
+        self._layer, self.stream = layer, stream
+        # Attention and MLP stop before their last linears, which run here.
+        self._last = {"o": layer.self_attn.o_proj, "down": layer.mlp.down_proj}
+        layer.self_attn.o_proj = nn.Identity()  # type: ignore[assignment]
+        layer.mlp.down_proj = nn.Identity()  # type: ignore[assignment]
+        self._stage = 0
+        self.inputs: Stream = [layer.input_layernorm(x) for x in stream]
+
+    def weight(self, stage: Stage) -> Tensor:
+        """Returns a stage's linears, stacked: (N, K) float32."""
+        return torch.cat([linear.weight for linear in map(self._linear, stage.linears)])
+
+    def set_weight(self, stage: Stage, weight: Tensor, form: str, scheme: GroupScheme) -> None:
+        """Gives a stage's linears the rows of `weight` (N, K), and a format's activations.
+
+        Args:
+            stage: the present one, or a later one.
+            weight: as it is stored.
+            form: a format of a plan; `q4` and `q8` have activations rounded to int8.
+            scheme: of the 4-bit format.
+        """
+        sizes = [len(linear.weight) for linear in map(self._linear, stage.linears)]
+        for name, rows in zip(stage.linears, torch.split(weight, sizes), strict=True):
+            linear = _linear_of(rows.contiguous(), form, scheme)
+            if stage.name in self._last:
+                self._last[stage.name] = linear  # type: ignore[assignment]
+            else:
+                parent, _, child = name.rpartition(".")
+                setattr(self._layer.get_submodule(parent), child, linear)
+
+    def advance(self) -> None:
+        """Runs the linears of this stage, and what follows up to the next one's inputs."""
+        layer, stage = self._layer, STAGES[self._stage].name
+        if stage == "qkv":
+            self.inputs = [self._attend(x) for x in self.inputs]
+        elif stage == "gate_up":
+            self.inputs = [layer.mlp(x) for x in self.inputs]
+        else:
+            last, scale = self._last[stage], layer.residual_scale
+            pairs = zip(self.stream, self.inputs, strict=True)
+            self.stream = [x + last(inputs) * scale for x, inputs in pairs]
+            after = layer.post_attention_layernorm
+            self.inputs = [after(x) for x in self.stream] if stage == "o" else []
+        self._stage += 1
+
+    def _attend(self, x: Tensor) -> Tensor:
+        positions = torch.arange(len(x))
+        out: Tensor = self._layer.self_attn(x.unsqueeze(0), positions, None, None, 0)[0]
+        return out
+
+    def _linear(self, name: str) -> nn.Linear:
+        short = name.rpartition(".")[2].removesuffix("_proj")
+        module = self._last.get(short) or self._layer.get_submodule(name)
+        assert isinstance(module, nn.Linear)
+        return module
+
+
+def round_inputs(x: Tensor, form: str, scheme: GroupScheme) -> Tensor:
+    """Rounds a linear's inputs (L, K) as its format's kernel does."""
+    group = _group_size(form, scheme)
+    return x if group is None else round_to_int8(x, group)
+
+
+def _group_size(form: str, scheme: GroupScheme) -> int | None:
+    return {"q4": scheme.group_size, "q8": INT8_GROUP}.get(form)
+
+
+def _linear_of(weight: Tensor, form: str, scheme: GroupScheme) -> nn.Module:
+    group = _group_size(form, scheme)
+    if group is not None:
+        return QuantizedLinear(weight, group)
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    linear.weight = nn.Parameter(weight, requires_grad=False)
+    return linear
+
+
+def fold_layer(layer: DecoderLayer, stream: Stream, scheme: GroupScheme) -> None:
+    """Folds AWQ's factors into a layer's norms, values and up projection; it computes the same.
+
+    Args:
+        layer: is changed.
+        stream: what it gets: each sample's hidden states (L, D).
+        scheme: the number format whose losses choose the factors.
+    """
+    inputs = _stage_inputs(layer, stream)
+    attention, mlp = layer.self_attn, layer.mlp
+    linears = {stage.name: [layer.get_submodule(n) for n in stage.linears] for stage in STAGES}
+
+    def factors(stage: str) -> Tensor:
+        weights = [linear.get_parameter("weight") for linear in linears[stage]]
+        return choose_factors(weights, inputs[stage], lambda w: _searched(w, scheme))
+
+    for stage, norm in (
+        ("qkv", layer.input_layernorm),
+        ("gate_up", layer.post_attention_layernorm),
+    ):
+        exact = _fold_norm(norm, factors(stage))
+        for linear in linears[stage]:
+            linear.get_parameter("weight").mul_(exact)
+    if attention.v_proj.weight.shape[0] == attention.o_proj.weight.shape[1]:
+        _fold_rows(attention.v_proj, attention.o_proj, factors("o"))
+    # Where heads share keys and values, a row of values makes several inputs: nothing is folded.
+    _fold_rows(mlp.up_proj, mlp.down_proj, factors("down"))
+
+
+def _fold_norm(norm: RMSNorm, factors: Tensor) -> Tensor:
+    """Divides a norm's weight, in float16, and returns what it was divided by, exactly."""
+    before = norm.weight.clone()
+    after = (before / factors).half().float()
+    usable = (after != 0) & after.isfinite()
+    norm.weight.copy_(torch.where(usable, after, before))
+    return torch.where(usable, before / after, 1.0)
+
+
+def _fold_rows(before: nn.Linear, after: nn.Linear, factors: Tensor) -> None:
+    before.weight.div_(factors.unsqueeze(-1))
+    after.weight.mul_(factors)
+
+
+def _stage_inputs(layer: DecoderLayer, stream: Stream) -> dict[str, Tensor]:
+    """Returns what each stage's linears get, (L, K) for some thousand tokens."""
+    some: Stream = []
+    for sample in stream:
+        if sum(map(len, some)) >= _FOLD_TOKENS:
+            break
+        some.append(sample)
+    walk = LayerWalk(copy.deepcopy(layer), some)
+    inputs = {}
+    for stage in STAGES:
+        inputs[stage.name] = torch.cat(walk.inputs)
+        walk.advance()
+    return inputs
+
+
+def _searched(weight: Tensor, scheme: GroupScheme) -> Tensor:
+    """Returns what searched scales leave of weights (N, K)."""
+    groups = weight.view(len(weight), -1, scheme.group_size)
+    scale = search_scales(groups, scheme, None)
+    return (nearest_codes(groups, scale, scheme) * scale).view_as(weight)

@@ -1,0 +1,195 @@
+"""What calibration shows the model: conversations with answers, most of them about a picture."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from convert.checkpoint.config import CONFIGS
+from convert.checkpoint.reader import Checkpoint
+from convert.support.json_text import json_lines
+from convert.support.regular_file import read_regular
+from convert.support.strict_json import parse_json
+from quantize.errors import CalibrationError, PictureError, PromptError
+from runtime.demo.questions import LANGUAGES, random_example
+from runtime.demo.scenes import draw, random_scene
+from runtime.inputs.picture import open_picture, preprocess
+from runtime.inputs.prompt import Message, Tokenizer, check_question
+
+SETTINGS = CONFIGS / "calibration.json"
+_KEYS = {"image", "question", "answer"}
+_LINE_BYTES = 1 << 20
+_MAX_TOKENS = 2048  # of a sample
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A conversation, the answer to it, and the picture that it is about."""
+
+    messages: tuple[Message, ...]
+    answer: str
+    where: str  # for messages: a file's line
+    picture: Callable[[], Image.Image] | None = None
+    picture_digest: str = ""
+
+
+@dataclass(frozen=True)
+class TokenizedSample:
+    """A sample as the decoder gets it."""
+
+    ids: Tensor  # (L,) int64, image tokens' placeholders among them
+    image_start: int | None
+    picture_digest: str
+    pixels: Callable[[], Tensor] | None  # (1, 3, S, S) float32
+
+    @property
+    def digest(self) -> str:
+        """Tells samples apart."""
+        return hashlib.sha256(self.ids.numpy().tobytes() + self.picture_digest.encode()).hexdigest()
+
+
+def default_samples(*, demo: bool, pictures: bool) -> list[Sample]:
+    """Returns the built-in samples, drawn and written here.
+
+    Args:
+        demo: for the demo checkpoint: pictures and questions as it was trained on, all unseen.
+        pictures: whether the model has eyes; without, the built-in texts are all.
+    """
+    settings = json.loads(SETTINGS.read_text("utf-8"))
+    count = settings["demo_pictures" if demo else "pictures"] if pictures else 0
+    samples = []
+    for i in range(count):
+        rng = np.random.default_rng([settings["seed"], i])
+        scene = random_scene(rng)
+        picture = partial(_draw, settings["seed"], i)
+        key, where = f"drawn {settings['seed']} {i}", f"built-in picture {i + 1}"
+        words = np.random.default_rng([settings["seed"], i, 1])
+        for language in LANGUAGES:
+            example = random_example(scene, language, words)
+            samples.append(Sample(example.messages, example.answer, where, picture, key))
+    if not demo:
+        for i, text in enumerate(settings["texts"]):
+            asked: tuple[Message, ...] = ({"role": "user", "content": text["question"]},)
+            samples.append(Sample(asked, text["answer"], f"built-in text {i + 1}"))
+    return samples
+
+
+def read_samples(path: Path, *, pictures: bool, skip_bad: bool) -> list[Sample]:
+    """Reads JSON lines: `question`, and if there are `image`, a path beside the file, `answer`.
+
+    Args:
+        path: the file.
+        pictures: whether the model has eyes.
+        skip_bad: warn of lines that cannot be used, and go on.
+
+    Raises:
+        CalibrationError: no such file, nothing in it, or a bad line, by its number.
+    """
+    samples = []
+    lines = list(json_lines(_content(path)))
+    for number, line in lines:
+        try:
+            samples.append(_read_line(line, path, f"{path}, line {number}", pictures))
+        except (CalibrationError, PictureError, PromptError) as error:
+            problem = f"{path}, line {number}: {error}"
+            if not skip_bad:
+                hint = "mend it, or leave out such lines with --skip-bad"
+                raise CalibrationError(f"{problem}; {hint}") from error
+            _LOG.warning("%s: left out", problem)
+    if len(samples) < len(lines):
+        left_out = len(lines) - len(samples)
+        _LOG.warning("%s: %d of %d lines left out", path, left_out, len(lines))
+    if not samples:
+        raise CalibrationError(
+            f"{path}: holds no usable sample; expected lines such as "
+            '{"image": "cat.jpg", "question": "What is this?", "answer": "A cat."}'
+        )
+    return samples
+
+
+def tokenize(samples: Sequence[Sample], checkpoint: Checkpoint) -> list[TokenizedSample]:
+    """Returns samples as the decoder gets them.
+
+    Raises:
+        CalibrationError: the checkpoint has no tokenizer, or a sample is too long.
+    """
+    if checkpoint.tokenizer is None:
+        raise CalibrationError(
+            f"{checkpoint.path}: has no tokenizer.model, so it cannot read calibration's samples; "
+            "choose a method without calibration, --method mse"
+        )
+    tokenizer = Tokenizer(checkpoint.tokenizer)
+    vision, resampler = checkpoint.config.vision, checkpoint.config.resampler
+    tokenized = []
+    for sample in samples:
+        queries = resampler.query_num if sample.picture is not None and resampler else 0
+        prompt = tokenizer.prompt(sample.messages, queries)
+        answer = tokenizer.encode(sample.answer)
+        ids = torch.tensor(prompt.ids + answer)
+        if len(ids) > _MAX_TOKENS:
+            raise CalibrationError(
+                f"{sample.where}: has {len(ids)} tokens; at most {_MAX_TOKENS} are used"
+            )
+        pixels = None
+        if sample.picture is not None and vision is not None:
+            pixels = partial(_pixels, sample.picture, vision.image_size)
+        tokenized.append(TokenizedSample(ids, prompt.image_start, sample.picture_digest, pixels))
+    return tokenized
+
+
+def _draw(seed: int, i: int) -> Image.Image:
+    rng = np.random.default_rng([seed, i])
+    return draw(random_scene(rng), rng).picture
+
+
+def _pixels(picture: Callable[[], Image.Image], size: int) -> Tensor:
+    return preprocess(picture(), size)
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return read_regular(path)
+    except OSError as error:
+        raise CalibrationError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def _read_line(line: bytes, path: Path, where: str, pictures: bool) -> Sample:
+    if len(line) > _LINE_BYTES:
+        raise CalibrationError(f"has {len(line):,} bytes; at most {_LINE_BYTES:,} are read")
+    try:
+        raw: Any = parse_json(line)
+    except ValueError as error:
+        raise CalibrationError(f"not a line of JSON: {error}") from error
+    if not isinstance(raw, dict) or not all(isinstance(value, str) for value in raw.values()):
+        raise CalibrationError("expected an object of texts: question, and maybe image and answer")
+    unknown = sorted(set(raw) - _KEYS)
+    if unknown or "question" not in raw:
+        what = f"has the unknown key {unknown[0]!r:.40}" if unknown else "lacks the key question"
+        raise CalibrationError(f"{what}; known keys: {', '.join(sorted(_KEYS))}")
+    messages: tuple[Message, ...] = ({"role": "user", "content": raw["question"]},)
+    check_question(messages)
+    if "image" not in raw:
+        return Sample(messages, raw.get("answer", ""), where)
+    if not pictures:
+        raise CalibrationError("names an image, but the checkpoint has no vision encoder")
+    file = path.parent / raw["image"]
+    try:
+        open_picture(file)
+    except ValueError as error:  # a NUL in the name
+        raise PictureError(f"{raw['image']!r:.80}: {error}") from error
+    digest = hashlib.sha256(read_regular(file)).hexdigest()
+    picture = partial(open_picture, file)
+    return Sample(messages, raw.get("answer", ""), where, picture, digest)

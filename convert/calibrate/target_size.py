@@ -1,0 +1,282 @@
+"""`--target-size`: which formats lose least within a number of bytes, by measuring each part.
+
+Every part of the model (the vision encoder, the token embedding, all layers' qkv, …) is stored in
+every format that has a kernel, one at a time, the rest of the model in full precision; what that
+costs is the KL divergence of the logits. Losses of several parts add up, nearly, so the best
+choice within a size follows from a table. Float16 counts as lossless. 4-bit codes have searched
+scales here; calibration, which loses less, comes after the choice.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor
+
+from convert.bundle.plan import FORMATS, Plan, Recipe, make_plan, stored_specs
+from convert.calibrate.layer import STAGES, LayerWalk, round_inputs
+from convert.calibrate.samples import Sample, TokenizedSample, tokenize
+from convert.calibrate.store import Stream
+from convert.checkpoint.reader import Checkpoint
+from convert.checkpoint.tensor_tables import EMBEDDING, HEAD
+from quantize.errors import ConfigError, ShapeError
+from quantize.methods import METHODS, quantize_weight
+from quantize.schemes import GroupScheme, dequantize_groups
+from runtime.reference import metrics
+from runtime.reference.arithmetic import apply_vision_arithmetic, round_to_format
+from runtime.reference.decoder import DecoderLayer
+from runtime.reference.load import VISION, load_reference
+from runtime.reference.model import MiniCPMV
+
+LOSSLESS = "f16_tiled"
+_PLAIN = ("f16", "f32")  # formats of what no kernel multiplies
+_SAMPLES = 16  # whose logits are compared
+_UNITS = {"MB": 10**6, "GB": 10**9, "MiB": 2**20, "GiB": 2**30}
+# The patterns of the bundle's tensors that get one format together.
+PARTS = {
+    "vision encoder": tuple(f"vision.blocks.*.{n}.weight" for n in ("qkv", "proj", "fc1", "fc2")),
+    "resampler": ("resampler.*proj.weight",),
+    "token embedding": ("llm.embed",),
+    "LM head": ("llm.head",),
+    **{f"layers' {stage.name}": (f"llm.layers.*.{stage.name}",) for stage in STAGES},
+}
+_SEES = ("vision encoder", "resampler")
+
+Progress = Callable[[str, int, int], None]  # stage, done, in all
+Losses = Mapping[tuple[str, str], float]  # by part and format: mean KL divergence, nats
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A recipe that fits, and what it is expected to lose."""
+
+    recipe: Recipe
+    formats: Mapping[str, str]  # by part
+    loss: float  # mean KL divergence, nats: the sum of what its parts lose alone
+
+
+def parse_size(text: str) -> int:
+    """Reads a size such as `1.9GB`, `1900MB` or `1.8GiB`.
+
+    Raises:
+        ConfigError: not a size.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(MB|GB|MiB|GiB)", text.strip())
+    size = round(float(match[1]) * _UNITS[match[2]]) if match else 0
+    if not match or size <= 0:
+        raise ConfigError(f"--target-size {text!r:.40}: expected a size such as 1.9GB or 1800MiB")
+    return size
+
+
+def choose_recipe(checkpoint: Checkpoint, base: Recipe, size: int, losses: Losses) -> Choice:
+    """Returns the recipe that loses least within a size.
+
+    Args:
+        checkpoint: what it is for.
+        base: whose number format and method it has, and whose formats of all that is in no part.
+        size: bytes of the weights file.
+        losses: from `measure_losses`.
+
+    Raises:
+        ConfigError: no choice is so small; see `smallest_size`.
+    """
+    frontier: list[tuple[int, float, dict[str, str]]] = [(0, 0.0, {})]
+    for part, formats in part_formats(checkpoint, base).items():
+        grown = [
+            (nbytes + more, loss + losses.get((part, form), 0.0), {**chosen, part: form})
+            for nbytes, loss, chosen in frontier
+            for form, more in formats.items()
+        ]
+        frontier = []
+        for state in sorted(grown, key=lambda state: state[:2]):
+            if not frontier or state[1] < frontier[-1][1]:  # larger ones must lose less
+                frontier.append(state)
+    smallest_size(checkpoint, base, size)
+    for _, loss, chosen in reversed(frontier):
+        recipe = _with_formats(base, chosen, losses)
+        if make_plan(checkpoint.config, checkpoint.untied_head, recipe).nbytes <= size:
+            return Choice(recipe, chosen, loss)
+    raise AssertionError("the smallest fits")
+
+
+def smallest_size(checkpoint: Checkpoint, base: Recipe, size: int) -> int:
+    """Returns the bytes of the smallest choice.
+
+    Raises:
+        ConfigError: it is larger than `size`.
+    """
+    table = part_formats(checkpoint, base)
+    least = {part: min(formats, key=formats.__getitem__) for part, formats in table.items()}
+    recipe = _with_formats(base, least)
+    smallest = make_plan(checkpoint.config, checkpoint.untied_head, recipe).nbytes
+    if smallest > size:
+        raise ConfigError(
+            f"--target-size {size / 1e6:,.2f} MB: no recipe is so small; the smallest that this "
+            f"model can have takes {smallest / 1e6:,.2f} MB"
+        )
+    return smallest
+
+
+@torch.no_grad()
+def measure_losses(
+    checkpoint: Checkpoint, base: Recipe, samples: Sequence[Sample], progress: Progress
+) -> Losses:
+    """Measures what each part loses in each format; one decoder layer is in memory at a time.
+
+    Args:
+        checkpoint: with its tokenizer.
+        base: the number format.
+        samples: conversations; a few of them are used.
+        progress: counts layers.
+
+    Raises:
+        CalibrationError: a sample does not suit the model.
+        CheckpointError: a tensor holds NaN or infinity.
+    """
+    few = tokenize(samples[:: max(1, -(-len(samples) // _SAMPLES))], checkpoint)
+    table = part_formats(checkpoint, base)
+    variants = [(part, form) for part, row in table.items() for form in row if form != LOSSLESS]
+    measured = _Measurement(checkpoint, base, few)
+    streams = measured.begin(variants)
+    depth = checkpoint.config.decoder.num_hidden_layers
+    for i in range(depth):
+        progress("measure formats", i, depth)
+        measured.layer(i, streams)
+    progress("measure formats", depth, depth)
+    return measured.losses(streams)
+
+
+Variant = tuple[str, str]  # part and format
+_EXACT: Variant = ("", LOSSLESS)
+
+
+class _Measurement:
+    """Streams of the same samples through variants of a model."""
+
+    def __init__(
+        self, checkpoint: Checkpoint, base: Recipe, samples: Sequence[TokenizedSample]
+    ) -> None:
+        self._checkpoint, self._base, self._samples = checkpoint, base, samples
+        self._scheme: GroupScheme = base.scheme
+
+    def begin(self, variants: Sequence[Variant]) -> dict[Variant, Stream]:
+        """Returns the first layer's inputs in every variant."""
+        used = torch.unique(torch.cat([sample.ids for sample in self._samples]))
+        rows = self._checkpoint.read(EMBEDDING)[used].float()
+        exact = self._images(None)
+        streams = {_EXACT: self._embed(used, rows, exact)}
+        for variant in variants:
+            part, form = variant
+            images = self._images(variant) if part in _SEES else exact
+            mine = self._rounded(rows, form, EMBEDDING) if part == "token embedding" else rows
+            streams[variant] = self._embed(used, mine, images)
+        return streams
+
+    def layer(self, i: int, streams: dict[Variant, Stream]) -> None:
+        """Takes all streams through a layer."""
+        layer = load_reference(self._checkpoint, only=(f"llm.model.layers.{i}.",)).llm.model.layers[
+            i
+        ]
+        assert isinstance(layer, DecoderLayer)
+        for variant, stream in streams.items():
+            walk = LayerWalk(copy.deepcopy(layer), stream)
+            for stage in STAGES:
+                if variant[0] == f"layers' {stage.name}":
+                    weight = self._rounded(walk.weight(stage), variant[1], stage.name)
+                    walk.set_weight(stage, weight, variant[1], self._scheme)
+                walk.advance()
+            streams[variant] = walk.stream
+
+    def losses(self, streams: Mapping[Variant, Stream]) -> Losses:
+        """Compares the variants' logits with the exact model's."""
+        untied, c = self._checkpoint.untied_head, self._checkpoint.config.decoder
+        norm = load_reference(self._checkpoint, only=("llm.model.norm.",)).llm.model.norm
+        exact = self._checkpoint.read(HEAD if untied else EMBEDDING).float()
+        part = "LM head" if untied else "token embedding"
+        reference = [norm(x) / c.logits_divisor @ exact.T for x in streams[_EXACT]]
+        losses = {}
+        for variant, stream in streams.items():
+            if variant == _EXACT:
+                continue
+            head = self._rounded(exact, variant[1], "LM head") if variant[0] == part else None
+            kl = []
+            for expected, x in zip(reference, stream, strict=True):
+                hidden = norm(x) / c.logits_divisor
+                if head is not None:
+                    hidden = round_inputs(hidden, variant[1], self._scheme)
+                logits = hidden @ (exact if head is None else head).T
+                kl.append(metrics.kl_divergence(expected, logits))
+            losses[variant] = metrics.mean(torch.cat(kl))
+        return losses
+
+    def _embed(self, used: Tensor, rows: Tensor, images: Sequence[Tensor | None]) -> Stream:
+        stream = []
+        for sample, image in zip(self._samples, images, strict=True):
+            embeds = rows[torch.searchsorted(used, sample.ids)]
+            embeds = embeds * self._checkpoint.config.decoder.scale_emb
+            if image is not None and sample.image_start is not None:
+                embeds[sample.image_start : sample.image_start + len(image)] = image
+            stream.append(embeds)
+        return stream
+
+    def _images(self, variant: Variant | None) -> list[Tensor | None]:
+        """Returns each sample's image tokens, with one part of what sees in another format."""
+        if all(sample.pixels is None for sample in self._samples):
+            return [None] * len(self._samples)
+        model = load_reference(self._checkpoint, only=VISION)
+        if variant is not None:
+            apply_vision_arithmetic(model, self._vision_plan(*variant))
+        return [None if s.pixels is None else _image(model, s.pixels()) for s in self._samples]
+
+    def _vision_plan(self, part: str, form: str) -> Plan:
+        """Returns a plan that stores one part in a format and the rest without loss."""
+        lossless = dict.fromkeys(_SEES, LOSSLESS) | {part: form}
+        recipe = _with_formats(self._base, lossless)
+        return make_plan(self._checkpoint.config, self._checkpoint.untied_head, recipe)
+
+    def _rounded(self, weight: Tensor, form: str, name: str) -> Tensor:
+        if form != "q4":
+            return round_to_format(weight, form, self._scheme, name)
+        parts = quantize_weight(weight.half().numpy(), self._scheme, METHODS["mse"], name=name)
+        return torch.from_numpy(dequantize_groups(*parts, self._scheme))
+
+
+def _image(model: MiniCPMV, pixels: Tensor) -> Tensor:
+    assert model.vpm is not None and model.resampler is not None
+    tokens: Tensor = model.resampler(model.vpm(pixels))[0]
+    return tokens
+
+
+def part_formats(checkpoint: Checkpoint, base: Recipe) -> dict[str, dict[str, int]]:
+    """Returns the bytes that each part of a model takes in each format that can hold it."""
+    table: dict[str, dict[str, int]] = {}
+    for part, patterns in PARTS.items():
+        probe = _with_formats(base, {part: LOSSLESS})
+        plan = make_plan(checkpoint.config, checkpoint.untied_head, probe)
+        mine = [t for t in plan.tensors if any(fnmatchcase(t.name, p) for p in patterns)]
+        if not mine:
+            continue
+        table[part] = {}
+        for form in (form for form in FORMATS if form not in _PLAIN):
+            try:
+                specs = [stored_specs(t.name, t.rule.shape, form, base.scheme) for t in mine]
+            except ShapeError:  # a width without whole groups
+                continue
+            table[part][form] = sum(spec.nbytes for tensor in specs for spec in tensor)
+    return table
+
+
+def _with_formats(base: Recipe, formats: Mapping[str, str], losses: Losses | None = None) -> Recipe:
+    """Returns a recipe with other formats for some parts, and why."""
+    rows = []
+    for part, form in formats.items():
+        why = part
+        if losses is not None:
+            why += f": alone, KL {losses.get((part, form), 0.0):.2g}"
+        rows += [{"pattern": p, "format": form, "why": why} for p in PARTS[part]]
+    return Recipe.from_json({**base.source, "tensors": [*rows, *base.source["tensors"]]})

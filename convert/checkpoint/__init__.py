@@ -1,0 +1,1 @@
+"""Checkpoints: configuration, reader, writer, shards, tensor tables, synthetic ones."""

@@ -1,0 +1,1 @@
+"""`minicpmv convert`, `info` and `synth`."""

@@ -1,0 +1,126 @@
+"""What `minicpmv info` says of a recipe and of an MLC package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from convert.bundle.plan import Plan, Recipe, make_plan
+from convert.checkpoint.config import CONFIGS, ModelConfig
+from convert.mlc.package import read_manifest
+from convert.support.strict_json import load_json
+from quantize.errors import ConfigError
+
+FULL_SIZE = CONFIGS / "model" / "minicpm-v-1.0.json"
+ORIGINAL_PORT_BYTES = 2_952_110_912  # of the original phone port, from its own manifest
+
+
+def is_recipe(path: Path) -> bool:
+    """Says whether a file is a quantization recipe rather than a model's configuration."""
+    try:
+        raw = load_json(path)
+    except (OSError, ValueError):
+        return False
+    return isinstance(raw, dict) and "tensors" in raw
+
+
+def describe_recipe(path: Path) -> dict[str, Any]:
+    """Returns what a recipe does, and what it makes of the real model.
+
+    Raises:
+        ConfigError: a missing, unknown or contradictory key.
+    """
+    raw = load_json(path)
+    try:
+        recipe = Recipe.from_json(raw)
+    except TypeError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    config = ModelConfig.load(FULL_SIZE)
+    plan, own_head = (make_plan(config, untied, recipe) for untied in (False, True))
+    return {
+        "kind": "recipe",
+        "path": str(path),
+        "method": recipe.method,
+        "full_size": {
+            "model": FULL_SIZE.stem,
+            "bytes": plan.nbytes,
+            "bits_per_weight": round(plan.bits_per_weight, 3),
+            "of_original_port": round(plan.nbytes / ORIGINAL_PORT_BYTES, 3),
+            "own_head_bytes": own_head.nbytes,  # where the LM head is not the embedding
+            "groups": groups(plan),
+        },
+    }
+
+
+def groups(plan: Plan) -> list[dict[str, Any]]:
+    """Sums up a plan's tensors by part, reason and format."""
+    return [
+        {
+            "part": group.part,
+            "what": group.why,
+            "format": group.format,
+            "tensors": len(group.tensors),
+            "parameters": group.parameters,
+            "bytes": group.nbytes,
+        }
+        for group in plan.groups()
+    ]
+
+
+def describe_mlc_package(path: Path) -> dict[str, Any]:
+    """Returns what an MLC package holds.
+
+    Raises:
+        BundleError: not one of ours, or damaged.
+    """
+    manifest = read_manifest(path)
+    config = ModelConfig.from_json(manifest["model"])
+    size, parameters = manifest["weights_bytes"], manifest["parameters"]
+    library = [name for name in manifest["files"] if name.endswith(".tar")]
+    return {
+        "kind": "MLC package",
+        "path": str(path),
+        "architecture": config.architecture,
+        "quantization": f"{manifest.get('quantization')}, {manifest['method']}",
+        "pictures": False,
+        "library": library[0] if library else None,
+        "tokenizer": "tokenizer.model" in manifest["files"],
+        "source": manifest["source"],
+        "weights": {
+            "parameters": parameters,
+            "bytes": size,
+            "bits_per_weight": round(8 * size / max(parameters, 1), 3),
+        },
+        "files": {name: record["size"] for name, record in manifest["files"].items()},
+    }
+
+
+def lines(info: dict[str, Any]) -> list[tuple[str, str]]:
+    """Returns what to print of either, as pairs of key and text."""
+    from convert.support.console import Size, megabytes
+
+    rows = [(info["kind"], info["path"])]
+    if info["kind"] == "recipe":
+        full = info["full_size"]
+        rows.append(("method", info["method"]))
+        bits = f"{full['bits_per_weight']:.2f} bits per weight"
+        share = f"{full['of_original_port']:.1%} of the original port's "
+        size = f"{megabytes(full['bytes'])}, {bits}, {share}{ORIGINAL_PORT_BYTES / 1e6:,.0f} MB"
+        rows.append(("full size", size))
+        rows.append(("", f"{megabytes(full['own_head_bytes'])} with an LM head of its own"))
+        for group in full["groups"]:
+            what = f"{group['part']}, {group['what']}"
+            rows.append(("", f"{group['format']:10}{Size(group['bytes'])!s:>14}  {what}"))
+        return rows
+    weights = info["weights"]
+    bits = f"{weights['bits_per_weight']:.2f} bits per weight"
+    rows += [
+        ("architecture", f"{info['architecture']}, its decoder"),
+        ("quantization", info["quantization"]),
+        ("pictures", "not part of this package: MLC-LLM runs the text model only"),
+        ("tokenizer", "tokenizer.model" if info["tokenizer"] else "none: weights only"),
+        ("library", info["library"] or "not compiled yet"),
+        ("weights", f"{weights['parameters']:,} parameters, {Size(weights['bytes'])}, {bits}"),
+    ]
+    rows += [("", f"{name}  {Size(size)}") for name, size in info["files"].items()]
+    return rows

@@ -1,0 +1,1 @@
+"""Engines: toolchain, units, compiled blocks, their cache, the build."""

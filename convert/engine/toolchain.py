@@ -1,0 +1,338 @@
+"""Compiles and links C++, for any platform; keeps what it compiled in a cache.
+
+The compiler is zig, unless a test gives another. zig brings the linker, libc++ and musl for every
+platform. Each object is kept under a key made of all that it follows from, beside its hash: what
+is missing, half-written or damaged is compiled again, the rest is linked as it is; what is not
+used for long goes. zig's own cache, which believes what it finds, lasts as long as a toolchain.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import logging
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from types import TracebackType
+
+from convert.engine.object_cache import cached_objects
+from convert.support.cache import (
+    KEPT_SECONDS,
+    cache_folder,
+    hash_file,
+    is_damaged,
+    is_whole,
+    keep,
+    locked,
+    mark_used,
+    writing,
+)
+from convert.support.scratch import scratch_folder
+from convert.support.whole_file import whole_file
+from quantize.errors import ToolkitError
+
+PAGE_BYTES = 16384  # Android's larger page size; a multiple of every smaller one
+# The oldest processors that a program starts on, in zig's words. Compiled blocks may want more.
+BASELINE = {"x86_64": "x86_64_v2", "aarch64": "generic"}
+_COMPILE = (
+    *("-std=c++17", "-O2", "-g0", "-DNDEBUG", "-fPIE", "-fvisibility=hidden"),
+    *("-ffunction-sections", "-fdata-sections"),
+)
+_LINK = (
+    *("-O3", "--entry", "_start", "-static", "-pie", "-s", "--gc-sections", "--as-needed"),
+    *("--build-id=none", "--image-base=0", "--eh-frame-hdr", "-znow", "--error-limit=0"),
+    *("-z", "stack-size=16777216", "-z", f"max-page-size={PAGE_BYTES}"),
+)
+_EMULATIONS = {"x86_64": "elf_x86_64", "aarch64": "aarch64linux"}  # the linker's words
+_LIB = "lib"  # what leads to zig's own sources, where zig runs
+# What zig builds for a static program, in the order in which it is linked: before the objects, and
+# behind them.
+_START = ("rcrt1.o",)
+_LIBRARIES = (
+    *("libc++abi.a", "libc++.a", "libunwind.a", "libc.a", "libzigc.a", "libcompiler_rt.a"),
+)
+_PROGRAM = ("-O2", "-static", "-pie", "-s")  # of the program that makes zig build them
+
+_LOG = logging.getLogger(__name__)
+Progress = Callable[[str, int, int], None]  # stage, done, in all
+
+
+class BuildError(ToolkitError):
+    """A program could not be built: a source does not compile, or something is not installed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tree:
+    """A folder of sources. Keys and programs know it by its name, wherever it lies."""
+
+    name: str
+    folder: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unit:
+    """Sources that are compiled in the same way."""
+
+    name: str
+    trees: tuple[Tree, ...]  # the first holds the sources
+    sources: tuple[str, ...]  # relative to the first tree
+    flags: tuple[str, ...]
+    includes: tuple[str, ...]  # folders: a tree's name, then the way inside it
+    foreign: tuple[str, ...] = ()  # likewise, of others' headers: no warnings for those
+    content: str  # a hash or version of what the sources include
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compiler:
+    """How C++ is compiled and linked."""
+
+    name: str
+    version: str
+    command: tuple[str, ...]
+    linker: tuple[str, ...]
+    library: Path | None = None  # what zig compiles its libraries from; others bring them compiled
+    platform_flags: tuple[str, ...]
+    compile_flags: tuple[str, ...]
+    link_flags: tuple[str, ...]
+
+
+class Toolchain:
+    """A compiler for one platform; a context manager: it needs a folder for its own files."""
+
+    def __init__(
+        self,
+        triple: str,
+        *,
+        compiler: Compiler | None = None,
+        cache: Path | None = None,
+        jobs: int | None = None,
+    ) -> None:
+        """Chooses a platform.
+
+        Args:
+            triple: zig's name of it, for example `aarch64-linux-musl`.
+            compiler: None takes zig; another's platform may have any name.
+            cache: where objects are kept; None takes the user's, see `convert.support.cache`.
+            jobs: compilers at a time; None takes as many as this process may use processors.
+
+        Raises:
+            BuildError: an architecture that nobody here has tried.
+        """
+        self._compiler = compiler or _zig(triple)
+        self._triple = triple
+        self._cache = (cache or cache_folder()).absolute()
+        self._jobs = jobs or _processors()
+        self._scratch: Path | None = None  # inside the `with` block
+        self._open = ExitStack()
+
+    def __enter__(self) -> Toolchain:
+        self._scratch = self._open.enter_context(scratch_folder("zig-"))
+        if self._compiler.library is not None:
+            (self._scratch / _LIB).symlink_to(self._compiler.library)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._open.__exit__(kind, error, trace)
+
+    def compile(self, unit: Unit, on_progress: Progress) -> list[Path]:
+        """Returns the objects of a unit, in the order of its sources; compiles what is missing.
+
+        Raises:
+            BuildError: a source does not compile.
+        """
+        folder = self._cache / f"{unit.name}-{self._triple}"
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        with locked(folder), ThreadPoolExecutor(self._jobs) as pool:
+            objects = [folder / self._object_name(unit, source) for source in unit.sources]
+            missing = {s: o for s, o in zip(unit.sources, objects, strict=True) if not is_whole(o)}
+            for path in filter(is_damaged, missing.values()):
+                _LOG.warning("%s: damaged; compiled again", path)
+            running = [pool.submit(self._compile, unit, s, o) for s, o in missing.items()]
+            stage = f"{unit.name} for {self._triple}"
+            try:
+                for done, future in enumerate(as_completed(running)):
+                    on_progress(stage, done, len(running))
+                    future.result()
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+            if running:
+                on_progress(stage, len(running), len(running))
+            _forget(folder, objects)
+        return objects
+
+    def link(self, objects: Sequence[Path], output: Path) -> None:
+        """Links a static, stripped program; `output` appears whole or not at all.
+
+        Raises:
+            BuildError: a symbol is missing or defined twice.
+        """
+        output.parent.mkdir(parents=True, exist_ok=True)
+        start, libraries = self.compile_libraries()
+        inputs = [str(path.absolute()) for path in (*start, *objects, *libraries)]
+        command = [*self._compiler.linker, *self._compiler.link_flags]
+        with whole_file(output) as whole:
+            self._run(
+                [*command, "-o", str(whole.absolute()), *inputs],
+                f"{output.name}: cannot be linked",
+            )
+
+    def compile_libraries(self) -> tuple[list[Path], list[Path]]:
+        """Returns what programs are linked with, before their objects and behind them.
+
+        Raises:
+            BuildError: zig cannot build it.
+            CacheError: the cache cannot be written.
+        """
+        compiler = self._compiler
+        if compiler.library is None:
+            return [], []
+        about = {compiler.name: compiler.version, "flags": [*compiler.platform_flags, *_PROGRAM]}
+        home = self._cache / f"libraries-{self._triple}"
+        folder = self._folder / "libraries"
+        with writing(home):
+            home.mkdir(parents=True, exist_ok=True)
+        with locked(home):
+            cached_objects(about, folder, self._build_libraries, home)
+        return [folder / name for name in _START], [folder / name for name in _LIBRARIES]
+
+    def _build_libraries(self, folder: Path) -> None:
+        """Lets zig build a program, and takes what it links with from zig's cache."""
+        source = self._folder / "empty.cc"
+        source.write_text("int main() {}\n")
+        compiler = self._compiler
+        command = [*compiler.command, *compiler.platform_flags, *_PROGRAM, "-v"]
+        said = self._run(
+            [*command, "-o", "empty", source.name], "an empty program: cannot be built"
+        )
+        links = [line for line in said.splitlines() if line.startswith("ld.lld ")]
+        found = [word for word in links[-1].split() if word.startswith("global/")] if links else []
+        if [Path(word).name for word in found] != [*_START, *_LIBRARIES]:
+            raise BuildError(
+                f"{compiler.name} {compiler.version} links with {' '.join(found) or 'nothing'}; "
+                f"expected {' '.join((*_START, *_LIBRARIES))}; `minicpmv doctor` says which zig it "
+                "should be"
+            )
+        for word in found:
+            shutil.copy(self._folder / word, folder)
+
+    @property
+    def _folder(self) -> Path:
+        assert self._scratch is not None, "a toolchain works inside its `with` block"
+        return self._scratch
+
+    def _object_name(self, unit: Unit, source: str) -> str:
+        compiler = self._compiler
+        flags = [*compiler.platform_flags, *compiler.compile_flags, *unit.flags]
+        about = {
+            compiler.name: compiler.version,
+            "flags": [*flags, *unit.includes, *unit.foreign],
+            "content": unit.content,
+            "source": source,
+            "text": hashlib.sha256((unit.trees[0].folder / source).read_bytes()).hexdigest(),
+        }
+        key = hashlib.sha256(json.dumps(about).encode()).hexdigest()
+        return f"{Path(source).stem}-{key[:32]}.o"
+
+    def _compile(self, unit: Unit, source: str, output: Path) -> None:
+        flags = [*unit.flags]
+        flags += [f"-I{_find(include, unit.trees)}" for include in unit.includes]
+        flags += [f"-isystem{_find(include, unit.trees)}" for include in unit.foreign]
+        # Messages and checks carry the names of sources: not those of this machine's folders.
+        flags += [f"-ffile-prefix-map={tree.folder.absolute()}={tree.name}" for tree in unit.trees]
+        whole = output.with_suffix(f".partial-{os.getpid()}")
+        compiler = self._compiler
+        command = [*compiler.command, *compiler.platform_flags, *compiler.compile_flags, *flags]
+        try:
+            self._run(
+                [*command, "-c", "-o", str(whole), str(unit.trees[0].folder.absolute() / source)],
+                f"{unit.name}: {source} does not compile for {self._triple}",
+            )
+            with writing(output.parent):
+                keep(whole, output)
+        finally:
+            whole.unlink(missing_ok=True)
+
+    def _run(self, command: Sequence[str], problem: str) -> str:
+        """Runs a compiler or a linker; returns what it wrote to stderr."""
+        environment = dict(os.environ)
+        if self._compiler.library is not None:
+            # Seen from where zig runs, so that what it builds does not tell where that was.
+            environment |= {"ZIG_GLOBAL_CACHE_DIR": "global", "ZIG_LOCAL_CACHE_DIR": "local"}
+            environment["ZIG_LIB_DIR"] = _LIB
+        try:
+            done = subprocess.run(
+                command,
+                cwd=self._folder,
+                env=environment,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                check=False,
+            )
+        except OSError as error:
+            raise BuildError(f"{problem}: {command[0]}: {error.strerror or error}") from error
+        if done.returncode:
+            lines = [line for line in done.stderr.splitlines() if line.strip()]
+            errors = [line for line in lines if "error:" in line] or lines or ["no message"]
+            raise BuildError(f"{problem}: {errors[0].strip()}")
+        return done.stderr
+
+
+def _zig(triple: str) -> Compiler:
+    architecture = triple.partition("-")[0]
+    if architecture not in BASELINE:
+        raise BuildError(
+            f"{triple}: cannot be built for; known architectures: {', '.join(BASELINE)}"
+        )
+    found = importlib.util.find_spec("ziglang")
+    if found is None or not found.submodule_search_locations:
+        raise BuildError("the package ziglang is not installed; it compiles the engine")
+    package = Path(found.submodule_search_locations[0]).resolve()
+    return Compiler(
+        name="zig",
+        version=version("ziglang"),
+        command=(str(package / "zig"), "c++"),
+        linker=(str(package / "zig"), "ld.lld", "-m", _EMULATIONS[architecture]),
+        library=package / "lib",
+        platform_flags=("-target", triple, f"-mcpu={BASELINE[architecture]}"),
+        compile_flags=_COMPILE,
+        link_flags=_LINK,
+    )
+
+
+def _find(include: str, trees: Sequence[Tree]) -> Path:
+    tree, _, inside = include.partition("/")
+    return next(t.folder for t in trees if t.name == tree).absolute() / inside
+
+
+def _processors() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _forget(folder: Path, used: Sequence[Path]) -> None:
+    """Removes what nobody has used for long, and marks what is used now."""
+    kept = {*used, *map(hash_file, used)}
+    for path in kept:
+        mark_used(path)
+    for path in {*folder.iterdir()} - kept:
+        with suppress(OSError):  # without locks another process may be doing the same
+            if path.stat().st_mtime < time.time() - KEPT_SECONDS:
+                path.unlink()

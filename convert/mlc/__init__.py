@@ -1,0 +1,1 @@
+"""The decoder as a package for MLC-LLM."""

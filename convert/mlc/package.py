@@ -1,0 +1,258 @@
+"""A package for MLC-LLM: the decoder's weights, `mlc-chat-config.json`, the tokenizer.
+
+What MLC-LLM's `convert_weight` and `gen_config` make for its `minicpm` model type, but for three
+things that are stated here because it would get them wrong: `tie_word_embeddings` (its default is
+false), the conversation template (it has none for MiniCPM), and `tokenizer.model` alone (a
+`tokenizer.json` made from it with today's `transformers` gives other ids). Pictures are not part
+of it. `mlc-package.json` is ours: what was made, from what, and every file's hash.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from convert.bundle.manifest import GENERATION, FileRecord, Source
+from convert.bundle.plan import Plan, Recipe, make_plan
+from convert.calibrate.store import CalibratedWeights
+from convert.checkpoint.config import CONFIGS, ModelConfig
+from convert.checkpoint.reader import Checkpoint
+from convert.mlc.params import write_params
+from convert.pipeline import Progress
+from convert.support.json_text import json_text
+from convert.support.output_folder import FolderKind
+from convert.support.strict_json import load_json
+from convert.support.whole_file import whole_file
+from quantize.errors import BundleError, ConfigError
+from runtime.inputs.prompt import ASSISTANT, USER
+
+MANIFEST, CHAT_CONFIG, TOKENIZER = "mlc-package.json", "mlc-chat-config.json", "tokenizer.model"
+KIND = FolderKind(manifest=MANIFEST, format="minicpmv-mlc-package", noun="MLC package")
+FORMAT_VERSION = 1
+SCHEME = "q4f16_1"  # the one of MLC-LLM's schemes that we write
+TOOLS = ("minicpmv", "numpy", "torch")
+# Tokens: a KV cache takes 360 KiB for each at full size, and MLC-LLM takes all of it at once.
+CONTEXT_WINDOW = 1024
+GENERATION_SET = "minicpm-v-1.0"  # of configs/generation.json
+_POSITIONS = 4096  # of a config.json that does not say
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackageReport:
+    """What was written."""
+
+    tensors: int
+    parameters: int
+    weights_bytes: int
+    tokenizer: bool
+
+
+def make_mlc_plan(config: ModelConfig, untied_head: bool, recipe: Recipe) -> Plan:
+    """Plans a decoder as MLC-LLM stores it: matrices in 4 bits, norms in float16.
+
+    Args:
+        config: the model, with or without eyes.
+        untied_head: whether the LM head is a matrix of its own.
+        recipe: whose number format and method count; its table of tensors is for bundles.
+
+    Raises:
+        ConfigError: the recipe's number format is not MLC-LLM's.
+        ShapeError: a width has no whole groups.
+    """
+    scheme = recipe.scheme
+    if (scheme.bits, scheme.group_size, scheme.zero_point) != (4, 32, 7):
+        raise ConfigError(f"recipe {scheme.name}: not of MLC-LLM's format {SCHEME}")
+    rows = [
+        {"pattern": "llm.*norm.weight", "format": "f16", "why": "norms"},
+        {"pattern": "llm.*", "format": "q4", "why": "matrices of the decoder"},
+        {"pattern": "*", "format": "f32", "why": "left out"},
+    ]
+    whole = make_plan(config, untied_head, Recipe.from_json({**recipe.source, "tensors": rows}))
+    decoder = tuple(tensor for tensor in whole.tensors if tensor.name.startswith("llm."))
+    return Plan(whole.recipe, decoder)
+
+
+def write_package(
+    checkpoint: Checkpoint,
+    source: Source,
+    plan: Plan,
+    folder: Path,
+    progress: Progress,
+    calibrated: CalibratedWeights | None = None,
+) -> PackageReport:
+    """Fills an empty folder with a package.
+
+    Args:
+        checkpoint: whose decoder; without a tokenizer only weights and configuration are written.
+        source: what the manifest says of it.
+        plan: made by `make_mlc_plan`.
+        folder: where to write.
+        progress: hears of every stage.
+        calibrated: what calibration made, if the recipe's method has one.
+
+    Raises:
+        CheckpointError: a tensor holds NaN, infinity, or more than float16 can.
+    """
+    nbytes = write_params(checkpoint, plan, folder, progress, calibrated)
+    if checkpoint.tokenizer is not None:
+        shutil.copyfile(checkpoint.tokenizer, folder / TOKENIZER)
+    config = chat_config(checkpoint)
+    text = json_text(config, indent=2) + "\n"
+    (folder / CHAT_CONFIG).write_text(text, "utf-8")
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    manifest = {
+        "format": KIND.format,
+        "format_version": FORMAT_VERSION,
+        "model": checkpoint.config.source,
+        "quantization": SCHEME,
+        "recipe": plan.recipe.scheme.name,
+        "method": plan.recipe.method,
+        "pictures": False,
+        "parameters": plan.parameters,
+        "weights_bytes": nbytes,
+        "source": asdict(source),
+        "tools": {"python": platform.python_version(), **{name: version(name) for name in TOOLS}},
+        "files": {path.name: asdict(FileRecord.of(path)) for path in files},
+    }
+    _write_manifest(folder, manifest)
+    return PackageReport(
+        tensors=len(plan.tensors),
+        parameters=plan.parameters,
+        weights_bytes=nbytes,
+        tokenizer=checkpoint.tokenizer is not None,
+    )
+
+
+def chat_config(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Returns the content of `mlc-chat-config.json`, keys in MLC-LLM's order."""
+    c, raw = checkpoint.config.decoder, checkpoint.config.source
+    window = min(CONTEXT_WINDOW, raw.get("max_position_embeddings") or _POSITIONS)
+    sets = json.loads((CONFIGS / GENERATION).read_text("utf-8"))["sets"]
+    sample = sets[GENERATION_SET]["sample"]
+    model_config = {
+        "vocab_size": c.vocab_size,
+        "hidden_size": c.hidden_size,
+        "num_hidden_layers": c.num_hidden_layers,
+        "num_attention_heads": c.num_attention_heads,
+        "num_key_value_heads": c.num_key_value_heads,
+        "hidden_act": "silu",
+        "rms_norm_eps": c.rms_norm_eps,
+        "intermediate_size": c.intermediate_size,
+        "scale_emb": _whole(c.scale_emb),
+        "scale_depth": c.scale_depth,
+        "dim_model_base": c.dim_model_base,
+        "use_cache": True,
+        "bos_token_id": c.bos_token_id,
+        "eos_token_id": c.eos_token_id,
+        "tie_word_embeddings": not checkpoint.untied_head,
+        "rope_theta": _whole(c.rope_theta),
+        "context_window_size": window,
+        "prefill_chunk_size": window,
+        "tensor_parallel_shards": 1,
+        "head_dim": c.head_dim,
+        "max_batch_size": 1,
+        "num_experts_per_tok": 0,
+        "num_experts": 0,
+    }
+    return {
+        "version": "0.1.0",
+        "model_type": "minicpm",
+        "quantization": SCHEME,
+        "model_config": model_config,
+        "vocab_size": c.vocab_size,
+        "context_window_size": window,
+        "sliding_window_size": -1,
+        "prefill_chunk_size": window,
+        "attention_sink_size": -1,
+        "tensor_parallel_shards": 1,
+        "pipeline_parallel_stages": 1,
+        "active_vocab_size": c.vocab_size,
+        "temperature": sample["temperature"],
+        "presence_penalty": 0.0,
+        "frequency_penalty": 0.0,
+        "repetition_penalty": 1.0,
+        "top_p": sample["top_p"],
+        "tokenizer_files": [TOKENIZER] if checkpoint.tokenizer is not None else [],
+        "tokenizer_info": {
+            "token_postproc_method": "byte_fallback",
+            "prepend_space_in_encode": False,
+            "strip_space_in_decode": False,
+        },
+        "conv_template": conversation_template(c.bos_token_id, c.eos_token_id),
+        "pad_token_id": 0,
+        "bos_token_id": c.bos_token_id,
+        "eos_token_id": c.eos_token_id,
+    }
+
+
+def conversation_template(bos: int, eos: int) -> dict[str, Any]:
+    """Returns MiniCPM's turns as MLC-LLM describes a conversation."""
+    return {
+        "name": "minicpm",
+        "system_template": "{system_message}",
+        "system_message": "",
+        "system_prefix_token_ids": [bos],
+        "add_role_after_system_message": True,
+        "roles": {"user": USER, "assistant": ASSISTANT},
+        "role_templates": {
+            "user": "{user_message}",
+            "assistant": "{assistant_message}",
+            "tool": "{tool_message}",
+        },
+        "messages": [],
+        "seps": [""],
+        "role_content_sep": "",
+        "role_empty_sep": "",
+        "stop_str": [],
+        "stop_token_ids": [eos],
+        "function_string": "",
+        "use_function_calling": False,
+    }
+
+
+def add_file(folder: Path, path: Path) -> None:
+    """Adds a file of the folder to its manifest."""
+    manifest = read_manifest(folder)
+    manifest["files"][path.name] = asdict(FileRecord.of(path))
+    _write_manifest(folder, manifest)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Reads `mlc-package.json`.
+
+    Raises:
+        BundleError: missing, or not a package of ours.
+    """
+    path = folder / MANIFEST
+    try:
+        raw = load_json(path)
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{path}: cannot be read: {error}") from error
+    if not isinstance(raw, dict) or raw.get("format") != KIND.format:
+        raise BundleError(f"{path}: not an MLC package's manifest")
+    if raw.get("format_version") != FORMAT_VERSION:
+        raise BundleError(f"{path}: of another format version; convert the checkpoint again")
+    expected = {"recipe": str, "method": str, "source": dict, "files": dict, "tools": dict}
+    for key, kind in (expected | {"parameters": int, "weights_bytes": int, "model": dict}).items():
+        if type(raw.get(key)) is not kind:
+            raise BundleError(f"{path}: damaged: {key} is no {kind.__name__}")
+    for name, record in raw["files"].items():
+        if not isinstance(record, dict) or type(record.get("size")) is not int:
+            raise BundleError(f"{path}: damaged: the file {name:.80} has no size")
+    return raw
+
+
+def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    text = json_text(manifest, indent=1) + "\n"
+    with whole_file(folder / MANIFEST) as file:
+        file.write_text(text, "utf-8")
+
+
+def _whole(value: float) -> float | int:
+    """MLC-LLM's configuration states some numbers as integers."""
+    return int(value) if value == int(value) else value

@@ -1,0 +1,1 @@
+"""The vision encoder and the resampler as an ONNX model."""

@@ -1,0 +1,1 @@
+"""What every room of the toolkit shares: console, files, hashes, caches, time."""

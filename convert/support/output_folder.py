@@ -1,0 +1,253 @@
+"""A folder that appears whole or not at all.
+
+It is written beside its place as `.NAME.partial-XXXXXXXX` and renamed when whole. The writer holds
+a lock on it, which the system drops however the writer ends: what a killed run left is told from
+what another run is writing, and removed by the next, or gone on with if that is asked for.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import logging
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from convert.support.scratch import ScratchError
+from convert.support.strict_json import load_json
+from quantize.errors import BundleError
+
+_MIB = 2**20
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class FolderKind:
+    """How a folder of ours is known: a JSON file in it whose `format` says so."""
+
+    manifest: str  # file name
+    format: str
+    noun: str  # what the user calls it
+
+
+class SpaceError(BundleError):
+    """The disk is full, or too small for what is to be written."""
+
+
+# What a run may go on after; any other error would come again.
+_INTERRUPTIONS = (KeyboardInterrupt, SystemExit, OSError, MemoryError, SpaceError, ScratchError)
+
+
+class OutputFolder:
+    """Context manager that gives a folder to write to; `commit` puts it in its place.
+
+    Left without `commit` it removes what was written; but where `resumable` says that it is worth
+    it, an interruption or a full disk leaves it for a run that goes on.
+    """
+
+    def __init__(self, path: Path, kind: FolderKind, *, resume: bool = False) -> None:
+        """Checks that `path` is free: nothing there, an empty folder, or a folder of `kind`.
+
+        Args:
+            path: where the folder is to appear.
+            kind: what it is.
+            resume: go on with what a broken run left beside it, if anything.
+
+        Raises:
+            BundleError: something else is there; it stays as it is.
+        """
+        self.path = Path(os.path.realpath(path))  # a link to a folder stays, its folder is replaced
+        self.resumable: Callable[[], bool] = lambda: False
+        self._kind, self._resume = kind, resume
+        self._partial: Path | None = None
+        self._lock: int | None = None
+        self._made: list[Path] = []
+        check_free(self.path, kind)
+
+    def require_space(self, nbytes: int) -> None:
+        """Raises SpaceError unless the disk has room for `nbytes` more bytes."""
+        folder = next(p for p in (self.path.parent, *self.path.parents) if p.is_dir())
+        free = shutil.disk_usage(folder).free
+        if free < nbytes:
+            raise SpaceError(
+                f"{self.path}: the disk has {free / _MIB:,.0f} MiB free, the {self._kind.noun} "
+                f"takes about {nbytes / _MIB:,.0f} MiB; free some space or choose another disk"
+            )
+
+    def __enter__(self) -> Path:
+        parent = self.path.parent
+        self._made = [p for p in (parent, *parent.parents) if not p.exists()]
+        parent.mkdir(parents=True, exist_ok=True)
+        with _locked(parent):
+            left = _take_stale(self.path, keep=self._resume)
+            if left is not None:
+                self._partial, self._lock = left
+                return self._partial
+            if self._resume:
+                _LOG.info("%s: nothing there to go on from; begins", self.path)
+            self._partial = parent / f".{self.path.name}.partial-{secrets.token_hex(4)}"
+            self._partial.mkdir()
+            self._lock = _try_lock(self._partial)
+        return self._partial
+
+    def commit(self) -> None:
+        """Puts the folder in its place; what was there goes only then."""
+        assert self._partial is not None, "commit comes inside the with block"
+        check_free(self.path, self._kind)  # it may have changed meanwhile
+        _sync(self._partial)
+        old = None
+        with _locked(self.path.parent):
+            if self.path.exists() and any(self.path.iterdir()):
+                old = self.path.with_name(f".{self.path.name}.old-{secrets.token_hex(4)}")
+                self.path.rename(old)
+            try:
+                self._partial.rename(self.path)
+            except BaseException:
+                if old is not None:
+                    old.rename(self.path)
+                raise
+            self._partial = None
+        if old is not None:
+            shutil.rmtree(old)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        stays = isinstance(error, _INTERRUPTIONS) and self.resumable()
+        if self._partial is not None and not stays:
+            shutil.rmtree(self._partial, ignore_errors=True)
+            for folder in self._made:
+                with suppress(OSError):
+                    folder.rmdir()
+        if self._lock is not None:
+            os.close(self._lock)
+        if self._partial is not None and stays:
+            _LOG.warning("%s keeps what is written; --resume goes on with it", self._partial)
+        if isinstance(error, OSError) and error.errno in _FULL:
+            then = (
+                "free some space and go on with --resume"
+                if stays
+                else "what was written is removed again. Free some space or choose another disk"
+            )
+            raise SpaceError(
+                f"{self.path}: the disk ran full while the {self._kind.noun} was written; {then}"
+            ) from error
+
+
+def check_free(path: Path, kind: FolderKind) -> None:
+    """Raises BundleError unless nothing that is not ours would be lost by replacing `path`."""
+    if not os.path.lexists(path):
+        return
+    if not path.is_dir():
+        raise BundleError(f"{path}: exists and is no folder; choose another output")
+    if not any(path.iterdir()):
+        return
+    listed = _listed_files(path, kind)
+    if listed is None:
+        raise BundleError(
+            f"{path}: exists and is no {kind.noun} (no {kind.manifest} of ours in it); choose "
+            "another output, or remove it yourself"
+        )
+    names = {str(p.relative_to(path)) for p in path.rglob("*") if not p.is_dir() or p.is_symlink()}
+    foreign = sorted(names - listed - {kind.manifest})
+    if foreign:
+        raise BundleError(
+            f"{path}: holds {foreign[0]}, which is no part of its {kind.noun} and would be lost; "
+            "move it away, or choose another output"
+        )
+
+
+def _listed_files(path: Path, kind: FolderKind) -> set[str] | None:
+    """Returns the files that a folder's manifest names; None if it has no manifest of `kind`.
+
+    A damaged folder of ours may be replaced, so its manifest is not judged further here.
+    """
+    manifest = path / kind.manifest
+    try:
+        raw = load_json(manifest)
+    except (OSError, ValueError):
+        return None
+    if not isinstance(raw, dict) or raw.get("format") != kind.format:
+        return None
+    files = raw.get("files")
+    return set(files) if isinstance(files, dict) else set()
+
+
+def _take_stale(path: Path, *, keep: bool) -> tuple[Path, int] | None:
+    """Removes what killed runs left beside `path`, and finishes a swap that was cut in two.
+
+    Args:
+        path: where the folder is to appear.
+        keep: leave the newest folder in the making, and return it with its lock.
+    """
+    pattern = re.compile(rf"\.{re.escape(path.name)}\.(partial|old)-[0-9a-f]{{8}}")
+    kept: tuple[Path, int] | None = None
+    for folder in sorted(path.parent.iterdir(), key=_age):
+        match = pattern.fullmatch(folder.name)
+        if not match or folder.is_symlink() or not folder.is_dir():
+            continue
+        if match[1] == "old" and not path.exists():
+            folder.rename(path)
+            continue
+        lock = _try_lock(folder)
+        if lock is None:
+            continue
+        if keep and kept is None and match[1] == "partial":
+            kept = folder, lock
+            continue
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+    return kept
+
+
+def _age(path: Path) -> float:
+    """Returns what sorts newer files first."""
+    try:
+        return -path.lstat().st_mtime
+    except FileNotFoundError:  # a swap meanwhile
+        return 0.0
+
+
+def _try_lock(folder: Path) -> int | None:
+    """Locks a folder until the descriptor is closed; None if another process holds it."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # held, or a file system without locks: then nothing is ever called stale
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+@contextmanager
+def _locked(parent: Path) -> Iterator[None]:
+    """Keeps two runs from making, swapping and removing siblings at the same time."""
+    descriptor = os.open(parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _sync(folder: Path) -> None:
+    """Brings a folder's files to the disk before the rename says that they are whole."""
+    for path in [folder, *folder.rglob("*")]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,250 @@
+"""`minicpmv chat`: one answer, or a conversation in the terminal or in the browser."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from convert.support.console import Size, messages, results
+from quantize.errors import ConfigError, PromptError, ToolkitError
+from runtime.engine_client.options import EngineOptions, add_engine_arguments, engine_options
+from runtime.sessions.conversation import Conversation, say
+
+if TYPE_CHECKING:
+    from runtime.inputs.sampling import GenerationOptions
+    from runtime.sessions.loader import Loaded
+    from runtime.sessions.session import Cancelled
+
+NAME = "chat"
+HELP = "ask about a picture, once or in a conversation"
+SETTINGS = "OmniLMMChat"  # whose sampling it uses; beam search, the other original's, cannot stream
+COMMANDS = "/image FILE shows a picture, /reset starts anew, /quit ends; Ctrl-C stops an answer"
+_FAILED = 2
+_LAST_PORT = 65535
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatConfig:
+    """What the command line says."""
+
+    source: str | None  # None: the demo checkpoint
+    image: Path | None
+    prompt: str | None  # None: a conversation
+    greedy: bool
+    engine: EngineOptions
+    device: str | None
+    dtype: str | None
+    max_new_tokens: int | None
+    temperature: float | None
+    top_p: float | None
+    top_k: int | None
+    seed: int | None
+    window: int | None
+    as_original: bool
+    json: bool
+    web: bool
+    port: int | None
+    no_open: bool
+
+    def __post_init__(self) -> None:
+        """Refuses arguments that mean nothing beside others."""
+        names = ("temperature", "top_p", "top_k", "seed")
+        given = [f"--{n.replace('_', '-')}" for n in names if getattr(self, n) is not None]
+        if self.greedy and given:
+            raise ConfigError(f"--greedy does not sample, so {', '.join(given)} mean nothing")
+        if self.web and (self.prompt is not None or self.json):
+            raise ConfigError("--prompt and --json are for the terminal, --web is for the browser")
+        if not self.web and (self.port is not None or self.no_open):
+            raise ConfigError("--port and --no-open are for --web")
+        if self.port is not None and not 0 <= self.port <= _LAST_PORT:
+            raise ConfigError(f"--port is {self.port}; expected 0 (any) to {_LAST_PORT}")
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declares the arguments."""
+    add = parser.add_argument
+    add(
+        "source",
+        metavar="DIR",
+        nargs="?",
+        help="a bundle, a checkpoint's folder, or a Hugging Face id (default: the demo checkpoint)",
+    )
+    add("--image", metavar="FILE", type=Path, help="the picture")
+    add("--prompt", metavar="TEXT", help="ask this and end; without it, a conversation")
+    add("--greedy", action="store_true", help="always take the likeliest token")
+    add_engine_arguments(parser)
+    add("--device", help="cpu, mps or cuda, for the reference (default: the fastest there is)")
+    add(
+        "--dtype",
+        choices=("float32", "float16", "bfloat16"),
+        help="for the reference (default: float32 on a CPU, half precision elsewhere)",
+    )
+    add("--max-new-tokens", metavar="N", type=int, help="longest answer (default: 2048)")
+    add("--temperature", metavar="T", type=float, help="above 1 wilder, below 1 tamer")
+    add("--top-p", metavar="P", type=float, help="sample from the likeliest that sum to P")
+    add("--top-k", metavar="K", type=int, help="sample from the K likeliest; 0: from all")
+    add("--seed", metavar="N", type=int, help="makes sampling repeatable")
+    add("--window", metavar="N", type=int, help="context window in tokens (default: 1024)")
+    add(
+        "--as-original",
+        action="store_true",
+        help="cut long prompts to 2048 tokens, let nothing slide out of the window, and answer an "
+        "empty --prompt",
+    )
+    add("--json", action="store_true", help="print every answer as one line of JSON")
+    add("--web", action="store_true", help="chat in the browser, with the page of the app")
+    add("--port", metavar="N", type=int, help="for --web (default: one that is free)")
+    add("--no-open", action="store_true", help="print the address of --web, but open no browser")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Chats; returns 0, or 2 if a piped question could not be answered."""
+    names = ChatConfig.__dataclass_fields__.keys() - {"engine"}
+    config = ChatConfig(
+        engine=engine_options(args), **{name: getattr(args, name) for name in names}
+    )
+    is_empty = config.prompt is not None and not config.prompt.strip()
+    if is_empty and not config.as_original:
+        raise PromptError("--prompt is empty; expected a question")
+    if config.web:
+        from runtime.commands.chat_web import chat_on_page
+
+        return chat_on_page(config)
+    with closing(_open(config)) as chat:
+        if config.prompt is not None:
+            chat.ask(config.prompt)
+            return 0
+        return _converse(chat)
+
+
+def load_model(config: ChatConfig, engine: EngineOptions) -> Loaded:
+    """Loads what the command line names, and shows how far it is."""
+    from runtime.sessions.loader import load
+
+    with messages().status("loading the model") as status:
+
+        def progress(stage: str, done: int, total: int) -> None:
+            status.update(f"{stage}: {Size(done)} of {Size(total)}")
+
+        return load(
+            config.source, engine, device=config.device, dtype=config.dtype, progress=progress
+        )
+
+
+def _open(config: ChatConfig) -> Conversation:
+    """Loads picture and model, and says what runs how."""
+    from runtime.inputs.picture import open_picture
+    from runtime.inputs.sampling import GenerationOptions
+    from runtime.sessions.session import require_vision
+
+    picture = None if config.image is None else open_picture(config.image)
+    loaded = load_model(config, config.engine)
+    if picture is not None:
+        require_vision(loaded.config)
+    settings = loaded.defaults.named(SETTINGS)
+    limit = settings.max_new_tokens if config.max_new_tokens is None else config.max_new_tokens
+    if config.greedy:
+        options = GenerationOptions(max_new_tokens=limit)
+    else:
+        asked = {k: getattr(config, k) for k in ("temperature", "top_p", "top_k")}
+        chosen = settings.choose(True, {k: v for k, v in asked.items() if v is not None})
+        options = GenerationOptions(max_new_tokens=limit, seed=config.seed, **chosen)
+    window = loaded.defaults.window_for(
+        config.window, as_original=config.as_original, max_new_tokens=limit
+    )
+    with messages().status("starting the engine"):
+        session = loaded.open_session(window=window, as_original=config.as_original)
+    note = "" if config.source is not None else "demo checkpoint: "
+    say(f"{note}{loaded.description}; window {window}; {_how(options)}")
+    return Conversation(session, options, picture, as_json=config.json)
+
+
+def _converse(chat: Conversation) -> int:
+    """Answers line by line until /quit or the end of the input."""
+    from runtime.engine_client.process import EngineDiedError
+
+    is_terminal = sys.stdin.isatty()
+    failed = False
+    if is_terminal:
+        _enable_line_editing()
+        say(COMMANDS)
+        if chat.lacks_picture:
+            say("no picture yet")
+    while True:
+        try:
+            line = input("> " if is_terminal else "").strip()
+            if line == "/quit":
+                break
+            if line:
+                _handle(chat, line)
+        except EOFError:
+            if is_terminal:
+                results().out("")
+            break
+        except KeyboardInterrupt:
+            if not is_terminal:
+                raise
+            results().out("")  # as in a shell, Ctrl-C leaves the line
+        except (ToolkitError, UnicodeDecodeError) as error:
+            failed = True
+            messages().print(f"{type(error).__name__}: {error}", markup=False, soft_wrap=True)
+            if isinstance(error, EngineDiedError):
+                say("the next question starts the engine again")
+    return _FAILED if failed and not is_terminal else 0
+
+
+def _handle(chat: Conversation, line: str) -> None:
+    command, _, argument = line.partition(" ")
+    argument = argument.strip().strip("'\"")
+    if command == "/reset":
+        say(chat.reset().removeprefix("; ") or "nothing to forget")
+    elif command == "/image" and argument:
+        chat.show_picture(Path(argument).expanduser())
+    elif command.startswith("/"):
+        raise PromptError(f"{command!r} is no command with what it needs: {COMMANDS}")
+    else:
+        with _interruptible() as cancelled:
+            chat.ask(line, cancelled)
+
+
+@contextmanager
+def _interruptible() -> Iterator[Cancelled]:
+    """Makes Ctrl-C end the answer after its current token; a second one ends it at once."""
+    pressed = False
+
+    def press(number: int, frame: FrameType | None) -> None:
+        nonlocal pressed
+        if pressed:
+            raise KeyboardInterrupt
+        pressed = True
+
+    before = signal.signal(signal.SIGINT, press)
+    try:
+        yield lambda: pressed
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _enable_line_editing() -> None:
+    try:
+        import readline  # noqa: F401  # `input` uses it from now on
+    except ImportError:  # some builds of Python lack it
+        return
+
+
+def _how(options: GenerationOptions) -> str:
+    """Describes the way of generating."""
+    if not options.do_sample:
+        return "greedy"
+    seed = "" if options.seed is None else f", seed {options.seed}"
+    return (
+        f"temperature {options.temperature:g}, top-k {options.top_k or 'all'}, "
+        f"top-p {options.top_p:g}{seed}"
+    )

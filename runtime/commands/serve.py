@@ -1,0 +1,172 @@
+"""`minicpmv serve`: a bundle behind the interface of OpenAI's chat completions."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from convert.support.console import results
+from convert.support.regular_file import read_regular
+from quantize.errors import ConfigError
+from runtime.engine_client.options import (
+    REFERENCE,
+    EngineOptions,
+    add_engine_arguments,
+    engine_options,
+)
+from runtime.sessions.conversation import say
+
+NAME = "serve"
+HELP = "answer requests as OpenAI's chat completions do, from a bundle"
+KEY_VARIABLE = "MINICPMV_API_KEY"
+_LAST_PORT = 65535
+_PORT = 8080
+_WAITING = 8
+_KEY_LIMIT = 4096  # bytes of its file
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeConfig:
+    """What the command line says."""
+
+    source: Path
+    engine: EngineOptions
+    host: str
+    port: int
+    key: str | None
+    origins: tuple[str, ...]
+    window: int | None  # tokens; None: the bundle's default
+    waiting: int
+    name: str | None  # of the model; None: the folder's
+
+    def __post_init__(self) -> None:
+        """Checks ranges."""
+        if not 0 <= self.port <= _LAST_PORT:
+            raise ConfigError(f"--port is {self.port}; expected 0 (any) to {_LAST_PORT}")
+        if self.waiting < 0:
+            raise ConfigError(f"--queue is {self.waiting}; expected 0 or more")
+        key = self.key
+        if key is not None and not (key.isascii() and key.isprintable() and key.strip()):
+            raise ConfigError("the API key is empty, not ASCII, or of several lines")
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declares the arguments."""
+    add = parser.add_argument
+    add("source", metavar="DIR", type=Path, help="a bundle, or a checkpoint's folder")
+    add("--host", default="127.0.0.1", help="address to listen on (default: this PC only)")
+    add("--port", metavar="N", type=int, default=_PORT, help=f"0: a free one (default: {_PORT})")
+    key = parser.add_mutually_exclusive_group()
+    key.add_argument(
+        "--api-key-file",
+        metavar="FILE",
+        type=Path,
+        help=f"holds the key that clients must send (default: ${KEY_VARIABLE})",
+    )
+    key.add_argument(
+        "--api-key", metavar="KEY", help="the key itself: others here see it in the process list"
+    )
+    add(
+        "--cors",
+        metavar="ORIGIN",
+        action="append",
+        default=[],
+        help="a page's, such as http://localhost:3000, that may ask (repeatable; default: none)",
+    )
+    add("--name", help="the model's name for clients (default: the folder's)")
+    add("--window", metavar="N", type=int, help="context window in tokens (default: 1024)")
+    add(
+        "--queue",
+        metavar="N",
+        type=int,
+        default=_WAITING,
+        help=f"requests that may wait; more are refused (default: {_WAITING})",
+    )
+    add_engine_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serves until Ctrl-C."""
+    serve_source(
+        ServeConfig(
+            source=args.source,
+            engine=engine_options(args),
+            host=args.host,
+            port=args.port,
+            key=_key(args),
+            origins=tuple(args.cors),
+            window=args.window,
+            waiting=args.queue,
+            name=args.name,
+        )
+    )
+    return 0
+
+
+def _key(args: argparse.Namespace) -> str | None:
+    """Returns the API key, from where the user has it.
+
+    Raises:
+        ConfigError: its file cannot be read.
+    """
+    if args.api_key is not None:
+        return str(args.api_key)
+    path: Path | None = args.api_key_file
+    if path is None:
+        return os.environ.get(KEY_VARIABLE) or None
+    try:
+        return read_regular(path, _KEY_LIMIT).decode().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"--api-key-file {path}: cannot be read: {reason}") from error
+
+
+def serve_source(config: ServeConfig) -> None:
+    """Loads what the command line names and serves it."""
+    from convert.bundle.manifest import Bundle
+    from runtime.commands.chat import SETTINGS
+    from runtime.serve.app import Served
+    from runtime.serve.cors import Cors
+    from runtime.serve.run import check_address, serve
+    from runtime.sessions.loader import is_bundle, load
+    from runtime.web.model import Model
+
+    check_address(config.host, config.key)
+    Cors(config.origins)  # before a model is loaded
+    is_reference = config.engine.engine == REFERENCE or not is_bundle(config.source)
+    model = Model(
+        lambda threads: load(config.source, config.engine),
+        bundle=None if is_reference else Bundle.open(config.source),
+        source=str(config.source),
+    )
+    defaults = model.loaded.defaults
+    settings = defaults.named(SETTINGS)
+    window = defaults.window_for(
+        config.window, as_original=False, max_new_tokens=settings.max_new_tokens
+    )
+    served = Served(
+        name=config.name or config.source.resolve().name,
+        created=int(config.source.stat().st_mtime),
+        settings=settings,
+        tokenizer=model.loaded.tokenizer,
+    )
+
+    def begin(address: str) -> None:
+        key = "with the API key" if config.key is not None else "without an API key"
+        say(f"{model.loaded.description}; window {window}; model {served.name!r}; {key}")
+        say("Ctrl-C ends")
+        results().print(address, markup=False, soft_wrap=True)
+
+    serve(
+        model,
+        served,
+        host=config.host,
+        port=config.port,
+        key=config.key,
+        origins=config.origins,
+        window=window,
+        waiting=config.waiting,
+        on_start=begin,
+    )

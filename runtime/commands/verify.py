@@ -1,0 +1,343 @@
+"""`minicpmv verify`: does a bundle still say what the full-precision model says?"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from convert.support.streams import print_json
+from quantize.errors import BundleError, CheckpointError, ConfigError
+from runtime.engine_client.options import (
+    ADB,
+    LOCAL,
+    QEMU,
+    EngineOptions,
+    add_engine_arguments,
+    engine_options,
+)
+
+if TYPE_CHECKING:
+    from convert.bundle.manifest import Bundle
+    from convert.checkpoint.reader import Checkpoint
+    from runtime.engine_client.places import Place
+    from runtime.sessions.engine_session import EngineSession
+    from runtime.verify.cases import Case
+    from runtime.verify.report import Cause, Check, Report
+    from runtime.verify.report_folder import ReportFolder
+    from runtime.verify.results import Known, Outcome
+    from runtime.verify.run import Models
+    from runtime.verify.stages import EngineStages
+
+NAME = "verify"
+HELP = "compare a bundle with the full-precision model, stage by stage"
+Progress = Callable[[str, int, int], None]  # stage, done, in all
+
+
+@dataclass(frozen=True)
+class VerifyConfig:
+    """What the command line says."""
+
+    bundle: Path
+    reference: str | None
+    window: int
+    engine: EngineOptions
+    as_json: bool
+    data: Path | None = None  # None: the built-in cases
+    skip_bad: bool = False
+    report: Path | None = None
+    force: bool = False
+
+    def __post_init__(self) -> None:
+        """Checks combinations."""
+        if self.skip_bad and self.data is None:
+            raise ConfigError("--skip-bad is for --data")
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's arguments."""
+    parser.add_argument("bundle", type=Path, metavar="DIR", help="a bundle, made by convert")
+    parser.add_argument(
+        "--reference",
+        metavar="CHECKPOINT",
+        help="the full-precision model; default: the checkpoint that the bundle was made from",
+    )
+    parser.add_argument(
+        "--window", type=int, default=1024, metavar="N", help="context window in tokens"
+    )
+    add_engine_arguments(parser, (LOCAL, QEMU, ADB), default=LOCAL)
+    parser.add_argument(
+        "--data",
+        metavar="FILE",
+        type=Path,
+        help='JSON lines with "question", "image" and "answer", instead of the built-in set',
+    )
+    parser.add_argument(
+        "--skip-bad", action="store_true", help="leave out lines of --data that cannot be used"
+    )
+    parser.add_argument(
+        "--report",
+        metavar="FOLDER",
+        type=Path,
+        help="write a page and its data; a run that ended early goes on from there",
+    )
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help="compare with a checkpoint that the bundle was not made from, too",
+    )
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Verifies; returns 0 if all checks passed, 1 if one failed."""
+    # Read when PyTorch is loaded: its idle threads else wait actively, where others have work.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from convert.support.console import Bars, results
+    from runtime.verify.report_folder import PAGE
+    from runtime.verify.table import print_report
+
+    names = VerifyConfig.__dataclass_fields__.keys() - {"engine", "as_json"}
+    config = VerifyConfig(
+        engine=engine_options(args),
+        as_json=args.json,
+        **{name: getattr(args, name) for name in names},
+    )
+    with Bars() as bars:
+        report = verify(config, bars)
+    if config.as_json:
+        print_json(report.to_json(), indent=1)
+    else:
+        print_report(report, results())
+        if config.report is not None:
+            results().print(f"report     {config.report / PAGE}", markup=False, soft_wrap=True)
+    return 0 if report.passed else 1
+
+
+def verify(config: VerifyConfig, progress: Progress) -> Report:
+    """Runs all checks, and writes the report if one is asked for.
+
+    Raises:
+        BundleError: no bundle, or one whose program was altered.
+        CheckpointError: the reference is missing, or not what the bundle was made from.
+        ToolkitError: a line of the data that cannot be used, or no place for the report.
+    """
+    from convert.bundle.manifest import Bundle
+    from runtime.engine_client.places import open_place
+    from runtime.verify.page.render import render
+    from runtime.verify.ran import what_ran
+    from runtime.verify.report import Report, stored_tensors
+    from runtime.verify.report_folder import ReportFolder
+    from runtime.verify.run import load_settings
+    from runtime.verify.weights import check_files
+
+    started = time.monotonic()
+    bundle = Bundle.open(config.bundle)
+    settings = load_settings()
+    folder = None if config.report is None else ReportFolder(config.report)
+    cases = _cases(config, settings, with_pictures=bundle.config.vision is not None)
+    place = open_place(bundle, config.engine)
+    files = check_files(bundle, place.target, progress)
+    checkpoint, warnings = _open_reference(bundle, config)
+    # What is known holds for the bundle as it was made.
+    kept = folder if all(check.passed for check in files) else None
+    with _known(kept, bundle, checkpoint, place, config, settings) as known:
+        found = _measure(config, bundle, checkpoint, place, files, cases, known, settings, progress)
+    report = Report(
+        bundle=str(config.bundle),
+        reference=str(checkpoint.path),
+        quantization=bundle.plan.recipe.scheme.name,
+        kv_cache=bundle.plan.kv,
+        engine=place.engine,
+        window=config.window,
+        longest_prompt=found.outcome.longest_prompt,
+        checks=found.checks,
+        answers=found.outcome.answers,
+        causes=found.causes,
+        warnings=[*warnings, *found.warnings],
+        tensors=stored_tensors(bundle.plan),
+        positions=found.outcome.positions,
+        ran=what_ran(bundle, checkpoint, place, found.hello, config.window),
+        earlier_cases=known.reused,
+        seconds=time.monotonic() - started,
+    )
+    if folder is not None:
+        folder.write(render(report, cases), report.to_json())
+    return report
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """What files, tensors and cases gave."""
+
+    checks: list[Check]
+    outcome: Outcome
+    causes: list[Cause]
+    warnings: list[str]
+    hello: Mapping[str, Any]  # the engine's first line
+
+
+def _measure(
+    config: VerifyConfig,
+    bundle: Bundle,
+    checkpoint: Checkpoint,
+    place: Place,
+    files: Sequence[Check],
+    cases: Sequence[Case],
+    known: Known,
+    settings: Mapping[str, Any],
+    progress: Progress,
+) -> _Measured:
+    from runtime.inputs.prompt import Tokenizer
+    from runtime.verify.contents import check_contents
+    from runtime.verify.isolate import find_causes
+    from runtime.verify.run import run_cases
+    from runtime.verify.stages import EngineStages
+    from runtime.verify.weights import check_brought, check_tensors
+
+    assert checkpoint.tokenizer is not None
+    tokenizer, limits, window = (
+        Tokenizer(checkpoint.tokenizer),
+        settings["thresholds"],
+        config.window,
+    )
+    checks = [*files, *check_tensors(bundle, checkpoint, limits, progress)]
+    place.prepare(progress)
+    checks += check_brought(place, progress)
+    with closing(_start(place, bundle, window, checks)) as session:
+        hello = session.client().hello
+        engine = EngineStages(session.client(), bundle.config)
+        contents = check_contents(bundle, checkpoint, engine, progress)
+        checks += contents.checks
+        models = _load_models(bundle, checkpoint, engine, session, progress)
+        outcome = run_cases(
+            models, tokenizer, cases, settings, window, progress, known, skip_bad=config.skip_bad
+        )
+        checks += outcome.checks
+        names = {answer.case for answer in outcome.answers}
+        asked = [case for case in cases if case.name in names]
+        causes = find_causes(
+            checks, bundle, checkpoint, models, tokenizer, asked, contents, limits, progress
+        )
+    return _Measured(checks, outcome, causes, contents.warnings, hello)
+
+
+def _start(place: Place, bundle: Bundle, window: int, checks: Sequence[Check]) -> EngineSession:
+    """Starts the engine; where it refuses the bundle, says which file was altered."""
+    from runtime.sessions.engine_session import EngineSession
+
+    try:
+        return EngineSession(place, bundle.config, window=window)
+    except BundleError as error:
+        altered = [check.name for check in checks if check.stage == "files" and not check.passed]
+        if not altered:
+            raise
+        raise BundleError(
+            f"{', '.join(altered)}: altered: the SHA-256 is not the manifest's; {error}"
+        ) from error
+
+
+def _cases(config: VerifyConfig, settings: Mapping[str, Any], *, with_pictures: bool) -> list[Case]:
+    from runtime.verify.cases import built_in_cases, read_cases
+
+    if config.data is None:
+        return built_in_cases(settings["built_in"], with_pictures=with_pictures)
+    return read_cases(config.data, with_pictures=with_pictures, skip_bad=config.skip_bad)
+
+
+def _open_reference(bundle: Bundle, config: VerifyConfig) -> tuple[Checkpoint, list[str]]:
+    """Returns the checkpoint, and what to be warned of."""
+    from convert.bundle.manifest import MANIFEST
+    from runtime.sessions.loader import find_source, source_problem
+    from runtime.verify.differences import differences, listed
+
+    checkpoint, warnings = find_source(bundle, config.reference), []
+    problem = source_problem(bundle, checkpoint)
+    if problem is not None:
+        if not config.force:
+            raise CheckpointError(f"{problem}; convert again, or compare all the same with --force")
+        warnings.append(f"{problem}: what differs may be the reference, not the bundle")
+    head = any(tensor.name == "llm.head" for tensor in bundle.plan.tensors)
+    if checkpoint.config != bundle.config or checkpoint.untied_head != head:
+        wrong = [*differences(bundle.config.source, checkpoint.config.source, "model")]
+        raise BundleError(
+            f"{bundle.path / MANIFEST}: its model configuration is not that of {checkpoint.path}, "
+            f"so nothing can be compared: {listed(wrong or ['one has a head of its own'])}; "
+            "convert again"
+        )
+    if checkpoint.tokenizer is None:
+        raise CheckpointError(
+            f"{checkpoint.path}: has no tokenizer.model; without one nothing can be asked"
+        )
+    return checkpoint, warnings
+
+
+@contextmanager
+def _known(
+    folder: ReportFolder | None,
+    bundle: Bundle,
+    checkpoint: Checkpoint,
+    place: Place,
+    config: VerifyConfig,
+    settings: Mapping[str, Any],
+) -> Iterator[Known]:
+    """Opens what an earlier run measured; nothing without a folder."""
+    from convert.bundle.results_file import identity
+    from runtime.verify.ran import package_version
+    from runtime.verify.results import Known, KnownInFile
+
+    if folder is None:
+        yield Known()
+        return
+    about = {
+        "bundle": identity(bundle),
+        "reference": checkpoint.source_hash(),
+        "engine": place.description,
+        "target": place.target,
+        "toolkit": package_version("minicpmv"),
+        "window": config.window,
+        "settings": settings,
+    }
+    with folder.cases(about) as file:
+        yield KnownInFile(file)
+
+
+def _load_models(
+    bundle: Bundle,
+    checkpoint: Checkpoint,
+    engine: EngineStages,
+    session: EngineSession,
+    progress: Progress,
+) -> Models:
+    from quantize.methods import find_method
+    from runtime.inputs.prompt import Tokenizer
+    from runtime.reference.arithmetic import RoundedKVCache, apply_arithmetic
+    from runtime.reference.load import load_reference
+    from runtime.verify.run import Model, Models
+    from runtime.verify.stages import TorchStages
+    from runtime.verify.stored import load_stored
+
+    assert bundle.tokenizer is not None, "the contents were checked"
+
+    def loaded(done: int, layers: int) -> None:
+        progress("load the models", done, layers)
+
+    loaded(0, bundle.config.decoder.num_hidden_layers)
+    arithmetic = load_reference(checkpoint, held=True)
+    stored = find_method(bundle.plan.recipe.method).search
+    if stored:
+        load_stored(arithmetic, bundle.plan, bundle.weights(), loaded)
+    rounded = apply_arithmetic(arithmetic, bundle.plan, stored=stored, progress=loaded)
+    reference = load_reference(checkpoint, held=True)
+    loaded(bundle.config.decoder.num_hidden_layers, bundle.config.decoder.num_hidden_layers)
+    return Models(
+        reference=TorchStages(reference),
+        arithmetic=TorchStages(rounded, partial(RoundedKVCache, bundle.plan.kv)),
+        bundle=Model(engine, session, Tokenizer(bundle.tokenizer)),
+    )

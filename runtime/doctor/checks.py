@@ -1,0 +1,207 @@
+"""Checks whether what the toolkit stands on is there and works: programs, packages, caches."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+import webbrowser
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from android.build.tools import DebianFile, MavenPackage, Program
+from convert.engine.object_cache import LIST, read_entry
+from convert.engine.units import SENTENCEPIECE
+from convert.support.cache import CACHE_VARIABLE, cache_folder, has_hash, is_whole
+
+OK, LATER, NOTE = "ok", "comes later", "note"  # nothing to mend
+MISSING, OLD, BROKEN = "missing", "too old", "broken"
+_DAMAGED = "the cache's is damaged and will be replaced"
+_SECONDS = 60.0  # for a program to say what it is
+_CPU_FLAGS = ("avx2", "fma", "f16c")  # of the oldest processor that the host's engine runs on
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """What was found of one thing."""
+
+    name: str
+    what: str  # it is or does
+    areas: tuple[str, ...]  # that need it
+    state: str = OK
+    version: str | None = None
+    tried: str | None = None  # version with which the toolkit was tested
+    detail: str | None = None  # what is wrong
+    mend: str | None = None  # the command that mends it
+
+    @property
+    def fails(self) -> bool:
+        """Whether what needs it does not work."""
+        return self.state in (MISSING, OLD, BROKEN)
+
+
+def check_programs(programs: Sequence[Program]) -> list[Finding]:
+    """Asks programs what they are."""
+    with ThreadPoolExecutor(4) as pool:
+        return list(pool.map(_check_program, programs))
+
+
+def check_file(file: DebianFile) -> Finding:
+    """Looks for a file."""
+    found = Finding(name=file.name, what=file.what, areas=file.areas, tried=file.tried)
+    if file.is_there:
+        return found
+    return replace(found, state=MISSING, detail=f"no {file.path}", mend=file.mend)
+
+
+def check_package(package: MavenPackage) -> Finding:
+    """Looks for a jar in the cache; one that is not there comes when it is needed."""
+    path = package.kept()
+    state, detail = OK, None
+    if not package.is_right(path):
+        damaged = _DAMAGED if path.is_file() else None
+        state, detail = LATER, damaged or "downloaded when it is needed, or by `make android-tools`"
+    return Finding(
+        name=package.name,
+        what=package.what,
+        areas=package.areas,
+        state=state,
+        version=package.version,
+        tried=package.version,
+        detail=detail,
+    )
+
+
+def check_cache(areas: tuple[str, ...]) -> list[Finding]:
+    """Measures the caches and looks for damage."""
+    folder = cache_folder()
+    objects = sorted(folder.glob("*/*.o"))
+    entries = sorted(path.parent for path in folder.glob(f"*/*/{LIST}"))
+    damaged = [path for path in objects if not is_whole(path)]
+    damaged += [entry for entry in entries if read_entry(entry) is None]
+    count = len(objects) + len(entries)
+    name, what = "compiled objects", f"what engines are linked of, in {folder}"
+    found = Finding(name=name, what=what, areas=areas, version=f"{count}, {_mib(_bytes(folder))}")
+    writable = next((p for p in (folder, *folder.parents) if p.exists()), folder)
+    if not os.access(writable, os.W_OK | os.X_OK) or not writable.is_dir():
+        mend = f"export {CACHE_VARIABLE}=/another/folder"
+        found = replace(found, state=BROKEN, detail=f"{writable} cannot be written", mend=mend)
+    elif damaged:
+        text = f"{len(damaged)} of {count} are damaged; they are compiled again when needed"
+        found = replace(found, state=NOTE, detail=text)
+    source = folder / "packages" / SENTENCEPIECE.file_name
+    about = "SentencePiece's source, for engines"
+    package = Finding(
+        name="sentencepiece source", what=about, areas=areas, version=SENTENCEPIECE.version
+    )
+    if not source.is_file():
+        detail = "downloaded by the first `minicpmv convert`"
+        package = replace(package, state=LATER, detail=detail)
+    elif not has_hash(source, SENTENCEPIECE.sha256):
+        package = replace(package, state=LATER, detail=_DAMAGED)
+    return [found, package, *_hub_cache()]
+
+
+def check_machine(areas: tuple[str, ...]) -> list[Finding]:
+    """Says what this machine can do besides."""
+    system = f"{platform.system()} {platform.machine()}"
+    host = Finding(
+        name="processor", what="--engine local", areas=areas, version=f"{system}, {_cores()} cores"
+    )
+    advice = "bundles run with --engine qemu or adb only, checkpoints with --engine reference"
+    if system != "Linux x86_64":
+        detail = f"the engine for PCs is for Linux x86_64; {advice}"
+        host = replace(host, state=NOTE, detail=detail)
+    elif lacks := [flag for flag in _CPU_FLAGS if flag not in _cpu_flags()]:
+        host = replace(host, state=NOTE, detail=f"lacks {', '.join(lacks)}; {advice}")
+    browser = Finding(name="browser", what="shows `chat --web`", areas=areas)
+    try:
+        found = webbrowser.get()
+        browser = replace(browser, version=getattr(found, "name", None))
+    except webbrowser.Error:
+        detail = "none is found; `chat --web` prints its address"
+        browser = replace(browser, state=NOTE, detail=detail)
+    return [host, browser]
+
+
+def _check_program(program: Program) -> Finding:
+    found = Finding(name=program.name, what=program.what, areas=program.areas, tried=program.tried)
+    path = shutil.which(program.name)
+    if path is None:
+        return replace(found, state=MISSING, detail="not on the PATH", mend=program.mend)
+    said, problem = ask([path, *program.ask])
+    match = re.search(program.answer, said, re.MULTILINE)
+    if match is None:
+        problem = problem or f"{path} does not say what it is: {first_line(said)}"
+        mend = program.mend.replace("install", "install --reinstall")
+        return replace(found, state=BROKEN, detail=problem, mend=mend)
+    version = match[1].strip(".") if match.re.groups else None
+    found = replace(found, version=version)
+    if version and program.oldest and numbers(version) < numbers(program.oldest):
+        detail = f"{path} is {version}; {program.oldest} or later is needed"
+        return replace(found, state=OLD, detail=detail, mend=program.mend)
+    return found
+
+
+def _hub_cache() -> list[Finding]:
+    home = os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface"
+    folder = Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub")
+    if not folder.is_dir():
+        return []
+    what = f"checkpoints from the Hugging Face hub, in {folder}"
+    return [Finding(name="checkpoints", what=what, areas=(), version=_mib(_bytes(folder)))]
+
+
+def ask(command: Sequence[str]) -> tuple[str, str | None]:
+    """Runs a program; returns what it says, and what is wrong if it does not even start."""
+    try:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            timeout=_SECONDS,
+            check=False,
+        )
+    except OSError as error:
+        return "", f"{command[0]} does not start: {error.strerror or error}"
+    except subprocess.TimeoutExpired:
+        return "", f"{command[0]} does not answer"
+    return re.sub(r"\x1b\[[\d;]*m", "", done.stdout), None
+
+
+def numbers(version: str) -> tuple[int, ...]:
+    """Returns a version's numbers, to be compared."""
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:4])
+
+
+def first_line(text: str) -> str:
+    """Returns the first line that says something."""
+    return next((line.strip() for line in text.splitlines() if line.strip()), "nothing")[:200]
+
+
+def _bytes(folder: Path) -> int:
+    return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file() and not p.is_symlink())
+
+
+def _mib(nbytes: int) -> str:
+    return f"{nbytes / 2**20:,.0f} MiB"
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _cpu_flags() -> set[str]:
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return set(_CPU_FLAGS)  # it does not say
+    match = re.search(r"^flags\s*:(.*)$", text, re.MULTILINE)
+    return set(match[1].split()) if match else set(_CPU_FLAGS)

@@ -1,0 +1,144 @@
+"""Checks the Python packages that `pyproject.toml` lists: their versions, and that they load."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from importlib import metadata
+from pathlib import Path
+
+from runtime.doctor.checks import BROKEN, MISSING, OLD, Finding, ask, first_line, numbers
+
+DISTRIBUTION = "minicpmv"
+_IMPORT_SECONDS = 300.0
+# Names under which packages are imported, where they are others.
+_MODULES = {"apache-tvm": "tvm", "apache-tvm-ffi": "tvm_ffi", "pillow": "PIL"}
+_IMPORT = """
+import importlib, json, sys
+for name in sys.argv[1:]:
+    try:
+        importlib.import_module(name)
+        error = None
+    except BaseException as caught:
+        error = f"{type(caught).__name__}: {caught}"
+    print(json.dumps([name, error]), flush=True)
+"""
+
+
+def check_python(areas: tuple[str, ...], test_areas: tuple[str, ...]) -> list[Finding]:
+    """Checks the Python packages that pyproject.toml lists, by importing them.
+
+    Args:
+        areas: what needs the packages of the toolkit.
+        test_areas: what needs those of its tests; empty: not asked.
+    """
+    try:
+        listed = metadata.requires(DISTRIBUTION) or []
+    except metadata.PackageNotFoundError:
+        detail = "the toolkit is not installed in this Python"
+        about = "this toolkit"
+        return [
+            Finding(
+                name=DISTRIBUTION,
+                what=about,
+                areas=areas,
+                state=MISSING,
+                detail=detail,
+                mend="make setup",
+            )
+        ]
+    # An extra that takes others in names the toolkit itself; theirs are listed, too.
+    wanted = [text.partition(";") for text in listed if not text.startswith(f"{DISTRIBUTION}[")]
+    asked = [
+        _check_distribution(text.strip(), test_areas if extra else areas)
+        for text, _, extra in wanted
+        if not extra or test_areas
+    ]
+    broken = _imports([_module(f.name) for f in asked if not f.fails])
+    return [_with_import(finding, broken.get(_module(finding.name))) for finding in asked]
+
+
+def check_zig(areas: tuple[str, ...]) -> Finding:
+    """Runs the compiler of engines, which a Python package brings."""
+    said, problem = ask([sys.executable, "-m", "ziglang", "version"])
+    version = re.search(r"^\d[\d.]+", said)
+    about = Finding(name="zig", what="compiles and links engines", areas=areas)
+    if problem or version is None:
+        mend = f"{_pip()} --force-reinstall --no-deps {_spec('ziglang')}"
+        detail = problem or f"it says: {first_line(said)}"
+        return replace(about, state=BROKEN, detail=detail, mend=mend)
+    return replace(about, version=version[0])
+
+
+def _check_distribution(requirement: str, areas: tuple[str, ...]) -> Finding:
+    """Compares what is installed with one line of pyproject.toml: `NAME==VERSION`, `NAME>=…`."""
+    parts = re.fullmatch(r"([\w.-]+)(==|>=)([\w.]+)", requirement)
+    assert parts is not None, f"{requirement}: pyproject.toml pins with == or >= only"
+    name, relation, wanted = parts.groups()
+    found = Finding(name=name, what="Python package", areas=areas)
+    mend = f"{_pip()} {_quoted(requirement)}"
+    try:
+        version = metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return replace(found, state=MISSING, detail=f"{requirement} is needed", mend=mend)
+    found = replace(found, version=version)
+    is_right = version == wanted if relation == "==" else numbers(version) >= numbers(wanted)
+    if not is_right:
+        detail = f"is {version}; {requirement} is needed"
+        return replace(found, state=OLD, detail=detail, mend=mend)
+    return found
+
+
+def _imports(modules: Sequence[str]) -> dict[str, str]:
+    """Imports modules in processes of their own; returns what went wrong, by module."""
+    left = list(modules)
+    broken: dict[str, str] = {}
+    while left:
+        command = [sys.executable, "-c", _IMPORT, *left]
+        try:
+            done = subprocess.run(
+                command, capture_output=True, text=True, timeout=_IMPORT_SECONDS, check=False
+            )
+            output, end = done.stdout, f"ends Python with exit code {done.returncode}"
+        except subprocess.TimeoutExpired as error:
+            kept = error.stdout or b""
+            output = kept.decode() if isinstance(kept, bytes) else kept
+            end = f"takes longer than {_IMPORT_SECONDS:.0f} s"
+        lines = [json.loads(line) for line in output.splitlines() if line.startswith('["')]
+        broken |= {name: error for name, error in lines if error is not None}
+        left = left[len(lines) :]
+        if left:  # the next one ended the process
+            broken[left.pop(0)] = end
+    return broken
+
+
+def _with_import(finding: Finding, error: str | None) -> Finding:
+    if error is None or finding.fails:
+        return finding
+    mend = f"{_pip()} --force-reinstall --no-deps {_spec(finding.name)}"
+    return replace(finding, state=BROKEN, detail=f"cannot be imported: {error}", mend=mend)
+
+
+def _module(distribution: str) -> str:
+    return _MODULES.get(distribution, distribution.replace("-", "_"))
+
+
+def _pip() -> str:
+    python = Path(sys.executable)
+    if python.is_relative_to(Path.cwd()):
+        python = python.relative_to(Path.cwd())
+    return f"{python} -m pip install"
+
+
+def _spec(name: str) -> str:
+    """Returns what pyproject.toml says of a package."""
+    listed = (text.partition(";")[0].strip() for text in metadata.requires(DISTRIBUTION) or [])
+    return _quoted(next((t for t in listed if re.match(rf"{re.escape(name)}[=>]", t)), name))
+
+
+def _quoted(requirement: str) -> str:
+    return f"'{requirement}'" if ">" in requirement else requirement

@@ -1,0 +1,1 @@
+"""Engines from outside: places, processes, requests, phones."""

@@ -1,0 +1,1 @@
+"""What `serve` and `chat --web` share: guards, ports, bodies."""

@@ -1,0 +1,92 @@
+"""The HTTP server under `chat --web` and `serve`: a port, and uvicorn until Ctrl-C."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from quantize.errors import ConfigError
+from runtime.http.connections import BoundedProtocol
+
+_END_SECONDS = 5  # for requests that are under way
+
+
+@contextmanager
+def listening(host: str, port: int) -> Iterator[socket.socket]:
+    """Takes a port.
+
+    Args:
+        host: an address of this machine, IPv4 or IPv6.
+        port: 0: one that is free.
+
+    Raises:
+        ConfigError: it cannot be had.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((host, port))
+        except (OSError, OverflowError) as error:
+            raise ConfigError(
+                f"port {port} on {host} cannot be had: {error}; try another --port, or none"
+            ) from error
+        yield listener
+
+
+def run_server(
+    app: ASGIApp,
+    listener: socket.socket,
+    *,
+    on_start: Callable[[], None],
+    on_end: Callable[[], None],
+) -> None:
+    """Serves an application until the user interrupts it.
+
+    Args:
+        app: answers the requests.
+        listener: where they come from.
+        on_start: called once requests are answered.
+        on_end: called when no more are taken; ends streams that would not end by themselves.
+    """
+    config = uvicorn.Config(
+        app,
+        loop="asyncio",
+        http=BoundedProtocol,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        timeout_graceful_shutdown=_END_SECONDS,
+    )
+    try:
+        _Server(config, on_start, on_end).run(sockets=[listener])
+    except KeyboardInterrupt:  # the usual end of a server
+        pass
+
+
+class _Server(uvicorn.Server):
+    """Says when it has begun, and when it is about to end."""
+
+    def __init__(
+        self, config: uvicorn.Config, on_start: Callable[[], None], on_end: Callable[[], None]
+    ) -> None:
+        super().__init__(config)
+        self._on_start, self._on_end = on_start, on_end
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """See uvicorn."""
+        await super().startup(sockets)
+        await asyncio.to_thread(self._on_start)  # a browser may be slow to start
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """See uvicorn."""
+        self._on_end()
+        await super().shutdown(sockets)

@@ -1,0 +1,33 @@
+"""The thread that works with the model: one thing after the other, and an end in any case."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
+
+from runtime.engine_client.process import kill_engines
+
+_END_SECONDS = 5.0  # for what is under way; then its engine is killed
+
+
+class Worker(ThreadPoolExecutor):
+    """One thread."""
+
+    def __init__(self) -> None:
+        super().__init__(1, "work")
+
+    def finish(self, last: Callable[[], None]) -> None:
+        """Ends the thread; what is under way should have been told so.
+
+        Args:
+            last: what it does before: closes the model.
+        """
+        closed = self.submit(last)
+        try:
+            if not wait([closed], _END_SECONDS).done:
+                kill_engines()  # one is stuck, and its caller hears that it died
+        except BaseException:
+            kill_engines()
+            raise
+        finally:
+            self.shutdown()

@@ -1,0 +1,1 @@
+"""Conversations: with the reference or an engine, and the original's Python API."""

@@ -1,0 +1,217 @@
+"""Opens a checkpoint or a bundle for chat, whichever a path is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+
+from convert.bundle.manifest import MANIFEST, Bundle
+from convert.checkpoint.config import ModelConfig
+from convert.checkpoint.hub import is_hub_id
+from convert.checkpoint.reader import Checkpoint
+from quantize.errors import BundleError, CheckpointError, ConfigError
+from runtime.engine_client.options import REFERENCE, EngineOptions
+from runtime.engine_client.places import Progress, open_place
+from runtime.inputs.defaults import DEFAULTS, GenerationDefaults
+from runtime.inputs.prompt import Tokenizer
+from runtime.sessions.backend import ReferenceBackend
+from runtime.sessions.engine_session import EngineSession
+from runtime.sessions.reference_session import ReferenceSession
+from runtime.sessions.session import Session
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+class OpenSession(Protocol):
+    """Starts conversations with a model."""
+
+    def __call__(self, *, window: int, as_original: bool = False) -> Session:
+        """See `Session`.
+
+        Args:
+            window: tokens that a token may see.
+            as_original: cut long prompts silently, and take turns in any order.
+        """
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model that is ready to answer."""
+
+    config: ModelConfig
+    open_session: OpenSession
+    tokenizer: Tokenizer
+    defaults: GenerationDefaults
+    description: str  # what runs, where and how
+
+
+def is_bundle(source: str | Path | None) -> bool:
+    """Says whether a path is a bundle rather than a checkpoint."""
+    return source is not None and (Path(source) / MANIFEST).exists()
+
+
+def load(
+    source: str | Path | None,
+    engine: EngineOptions | None = None,
+    *,
+    device: str | None = None,
+    dtype: str | None = None,
+    progress: Progress = lambda stage, done, total: None,
+) -> Loaded:
+    """Loads a model.
+
+    Args:
+        source: a bundle, a checkpoint's folder or hub id, or None for the demo checkpoint.
+        engine: where it runs; by default on this PC, a checkpoint in PyTorch. A bundle's
+            reference is its checkpoint.
+        device: cpu, mps or cuda; by default the fastest that is there. Reference only.
+        dtype: a name of `DTYPES`; by default float32 on a CPU, a half-precision type elsewhere.
+        progress: hears of what is copied to a phone.
+
+    Raises:
+        ToolkitError: nothing that can be opened, or an engine that cannot run it.
+    """
+    options = engine or EngineOptions()
+    bundle = None if source is None or not is_bundle(source) else Bundle.open(source)
+    if bundle is None and options.engine not in (None, REFERENCE):
+        raise BundleError(
+            f"{source or 'the demo checkpoint'}: not a bundle, so engine {options.engine} cannot "
+            "run it; make one with `minicpmv convert`, or choose --engine reference"
+        )
+    if bundle is None or options.engine == REFERENCE:
+        if options.threads is not None:
+            raise ConfigError(
+                f"threads {options.threads} is for a bundle's engine, not for the reference"
+            )
+        checkpoint = Checkpoint.open(source) if bundle is None else open_source(bundle)
+        return _load_checkpoint(checkpoint, device, dtype)
+    for name, value in (("device", device), ("dtype", dtype)):
+        if value is not None:
+            raise ConfigError(f"{name} {value!r} is for --engine reference; a bundle has its own")
+    return _load_bundle(bundle, options, progress)
+
+
+def open_source(bundle: Bundle, reference: str | None = None) -> Checkpoint:
+    """Opens the checkpoint that a bundle was made from, and makes sure that it is that one.
+
+    Args:
+        bundle: whose manifest names it.
+        reference: where it is now, if not there.
+
+    Raises:
+        CheckpointError: it is not there, or another one by now.
+    """
+    checkpoint = find_source(bundle, reference)
+    problem = source_problem(bundle, checkpoint)
+    if problem is not None:
+        raise CheckpointError(f"{problem}; convert again")
+    return checkpoint
+
+
+def find_source(bundle: Bundle, reference: str | None = None) -> Checkpoint:
+    """Opens what is where a bundle's checkpoint should be; see `open_source`.
+
+    Raises:
+        CheckpointError: it is not there.
+    """
+    source = bundle.manifest.source
+    if not (reference or source.demo or Path(source.path).exists() or is_hub_id(source.path)):
+        raise CheckpointError(
+            f"{source.path}: the checkpoint that the bundle was made from is not there; "
+            "name it with --reference, or as the argument of chat"
+        )
+    return Checkpoint.open(reference or (None if source.demo else source.path))
+
+
+def source_problem(bundle: Bundle, checkpoint: Checkpoint) -> str | None:
+    """Says what is wrong if a bundle was not made from a checkpoint."""
+    expected = bundle.manifest.source.sha256
+    if checkpoint.source_hash() == expected:
+        return None
+    return (
+        f"{checkpoint.path}: not the checkpoint that {bundle.path} was made from: its hash is "
+        f"not {expected[:12]}…"
+    )
+
+
+def choose_device(device: str | None) -> torch.device:
+    """Returns the asked device, or the fastest that is there.
+
+    Raises:
+        ConfigError: no such device here.
+    """
+    present: dict[str, Callable[[], bool]] = {
+        "cuda": torch.cuda.is_available,
+        "mps": torch.backends.mps.is_available,
+        "cpu": lambda: True,
+    }
+    if device is None:
+        return torch.device(next(name for name, is_there in present.items() if is_there()))
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise ConfigError(f"device is {device!r}; expected cpu, mps or cuda") from error
+    if chosen.type not in present:
+        raise ConfigError(f"device is {device!r}; expected cpu, mps or cuda")
+    count = torch.cuda.device_count() if chosen.type == "cuda" else 1
+    if not present[chosen.type]() or (chosen.index or 0) >= count:
+        raise ConfigError(f"device {device!r} is not on this machine; try --device cpu")
+    return chosen
+
+
+def choose_dtype(dtype: str | None, device: torch.device) -> torch.dtype:
+    """Returns the asked dtype; by default full precision on a CPU, half elsewhere."""
+    if dtype is not None:
+        if dtype not in DTYPES:
+            raise ConfigError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
+        return DTYPES[dtype]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    return torch.float16 if device.type == "mps" else torch.float32
+
+
+def _load_checkpoint(checkpoint: Checkpoint, device: str | None, dtype: str | None) -> Loaded:
+    from runtime.reference.load import load_reference
+
+    tokenizer = _tokenizer(checkpoint.tokenizer, checkpoint.path, checkpoint.config)
+    where = choose_device(device)
+    kind = choose_dtype(dtype, where)
+    model = load_reference(checkpoint, device=where, dtype=kind)
+    name = str(kind).removeprefix("torch.")
+    return Loaded(
+        checkpoint.config,
+        partial(ReferenceSession, ReferenceBackend(model), tokenizer),
+        tokenizer,
+        GenerationDefaults.load(DEFAULTS),
+        f"{checkpoint.path} on the reference engine ({name}, {where})",
+    )
+
+
+def _load_bundle(bundle: Bundle, options: EngineOptions, progress: Progress) -> Loaded:
+    tokenizer = _tokenizer(bundle.tokenizer, bundle.path, bundle.config)
+    place = open_place(bundle, options)
+    place.prepare(progress)
+    made = f"{bundle.plan.recipe.scheme.name}, {bundle.plan.kv} KV cache"
+    return Loaded(
+        bundle.config,
+        partial(EngineSession, place, bundle.config),
+        tokenizer,
+        GenerationDefaults.load(bundle.generation),
+        f"{bundle.path} on the {place.description} ({made})",
+    )
+
+
+def _tokenizer(path: Path | None, folder: Path, config: ModelConfig) -> Tokenizer:
+    if path is None:
+        raise CheckpointError(
+            f"{folder}: has no tokenizer.model, so it cannot read text; put the original's beside "
+            "its config.json"
+        )
+    return Tokenizer(path, config)

@@ -1,0 +1,270 @@
+"""One conversation after the other with the PyTorch model, nothing computed twice.
+
+Every request carries the whole conversation. It is tokenized whole; what the KV cache already
+holds of it is kept, and the rest is prefilled. A second question, another try and an edited turn
+are all this one rule.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from quantize.errors import PromptError
+from runtime.engine_client.protocol import Stage, Stop
+from runtime.inputs.picture import preprocess
+from runtime.inputs.prompt import (
+    ASSISTANT,
+    ORIGINAL_PROMPT_LIMIT,
+    USER,
+    Message,
+    Prompt,
+    Tokenizer,
+    check_question,
+)
+from runtime.inputs.sampling import GenerationOptions
+from runtime.reference.kv_cache import pinned_tokens
+from runtime.sessions.backend import Backend, Cache
+from runtime.sessions.beam import beam_search
+from runtime.sessions.generate import Generation, generate
+from runtime.sessions.session import (
+    Cancelled,
+    OnLogprobs,
+    OnProgress,
+    OnText,
+    Reply,
+    Statistics,
+    check_window,
+    require_vision,
+)
+from runtime.sessions.streaming import TextStream
+
+Key = int | tuple[str, int]  # a token's id; for an image token the picture's hash and its index
+
+_PICTURES_KEPT = 8  # whose image tokens are remembered: 0.6 MB each at full size
+
+
+@dataclass(frozen=True)
+class _Request:
+    """A conversation, tokenized and held against the window."""
+
+    prompt: Prompt
+    keys: list[Key]
+    pinned: int  # tokens from the start that stay visible
+
+
+class ReferenceSession:
+    """A PyTorch model, its tokenizer, and the cache of the latest conversation; see `Session`."""
+
+    def __init__(
+        self, backend: Backend, tokenizer: Tokenizer, *, window: int, as_original: bool = False
+    ) -> None:
+        """Loads nothing.
+
+        Args:
+            backend: the model.
+            tokenizer: its own.
+            window: tokens that a token may see.
+            as_original: cut long prompts silently, and take turns in any order.
+        """
+        check_window(window)
+        self.backend, self.tokenizer, self.config = backend, tokenizer, backend.config
+        self.window, self._as_original = window, as_original
+        self._pictures: OrderedDict[str, Tensor] = OrderedDict()
+        self.reset()
+
+    def close(self) -> None:
+        """See `Session`; there is nothing to end."""
+
+    def reset(self) -> None:
+        """See `Session`."""
+        self._cache: Cache | None = None
+        self._cached: list[Key] = []
+        self._pinned = 0
+
+    def reply(
+        self,
+        messages: Sequence[Message],
+        picture: Image.Image | None,
+        options: GenerationOptions,
+        *,
+        on_text: OnText = lambda text: None,
+        on_logprobs: OnLogprobs = lambda step: None,
+        on_progress: OnProgress = lambda stage, done, total: None,
+        cancelled: Cancelled = lambda: False,
+    ) -> Reply:
+        """See `Session`; a picture is encoded in one go, and cannot be cancelled."""
+        pixels, digest = self._pixels(picture)
+        request = self._request(messages, digest)
+        try:
+            hooks = (on_text, on_logprobs, on_progress, cancelled)
+            return self._reply(request, pixels, digest, options, *hooks)
+        except BaseException:
+            self.reset()  # whatever stopped it, the cache may be half-written
+            raise
+
+    def _reply(
+        self,
+        request: _Request,
+        pixels: Tensor | None,
+        digest: str,
+        options: GenerationOptions,
+        on_text: OnText,
+        on_logprobs: OnLogprobs,
+        on_progress: OnProgress,
+        cancelled: Cancelled,
+    ) -> Reply:
+        start = time.perf_counter()
+        encode = pixels is not None and digest not in self._pictures
+        image = None if pixels is None else self._image_tokens(pixels, digest)
+        encoded = time.perf_counter()
+        cache, reused = self._rewind(request)
+        hidden = self._prefill(request, image, cache, reused, on_progress, cancelled)
+        stream = TextStream(self.tokenizer, on_text, options.stop)
+        if hidden is None:
+            prefilled = time.perf_counter()
+            generation = Generation([], [], 0, Stop.CANCELLED)
+            self._cached = request.keys[: cache.length]
+        else:
+            logits = self.backend.logits(hidden[-1:])[0].cpu()
+            prefilled = time.perf_counter()
+            generation = self._generate(cache, logits, options, stream, on_logprobs, cancelled)
+            self._cached = [*request.keys, *generation.cached]
+        text = stream.finish(generation.ids)
+        return Reply(
+            text,
+            generation.ids,
+            Statistics(
+                encode_ms=(encoded - start) * 1000 if encode else 0.0,
+                prefill_ms=(prefilled - encoded) * 1000,
+                decode_ms=(time.perf_counter() - prefilled) * 1000,
+                prompt_tokens=len(request.keys),
+                reused_tokens=reused,
+                generated_tokens=len(generation.ids),
+                decode_steps=generation.steps,
+                stop=generation.stop,
+            ),
+        )
+
+    def _generate(
+        self,
+        cache: Cache,
+        logits: Tensor,
+        options: GenerationOptions,
+        stream: TextStream,
+        on_logprobs: OnLogprobs,
+        cancelled: Cancelled,
+    ) -> Generation:
+        if options.num_beams > 1:  # the best way is known at its end only: nothing to stream
+            return beam_search(self.backend, cache, logits, options, cancelled=cancelled)
+        return generate(
+            self.backend,
+            cache,
+            logits,
+            options,
+            on_token=stream.add,
+            on_logprobs=on_logprobs,
+            cancelled=cancelled,
+            stopped=lambda: stream.stopped,
+        )
+
+    def _pixels(self, picture: Image.Image | None) -> tuple[Tensor | None, str]:
+        """Returns the vision encoder's input and the hash by which a picture is known."""
+        if picture is None:
+            return None, ""
+        pixels = preprocess(picture, require_vision(self.config).image_size)
+        return pixels, hashlib.sha256(pixels.contiguous().numpy().tobytes()).hexdigest()
+
+    def _image_tokens(self, pixels: Tensor, digest: str) -> Tensor:
+        """Returns image tokens (Q, D), encoded or remembered."""
+        if digest not in self._pictures:
+            self._pictures[digest] = self.backend.encode_image(pixels)
+            while len(self._pictures) > _PICTURES_KEPT:
+                self._pictures.popitem(last=False)
+        self._pictures.move_to_end(digest)
+        return self._pictures[digest]
+
+    def _request(self, messages: Sequence[Message], digest: str) -> _Request:
+        """Tokenizes a conversation and checks that it fits."""
+        resampler = self.config.resampler
+        image_tokens = resampler.query_num if digest and resampler else 0
+        check_question(messages, as_original=self._as_original)
+        prompt = self.tokenizer.prompt(messages, image_tokens, as_original=self._as_original)
+        if self._as_original:
+            prompt = prompt.cut(ORIGINAL_PROMPT_LIMIT)
+        keys: list[Key] = list(prompt.ids)
+        end = None
+        if prompt.image_start is not None:
+            start, end = prompt.image_start, prompt.image_start + image_tokens
+            keys[start:end] = [(digest, i) for i in range(image_tokens)]
+        pinned = pinned_tokens(end)
+        last = len(self.tokenizer.encode(USER + messages[-1]["content"] + ASSISTANT))
+        self._check_fit(min(last, len(keys) - pinned), pinned, len(keys))
+        return _Request(prompt, keys, pinned)
+
+    def _check_fit(self, last: int, pinned: int, total: int) -> None:
+        """Earlier turns may slide out of the window; the last one may not."""
+        room = self.window - pinned
+        if room > 0 and last <= room:
+            return
+        raise PromptError(
+            f"the prompt has {total} tokens; its last turn takes {last}, and the context window of "
+            f"{self.window} has room for {max(room, 0)} beside {pinned} pinned ones: "
+            "shorten the turn, or try a larger --window"
+        )
+
+    def _rewind(self, request: _Request) -> tuple[Cache, int]:
+        """Takes the cache back to what it shares with a request; returns it and its length."""
+        limit = len(request.keys) - 1  # the last token must run: its logits are the answer's start
+        shared = next(
+            (i for i, (a, b) in enumerate(zip(self._cached, request.keys, strict=False)) if a != b),
+            min(len(self._cached), len(request.keys)),
+        )
+        reused, cache = min(shared, limit), self._cache
+        if cache is None or self._pinned != request.pinned or not reused:
+            cache = None
+        elif cache.length > reused and not cache.truncate(reused):
+            cache = None
+        if cache is None:
+            cache, reused = self.backend.new_cache(self.window, request.pinned), 0
+        self._cache, self._pinned = cache, request.pinned
+        return cache, reused
+
+    def _prefill(
+        self,
+        request: _Request,
+        image: Tensor | None,
+        cache: Cache,
+        reused: int,
+        on_progress: OnProgress,
+        cancelled: Cancelled,
+    ) -> Tensor | None:
+        """Runs what the cache lacks, in chunks; returns the last hidden states, None if cancelled.
+
+        A chunk is as long as the window, so that the attention's scores stay small.
+        """
+        ids, hidden = request.prompt.ids, None
+        for start in range(reused, len(ids), self.window):
+            if cancelled():
+                return None
+            embeds = self.backend.embed(ids[start : start + self.window])
+            if image is not None and request.prompt.image_start is not None:
+                embeds = _put(embeds, image.to(embeds), request.prompt.image_start - start)
+            hidden = self.backend.forward(embeds, cache)
+            on_progress(Stage.PREFILL, cache.length - reused, len(ids) - reused)
+        return hidden
+
+
+def _put(embeds: Tensor, image: Tensor, at: int) -> Tensor:
+    """Returns embeds (L, D) with those of image (Q, D) that fall into it, the first at `at`."""
+    first, last = max(at, 0), min(at + image.shape[0], embeds.shape[0])
+    if first >= last:
+        return embeds
+    return torch.cat((embeds[:first], image[first - at : last - at], embeds[last:]))

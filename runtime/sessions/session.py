@@ -1,0 +1,116 @@
+"""What answers conversations: the interface that the reference and the engine share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from quantize.errors import PictureError, PromptError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from convert.checkpoint.config import ModelConfig, VisionConfig
+    from runtime.inputs.logprobs import StepLogprobs
+    from runtime.inputs.prompt import Message
+    from runtime.inputs.sampling import GenerationOptions
+
+OnText = Callable[[str], None]
+OnLogprobs = Callable[["StepLogprobs"], None]
+OnProgress = Callable[[str, int, int], None]  # a value of `Stage`, done, in all
+Cancelled = Callable[[], bool]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Statistics:
+    """What an answer took."""
+
+    encode_ms: float  # the picture; 0 where its image tokens were remembered
+    prefill_ms: float
+    decode_ms: float
+    prompt_tokens: int
+    reused_tokens: int  # of the prompt, found in the cache
+    generated_tokens: int
+    decode_steps: int  # passes through the decoder: the first token needs none
+    stop: str  # a value of `runtime.engine_client.protocol.Stop`
+
+    @property
+    def prefill_tok_s(self) -> float:
+        """Speed of the prefill; reused tokens do not count."""
+        return _rate(self.prompt_tokens - self.reused_tokens, self.prefill_ms)
+
+    @property
+    def decode_tok_s(self) -> float:
+        """Speed of the decoding."""
+        return _rate(self.decode_steps, self.decode_ms)
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An answer."""
+
+    text: str
+    ids: list[int]
+    statistics: Statistics
+
+
+class Session(Protocol):
+    """A model with the cache of its latest conversation."""
+
+    @property
+    def config(self) -> ModelConfig:
+        """The model's geometry."""
+
+    def reply(
+        self,
+        messages: Sequence[Message],
+        picture: Image.Image | None,
+        options: GenerationOptions,
+        *,
+        on_text: OnText = ...,
+        on_logprobs: OnLogprobs = ...,
+        on_progress: OnProgress = ...,
+        cancelled: Cancelled = ...,
+    ) -> Reply:
+        """Answers the last turn of a conversation.
+
+        Args:
+            messages: all turns, a user's first and last.
+            picture: shown with the first turn.
+            options: how to generate.
+            on_text: called with every piece of the answer; together they are the answer's text.
+            on_logprobs: hears of every token before its text, if the options ask for logprobs.
+            on_progress: hears how far picture and prompt are.
+            cancelled: asked again and again; true ends the answer there.
+
+        Raises:
+            PromptError: the conversation is malformed or its last turn exceeds the window.
+            PictureError: the model is a decoder without eyes.
+        """
+
+    def reset(self) -> None:
+        """Forgets the cache; pictures stay encoded."""
+
+    def close(self) -> None:
+        """Ends what runs the model."""
+
+
+def check_window(window: int) -> None:
+    """Raises PromptError unless a context window has room for tokens."""
+    if window < 1:
+        raise PromptError(f"context window is {window}; expected a positive number of tokens")
+
+
+def require_vision(config: ModelConfig) -> VisionConfig:
+    """Returns the vision encoder's geometry, or raises PictureError for a decoder alone."""
+    if config.vision is None:
+        raise PictureError(
+            f"a picture was given to a {config.architecture}, which has no vision encoder; "
+            "leave the picture out, or take a MiniCPM-V"
+        )
+    return config.vision
+
+
+def _rate(tokens: int, ms: float) -> float:
+    return tokens / ms * 1000 if ms > 0 else 0.0

@@ -1,0 +1,293 @@
+"""The APK, taken apart by the tools that Android's makers check APKs with."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+import shutil
+import zipfile
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from android.build.apk_info import ApkInfo
+from android.build.builder import PAGE, ApkError, build_apk, build_unsigned, plan_apk, version_code
+from android.build.signing import Key, debug_key, own_key
+from android.build.tools import ToolError, package, run
+from convert.bundle.manifest import Bundle
+from convert.cli import main
+from quantize.errors import BundleError
+from runtime.engine_client.client import EngineClient
+from runtime.engine_client.protocol import Field
+from tests.engine.elf import INTERPRETER, LOAD, Elf
+
+LIMIT = 4 << 20  # bytes of an APK without weights
+PAGE_BYTES = 16384  # of newer phones
+BUNDLE = "assets/bundle"
+_TURNED = 0x80 | 0x400 | 0x800 | 0x100  # orientation, screenSize, smallestScreenSize, screenLayout
+PICTURE = Path(__file__).resolve().parents[3] / "configs" / "demo" / "sample.png"
+
+
+def test_what_android_reads(apk: Path) -> None:
+    info = ApkInfo.read(apk)
+    assert (info.package, info.min_sdk, info.target_sdk) == ("org.minicpmv.app", 26, 34)
+    assert info.abis == ("arm64-v8a", "x86_64")
+    assert info.schemes == ("v2", "v3")
+    assert info.permissions == (  # INTERNET is not among them
+        "android.permission.FOREGROUND_SERVICE",
+        "android.permission.FOREGROUND_SERVICE_DATA_SYNC",
+        "android.permission.POST_NOTIFICATIONS",
+        "android.permission.WAKE_LOCK",
+    )
+    assert info.size < LIMIT
+    badging = run(["aapt2", "dump", "badging", str(apk)], "")
+    assert "launchable-activity: name='org.minicpmv.app.MainActivity'" in badging
+    assert "locales: '--_--' 'zh'" in badging
+    tree = run(["aapt2", "dump", "xmltree", "--file", "AndroidManifest.xml", str(apk)], "")
+    assert re.search(r"extractNativeLibs\(0x[0-9a-f]+\)=true", tree)
+    assert not re.search(r"debuggable|usesCleartextTraffic", tree)
+    # A turned screen does not start the activity anew, so an answer under way goes on.
+    kept = re.search(r":configChanges\(\w+\)=0x(\w+)", tree)
+    assert kept is not None and int(kept[1], 16) & _TURNED == _TURNED
+
+
+def test_what_lies_in_it(apk: Path, bundle: Bundle) -> None:
+    with zipfile.ZipFile(apk) as archive:
+        names = set(archive.namelist())
+        for path in PAGE.glob("*.js"):
+            assert archive.read(f"assets/page/{path.name}") == path.read_bytes()
+        notices = archive.read("assets/page/notices.txt").decode()
+        assert "assets/bundle/weights.safetensors" not in names
+        assert {"assets/bundle/bundle.json", "assets/bundle/tokenizer.model"} <= names
+        assert not any("BRIDGE" in name or "engine/" in name for name in names)
+        assert archive.getinfo("resources.arsc").compress_type == zipfile.ZIP_STORED
+    for owner in ("apache-tvm", "SentencePiece", "musl", "Protocol Buffers", "LLVM libc++"):
+        assert owner in notices
+    run(["zipalign", "-c", "4", str(apk)], "not aligned")
+
+
+def test_its_components_are_those_and_no_others(apk: Path) -> None:
+    """Only the screen is open to other apps."""
+    tree = run(["aapt2", "dump", "xmltree", "--file", "AndroidManifest.xml", str(apk)], "")
+    found = {}
+    for part in re.split(r"\n\s+E: (?=\w)", tree):
+        kind = part.split(maxsplit=1)[0]
+        if kind in ("activity", "activity-alias", "service", "receiver", "provider"):
+            name = re.search(r':name\(\w+\)="([^"]+)"', part)
+            exported = re.search(r":exported\(\w+\)=(\w+)", part)
+            assert name is not None and exported is not None, part
+            found[kind, name[1]] = exported[1] == "true"
+    assert found == {
+        ("activity", ".MainActivity"): True,
+        ("service", ".WorkService"): False,
+        ("provider", ".PhotoProvider"): False,
+    }
+    assert "intent-filter" in tree and tree.count("E: intent-filter") == 1
+
+
+def test_for_phones_and_emulators(apk: Path, bundle: Bundle, tmp_path: Path, key: Key) -> None:
+    """Without a wish all that the bundle has; else what is asked for."""
+    with zipfile.ZipFile(apk) as archive:
+        for abi, target in (("arm64-v8a", "android-arm64"), ("x86_64", "android-x86_64")):
+            name = f"lib/{abi}/libengine.so"
+            assert archive.read(name) == bundle.program(target).path.read_bytes()
+            archive.extract(name, tmp_path)
+            elf = Elf.read(tmp_path / name)
+            assert (elf.machine, elf.needed) == (
+                target.removeprefix("android-").replace("arm64", "aarch64"),
+                0,
+            )
+            assert not any(s.kind == INTERPRETER for s in elf.segments)
+            loaded = [s for s in elf.segments if s.kind == LOAD]
+            assert all(s.alignment >= PAGE_BYTES for s in loaded)
+            assert all((s.address - s.offset) % PAGE_BYTES == 0 for s in loaded)
+    one = tmp_path / "one.apk"
+    build_apk(plan_apk(bundle, ["x86_64"], embed=False), key, one, _quiet, password="")
+    assert ApkInfo.read(one).abis == ("x86_64",)
+
+
+def test_the_engine_in_it_answers_as_the_pcs(demo: Path, key: Key, tmp_path: Path) -> None:
+    """As Android does: unpacked, then run as it is, here by qemu; all comes from the APK."""
+    apk, app = tmp_path / "demo.apk", tmp_path / "app"
+    opened = Bundle.open(demo)
+    build_apk(plan_apk(opened, None, embed=True), key, apk, _quiet, password="")
+    with zipfile.ZipFile(apk) as archive:
+        archive.extractall(app)
+    engine = app / "lib/arm64-v8a/libengine.so"
+    engine.chmod(0o755)
+    local = _answers([str(opened.program("host").path)], demo)
+    phone = _answers(["qemu-aarch64-static", "-cpu", "cortex-a76", str(engine)], app / BUNDLE)
+    assert phone == local
+    assert [text for text, _ in phone] == ["Red.", "红色。"]
+    plain = tmp_path / "plain.apk"
+    build_apk(plan_apk(opened, None, embed=False), key, plain, _quiet, password="")
+    assert plain.stat().st_size < LIMIT
+
+
+def _answers(command: list[str], folder: Path) -> list[tuple[str, list[int]]]:
+    """Asks about the demo's picture, always taking the likeliest token."""
+    found = []
+    with EngineClient(command) as client, Image.open(PICTURE) as picture:
+        client.load(folder, window=256)
+        name = client.image(picture.convert("RGB"))[Field.IMAGE]
+        for question in ("What colour is the shape?", "这个图形是什么颜色？"):
+            turn = [{"role": "user", "content": question}]
+            answer = client.chat(turn, image=name, max_new_tokens=20)
+            found.append((answer.text, answer.ids))
+    return found
+
+
+def test_same_inputs_same_bytes(bundle: Bundle, tmp_path: Path) -> None:
+    digests = set()
+    for name in ("one.apk", "two.apk"):
+        build_unsigned(plan_apk(bundle, None, embed=False), tmp_path / name, _quiet)
+        digests.add(hashlib.sha256((tmp_path / name).read_bytes()).hexdigest())
+    assert len(digests) == 1
+
+
+def test_embedded_weights(bundle: Bundle, tmp_path: Path) -> None:
+    build_unsigned(plan_apk(bundle, None, embed=True), tmp_path / "apk", _quiet)
+    with zipfile.ZipFile(tmp_path / "apk") as archive:
+        weights = archive.getinfo("assets/bundle/weights.safetensors")
+    assert weights.compress_type == zipfile.ZIP_STORED
+    assert weights.file_size == (bundle.path / "weights.safetensors").stat().st_size
+
+
+def test_an_apk_for_what_the_bundle_lacks(bundle: Bundle) -> None:
+    with pytest.raises(ApkError, match="ABI 'mips' is unknown; known: arm64-v8a, x86_64"):
+        plan_apk(bundle, ["mips"], embed=False)
+    other = Bundle.open(bundle.path)
+    phone = {"android-arm64": bundle.manifest.targets["android-arm64"]}
+    other.manifest = dataclasses.replace(bundle.manifest, targets=phone)
+    with pytest.raises(BundleError, match="no program for target 'android-x86_64'"):
+        plan_apk(other, ["x86_64"], embed=False)
+    host = {"host": next(iter(bundle.manifest.targets.values()))}
+    other.manifest = dataclasses.replace(bundle.manifest, targets=host)
+    with pytest.raises(ApkError, match="only for host; convert again with --target host,android"):
+        plan_apk(other, None, embed=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "embed"),
+    [("engine/android-arm64", False), ("tokenizer.model", False), ("weights.safetensors", True)],
+)
+def test_a_bundle_that_is_not_as_it_was_written(
+    bundle: Bundle, tmp_path: Path, name: str, embed: bool
+) -> None:
+    folder = shutil.copytree(bundle.path, tmp_path / "bundle")
+    content = bytearray((folder / name).read_bytes())
+    content[-1] ^= 1
+    (folder / name).write_bytes(content)
+    plan = plan_apk(Bundle.open(folder), None, embed=embed)
+    with pytest.raises(ApkError, match=f"{name}: altered: its SHA-256 is not the manifest's"):
+        build_unsigned(plan, tmp_path / "apk", _quiet)
+    (folder / name).write_bytes(content[:-1])
+    with pytest.raises(BundleError, match=f"{name}: truncated"):
+        Bundle.open(folder)
+
+
+def test_keys(bundle: Bundle, key: Key, apk: Path, tmp_path: Path) -> None:
+    assert debug_key(key.keystore.parent) == key  # made once
+    wrong = Key(keystore=key.keystore, alias=None, password="pass:wrong")
+    with pytest.raises(ToolError, match=r"chat2\.apk: cannot be signed.*password was incorrect"):
+        build_apk(
+            plan_apk(bundle, None, embed=False), wrong, tmp_path / "chat2.apk", _quiet, password=""
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def _quiet(stage: str, done: int, total: int) -> None:
+    """Shows nothing."""
+
+
+def test_missing_tools_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ToolError, match=r"aapt2 is not installed.*sudo apt-get install aapt"):
+        ApkInfo.read(Path(__file__))
+
+
+def test_packages_are_fetched_by_maven(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    wanted = package("junit")
+    maven = tmp_path / "bin" / "mvn"
+    maven.parent.mkdir()
+    monkeypatch.setenv("PATH", str(maven.parent), prepend=":")
+    maven.write_text("#!/bin/sh\necho '[ERROR] no such place' >&2\nexit 1\n")
+    maven.chmod(0o755)
+    with pytest.raises(ToolError, match=r"junit-4\.13\.2\.jar: Maven could not.*no such place"):
+        wanted.fetch(tmp_path)
+    maven.write_text(
+        '#!/bin/sh\nfor a; do case "$a" in -DoutputDirectory=*) '
+        f'echo other > "${{a#*=}}/{wanted.file_name}";; esac; done\n'
+    )
+    with pytest.raises(ToolError, match="did not bring the file with SHA-256 8e495b"):
+        wanted.fetch(tmp_path)
+    assert not (tmp_path / "packages").exists()
+
+
+def test_version_codes_grow() -> None:
+    versions = ["0.0.0", "0.1.0", "0.1.1", "0.2.0", "1.0.0", "1.10.0"]
+    codes = [version_code(v) for v in versions]
+    assert codes == sorted(set(codes))
+    assert codes[0] == 1
+
+
+def test_keys_of_the_users_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    keystore, secret = tmp_path / "keys", tmp_path / "secret"
+    with pytest.raises(ToolError, match="no such keystore"):
+        own_key(keystore, None, None)
+    keystore.touch()
+    assert own_key(keystore, None, None).password == "stdin"
+    for open_password in ("swordfish", "pass:swordfish", "env:"):
+        with pytest.raises(ToolError, match="--key-pass says where the password is") as caught:
+            own_key(keystore, None, open_password)
+        assert "swordfish" not in str(caught.value)
+    with pytest.raises(ToolError, match="there is no variable SWORD"):
+        own_key(keystore, None, "env:SWORD")
+    monkeypatch.setenv("SWORD", "fish")
+    assert own_key(keystore, "me", "env:SWORD").password == "env:SWORD"
+    with pytest.raises(ToolError, match="there is no such file"):
+        own_key(keystore, None, f"file:{secret}")
+    secret.touch()
+    assert own_key(keystore, None, f"file:{secret}").password == f"file:{secret}"
+
+
+def test_the_command_refuses(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, bundle: Bundle
+) -> None:
+    assert main(["apk", str(tmp_path / "none")]) == 2
+    assert "no such folder; expected a bundle's folder" in capsys.readouterr().err
+    folder, command = str(tmp_path), ["apk", str(bundle.path), "-o", str(tmp_path / "a.apk")]
+    refused = {
+        ("-o", folder): f"{folder}: a folder; expected the name of an APK, such as {folder}/chat",
+        ("--abi", "arm64-v8a, arm64"): "ABI 'arm64' is unknown",
+        ("--abi", ""): "ABI '' is unknown",
+        ("--key-alias", "me"): "are of your own key; give it with --key",
+        ("--key", str(tmp_path / "keys")): "no such keystore",
+        ("--key", __file__): "--key needs --key-pass env:NAME or file:PATH where there is no term",
+    }
+    for arguments, said in refused.items():
+        assert main([*command, *arguments]) == 2
+        assert said in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_tells_what_it_made(
+    bundle: Bundle,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    output = tmp_path / "new" / "chat.apk"
+    command = ["apk", str(bundle.path), "--abi", "arm64-v8a, x86_64", "-o", str(output), "--embed"]
+    assert main(command) == 0
+    out = capsys.readouterr().out
+    for part in ("arm64-v8a, x86_64", "26 and later, made for 34", "v2 + v3", ", inside"):
+        assert part in out
+    assert "Whoever gets this APK gets the weights of" in out  # not the demo's
+    assert sorted(path.name for path in output.parent.iterdir()) == ["chat.apk"]
+    assert main([*command, "--json"]) == 0  # in the place of the other
+    assert json.loads(capsys.readouterr().out)["abis"] == ["arm64-v8a", "x86_64"]

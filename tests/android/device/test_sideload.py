@@ -1,0 +1,177 @@
+"""`minicpmv sideload` on a stand-in for adb, which fails in the ways that adb fails."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from pathlib import Path
+
+import pytest
+
+from android.build.apk_info import ApkInfo
+from android.device.installing import install
+from android.device.sideload import _check_phone
+from convert.bundle.manifest import MANIFEST, Bundle
+from convert.cli import main
+from runtime.engine_client.adb import AdbError, connect
+from tests.support.fake_phone import FakePhone
+
+TARGET = "/sdcard/Android/data/org.minicpmv.app/files/weights.safetensors"
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_phones_that_the_app_does_not_run_on(phone: FakePhone) -> None:
+    app = ApkInfo(
+        package="p",
+        version_name="1",
+        version_code=1,
+        min_sdk=26,
+        target_sdk=34,
+        size=1,
+        abis=("arm64-v8a",),
+        permissions=(),
+        schemes=("v2",),
+        certificate_sha256="",
+    )
+    _check_phone(app, connect().info())
+    phone.abis("armeabi-v7a")
+    with pytest.raises(AdbError, match="runs armeabi-v7a; the app has arm64-v8a"):
+        _check_phone(app, connect().info())
+    phone.write("getprop.ro.build.version.sdk", "24")
+    with pytest.raises(AdbError, match="API 24; the app needs 26"):
+        _check_phone(app, connect().info())
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("FAILED_UPDATE_INCOMPATIBLE", r"adb uninstall org\.x \(its chats go with it\)"),
+        ("FAILED_VERSION_DOWNGRADE", "newer version"),
+        ("FAILED_INSUFFICIENT_STORAGE", "too little free space"),
+        ("FAILED_USER_RESTRICTED", "developer options"),
+        ("FAILED_NO_MATCHING_ABIS", "no engine for this phone"),
+        ("FAILED_ABORTED", "somebody said no"),
+        ("FAILED_OLDER_SDK", "Android is too old"),
+        ("FAILED_VERIFICATION_FAILURE", "switch the verification of apps over USB off"),
+        ("FAILED_INVALID_APK", "the APK is damaged"),
+        ("FAILED_SOMETHING_NEW", "INSTALL_FAILED_SOMETHING_NEW"),
+        ("PARSE_FAILED_NO_CERTIFICATES", "not signed; .*INSTALL_PARSE_FAILED_NO_CERTIFICATES"),
+    ],
+)
+def test_installing_fails(phone: FakePhone, tmp_path: Path, code: str, said: str) -> None:
+    install(connect(), tmp_path / "chat.apk", "org.x")
+    phone.write("install", f"adb: failed to install\nFailure [INSTALL_{code}: words]")
+    with pytest.raises(AdbError, match=f"chat.apk is not installed: .*{said}"):
+        install(connect(), tmp_path / "chat.apk", "org.x")
+
+
+def test_installing_fails_without_a_code(phone: FakePhone, tmp_path: Path) -> None:
+    phone.write("fails", "install adb: failed to stat chat.apk: No such file or directory")
+    with pytest.raises(AdbError, match=r"not installed: adb: failed to stat chat\.apk"):
+        install(connect(), tmp_path / "chat.apk", "org.x")
+
+
+def test_the_command(
+    phone: FakePhone, apk: Path, bundle: Bundle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["sideload", str(apk), "--bundle", str(bundle.path)]
+    assert main([*command, "--json"]) == 0
+    assert '"weights": "/sdcard/Android/data/org.minicpmv.app/files"' in capsys.readouterr().out
+    assert sha256(phone.path(TARGET)) == sha256(bundle.path / "weights.safetensors")
+    calls = phone.calls()
+    order = ["install", "force-stop", "cat >>", "am start -n org.minicpmv.app/.MainActivity"]
+    found = [next(i for i, call in enumerate(calls) if word in call) for word in order]
+    assert found == sorted(found)
+    assert main(command) == 0
+    assert "on the phone already" in capsys.readouterr().err
+
+
+def test_the_command_where_the_apps_folder_is_closed(
+    phone: FakePhone, apk: Path, bundle: Bundle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    phone.write("readonly", "/sdcard/Android/data")
+    assert main(["sideload", str(apk), "--bundle", str(bundle.path)]) == 0
+    assert "weights in /data/local/tmp/minicpmv" in capsys.readouterr().err
+    weights = phone.path("/data/local/tmp/minicpmv/weights.safetensors")
+    assert weights.stat().st_mode & 0o777 == 0o644
+    assert weights.parent.stat().st_mode & 0o777 == 0o755
+
+
+def test_the_command_with_a_full_phone(
+    phone: FakePhone, apk: Path, bundle: Bundle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    phone.free(4096)
+    assert main(["sideload", str(apk), "--bundle", str(bundle.path)]) == 2
+    assert "4.0 KiB are free below" in capsys.readouterr().err
+
+
+def test_the_command_is_told_that_the_phone_is_full_on_the_way(
+    phone: FakePhone, apk: Path, bundle: Bundle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    phone.write("full", "100000")
+    assert main(["sideload", str(apk), "--bundle", str(bundle.path)]) == 2
+    assert "the phone is full, and what had arrived was removed" in capsys.readouterr().err
+    assert list(phone.path(TARGET).parent.iterdir()) == []
+    assert not any("am start" in call for call in phone.calls())
+
+
+def test_the_command_goes_on_with_half_copied_weights(
+    phone: FakePhone, apk: Path, bundle: Bundle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = bundle.path / "weights.safetensors"
+    folder = phone.path(TARGET).parent
+    folder.mkdir(parents=True)
+    (folder / f"{weights.name}.part-{sha256(weights)[:8]}").write_bytes(
+        weights.read_bytes()[: 1 << 20]
+    )
+    (folder / f"{weights.name}.part-01234567").write_bytes(b"of another bundle")
+    (folder / weights.name).write_bytes(b"of an older bundle")
+    phone.free((200 << 20) + weights.stat().st_size - (1 << 19))  # for the rest it is enough
+    assert main(["sideload", str(apk), "--bundle", str(bundle.path)]) == 0
+    assert [path.name for path in folder.iterdir()] == [weights.name]
+    assert sha256(folder / weights.name) == sha256(weights)
+
+
+def test_the_command_warns_of_little_memory(
+    phone: FakePhone, apk: Path, bundle: Bundle, caplog: pytest.LogCaptureFixture
+) -> None:
+    phone.write("proc/meminfo", "MemTotal: 900000 kB\n")
+    assert main(["sideload", str(apk), "--bundle", str(bundle.path)]) == 0
+    assert "Pixel has 878.91 MiB of memory, the weights take" in caplog.text
+
+
+def test_several_phones(
+    phone: FakePhone, apk: Path, bundle: Bundle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    phone.write("devices", "ABC\tdevice\nDEF\tdevice\n")
+    command = ["sideload", str(apk), "--bundle", str(bundle.path)]
+    assert main(command) == 2
+    assert "2 phones are connected: ABC, DEF" in capsys.readouterr().err
+    assert main([*command, "--device", "DEF", "--json"]) == 0
+    assert '"device": "DEF"' in capsys.readouterr().out
+
+
+def test_an_app_takes_the_weights_of_its_own_bundle(
+    phone: FakePhone, apk: Path, bundle: Bundle, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(bundle.path, other)
+    (other / MANIFEST).write_text((other / MANIFEST).read_text() + "\n")
+    assert main(["sideload", str(apk), "--bundle", str(other)]) == 2
+    assert "was made of another bundle than" in capsys.readouterr().err
+    assert main(["sideload", str(apk)]) == 2
+    assert "has no weights inside; say with --bundle" in capsys.readouterr().err
+    for name, said in (
+        ("none.apk", "no such file; expected an APK"),
+        ("", "a folder; expected an APK"),
+        ("text.apk", "text.apk: not an APK: aapt2: "),
+        ("half.apk", "half.apk: not an APK: aapt2: "),
+    ):
+        (tmp_path / "text.apk").write_text("no APK")
+        (tmp_path / "half.apk").write_bytes(apk.read_bytes()[:100_000])
+        assert main(["sideload", str(tmp_path / name)]) == 2
+        assert said in capsys.readouterr().err
+    assert not (phone.state / "log").exists()

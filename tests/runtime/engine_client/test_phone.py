@@ -1,0 +1,246 @@
+"""A bundle's engine on a phone, through an adb that is a script and a phone that is a folder."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from convert import cli
+from convert.bundle.manifest import Bundle
+from quantize.errors import BundleError
+from runtime.engine_client.adb import AdbError
+from runtime.engine_client.options import EngineOptions
+from runtime.engine_client.phone import EMULATOR, ROOT
+from runtime.engine_client.places import open_place
+from runtime.engine_client.process import EngineDiedError
+from runtime.engine_client.protocol import Field, Tap
+from runtime.inputs.sampling import GenerationOptions
+from runtime.sessions.chat import ChatModel
+from runtime.sessions.engine_session import EngineSession
+from runtime.verify import run
+from tests.support.fake_phone import SERIAL, FakePhone, fake_phone
+
+QUESTION = [{"role": "user", "content": "What colour is the shape?"}]
+ANSWER = GenerationOptions(max_new_tokens=8)
+RED = Image.new("RGB", (60, 40), "red")
+OPTIONS = EngineOptions(engine="adb", threads=1)
+
+
+@pytest.fixture
+def phone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakePhone:
+    """An emulator, so that this PC's engine runs on it."""
+    phone = fake_phone(tmp_path, monkeypatch)
+    phone.abis("x86_64,arm64-v8a,x86,armeabi-v7a")
+    return phone
+
+
+def folder_of(phone: FakePhone) -> Path:
+    """The folder that the engine runs in."""
+    (folder,) = phone.path(ROOT).iterdir()
+    return folder
+
+
+def pushed(phone: FakePhone) -> list[str]:
+    """The names of the files pushed since the last call."""
+    targets = [shlex.split(call)[-1] for call in phone.calls() if "cat >> " in call]
+    return [Path(target).name.partition(".part-")[0] for target in targets]
+
+
+@pytest.fixture(scope="module")
+def for_phones(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle whose program for emulators is that for this PC."""
+    folder = tmp_path_factory.mktemp("phone") / "a bundle"
+    shutil.copytree(bundle, folder)
+    shutil.copy(folder / "engine/host", folder / "engine" / EMULATOR)
+    path = folder / "bundle.json"
+    raw = json.loads(path.read_text())
+    raw["targets"][EMULATOR] = raw["targets"]["host"] | {"program": f"engine/{EMULATOR}"}
+    raw["files"][f"engine/{EMULATOR}"] = raw["files"]["engine/host"]
+    path.write_text(json.dumps(raw))
+    return folder
+
+
+def open_session(folder: Path) -> EngineSession:
+    opened = Bundle.open(folder)
+    place = open_place(opened, OPTIONS)
+    place.prepare(lambda *_: None)
+    return EngineSession(place, opened.config, window=200)
+
+
+def test_answers_as_on_the_pc(for_phones, phone):
+    here = ChatModel(for_phones, threads=1)
+    expected = here.session.reply(QUESTION, RED, ANSWER)
+    here.close()
+    session = open_session(for_phones)
+    try:
+        assert session.client().hello[Field.THREADS] == 1
+        reply = session.reply(QUESTION, RED, ANSWER)
+        assert reply.ids == expected.ids
+        assert reply.statistics.encode_ms > 0
+        hidden = np.random.default_rng(0).normal(size=(3, 256)).astype(np.float32)
+        assert session.client().tap(Tap.LOGITS, hidden).shape == (3, 501)
+        exchange = [p.name for p in folder_of(phone).glob("exchange-*/*")]
+        assert sorted(exchange) == ["input", "output", "picture"]
+    finally:
+        session.close()
+    assert not list(folder_of(phone).glob("exchange-*")), "it is cleared away"
+    assert (
+        folder_of(phone).name == Bundle.open(for_phones).manifest.targets[EMULATOR].program_id[:16]
+    )
+
+
+def test_only_what_is_missing_is_pushed(for_phones, phone):
+    opened = Bundle.open(for_phones)
+    place = open_place(opened, OPTIONS)
+    seen: list[tuple[str, int, int]] = []
+    place.prepare(lambda *progress: seen.append(progress))
+    needed = {*opened.manifest.files, "bundle.json"} - {"engine/host"}
+    assert sorted(pushed(phone)) == sorted(Path(name).name for name in needed)
+    total = sum((for_phones / name).stat().st_size for name in needed)
+    assert seen[0] == ("push to the phone", 0, total)
+    assert seen[-1] == ("push to the phone", total, total)
+    place.prepare(lambda *_: None)
+    assert pushed(phone) == []
+    (folder_of(phone) / "weights.safetensors").write_bytes(b"short")
+    (folder_of(phone) / "tokenizer.model.sha256").write_text("0" * 64)
+    place.prepare(lambda *_: None)
+    assert sorted(pushed(phone)) == ["tokenizer.model", "weights.safetensors"]
+    arrived = (folder_of(phone) / "weights.safetensors").read_bytes()
+    assert arrived == (for_phones / "weights.safetensors").read_bytes()
+
+
+def test_a_push_that_fails_is_tried_again(for_phones, phone):
+    place = open_place(Bundle.open(for_phones), OPTIONS)
+    place.prepare(lambda *_: None)
+    pushed(phone)
+    (folder_of(phone) / "weights.safetensors").unlink()
+    phone.write("full", "100000")
+    with pytest.raises(AdbError, match=rf"{SERIAL}: push weights.safetensors failed: .*No space"):
+        place.prepare(lambda *_: None)
+    (phone.state / "full").unlink()
+    pushed(phone)
+    place.prepare(lambda *_: None)
+    assert pushed(phone) == ["weights.safetensors"]
+
+
+def test_an_engine_that_does_not_run_there_tells_its_last_words(for_phones, phone):
+    session = open_session(for_phones)
+    session.close()
+    program = folder_of(phone) / "engine" / EMULATOR
+    program.write_text("#!/bin/sh\necho wrong phone >&2\nexit 7\n")
+    opened = Bundle.open(for_phones)
+    with pytest.raises(EngineDiedError, match=r"engine of phone .*exit code 7.*: wrong phone"):
+        EngineSession(open_place(opened, OPTIONS), opened.config, window=200)
+
+
+def alter(path: Path) -> None:
+    """Changes a byte; size and name stay."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_an_engine_that_changed_on_the_phone_is_pushed_again(for_phones, phone):
+    """Its stamp says what it was when it arrived."""
+    place = open_place(Bundle.open(for_phones), OPTIONS)
+    place.prepare(lambda *_: None)
+    pushed(phone)
+    program = folder_of(phone) / "engine" / EMULATOR
+    alter(program)
+    place.prepare(lambda *_: None)
+    assert pushed(phone) == [EMULATOR]
+    assert program.read_bytes() == (for_phones / "engine" / EMULATOR).read_bytes()
+    phone.program("sha256sum", "exit 127")  # an old phone cannot tell
+    alter(program)
+    place.prepare(lambda *_: None)
+    assert pushed(phone) == []
+
+
+def test_verify_reads_the_phone_s_own_files(for_phones, phone, capsys, monkeypatch):
+    settings = run.load_settings()
+    settings["built_in"] |= {"pictures": 1, "max_new_tokens": 4}
+    monkeypatch.setattr(run, "load_settings", lambda: settings)
+    command = ["verify", str(for_phones), "--engine", "adb", "--json"]
+    assert cli.main(command) == 0
+    report = json.loads(capsys.readouterr().out)
+    stages = {check["stage"] for check in report["checks"]}
+    assert {"tokenizer", "settings", "golden answers"} <= stages
+    alter(folder_of(phone) / "golden.picture")
+    assert cli.main(command) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert report["causes"][0]["where"] == "files: golden.picture on the phone"
+    alter(folder_of(phone) / "tokenizer.model")  # the engine cannot even load it
+    assert cli.main(command) == 2
+    assert "tokenizer.model on the phone: altered: " in capsys.readouterr().err
+    assert cli.main(command) == 0, "they were pushed again"
+
+
+@pytest.mark.parametrize("phone_can_tell", [True, False])
+def test_an_engine_that_is_not_the_bundle_s_is_not_pushed(
+    for_phones, phone, tmp_path, phone_can_tell
+):
+    folder = shutil.copytree(for_phones, tmp_path / "bundle")
+    alter(folder / "engine" / EMULATOR)
+    if not phone_can_tell:
+        phone.program("sha256sum", "exit 127")
+    place = open_place(Bundle.open(folder), OPTIONS)
+    with pytest.raises(BundleError, match=rf"{EMULATOR}: altered: its SHA-256"):
+        place.prepare(lambda *_: None)
+    assert pushed(phone) == []
+
+
+def test_chat_on_a_phone(for_phones, phone, capsys):
+    asked = ["--prompt", "What?", "--greedy", "--max-new-tokens", "3"]
+    assert cli.main(["chat", str(for_phones), "--engine", "adb", *asked]) == 0
+    out, err = capsys.readouterr()
+    assert f"on the engine of phone {SERIAL}" in err
+    assert cli.main(["chat", str(for_phones), *asked]) == 0
+    assert capsys.readouterr().out == out
+
+
+def test_a_phone_of_another_kind(for_phones, phone):
+    phone.abis("armeabi-v7a,armeabi")
+    with pytest.raises(AdbError, match=r"runs armeabi-v7a, armeabi; .* a 64-bit system"):
+        open_place(Bundle.open(for_phones), OPTIONS)
+    phone.abis("arm64-v8a,armeabi-v7a")
+    with pytest.raises(BundleError, match="convert again with --target android-arm64"):
+        open_place(Bundle.open(for_phones), OPTIONS)
+
+
+def test_a_program_id_that_is_no_hash_does_not_name_a_folder(for_phones, phone, tmp_path):
+    folder = shutil.copytree(for_phones, tmp_path / "bundle")
+    raw = json.loads((folder / "bundle.json").read_text())
+    raw["targets"][EMULATOR]["program_id"] = "../../sdcard; reboot"
+    (folder / "bundle.json").write_text(json.dumps(raw))
+    with pytest.raises(BundleError, match="expected a hash"):
+        open_place(Bundle.open(folder), OPTIONS)
+
+
+def test_a_phone_without_room(for_phones, phone):
+    phone.free(1 << 20)
+    place = open_place(Bundle.open(for_phones), OPTIONS)
+    with pytest.raises(AdbError, match=r"1 MiB are free below /data/local/tmp/.*MiB are needed"):
+        place.prepare(lambda *_: None)
+    assert pushed(phone) == []
+
+
+def test_a_push_goes_on_where_it_broke(for_phones, phone):
+    """Of a run before: its part is there, and counts as room that is not needed again."""
+    opened = Bundle.open(for_phones)
+    place = open_place(opened, OPTIONS)
+    place.prepare(lambda *_: None)
+    weights = folder_of(phone) / "weights.safetensors"
+    content, digest = weights.read_bytes(), opened.manifest.files[weights.name].sha256
+    weights.with_name(f"{weights.name}.part-{digest[:8]}").write_bytes(content[:-100])
+    weights.unlink()
+    phone.free(1 << 10)
+    seen: list[int] = []
+    place.prepare(lambda _, done, total: seen.append(done))
+    assert seen == [len(content) - 100, len(content)]
+    assert weights.read_bytes() == content

@@ -1,0 +1,113 @@
+"""The page's server with a model that computes nothing: what it does stands in the question.
+
+`count` counts until it is stopped, `die` ends in the middle, `refuse` is refused; all else is
+repeated, with the number of turns before it and the size of the picture.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from PIL import Image
+
+from convert.checkpoint.config import ModelConfig
+from quantize.errors import PromptError
+from runtime.engine_client.process import Death, EngineDiedError
+from runtime.engine_client.protocol import Stage, Stop
+from runtime.inputs.defaults import GenerationDefaults
+from runtime.inputs.prompt import Message
+from runtime.inputs.sampling import GenerationOptions
+from runtime.sessions.loader import Loaded
+from runtime.sessions.session import Cancelled, OnLogprobs, OnProgress, OnText, Reply, Statistics
+from runtime.web.files import data_folder
+from runtime.web.model import Model
+from runtime.web.serve import serve
+from tests.support.tiny import tiny_config
+
+_PIECE_SECONDS = 0.02
+
+
+class Repeating:
+    """A session; see above."""
+
+    def __init__(self, config: ModelConfig, *, window: int, as_original: bool = False) -> None:
+        self.config, self._window = config, window
+
+    def reply(
+        self,
+        messages: Sequence[Message],
+        picture: Image.Image | None,
+        options: GenerationOptions,
+        *,
+        on_text: OnText,
+        on_logprobs: OnLogprobs = lambda step: None,
+        on_progress: OnProgress,
+        cancelled: Cancelled,
+    ) -> Reply:
+        question = messages[-1]["content"]
+        if question == "refuse":
+            raise PromptError(f"the window is {self._window}")
+        if picture is not None:
+            on_progress(Stage.ENCODE, 1, 2)
+        stop, said = Stop.EOS, ""
+        if question == "count":
+            while not cancelled():
+                said += f"{len(said.split())} "
+                on_text(said.split()[-1] + " ")
+                time.sleep(_PIECE_SECONDS)
+            stop = Stop.CANCELLED
+        elif question == "die":
+            on_text("half an ans")
+            raise EngineDiedError("host: has ended (signal 9)", Death.KILLED)
+        else:
+            size = "" if picture is None else f" seeing {picture.width}x{picture.height}"
+            said = f"{len(messages)}: {question}{size}"
+            for start in range(0, len(said), 2):
+                on_text(said[start : start + 2])
+        statistics = Statistics(
+            encode_ms=5.0,
+            prefill_ms=10.0,
+            decode_ms=10.0,
+            prompt_tokens=len(messages),
+            reused_tokens=0,
+            generated_tokens=3,
+            decode_steps=2,
+            stop=stop,
+        )
+        return Reply(said, [], statistics)
+
+    def reset(self) -> None:
+        """Has nothing to forget."""
+
+    def close(self) -> None:
+        """Has nothing to end."""
+
+
+def main() -> None:
+    def load(threads: int | None) -> Loaded:
+        config = ModelConfig.from_json(tiny_config())
+
+        def open_session(*, window: int, as_original: bool = False) -> Repeating:
+            return Repeating(config, window=window)
+
+        tokenizer: Any = None  # the session reads no text
+        return Loaded(config, open_session, tokenizer, GenerationDefaults.load(), "a stand-in")
+
+    serve(
+        Model(load, bundle=None, source="nothing"),
+        data_folder(),
+        port=0,
+        window=1024,
+        choices={},
+        seed=None,
+        picture=None,
+        on_start=lambda address: print(address, flush=True),
+    )
+    sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()
