@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from runtime.bench.measure import Measurements
     from runtime.bench.profile import Phase
     from runtime.bench.runners import Runner
-    from runtime.engine_client.places import Progress
+    from runtime.engine_client.place import Progress
 
 _LEAST_SHARE = 0.002  # of a phase's time; what takes less is not shown
 NAME = "bench"

@@ -7,64 +7,24 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from convert.support.console import Size, messages, results
-from quantize.errors import ConfigError, PromptError, ToolkitError
-from runtime.engine_client.options import EngineOptions, add_engine_arguments, engine_options
+from convert.support.console import messages, results
+from quantize.errors import PromptError, ToolkitError
+from runtime.commands.chat_options import SETTINGS, ChatConfig, load_model
+from runtime.engine_client.options import add_engine_arguments, engine_options
 from runtime.sessions.conversation import Conversation, say
 
 if TYPE_CHECKING:
+    from runtime.inputs.callbacks import Cancelled
     from runtime.inputs.sampling import GenerationOptions
-    from runtime.sessions.loader import Loaded
-    from runtime.sessions.session import Cancelled
 
 NAME = "chat"
 HELP = "ask about a picture, once or in a conversation"
-SETTINGS = "OmniLMMChat"  # whose sampling it uses; beam search, the other original's, cannot stream
 COMMANDS = "/image FILE shows a picture, /reset starts anew, /quit ends; Ctrl-C stops an answer"
 _FAILED = 2
-_LAST_PORT = 65535
-
-
-@dataclass(frozen=True, kw_only=True)
-class ChatConfig:
-    """What the command line says."""
-
-    source: str | None  # None: the demo checkpoint
-    image: Path | None
-    prompt: str | None  # None: a conversation
-    greedy: bool
-    engine: EngineOptions
-    device: str | None
-    dtype: str | None
-    max_new_tokens: int | None
-    temperature: float | None
-    top_p: float | None
-    top_k: int | None
-    seed: int | None
-    window: int | None
-    as_original: bool
-    json: bool
-    web: bool
-    port: int | None
-    no_open: bool
-
-    def __post_init__(self) -> None:
-        """Refuses arguments that mean nothing beside others."""
-        names = ("temperature", "top_p", "top_k", "seed")
-        given = [f"--{n.replace('_', '-')}" for n in names if getattr(self, n) is not None]
-        if self.greedy and given:
-            raise ConfigError(f"--greedy does not sample, so {', '.join(given)} mean nothing")
-        if self.web and (self.prompt is not None or self.json):
-            raise ConfigError("--prompt and --json are for the terminal, --web is for the browser")
-        if not self.web and (self.port is not None or self.no_open):
-            raise ConfigError("--port and --no-open are for --web")
-        if self.port is not None and not 0 <= self.port <= _LAST_PORT:
-            raise ConfigError(f"--port is {self.port}; expected 0 (any) to {_LAST_PORT}")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -122,20 +82,6 @@ def run(args: argparse.Namespace) -> int:
             chat.ask(config.prompt)
             return 0
         return _converse(chat)
-
-
-def load_model(config: ChatConfig, engine: EngineOptions) -> Loaded:
-    """Loads what the command line names, and shows how far it is."""
-    from runtime.sessions.loader import load
-
-    with messages().status("loading the model") as status:
-
-        def progress(stage: str, done: int, total: int) -> None:
-            status.update(f"{stage}: {Size(done)} of {Size(total)}")
-
-        return load(
-            config.source, engine, device=config.device, dtype=config.dtype, progress=progress
-        )
 
 
 def _open(config: ChatConfig) -> Conversation:

@@ -8,7 +8,7 @@ from typing import Any
 
 from convert.bundle.manifest import Bundle
 from convert.support.console import results
-from runtime.commands.chat import SETTINGS, ChatConfig, load_model
+from runtime.commands.chat_options import SETTINGS, ChatConfig, load_model
 from runtime.engine_client.options import REFERENCE
 from runtime.sessions.conversation import say
 from runtime.sessions.loader import is_bundle

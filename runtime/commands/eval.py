@@ -21,7 +21,7 @@ from runtime.engine_client.options import (
 
 if TYPE_CHECKING:
     from convert.bundle.manifest import Bundle
-    from runtime.engine_client.places import Progress as PlaceProgress
+    from runtime.engine_client.place import Progress as PlaceProgress
     from runtime.eval.items import Questions
     from runtime.eval.run import Column, Progress
     from runtime.sessions.loader import Loaded

@@ -126,7 +126,7 @@ def _key(args: argparse.Namespace) -> str | None:
 def serve_source(config: ServeConfig) -> None:
     """Loads what the command line names and serves it."""
     from convert.bundle.manifest import Bundle
-    from runtime.commands.chat import SETTINGS
+    from runtime.commands.chat_options import SETTINGS
     from runtime.serve.app import Served
     from runtime.serve.cors import Cors
     from runtime.serve.run import check_address, serve

@@ -26,10 +26,11 @@ from runtime.engine_client.options import (
 if TYPE_CHECKING:
     from convert.bundle.manifest import Bundle
     from convert.checkpoint.reader import Checkpoint
-    from runtime.engine_client.places import Place
+    from runtime.engine_client.place import Place
     from runtime.sessions.engine_session import EngineSession
     from runtime.verify.cases import Case
-    from runtime.verify.report import Cause, Check, Report
+    from runtime.verify.check import Cause, Check
+    from runtime.verify.report import Report
     from runtime.verify.report_folder import ReportFolder
     from runtime.verify.results import Known, Outcome
     from runtime.verify.run import Models

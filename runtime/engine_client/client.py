@@ -25,10 +25,10 @@ from runtime.engine_client import protocol
 from runtime.engine_client.options import LOCAL, QEMU
 from runtime.engine_client.process import Death, EngineDiedError, EngineProcess, Line
 from runtime.engine_client.protocol import Event, Field, Op, Tap
+from runtime.inputs.callbacks import Cancelled, OnLogprobs, OnProgress, OnText
 from runtime.inputs.logprobs import StepLogprobs, TokenLogprob
 from runtime.inputs.picture_file import write_picture_file
 from runtime.inputs.prompt import Message
-from runtime.sessions.session import Cancelled, OnLogprobs, OnProgress, OnText
 
 QEMU_PROGRAM = "qemu-aarch64-static"
 START_SECONDS = 60.0

@@ -14,7 +14,7 @@ from quantize.errors import BundleError
 from runtime.engine_client.adb import Adb, AdbError, PhoneInfo
 from runtime.engine_client.client import SLOW_CANCEL_SECONDS, EngineClient
 from runtime.engine_client.options import ADB
-from runtime.engine_client.places import PHONE, Progress, threads_environment
+from runtime.engine_client.place import PHONE, Progress, threads_environment
 
 ROOT = "/data/local/tmp/minicpmv"  # where a shell may keep and run files
 EMULATOR = "android-x86_64"

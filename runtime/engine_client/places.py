@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable
-from pathlib import Path
-from typing import Protocol
 
 from convert.bundle.manifest import Bundle
 from quantize.errors import ConfigError
@@ -16,30 +13,9 @@ from runtime.engine_client.client import (
     engine_command,
 )
 from runtime.engine_client.options import ADB, LOCAL, EngineOptions
+from runtime.engine_client.place import HOST, PHONE, Place, Progress, threads_environment
 
-HOST, PHONE = "host", "android-arm64"  # targets
-THREADS_VARIABLE = "TVM_NUM_THREADS"
 _HOST_MACHINE = ("Linux", "x86_64")
-
-Progress = Callable[[str, int, int], None]  # stage, done, in all
-
-
-class Place(Protocol):
-    """A machine that can run a bundle's engine."""
-
-    engine: str  # a value of `--engine`
-    description: str
-    target: str  # whose program runs there
-    bundle: Path  # the bundle's folder, as the engine sees it
-
-    def prepare(self, progress: Progress) -> None:
-        """Brings what is needed there, unless it is there already."""
-
-    def brought(self, progress: Progress) -> dict[str, bool]:
-        """Returns whether the files that were brought there are still what the manifest names."""
-
-    def start(self) -> EngineClient:
-        """Starts an engine, if its program is the bundle's own; the caller closes it."""
 
 
 class ThisMachine:
@@ -90,8 +66,3 @@ def open_place(bundle: Bundle, options: EngineOptions) -> Place:
             "--engine reference, or --engine adb with a phone"
         )
     return ThisMachine(bundle, engine, options.threads)
-
-
-def threads_environment(threads: int | None) -> dict[str, str]:
-    """Returns the variables that set an engine's number of threads."""
-    return {} if threads is None else {THREADS_VARIABLE: str(threads)}

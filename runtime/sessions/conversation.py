@@ -13,9 +13,10 @@ from runtime.engine_client.protocol import Stage, Stop
 if TYPE_CHECKING:
     from PIL import Image
 
+    from runtime.inputs.callbacks import Cancelled
     from runtime.inputs.prompt import Message
     from runtime.inputs.sampling import GenerationOptions
-    from runtime.sessions.session import Cancelled, Reply, Session, Statistics
+    from runtime.sessions.session import Reply, Session, Statistics
 
 _THINKING = "thinking"
 _STAGES = {Stage.ENCODE: "encoding the picture", Stage.PREFILL: "reading the prompt"}

@@ -12,22 +12,14 @@ from PIL import Image
 from convert.checkpoint.config import ModelConfig
 from quantize.errors import BundleError, ConfigError, PictureError, PromptError, ToolkitError
 from runtime.engine_client.client import EngineAnswer, EngineClient, EngineError, EngineGoneError
-from runtime.engine_client.places import Place
+from runtime.engine_client.place import Place
 from runtime.engine_client.process import EngineDiedError
 from runtime.engine_client.protocol import ErrorCode, Field, Stop
+from runtime.inputs.callbacks import Cancelled, OnLogprobs, OnProgress, OnText
 from runtime.inputs.picture_file import rgb_strips
 from runtime.inputs.prompt import Message, check_question
 from runtime.inputs.sampling import GenerationOptions
-from runtime.sessions.session import (
-    Cancelled,
-    OnLogprobs,
-    OnProgress,
-    OnText,
-    Reply,
-    Statistics,
-    check_window,
-    require_vision,
-)
+from runtime.sessions.session import Reply, Statistics, check_window, require_vision
 
 # What a user can mend, by the engine's code for it.
 _ERRORS: dict[str, type[ToolkitError]] = {

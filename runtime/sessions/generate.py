@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from runtime.engine_client.protocol import Stop
+from runtime.inputs.callbacks import Cancelled, OnLogprobs
 from runtime.inputs.logprobs import step_logprobs
 from runtime.inputs.sampling import GenerationOptions, Sampler
 from runtime.sessions.backend import Backend, Cache
-from runtime.sessions.session import Cancelled, OnLogprobs
 
 OnToken = Callable[[int], None]
 

@@ -15,7 +15,8 @@ from convert.checkpoint.hub import is_hub_id
 from convert.checkpoint.reader import Checkpoint
 from quantize.errors import BundleError, CheckpointError, ConfigError
 from runtime.engine_client.options import REFERENCE, EngineOptions
-from runtime.engine_client.places import Progress, open_place
+from runtime.engine_client.place import Progress
+from runtime.engine_client.places import open_place
 from runtime.inputs.defaults import DEFAULTS, GenerationDefaults
 from runtime.inputs.prompt import Tokenizer
 from runtime.sessions.backend import ReferenceBackend

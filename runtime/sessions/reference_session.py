@@ -19,6 +19,7 @@ from torch import Tensor
 
 from quantize.errors import PromptError
 from runtime.engine_client.protocol import Stage, Stop
+from runtime.inputs.callbacks import Cancelled, OnLogprobs, OnProgress, OnText
 from runtime.inputs.picture import preprocess
 from runtime.inputs.prompt import (
     ASSISTANT,
@@ -34,16 +35,7 @@ from runtime.reference.kv_cache import pinned_tokens
 from runtime.sessions.backend import Backend, Cache
 from runtime.sessions.beam import beam_search
 from runtime.sessions.generate import Generation, generate
-from runtime.sessions.session import (
-    Cancelled,
-    OnLogprobs,
-    OnProgress,
-    OnText,
-    Reply,
-    Statistics,
-    check_window,
-    require_vision,
-)
+from runtime.sessions.session import Reply, Statistics, check_window, require_vision
 from runtime.sessions.streaming import TextStream
 
 Key = int | tuple[str, int]  # a token's id; for an image token the picture's hash and its index

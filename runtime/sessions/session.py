@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from quantize.errors import PictureError, PromptError
+from runtime.inputs.callbacks import Cancelled, OnLogprobs, OnProgress, OnText
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from convert.checkpoint.config import ModelConfig, VisionConfig
-    from runtime.inputs.logprobs import StepLogprobs
     from runtime.inputs.prompt import Message
     from runtime.inputs.sampling import GenerationOptions
-
-OnText = Callable[[str], None]
-OnLogprobs = Callable[["StepLogprobs"], None]
-OnProgress = Callable[[str, int, int], None]  # a value of `Stage`, done, in all
-Cancelled = Callable[[], bool]
 
 
 @dataclass(frozen=True, kw_only=True)

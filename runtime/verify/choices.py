@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from runtime.verify.report import Cause, Check
+from runtime.verify.check import Cause, Check
 
 STAGE = "sampling"
 _TIE = 1e-3  # of the logits' range: closer ones may be chosen either way

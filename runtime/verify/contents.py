@@ -20,6 +20,7 @@ from runtime.engine_client.client import EngineError
 from runtime.engine_client.protocol import ErrorCode
 from runtime.inputs.prompt import Tokenizer
 from runtime.reference.kv_cache import ATTENTION_SINKS
+from runtime.verify.check import Cause, Check
 from runtime.verify.differences import differences, listed
 from runtime.verify.golden import (
     STAGE,
@@ -28,7 +29,6 @@ from runtime.verify.golden import (
     picture_problems,
     text_checks,
 )
-from runtime.verify.report import Cause, Check
 from runtime.verify.stages import EngineStages
 from runtime.verify.tokenizer import STAGE as TOKENIZER_STAGE
 from runtime.verify.tokenizer import file_check, vocabulary_check

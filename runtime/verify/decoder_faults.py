@@ -18,7 +18,7 @@ from torch import Tensor
 from convert.checkpoint.config import DecoderConfig
 from runtime.reference import metrics
 from runtime.reference.kv_cache import ATTENTION_SINKS
-from runtime.verify.report import Cause
+from runtime.verify.check import Cause
 from runtime.verify.stages import Stages
 from runtime.verify.stored_stages import Rules, StoredStages
 

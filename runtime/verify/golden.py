@@ -13,8 +13,8 @@ from quantize.errors import ToolkitError
 from runtime.engine_client.protocol import Field
 from runtime.inputs.picture_file import picture_bytes
 from runtime.inputs.prompt import Tokenizer
+from runtime.verify.check import Cause, Check
 from runtime.verify.differences import differences
-from runtime.verify.report import Cause, Check
 from runtime.verify.stages import EngineStages
 from runtime.verify.tokenizer import prompt_check, text_check
 

@@ -19,11 +19,11 @@ from convert.checkpoint.reader import Checkpoint
 from runtime.inputs.prompt import Tokenizer
 from runtime.reference import metrics
 from runtime.verify.cases import Case
+from runtime.verify.check import Cause, Check
 from runtime.verify.choices import choices_causes
 from runtime.verify.contents import Contents
 from runtime.verify.decoder_faults import DecoderFaults
 from runtime.verify.picture_faults import preprocessing_cause
-from runtime.verify.report import Cause, Check
 from runtime.verify.run import Models, Progress
 from runtime.verify.stages import Stages
 from runtime.verify.stored_stages import Rules, StoredStages

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from runtime.inputs.prompt import Prompt
 from runtime.reference import metrics
-from runtime.verify.report import Check
+from runtime.verify.check import Check
 
 KINDS = ("image", "text", "answer")  # of positions
 TOP = 5

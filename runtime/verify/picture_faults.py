@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from runtime.reference import metrics
-from runtime.verify.report import Cause
+from runtime.verify.check import Cause
 
 _LEVELS = 127.5  # a normalised pixel's 2.0 are 255 levels
 _FILTERS = {

@@ -11,7 +11,7 @@ from typing import Any
 from convert.bundle.manifest import WEIGHTS, Bundle
 from convert.bundle.results_file import identity
 from convert.checkpoint.reader import Checkpoint
-from runtime.engine_client.places import Place
+from runtime.engine_client.place import Place
 from runtime.engine_client.protocol import Field
 
 _PACKAGES = ("minicpmv", "torch", "apache-tvm", "apache-tvm-ffi", "numpy")

@@ -9,8 +9,9 @@ from typing import Any
 
 from convert.bundle.results_file import ResultsError, ResultsFile
 from runtime.verify.cases import Case
+from runtime.verify.check import Check
 from runtime.verify.logits import EDGES, KINDS, Logits, Positions, Sums
-from runtime.verify.report import Answer, Check
+from runtime.verify.report import Answer
 
 FORMAT, VERSION = "minicpmv-verify", 2
 

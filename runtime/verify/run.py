@@ -25,10 +25,11 @@ from runtime.reference.kv_cache import ATTENTION_SINKS
 from runtime.sessions.session import Session
 from runtime.verify.answers import Question, Said, greedy_answer
 from runtime.verify.cases import Case
+from runtime.verify.check import Check
 from runtime.verify.choices import choice_checks
 from runtime.verify.decoder_faults import TOKENS, narrow_window
 from runtime.verify.logits import Logits
-from runtime.verify.report import Answer, Check
+from runtime.verify.report import Answer
 from runtime.verify.results import CaseResult, Known, Outcome, Worst, merge
 from runtime.verify.stages import EngineStages, Stages
 from runtime.verify.steps import Steps

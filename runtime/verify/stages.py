@@ -13,11 +13,11 @@ from torch import Tensor
 from convert.checkpoint.config import ModelConfig
 from runtime.engine_client.client import EngineClient
 from runtime.engine_client.protocol import Field, Tap
+from runtime.inputs.callbacks import OnProgress
 from runtime.inputs.picture import preprocess
 from runtime.inputs.prompt import Message, Prompt
 from runtime.reference.kv_cache import KVCache
 from runtime.reference.model import MiniCPMV
-from runtime.sessions.session import OnProgress
 
 
 class Stages(Protocol):

@@ -14,7 +14,7 @@ from sentencepiece import sentencepiece_model_pb2 as messages
 
 from convert.bundle.manifest import TOKENIZER
 from runtime.inputs.prompt import Prompt, Tokenizer
-from runtime.verify.report import Cause, Check
+from runtime.verify.check import Cause, Check
 
 STAGE = "tokenizer"
 _BYTES, _IDS, _TEXT = (

@@ -15,7 +15,7 @@ from quantize.methods import find_method
 from runtime.reference import metrics
 from runtime.reference.arithmetic import hold_in_format, round_to_format
 from runtime.reference.held import GroupCodes
-from runtime.verify.report import Cause, Check
+from runtime.verify.check import Cause, Check
 from runtime.verify.weights import hold_stored
 
 _MANY = 8  # causes of one kind that a reader wants to see

@@ -17,12 +17,12 @@ from quantize.errors import BundleError
 from quantize.layout import unpack_int8_tiles, unpack_tiles, untile_f16
 from quantize.methods import find_method
 from quantize.schemes import Array, GroupScheme
-from runtime.engine_client.places import Place
+from runtime.engine_client.place import Place
 from runtime.reference import metrics
 from runtime.reference.arithmetic import hold_in_format
 from runtime.reference.held import GroupCodes, Weight
 from runtime.reference.spread import spread
-from runtime.verify.report import Check
+from runtime.verify.check import Check
 
 # What AWQ folds the factors of a layer's norms into.
 _FOLLOWERS = {"input_norm.weight": "qkv", "post_norm.weight": "gate_up"}

@@ -20,15 +20,16 @@ from torch import Tensor
 from convert.bundle.manifest import TOKENIZER, WEIGHTS, Bundle, FileRecord, Source
 from convert.checkpoint.reader import Checkpoint
 from runtime.engine_client.options import LOCAL, EngineOptions
-from runtime.engine_client.places import Place, open_place
+from runtime.engine_client.place import Place
+from runtime.engine_client.places import open_place
 from runtime.inputs.prompt import Tokenizer
 from runtime.reference.arithmetic import RoundedKVCache, apply_arithmetic
 from runtime.reference.load import load_reference
 from runtime.sessions.engine_session import EngineSession
 from runtime.verify.cases import built_in_cases
+from runtime.verify.check import Cause, Check
 from runtime.verify.contents import check_contents
 from runtime.verify.isolate import find_causes
-from runtime.verify.report import Cause, Check
 from runtime.verify.results import Known
 from runtime.verify.run import Model, Models, load_settings, run_cases
 from runtime.verify.stages import EngineStages, TorchStages

@@ -16,7 +16,8 @@ from typing import Any
 from PIL import Image
 
 from convert.checkpoint.config import ModelConfig
-from runtime.commands.chat import SETTINGS
+from runtime.commands.chat_options import SETTINGS
+from runtime.inputs.callbacks import OnLogprobs, OnProgress, OnText
 from runtime.inputs.defaults import GenerationDefaults
 from runtime.inputs.logprobs import StepLogprobs, TokenLogprob
 from runtime.inputs.prompt import UNKNOWN_ID, Message, Tokenizer
@@ -24,7 +25,7 @@ from runtime.inputs.sampling import GenerationOptions
 from runtime.serve.app import Served
 from runtime.serve.run import serve
 from runtime.sessions.loader import Loaded
-from runtime.sessions.session import OnLogprobs, OnProgress, OnText, Reply
+from runtime.sessions.session import Reply
 from runtime.web.model import Model
 from tests.support.tiny import tiny_config, tokenizer_model
 from tests.support.web_stand_in import Repeating

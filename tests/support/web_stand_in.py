@@ -17,11 +17,12 @@ from convert.checkpoint.config import ModelConfig
 from quantize.errors import PromptError
 from runtime.engine_client.process import Death, EngineDiedError
 from runtime.engine_client.protocol import Stage, Stop
+from runtime.inputs.callbacks import Cancelled, OnLogprobs, OnProgress, OnText
 from runtime.inputs.defaults import GenerationDefaults
 from runtime.inputs.prompt import Message
 from runtime.inputs.sampling import GenerationOptions
 from runtime.sessions.loader import Loaded
-from runtime.sessions.session import Cancelled, OnLogprobs, OnProgress, OnText, Reply, Statistics
+from runtime.sessions.session import Reply, Statistics
 from runtime.web.files import data_folder
 from runtime.web.model import Model
 from runtime.web.serve import serve

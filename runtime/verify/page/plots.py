@@ -8,8 +8,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from runtime.verify.check import Check
 from runtime.verify.logits import EDGES, Positions
-from runtime.verify.report import Check
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

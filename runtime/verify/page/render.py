@@ -18,9 +18,10 @@ from PIL import Image
 
 from quantize.errors import PictureError
 from runtime.verify.cases import Case
+from runtime.verify.check import Check
 from runtime.verify.page.pipeline import pipeline
 from runtime.verify.page.plots import cosine_curve, kl_histogram, sqnr_curve
-from runtime.verify.report import Answer, Check, Report, figure
+from runtime.verify.report import Answer, Report, figure
 from runtime.verify.report_folder import DATA, MARK
 
 _FOLDER = Path(__file__).parent

@@ -68,7 +68,8 @@ def test_the_table(
     bundle: Path, searched: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     """Of what verify and bench say; both are tested by themselves."""
-    from runtime.verify.report import Answer, Check, Report
+    from runtime.verify.check import Check
+    from runtime.verify.report import Answer, Report
 
     def verify(config: Any, progress: Any) -> Report:
         loss = 0.5 if config.bundle == bundle else 0.25

@@ -8,7 +8,7 @@ import openai
 import pytest
 from openai.types.chat import completion_create_params
 
-from runtime.commands.chat import SETTINGS as CHAT_SETTINGS
+from runtime.commands.chat_options import SETTINGS as CHAT_SETTINGS
 from runtime.inputs.defaults import GenerationDefaults
 from runtime.serve.errors import ApiError
 from runtime.serve.fields import IGNORED, NEUTRAL

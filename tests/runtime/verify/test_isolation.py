@@ -19,9 +19,9 @@ from quantize.schemes import GroupScheme
 from runtime.sessions.engine_session import EngineSession
 from runtime.verify import run
 from runtime.verify.cases import built_in_cases
+from runtime.verify.check import Check
 from runtime.verify.choices import choice_checks, choices_causes
 from runtime.verify.isolate import Parts
-from runtime.verify.report import Check
 from runtime.verify.stages import EngineStages
 from runtime.verify.stored_stages import Rules, StoredStages
 from tests.convert.bundles import write_bundle

@@ -15,7 +15,7 @@ from quantize.schemes import GroupScheme, quantize_groups
 from runtime.engine_client.client import QEMU_PROGRAM
 from runtime.reference import metrics
 from runtime.reference.arithmetic import QuantizedLinear, hold_in_format, round_to_int8
-from runtime.verify.report import Check
+from runtime.verify.check import Check
 from tests.engine.engines import add_phone
 from tests.support.tiny import write_checkpoint
 

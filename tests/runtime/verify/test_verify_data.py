@@ -18,8 +18,9 @@ from convert.cli import INTERRUPTED, main
 from runtime.inputs.prompt import Prompt
 from runtime.verify import run
 from runtime.verify.cases import Case, DataError, built_in_cases, read_cases
+from runtime.verify.check import Check
 from runtime.verify.logits import EDGES, Logits, Positions, Sums
-from runtime.verify.report import Answer, Check
+from runtime.verify.report import Answer
 from runtime.verify.report_folder import CASES, DATA, PAGE
 from runtime.verify.results import CaseResult, KnownInFile, merge
 from tests.support.tiny import write_checkpoint

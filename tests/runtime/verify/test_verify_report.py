@@ -15,10 +15,11 @@ from PIL import Image
 
 from quantize.errors import ConfigError
 from runtime.verify.cases import Case
+from runtime.verify.check import Cause, Check
 from runtime.verify.logits import EDGES, Positions, Sums
 from runtime.verify.page.plots import cosine_curve, kl_histogram, sqnr_curve
 from runtime.verify.page.render import render
-from runtime.verify.report import Answer, Cause, Check, Report, StoredTensor
+from runtime.verify.report import Answer, Report, StoredTensor
 from runtime.verify.report_folder import CASES, DATA, PAGE, ReportError, ReportFolder
 from tests.android.screen import Screen, browser
 

@@ -1,0 +1,69 @@
+"""What `minicpmv chat` is asked for, in the terminal and in the browser, and the model for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from convert.support.console import Size, messages
+from quantize.errors import ConfigError
+from runtime.engine_client.options import EngineOptions
+
+if TYPE_CHECKING:
+    from runtime.sessions.loader import Loaded
+
+SETTINGS = "OmniLMMChat"  # whose sampling it uses; beam search, the other original's, cannot stream
+
+_LAST_PORT = 65535
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatConfig:
+    """What the command line says."""
+
+    source: str | None  # None: the demo checkpoint
+    image: Path | None
+    prompt: str | None  # None: a conversation
+    greedy: bool
+    engine: EngineOptions
+    device: str | None
+    dtype: str | None
+    max_new_tokens: int | None
+    temperature: float | None
+    top_p: float | None
+    top_k: int | None
+    seed: int | None
+    window: int | None
+    as_original: bool
+    json: bool
+    web: bool
+    port: int | None
+    no_open: bool
+
+    def __post_init__(self) -> None:
+        """Refuses arguments that mean nothing beside others."""
+        names = ("temperature", "top_p", "top_k", "seed")
+        given = [f"--{n.replace('_', '-')}" for n in names if getattr(self, n) is not None]
+        if self.greedy and given:
+            raise ConfigError(f"--greedy does not sample, so {', '.join(given)} mean nothing")
+        if self.web and (self.prompt is not None or self.json):
+            raise ConfigError("--prompt and --json are for the terminal, --web is for the browser")
+        if not self.web and (self.port is not None or self.no_open):
+            raise ConfigError("--port and --no-open are for --web")
+        if self.port is not None and not 0 <= self.port <= _LAST_PORT:
+            raise ConfigError(f"--port is {self.port}; expected 0 (any) to {_LAST_PORT}")
+
+
+def load_model(config: ChatConfig, engine: EngineOptions) -> Loaded:
+    """Loads what the command line names, and shows how far it is."""
+    from runtime.sessions.loader import load
+
+    with messages().status("loading the model") as status:
+
+        def progress(stage: str, done: int, total: int) -> None:
+            status.update(f"{stage}: {Size(done)} of {Size(total)}")
+
+        return load(
+            config.source, engine, device=config.device, dtype=config.dtype, progress=progress
+        )

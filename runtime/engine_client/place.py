@@ -1,0 +1,38 @@
+"""A place where an engine runs: what every kind of place offers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+from runtime.engine_client.client import EngineClient
+
+HOST, PHONE = "host", "android-arm64"  # targets
+
+THREADS_VARIABLE = "TVM_NUM_THREADS"
+
+Progress = Callable[[str, int, int], None]  # stage, done, in all
+
+
+class Place(Protocol):
+    """A machine that can run a bundle's engine."""
+
+    engine: str  # a value of `--engine`
+    description: str
+    target: str  # whose program runs there
+    bundle: Path  # the bundle's folder, as the engine sees it
+
+    def prepare(self, progress: Progress) -> None:
+        """Brings what is needed there, unless it is there already."""
+
+    def brought(self, progress: Progress) -> dict[str, bool]:
+        """Returns whether the files that were brought there are still what the manifest names."""
+
+    def start(self) -> EngineClient:
+        """Starts an engine, if its program is the bundle's own; the caller closes it."""
+
+
+def threads_environment(threads: int | None) -> dict[str, str]:
+    """Returns the variables that set an engine's number of threads."""
+    return {} if threads is None else {THREADS_VARIABLE: str(threads)}
