@@ -159,7 +159,7 @@ def test_the_checkpoint_answers(tokenizer):
 
 
 def test_the_readme_lists_every_wording():
-    readme = (CONFIGS.parent / "README.md").read_text("utf-8")
+    readme = (CONFIGS.parent / "runtime/demo/README.md").read_text("utf-8")
     for language in LANGUAGES:
         for wordings in all_wordings(language).values():
             assert [w for w in wordings if w not in readme] == []
