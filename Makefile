@@ -3,7 +3,7 @@ DEMO := build/demo
 PICTURE := configs/demo/sample.png
 
 .DEFAULT_GOAL := help
-.PHONY: help setup android-tools demo test format bench train-demo clean
+.PHONY: help setup android-tools demo test format bench screenshot train-demo clean
 
 help: ## shows this
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1#\2/p' $(MAKEFILE_LIST) | awk -F"#" "{printf \"%-20s%s\\n\", \$$1, \$$2}"
@@ -21,11 +21,12 @@ demo: setup ## converts, checks and asks the demo model
 	$(BIN)/minicpmv chat $(DEMO) --image $(PICTURE) --greedy --prompt "What colour is the shape?"
 	$(BIN)/minicpmv chat $(DEMO) --image $(PICTURE) --greedy --prompt "这个图形是什么颜色？"
 
-test: ## sets up, checks format, style and types, and runs the tests
+test: ## sets up, checks format, style, types and imports, and runs the tests
 	@.ci/setup tests
 	@$(BIN)/ruff format --quiet --check .
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-cache >/dev/null || $(BIN)/lint-imports --no-cache
 	@$(BIN)/pytest -m "not slow and not gpu and not device"
 
 format: setup ## formats the code
@@ -34,6 +35,10 @@ format: setup ## formats the code
 
 bench: setup ## measures the conversion of the demo
 	$(BIN)/python -m tests.bench.convert
+
+screenshot: setup ## takes README's picture of the app's page anew
+	MINICPMV_SCREENSHOTS=build/screens $(BIN)/pytest -q tests/android/test_page_http.py::test_the_demo
+	cp build/screens/web-demo.png android/screen.png
 
 train-demo: setup ## trains the demo checkpoint anew; up to an hour
 	$(BIN)/python -m runtime.demo.train -o build/demo-checkpoint
