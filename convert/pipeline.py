@@ -22,9 +22,9 @@ from convert.bundle.manifest import (
     TOKENIZER,
     WEIGHTS,
     Bundle,
+    BundleSource,
     FileRecord,
     Manifest,
-    Source,
     TargetRecord,
     tensor_records,
 )
@@ -36,7 +36,7 @@ from convert.checkpoint.reader import Checkpoint
 from convert.encode import ReadOnce, encode, encode_calibrated, read_weight
 from convert.engine.build import build_engine
 from convert.engine.compile import Target, compile_blocks
-from convert.engine.prebuild import EnginesAhead
+from convert.engine.prebuild import EnginePrebuild
 from convert.golden import can_answer, write_golden
 from convert.support.hashing import hash_sources
 from convert.support.phases import Phases
@@ -86,7 +86,7 @@ def parse_targets(text: str) -> tuple[str, ...]:
 
 def write_bundle(
     checkpoint: Checkpoint,
-    source: Source,
+    source: BundleSource,
     plan: Plan,
     targets: tuple[str, ...],
     folder: Path,
@@ -151,7 +151,7 @@ def tool_versions() -> dict[str, str]:
 
 
 def open_journal(
-    folder: Path, source: Source, plan: Plan, calibrated: CalibratedWeights | None
+    folder: Path, source: BundleSource, plan: Plan, calibrated: CalibratedWeights | None
 ) -> Journal:
     """Opens the journal of a bundle in the making, with all that its weights follow from."""
     rows = [[t.name, t.format, list(t.rule.shape), list(t.rule.sources)] for t in plan.tensors]
@@ -207,10 +207,10 @@ def write_weights(
 @contextmanager
 def compile_ahead(
     targets: Sequence[str], progress: Progress, phases: Phases
-) -> Iterator[EnginesAhead]:
+) -> Iterator[EnginePrebuild]:
     """Compiles C++ of the targets' engines while the `with` block does other work."""
     triples = [Target.load(target).link for target in targets]
-    with phases.programs_apart(_ENGINES), EnginesAhead(triples, progress) as ahead:
+    with phases.programs_apart(_ENGINES), EnginePrebuild(triples, progress) as ahead:
         yield ahead
 
 
@@ -221,7 +221,7 @@ def build_program(
     output: Path,
     progress: Progress,
     phases: Phases | None = None,
-    ahead: EnginesAhead | None = None,
+    ahead: EnginePrebuild | None = None,
 ) -> str:
     """Compiles a model's blocks and links the engine that holds them; returns its program id.
 

@@ -16,8 +16,8 @@ from collections.abc import Sequence
 
 from android.build.tools import (
     AREAS,
+    BuildTool,
     DebianFile,
-    Program,
     ToolError,
     files,
     install_command,
@@ -41,7 +41,7 @@ def install(areas: Sequence[str]) -> None:
 
 
 def _install_debian(areas: Sequence[str]) -> None:
-    entries: list[Program | DebianFile] = [*programs(areas), *files(areas)]
+    entries: list[BuildTool | DebianFile] = [*programs(areas), *files(areas)]
     missing = [entry for entry in entries if not entry.is_there]
     if not missing:
         return

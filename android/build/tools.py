@@ -25,7 +25,7 @@ class ToolError(ToolkitError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Program:
+class BuildTool:
     """A program of Debian's."""
 
     name: str
@@ -123,7 +123,7 @@ class MavenPackage:
         return found
 
 
-def programs(areas: Collection[str] = AREAS) -> list[Program]:
+def programs(areas: Collection[str] = AREAS) -> list[BuildTool]:
     """Lists the programs that some areas need."""
     return [p for p in map(_program, _table()["programs"]) if set(p.areas) & set(areas)]
 
@@ -208,8 +208,8 @@ def run(command: Sequence[str], problem: str, *, stdin: str | None = None) -> st
     return done.stdout
 
 
-def _program(name: str) -> Program:
-    return Program(**_entry("programs", name))
+def _program(name: str) -> BuildTool:
+    return BuildTool(**_entry("programs", name))
 
 
 def _file(name: str) -> DebianFile:

@@ -43,7 +43,7 @@ const ENGLISH = {
   importing: 'Copying the weights',
   verifying: 'Checking the weights',
   decoding: 'Opening the picture',
-  encoding: 'Looking at the picture',
+  encoding: 'DumpPicture at the picture',
   reading: 'Reading',
   checking: 'Checking',
   waiting: 'Waiting for the model',

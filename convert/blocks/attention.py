@@ -39,7 +39,7 @@ class Heads:
 
 
 @dataclass(frozen=True)
-class Keys:
+class KeyTiles:
     """A run of key tiles: how to load its queries and keys, and what to do to its scores."""
 
     tiles: Expr
@@ -94,7 +94,7 @@ def attention(
             def value(slot: Expr, at: int, lanes: int) -> Expr:
                 return near[slot, span(at, lanes)]
 
-            run = Keys(tiles, T.int64(0), query, lambda tile, d: turned[tile, d, span(0)], mask)
+            run = KeyTiles(tiles, T.int64(0), query, lambda tile, d: turned[tile, d, span(0)], mask)
 
             def attend_block(first: Expr, count: int) -> None:
                 attend(scratch, head, [run], first, count, head_dim, value, out, head * head_dim)
@@ -118,7 +118,7 @@ class Scratch:
 def attend(
     scratch: Scratch,
     head: Expr,
-    runs: list[Keys],
+    runs: list[KeyTiles],
     first: Expr,
     count: int,
     head_dim: int,
@@ -136,7 +136,7 @@ def attend(
             for m in range(count):
                 store(asked, run.query(first + m, d), own + m, d)
 
-        def score(run: Keys, start: Expr, tiles: int) -> None:
+        def score(run: KeyTiles, start: Expr, tiles: int) -> None:
             pairs = [(m, tile) for m in range(count) for tile in range(tiles)]
             sums = local((count, tiles, LANES))
             for m, tile in pairs:
@@ -185,7 +185,7 @@ def attend(
                 store(out, result, first + m, span(column + at, lanes))
 
 
-def _softmax(scores: Expr, row: Expr, largest: Expr, m: int, runs: list[Keys]) -> Expr:
+def _softmax(scores: Expr, row: Expr, largest: Expr, m: int, runs: list[KeyTiles]) -> Expr:
     """Turns a row of scores, the largest in `largest[m]`, into weights; returns 1 / their sum.
 
     Weights are stored multiplied by their values' scales.

@@ -17,7 +17,7 @@ from typing import Any
 
 from tvm.script.ir_builder import tirx as T
 
-from convert.blocks.attention import Keys, Scratch, attend, keep, slots
+from convert.blocks.attention import KeyTiles, Scratch, attend, keep, slots
 from convert.blocks.kv_cache import LayerCache
 from convert.blocks.tir import (
     LANES,
@@ -167,7 +167,7 @@ def cached_attention(c: DecoderConfig, kv: str, block: int) -> Expr:
                 shared["key_scale"] = partial(cache.key_scale, kv_head)
                 shared["value_scale"] = partial(cache.value_scale, kv_head)
             runs = [
-                Keys(
+                KeyTiles(
                     tiles=used_pinned,
                     first=T.int64(0),
                     query=query(1),
@@ -175,7 +175,7 @@ def cached_attention(c: DecoderConfig, kv: str, block: int) -> Expr:
                     fetch=fetch(T.int64(0)),
                     **shared,
                 ),
-                Keys(
+                KeyTiles(
                     tiles=used,
                     first=pinned_tiles,
                     query=query(0),

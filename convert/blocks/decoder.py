@@ -11,7 +11,7 @@ from convert.blocks import cached_attention, rows
 from convert.blocks.graph import Expr, Graph, integers, tensor, tensor_type, variable
 from convert.blocks.kv_cache import cache_tensors
 from convert.blocks.linear import Linear
-from convert.blocks.stored import Formats, Rows
+from convert.blocks.matrix_formats import Formats, Rows
 from convert.checkpoint.config import DecoderConfig
 
 

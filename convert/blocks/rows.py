@@ -30,7 +30,7 @@ Values = Callable[[Expr, int], Expr]  # (column, lanes) -> a vector of a row's v
 
 
 @dataclass(frozen=True)
-class Source:
+class RowSource:
     """Rows (L, K), float32, that a kernel computes where it needs them.
 
     Memory and a call are saved where one kernel alone reads them.
@@ -42,17 +42,17 @@ class Source:
     parameters: Callable[[Kernel, Expr], Callable[[Expr], Values]]
 
 
-def given(width: int) -> Source:
+def given(width: int) -> RowSource:
     """Returns the rows of x (L, D) as they are."""
 
     def parameters(k: Kernel, length: Expr) -> Callable[[Expr], Values]:
         x = k.tensor("x", (length, width))
         return lambda row: lambda at, lanes: x[row, span(at, lanes)]
 
-    return Source("", width, parameters)
+    return RowSource("", width, parameters)
 
 
-def layer_norm(width: int, eps: float) -> Source:
+def layer_norm(width: int, eps: float) -> RowSource:
     """Returns the normed rows of x (L, D) with weight (D,) and bias (D,), float32."""
     step = lanes_of(width)
 
@@ -82,10 +82,10 @@ def layer_norm(width: int, eps: float) -> Source:
 
         return begin
 
-    return Source("layer_norm", width, parameters)
+    return RowSource("layer_norm", width, parameters)
 
 
-def rms_norm(width: int, eps: float, divisor: float = 1.0) -> Source:
+def rms_norm(width: int, eps: float, divisor: float = 1.0) -> RowSource:
     """Returns the normed rows of x (L, D) with weight (D,) float16, divided by `divisor`."""
 
     def parameters(k: Kernel, length: Expr) -> Callable[[Expr], Values]:
@@ -104,10 +104,10 @@ def rms_norm(width: int, eps: float, divisor: float = 1.0) -> Source:
 
         return begin
 
-    return Source("rms_norm", width, parameters)
+    return RowSource("rms_norm", width, parameters)
 
 
-def gate(width: int) -> Source:
+def gate(width: int) -> RowSource:
     """Returns silu(gates) * values (L, D) of x (L, 2D), which has the gates first."""
 
     def parameters(k: Kernel, length: Expr) -> Callable[[Expr], Values]:
@@ -122,10 +122,10 @@ def gate(width: int) -> Source:
 
         return begin
 
-    return Source("gate", width, parameters)
+    return RowSource("gate", width, parameters)
 
 
-def write(source: Source) -> Expr:
+def write(source: RowSource) -> Expr:
     """Makes the kernel (the source's tensors) -> (L, D), float32."""
     lanes = lanes_of(source.width)
     with kernel(source.name) as k:
@@ -139,7 +139,7 @@ def write(source: Source) -> Expr:
     return k.function
 
 
-def quantize(source: Source, size: int, zero_point: int) -> Expr:
+def quantize(source: RowSource, size: int, zero_point: int) -> Expr:
     """Makes the kernel (the source's tensors) -> codes, scale, offset: int8 activations.
 
     They are for `linear.linear_codes`. codes (L, G, size) int8, scale (L, G) float32,

@@ -6,7 +6,7 @@ from convert.blocks import rows
 from convert.blocks.attention import Heads
 from convert.blocks.graph import Expr, Graph, tensor, tensor_type
 from convert.blocks.linear import Linear
-from convert.blocks.stored import Formats, Rows
+from convert.blocks.matrix_formats import Formats, Rows
 from convert.blocks.word_attention import all_attention
 from convert.checkpoint.config import ResamplerConfig, VisionConfig
 

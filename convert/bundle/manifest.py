@@ -51,7 +51,7 @@ class FileRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class BundleSource:
     """The checkpoint that a bundle was made from."""
 
     path: str  # a folder, or a hub id; `demo` for the demo
@@ -84,7 +84,7 @@ class Manifest:
     model: Mapping[str, Any]  # the checkpoint's config.json
     quantization: Mapping[str, Any]  # the recipe
     kv_cache: str  # a key of convert.bundle.kv_cache.KV_FORMATS
-    source: Source
+    source: BundleSource
     targets: Mapping[str, TargetRecord]
     tensors: Mapping[str, TensorRecord]
     tools: Mapping[str, str]  # versions
@@ -288,7 +288,7 @@ def _manifest(where: str, raw: dict[str, Any]) -> Manifest:
         model=values["model"],
         quantization=values["quantization"],
         kv_cache=values["kv_cache"],
-        source=Source(**_object(f"{where}: source", values["source"], source)),
+        source=BundleSource(**_object(f"{where}: source", values["source"], source)),
         targets={
             name: TargetRecord(**_object(f"{where}: target {name}", entry, target))
             for name, entry in values["targets"].items()

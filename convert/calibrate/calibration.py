@@ -17,7 +17,7 @@ from torch import Tensor
 
 from convert.bundle.plan import Plan
 from convert.calibrate.layer import STAGES, LayerWalk, fold_layer
-from convert.calibrate.samples import Sample, TokenizedSample, tokenize
+from convert.calibrate.samples import CalibrationSample, TokenizedSample, tokenize
 from convert.calibrate.store import CalibratedWeights, CalibrationStore, Stream
 from convert.checkpoint.reader import Checkpoint
 from convert.checkpoint.tensor_tables import EMBEDDING, HEAD
@@ -41,7 +41,7 @@ Progress = Callable[[str, int, int], None]  # stage, done, in all
 def calibrate(
     checkpoint: Checkpoint,
     plan: Plan,
-    samples: Sequence[Sample],
+    samples: Sequence[CalibrationSample],
     home: Path,
     progress: Progress,
 ) -> CalibratedWeights:

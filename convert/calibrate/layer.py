@@ -20,7 +20,7 @@ _FOLD_TOKENS = 4096  # whose activations choose AWQ's factors
 
 
 @dataclass(frozen=True)
-class Stage:
+class LinearGroup:
     """Linears that share their inputs: one tensor of a bundle, rows stacked."""
 
     name: str  # of the bundle's tensor, behind `llm.layers.N.`
@@ -28,10 +28,10 @@ class Stage:
 
 
 STAGES = (
-    Stage("qkv", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
-    Stage("o", ("self_attn.o_proj",)),
-    Stage("gate_up", ("mlp.gate_proj", "mlp.up_proj")),
-    Stage("down", ("mlp.down_proj",)),
+    LinearGroup("qkv", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
+    LinearGroup("o", ("self_attn.o_proj",)),
+    LinearGroup("gate_up", ("mlp.gate_proj", "mlp.up_proj")),
+    LinearGroup("down", ("mlp.down_proj",)),
 )
 
 
@@ -51,11 +51,13 @@ class LayerWalk:
         self._stage = 0
         self.inputs: Stream = [layer.input_layernorm(x) for x in stream]
 
-    def weight(self, stage: Stage) -> Tensor:
+    def weight(self, stage: LinearGroup) -> Tensor:
         """Returns a stage's linears, stacked: (N, K) float32."""
         return torch.cat([linear.weight for linear in map(self._linear, stage.linears)])
 
-    def set_weight(self, stage: Stage, weight: Tensor, form: str, scheme: GroupScheme) -> None:
+    def set_weight(
+        self, stage: LinearGroup, weight: Tensor, form: str, scheme: GroupScheme
+    ) -> None:
         """Gives a stage's linears the rows of `weight` (N, K), and a format's activations.
 
         Args:

@@ -36,7 +36,7 @@ _LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Sample:
+class CalibrationSample:
     """A conversation, the answer to it, and the picture that it is about."""
 
     messages: tuple[Message, ...]
@@ -61,7 +61,7 @@ class TokenizedSample:
         return hashlib.sha256(self.ids.numpy().tobytes() + self.picture_digest.encode()).hexdigest()
 
 
-def default_samples(*, demo: bool, pictures: bool) -> list[Sample]:
+def default_samples(*, demo: bool, pictures: bool) -> list[CalibrationSample]:
     """Returns the built-in samples, drawn and written here.
 
     Args:
@@ -79,15 +79,15 @@ def default_samples(*, demo: bool, pictures: bool) -> list[Sample]:
         words = np.random.default_rng([settings["seed"], i, 1])
         for language in LANGUAGES:
             example = random_example(scene, language, words)
-            samples.append(Sample(example.messages, example.answer, where, picture, key))
+            samples.append(CalibrationSample(example.messages, example.answer, where, picture, key))
     if not demo:
         for i, text in enumerate(settings["texts"]):
             asked: tuple[Message, ...] = ({"role": "user", "content": text["question"]},)
-            samples.append(Sample(asked, text["answer"], f"built-in text {i + 1}"))
+            samples.append(CalibrationSample(asked, text["answer"], f"built-in text {i + 1}"))
     return samples
 
 
-def read_samples(path: Path, *, pictures: bool, skip_bad: bool) -> list[Sample]:
+def read_samples(path: Path, *, pictures: bool, skip_bad: bool) -> list[CalibrationSample]:
     """Reads JSON lines: `question`, and if there are `image`, a path beside the file, `answer`.
 
     Args:
@@ -120,7 +120,7 @@ def read_samples(path: Path, *, pictures: bool, skip_bad: bool) -> list[Sample]:
     return samples
 
 
-def tokenize(samples: Sequence[Sample], checkpoint: Checkpoint) -> list[TokenizedSample]:
+def tokenize(samples: Sequence[CalibrationSample], checkpoint: Checkpoint) -> list[TokenizedSample]:
     """Returns samples as the decoder gets them.
 
     Raises:
@@ -166,7 +166,7 @@ def _content(path: Path) -> bytes:
         raise CalibrationError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
-def _read_line(line: bytes, path: Path, where: str, pictures: bool) -> Sample:
+def _read_line(line: bytes, path: Path, where: str, pictures: bool) -> CalibrationSample:
     if len(line) > _LINE_BYTES:
         raise CalibrationError(f"has {len(line):,} bytes; at most {_LINE_BYTES:,} are read")
     try:
@@ -182,7 +182,7 @@ def _read_line(line: bytes, path: Path, where: str, pictures: bool) -> Sample:
     messages: tuple[Message, ...] = ({"role": "user", "content": raw["question"]},)
     check_question(messages)
     if "image" not in raw:
-        return Sample(messages, raw.get("answer", ""), where)
+        return CalibrationSample(messages, raw.get("answer", ""), where)
     if not pictures:
         raise CalibrationError("names an image, but the checkpoint has no vision encoder")
     file = path.parent / raw["image"]
@@ -192,4 +192,4 @@ def _read_line(line: bytes, path: Path, where: str, pictures: bool) -> Sample:
         raise PictureError(f"{raw['image']!r:.80}: {error}") from error
     digest = hashlib.sha256(read_regular(file)).hexdigest()
     picture = partial(open_picture, file)
-    return Sample(messages, raw.get("answer", ""), where, picture, digest)
+    return CalibrationSample(messages, raw.get("answer", ""), where, picture, digest)

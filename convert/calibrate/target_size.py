@@ -20,7 +20,7 @@ from torch import Tensor
 
 from convert.bundle.plan import FORMATS, Plan, Recipe, make_plan, stored_specs
 from convert.calibrate.layer import STAGES, LayerWalk, round_inputs
-from convert.calibrate.samples import Sample, TokenizedSample, tokenize
+from convert.calibrate.samples import CalibrationSample, TokenizedSample, tokenize
 from convert.calibrate.store import Stream
 from convert.checkpoint.reader import Checkpoint
 from convert.checkpoint.tensor_tables import EMBEDDING, HEAD
@@ -124,7 +124,7 @@ def smallest_size(checkpoint: Checkpoint, base: Recipe, size: int) -> int:
 
 @torch.no_grad()
 def measure_losses(
-    checkpoint: Checkpoint, base: Recipe, samples: Sequence[Sample], progress: Progress
+    checkpoint: Checkpoint, base: Recipe, samples: Sequence[CalibrationSample], progress: Progress
 ) -> Losses:
     """Measures what each part loses in each format; one decoder layer is in memory at a time.
 

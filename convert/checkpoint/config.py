@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from convert.checkpoint.config_keys import RANGES, Keys, check_range, shown
+from convert.checkpoint.config_keys import RANGES, ConfigReader, check_range, shown
 from convert.support.strict_json import load_json
 from quantize.errors import ConfigError
 
@@ -187,7 +187,7 @@ class ModelConfig:
     @staticmethod
     def from_json(raw: Mapping[str, Any]) -> ModelConfig:
         """Reads the keys of a `config.json`; see `load`."""
-        keys = Keys(raw)
+        keys = ConfigReader(raw)
         architectures = keys.take("architectures", list, [])
         if len(architectures) != 1 or architectures[0] not in (MULTIMODAL, TEXT_ONLY):
             raise ConfigError(
@@ -210,7 +210,7 @@ class ModelConfig:
         )
 
 
-def _decoder(keys: Keys) -> DecoderConfig:
+def _decoder(keys: ConfigReader) -> DecoderConfig:
     keys.take("tie_word_embeddings", bool, True)  # a head of its own is found by its tensor
     keys.optional("max_position_embeddings", int)
     heads = keys.take("num_attention_heads", int)
@@ -231,7 +231,7 @@ def _decoder(keys: Keys) -> DecoderConfig:
     )
 
 
-def _rope_theta(keys: Keys) -> float:
+def _rope_theta(keys: ConfigReader) -> float:
     """Reads RoPE's base, which `transformers` 5 writes into an object, too or instead."""
     theta: float | None = keys.optional("rope_theta", float)
     for key in ("rope_scaling", "rope_parameters"):
@@ -246,14 +246,14 @@ def _rope_theta(keys: Keys) -> float:
                 f"key {key!r} is {shown(nested)}; only the type 'default' works, which rotates all "
                 "of a head: no MiniCPM-V scales its positions"
             )
-        base: float | None = Keys(nested).optional("rope_theta", float)
+        base: float | None = ConfigReader(nested).optional("rope_theta", float)
         if None not in (base, theta) and base != theta:
             raise ConfigError(f"key {key!r} says rope_theta {base}, but rope_theta is {theta}")
         theta = base if theta is None else theta
     return 10000.0 if theta is None else theta
 
 
-def _vision(keys: Keys) -> VisionConfig:
+def _vision(keys: ConfigReader) -> VisionConfig:
     full_name = keys.take("vision_encoder", str)
     table = json.loads((CONFIGS / "vision_encoders.json").read_text("utf-8"))
     name = full_name.partition(".")[0]  # timm writes `model.pretraining`
@@ -279,7 +279,7 @@ def _vision(keys: Keys) -> VisionConfig:
     )
 
 
-def _resampler(keys: Keys, vision: VisionConfig, decoder: DecoderConfig) -> ResamplerConfig:
+def _resampler(keys: ConfigReader, vision: VisionConfig, decoder: DecoderConfig) -> ResamplerConfig:
     head_dim = 128  # upstream fixes the width of a resampler head, not their number
     if decoder.hidden_size % head_dim:
         raise ConfigError(

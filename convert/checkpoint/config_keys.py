@@ -105,7 +105,7 @@ def shown(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:80]}…"
 
 
-class Keys:
+class ConfigReader:
     """Takes keys with their types, and remembers which were never asked for.
 
     A key that is null counts as missing.

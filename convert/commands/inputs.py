@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from convert.bundle.manifest import Source
+from convert.bundle.manifest import BundleSource
 from convert.bundle.plan import Plan, Recipe
 from convert.calibrate.calibration import calibrate
-from convert.calibrate.samples import Sample, default_samples, read_samples
+from convert.calibrate.samples import CalibrationSample, default_samples, read_samples
 from convert.calibrate.store import CalibratedWeights
 from convert.calibrate.target_size import choose_recipe, measure_losses, parse_size, smallest_size
 from convert.checkpoint.hub import is_hub_id
@@ -43,7 +43,7 @@ def calibrate_weights(
     return calibrate(checkpoint, plan, samples, cache_folder() / "calibration", progress)
 
 
-def _samples(config: ConvertConfig, checkpoint: Checkpoint) -> list[Sample]:
+def _samples(config: ConvertConfig, checkpoint: Checkpoint) -> list[CalibrationSample]:
     """Returns what calibration and measurements show the model."""
     pictures = checkpoint.config.vision is not None
     if config.samples is not None:
@@ -51,7 +51,9 @@ def _samples(config: ConvertConfig, checkpoint: Checkpoint) -> list[Sample]:
     return default_samples(demo=config.checkpoint is None, pictures=pictures)
 
 
-def describe_source(checkpoint: Checkpoint, config: ConvertConfig, progress: Progress) -> Source:
+def describe_source(
+    checkpoint: Checkpoint, config: ConvertConfig, progress: Progress
+) -> BundleSource:
     """Says where the weights come from, in a way that `verify` can find them again."""
     if config.checkpoint is None:
         path = "demo"
@@ -60,4 +62,4 @@ def describe_source(checkpoint: Checkpoint, config: ConvertConfig, progress: Pro
     else:
         path = str(checkpoint.path.resolve())
     digest = checkpoint.source_hash(lambda done, total: progress("hash checkpoint", done, total))
-    return Source(path=path, sha256=digest, demo=config.checkpoint is None)
+    return BundleSource(path=path, sha256=digest, demo=config.checkpoint is None)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from convert.bundle.kv_cache import describe_kv
-from convert.bundle.manifest import Source
+from convert.bundle.manifest import BundleSource
 from convert.bundle.plan import Plan
 from convert.calibrate.store import CalibratedWeights
 from convert.checkpoint.reader import Checkpoint
@@ -27,7 +27,7 @@ ONNX_TOLERANCE = 1e-4  # of the output's largest magnitude
 def make_bundle(
     config: ConvertConfig,
     checkpoint: Checkpoint,
-    source: Source,
+    source: BundleSource,
     plan: Plan,
     output: OutputFolder,
     progress: Progress,
@@ -74,7 +74,7 @@ def make_bundle(
 
 
 def export_onnx(
-    checkpoint: Checkpoint, source: Source, output: OutputFolder, progress: Progress
+    checkpoint: Checkpoint, source: BundleSource, output: OutputFolder, progress: Progress
 ) -> dict[str, Any]:
     """Exports to ONNX; what onnxruntime makes of it must be what the reference says."""
     from convert.onnx.check import compare_onnx, sample_pixels
@@ -108,7 +108,7 @@ def export_onnx(
 
 def make_package(
     checkpoint: Checkpoint,
-    source: Source,
+    source: BundleSource,
     plan: Plan,
     calibrated: CalibratedWeights | None,
     output: OutputFolder,

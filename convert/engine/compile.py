@@ -15,8 +15,8 @@ import tvm
 from convert.blocks import decoder, vision
 from convert.blocks.graph import Graph
 from convert.blocks.lowering import build
+from convert.blocks.matrix_formats import Formats
 from convert.blocks.processors import products
-from convert.blocks.stored import Formats
 from convert.bundle.plan import Plan
 from convert.checkpoint.config import CONFIGS, ModelConfig
 from convert.engine.build import BlockLibrary, export_objects

@@ -10,7 +10,7 @@ from convert.engine.build import compile_parts
 from convert.engine.toolchain import Progress
 
 
-class EnginesAhead:
+class EnginePrebuild:
     """What engines for some platforms are linked from, in the making. Use as a context manager.
 
     It ends in the toolkit's cache, where `build_engine` looks for it.
@@ -24,7 +24,7 @@ class EnginesAhead:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="engines")
         self._parts: dict[str, Future[None]] = {}
 
-    def __enter__(self) -> EnginesAhead:
+    def __enter__(self) -> EnginePrebuild:
         for triple in self._triples:
             self._parts[triple] = self._pool.submit(compile_parts, triple, self._report)
         return self

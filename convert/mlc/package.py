@@ -17,7 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from convert.bundle.manifest import GENERATION, FileRecord, Source
+from convert.bundle.manifest import GENERATION, BundleSource, FileRecord
 from convert.bundle.plan import Plan, Recipe, make_plan
 from convert.calibrate.store import CalibratedWeights
 from convert.checkpoint.config import CONFIGS, ModelConfig
@@ -79,7 +79,7 @@ def make_mlc_plan(config: ModelConfig, untied_head: bool, recipe: Recipe) -> Pla
 
 def write_package(
     checkpoint: Checkpoint,
-    source: Source,
+    source: BundleSource,
     plan: Plan,
     folder: Path,
     progress: Progress,

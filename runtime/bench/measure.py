@@ -68,7 +68,7 @@ class DecodeReads:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Work:
+class Workload:
     """What is measured, and how often."""
 
     has_vision: bool
@@ -87,7 +87,7 @@ class Measurements:
     peak_rss_bytes: int | None
 
 
-def measure(runner: Runner, work: Work, progress: Progress) -> Measurements:
+def measure(runner: Runner, work: Workload, progress: Progress) -> Measurements:
     """Loads once per round, warms up, then runs the rounds.
 
     Raises:
@@ -155,7 +155,7 @@ def _short(value: float) -> float:
     return float(f"{value:.6g}")
 
 
-def _warm_up(runner: Runner, work: Work, texts: Mapping[int, str]) -> int | None:
+def _warm_up(runner: Runner, work: Workload, texts: Mapping[int, str]) -> int | None:
     """Does once what the rounds do; returns the memory that takes.
 
     Later the buffer of which bandwidth is measured would count.

@@ -35,7 +35,7 @@ class KernelShare:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Phase:
+class ProfiledPhase:
     """What one picture, one prompt or one token took."""
 
     name: str
@@ -45,7 +45,7 @@ class Phase:
 
 def profile(
     client: EngineClient, tokenizer: Tokenizer | None, *, pictures: bool
-) -> tuple[Phase, ...]:
+) -> tuple[ProfiledPhase, ...]:
     """Measures a loaded bundle, each phase once after a first run that warms up.
 
     Args:
@@ -80,7 +80,7 @@ def profile(
     return tuple(phases)
 
 
-def _phase(name: str, ms: float, units: int, kernels: Iterable[Line]) -> Phase:
+def _phase(name: str, ms: float, units: int, kernels: Iterable[Line]) -> ProfiledPhase:
     """Divides what was measured by the phase's units."""
     shares = []
     for kernel in kernels:
@@ -111,4 +111,4 @@ def _phase(name: str, ms: float, units: int, kernels: Iterable[Line]) -> Phase:
         multiply_adds_s=None,
         weight_bytes_s=None,
     )
-    return Phase(name=name, ms=ms / units, kernels=(*shares, between))
+    return ProfiledPhase(name=name, ms=ms / units, kernels=(*shares, between))

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from convert.bundle.manifest import Bundle
     from runtime.bench.measure import Measurements
-    from runtime.bench.profile import Phase
+    from runtime.bench.profile import ProfiledPhase
     from runtime.bench.runners import Runner
     from runtime.engine_client.place import Progress
 
@@ -99,7 +99,7 @@ def bench(config: BenchConfig) -> dict[str, Any]:
     from convert.bundle.kv_cache import describe_kv
     from convert.bundle.manifest import Bundle
     from convert.support.console import Bars
-    from runtime.bench.measure import DecodeReads, Work, measure
+    from runtime.bench.measure import DecodeReads, Workload, measure
     from runtime.inputs.defaults import GenerationDefaults
     from runtime.inputs.prompt import Tokenizer
 
@@ -111,7 +111,7 @@ def bench(config: BenchConfig) -> dict[str, Any]:
     with Bars() as bars, _runner(bundle, config, window, bars) as (runner, device):
         measured = measure(
             runner,
-            Work(
+            Workload(
                 has_vision=bundle.config.vision is not None,
                 tokenizer=None
                 if bundle.tokenizer is None
@@ -140,7 +140,7 @@ def bench(config: BenchConfig) -> dict[str, Any]:
     }
 
 
-def _profile(runner: Runner, bundle: Bundle) -> tuple[Phase, ...]:
+def _profile(runner: Runner, bundle: Bundle) -> tuple[ProfiledPhase, ...]:
     from runtime.bench.profile import profile
     from runtime.bench.runners import EngineRunner
     from runtime.inputs.prompt import Tokenizer

@@ -13,7 +13,7 @@ from runtime.engine_client.options import REFERENCE
 from runtime.sessions.conversation import say
 from runtime.sessions.loader import is_bundle
 from runtime.web.files import data_folder
-from runtime.web.model import Model
+from runtime.web.model import LoadedModel
 from runtime.web.serve import serve
 
 # What both the command line and the page's settings have.
@@ -25,7 +25,7 @@ def chat_on_page(config: ChatConfig) -> int:
     bundle = None
     if config.engine.engine != REFERENCE and config.source is not None and is_bundle(config.source):
         bundle = Bundle.open(config.source)
-    model = Model(
+    model = LoadedModel(
         lambda threads: load_model(
             config, replace(config.engine, threads=threads or config.engine.threads)
         ),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from convert.support.streams import print_json
 
 if TYPE_CHECKING:
-    from runtime.doctor.doctor import Report
+    from runtime.doctor.doctor import Diagnosis
 
 NAME = "doctor"
 HELP = "check every tool that the commands need, and the phones"
@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     return 0 if report.passed else 1
 
 
-def _print(report: Report) -> None:
+def _print(report: Diagnosis) -> None:
     from convert.support.console import print_table, results
     from runtime.doctor.checks import OK
     from runtime.doctor.doctor import AREAS, mends

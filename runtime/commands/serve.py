@@ -131,12 +131,12 @@ def serve_source(config: ServeConfig) -> None:
     from runtime.serve.cors import Cors
     from runtime.serve.run import check_address, serve
     from runtime.sessions.loader import is_bundle, load
-    from runtime.web.model import Model
+    from runtime.web.model import LoadedModel
 
     check_address(config.host, config.key)
     Cors(config.origins)  # before a model is loaded
     is_reference = config.engine.engine == REFERENCE or not is_bundle(config.source)
-    model = Model(
+    model = LoadedModel(
         lambda threads: load(config.source, config.engine),
         bundle=None if is_reference else Bundle.open(config.source),
         source=str(config.source),

@@ -26,13 +26,13 @@ from runtime.engine_client.options import (
 if TYPE_CHECKING:
     from convert.bundle.manifest import Bundle
     from convert.checkpoint.reader import Checkpoint
-    from runtime.engine_client.place import Place
+    from runtime.engine_client.place import Device
     from runtime.sessions.engine_session import EngineSession
     from runtime.verify.cases import Case
     from runtime.verify.check import Cause, Check
     from runtime.verify.report import Report
     from runtime.verify.report_folder import ReportFolder
-    from runtime.verify.results import Known, Outcome
+    from runtime.verify.results import Outcome, ResultCache
     from runtime.verify.run import Models
     from runtime.verify.stages import EngineStages
 
@@ -132,7 +132,7 @@ def verify(config: VerifyConfig, progress: Progress) -> Report:
     from convert.bundle.manifest import Bundle
     from runtime.engine_client.places import open_place
     from runtime.verify.page.render import render
-    from runtime.verify.ran import what_ran
+    from runtime.verify.provenance import what_ran
     from runtime.verify.report import Report, stored_tensors
     from runtime.verify.report_folder import ReportFolder
     from runtime.verify.run import load_settings
@@ -188,10 +188,10 @@ def _measure(
     config: VerifyConfig,
     bundle: Bundle,
     checkpoint: Checkpoint,
-    place: Place,
+    place: Device,
     files: Sequence[Check],
     cases: Sequence[Case],
-    known: Known,
+    known: ResultCache,
     settings: Mapping[str, Any],
     progress: Progress,
 ) -> _Measured:
@@ -229,7 +229,7 @@ def _measure(
     return _Measured(checks, outcome, causes, contents.warnings, hello)
 
 
-def _start(place: Place, bundle: Bundle, window: int, checks: Sequence[Check]) -> EngineSession:
+def _start(place: Device, bundle: Bundle, window: int, checks: Sequence[Check]) -> EngineSession:
     """Starts the engine; where it refuses the bundle, says which file was altered."""
     from runtime.sessions.engine_session import EngineSession
 
@@ -284,17 +284,17 @@ def _known(
     folder: ReportFolder | None,
     bundle: Bundle,
     checkpoint: Checkpoint,
-    place: Place,
+    place: Device,
     config: VerifyConfig,
     settings: Mapping[str, Any],
-) -> Iterator[Known]:
+) -> Iterator[ResultCache]:
     """Opens what an earlier run measured; nothing without a folder."""
     from convert.bundle.results_file import identity
-    from runtime.verify.ran import package_version
-    from runtime.verify.results import Known, KnownInFile
+    from runtime.verify.provenance import package_version
+    from runtime.verify.results import FileResultCache, ResultCache
 
     if folder is None:
-        yield Known()
+        yield ResultCache()
         return
     about = {
         "bundle": identity(bundle),
@@ -306,7 +306,7 @@ def _known(
         "settings": settings,
     }
     with folder.cases(about) as file:
-        yield KnownInFile(file)
+        yield FileResultCache(file)
 
 
 def _load_models(
@@ -320,9 +320,9 @@ def _load_models(
     from runtime.inputs.prompt import Tokenizer
     from runtime.reference.arithmetic import RoundedKVCache, apply_arithmetic
     from runtime.reference.load import load_reference
-    from runtime.verify.run import Model, Models
+    from runtime.verify.run import EngineUnderTest, Models
     from runtime.verify.stages import TorchStages
-    from runtime.verify.stored import load_stored
+    from runtime.verify.stored_weights import load_stored
 
     assert bundle.tokenizer is not None, "the contents were checked"
 
@@ -330,15 +330,15 @@ def _load_models(
         progress("load the models", done, layers)
 
     loaded(0, bundle.config.decoder.num_hidden_layers)
-    arithmetic = load_reference(checkpoint, held=True)
+    arithmetic = load_reference(checkpoint, lazy=True)
     stored = find_method(bundle.plan.recipe.method).search
     if stored:
         load_stored(arithmetic, bundle.plan, bundle.weights(), loaded)
     rounded = apply_arithmetic(arithmetic, bundle.plan, stored=stored, progress=loaded)
-    reference = load_reference(checkpoint, held=True)
+    reference = load_reference(checkpoint, lazy=True)
     loaded(bundle.config.decoder.num_hidden_layers, bundle.config.decoder.num_hidden_layers)
     return Models(
         reference=TorchStages(reference),
         arithmetic=TorchStages(rounded, partial(RoundedKVCache, bundle.plan.kv)),
-        bundle=Model(engine, session, Tokenizer(bundle.tokenizer)),
+        bundle=EngineUnderTest(engine, session, Tokenizer(bundle.tokenizer)),
     )

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from runtime.demo.questions import LANGUAGES, random_example
-from runtime.demo.scenes import COLOURS, PLACES, SHAPES, SIZES, Item, draw, random_scene
+from runtime.demo.scenes import COLOURS, PLACES, SHAPES, SIZES, ShapeItem, draw, random_scene
 from runtime.inputs.picture import preprocess
 from runtime.inputs.prompt import EOS_ID, Tokenizer
 
@@ -27,7 +27,7 @@ CLASSES = (len(SHAPES) + 1, len(COLOURS) + 1, len(SIZES) + 1, PLACES + 1)
 
 
 @dataclass
-class Sample:
+class TrainingSample:
     """One picture with its packed conversations."""
 
     pixels: Tensor  # (3, S, S) float32
@@ -40,7 +40,7 @@ class Sample:
     query_labels: Tensor  # (4, Q) int64: the same for the resampler's grid
 
 
-class Samples(Dataset[Sample]):
+class Samples(Dataset[TrainingSample]):
     """Sample i is a function of (seed, i) alone."""
 
     def __init__(
@@ -64,7 +64,7 @@ class Samples(Dataset[Sample]):
         """Returns how many samples there are."""
         return self.count
 
-    def __getitem__(self, index: int) -> Sample:
+    def __getitem__(self, index: int) -> TrainingSample:
         """Draws a picture and packs its conversations."""
         if not 0 <= index < self.count:
             raise IndexError(index)
@@ -94,7 +94,7 @@ class Samples(Dataset[Sample]):
             positions += range(shared, shared + len(own))
             branch += [k + 1] * len(own)
         table = torch.tensor([[0] * len(CLASSES), *map(_classes, scene.items)])
-        return Sample(
+        return TrainingSample(
             pixels=preprocess(drawing.picture, self.image_size)[0],
             ids=torch.tensor(ids),
             targets=torch.tensor(targets),
@@ -108,7 +108,7 @@ class Samples(Dataset[Sample]):
 
 @dataclass
 class Batch:
-    """Samples padded to one length; fields as in `Sample`, with B in front."""
+    """Samples padded to one length; fields as in `TrainingSample`, with B in front."""
 
     pixels: Tensor
     ids: Tensor
@@ -120,7 +120,7 @@ class Batch:
     query_labels: Tensor
 
 
-def collate(samples: list[Sample]) -> Batch:
+def collate(samples: list[TrainingSample]) -> Batch:
     """Pads samples; a padding token sees itself only."""
 
     def pad(name: str, value: int) -> Tensor:
@@ -144,7 +144,7 @@ def collate(samples: list[Sample]) -> Batch:
     )
 
 
-def _classes(item: Item) -> list[int]:
+def _classes(item: ShapeItem) -> list[int]:
     """Returns an item's labels, as `CLASSES` counts them."""
     shape, colour, size = (
         names.index(name) + 1

@@ -28,7 +28,7 @@ _MAX_NEW_TOKENS = 80  # the longest description has fewer
 
 
 @dataclass(frozen=True)
-class Score:
+class DemoScore:
     """How many questions of one kind were answered exactly."""
 
     right: int
@@ -44,7 +44,7 @@ def evaluate(
     session: Session,
     questions: int,
     on_answer: Callable[[str, str, str, str], None] = lambda *texts: None,
-) -> dict[str, dict[str, Score]]:
+) -> dict[str, dict[str, DemoScore]]:
     """Asks `questions` in each language; one picture, one question.
 
     Args:
@@ -70,7 +70,7 @@ def evaluate(
             for meaning in (example.meaning, "all"):
                 asked[meaning] += 1
                 right[meaning] += text == example.answer
-        scores[language] = {m: Score(right[m], asked[m]) for m in sorted(asked)}
+        scores[language] = {m: DemoScore(right[m], asked[m]) for m in sorted(asked)}
     return scores
 
 

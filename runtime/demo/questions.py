@@ -6,7 +6,16 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from runtime.demo.scenes import COLOURS, MAX_ITEMS, PLACES, SHAPES, WORDS, Generator, Item, Scene
+from runtime.demo.scenes import (
+    COLOURS,
+    MAX_ITEMS,
+    PLACES,
+    SHAPES,
+    WORDS,
+    Generator,
+    Scene,
+    ShapeItem,
+)
 from runtime.inputs.prompt import Message
 
 LANGUAGES = ("en", "zh")
@@ -28,7 +37,7 @@ class _Turn:
     meaning: str
     question: str
     answer: str
-    about: Item | None = None  # the one item that the answer speaks of
+    about: ShapeItem | None = None  # the one item that the answer speaks of
 
 
 def random_example(scene: Scene, language: str, rng: Generator) -> Example:
@@ -77,25 +86,25 @@ def _random_turn(scene: Scene, language: str, rng: Generator) -> _Turn:
     return _COUNTING[meaning](scene, item, language, rng)
 
 
-def _count_all(scene: Scene, item: Item, language: str, rng: Generator) -> _Turn:
+def _count_all(scene: Scene, item: ShapeItem, language: str, rng: Generator) -> _Turn:
     return _turn("count_all", _number_words(len(scene.items), language), language, rng)
 
 
-def _count_shape(scene: Scene, item: Item, language: str, rng: Generator) -> _Turn:
+def _count_shape(scene: Scene, item: ShapeItem, language: str, rng: Generator) -> _Turn:
     shape = item.shape if rng.random() < 0.75 else str(rng.choice(SHAPES))
     words = _number_words(sum(i.shape == shape for i in scene.items), language)
     words["shapes"] = WORDS["shapes"][shape][language][1]
     return _turn("count_shape", words, language, rng)
 
 
-def _count_colour(scene: Scene, item: Item, language: str, rng: Generator) -> _Turn:
+def _count_colour(scene: Scene, item: ShapeItem, language: str, rng: Generator) -> _Turn:
     colour = item.colour if rng.random() < 0.75 else str(rng.choice(COLOURS))
     words = _number_words(sum(i.colour == colour for i in scene.items), language)
     words["colour"] = WORDS["colours"][colour][language]
     return _turn("count_colour", words, language, rng)
 
 
-def _exists(scene: Scene, item: Item, language: str, rng: Generator) -> _Turn:
+def _exists(scene: Scene, item: ShapeItem, language: str, rng: Generator) -> _Turn:
     # Half of the questions name an item that is there; the others share its shape or colour.
     shape, colour = item.shape, item.colour
     if rng.random() < 0.5:
@@ -112,7 +121,7 @@ def _exists(scene: Scene, item: Item, language: str, rng: Generator) -> _Turn:
     return _turn("exists", words, language, rng)
 
 
-def _what_at(scene: Scene, item: Item, language: str, rng: Generator) -> _Turn:
+def _what_at(scene: Scene, item: ShapeItem, language: str, rng: Generator) -> _Turn:
     if len(scene.items) == PLACES or rng.random() < 0.75:
         return _turn("what_at", _item_words(item, language), language, rng, item)
     empty = sorted(set(range(PLACES)) - {i.place for i in scene.items})
@@ -121,7 +130,7 @@ def _what_at(scene: Scene, item: Item, language: str, rng: Generator) -> _Turn:
     return _Turn("what_at", turn.question, WORDS["nothing"][language])
 
 
-def _describe(scene: Scene, item: Item, language: str, rng: Generator) -> _Turn:
+def _describe(scene: Scene, item: ShapeItem, language: str, rng: Generator) -> _Turn:
     form = WORDS["meanings"]["describe"][language]
     turn = _turn("describe", _item_words(item, language), language, rng)
     said = (_fill(form["say"], _item_words(i, language)) for i in scene.items)
@@ -148,7 +157,7 @@ def _follow_up(first: _Turn, language: str, rng: Generator) -> _Turn:
 
 
 def _turn(
-    meaning: str, words: Words, language: str, rng: Generator, about: Item | None = None
+    meaning: str, words: Words, language: str, rng: Generator, about: ShapeItem | None = None
 ) -> _Turn:
     form: dict[str, Any] = WORDS["meanings"][meaning][language]
     question = _fill(str(rng.choice(form["ask"])), words)
@@ -160,7 +169,7 @@ def _fill(form: str, words: Words) -> str:
     return re.sub(r"\b([Aa]) (?=[aeiou])", r"\1n ", form.format(**words, **capitals))
 
 
-def _item_words(item: Item, language: str) -> Words:
+def _item_words(item: ShapeItem, language: str) -> Words:
     return {
         "shape": WORDS["shapes"][item.shape][language][0],
         "colour": WORDS["colours"][item.colour][language],

@@ -26,7 +26,7 @@ _OVERSAMPLING = 2  # edges are smoothed by drawing larger
 
 
 @dataclass(frozen=True)
-class Item:
+class ShapeItem:
     """One shape of a picture."""
 
     shape: str
@@ -39,7 +39,7 @@ class Item:
 class Scene:
     """What a picture shows; items stand in reading order, at most one in a cell."""
 
-    items: tuple[Item, ...]
+    items: tuple[ShapeItem, ...]
     width: int  # pixels
     height: int
 
@@ -62,7 +62,7 @@ def random_scene(rng: Generator, single: float = 0.4) -> Scene:
     count = 1 if rng.random() < single else int(rng.integers(2, MAX_ITEMS + 1))
     places = sorted(rng.choice(PLACES, size=count, replace=False).tolist())
     items = tuple(
-        Item(
+        ShapeItem(
             shape=str(rng.choice(SHAPES)),
             colour=str(rng.choice(COLOURS)),
             size=str(rng.choice(SIZES)),

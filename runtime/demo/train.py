@@ -29,7 +29,7 @@ from convert.checkpoint.config import CONFIGS, ModelConfig
 from convert.checkpoint.positions import resample_grid
 from convert.support.whole_file import whole_file
 from runtime.demo.batches import CLASSES, IGNORED_TARGET, Batch, Samples, collate
-from runtime.demo.scenes import Item, Scene, draw
+from runtime.demo.scenes import Scene, ShapeItem, draw
 from runtime.demo.tokenizer import train_tokenizer
 from runtime.inputs.prompt import Tokenizer
 from runtime.reference.model import MiniCPMV
@@ -41,7 +41,7 @@ _STORED_GRID = 9  # patches along a side of the vision model that the config nam
 _SAVE_EVERY_S = 300
 _WARMUP = 0.03  # of the budget
 _WEIGHT_DECAY = 0.02
-_SAMPLE = Scene((Item("star", "red", "big", place=4),), 320, 240)  # the picture to try first
+_SAMPLE = Scene((ShapeItem("star", "red", "big", place=4),), 320, 240)  # the picture to try first
 
 
 class _Resample(nn.Module):

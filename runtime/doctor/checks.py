@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from android.build.tools import DebianFile, MavenPackage, Program
+from android.build.tools import BuildTool, DebianFile, MavenPackage
 from convert.engine.object_cache import LIST, read_entry
 from convert.engine.units import SENTENCEPIECE
 from convert.support.cache import CACHE_VARIABLE, cache_folder, has_hash, is_whole
@@ -44,7 +44,7 @@ class Finding:
         return self.state in (MISSING, OLD, BROKEN)
 
 
-def check_programs(programs: Sequence[Program]) -> list[Finding]:
+def check_programs(programs: Sequence[BuildTool]) -> list[Finding]:
     """Asks programs what they are."""
     with ThreadPoolExecutor(4) as pool:
         return list(pool.map(_check_program, programs))
@@ -128,7 +128,7 @@ def check_machine(areas: tuple[str, ...]) -> list[Finding]:
     return [host, browser]
 
 
-def _check_program(program: Program) -> Finding:
+def _check_program(program: BuildTool) -> Finding:
     found = Finding(name=program.name, what=program.what, areas=program.areas, tried=program.tried)
     path = shutil.which(program.name)
     if path is None:

@@ -34,7 +34,7 @@ _PYTHON = ("convert", "chat", "apk", "sideload")  # what its packages are for
 
 
 @dataclass(frozen=True)
-class Report:
+class Diagnosis:
     """All findings, and what they mean."""
 
     areas: tuple[str, ...]  # that were asked for
@@ -74,7 +74,7 @@ def parse_areas(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(area for area in AREAS if area in chosen) or USUAL
 
 
-def examine(areas: tuple[str, ...], *, needs_phone: bool) -> Report:
+def examine(areas: tuple[str, ...], *, needs_phone: bool) -> Diagnosis:
     """Looks at all that some areas need.
 
     Args:
@@ -95,7 +95,7 @@ def examine(areas: tuple[str, ...], *, needs_phone: bool) -> Report:
     has_adb = not any(f.fails for f in found if f.name == "adb")
     if "sideload" in areas and has_adb:
         found += check_phones(needed=needs_phone)
-    return Report(areas, tuple(found))
+    return Diagnosis(areas, tuple(found))
 
 
 def check_phones(*, needed: bool) -> list[Finding]:

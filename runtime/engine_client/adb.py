@@ -59,7 +59,7 @@ class PhoneInfo:
 
 
 @dataclass(frozen=True)
-class Said:
+class AdbResult:
     """How a command of adb ended."""
 
     code: int
@@ -87,7 +87,7 @@ class Adb:
         """Returns the command line that runs a script on the phone, without a terminal."""
         return self.command("shell", "-T", script)
 
-    def run(self, what: str, *arguments: str, seconds: float = QUICK_SECONDS) -> Said:
+    def run(self, what: str, *arguments: str, seconds: float = QUICK_SECONDS) -> AdbResult:
         """Runs a command of adb, whatever comes of it.
 
         Args:
@@ -268,7 +268,7 @@ class Adb:
         except TimeoutError:
             return  # the next try says that it is gone
 
-    def _checked(self, what: str, said: Said) -> str:
+    def _checked(self, what: str, said: AdbResult) -> str:
         if said.code:
             raise AdbError(f"{self.serial}: {what} failed: {said.reason}")
         return said.out
@@ -371,7 +371,7 @@ def _feed(pipe: IO[bytes], file: IO[bytes], done: int, on_bytes: OnBytes) -> Non
         pass  # the process has ended; it says why
 
 
-def _run(command: list[str], seconds: float) -> Said:
+def _run(command: list[str], seconds: float) -> AdbResult:
     """Runs a program.
 
     Raises:
@@ -384,7 +384,7 @@ def _run(command: list[str], seconds: float) -> Said:
         raise TimeoutError from None
     finally:
         _end(process)
-    return Said(process.returncode, _text(out), _text(err))
+    return AdbResult(process.returncode, _text(out), _text(err))
 
 
 def _start(command: list[str], stdin: int) -> subprocess.Popen[bytes]:

@@ -15,7 +15,7 @@ THREADS_VARIABLE = "TVM_NUM_THREADS"
 Progress = Callable[[str, int, int], None]  # stage, done, in all
 
 
-class Place(Protocol):
+class Device(Protocol):
     """A machine that can run a bundle's engine."""
 
     engine: str  # a value of `--engine`

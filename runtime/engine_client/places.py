@@ -13,7 +13,7 @@ from runtime.engine_client.client import (
     engine_command,
 )
 from runtime.engine_client.options import ADB, LOCAL, EngineOptions
-from runtime.engine_client.place import HOST, PHONE, Place, Progress, threads_environment
+from runtime.engine_client.place import HOST, PHONE, Device, Progress, threads_environment
 
 _HOST_MACHINE = ("Linux", "x86_64")
 
@@ -30,19 +30,19 @@ class ThisMachine:
         self._environment = threads_environment(threads)
 
     def prepare(self, progress: Progress) -> None:
-        """See `Place`; all is here."""
+        """See `Device`; all is here."""
 
     def brought(self, progress: Progress) -> dict[str, bool]:
-        """See `Place`; none was."""
+        """See `Device`; none was."""
         return {}
 
     def start(self) -> EngineClient:
-        """See `Place`."""
+        """See `Device`."""
         patience = CANCEL_SECONDS if self.engine == LOCAL else SLOW_CANCEL_SECONDS
         return EngineClient(self._command, environment=self._environment, cancel_seconds=patience)
 
 
-def open_place(bundle: Bundle, options: EngineOptions) -> Place:
+def open_place(bundle: Bundle, options: EngineOptions) -> Device:
     """Finds where a bundle's engine is to run; nothing is started or copied yet.
 
     Args:

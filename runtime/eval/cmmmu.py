@@ -14,10 +14,10 @@ from runtime.eval.items import (
     CHOICE_TOKENS,
     OPEN_TOKENS,
     YES_NO_TOKENS,
-    Item,
+    BenchmarkScore,
+    EvalItem,
     Questions,
     RowError,
-    Score,
     cell,
     guess,
     score_of,
@@ -68,7 +68,7 @@ def read(path: Path) -> Questions:
     return read_questions(path, _COLUMNS, _item, "cmmmu")
 
 
-def score(items: Sequence[Item], answers: Mapping[str, str]) -> Score:
+def score(items: Sequence[EvalItem], answers: Mapping[str, str]) -> BenchmarkScore:
     """Scores answers by key; where the rules find no choice they guess, and it is counted."""
     judged, unread = [], 0
     for item in items:
@@ -152,7 +152,7 @@ def _has(text: str, words: tuple[str, ...]) -> bool:
     return any(word in text for word in words)
 
 
-def _item(row: Record, name: str, folder: Path) -> Item:
+def _item(row: Record, name: str, folder: Path) -> EvalItem:
     kind, question, answer = row["type"], row["question"], row["answer"]
     if not isinstance(kind, str) or kind not in _INSTRUCTIONS:
         raise RowError(f"its type is {kind!r:.40}; expected {', '.join(_INSTRUCTIONS)}")
@@ -166,7 +166,7 @@ def _item(row: Record, name: str, folder: Path) -> Item:
             raise RowError(f"there is no option {', '.join(empty)}")
     _check_answer(kind, answer)
     seen = pictures(row, folder)
-    return Item(
+    return EvalItem(
         key=str(row["id"]),
         row=name,
         unit=str(row["id"]),

@@ -39,7 +39,7 @@ class BadRow:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Item:
+class EvalItem:
     """A question as the model gets it."""
 
     key: str  # tells it from all others of the benchmark
@@ -92,7 +92,7 @@ class Questions:
     Every row of the files is accounted for: asked, left out, or beyond the limit.
     """
 
-    items: list[Item]
+    items: list[EvalItem]
     bad: list[BadRow]
     name: str  # of the figure: a key of `configs/published.json`
     rows: int  # that the files hold
@@ -107,9 +107,9 @@ class Questions:
                 f"and {self.beyond_limit} beyond the limit"
             )
 
-    def units(self) -> dict[str, list[Item]]:
+    def units(self) -> dict[str, list[EvalItem]]:
         """Returns the items by what is scored as one."""
-        found: dict[str, list[Item]] = {}
+        found: dict[str, list[EvalItem]] = {}
         for item in self.items:
             found.setdefault(item.unit, []).append(item)
         return found
@@ -124,13 +124,13 @@ class Questions:
         return replace(self, items=items, beyond_limit=beyond)
 
 
-def rows_of(items: Iterable[Item]) -> int:
+def rows_of(items: Iterable[EvalItem]) -> int:
     """Returns how many rows some questions come from."""
     return len({item.row for item in items})
 
 
 @dataclass(frozen=True, kw_only=True)
-class Score:
+class BenchmarkScore:
     """What answers are worth."""
 
     figure: float  # the benchmark's: percent, or MME's points
@@ -145,7 +145,7 @@ def percent(right: Sequence[bool]) -> float:
     return 100 * sum(right) / len(right) if right else 0.0
 
 
-def by_category(judged: Sequence[tuple[Item, bool]]) -> dict[str, float]:
+def by_category(judged: Sequence[tuple[EvalItem, bool]]) -> dict[str, float]:
     """Returns the percentage of right answers for each category."""
     found: dict[str, list[bool]] = {}
     for item, right in judged:
@@ -153,20 +153,20 @@ def by_category(judged: Sequence[tuple[Item, bool]]) -> dict[str, float]:
     return {name: percent(found[name]) for name in sorted(found)}
 
 
-def several_pictures(judged: Sequence[tuple[Item, bool]]) -> tuple[int, float] | None:
+def several_pictures(judged: Sequence[tuple[EvalItem, bool]]) -> tuple[int, float] | None:
     """Returns how many questions have several pictures, and the percentage right among them."""
     right = [is_right for item, is_right in judged if item.pictures > 1]
     return (len(right), percent(right)) if right else None
 
 
-def score_of(judged: Sequence[tuple[Item, bool]], unread: int) -> Score:
+def score_of(judged: Sequence[tuple[EvalItem, bool]], unread: int) -> BenchmarkScore:
     """Scores what is right or wrong: the figure is the percentage of right answers.
 
     Args:
         judged: each scored unit's item, and whether its answer is right.
         unread: how many answers the rules find no choice in.
     """
-    return Score(
+    return BenchmarkScore(
         figure=percent([right for _, right in judged]),
         parts=by_category(judged),
         scored=len(judged),
@@ -175,7 +175,7 @@ def score_of(judged: Sequence[tuple[Item, bool]], unread: int) -> Score:
     )
 
 
-def guess(item: Item, choices: Sequence[str]) -> str:
+def guess(item: EvalItem, choices: Sequence[str]) -> str:
     """Returns a choice at random, as some rules have it; the same for a question each time."""
     return random.Random(item.key).choice(choices)
 
@@ -204,9 +204,9 @@ def cell(value: object) -> str:
     return "" if text.strip() in ("nan", "NaN") else text
 
 
-def unique(items: Sequence[Item], bad: list[BadRow]) -> list[Item]:
+def unique(items: Sequence[EvalItem], bad: list[BadRow]) -> list[EvalItem]:
     """Returns the items but those whose key came before, which become bad rows."""
-    seen: dict[str, Item] = {}
+    seen: dict[str, EvalItem] = {}
     for item in items:
         if item.key in seen:
             bad.append(BadRow(item.row, f"has the id {item.key!r} of {seen[item.key].row}"))

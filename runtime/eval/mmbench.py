@@ -18,11 +18,11 @@ from runtime.eval.files import read_text
 from runtime.eval.items import (
     CHOICE_TOKENS,
     BadRow,
+    BenchmarkScore,
     EvalDataError,
-    Item,
+    EvalItem,
     Questions,
     RowError,
-    Score,
     cell,
     decode_base64,
     rows_of,
@@ -66,7 +66,7 @@ def read(path: Path) -> Questions:
     rows = _rows(path)
     has_turns = any(row.index is not None and row.index >= _TURN for row in rows)
     pictures = _pictures(rows)
-    items: list[Item] = []
+    items: list[EvalItem] = []
     bad: list[BadRow] = []
     for row in rows:
         try:
@@ -79,10 +79,10 @@ def read(path: Path) -> Questions:
     return Questions(items, bad, name, sum(row.rows for row in rows))
 
 
-def score(items: Sequence[Item], answers: Mapping[str, str]) -> Score:
+def score(items: Sequence[EvalItem], answers: Mapping[str, str]) -> BenchmarkScore:
     """Scores answers by key: circular evaluation."""
     unread = 0
-    units: dict[str, list[tuple[Item, bool]]] = {}
+    units: dict[str, list[tuple[EvalItem, bool]]] = {}
     for item in items:
         choice = match(answers[item.key], item.options)
         unread += choice is None
@@ -179,7 +179,7 @@ def _swallowed(text: str, header: list[str], cells: int) -> int:
     return sum(len(line) > place and line[place].strip().isdigit() for line in lines)
 
 
-def _items(row: _Row, pictures: Mapping[int, list[str]], *, turn: bool) -> list[Item]:
+def _items(row: _Row, pictures: Mapping[int, list[str]], *, turn: bool) -> list[EvalItem]:
     index, cells = row.index, row.cells
     if row.problem:
         raise RowError(row.problem)
@@ -201,7 +201,7 @@ def _items(row: _Row, pictures: Mapping[int, list[str]], *, turn: bool) -> list[
         moved = {letters[(i + shift) % len(letters)]: options[a] for i, a in enumerate(letters)}
         turned = {letter: moved[letter] for letter in letters}
         made.append(
-            Item(
+            EvalItem(
                 key=str(index + shift * _TURN),
                 row=row.name,
                 unit=str(index % _TURN),
@@ -246,9 +246,9 @@ def _picture(text: str, pictures: Mapping[int, list[str]]) -> bytes:
     return decode_base64(text)
 
 
-def _whole(items: list[Item], bad: list[BadRow]) -> list[Item]:
+def _whole(items: list[EvalItem], bad: list[BadRow]) -> list[EvalItem]:
     """Leaves out questions that lack rotations, or whose index comes twice."""
-    units: dict[str, list[Item]] = {}
+    units: dict[str, list[EvalItem]] = {}
     for item in items:
         units.setdefault(item.unit, []).append(item)
     kept = []

@@ -13,10 +13,10 @@ from runtime.eval.files import child, files_with, read_text
 from runtime.eval.items import (
     YES_NO_TOKENS,
     BadRow,
+    BenchmarkScore,
     EvalDataError,
-    Item,
+    EvalItem,
     Questions,
-    Score,
     percent,
 )
 
@@ -47,7 +47,7 @@ def read(path: Path) -> Questions:
         raise EvalDataError(
             f"{path}: no folder of a task of MME; expected {', '.join(PERCEPTION[:3])}, …"
         )
-    items: list[Item] = []
+    items: list[EvalItem] = []
     bad: list[BadRow] = []
     rows = 0
     for name, folder in tasks.items():
@@ -55,9 +55,9 @@ def read(path: Path) -> Questions:
     return Questions(items, bad, "mme", rows)
 
 
-def score(items: Sequence[Item], answers: Mapping[str, str]) -> Score:
+def score(items: Sequence[EvalItem], answers: Mapping[str, str]) -> BenchmarkScore:
     """Scores answers by key; the figure is the sum over the tasks of perception."""
-    units: dict[str, list[tuple[Item, bool]]] = {}
+    units: dict[str, list[tuple[EvalItem, bool]]] = {}
     unread = 0
     for item in items:
         said = match(answers[item.key])
@@ -71,7 +71,7 @@ def score(items: Sequence[Item], answers: Mapping[str, str]) -> Score:
             points[task] = each + percent([all(pair) for pair in pairs])
     perception = sum(points.get(task, 0.0) for task in PERCEPTION)
     cognition = sum(points.get(task, 0.0) for task in COGNITION)
-    return Score(
+    return BenchmarkScore(
         figure=perception,
         parts={"perception": perception, "cognition": cognition, **points},
         scored=len(units),
@@ -85,7 +85,7 @@ def match(answer: str) -> str | None:
     return YES if YES in start else NO if NO in start else None
 
 
-def _read_task(task: str, folder: Path, items: list[Item], bad: list[BadRow]) -> int:
+def _read_task(task: str, folder: Path, items: list[EvalItem], bad: list[BadRow]) -> int:
     """Reads a task's questions; returns how many rows it has: pictures, or texts."""
     texts, pictures = child(folder, _TEXTS), child(folder, _PICTURES)
     if not texts.is_dir():
@@ -109,7 +109,9 @@ def _read_task(task: str, folder: Path, items: list[Item], bad: list[BadRow]) ->
     return len(files) + len(lonely)
 
 
-def _picture_items(task: str, text: Path, pictures: list[Path], bad: list[BadRow]) -> list[Item]:
+def _picture_items(
+    task: str, text: Path, pictures: list[Path], bad: list[BadRow]
+) -> list[EvalItem]:
     """Returns the questions about a picture; none where one of them cannot be asked."""
     name = f"{task}/{text.name}"
     if not pictures:
@@ -132,7 +134,7 @@ def _picture_items(task: str, text: Path, pictures: list[Path], bad: list[BadRow
             bad.append(BadRow(f"{name} line {number}", problem))
             return []
         items.append(
-            Item(
+            EvalItem(
                 key=f"{task}/{text.stem}#{number}",
                 row=name,
                 unit=f"{task}/{text.stem}",

@@ -15,10 +15,10 @@ from typing import Any
 
 from runtime.eval.items import (
     CHOICE_TOKENS,
-    Item,
+    BenchmarkScore,
+    EvalItem,
     Questions,
     RowError,
-    Score,
     cell,
     guess,
     score_of,
@@ -51,7 +51,7 @@ def read(path: Path) -> Questions:
     return read_questions(path, _COLUMNS, _item, "mmmu")
 
 
-def score(items: Sequence[Item], answers: Mapping[str, str]) -> Score:
+def score(items: Sequence[EvalItem], answers: Mapping[str, str]) -> BenchmarkScore:
     """Scores answers by key; where the rules find no choice they guess, and it is counted."""
     judged, unread = [], 0
     for item in items:
@@ -118,7 +118,7 @@ def prompt(question: str, options: Mapping[str, str]) -> str:
     return f"{_INSTRUCTION}{question}\nOptions:\n{lines}"
 
 
-def _item(row: Record, name: str, folder: Path) -> Item:
+def _item(row: Record, name: str, folder: Path) -> EvalItem:
     question, kind = row["question"], row["question_type"]
     if not isinstance(question, str) or not cell(question).strip():
         raise RowError("there is no question")
@@ -134,7 +134,7 @@ def _item(row: Record, name: str, folder: Path) -> Item:
     if kind == CHOICE and answer not in list(options):  # it may be a list
         raise RowError(f"its answer is {answer!r:.40}; expected one of {', '.join(options)}")
     seen = pictures(row, folder)
-    return Item(
+    return EvalItem(
         key=str(row["id"]),
         row=name,
         unit=str(row["id"]),

@@ -13,7 +13,7 @@ from runtime.eval.files import child, files_with, read_file, read_text
 from runtime.eval.items import (
     BadRow,
     EvalDataError,
-    Item,
+    EvalItem,
     Questions,
     RowError,
     cell,
@@ -54,7 +54,7 @@ def read_records(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[str, Pa
 def read_questions(
     path: Path,
     columns: tuple[str, ...],
-    make: Callable[[Record, str, Path], Item],
+    make: Callable[[Record, str, Path], EvalItem],
     benchmark: str,
 ) -> Questions:
     """Reads a benchmark's questions; rows that cannot be asked are kept apart.
@@ -68,7 +68,7 @@ def read_questions(
     Raises:
         EvalDataError: the files are not as published.
     """
-    items: list[Item] = []
+    items: list[EvalItem] = []
     bad: list[BadRow] = []
     rows = 0
     for name, folder, row in read_records(path, columns):

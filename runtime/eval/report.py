@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from convert.checkpoint.config import CONFIGS
-from runtime.eval.items import Questions, Score
+from runtime.eval.items import BenchmarkScore, Questions
 from runtime.eval.run import Column
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def print_report(found: Mapping[str, Any], console: Console) -> None:
 
 
 def _column(column: Column) -> dict[str, Any]:
-    score: Score = column.score
+    score: BenchmarkScore = column.score
     found: dict[str, Any] = {
         "figure": round(score.figure, 2),
         "parts": {name: round(value, 2) for name, value in score.parts.items()},

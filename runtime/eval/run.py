@@ -11,7 +11,7 @@ from typing import Any
 from quantize.errors import PictureError, PromptError
 from runtime.engine_client.process import EngineDiedError
 from runtime.eval import cmmmu, mmbench, mme, mmmu
-from runtime.eval.items import BadRow, EvalDataError, Item, Questions, Score, rows_of
+from runtime.eval.items import BadRow, BenchmarkScore, EvalDataError, EvalItem, Questions, rows_of
 from runtime.eval.results import Results
 from runtime.inputs.prompt import Message
 from runtime.inputs.sampling import GenerationOptions
@@ -32,7 +32,7 @@ Progress = Callable[[int, int], None]  # questions done, in all
 class Column:
     """What one model made of a benchmark."""
 
-    score: Score
+    score: BenchmarkScore
     answers: Mapping[str, str]  # by key
     left_out: list[BadRow]  # that could not be asked
     rows: Mapping[str, int]  # read = scored + left_out + beyond_limit
@@ -120,7 +120,7 @@ def _rows(questions: Questions, dropped: set[str]) -> dict[str, int]:
     return rows
 
 
-def _ask(item: Item, session: Session, options: GenerationOptions) -> dict[str, Any]:
+def _ask(item: EvalItem, session: Session, options: GenerationOptions) -> dict[str, Any]:
     """Returns an answer, or what is wrong with the question."""
     messages: list[Message] = [{"role": "user", "content": item.prompt}]
     try:

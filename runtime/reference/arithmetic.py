@@ -2,8 +2,9 @@
 
 It is built from the full-precision checkpoint and the recipe alone, in other code than the
 bundle's kernels: quantized weights, int8 activations per group, float16 norms, the KV cache of
-the plan. Only what calibration chose comes from the bundle: see `runtime.verify.stored`. What it
-loses against the reference is what the recipe costs; a bundle that loses more has a fault.
+the plan. Only what calibration chose comes from the bundle: see
+`runtime.verify.stored_weights`. What it loses against the reference is what the recipe costs; a
+bundle that loses more has a fault.
 """
 
 from __future__ import annotations
@@ -22,18 +23,18 @@ from quantize.fast import quantize_groups_fast, quantize_int8_fast
 from quantize.int8 import INT8_GROUP, quantize_int8
 from quantize.schemes import Array, GroupScheme, quantize_groups
 from runtime.reference.decoder import RMSNorm
-from runtime.reference.held import (
+from runtime.reference.kv_cache import KVCache
+from runtime.reference.lazy_weights import (
     GroupCodes,
-    HeldEmbedding,
-    HeldLinear,
+    LazyEmbedding,
+    LazyLinear,
     Weight,
     multiply,
     row_blocks,
 )
-from runtime.reference.kv_cache import KVCache
 from runtime.reference.model import MiniCPMV
+from runtime.reference.parallel import parallel_map
 from runtime.reference.resampler import CrossAttention, Resampler
-from runtime.reference.spread import spread
 from runtime.reference.vision import VisionEncoder
 
 # The decoder's linears, by the names of the bundle's tensors that hold them.
@@ -192,7 +193,7 @@ def linear_of(
     """
     if isinstance(weight, GroupCodes):
         return QuantizedLinear(weight, scheme.group_size if format == "q4" else INT8_GROUP, bias)
-    out = HeldLinear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
+    out = LazyLinear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
     out.weight = nn.Parameter(weight, requires_grad=False)
     if bias is not None:
         out.bias = nn.Parameter(bias.detach(), requires_grad=False)
@@ -230,7 +231,8 @@ def apply_arithmetic(
     Args:
         model: full precision.
         plan: how each tensor is stored.
-        stored: the decoder's matrices are as a bundle stores them: see `runtime.verify.stored`.
+        stored: the decoder's matrices are as a bundle stores them: see
+            `runtime.verify.stored_weights`.
         progress: counts the decoder's layers.
     """
     rounding, stack = _Rounding(plan), model.llm.model
@@ -245,7 +247,7 @@ def apply_arithmetic(
                     rounding.replace(stack.layers[index], path, f"llm.layers.{index}.{name}")
 
         count = len(stack.layers)
-        spread(one, range(count), lambda index: progress(index + 1, count))
+        parallel_map(one, range(count), lambda index: progress(index + 1, count))
         set_embeddings(model, plan, rounding.rounded)
     return apply_vision_arithmetic(model, plan)
 
@@ -263,7 +265,7 @@ def set_embeddings(model: MiniCPMV, plan: Plan, hold: Callable[[str, Tensor], We
     name = "llm.head" if "llm.head" in formats else "llm.embed"
     embedding = hold("llm.embed", stack.embed_tokens.weight)
     weight = hold(name, head) if name == "llm.head" else embedding
-    stack.embed_tokens = HeldEmbedding(embedding)  # type: ignore[assignment]
+    stack.embed_tokens = LazyEmbedding(embedding)  # type: ignore[assignment]
     model.llm.lm_head = linear_of(weight, formats[name], plan.recipe.scheme)  # type: ignore[assignment]
 
 

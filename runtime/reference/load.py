@@ -7,7 +7,7 @@ from torch import nn
 
 from convert.checkpoint.reader import Checkpoint
 from convert.checkpoint.tensor_tables import Rule, reference_rules
-from runtime.reference.held import HeldEmbedding, HeldLinear, hold_matrices
+from runtime.reference.lazy_weights import LazyEmbedding, LazyLinear, make_lazy
 from runtime.reference.model import MiniCPMV
 
 VISION = ("vpm.", "resampler.")  # what `load_reference` loads of a model to encode pictures
@@ -19,7 +19,7 @@ def load_reference(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
     only: tuple[str, ...] = ("",),
-    held: bool = False,
+    lazy: bool = False,
 ) -> MiniCPMV:
     """Builds the model for inference, with memory for its parameters and one tensor more.
 
@@ -28,21 +28,21 @@ def load_reference(
         device: where to put them.
         dtype: what to convert them to; float32 is full precision.
         only: how the names of wanted parameters start; the others stay without storage.
-        held: leave linears and embeddings in their files, mapped and in their stored dtype; for
-            float32 on the CPU. They are for reading only: see `runtime.reference.held`.
+        lazy: leave linears and embeddings in their files, mapped and in their stored dtype; for
+            float32 on the CPU. They are for reading only: see `runtime.reference.lazy_weights`.
 
     Raises:
         CheckpointError: the weights hold infinities or NaN, or a file is damaged.
     """
-    assert not held or (torch.device(device).type, dtype) == ("cpu", torch.float32)
+    assert not lazy or (torch.device(device).type, dtype) == ("cpu", torch.float32)
     with torch.device("meta"):  # shapes without storage
         model = MiniCPMV(checkpoint.config)
-    if held:
-        hold_matrices(model)
+    if lazy:
+        make_lazy(model)
     for row in reference_rules(checkpoint.config, checkpoint.untied_head):
         if isinstance(row, Rule) and row.name.startswith(only):
             parameter = row.make(checkpoint.read, dtype=None)
-            if not _is_held(model, row.name):
+            if not _is_lazy(model, row.name):
                 # The copy leaves the file's mapping behind, whatever its dtype.
                 parameter = torch.empty(row.shape, dtype=dtype, device=device).copy_(parameter)
             _assign(model, row.name, parameter)
@@ -54,9 +54,9 @@ def load_reference(
     return model.eval()
 
 
-def _is_held(model: MiniCPMV, name: str) -> bool:
+def _is_lazy(model: MiniCPMV, name: str) -> bool:
     module, _, leaf = name.rpartition(".")
-    return leaf == "weight" and isinstance(model.get_submodule(module), HeldLinear | HeldEmbedding)
+    return leaf == "weight" and isinstance(model.get_submodule(module), LazyLinear | LazyEmbedding)
 
 
 def _assign(model: MiniCPMV, name: str, value: torch.Tensor) -> None:

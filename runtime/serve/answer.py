@@ -21,7 +21,7 @@ _REASONS: Mapping[str, str] = {
 }
 
 
-class Answer:
+class CompletionFrame:
     """One answer's frame: its id, its time, its model."""
 
     def __init__(self, model: str, texts: TokenTexts | None) -> None:

@@ -26,12 +26,12 @@ from runtime.http.body import TooLargeError, TooSlowError, body_blocks, media_ty
 from runtime.inputs.defaults import GenerationSet
 from runtime.inputs.logprobs import StepLogprobs
 from runtime.inputs.prompt import Tokenizer
-from runtime.serve.answer import END, Answer, event
+from runtime.serve.answer import END, CompletionFrame, event
 from runtime.serve.errors import ApiError, api_error, json_response, queue_full
 from runtime.serve.guard import HEALTH
 from runtime.serve.logprobs import TokenTexts
 from runtime.serve.request import ChatRequest, read_request
-from runtime.serve.work import Heard, Job, Work
+from runtime.serve.work import AnswerQueue, Heard, PendingAnswer
 from runtime.sessions.session import Reply
 
 BODY_LIMIT = 64 << 20  # bytes: a picture in base64, and a long conversation
@@ -58,7 +58,7 @@ class Served:
         }
 
 
-def serve_app(served: Served, work: Work, *, body_limit: int = BODY_LIMIT) -> Starlette:
+def serve_app(served: Served, work: AnswerQueue, *, body_limit: int = BODY_LIMIT) -> Starlette:
     """Makes the application; put a `KeyGuard` before it.
 
     Args:
@@ -68,7 +68,7 @@ def serve_app(served: Served, work: Work, *, body_limit: int = BODY_LIMIT) -> St
     """
     bodies = _Bodies(body_limit)
 
-    async def begin(request: Request) -> tuple[ChatRequest, Job]:
+    async def begin(request: Request) -> tuple[ChatRequest, PendingAnswer]:
         async with bodies.read(request) as raw:
             place = work.enter()  # who is still talking holds up nobody
             try:
@@ -87,7 +87,7 @@ def serve_app(served: Served, work: Work, *, body_limit: int = BODY_LIMIT) -> St
             return Response(status_code=_GONE)
         asks_logprobs = chat.options.top_logprobs is not None
         texts = TokenTexts(served.tokenizer) if asks_logprobs else None
-        return await _answer(request, chat, job, Answer(served.name, texts))
+        return await _answer(request, chat, job, CompletionFrame(served.name, texts))
 
     async def models(request: Request) -> Response:
         return json_response({"object": "list", "data": [served.to_json()]})
@@ -153,7 +153,9 @@ def _parse(raw: bytes, served: Served) -> ChatRequest:
     return read_request(fields, served.name, served.settings)
 
 
-async def _answer(request: Request, chat: ChatRequest, job: Job, answer: Answer) -> Response:
+async def _answer(
+    request: Request, chat: ChatRequest, job: PendingAnswer, answer: CompletionFrame
+) -> Response:
     """Answers; the client's end ends the work."""
     watch = asyncio.create_task(_stop_with_client(request, job))
     try:
@@ -179,8 +181,8 @@ async def _answer(request: Request, chat: ChatRequest, job: Job, answer: Answer)
 
 async def _stream(
     first: str | StepLogprobs | Reply,
-    job: Job,
-    answer: Answer,
+    job: PendingAnswer,
+    answer: CompletionFrame,
     wants_usage: bool,
     watch: asyncio.Task[None],
 ) -> AsyncIterator[str]:
@@ -210,7 +212,7 @@ async def _stream(
         watch.cancel()
 
 
-async def _stop_with_client(request: Request, job: Job) -> None:
+async def _stop_with_client(request: Request, job: PendingAnswer) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
     job.stop()

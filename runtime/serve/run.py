@@ -12,8 +12,8 @@ from runtime.http.listen import listening, run_server
 from runtime.serve.app import Served, serve_app
 from runtime.serve.cors import Cors
 from runtime.serve.guard import KeyGuard
-from runtime.serve.work import Work
-from runtime.web.model import Model
+from runtime.serve.work import AnswerQueue
+from runtime.web.model import LoadedModel
 
 
 def check_address(host: str, key: str | None) -> None:
@@ -33,7 +33,7 @@ def check_address(host: str, key: str | None) -> None:
 
 
 def serve(
-    model: Model,
+    model: LoadedModel,
     served: Served,
     *,
     host: str,
@@ -64,7 +64,7 @@ def serve(
     check_address(host, key)
     cors = Cors(origins)
     with (
-        closing(Work(model, window=window, waiting=waiting)) as work,
+        closing(AnswerQueue(model, window=window, waiting=waiting)) as work,
         listening(host, port) as listener,
     ):
         work.prepare()

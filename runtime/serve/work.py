@@ -14,10 +14,10 @@ from runtime.inputs.picture import open_picture
 from runtime.serve.errors import ApiError, queue_full
 from runtime.serve.request import ChatRequest
 from runtime.sessions.session import Reply, Session
-from runtime.web.model import Model
+from runtime.web.model import LoadedModel
 
 
-class Place:
+class QueueSlot:
     """A request's place among those that are answered or wait."""
 
     def __init__(self, give_back: Callable[[], None]) -> None:
@@ -34,7 +34,7 @@ class Place:
 Heard = str | StepLogprobs | Reply | BaseException
 
 
-class Job:
+class PendingAnswer:
     """An answer under way: pieces of text and tokens' logprobs, then a `Reply` or an error."""
 
     def __init__(self, request: ChatRequest) -> None:
@@ -64,15 +64,15 @@ class Job:
             self.stop()
 
 
-class Work:
+class AnswerQueue:
     """The thread that answers. From any thread, but `begin`: that is for the event loop."""
 
-    def __init__(self, model: Model, *, window: int, waiting: int) -> None:
+    def __init__(self, model: LoadedModel, *, window: int, waiting: int) -> None:
         """Args: window: tokens. waiting: how many requests may wait beside the one at work."""
         self._model, self._window, self._limit = model, window, 1 + waiting
         self._lock = threading.Lock()
         self._taken = 0
-        self._jobs: set[Job] = set()
+        self._jobs: set[PendingAnswer] = set()
         self._is_ending = False
         self._worker = Worker()
 
@@ -82,7 +82,7 @@ class Work:
         with self._lock:
             return self._taken
 
-    def enter(self) -> Place:
+    def enter(self) -> QueueSlot:
         """Takes a place.
 
         Raises:
@@ -94,11 +94,11 @@ class Work:
             if self._taken >= self._limit:
                 raise queue_full(f"{self._limit} requests are under way or wait")
             self._taken += 1
-        return Place(self._leave)
+        return QueueSlot(self._leave)
 
-    def begin(self, request: ChatRequest, place: Place) -> Job:
+    def begin(self, request: ChatRequest, place: QueueSlot) -> PendingAnswer:
         """Has a request answered in its turn; its place is given back then."""
-        job = Job(request)
+        job = PendingAnswer(request)
         with self._lock:
             self._jobs.add(job)
             if self._is_ending:
@@ -134,7 +134,7 @@ class Work:
     def _session(self) -> Session:
         return self._model.session({"window": self._window, "threads": 0}, lambda: None)
 
-    def _run(self, job: Job, place: Place) -> None:
+    def _run(self, job: PendingAnswer, place: QueueSlot) -> None:
         try:
             event: Reply | BaseException = self._answer(job)
         except BaseException as error:  # of any kind: the server lives on, and the client hears
@@ -147,7 +147,7 @@ class Work:
         place.leave()
         job.put(event)
 
-    def _answer(self, job: Job) -> Reply:
+    def _answer(self, job: PendingAnswer) -> Reply:
         request = job.request
         if not job.is_stopped():
             picture = None if request.picture is None else open_picture(request.picture)

@@ -12,7 +12,7 @@ from PIL import Image
 from convert.checkpoint.config import ModelConfig
 from quantize.errors import BundleError, ConfigError, PictureError, PromptError, ToolkitError
 from runtime.engine_client.client import EngineAnswer, EngineClient, EngineError, EngineGoneError
-from runtime.engine_client.place import Place
+from runtime.engine_client.place import Device
 from runtime.engine_client.process import EngineDiedError
 from runtime.engine_client.protocol import ErrorCode, Field, Stop
 from runtime.inputs.callbacks import Cancelled, OnLogprobs, OnProgress, OnText
@@ -39,7 +39,7 @@ class EngineSession:
     """
 
     def __init__(
-        self, place: Place, config: ModelConfig, *, window: int, as_original: bool = False
+        self, place: Device, config: ModelConfig, *, window: int, as_original: bool = False
     ) -> None:
         """Starts the engine and loads the bundle.
 
@@ -67,7 +67,7 @@ class EngineSession:
             self._picture = None
             running = self._place.start()
             try:
-                with _as_users_know():
+                with translate_engine_errors():
                     running.load(self._place.bundle, window=self._window)
             except BaseException:
                 running.close()
@@ -120,7 +120,7 @@ class EngineSession:
     ) -> Reply:
         client = self.client()
         try:
-            with _as_users_know():
+            with translate_engine_errors():
                 name, encode_ms = self._encode(client, picture, on_progress, cancelled)
                 answer = client.chat(
                     messages,
@@ -181,7 +181,7 @@ class _PictureCancelledError(Exception):
 
 
 @contextmanager
-def _as_users_know() -> Iterator[None]:
+def translate_engine_errors() -> Iterator[None]:
     """Turns the engine's errors into those that the reference has for the same mistakes."""
     try:
         yield

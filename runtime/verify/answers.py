@@ -17,16 +17,16 @@ from runtime.verify.stages import Stages
 
 
 @dataclass(frozen=True)
-class Said:
+class GreedyAnswer:
     """A greedy answer."""
 
     ids: list[int]  # without the end token
     ended: bool  # with the end token; else because it was long enough
 
     @staticmethod
-    def of(reply: Reply) -> Said:
+    def of(reply: Reply) -> GreedyAnswer:
         """Takes what matters of a session's answer."""
-        return Said(reply.ids, reply.statistics.stop == Stop.EOS)
+        return GreedyAnswer(reply.ids, reply.statistics.stop == Stop.EOS)
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def greedy_answer(
     draft: Sequence[int],
     options: GenerationOptions,
     window: int,
-) -> Said:
+) -> GreedyAnswer:
     """Answers with the likeliest token, again and again.
 
     A draft changes nothing but the time it takes: its tokens run at once, and what the model itself
@@ -95,10 +95,10 @@ def greedy_answer(
         for row in question.logits(stages, tried, window, len(ids)):
             token = sampler.choose(row, ids)
             if token == end:
-                return Said(ids, ended=True)
+                return GreedyAnswer(ids, ended=True)
             ids.append(token)
             if len(ids) == options.max_new_tokens:
-                return Said(ids, ended=False)
+                return GreedyAnswer(ids, ended=False)
             if ids != tried[: len(ids)]:
                 break
         tried = list(ids)

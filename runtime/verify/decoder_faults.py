@@ -20,21 +20,21 @@ from runtime.reference import metrics
 from runtime.reference.kv_cache import ATTENTION_SINKS
 from runtime.verify.check import Cause
 from runtime.verify.stages import Stages
-from runtime.verify.stored_stages import Rules, StoredStages
+from runtime.verify.stored_stages import Deviations, StoredStages
 
 ROPE_BASES = (1e3, 1e4, 1e5, 2.5e5, 5e5, 1e6, 5e6)
 TOKENS = 64  # that layers are fed; more would say no more
 _ALIKE = 8  # equal tokens
 _JUMP_DB = 15.0  # wrong positions grow worse little by little, a lost entry does so at once
 _ROTATIONS = {
-    "without any rotation": Rules(rotation="none"),
-    "pairs of neighbours rotated instead of a head's halves": Rules(rotation="neighbours"),
-    "rotated backwards": Rules(rotation="backwards"),
+    "without any rotation": Deviations(rotation="none"),
+    "pairs of neighbours rotated instead of a head's halves": Deviations(rotation="neighbours"),
+    "rotated backwards": Deviations(rotation="backwards"),
 }
 _WINDOWS = {
-    "nothing is ever forgotten": Rules(slides=False),
-    "the pinned tokens are forgotten like others": Rules(pins=False),
-    "the pinned tokens move away without end": Rules(far=False),
+    "nothing is ever forgotten": Deviations(slides=False),
+    "the pinned tokens are forgotten like others": Deviations(pins=False),
+    "the pinned tokens move away without end": Deviations(far=False),
 }
 
 Variant = tuple[str, StoredStages]
@@ -108,10 +108,10 @@ class DecoderFaults:
         every = f"the cache is empty after every {row} tokens" if row > 1 else "tokens see no other"
         found = run.explained_by(
             [
-                (every, self._stored.with_rules(Rules(memory=row))),
+                (every, self._stored.with_rules(Deviations(memory=row))),
                 (
                     f"what the first {row} left in the cache is lost",
-                    self._stored.with_rules(Rules(lost=row)),
+                    self._stored.with_rules(Deviations(lost=row)),
                 ),
             ]
         )
@@ -132,7 +132,7 @@ class DecoderFaults:
             (
                 f"{abs(by)} token{'s' if abs(by) > 1 else ''} {'more' if by > 0 else 'fewer'} "
                 "than the window holds",
-                self._stored.with_rules(Rules(window=by)),
+                self._stored.with_rules(Deviations(window=by)),
             )
             for by in (-2, -1, 1, 2)
         ]

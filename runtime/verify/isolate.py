@@ -26,7 +26,7 @@ from runtime.verify.decoder_faults import DecoderFaults
 from runtime.verify.picture_faults import preprocessing_cause
 from runtime.verify.run import Models, Progress
 from runtime.verify.stages import Stages
-from runtime.verify.stored_stages import Rules, StoredStages
+from runtime.verify.stored_stages import Deviations, StoredStages
 from runtime.verify.tokenizer import tokenizer_causes
 from runtime.verify.weight_faults import weight_causes
 
@@ -182,14 +182,14 @@ class Parts:
         engine, stored = self._engine, self._stored
         if inputs.pixels is None:
             return []
-        bare = stored.with_rules(Rules(positions=False))
+        bare = stored.with_rules(Deviations(positions=False))
         causes = self._part(
             "vision patch embedding",
             engine.vision_embed(inputs.pixels),
             stored.vision_embed(inputs.pixels),
             {"positions are missing": lambda: bare.vision_embed(_given(inputs.pixels))},
         )
-        tanh = stored.with_rules(Rules(gelu="tanh"))
+        tanh = stored.with_rules(Deviations(gelu="tanh"))
         for i, x in enumerate(inputs.blocks[:-1]):
             causes += self._part(
                 f"vision block {i}",
@@ -203,7 +203,7 @@ class Parts:
     def _resampler(self, inputs: _Inputs) -> list[Cause]:
         if inputs.features is None:
             return []
-        x, bare = inputs.features, self._stored.with_rules(Rules(positions=False))
+        x, bare = inputs.features, self._stored.with_rules(Deviations(positions=False))
         return self._part(
             "resampler",
             self._engine.resample(x),

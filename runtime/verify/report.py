@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from convert.bundle.plan import Plan
     from runtime.inputs.prompt import Tokenizer
     from runtime.sessions.session import Reply
-    from runtime.verify.answers import Said
+    from runtime.verify.answers import GreedyAnswer
     from runtime.verify.cases import Case
     from runtime.verify.logits import Positions
 
@@ -22,7 +22,7 @@ FORMAT = "minicpmv-verify-report"
 
 
 @dataclass(frozen=True)
-class Answer:
+class AnswerComparison:
     """One conversation's greedy answers."""
 
     case: str
@@ -37,12 +37,12 @@ class Answer:
     @staticmethod
     def of(
         case: Case,
-        reference: Said,
+        reference: GreedyAnswer,
         bundle: Reply,
-        arithmetic: Said,
+        arithmetic: GreedyAnswer,
         tokenizer: Tokenizer,
         own: Tokenizer,
-    ) -> Answer:
+    ) -> AnswerComparison:
         """Makes it of what the three models said.
 
         Args:
@@ -53,7 +53,7 @@ class Answer:
             tokenizer: of the reference.
             own: of the bundle.
         """
-        return Answer(
+        return AnswerComparison(
             case.name,
             case.messages[-1]["content"],
             tokenizer.decode(reference.ids).strip(),
@@ -80,7 +80,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class StoredTensor:
+class TensorFormat:
     """How a bundle stores a tensor; what that loses is a check of stage `weights`."""
 
     name: str
@@ -102,11 +102,11 @@ class Report:
     window: int
     longest_prompt: int  # ids, with its answer
     checks: list[Check]
-    answers: list[Answer]
+    answers: list[AnswerComparison]
     seconds: float
     causes: list[Cause] = field(default_factory=list)  # of the failures, the likeliest first
     warnings: list[str] = field(default_factory=list)
-    tensors: list[StoredTensor] = field(default_factory=list)
+    tensors: list[TensorFormat] = field(default_factory=list)
     positions: Mapping[str, Positions] = field(default_factory=dict)  # by kind
     ran: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # what ran where
     earlier_cases: int = 0  # whose results an earlier run had measured
@@ -178,10 +178,10 @@ class Report:
         }
 
 
-def stored_tensors(plan: Plan) -> list[StoredTensor]:
+def stored_tensors(plan: Plan) -> list[TensorFormat]:
     """Returns how each tensor of a plan is stored."""
     return [
-        StoredTensor(
+        TensorFormat(
             tensor.name,
             tensor.format,
             list(tensor.rule.shape),

@@ -11,7 +11,7 @@ from convert.bundle.results_file import ResultsError, ResultsFile
 from runtime.verify.cases import Case
 from runtime.verify.check import Check
 from runtime.verify.logits import EDGES, KINDS, Logits, Positions, Sums
-from runtime.verify.report import Answer
+from runtime.verify.report import AnswerComparison
 
 FORMAT, VERSION = "minicpmv-verify", 2
 
@@ -21,7 +21,7 @@ class CaseResult:
     """What one case gave."""
 
     checks: list[Check]
-    answer: Answer
+    answer: AnswerComparison
     positions: Mapping[str, Positions]  # by kind
     tokens: int  # of the prompt and its answer
 
@@ -31,7 +31,7 @@ class Outcome:
     """All that the cases gave."""
 
     checks: list[Check]
-    answers: list[Answer]
+    answers: list[AnswerComparison]
     longest_prompt: int  # tokens
     positions: Mapping[str, Positions]
 
@@ -54,7 +54,7 @@ class Worst:
         return list(self._checks.values())
 
 
-class Known:
+class ResultCache:
     """What is known of cases; this one keeps nothing."""
 
     reused = 0  # cases whose results an earlier run had measured
@@ -67,7 +67,7 @@ class Known:
         """Keeps what a case gave."""
 
 
-class KnownInFile(Known):
+class FileResultCache(ResultCache):
     """Results in a file."""
 
     def __init__(self, file: ResultsFile) -> None:
@@ -75,7 +75,7 @@ class KnownInFile(Known):
         self._file = file
 
     def get(self, case: Case) -> CaseResult | None:
-        """See `Known`.
+        """See `ResultCache`.
 
         Raises:
             ResultsError: the line is not as it was written.
@@ -93,7 +93,7 @@ class KnownInFile(Known):
         return result
 
     def add(self, case: Case, result: CaseResult) -> None:
-        """See `Known`."""
+        """See `ResultCache`."""
         self._file.add(case.name, case.digest, _as_text(asdict(result)))
 
 
@@ -111,7 +111,7 @@ def merge(results: Sequence[CaseResult], thresholds: Mapping[str, float]) -> Out
     return Outcome(checks, answers, longest, positions)
 
 
-def _answers_check(answers: Sequence[Answer], thresholds: Mapping[str, float]) -> Check:
+def _answers_check(answers: Sequence[AnswerComparison], thresholds: Mapping[str, float]) -> Check:
     value = sum(a.same for a in answers) / len(answers)
     expected = sum(a.reference == a.arithmetic for a in answers) / len(answers)
     limit = expected - thresholds["answers_margin"]
@@ -130,7 +130,7 @@ def _as_text(value: Any) -> Any:
 def _read(line: Mapping[str, Any]) -> CaseResult:
     """Reads a result back; what is not of its type raises."""
     raw = line["answer"]
-    answer = Answer(
+    answer = AnswerComparison(
         _text(raw["case"]),
         _text(raw["question"]),
         _text(raw["reference"]),

@@ -23,14 +23,14 @@ from runtime.inputs.sampling import GenerationOptions
 from runtime.reference import metrics
 from runtime.reference.kv_cache import ATTENTION_SINKS
 from runtime.sessions.session import Session
-from runtime.verify.answers import Question, Said, greedy_answer
+from runtime.verify.answers import GreedyAnswer, Question, greedy_answer
 from runtime.verify.cases import Case
 from runtime.verify.check import Check
 from runtime.verify.choices import choice_checks
 from runtime.verify.decoder_faults import TOKENS, narrow_window
 from runtime.verify.logits import Logits
-from runtime.verify.report import Answer
-from runtime.verify.results import CaseResult, Known, Outcome, Worst, merge
+from runtime.verify.report import AnswerComparison
+from runtime.verify.results import CaseResult, Outcome, ResultCache, Worst, merge
 from runtime.verify.stages import EngineStages, Stages
 from runtime.verify.steps import Steps
 from runtime.verify.tokenizer import prompt_check, text_check
@@ -47,7 +47,7 @@ def load_settings() -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Model:
+class EngineUnderTest:
     """A bundle's engine."""
 
     stages: EngineStages
@@ -61,7 +61,7 @@ class Models:
 
     reference: Stages
     arithmetic: Stages
-    bundle: Model
+    bundle: EngineUnderTest
 
     @property
     def stages(self) -> tuple[Stages, Stages, Stages]:
@@ -107,7 +107,7 @@ def run_cases(
     settings: Mapping[str, Any],
     window: int,
     progress: Progress,
-    known: Known,
+    known: ResultCache,
     *,
     skip_bad: bool = False,
 ) -> Outcome:
@@ -174,7 +174,7 @@ class _Runner:
         models.bundle.session.reset()  # no case may hang on the one before
         # The bundle is asked first: what it says, the others try at once, and say their own.
         reply = models.bundle.session.reply(case.messages, picture, self._options)
-        bundle = Said.of(reply)
+        bundle = GreedyAnswer.of(reply)
         self._steps.step()
         if case.picture_digest != self._picture:  # the cases of a picture follow each other
             self._image = _compare_vision(models, picture, worst, self._steps)
@@ -198,7 +198,9 @@ class _Runner:
         chosen = bundle.ids + [models.reference.config.decoder.eos_token_id] * bundle.ended
         for check in choice_checks(chosen, own):
             worst.add(check)
-        answer = Answer.of(case, said, reply, arithmetic, self._tokenizer, models.bundle.tokenizer)
+        answer = AnswerComparison.of(
+            case, said, reply, arithmetic, self._tokenizer, models.bundle.tokenizer
+        )
         return CaseResult(worst.checks(), answer, logits.positions, len(ids))
 
 

@@ -21,12 +21,12 @@ from convert.checkpoint.config import DecoderConfig, ModelConfig, ResamplerConfi
 from quantize.int8 import INT8_GROUP
 from quantize.schemes import Array
 from runtime.reference.arithmetic import round_cached, round_to_int8
-from runtime.reference.held import GroupCodes, multiply
+from runtime.reference.lazy_weights import GroupCodes, multiply
 from runtime.verify.weights import decode_tensor, hold_stored
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rules:
+class Deviations:
     """What the configuration does not say; the defaults are right."""
 
     rotation: Literal["halves", "neighbours", "backwards", "none"] = "halves"
@@ -52,14 +52,14 @@ class StoredStages:
         plan: Plan,
         weights: Mapping[str, Array],
         *,
-        rules: Rules | None = None,
+        rules: Deviations | None = None,
     ) -> None:
         """Args: config: what to compute. plan, weights: of the bundle. rules: by default right."""
-        self.config, self.rules = config, rules or Rules()
+        self.config, self.rules = config, rules or Deviations()
         self._plan, self._weights = plan, weights
         self._tensors = {tensor.name: tensor for tensor in plan.tensors}
 
-    def with_rules(self, rules: Rules) -> StoredStages:
+    def with_rules(self, rules: Deviations) -> StoredStages:
         """Returns the same tensors under other rules."""
         return StoredStages(self.config, self._plan, self._weights, rules=rules)
 

@@ -14,7 +14,7 @@ from quantize.layout import TILE_ROWS
 from quantize.methods import find_method
 from runtime.reference import metrics
 from runtime.reference.arithmetic import hold_in_format, round_to_format
-from runtime.reference.held import GroupCodes
+from runtime.reference.lazy_weights import GroupCodes
 from runtime.verify.check import Cause, Check
 from runtime.verify.weights import hold_stored
 

@@ -17,11 +17,11 @@ from quantize.errors import BundleError
 from quantize.layout import unpack_int8_tiles, unpack_tiles, untile_f16
 from quantize.methods import find_method
 from quantize.schemes import Array, GroupScheme
-from runtime.engine_client.place import Place
+from runtime.engine_client.place import Device
 from runtime.reference import metrics
 from runtime.reference.arithmetic import hold_in_format
-from runtime.reference.held import GroupCodes, Weight
-from runtime.reference.spread import spread
+from runtime.reference.lazy_weights import GroupCodes, Weight
+from runtime.reference.parallel import parallel_map
 from runtime.verify.check import Check
 
 # What AWQ folds the factors of a layer's norms into.
@@ -56,7 +56,7 @@ def check_files(bundle: Bundle, target: str, progress: Progress) -> list[Check]:
     return checks
 
 
-def check_brought(place: Place, progress: Progress) -> list[Check]:
+def check_brought(place: Device, progress: Progress) -> list[Check]:
     """Compares the files that an engine reads elsewhere with the manifest, too."""
     metric = "SHA-256 as pushed"
     return [
@@ -87,7 +87,7 @@ def check_tensors(
         done += tensor.parameters
         progress("compare weights", done, total)
 
-    checks = spread(
+    checks = parallel_map(
         lambda tensor: _check_tensor(tensor, bundle, weights, checkpoint, thresholds),
         tensors,
         count,

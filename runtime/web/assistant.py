@@ -21,7 +21,7 @@ from runtime.inputs.prompt import check_text
 from runtime.web.chats import USER, ChatStore, Turn
 from runtime.web.events import Event
 from runtime.web.failures import BusyError, InvalidTextError, error_code
-from runtime.web.work import Desk, Work, now
+from runtime.web.work import ChatServices, ChatWorker, now
 
 log = logging.getLogger(__name__)
 
@@ -29,17 +29,17 @@ log = logging.getLogger(__name__)
 class Assistant:
     """All but the transport. Its methods come from any thread and return soon."""
 
-    def __init__(self, desk: Desk, publish: Callable[[Event], None]) -> None:
-        """Args: desk: what it works with. publish: brings events to the pages."""
-        self._desk, self._publish = desk, publish
-        self._chats: ChatStore = desk.chats
+    def __init__(self, services: ChatServices, publish: Callable[[Event], None]) -> None:
+        """Args: services: what it works with. publish: brings events to the pages."""
+        self._services, self._publish = services, publish
+        self._chats: ChatStore = services.chats
         self._lock = threading.RLock()
         self._publishing = threading.Lock()  # what is published last is the latest
         self._current: str | None = None  # the chat on the page; None: a new one
         self._chosen: dict[str, Any] | None = None  # a picture that is not asked about yet
-        self._work = Work(desk, publish, self._on_change)
-        if not desk.chats.unread:  # else one of them may show any picture, once it is mended
-            desk.pictures.keep_only(desk.chats.pictures())
+        self._work = ChatWorker(services, publish, self._on_change)
+        if not services.chats.unread:  # else one of them may show any picture, once it is mended
+            services.pictures.keep_only(services.chats.pictures())
         self._commands: dict[str, Callable[[dict[str, Any]], None]] = {
             "hello": lambda command: self.greet(),
             "open": self._open,
@@ -85,7 +85,7 @@ class Assistant:
     def add_picture(self, partial: Path) -> None:
         """Takes a picture that came whole, at a place of `Pictures.partial`."""
         try:
-            chosen = self._desk.pictures.take(partial)
+            chosen = self._services.pictures.take(partial)
         except (ToolkitError, OSError, MemoryError) as error:
             self.fail(error)
             return
@@ -102,11 +102,11 @@ class Assistant:
             PictureError: it is none that is taken.
         """
         try:
-            partial = Path(shutil.copyfile(path, self._desk.pictures.partial()))
+            partial = Path(shutil.copyfile(path, self._services.pictures.partial()))
         except OSError as error:
             raise PictureError(f"{path}: {error.strerror or error}") from error
         try:
-            self._chosen = self._desk.pictures.take(partial)
+            self._chosen = self._services.pictures.take(partial)
         except PictureError as error:
             raise PictureError(f"{path}: {error}") from error
 
@@ -156,7 +156,7 @@ class Assistant:
         with self._lock:
             if self._work.answering() is not None:
                 raise BusyError("an answer is under way")
-            if picture is not None and not self._desk.pictures.has(picture):
+            if picture is not None and not self._services.pictures.has(picture):
                 raise PictureError("the picture is gone")
             known = self._chats.get(_text(command, "chat"))
             place = 0 if known is None else command.get("from", len(known.turns))
@@ -172,9 +172,9 @@ class Assistant:
     def _change(self, command: dict[str, Any]) -> None:
         choices = command.get("settings")
         if choices is None:
-            self._desk.settings.reset()
+            self._services.settings.reset()
         else:
-            self._desk.settings.choose(choices)
+            self._services.settings.choose(choices)
         self._publish_state()
 
     def _publish_state(self) -> None:
@@ -193,12 +193,12 @@ class Assistant:
             self._publish(event)
 
     def _state(self) -> Event:
-        settings = self._desk.settings.all()
+        settings = self._services.settings.all()
         state: Event = {
             "chats": self._chats.list(),
             "settings": settings,
-            "can": [] if self._desk.model.bundle is None else ["check", "threads"],
-            "about": _about(self._desk.folder),
+            "can": [] if self._services.model.bundle is None else ["check", "threads"],
+            "about": _about(self._services.folder),
             **self._work.describe(),
         }
         if settings["language"] != "system":

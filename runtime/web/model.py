@@ -13,7 +13,7 @@ from runtime.sessions.session import Session
 Load = Callable[[int | None], Loaded]  # with a number of threads; None: the engine's choice
 
 
-class Model:
+class LoadedModel:
     """One session at a time. All but its properties is called from one thread."""
 
     def __init__(

@@ -15,11 +15,11 @@ from runtime.web import files
 from runtime.web.assistant import Assistant
 from runtime.web.chats import ChatStore
 from runtime.web.events import Events
-from runtime.web.model import Model
+from runtime.web.model import LoadedModel
 from runtime.web.pictures import Pictures
 from runtime.web.server import web_app
 from runtime.web.settings import Settings
-from runtime.web.work import Desk
+from runtime.web.work import ChatServices
 
 _LOG_LIMIT = 128 << 10  # bytes of each of two files
 _TOKEN_BYTES = 24
@@ -27,7 +27,7 @@ _SCREEN = logging.getLogger(__package__.partition(".")[0])  # beside the log's f
 
 
 def serve(
-    model: Model,
+    model: LoadedModel,
     folder: Path,
     *,
     port: int,
@@ -65,7 +65,7 @@ def serve(
         chats = ChatStore(folder / "chats")
         for path in chats.unread:  # the page does not show it
             _SCREEN.warning("%s: no chat, or a damaged one; it stays, and so do all pictures", path)
-        desk = Desk(
+        services = ChatServices(
             folder=folder,
             model=model,
             chats=chats,
@@ -74,7 +74,7 @@ def serve(
             seed=seed,
         )
         events = Events()
-        assistant = Assistant(desk, events.publish)
+        assistant = Assistant(services, events.publish)
         token = secrets.token_urlsafe(_TOKEN_BYTES)
         address = f"http://{NAMES[0]}:{listener.getsockname()[1]}/{token}/"
         app = Guard(web_app(assistant, events, pictures, log), token=token)

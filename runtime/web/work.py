@@ -20,7 +20,7 @@ from runtime.web.chats import ASSISTANT, Chat, ChatStore, Turn
 from runtime.web.events import Event
 from runtime.web.failures import error_code
 from runtime.web.jobs import Job, StoppedError
-from runtime.web.model import Model
+from runtime.web.model import LoadedModel
 from runtime.web.pictures import Pictures
 from runtime.web.settings import Settings
 
@@ -38,25 +38,28 @@ def now() -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Desk:
+class ChatServices:
     """What the work is done with."""
 
     folder: Path  # where all of it is kept
-    model: Model
+    model: LoadedModel
     chats: ChatStore
     pictures: Pictures
     settings: Settings
     seed: int | None  # None: another answer each time
 
 
-class Work:
+class ChatWorker:
     """Its methods come from any thread and return at once."""
 
     def __init__(
-        self, desk: Desk, publish: Callable[[Event], None], on_change: Callable[[], None]
+        self,
+        services: ChatServices,
+        publish: Callable[[Event], None],
+        on_change: Callable[[], None],
     ) -> None:
         """Args: publish: takes events for the page. on_change: hears that something is new."""
-        self._desk, self._publish, self._on_change = desk, publish, on_change
+        self._services, self._publish, self._on_change = services, publish, on_change
         self._lock = threading.RLock()
         self._worker = Worker()
         self._job: Job | None = None  # what is under way
@@ -74,7 +77,7 @@ class Work:
 
     def check(self) -> None:
         """Checks that everything works; the results are an event."""
-        if self._desk.model.bundle is not None:
+        if self._services.model.bundle is not None:
             self._begin(self._new(jobs.CHECK), self._check)
 
     def stop(self) -> None:
@@ -91,7 +94,7 @@ class Work:
 
     def describe(self) -> Event:
         """Returns what the page's state says of all this."""
-        model = self._desk.model
+        model = self._services.model
         with self._lock:
             state: Event = {"verified": self._verified, "bundle": model.about()}
             if self._job is not None:
@@ -109,7 +112,7 @@ class Work:
     def close(self) -> None:
         """Ends what is under way, and the model."""
         self.stop()
-        self._worker.finish(self._desk.model.close)
+        self._worker.finish(self._services.model.close)
 
     def _new(self, kind: str, chat: str | None = None) -> Job:
         return Job(kind, chat, self._publish)
@@ -147,7 +150,7 @@ class Work:
         code = error_code(error)
         log.warning("%s: %s: %s", job.kind, code, error)
         with self._lock:
-            if not self._desk.model.is_ready:
+            if not self._services.model.is_ready:
                 self._problem = {"code": code, "message": str(error)}
         self._publish({"event": "error", "code": code, "message": str(error), "chat": job.chat})
 
@@ -156,8 +159,8 @@ class Work:
 
     def _session(self, job: Job) -> Session:
         """Returns the model's session, opened if need be."""
-        settings = self._desk.settings.all()
-        session = self._desk.model.session(settings, partial(job.advance, "load", 0, 0))
+        settings = self._services.settings.all()
+        session = self._services.model.session(settings, partial(job.advance, "load", 0, 0))
         with self._lock:
             self._problem = None
         return session
@@ -171,11 +174,11 @@ class Work:
             name = chat.picture()
             if name is not None:
                 job.advance("decode", 0, 0)
-            picture = None if name is None else self._desk.pictures.open(name)
+            picture = None if name is None else self._services.pictures.open(name)
             reply = session.reply(
                 chat.messages(),
                 picture,
-                self._desk.settings.options(self._desk.seed),
+                self._services.settings.options(self._services.seed),
                 on_text=job.add,
                 on_progress=job.advance,
                 cancelled=job.is_stopped,
@@ -185,10 +188,10 @@ class Work:
             if job.text:  # what was said before an engine died is kept, too
                 answer = Turn(role=ASSISTANT, text=job.text, stop=stop, speed=speed)
                 chat.answer(answer, now())
-                self._desk.chats.save(chat)
+                self._services.chats.save(chat)
 
     def _check(self, job: Job) -> None:
-        bundle = self._desk.model.bundle
+        bundle = self._services.model.bundle
         assert bundle is not None, "the reference has no self-check"
         results = [self_check.check_weights(bundle, job)]
         with self._lock:

@@ -10,7 +10,7 @@ import pytest
 from android.build.builder import APP, build_apk, compile_java, plan_apk
 from android.build.signing import Key, debug_key
 from android.build.tools import ToolError, package
-from convert.bundle.manifest import Bundle, Source
+from convert.bundle.manifest import Bundle, BundleSource
 from convert.bundle.plan import Recipe, make_plan
 from convert.checkpoint.reader import Checkpoint
 from convert.pipeline import write_bundle
@@ -57,7 +57,7 @@ def bundle(tools: None, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     source = Checkpoint.open(write_checkpoint(folder / "checkpoint"))
     plan = make_plan(source.config, source.untied_head, Recipe.load("q4f16_1"))
     (folder / "bundle").mkdir()
-    about = Source(path=str(source.path), sha256=source.source_hash(), demo=False)
+    about = BundleSource(path=str(source.path), sha256=source.source_hash(), demo=False)
     write_bundle(
         source, about, plan, ("android-arm64", "android-x86_64"), folder / "bundle", _quiet
     )

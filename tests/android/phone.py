@@ -42,7 +42,12 @@ class Phone(Screen):
         self.asked: list[dict[str, Any]] = []  # what the app wanted of the phone
         self._events: queue.Queue[dict[str, Any]] = queue.Queue()
         command = ["java", "-Djava.awt.headless=true", f"-Dlanguage={language}"]
-        command += [f"-Ddark={str(dark).lower()}", "-cp", classpath, "org.minicpmv.desk.Desk"]
+        command += [
+            f"-Ddark={str(dark).lower()}",
+            "-cp",
+            classpath,
+            "org.minicpmv.desktop.FakeHost",
+        ]
         command += [str(folder), str(bundle), str(beside), *engine]
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)

@@ -33,7 +33,14 @@ def looked_at(classpath: str, folder: Path, contents: list[bytes]) -> list[str]:
     for i, content in enumerate(contents):
         (folder / str(i)).write_bytes(content)
     paths = [str(folder / str(i)) for i in range(len(contents))]
-    command = ["java", "-cp", classpath, "org.minicpmv.desk.Looking", *map(str, SIZE), *paths]
+    command = [
+        "java",
+        "-cp",
+        classpath,
+        "org.minicpmv.desktop.DumpPicture",
+        *map(str, SIZE),
+        *paths,
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from convert.bundle.manifest import KIND, Bundle, Source
+from convert.bundle.manifest import KIND, Bundle, BundleSource
 from convert.bundle.plan import Recipe, make_plan
 from convert.calibrate.calibration import calibrate
 from convert.calibrate.samples import default_samples
@@ -94,7 +94,7 @@ def convert(recipe_name: str, method: str, folder: Path) -> dict[str, Any]:
     checkpoint = Checkpoint.open(None)
     recipe = Recipe.load(recipe_name).with_method(method)
     plan = make_plan(checkpoint.config, checkpoint.untied_head, recipe)
-    source = Source(path="demo", sha256=checkpoint.source_hash(), demo=True)
+    source = BundleSource(path="demo", sha256=checkpoint.source_hash(), demo=True)
     output = OutputFolder(folder, KIND)
     quiet = lambda stage, done, total: None  # noqa: E731
     calibrated, peak = None, 0

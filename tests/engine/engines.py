@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from convert.bundle.kv_cache import FP16
-from convert.bundle.manifest import Bundle, FileRecord, Source
+from convert.bundle.manifest import Bundle, BundleSource, FileRecord
 from convert.bundle.plan import Recipe, make_plan
 from convert.bundle.program import Program
 from convert.checkpoint.reader import Checkpoint
@@ -32,7 +32,7 @@ def build_host_engine(folder: Path, kv: str = FP16, **checkpoint: Any) -> Built:
     plan = make_plan(source.config, source.untied_head, Recipe.load("q4f16_1"), kv)
     bundle = folder / "bundle"
     bundle.mkdir()
-    about = Source(path=str(source.path), sha256=source.source_hash(), demo=False)
+    about = BundleSource(path=str(source.path), sha256=source.source_hash(), demo=False)
     write_bundle(source, about, plan, (HOST,), bundle, lambda *_: None)
     return Built(bundle, Bundle.open(bundle).program(HOST))
 

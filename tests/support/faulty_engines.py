@@ -17,10 +17,10 @@ from PIL import Image
 from sentencepiece import sentencepiece_model_pb2 as messages
 from torch import Tensor
 
-from convert.bundle.manifest import TOKENIZER, WEIGHTS, Bundle, FileRecord, Source
+from convert.bundle.manifest import TOKENIZER, WEIGHTS, Bundle, BundleSource, FileRecord
 from convert.checkpoint.reader import Checkpoint
 from runtime.engine_client.options import LOCAL, EngineOptions
-from runtime.engine_client.place import Place
+from runtime.engine_client.place import Device
 from runtime.engine_client.places import open_place
 from runtime.inputs.prompt import Tokenizer
 from runtime.reference.arithmetic import RoundedKVCache, apply_arithmetic
@@ -30,8 +30,8 @@ from runtime.verify.cases import built_in_cases
 from runtime.verify.check import Cause, Check
 from runtime.verify.contents import check_contents
 from runtime.verify.isolate import find_causes
-from runtime.verify.results import Known
-from runtime.verify.run import Model, Models, load_settings, run_cases
+from runtime.verify.results import ResultCache
+from runtime.verify.run import EngineUnderTest, Models, load_settings, run_cases
 from runtime.verify.stages import EngineStages, TorchStages
 from runtime.verify.weights import check_files, check_tensors
 
@@ -114,7 +114,7 @@ def alter_config(bundle: Path, checkpoint: Path, to: Path, **changes: Any) -> Pa
     (source / "config.json").write_text(json.dumps(config))
     shutil.copytree(bundle, to / "bundle")
     manifest = Bundle.open(bundle).manifest
-    about = Source(path=str(source), sha256=Checkpoint.open(source).source_hash(), demo=False)
+    about = BundleSource(path=str(source), sha256=Checkpoint.open(source).source_hash(), demo=False)
     model = {**manifest.model, **changes}
     replace(manifest, source=about, model=model).write(to / "bundle")
     return to / "bundle"
@@ -232,7 +232,7 @@ class Verified:
         self.checkpoint = Checkpoint.open(checkpoint or bundle.manifest.source.path)
         assert self.checkpoint.tokenizer is not None
         self.tokenizer = Tokenizer(self.checkpoint.tokenizer)
-        rounded = apply_arithmetic(load_reference(self.checkpoint, held=True), bundle.plan)
+        rounded = apply_arithmetic(load_reference(self.checkpoint, lazy=True), bundle.plan)
         self.arithmetic = TorchStages(rounded, partial(RoundedKVCache, bundle.plan.kv))
         self.reference = TorchStages(load_reference(self.checkpoint))
 
@@ -259,15 +259,17 @@ class Verified:
         checks = check_files(bundle, "host", silent)
         checks += check_tensors(bundle, self.checkpoint, thresholds, silent)
         cases = built_in_cases(settings["built_in"], with_pictures=True)
-        place: Place = open_place(Bundle.open(runs or folder), EngineOptions(engine=LOCAL))
+        place: Device = open_place(Bundle.open(runs or folder), EngineOptions(engine=LOCAL))
         with closing(session(place, bundle.config, window=WINDOW)) as running:
             engine = stages(running.client(), bundle.config)
             contents = check_contents(bundle, self.checkpoint, engine, silent)
             checks += contents.checks
             assert bundle.tokenizer is not None
-            own = Model(engine, running, Tokenizer(bundle.tokenizer))
+            own = EngineUnderTest(engine, running, Tokenizer(bundle.tokenizer))
             models = Models(self.reference, self.arithmetic, own)
-            outcome = run_cases(models, self.tokenizer, cases, settings, WINDOW, silent, Known())
+            outcome = run_cases(
+                models, self.tokenizer, cases, settings, WINDOW, silent, ResultCache()
+            )
             checks += [*outcome.checks, *pretended]
             causes = find_causes(
                 checks,

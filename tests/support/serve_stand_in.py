@@ -26,7 +26,7 @@ from runtime.serve.app import Served
 from runtime.serve.run import serve
 from runtime.sessions.loader import Loaded
 from runtime.sessions.session import Reply
-from runtime.web.model import Model
+from runtime.web.model import LoadedModel
 from tests.support.tiny import tiny_config, tokenizer_model
 from tests.support.web_stand_in import Repeating
 
@@ -103,7 +103,7 @@ def main() -> None:
         return Loaded(config, open_session, tokenizer, GenerationDefaults.load(), "a stand-in")
 
     serve(
-        Model(load, bundle=None, source="nothing"),
+        LoadedModel(load, bundle=None, source="nothing"),
         Served(
             name=NAME,
             created=1,

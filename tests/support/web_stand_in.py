@@ -24,7 +24,7 @@ from runtime.inputs.sampling import GenerationOptions
 from runtime.sessions.loader import Loaded
 from runtime.sessions.session import Reply, Statistics
 from runtime.web.files import data_folder
-from runtime.web.model import Model
+from runtime.web.model import LoadedModel
 from runtime.web.serve import serve
 from tests.support.tiny import tiny_config
 
@@ -98,7 +98,7 @@ def main() -> None:
         return Loaded(config, open_session, tokenizer, GenerationDefaults.load(), "a stand-in")
 
     serve(
-        Model(load, bundle=None, source="nothing"),
+        LoadedModel(load, bundle=None, source="nothing"),
         data_folder(),
         port=0,
         window=1024,

@@ -21,7 +21,7 @@ from runtime.verify.cases import Case
 from runtime.verify.check import Check
 from runtime.verify.page.pipeline import pipeline
 from runtime.verify.page.plots import cosine_curve, kl_histogram, sqnr_curve
-from runtime.verify.report import Answer, Report, figure
+from runtime.verify.report import AnswerComparison, Report, figure
 from runtime.verify.report_folder import DATA, MARK
 
 _FOLDER = Path(__file__).parent
@@ -95,7 +95,7 @@ def _curves(report: Report) -> list[dict[str, Any]]:
     return curves
 
 
-def _answer(answer: Answer) -> dict[str, Any]:
+def _answer(answer: AnswerComparison) -> dict[str, Any]:
     first = answer.first_difference
     return {
         "case": answer.case,

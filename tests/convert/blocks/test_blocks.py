@@ -266,7 +266,7 @@ def test_embedding_is_exact(form: str) -> None:
     np.testing.assert_array_equal(out, expected[ids] * np.float32(12))
 
 
-def _rows(source: rows.Source, inputs: list[Array]) -> Array:
+def _rows(source: rows.RowSource, inputs: list[Array]) -> Array:
     """Returns a source's rows, after a look at what it gives where it is rounded at once."""
     out = np.empty((len(inputs[0]), source.width), np.float32)
     _compile(rows.write(source))(inputs, [out])

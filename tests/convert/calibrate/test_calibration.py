@@ -20,7 +20,7 @@ from convert.bundle.weights_file import WeightsFile
 from convert.calibrate import calibration
 from convert.calibrate.calibration import calibrate
 from convert.calibrate.layer import STAGES, LayerWalk, fold_layer
-from convert.calibrate.samples import Sample, default_samples, read_samples, tokenize
+from convert.calibrate.samples import CalibrationSample, default_samples, read_samples, tokenize
 from convert.calibrate.store import CalibratedWeights
 from convert.checkpoint.reader import Checkpoint
 from convert.pipeline import write_weights
@@ -28,7 +28,7 @@ from quantize.errors import CalibrationError, CheckpointError
 from runtime.reference import metrics
 from runtime.reference.arithmetic import apply_arithmetic
 from runtime.reference.load import load_reference
-from runtime.verify.stored import load_stored
+from runtime.verify.stored_weights import load_stored
 from tests.convert.bundles import convert, without_programs
 from tests.support.damage import flip
 from tests.support.tiny import tiny_config, write_checkpoint
@@ -54,7 +54,7 @@ def plan_of(checkpoint: Checkpoint, method: str, **formats: str) -> Plan:
     return make_plan(checkpoint.config, checkpoint.untied_head, recipe)
 
 
-def samples() -> list[Sample]:
+def samples() -> list[CalibrationSample]:
     return default_samples(demo=True, pictures=True)[:24]
 
 

@@ -26,7 +26,7 @@ from runtime.bench.inputs import (
     random_picture,
     text_of_length,
 )
-from runtime.bench.measure import DECODE_STEPS, DecodeReads, Work, measure
+from runtime.bench.measure import DECODE_STEPS, DecodeReads, Workload, measure
 from runtime.bench.runners import Asked, MachineSpeed
 from runtime.engine_client import places
 from runtime.inputs.prompt import Tokenizer
@@ -90,11 +90,11 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     return Tokenizer(path)
 
 
-def _work(tokenizer: Tokenizer | None, **changes: Any) -> Work:
+def _work(tokenizer: Tokenizer | None, **changes: Any) -> Workload:
     # With 30 tokens before the decoded ones, and half of 64 of those: 10 MB.
     reads = DecodeReads(weights_bytes=10**7 - 62 * 10**5, cache_token_bytes=10**5)
     settings = {"has_vision": True, "reads": reads, "window": 1024, "rounds": 2}
-    return Work(tokenizer=tokenizer, **(settings | changes))
+    return Workload(tokenizer=tokenizer, **(settings | changes))
 
 
 @pytest.mark.parametrize("tokens", [96, 256, 1024])

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from runtime.bench.inputs import random_picture
-from runtime.bench.profile import BETWEEN, Phase, profile
+from runtime.bench.profile import BETWEEN, ProfiledPhase, profile
 from runtime.engine_client.protocol import Field
 from runtime.inputs.prompt import Tokenizer
 from tests.support.tiny import tokenizer_model
@@ -56,24 +56,28 @@ def client() -> FakeClient:
 
 
 @pytest.fixture(scope="module")
-def phases(client: FakeClient, tmp_path_factory: pytest.TempPathFactory) -> tuple[Phase, ...]:
+def phases(
+    client: FakeClient, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[ProfiledPhase, ...]:
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
     path.write_bytes(tokenizer_model())
     return profile(client, Tokenizer(path), pictures=True)  # type: ignore[arg-type]
 
 
-def test_pictures_are_new_to_the_engine(client: FakeClient, phases: tuple[Phase, ...]) -> None:
+def test_pictures_are_new_to_the_engine(
+    client: FakeClient, phases: tuple[ProfiledPhase, ...]
+) -> None:
     """One that the rounds have shown is remembered, and would not be encoded."""
     shown = {random_picture(seed).tobytes() for seed in range(100)}
     assert len(set(client.pictures) - shown) == 2
 
 
-def test_phases(phases: tuple[Phase, ...]) -> None:
+def test_phases(phases: tuple[ProfiledPhase, ...]) -> None:
     assert [phase.name for phase in phases] == ["picture", "prompt of 100 tokens", "token"]
     assert [phase.ms for phase in phases] == [10, 8, 6]  # 16 and 8 ms are four steps
 
 
-def test_kernels_are_divided_by_units(phases: tuple[Phase, ...]) -> None:
+def test_kernels_are_divided_by_units(phases: tuple[ProfiledPhase, ...]) -> None:
     linear, gate, between = phases[2].kernels
     assert (linear.name, linear.calls, linear.ms) == ("x_linear_q8_32x1000", 3, 1)
     assert linear.share == pytest.approx(4 / 24)
@@ -82,7 +86,7 @@ def test_kernels_are_divided_by_units(phases: tuple[Phase, ...]) -> None:
     assert sum(kernel.share for kernel in phases[2].kernels) == pytest.approx(1)
 
 
-def test_rates_of_products(phases: tuple[Phase, ...]) -> None:
+def test_rates_of_products(phases: tuple[ProfiledPhase, ...]) -> None:
     linear = phases[0].kernels[0]
     assert linear.multiply_adds_s == pytest.approx(2048 * 32_000 / 4e-3)
     assert linear.weight_bytes_s == pytest.approx(2 * 32_000 * 8.125 / 8 / 4e-3)

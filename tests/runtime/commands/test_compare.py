@@ -69,7 +69,7 @@ def test_the_table(
 ) -> None:
     """Of what verify and bench say; both are tested by themselves."""
     from runtime.verify.check import Check
-    from runtime.verify.report import Answer, Report
+    from runtime.verify.report import AnswerComparison, Report
 
     def verify(config: Any, progress: Any) -> Report:
         loss = 0.5 if config.bundle == bundle else 0.25
@@ -77,7 +77,10 @@ def test_the_table(
             Check("logits", "at text tokens", "KL divergence", "nats", loss, 0, 1, False),
             Check("logits", "at text tokens", "same top-1", "", 1 - loss, 1, 0.6, True),
         ]
-        answers = [Answer("1", "?", "a", "a", "a"), Answer("2", "?", "a", "b", "a")]
+        answers = [
+            AnswerComparison("1", "?", "a", "a", "a"),
+            AnswerComparison("2", "?", "a", "b", "a"),
+        ]
         return Report("x", "y", "z", "fp16", "local", 10, 5, checks, answers, 1.0)
 
     def bench(config: Any) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from runtime.demo import scenes
 from runtime.demo.batches import IGNORED_TARGET, Samples, collate
 from runtime.demo.evaluate import WINDOW, evaluate
 from runtime.demo.questions import LANGUAGES, all_wordings, random_example
-from runtime.demo.scenes import Item, Scene, draw, random_scene
+from runtime.demo.scenes import Scene, ShapeItem, draw, random_scene
 from runtime.demo.tokenizer import train_tokenizer
 from runtime.inputs.prompt import Tokenizer
 from runtime.reference.load import load_reference
@@ -20,7 +20,7 @@ from runtime.reference.model import MiniCPMV
 from runtime.sessions.backend import ReferenceBackend
 from runtime.sessions.reference_session import ReferenceSession
 
-SQUARE = Scene((Item("square", "red", "big", 4),), 120, 120)
+SQUARE = Scene((ShapeItem("square", "red", "big", 4),), 120, 120)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def test_a_scene_is_a_function_of_its_seed():
 
 def test_an_item_is_drawn_in_its_cell_and_its_colour():
     for place in range(scenes.PLACES):
-        scene = Scene((Item("circle", "blue", "small", place),), 150, 120)
+        scene = Scene((ShapeItem("circle", "blue", "small", place),), 150, 120)
         drawing = draw(scene, np.random.default_rng(place))
         labels = np.asarray(drawing.labels) > 0
         rows, columns = np.nonzero(labels)
@@ -55,7 +55,7 @@ def test_an_item_is_drawn_in_its_cell_and_its_colour():
 def test_big_is_bigger_than_small(shape):
     areas = {}
     for size in scenes.SIZES:
-        scene = Scene((Item(shape, "red", size, 4),), 150, 150)
+        scene = Scene((ShapeItem(shape, "red", size, 4),), 150, 150)
         drawn = [draw(scene, np.random.default_rng(i)).labels for i in range(20)]
         areas[size] = [int((np.asarray(d) > 0).sum()) for d in drawn]
     assert min(areas["big"]) > 1.4 * max(areas["small"])

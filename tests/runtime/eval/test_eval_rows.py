@@ -12,7 +12,7 @@ import pytest
 from convert.calibrate.samples import read_samples
 from quantize.errors import CalibrationError
 from runtime.eval import cmmmu, mmbench, mme, mmmu
-from runtime.eval.items import BadRow, EvalDataError, Item, Questions, cell
+from runtime.eval.items import BadRow, EvalDataError, EvalItem, Questions, cell
 from runtime.eval.report import report
 from runtime.eval.results import Results
 from runtime.eval.run import answer_all, read_questions
@@ -267,7 +267,7 @@ def test_rows_of_one_name_in_several_files(tmp_path: Path) -> None:
 
 
 def test_a_row_that_is_lost_is_our_mistake() -> None:
-    item = Item(
+    item = EvalItem(
         key="1", row="row 1", unit="1", category="", prompt="?", picture=b"", max_new_tokens=1,
         answer="A",
     )  # fmt: skip

@@ -8,18 +8,18 @@ from typing import Any
 import pytest
 
 from runtime.eval import cmmmu, mmbench, mme, mmmu
-from runtime.eval.items import Item
+from runtime.eval.items import EvalItem
 
 ANIMALS = {"A": "cat", "B": "dog", "C": "red panda", "D": "bird"}
 NUMBERS = {"A": "8", "B": "16", "C": "24", "D": "32"}
 
 
-def item(key: str, answer: Any, **more: Any) -> Item:
+def item(key: str, answer: Any, **more: Any) -> EvalItem:
     given: dict[str, Any] = {
         "key": key, "row": key, "unit": key, "category": "all", "prompt": "?",
         "picture": Path("none"), "max_new_tokens": 20, "answer": answer,
     }  # fmt: skip
-    return Item(**(given | more))
+    return EvalItem(**(given | more))
 
 
 @pytest.mark.parametrize(

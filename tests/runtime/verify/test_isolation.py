@@ -23,7 +23,7 @@ from runtime.verify.check import Check
 from runtime.verify.choices import choice_checks, choices_causes
 from runtime.verify.isolate import Parts
 from runtime.verify.stages import EngineStages
-from runtime.verify.stored_stages import Rules, StoredStages
+from runtime.verify.stored_stages import Deviations, StoredStages
 from tests.convert.bundles import write_bundle
 from tests.support import faulty_engines as planted
 from tests.support.faulty_engines import Arrays, Verified, alter_config, alter_tensors
@@ -75,7 +75,7 @@ def test_a_decoder_alone_that_is_right_has_no_cause(tmp_path: Path) -> None:
     stored = StoredStages(bundle.config, bundle.plan, bundle.weights())
     parts = Parts(reference, engine, stored, models.tokenizer, settings["thresholds"])
     assert parts.causes(cases, ["prompt embeddings", "decoder layers", "LM head"]) == []
-    bent = stored.with_rules(Rules(rotation="neighbours"))
+    bent = stored.with_rules(Deviations(rotation="neighbours"))
     parts = Parts(reference, engine, bent, models.tokenizer, settings["thresholds"])
     causes = parts.causes(cases, ["answers"])  # none of the parts failed: all are tried
     assert [cause.where for cause in causes] == ["positions (RoPE)"]

@@ -19,13 +19,13 @@ from runtime.inputs.prompt import Prompt
 from runtime.inputs.sampling import GenerationOptions
 from runtime.reference import metrics
 from runtime.reference.arithmetic import RoundedKVCache, hold_in_format
-from runtime.reference.held import GroupCodes
 from runtime.reference.kv_cache import KVCache, pinned_tokens
+from runtime.reference.lazy_weights import GroupCodes
 from runtime.reference.model import MiniCPMV
-from runtime.reference.spread import spread
+from runtime.reference.parallel import parallel_map
 from runtime.sessions.backend import ReferenceBackend
 from runtime.sessions.generate import generate
-from runtime.verify.answers import Question, Said, greedy_answer
+from runtime.verify.answers import GreedyAnswer, Question, greedy_answer
 from runtime.verify.cases import Case
 from runtime.verify.stages import TorchStages
 from runtime.verify.steps import Steps
@@ -128,7 +128,7 @@ def test_a_value_that_is_no_number_is_run_again(model: MiniCPMV) -> None:
     assert stages.passes == [5, 2]
 
 
-def said_by_generate(model: MiniCPMV, options: GenerationOptions) -> Said:
+def said_by_generate(model: MiniCPMV, options: GenerationOptions) -> GreedyAnswer:
     backend = ReferenceBackend(model)
     cache = backend.new_cache(WINDOW, pinned_tokens(None))
     hidden = backend.forward(backend.embed(PROMPT), cache)
@@ -136,7 +136,7 @@ def said_by_generate(model: MiniCPMV, options: GenerationOptions) -> Said:
     made = generate(
         backend, cache, logits, options, on_token=lambda token: None, cancelled=lambda: False
     )
-    return Said(made.ids, made.stop == Stop.EOS)
+    return GreedyAnswer(made.ids, made.stop == Stop.EOS)
 
 
 def drafts(ids: list[int]) -> dict[str, tuple[list[int], list[int]]]:
@@ -170,7 +170,7 @@ def test_an_answer_ends_with_the_end_token(drafted: int, model: MiniCPMV) -> Non
     ended = ending(model, ids[at])
     assert decoder.eos_token_id != ids[at] == ended.config.decoder.eos_token_id
     found = greedy_answer(ended, question(), ids[:drafted], OPTIONS, WINDOW)
-    assert found == Said(ids[:at], ended=True)
+    assert found == GreedyAnswer(ids[:at], ended=True)
 
 
 def test_the_picture_s_tokens_are_what_a_model_sees(model: MiniCPMV) -> None:
@@ -209,7 +209,7 @@ def test_fast_rounding_gives_the_same_bits(format: str) -> None:
 
 def test_work_is_spread_in_order_and_counted() -> None:
     threads, counted = torch.get_num_threads(), list[int]()
-    found = spread(lambda i: (i * i, torch.get_num_threads()), range(5), counted.append)
+    found = parallel_map(lambda i: (i * i, torch.get_num_threads()), range(5), counted.append)
     assert found == [(i * i, 1) for i in range(5)]
     assert counted == [0, 1, 2, 3, 4]
     assert torch.get_num_threads() == threads
@@ -218,7 +218,7 @@ def test_work_is_spread_in_order_and_counted() -> None:
 def test_what_fails_is_told_and_threads_come_back() -> None:
     threads = torch.get_num_threads()
     with pytest.raises(ZeroDivisionError):
-        spread(lambda i: 1 // i, [1, 0])
+        parallel_map(lambda i: 1 // i, [1, 0])
     assert torch.get_num_threads() == threads
 
 

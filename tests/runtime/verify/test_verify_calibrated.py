@@ -16,7 +16,7 @@ from convert.checkpoint.reader import Checkpoint
 from runtime.reference.arithmetic import QuantizedLinear, apply_arithmetic
 from runtime.reference.load import load_reference
 from runtime.verify.run import load_settings
-from runtime.verify.stored import load_stored
+from runtime.verify.stored_weights import load_stored
 from runtime.verify.weights import check_tensors, decode_tensor
 from tests.convert.bundles import convert, without_programs
 from tests.support.tiny import write_checkpoint

@@ -20,9 +20,9 @@ from runtime.verify import run
 from runtime.verify.cases import Case, DataError, built_in_cases, read_cases
 from runtime.verify.check import Check
 from runtime.verify.logits import EDGES, Logits, Positions, Sums
-from runtime.verify.report import Answer
+from runtime.verify.report import AnswerComparison
 from runtime.verify.report_folder import CASES, DATA, PAGE
-from runtime.verify.results import CaseResult, KnownInFile, merge
+from runtime.verify.results import CaseResult, FileResultCache, merge
 from tests.support.tiny import write_checkpoint
 
 Verify = Callable[..., tuple[int, dict[str, Any] | str]]
@@ -47,7 +47,7 @@ def result(seed: int, value: float = 20.0) -> CaseResult:
         Check("decoder layers", "layer 1", "SQNR", "dB", math.inf, math.inf, 89.0, True),
     ]
     same = "a" if seed % 2 else "b"
-    answer = Answer("one", "问?", "a", same, "a", ["▁a"], [f"▁{same}"], "given")
+    answer = AnswerComparison("one", "问?", "a", same, "a", ["▁a"], [f"▁{same}"], "given")
     return CaseResult(checks, answer, logits.positions, len(ids))
 
 
@@ -118,13 +118,13 @@ def test_what_a_case_gave_is_read_back_exactly(tmp_path: Path) -> None:
     path = tmp_path / "cases.jsonl"
     given = [result(1), result(2, math.nan), result(3, -math.inf)]
     with ResultsFile(path, ABOUT, "--report") as file:
-        known = KnownInFile(file)
+        known = FileResultCache(file)
         for i, one in enumerate(given):
             known.add(case(f"{i}"), one)
     for line in path.read_text("utf-8").splitlines():
         json.loads(line, parse_constant=pytest.fail)  # no JSON of Python alone
     with ResultsFile(path, ABOUT, "--report") as file:
-        known = KnownInFile(file)
+        known = FileResultCache(file)
         assert [repr(known.get(case(f"{i}"))) for i in range(3)] == [repr(one) for one in given]
         assert known.reused == 3
         assert known.get(case("0", "another question")) is None
@@ -149,7 +149,7 @@ def test_what_a_case_gave_is_read_back_exactly(tmp_path: Path) -> None:
 def test_a_damaged_result_is_refused(tmp_path: Path, path: tuple[Any, ...], value: Any) -> None:
     file = tmp_path / "cases.jsonl"
     with ResultsFile(file, ABOUT, "--report") as results:
-        KnownInFile(results).add(case(), result(1))
+        FileResultCache(results).add(case(), result(1))
     first, line = file.read_text("utf-8").splitlines()
     whole = inner = json.loads(line)
     for key in path[:-1]:
@@ -160,7 +160,7 @@ def test_a_damaged_result_is_refused(tmp_path: Path, path: tuple[Any, ...], valu
         ResultsFile(file, ABOUT, "--report") as results,
         pytest.raises(ResultsError, match="the result of one is damaged"),
     ):
-        KnownInFile(results).get(case())
+        FileResultCache(results).get(case())
 
 
 def write_data(folder: Path, *lines: str | dict[str, str]) -> Path:

@@ -19,7 +19,7 @@ from runtime.verify.check import Cause, Check
 from runtime.verify.logits import EDGES, Positions, Sums
 from runtime.verify.page.plots import cosine_curve, kl_histogram, sqnr_curve
 from runtime.verify.page.render import render
-from runtime.verify.report import Answer, Report, StoredTensor
+from runtime.verify.report import AnswerComparison, Report, TensorFormat
 from runtime.verify.report_folder import CASES, DATA, PAGE, ReportError, ReportFolder
 from tests.android.screen import Screen, browser
 
@@ -51,7 +51,7 @@ def report(*, good: bool) -> Report:
     checks += [check("decoder layers", f"layer {i}", 45 - i) for i in range(4)]
     checks += [check("decoder layers", "layer 4", math.inf, expected=math.inf)]
     answers = [
-        Answer(
+        AnswerComparison(
             "picture 1, zh", "这是什么颜色？", "红。", "红。", "红。", ["红", "。"], ["红", "。"]
         )
     ]
@@ -59,10 +59,12 @@ def report(*, good: bool) -> Report:
         checks += [check("decoder layers", "layer 5", value) for value in (math.nan, -math.inf)]
         long = "a word " * 40
         answers += [
-            Answer(
+            AnswerComparison(
                 "b", HOSTILE, "红色", "红蓝", "", ["红", "色"], ["红", "<0xE8>", "<0x93>", "<0x9D>"]
             ),
-            Answer("c", long, "Yes, it is", "Yes", "", ["▁Yes", ",", "▁it", "▁is"], ["▁Yes"]),
+            AnswerComparison(
+                "c", long, "Yes, it is", "Yes", "", ["▁Yes", ",", "▁it", "▁is"], ["▁Yes"]
+            ),
         ]
     return Report(
         bundle="/tmp/" + "a-long-name/" * 12 + ("" if good else HOSTILE),
@@ -78,7 +80,7 @@ def report(*, good: bool) -> Report:
         causes=[] if good else [Cause("decoder layer 5", "its kernel says something else")],
         warnings=[] if good else [f"another reference {HOSTILE}"],
         tensors=[
-            StoredTensor(name, "q8" if i % 2 else "f32", [96 * (12 - i), 64], 4.5 + i, "why")
+            TensorFormat(name, "q8" if i % 2 else "f32", [96 * (12 - i), 64], 4.5 + i, "why")
             for i, name in enumerate(names)
         ],
         positions={"image": positions(64), "text": positions(20), "answer": positions(9)},

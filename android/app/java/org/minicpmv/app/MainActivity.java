@@ -139,11 +139,11 @@ public final class MainActivity extends Activity {
     Uri given = data == null ? null : data.getData();
     Uri chosen = given == null || PhotoProvider.isOurs(given) ? null : given;
     if (request == PHOTO) {
-      new Thread(new Taking(app(), PhotoProvider.photo(this), false)).start();
+      new Thread(new ChosenFileReader(app(), PhotoProvider.photo(this), false)).start();
     } else if (chosen != null && request == PICTURE) {
-      new Thread(new Taking(app(), chosen, false)).start();
+      new Thread(new ChosenFileReader(app(), chosen, false)).start();
     } else if (chosen != null && request == WEIGHTS) {
-      new Thread(new Taking(app(), chosen, true)).start();
+      new Thread(new ChosenFileReader(app(), chosen, true)).start();
     } else if (chosen != null && request == SAVE) {
       write(chosen);
     }

@@ -21,7 +21,7 @@ import java.util.concurrent.LinkedBlockingQueue;
 import java.util.concurrent.TimeUnit;
 import javax.imageio.ImageIO;
 import org.json.JSONObject;
-import org.minicpmv.desk.DeskDecoder;
+import org.minicpmv.desktop.DesktopDecoder;
 
 /** An assistant in a folder of its own, with a fake engine and a page that only listens. */
 final class Fixture implements Host, AutoCloseable {
@@ -37,7 +37,7 @@ final class Fixture implements Host, AutoCloseable {
   final List<Boolean> worked = Collections.synchronizedList(new ArrayList<Boolean>());
   volatile String copied;
   volatile String saved;
-  volatile Decoder decoder = new DeskDecoder();
+  volatile Decoder decoder = new DesktopDecoder();
   Assistant assistant;
 
   Fixture() throws Exception {

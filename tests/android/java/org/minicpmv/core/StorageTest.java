@@ -18,7 +18,7 @@ import org.junit.After;
 import org.junit.Assume;
 import org.junit.Before;
 import org.junit.Test;
-import org.minicpmv.desk.DeskDecoder;
+import org.minicpmv.desktop.DesktopDecoder;
 
 /** Storage that is full: `/dev/full` answers as such a phone does. */
 public final class StorageTest {
@@ -233,25 +233,25 @@ public final class StorageTest {
 
   /** Runs into the end of storage in the middle of a file. */
   private static final class FullDecoder implements Decoder {
-    private final DeskDecoder desk = new DeskDecoder();
+    private final DesktopDecoder decoder = new DesktopDecoder();
     volatile boolean isFull = true;
 
     @Override
     public boolean decodesHeic() {
-      return desk.decodesHeic();
+      return decoder.decodesHeic();
     }
 
     @Override
     public int[] preview(PictureFile source, File jpeg) throws IOException {
       fillUp(jpeg);
-      return desk.preview(source, jpeg);
+      return decoder.preview(source, jpeg);
     }
 
     @Override
     public void pixels(PictureFile source, File output, Progress progress, Cancel cancel)
         throws IOException, EngineException {
       fillUp(output);
-      desk.pixels(source, output, progress, cancel);
+      decoder.pixels(source, output, progress, cancel);
     }
 
     private void fillUp(File file) throws IOException {

@@ -15,13 +15,13 @@ from convert.bundle.plan import Recipe, make_plan
 from convert.checkpoint.reader import Checkpoint
 from quantize.int8 import INT8_GROUP, dequantize_int8, quantize_int8
 from quantize.schemes import GroupScheme, dequantize_groups, quantize_groups
-from runtime.reference import held
+from runtime.reference import lazy_weights
 from runtime.reference.arithmetic import QuantizedLinear, apply_arithmetic, hold_in_format
-from runtime.reference.held import (
+from runtime.reference.lazy_weights import (
     GroupCodes,
-    HeldEmbedding,
-    HeldLinear,
-    hold_matrices,
+    LazyEmbedding,
+    LazyLinear,
+    make_lazy,
     multiply,
     row_blocks,
 )
@@ -35,7 +35,7 @@ ROWS, COLUMNS = 110, 96
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several runs of rows, the last one shorter, in the smallest matrix."""
-    monkeypatch.setattr(held, "_BLOCK_VALUES", 48 * COLUMNS)
+    monkeypatch.setattr(lazy_weights, "_BLOCK_VALUES", 48 * COLUMNS)
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -118,7 +118,7 @@ def test_embeddings_are_looked_up_in_float32(coded: bool) -> None:
     scheme = GroupScheme.load("q4f16_1")
     kept = hold_in_format(weight, "q4", scheme, "w") if coded else weight
     ids = torch.tensor([[5, 0, 109], [5, 5, 31]])
-    found = HeldEmbedding(kept)(ids)
+    found = LazyEmbedding(kept)(ids)
     assert found.dtype == torch.float32
     assert torch.equal(found, kept.float()[ids])
 
@@ -129,19 +129,19 @@ def test_only_plain_modules_are_replaced() -> None:
 
     with torch.device("meta"):
         model = nn.Sequential(nn.Linear(4, 3), Own(3, 2), nn.ModuleDict({"e": nn.Embedding(5, 4)}))
-    hold_matrices(model)
+    make_lazy(model)
     kinds = [type(module) for module in (model[0], model[1], model[2]["e"])]
-    assert kinds == [HeldLinear, Own, HeldEmbedding]
+    assert kinds == [LazyLinear, Own, LazyEmbedding]
     assert model[0].weight.shape == (3, 4) and model[0].bias is not None
 
 
 @pytest.mark.parametrize(("head", "format"), [("none", "safetensors"), ("different", "bin")])
-def test_a_held_model_answers_as_a_float32_one(
+def test_a_lazy_model_answers_as_a_float32_one(
     tmp_path: Path, head: Literal["none", "different"], format: Literal["safetensors", "bin"]
 ) -> None:
     checkpoint = Checkpoint.open(write_checkpoint(tmp_path / "c", head=head, format=format))
     before = {file: file.read_bytes() for file in checkpoint.files}
-    models = [load_reference(checkpoint, held=kept) for kept in (True, False)]
+    models = [load_reference(checkpoint, lazy=lazy) for lazy in (True, False)]
     kept = models[0]
     assert kept.dtype == torch.float32
     stored = checkpoint.read("llm.model.layers.0.mlp.up_proj.weight").dtype
@@ -160,12 +160,12 @@ def test_a_held_model_answers_as_a_float32_one(
     assert {file: file.read_bytes() for file in checkpoint.files} == before
 
 
-def test_the_arithmetic_of_a_held_model_is_that_of_a_float32_one(tmp_path: Path) -> None:
+def test_the_arithmetic_of_a_lazy_model_is_that_of_a_float32_one(tmp_path: Path) -> None:
     checkpoint = Checkpoint.open(write_checkpoint(tmp_path / "c", head="different"))
     plan = make_plan(checkpoint.config, checkpoint.untied_head, Recipe.load("q4f16_1"))
     outputs = []
-    for kept in (True, False):
-        model = apply_arithmetic(load_reference(checkpoint, held=kept), plan)
+    for lazy in (True, False):
+        model = apply_arithmetic(load_reference(checkpoint, lazy=lazy), plan)
         backend = ReferenceBackend(model)
         hidden = backend.forward(backend.embed([1, 7, 99, 250, 3]), backend.new_cache(64, 4))
         outputs.append((backend.logits(hidden), backend.encode_image(random(1, 3, 56, 56))))
@@ -176,13 +176,13 @@ def test_the_arithmetic_of_a_held_model_is_that_of_a_float32_one(tmp_path: Path)
 def test_no_linear_of_either_model_is_kept_in_float32(tmp_path: Path) -> None:
     checkpoint = Checkpoint.open(write_checkpoint(tmp_path / "c", head="different"))
     plan = make_plan(checkpoint.config, checkpoint.untied_head, Recipe.load("q4f16_1"))
-    reference = load_reference(checkpoint, held=True)
-    arithmetic = apply_arithmetic(load_reference(checkpoint, held=True), plan)
+    reference = load_reference(checkpoint, lazy=True)
+    arithmetic = apply_arithmetic(load_reference(checkpoint, lazy=True), plan)
     matrices = [
         module.weight
         for model in (reference, arithmetic)
         for module in model.modules()
-        if isinstance(module, nn.Linear | HeldEmbedding | QuantizedLinear)
+        if isinstance(module, nn.Linear | LazyEmbedding | QuantizedLinear)
     ]
     kinds = [m.codes.dtype if isinstance(m, GroupCodes) else m.dtype for m in matrices]
     assert set(kinds) == {torch.bfloat16, torch.float16, torch.int8}
@@ -193,4 +193,4 @@ def test_no_linear_of_either_model_is_kept_in_float32(tmp_path: Path) -> None:
 def test_held_is_for_float32_on_the_cpu(tmp_path: Path) -> None:
     checkpoint = Checkpoint.open(write_checkpoint(tmp_path / "c"))
     with pytest.raises(AssertionError):
-        load_reference(checkpoint, dtype=torch.float16, held=True)
+        load_reference(checkpoint, dtype=torch.float16, lazy=True)

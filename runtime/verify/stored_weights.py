@@ -15,7 +15,7 @@ from convert.bundle.plan import Plan
 from quantize.schemes import Array
 from runtime.reference.arithmetic import STACKS, Progress, linear_of, set_embeddings
 from runtime.reference.decoder import DecoderLayer
-from runtime.reference.held import Weight
+from runtime.reference.lazy_weights import Weight
 from runtime.reference.model import MiniCPMV
 from runtime.verify.weights import hold_stored
 

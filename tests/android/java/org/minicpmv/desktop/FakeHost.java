@@ -1,4 +1,4 @@
-package org.minicpmv.desk;
+package org.minicpmv.desktop;
 
 import java.io.BufferedReader;
 import java.io.File;
@@ -19,26 +19,27 @@ import org.minicpmv.core.Json;
 import org.minicpmv.core.Places;
 
 /**
- * The app's logic at a desk: what is a phone's is stood in for, so that the page can be driven.
+ * Runs the app's logic on a desktop computer, with stand-ins for what only a phone has, so that a
+ * test can drive the page.
  *
  * <p>Arguments: a folder for the app, the bundle that it carries, where a PC puts the weights, and
  * how to start the engine. A line of stdin is a command of the page, or with `host` one of the
  * user's hands: `picture` or `weights` with a `path` is what is chosen next. A line of stdout is
  * an event, or with `host` what the app asked the phone to do.
  */
-public final class Desk implements Host {
+public final class FakeHost implements Host {
   private final File bundle;
   private final String language = System.getProperty("language", "en");
   private final boolean isDark = Boolean.getBoolean("dark");
   private File chosen;
   private Assistant assistant;
 
-  private Desk(File bundle) {
+  private FakeHost(File bundle) {
     this.bundle = bundle;
   }
 
   public static void main(String[] arguments) throws IOException, JSONException {
-    Desk desk = new Desk(new File(arguments[1]));
+    FakeHost host = new FakeHost(new File(arguments[1]));
     File folder = new File(arguments[0]);
     Places places =
         new Places(
@@ -46,8 +47,8 @@ public final class Desk implements Host {
             new File(folder, "files"),
             new File(folder, "cache"),
             Collections.singletonList(new File(arguments[2])));
-    desk.assistant = new Assistant(desk, places);
-    desk.listen();
+    host.assistant = new Assistant(host, places);
+    host.listen();
   }
 
   private void listen() throws IOException, JSONException {
@@ -133,7 +134,7 @@ public final class Desk implements Host {
   @Override
   public JSONObject about() {
     return Json.object(
-        "app", "0.1.0", "phone", "a desk", "android", "14", "memory_bytes", 8L << 30,
+        "app", "0.1.0", "phone", "a desktop", "android", "14", "memory_bytes", 8L << 30,
         "free_space_bytes", 50L << 30);
   }
 
@@ -152,6 +153,6 @@ public final class Desk implements Host {
 
   @Override
   public Decoder decoder() {
-    return new DeskDecoder();
+    return new DesktopDecoder();
   }
 }

@@ -1,4 +1,4 @@
-package org.minicpmv.desk;
+package org.minicpmv.desktop;
 
 import java.io.File;
 import java.io.IOException;
@@ -13,8 +13,8 @@ import org.minicpmv.core.Progress;
  * <p>Arguments: the pictures' width and height as stored, then files. Beside a PNG, the pixels that
  * the engine would get are written.
  */
-public final class Looking {
-  private Looking() {}
+public final class DumpPicture {
+  private DumpPicture() {}
 
   public static void main(String[] arguments) throws Exception {
     int width = Integer.parseInt(arguments[0]);
@@ -35,7 +35,7 @@ public final class Looking {
               public void onProgress(String stage, long done, long total) {}
             };
         File output = new File(arguments[i] + ".pixels");
-        new DeskDecoder().pixels(picture, output, quiet, new Cancel());
+        new DesktopDecoder().pixels(picture, output, quiet, new Cancel());
       }
     }
   }

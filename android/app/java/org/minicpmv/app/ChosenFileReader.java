@@ -10,12 +10,12 @@ import java.io.InputStream;
  * Opens what the user chose, off the main thread: it may come from far away. Other apps bring it,
  * and their mistakes are not to end this one.
  */
-final class Taking implements Runnable {
+final class ChosenFileReader implements Runnable {
   private final App app;
   private final Uri chosen;
   private final boolean isWeights;
 
-  Taking(App app, Uri chosen, boolean isWeights) {
+  ChosenFileReader(App app, Uri chosen, boolean isWeights) {
     this.app = app;
     this.chosen = chosen;
     this.isWeights = isWeights;

@@ -1,4 +1,4 @@
-package org.minicpmv.desk;
+package org.minicpmv.desktop;
 
 import java.awt.Color;
 import java.awt.Graphics2D;
@@ -18,7 +18,7 @@ import org.minicpmv.core.PictureStrips;
 import org.minicpmv.core.Progress;
 
 /** Decodes as AndroidDecoder does, with this machine's Java: JPEG, PNG and BMP. */
-public final class DeskDecoder implements Decoder {
+public final class DesktopDecoder implements Decoder {
   private static final int SMALL = 640;
   private static final int STRIP_BYTES = 1 << 16; // several strips even of a small picture
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from convert.blocks.graph import Expr, Graph, tensor, tensor_type
 from convert.blocks.linear import Linear, linear_codes, linear_f16
-from convert.blocks.rows import Source, embedding_codes, embedding_f16, given, quantize, write
+from convert.blocks.rows import RowSource, embedding_codes, embedding_f16, given, quantize, write
 from convert.bundle.plan import Plan
 from convert.checkpoint.config import ModelConfig
 from quantize.errors import ConfigError
@@ -20,7 +20,7 @@ from quantize.schemes import GroupScheme
 class Rows:
     """Rows (L, K) that a source makes of tensors, the first of which has L rows."""
 
-    source: Source
+    source: RowSource
     tensors: tuple[Expr, ...]
 
     @property
@@ -35,7 +35,7 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredMatrix:
     """A matrix (N, K) as a function's parameters."""
 
     format: str  # a key of convert.bundle.plan.FORMATS
@@ -95,7 +95,7 @@ class Formats:
         """Says whether the LM head is another matrix than the token embedding."""
         return "llm.head" in self._formats
 
-    def matrix(self, name: str, rows: int, columns: int) -> Stored:
+    def matrix(self, name: str, rows: int, columns: int) -> StoredMatrix:
         """Makes the parameters of a matrix.
 
         Args:
@@ -119,7 +119,7 @@ class Formats:
                 f"{where} has the format {formats[0]}, which no kernel multiplies; expected q4, "
                 "q8 or f16_tiled"
             )
-        return Stored(formats[0], self._scheme, parameters, rows, columns)
+        return StoredMatrix(formats[0], self._scheme, parameters, rows, columns)
 
     def _names(self, name: str) -> Iterable[str]:
         c = self._config

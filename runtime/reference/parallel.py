@@ -13,7 +13,7 @@ _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
 
-def spread(
+def parallel_map(
     work: Callable[[_Item], _Result],
     items: Sequence[_Item],
     done: Callable[[_Item], None] = lambda item: None,

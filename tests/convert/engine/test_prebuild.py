@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from convert.engine import prebuild as engines_ahead
-from convert.engine.prebuild import EnginesAhead
+from convert.engine.prebuild import EnginePrebuild
 from convert.engine.toolchain import BuildError
 from convert.support import phases
 from convert.support.phases import Phases
@@ -33,7 +33,7 @@ def test_platforms_are_compiled_once_each_beside_other_work(
 
     monkeypatch.setattr(engines_ahead, "compile_parts", compile_parts)
     heard: list[Any] = []
-    with EnginesAhead([X86, ARM, X86], lambda *said: heard.append(said)) as ahead:
+    with EnginePrebuild([X86, ARM, X86], lambda *said: heard.append(said)) as ahead:
         meanwhile.set()
         ahead.wait(X86)
         assert made[0] == X86
@@ -48,7 +48,7 @@ def test_an_error_waits_for_whoever_needs_the_engine(monkeypatch: pytest.MonkeyP
             raise BuildError("engine: json.cc does not compile")
 
     monkeypatch.setattr(engines_ahead, "compile_parts", compile_parts)
-    with EnginesAhead([ARM, X86], silent) as ahead:
+    with EnginePrebuild([ARM, X86], silent) as ahead:
         ahead.wait(X86)
         with pytest.raises(BuildError, match=r"json\.cc does not compile"):
             ahead.wait(ARM)
@@ -64,7 +64,7 @@ def test_nothing_goes_on_behind_an_error(monkeypatch: pytest.MonkeyPatch) -> Non
             made.append(triple)
 
     monkeypatch.setattr(engines_ahead, "compile_parts", compile_parts)
-    with pytest.raises(KeyboardInterrupt), EnginesAhead([X86, ARM], silent):
+    with pytest.raises(KeyboardInterrupt), EnginePrebuild([X86, ARM], silent):
         assert begun.wait(60)
         raise KeyboardInterrupt
     assert ARM not in made

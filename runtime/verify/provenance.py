@@ -11,7 +11,7 @@ from typing import Any
 from convert.bundle.manifest import WEIGHTS, Bundle
 from convert.bundle.results_file import identity
 from convert.checkpoint.reader import Checkpoint
-from runtime.engine_client.place import Place
+from runtime.engine_client.place import Device
 from runtime.engine_client.protocol import Field
 
 _PACKAGES = ("minicpmv", "torch", "apache-tvm", "apache-tvm-ffi", "numpy")
@@ -26,7 +26,7 @@ _HELLO = {
 
 
 def what_ran(
-    bundle: Bundle, checkpoint: Checkpoint, place: Place, hello: Mapping[str, Any], window: int
+    bundle: Bundle, checkpoint: Checkpoint, place: Device, hello: Mapping[str, Any], window: int
 ) -> dict[str, dict[str, Any]]:
     """Returns facts by what they are about; the values are plain JSON.
 

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from runtime.reference.spread import spread
+from runtime.reference.parallel import parallel_map
 
 _BLOCK_VALUES = 1 << 18  # 1 MiB of float32, half of a second-level cache
 _KERNEL_ROWS = 48  # that float32 kernels take at once; other runs are a sixth slower
@@ -58,7 +58,7 @@ class GroupCodes:
 Weight = Tensor | GroupCodes  # (N, K); a tensor of any float dtype
 
 
-class HeldLinear(nn.Linear):
+class LazyLinear(nn.Linear):
     """A linear whose weight keeps its dtype, and which computes in float32; see `multiply`."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -66,7 +66,7 @@ class HeldLinear(nn.Linear):
         return multiply(x, self.weight, self.bias)
 
 
-class HeldEmbedding(nn.Module):
+class LazyEmbedding(nn.Module):
     """A table of embeddings that is held in another form than float32."""
 
     def __init__(self, weight: Weight) -> None:
@@ -98,7 +98,7 @@ def multiply(x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
     if len(parts) == 1:
         fill(parts[0])
     else:
-        spread(fill, parts)
+        parallel_map(fill, parts)
     return out.view(*x.shape[:-1], rows)
 
 
@@ -125,7 +125,7 @@ def row_blocks(rows: int, columns: int, values: int) -> Iterator[slice]:
         yield slice(first, min(first + step, rows))
 
 
-def hold_matrices(model: nn.Module) -> None:
+def make_lazy(model: nn.Module) -> None:
     """Makes a model without storage hold its linears and embeddings in any dtype.
 
     Only its own modules are replaced; what else has a matrix stays as it is.
@@ -133,9 +133,9 @@ def hold_matrices(model: nn.Module) -> None:
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if type(child) is nn.Linear:
-                held = HeldLinear(
+                held = LazyLinear(
                     child.in_features, child.out_features, child.bias is not None, device="meta"
                 )
                 setattr(parent, name, held)
             elif type(child) is nn.Embedding:
-                setattr(parent, name, HeldEmbedding(child.weight))
+                setattr(parent, name, LazyEmbedding(child.weight))
