@@ -34,6 +34,7 @@ from tests.support.compiled import CompiledBackend, CompiledModel, compile_here
 
 ROUNDING = 1e-5  # float32; the angles' cosines come from two libraries
 WINDOW = 160
+WIDE = 4096  # an answer is cancelled long before it fills this window
 LONG = 150  # tokens: more than one chunk
 
 
@@ -219,8 +220,9 @@ def test_texts(client: EngineClient, session: ReferenceSession) -> None:
     assert ids == session.tokenizer.prompt(_ask("What?") * 2, 0, as_original=True).ids
 
 
-def test_cancel(client: EngineClient) -> None:
+def test_cancel(built: Built, client: EngineClient) -> None:
     """Another thread cancels in the middle of an answer; the conversation goes on."""
+    client.load(built.bundle, window=WIDE)
     ask, heard = _ask("What colour?"), threading.Event()
 
     def cancel() -> None:
@@ -234,7 +236,9 @@ def test_cancel(client: EngineClient) -> None:
     assert answer.stop == Stop.CANCELLED and answer.ids
     again = client.chat(ask, max_new_tokens=3)
     assert again.ids[: len(answer.ids)] == answer.ids[:3]
-    assert again.statistics[Field.REUSED_TOKENS] == again.statistics[Field.PROMPT_TOKENS] - 1
+    prompt = again.statistics[Field.PROMPT_TOKENS]
+    has_slid = prompt + len(answer.ids) > WIDE  # a busy machine lets the cancel wait
+    assert again.statistics[Field.REUSED_TOKENS] == (0 if has_slid else prompt - 1)
 
 
 def test_bad_requests(client: EngineClient) -> None:
