@@ -106,12 +106,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
+    from convert.support.versions import TOOLKIT, package_version
 
-    try:
-        return version("minicpmv")
-    except PackageNotFoundError:  # run from a checkout that was never installed
-        return "(not installed)"
+    return package_version(TOOLKIT, "(not installed)")
 
 
 def _line(error: BaseException) -> str:

@@ -12,7 +12,6 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from importlib.metadata import version
 from itertools import accumulate
 from pathlib import Path
 
@@ -41,6 +40,7 @@ from convert.golden import can_answer, write_golden
 from convert.support.hashing import hash_sources
 from convert.support.phases import Phases
 from convert.support.scratch import scratch_folder
+from convert.support.versions import TOOLKIT, package_version
 from quantize.errors import ConfigError
 from quantize.methods import find_method
 
@@ -48,7 +48,7 @@ HOST = "host"  # the target of this PC
 ONNX = "onnx"  # a product of its own, not part of a bundle
 MLC = "mlc-android"  # likewise
 # What has a say in a bundle's bytes.
-TOOLS = ("minicpmv", "apache-tvm", "apache-tvm-ffi", "numpy", "torch", "ziglang")
+TOOLS = (TOOLKIT, "apache-tvm", "apache-tvm-ffi", "numpy", "torch", "ziglang")
 # Sources that have a say in the weights' bytes.
 _WEIGHT_SOURCES = (
     "quantize/*.py",
@@ -147,7 +147,7 @@ def write_bundle(
 
 def tool_versions() -> dict[str, str]:
     """Returns the versions of what has a say in a bundle's bytes."""
-    return {"python": platform.python_version(), **{name: version(name) for name in TOOLS}}
+    return {"python": platform.python_version(), **{name: package_version(name) for name in TOOLS}}
 
 
 def open_journal(

@@ -11,7 +11,6 @@ import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from android.build.notices import third_party_notices
@@ -20,6 +19,7 @@ from android.build.signing import Key, sign
 from android.build.tools import ToolError, framework, package, program, run
 from convert.bundle.manifest import MANIFEST, WEIGHTS, Bundle, FileRecord
 from convert.support.scratch import scratch_folder
+from convert.support.versions import toolkit_version
 from convert.support.whole_file import check_replaceable, whole_file
 
 ROOT = Path(__file__).parents[1]
@@ -159,14 +159,6 @@ def dex(classes: Path, output: Path) -> None:
     command = [program("java"), "-cp", str(package("dalvik-dx").fetch())]
     command += ["com.android.dx.command.Main", "--dex", f"--min-sdk-version={MIN_SDK}"]
     run([*command, f"--output={output}", str(classes)], "the app's classes cannot be translated")
-
-
-def toolkit_version() -> str:
-    """Returns the toolkit's version, which is the app's too."""
-    try:
-        return version("minicpmv")
-    except PackageNotFoundError:  # run from a checkout that was never installed
-        return "0.0.0"
 
 
 def version_code(name: str) -> int:

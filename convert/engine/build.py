@@ -12,7 +12,6 @@ import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from convert.engine.units import (
     tvm_units,
 )
 from convert.support.scratch import scratch_folder
+from convert.support.versions import toolkit_version
 
 log = logging.getLogger(__name__)
 
@@ -122,7 +122,8 @@ def compile_parts(triple: str, on_progress: Progress) -> None:
 
 def build_info(target: str, program_id: str, libraries: Sequence[BlockLibrary]) -> str:
     """Returns the C++ that tells an engine what it is; see runtime/engine/build_info.h."""
-    names = [target, program_id, version("minicpmv")]
+    version = toolkit_version()
+    names = [target, program_id, version]
     rows = []
     for library in libraries:
         names += [library.prefix, *library.requires]
@@ -132,7 +133,7 @@ def build_info(target: str, program_id: str, libraries: Sequence[BlockLibrary]) 
     return (
         '#include "runtime/engine/build_info.h"\n\n'
         "namespace minicpmv {\n\n"
-        f'const char kVersion[] = "{version("minicpmv")}";\n'
+        f'const char kVersion[] = "{version}";\n'
         f'const char kTarget[] = "{target}";\n'
         f'const char kProgramId[] = "{program_id}";\n'
         f"const BlockLibrary kBlockLibraries[] = {{\n{''.join(rows)}"

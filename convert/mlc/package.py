@@ -13,7 +13,6 @@ import json
 import platform
 import shutil
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from convert.pipeline import Progress
 from convert.support.json_text import json_text
 from convert.support.output_folder import FolderKind
 from convert.support.strict_json import load_json
+from convert.support.versions import TOOLKIT, package_version
 from convert.support.whole_file import whole_file
 from quantize.errors import BundleError, ConfigError
 from runtime.inputs.prompt import ASSISTANT, USER
@@ -35,7 +35,7 @@ MANIFEST, CHAT_CONFIG, TOKENIZER = "mlc-package.json", "mlc-chat-config.json", "
 KIND = FolderKind(manifest=MANIFEST, format="minicpmv-mlc-package", noun="MLC package")
 FORMAT_VERSION = 1
 SCHEME = "q4f16_1"  # the one of MLC-LLM's schemes that we write
-TOOLS = ("minicpmv", "numpy", "torch")
+TOOLS = (TOOLKIT, "numpy", "torch")
 # Tokens: a KV cache takes 360 KiB for each at full size, and MLC-LLM takes all of it at once.
 CONTEXT_WINDOW = 1024
 GENERATION_SET = "minicpm-v-1.0"  # of configs/generation.json
@@ -116,7 +116,10 @@ def write_package(
         "parameters": plan.parameters,
         "weights_bytes": nbytes,
         "source": asdict(source),
-        "tools": {"python": platform.python_version(), **{name: version(name) for name in TOOLS}},
+        "tools": {
+            "python": platform.python_version(),
+            **{name: package_version(name) for name in TOOLS},
+        },
         "files": {path.name: asdict(FileRecord.of(path)) for path in files},
     }
     _write_manifest(folder, manifest)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +23,13 @@ from convert.checkpoint.config import ModelConfig
 from convert.onnx.graph import OPSET, OnnxGraph, OnnxWeight, build_graph
 from convert.support.json_text import json_text
 from convert.support.output_folder import FolderKind
+from convert.support.versions import TOOLKIT, package_version, toolkit_version
 
 MODEL, DATA, MANIFEST = "vision.onnx", "vision.onnx.data", "onnx.json"
 KIND = FolderKind(manifest=MANIFEST, format="minicpmv-onnx", noun="ONNX export")
 FORMAT_VERSION = 1
 ALIGNMENT = 4096  # bytes: a page, so that runtimes can map the weights
-TOOLS = ("minicpmv", "onnx", "torch")
+TOOLS = (TOOLKIT, "onnx", "torch")
 _GRAPH_BYTES = 2**20  # room for the graph and the manifest, beside the weights
 _STAGE = "ONNX weights"
 
@@ -81,7 +81,7 @@ def write_onnx(
         "format_version": FORMAT_VERSION,
         "model": config.source,
         "source_sha256": source_sha256,
-        "tools": {name: version(name) for name in TOOLS},
+        "tools": {name: package_version(name) for name in TOOLS},
         "files": {name: asdict(FileRecord.of(folder / name)) for name in (MODEL, DATA)},
     }
     text = json_text(manifest, indent=1) + "\n"
@@ -126,7 +126,7 @@ def _model(graph: OnnxGraph, offsets: list[int], config: ModelConfig, source_sha
             initializer=[*graph.constants, *weights],
         ),
         producer_name="minicpmv",
-        producer_version=version("minicpmv"),
+        producer_version=toolkit_version(),
         opset_imports=[helper.make_opsetid("", OPSET)],
     )
     model.ir_version = helper.find_min_ir_version_for(model.opset_import)

@@ -7,11 +7,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from convert.support.streams import print_json
+from convert.support.versions import toolkit_version
 from quantize.errors import ConfigError
 from runtime.engine_client.options import (
     LOCAL,
@@ -124,7 +124,7 @@ def bench(config: BenchConfig) -> dict[str, Any]:
         )
         phases = _profile(runner, bundle) if config.profile else None
     return {
-        "version": version("minicpmv"),
+        "version": toolkit_version(),
         "bundle": str(config.bundle),
         "quantization": "none" if is_reference else bundle.plan.recipe.scheme.name,
         "kv_cache": None if is_reference else describe_kv(bundle.plan.kv, bundle.config.decoder),

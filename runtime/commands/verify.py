@@ -290,7 +290,7 @@ def _known(
 ) -> Iterator[ResultCache]:
     """Opens what an earlier run measured; nothing without a folder."""
     from convert.bundle.results_file import identity
-    from runtime.verify.provenance import package_version
+    from convert.support.versions import toolkit_version
     from runtime.verify.results import FileResultCache, ResultCache
 
     if folder is None:
@@ -301,7 +301,7 @@ def _known(
         "reference": checkpoint.source_hash(),
         "engine": place.description,
         "target": place.target,
-        "toolkit": package_version("minicpmv"),
+        "toolkit": toolkit_version(),
         "window": config.window,
         "settings": settings,
     }

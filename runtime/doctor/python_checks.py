@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -11,9 +12,12 @@ from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
-from runtime.doctor.checks import BROKEN, MISSING, OLD, Finding, ask, first_line, numbers
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
-DISTRIBUTION = "minicpmv"
+from convert.support.versions import TOOLKIT, package_version
+from runtime.doctor.checks import BROKEN, MISSING, OLD, Finding, ask, first_line
+
 _IMPORT_SECONDS = 300.0
 # Names under which packages are imported, where they are others.
 _MODULES = {"apache-tvm": "tvm", "apache-tvm-ffi": "tvm_ffi", "pillow": "PIL"}
@@ -37,13 +41,13 @@ def check_python(areas: tuple[str, ...], test_areas: tuple[str, ...]) -> list[Fi
         test_areas: what needs those of its tests; empty: not asked.
     """
     try:
-        listed = metadata.requires(DISTRIBUTION) or []
+        listed = metadata.requires(TOOLKIT) or []
     except metadata.PackageNotFoundError:
         detail = "the toolkit is not installed in this Python"
         about = "this toolkit"
         return [
             Finding(
-                name=DISTRIBUTION,
+                name=TOOLKIT,
                 what=about,
                 areas=areas,
                 state=MISSING,
@@ -51,12 +55,12 @@ def check_python(areas: tuple[str, ...], test_areas: tuple[str, ...]) -> list[Fi
                 mend="make setup",
             )
         ]
-    # An extra that takes others in names the toolkit itself; theirs are listed, too.
-    wanted = [text.partition(";") for text in listed if not text.startswith(f"{DISTRIBUTION}[")]
+    extras = ["", *_extras()] if test_areas else [""]
     asked = [
-        _check_distribution(text.strip(), test_areas if extra else areas)
-        for text, _, extra in wanted
-        if not extra or test_areas
+        _check_distribution(requirement, areas if _applies(requirement, [""]) else test_areas)
+        for requirement in map(Requirement, listed)
+        # An extra that takes others in names the toolkit itself; theirs are listed, too.
+        if requirement.name != TOOLKIT and _applies(requirement, extras)
     ]
     broken = _imports([_module(f.name) for f in asked if not f.fails])
     return [_with_import(finding, broken.get(_module(finding.name))) for finding in asked]
@@ -74,21 +78,28 @@ def check_zig(areas: tuple[str, ...]) -> Finding:
     return replace(about, version=version[0])
 
 
-def _check_distribution(requirement: str, areas: tuple[str, ...]) -> Finding:
-    """Compares what is installed with one line of pyproject.toml: `NAME==VERSION`, `NAME>=…`."""
-    parts = re.fullmatch(r"([\w.-]+)(==|>=)([\w.]+)", requirement)
-    assert parts is not None, f"{requirement}: pyproject.toml pins with == or >= only"
-    name, relation, wanted = parts.groups()
+def _extras() -> list[str]:
+    """Returns the names of pyproject.toml's optional groups."""
+    return metadata.metadata(TOOLKIT).get_all("Provides-Extra") or []
+
+
+def _applies(requirement: Requirement, extras: Sequence[str]) -> bool:
+    """Tells whether a requirement holds on this machine, with one of these extras."""
+    marker = requirement.marker
+    return marker is None or any(marker.evaluate({"extra": extra}) for extra in extras)
+
+
+def _check_distribution(requirement: Requirement, areas: tuple[str, ...]) -> Finding:
+    """Compares what is installed with one line of pyproject.toml."""
+    name, wanted = requirement.name, _spelled(requirement)
     found = Finding(name=name, what="Python package", areas=areas)
-    mend = f"{_pip()} {_quoted(requirement)}"
-    try:
-        version = metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return replace(found, state=MISSING, detail=f"{requirement} is needed", mend=mend)
+    mend = f"{_pip()} {shlex.quote(wanted)}"
+    version = package_version(name, "")
+    if not version:
+        return replace(found, state=MISSING, detail=f"{wanted} is needed", mend=mend)
     found = replace(found, version=version)
-    is_right = version == wanted if relation == "==" else numbers(version) >= numbers(wanted)
-    if not is_right:
-        detail = f"is {version}; {requirement} is needed"
+    if not requirement.specifier.contains(version, prereleases=True):
+        detail = f"is {version}; {wanted} is needed"
         return replace(found, state=OLD, detail=detail, mend=mend)
     return found
 
@@ -135,10 +146,13 @@ def _pip() -> str:
 
 
 def _spec(name: str) -> str:
-    """Returns what pyproject.toml says of a package."""
-    listed = (text.partition(";")[0].strip() for text in metadata.requires(DISTRIBUTION) or [])
-    return _quoted(next((t for t in listed if re.match(rf"{re.escape(name)}[=>]", t)), name))
+    """Returns what pyproject.toml says of a package, quoted for a shell."""
+    wanted = canonicalize_name(name)
+    listed = map(Requirement, metadata.requires(TOOLKIT) or [])
+    found = (_spelled(each) for each in listed if canonicalize_name(each.name) == wanted)
+    return shlex.quote(next(found, name))
 
 
-def _quoted(requirement: str) -> str:
-    return f"'{requirement}'" if ">" in requirement else requirement
+def _spelled(requirement: Requirement) -> str:
+    """Returns a requirement without the condition under which it holds."""
+    return str(requirement).partition(";")[0].strip()

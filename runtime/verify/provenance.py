@@ -5,16 +5,16 @@ from __future__ import annotations
 import platform
 from collections.abc import Mapping
 from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from convert.bundle.manifest import WEIGHTS, Bundle
 from convert.bundle.results_file import identity
 from convert.checkpoint.reader import Checkpoint
+from convert.support.versions import TOOLKIT, package_version
 from runtime.engine_client.place import Device
 from runtime.engine_client.protocol import Field
 
-_PACKAGES = ("minicpmv", "torch", "apache-tvm", "apache-tvm-ffi", "numpy")
+_PACKAGES = (TOOLKIT, "torch", "apache-tvm", "apache-tvm-ffi", "numpy")
 # What an engine says of itself in its first line.
 _HELLO = {
     Field.CPU: "processor",
@@ -71,11 +71,3 @@ def what_ran(
             "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         },
     }
-
-
-def package_version(package: str) -> str:
-    """Returns a package's version, or says that there is none."""
-    try:
-        return version(package)
-    except PackageNotFoundError:  # run from a checkout that was never installed
-        return "not installed"

@@ -11,10 +11,10 @@ import platform
 import shutil
 import threading
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from convert.support.versions import TOOLKIT, package_version
 from quantize.errors import PictureError, PromptError, ToolkitError
 from runtime.inputs.memory import give_back_memory
 from runtime.inputs.prompt import check_text
@@ -221,14 +221,10 @@ def _text(command: dict[str, Any], key: str) -> str | None:
 
 def _about(folder: Path) -> dict[str, Any]:
     """Returns what the page says of this machine."""
-    try:
-        app = version("minicpmv")
-    except PackageNotFoundError:  # run from a checkout that was never installed
-        app = ""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     device = f"{platform.system()} {platform.release()}"
     return {
-        "app": app,
+        "app": package_version(TOOLKIT, ""),
         "phone": device,
         "chip": platform.machine(),
         "memory_bytes": memory,

@@ -214,6 +214,8 @@ def test_python_packages(machine: Machine, tmp_path: Path, monkeypatch: pytest.M
         "later>=1.10",
         "nowhere>=1",
         'pytest>=1; extra == "dev"',
+        'elsewhere>=1; sys_platform == "plan9"',
+        'elsewhere>=1; sys_platform == "plan9" and extra == "dev"',
     )
     found = check_python(("chat",), ())
     assert [(f.name, f.state) for f in found] == [
@@ -234,7 +236,38 @@ def test_python_packages(machine: Machine, tmp_path: Path, monkeypatch: pytest.M
     by_name = {f.name: f for f in found}
     assert str(by_name["nowhere"].mend).endswith("-m pip install 'nowhere>=1'")
     assert str(by_name["raises"].mend).endswith("--force-reinstall --no-deps 'raises>=1.2'")
-    assert [f.areas for f in check_python(("chat",), ("tests",))][-1] == ("tests",)
+    tests = [f.name for f in check_python(("chat",), ("tests",)) if f.areas == ("tests",)]
+    assert tests == ["pytest"]
+
+
+@pytest.mark.parametrize(
+    ("requirement", "state"),
+    [
+        ("good ~= 1.2", OK),
+        ("good>1,<2,!=1.5", OK),
+        ("good[extra]>=1.2.3", OK),
+        ("good==1.2.*", OK),
+        ("good<1.2.3", OLD),
+        ("good>=1.10", OLD),
+        ("good", OK),
+    ],
+)
+def test_every_kind_of_requirement(
+    requirement: str,
+    state: str,
+    machine: Machine,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "good.py").touch()
+    about = tmp_path / "good-1.2.3.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: good\nVersion: 1.2.3\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    machine.requires(requirement)
+    (found,) = check_python(("chat",), ())
+    assert (found.name, found.state) == ("good", state)
 
 
 def test_our_own_requirements_are_understood() -> None:
