@@ -9,6 +9,7 @@ from pathlib import Path
 from android.build.phones import MIN_SDK
 from android.build.tools import ToolError, program, run
 from convert.support.scratch import scratch_folder
+from convert.support.user_folders import user_folder
 from convert.support.whole_file import whole_file
 
 DEBUG_ALIAS, DEBUG_PASSWORD = "debug", "android"  # as everyone's debug key: it protects nothing
@@ -24,18 +25,13 @@ class Key:
     password: str  # as apksigner takes it: pass:TEXT, env:NAME, file:PATH or stdin
 
 
-def config_folder() -> Path:
-    """Returns where the debug key is kept: `minicpmv` in the user's configuration."""
-    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "minicpmv"
-
-
 def debug_key(folder: Path | None = None) -> Key:
     """Returns the debug key; makes it the first time.
 
     Raises:
         ToolError: keytool is missing or fails.
     """
-    folder = folder or config_folder()
+    folder = folder or user_folder("config")
     keystore = folder / "debug.p12"
     if not keystore.is_file():
         folder.mkdir(parents=True, exist_ok=True)

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from convert.support.hashing import sha256_file
 from convert.support.scratch import scratch_folder
+from convert.support.user_folders import UserFolderError, user_folder
 from convert.support.whole_file import whole_file
 from quantize.errors import ToolkitError
 
@@ -42,11 +43,10 @@ def cache_folder() -> Path:
     try:
         if chosen:
             return Path(chosen).expanduser().absolute()
-        caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        return Path(caches).absolute() / "minicpmv"
-    except RuntimeError as error:
+        return user_folder("cache")
+    except (RuntimeError, UserFolderError) as error:
         raise CacheError(
-            f"{chosen or '~/.cache'}: {error}; let {CACHE_VARIABLE} name a folder"
+            f"{chosen or 'the cache'}: {error}; let {CACHE_VARIABLE} name a folder"
         ) from error
 
 

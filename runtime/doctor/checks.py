@@ -148,7 +148,9 @@ def _check_program(program: BuildTool) -> Finding:
 
 
 def _hub_cache() -> list[Finding]:
-    home = os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface"
+    # As huggingface_hub has it, which may be missing here.
+    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    home = os.environ.get("HF_HOME") or Path(caches) / "huggingface"
     folder = Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub")
     if not folder.is_dir():
         return []

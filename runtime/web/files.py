@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import fcntl
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from convert.support.json_text import json_text
+from convert.support.user_folders import user_folder
 from convert.support.whole_file import whole_file
 from quantize.errors import ConfigError
 
 
 def data_folder() -> Path:
     """Returns the folder for chats, pictures, settings and the log; it may not exist yet."""
-    home = os.environ.get("XDG_DATA_HOME", "")
-    base = Path(home) if Path(home).is_absolute() else Path.home() / ".local" / "share"
-    return base / "minicpmv" / "web"
+    return user_folder("data") / "web"
 
 
 @contextmanager

@@ -259,6 +259,10 @@ def test_the_environment_chooses_the_cache(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.delenv("MINICPMV_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cache_folder() == tmp_path / "minicpmv"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for value in ("", "relative"):  # which the standard says to ignore
+        monkeypatch.setenv("XDG_CACHE_HOME", value)
+        assert cache_folder() == tmp_path / ".cache" / "minicpmv"
 
 
 def package_of(members: dict[str, bytes], folder: Path) -> SourcePackage:
