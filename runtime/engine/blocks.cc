@@ -29,7 +29,7 @@ ffi::Module LoadMachine(const std::string& prefix) {
   return machine;
 }
 
-// Returns names of a linear's or a norm's weight and bias.
+// Appends the names of a linear layer's or a norm's weight and bias.
 void AddPair(const std::string& name, std::vector<std::string>* names) {
   names->push_back(name + ".weight");
   names->push_back(name + ".bias");
@@ -98,8 +98,8 @@ Tensor Blocks::Logits(const Tensor& hidden) const { return Call(lm_head_, {hidde
 std::map<std::string, Profile::Time> Blocks::TakeProfile() {
   if (profile_ == nullptr) {
     profile_ = std::make_shared<Profile>();
-    // The machine calls it before and after each kernel, with the kernel, its name, which of the
-    // two it is, what the kernel returned, and the kernel's arguments.
+    // The VM calls this before and after each kernel with: the kernel, its name, whether this is
+    // the call before, the kernel's return value, and the kernel's arguments.
     const auto record = [profile = profile_](ffi::PackedArgs args, ffi::Any* result) {
       constexpr int64_t kGoOn = 0;  // tvm::runtime::vm::VMInstrumentReturnKind::kNoOp
       if (args[2].cast<bool>()) {

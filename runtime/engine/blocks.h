@@ -1,4 +1,4 @@
-// The model's compiled blocks with a bundle's weights: one call per block.
+// The model's compiled blocks, bound to a bundle's weights: one call per block.
 #ifndef MINICPMV_ENGINE_BLOCKS_H_
 #define MINICPMV_ENGINE_BLOCKS_H_
 
@@ -17,49 +17,50 @@
 
 namespace minicpmv {
 
-// Where a decoder layer's new tokens stand; see `convert/blocks/cached_attention.py`.
+// What a decoder layer needs of the KV cache; see `convert/blocks/cached_attention.py`.
 struct CachePlace {
   Tensor angles;              // (L, 4, head_dim / 2) float32
-  std::vector<Tensor> cache;  // the layer's, which the call extends
+  std::vector<Tensor> cache;  // the layer's cache tensors, which the call updates
   int64_t start;              // index of the first new token
   int64_t window, pinned;
 };
 
-// Calls blocks that are linked into this program.
-// Weights are used where the bundle has mapped them. All tensors are float32 on 64-byte borders;
-// their shapes are checked. Calls come from one thread. What a call returns may be written to.
+// Calls the blocks that are linked into this program.
+// Weights are used in place, in the memory that the bundle has mapped. All tensors are float32,
+// aligned to 64 bytes; their shapes are checked. Not thread-safe. The caller may write to the
+// tensors that are returned.
 //
-// Every method throws EngineError (internal) if the block refuses its arguments.
+// Every method throws EngineError (internal) if the block rejects its arguments.
 class Blocks {
  public:
-  // prefix: of the blocks in the system library. bundle: outlives this.
+  // prefix: of the blocks' names in the system library. bundle: must outlive this object.
   Blocks(const std::string& prefix, const Bundle& bundle);
 
   const ModelConfig& config() const { return config_; }
 
-  // Only where config().vision is set:
+  // Only if config().vision is set:
   Tensor VisionEmbed(const Tensor& pixels) const;            // (3, S, S) -> (P, Dv)
   Tensor VisionBlock(int64_t index, const Tensor& x) const;  // (P, Dv) -> (P, Dv)
   Tensor VisionNorm(const Tensor& x) const;                  // (P, Dv) -> (P, Dv)
   Tensor Resample(const Tensor& features) const;             // (P, Dv) -> (Q, D)
 
-  // ids: (L,) int32, each within the vocabulary.
+  // ids: (L,) int32, each inside the vocabulary.
   Tensor Embed(const Tensor& ids) const;  // -> (L, D), scaled
   Tensor DecoderLayer(int64_t index, const Tensor& x, const CachePlace& place) const;  // (L, D)
   Tensor Logits(const Tensor& hidden) const;  // (L, D) -> (L, V)
 
-  // Measures every kernel from now on, as long as the blocks live; returns what was measured
-  // since the last call.
+  // Returns the kernel times since the last call. The first call turns profiling on, for the
+  // lifetime of this object.
   std::map<std::string, Profile::Time> TakeProfile();
 
-  // Gives the memory between calls back to the system: what a phase with many tokens used is of
-  // other sizes than the next one needs.
+  // Returns pooled memory to the system. The pool reuses buffers by size, and a prefill's buffers
+  // do not fit the decode steps that follow it.
   void ReleaseMemory() const;
 
  private:
   using Arguments = std::vector<tvm::ffi::Any>;
 
-  // A function and the weights that are its last arguments.
+  // A function, and the weights that are passed as its last arguments.
   struct Block {
     tvm::ffi::Function function;
     Arguments weights;
@@ -77,7 +78,7 @@ class Blocks {
   Block vision_embed_, vision_norm_, resampler_, embed_, lm_head_;
   std::vector<Block> vision_blocks_, layers_;
   tvm::ffi::Function step_;           // a layer for one token
-  std::shared_ptr<Profile> profile_;  // none until somebody asks
+  std::shared_ptr<Profile> profile_;  // null until profiling is turned on
 };
 
 }  // namespace minicpmv

@@ -17,7 +17,7 @@ constexpr char kWeights[] = "weights.safetensors";
 constexpr char kTokenizer[] = "tokenizer.model";
 constexpr char kFormat[] = "minicpmv-bundle";
 constexpr int64_t kFormatVersion = 2;
-constexpr int64_t kFileLimit = 64 << 20;  // bytes of a manifest or tokenizer; more than any has
+constexpr int64_t kFileLimit = 64 << 20;  // bytes; well above any manifest or tokenizer
 constexpr int64_t kTileRows = 16;         // output rows of a weight tile; see quantize/layout.py
 constexpr int64_t kBlocksInGroup = 4;
 constexpr int64_t kInt8Group = 128;
@@ -45,14 +45,15 @@ std::string ReadFile(const std::string& path) {
   return text;
 }
 
-// What the weights file holds of a tensor: a suffix of its name, type and shape.
+// One stored part of a tensor in the weights file: the suffix of its name, its type and shape.
 struct Part {
   std::string suffix;
   DType dtype;
   Shape shape;
 };
 
-// Returns nothing if a tensor of this shape cannot have this format; see convert/bundle/plan.py.
+// Returns an empty list if a tensor of this shape cannot have this format; see
+// convert/bundle/plan.py.
 std::vector<Part> PartsOf(const TensorRecord& tensor, int64_t group_size, int64_t code_bits) {
   const Shape& shape = tensor.shape;
   if (tensor.format == "f32") return {{"", DType::kF32, shape}};
@@ -135,7 +136,7 @@ std::vector<TensorView> Bundle::Parts(const std::string& name) const {
 
 std::optional<std::string> Bundle::Find(const std::string& name) const {
   const auto listed = sizes_.find(name);
-  // A path might lead out of the bundle.
+  // A name with a slash could point outside the bundle.
   if (listed == sizes_.end() || name.find('/') != std::string::npos) return std::nullopt;
   const std::string path = folder_ + "/" + name;
   const int64_t size = listed->second, found = FileSize(path);

@@ -1,4 +1,4 @@
-// A bundle: the folder that describes itself in `bundle.json`, opened and checked whole.
+// A bundle: a folder described by its manifest `bundle.json`, opened and fully validated.
 #ifndef MINICPMV_ENGINE_BUNDLE_H_
 #define MINICPMV_ENGINE_BUNDLE_H_
 
@@ -14,37 +14,37 @@
 
 namespace minicpmv {
 
-// What `convert/bundle/manifest.py` writes; both read the same format and version. Files' sizes are
-// checked, of those that the engine opens; their hashes are `minicpmv verify`'s business.
+// Reads what `convert/bundle/manifest.py` writes; both support the same format version. Checks the
+// sizes of the files that the engine opens; `minicpmv verify` checks their hashes.
 class Bundle {
  public:
-  // Opens a folder that was made for the program `program_id` of a target.
-  // Throws EngineError: invalid_bundle (no bundle, damaged or altered: names the file and what is
-  // wrong), other_program (made for another program).
+  // Opens a folder that was made for this target and `program_id`.
+  // Throws EngineError: invalid_bundle (not a bundle, damaged or altered; the message names the
+  // file and the fault), other_program (made for another program).
   Bundle(const std::string& folder, const std::string& target, const std::string& program_id);
 
   const ModelConfig& config() const { return config_; }
 
-  // The bytes of tokenizer.model; none in a bundle that cannot read text.
+  // The bytes of tokenizer.model; empty for a bundle without a tokenizer.
   const std::optional<std::string>& tokenizer() const { return tokenizer_; }
 
-  // Returns what is stored of a tensor, in the order in which blocks take it: a 4-bit tensor has
-  // two parts, codes and scales. name: one of TensorShapes(config()).
+  // Returns the stored parts of a tensor, in the order in which blocks take them: a 4-bit tensor
+  // has two, codes and scales. name: one of TensorShapes(config()).
   std::vector<TensorView> Parts(const std::string& name) const;
 
-  // Of the weights file, bytes.
+  // Size of the weights file, bytes.
   size_t weights_bytes() const { return weights_->size(); }
 
-  // Of the weights file, as the manifest states it.
+  // SHA-256 of the weights file, as the manifest states it.
   const std::string& weights_sha256() const { return weights_sha256_; }
 
-  // Returns where a file lies that the manifest lists at the bundle's top, its size checked;
-  // nothing if it lists none of this name.
+  // Returns the path of a file at the bundle's top level, its size checked; nullopt if the
+  // manifest does not list it.
   // Throws EngineError (invalid_bundle): truncated or altered.
   std::optional<std::string> Find(const std::string& name) const;
 
   // Returns the bytes of such a file.
-  // Throws EngineError (invalid_bundle): likewise, or larger than any that is read whole.
+  // Throws EngineError (invalid_bundle): as Find, or larger than any file that is read whole.
   std::optional<std::string> Read(const std::string& name) const;
 
  private:
@@ -53,12 +53,12 @@ class Bundle {
   [[noreturn]] void Refuse(const std::string& name, const std::string& problem) const;
 
   std::string folder_;
-  std::map<std::string, int64_t> sizes_;  // of the files that the manifest lists, bytes
+  std::map<std::string, int64_t> sizes_;  // bytes, of the files that the manifest lists
   std::string weights_sha256_;
   ModelConfig config_{};
   TensorRecords tensors_;
   int64_t group_size_ = 0;  // inputs that share a scale
-  int64_t code_bits_ = 0;   // of a quantized weight
+  int64_t code_bits_ = 0;   // bits of a quantized weight
   std::optional<std::string> tokenizer_;
   std::optional<WeightsFile> weights_;
 };

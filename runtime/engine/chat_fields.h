@@ -1,4 +1,4 @@
-// A conversation in JSON: what `chat` and the golden prompts have in common.
+// JSON fields of a conversation, shared by `chat` and the golden prompts.
 #ifndef MINICPMV_ENGINE_CHAT_FIELDS_H_
 #define MINICPMV_ENGINE_CHAT_FIELDS_H_
 
@@ -11,19 +11,19 @@
 
 namespace minicpmv {
 
-// Takes the field `messages`. Throws what `Fields` does.
+// Takes the field `messages`. Throws as `Fields` does.
 std::vector<Message> TakeMessages(Fields* request);
 
-// Takes the fields of sampling; what is missing is as in `SamplingOptions`.
+// Takes the sampling fields; missing ones keep the defaults of `SamplingOptions`.
 SamplingOptions TakeSampling(Fields* request);
 
-// Returns a reason as the protocol names it.
+// Returns the protocol's name of a stop reason.
 const char* NameOf(StopReason reason);
 
-// Returns a token and its log-probability.
+// Returns the fields of a token and its log-probability.
 Line LineOf(const TokenLogprob& token);
 
-// Returns what an answer took.
+// Returns the field `statistics` of an answer.
 Line StatisticsOf(const Answer& answer);
 
 template <typename Number>

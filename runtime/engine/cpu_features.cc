@@ -27,13 +27,13 @@ Registers CpuId(uint32_t leaf, uint32_t subleaf = 0) {
   return r;
 }
 
-// Says whether all of some bits, given by their numbers, are set.
+// Returns whether all of the bits with these numbers are set.
 template <typename... Bits>
 bool All(uint64_t value, Bits... bits) {
   return ((value >> bits & 1) && ...);
 }
 
-// Returns the register states that the system saves for programs.
+// Returns the register states that the system saves at a context switch (XCR0).
 uint64_t SavedStates() {
   uint32_t low = 0, high = 0;
   __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
@@ -42,7 +42,7 @@ uint64_t SavedStates() {
 
 #endif
 
-// Returns the words of `wanted` that `features` lacks.
+// Returns the words of `wanted` that are not in `features`.
 std::string Missing(const char* wanted, const std::set<std::string>& features) {
   std::istringstream words(wanted);
   std::string missing;
@@ -63,7 +63,7 @@ std::set<std::string> CpuFeatures() {
   // CMPXCHG16B, LAHF, POPCNT, SSE3, SSE4.1, SSE4.2, SSSE3
   if (!All(basic.ecx, 13, 23, 0, 19, 20, 9) || !All(amd.ecx, 0)) return features;
   features.insert("x86-64-v2");
-  // OSXSAVE first: without it there is no xgetbv. Then XMM, YMM.
+  // Check OSXSAVE first: without it, xgetbv is not available. Then XMM, YMM.
   const uint64_t saved = All(basic.ecx, 27) ? SavedStates() : 0;
   if (!All(saved, 1, 2)) return features;
   // AVX, F16C, FMA, MOVBE; AVX2, BMI1, BMI2; LZCNT
@@ -82,7 +82,7 @@ std::set<std::string> CpuFeatures() {
 #elif defined(__aarch64__)
 
 std::set<std::string> CpuFeatures() {
-  // Bits of Linux's HWCAP and HWCAP2, which speak for all cores of a processor.
+  // Bits of Linux's HWCAP and HWCAP2, which hold for all cores of a processor.
   constexpr uint64_t kAsimd = 1 << 1, kScalarFp16 = 1 << 9, kVectorFp16 = 1 << 10;
   constexpr uint64_t kDotProduct = 1 << 20, kI8mm = 1 << 13;
   const uint64_t first = getauxval(AT_HWCAP), second = getauxval(AT_HWCAP2);

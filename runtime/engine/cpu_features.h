@@ -1,4 +1,4 @@
-// What the processor can do, and which of the linked blocks that is enough for.
+// CPU feature detection, and the choice of the compiled blocks that match.
 #ifndef MINICPMV_ENGINE_CPU_FEATURES_H_
 #define MINICPMV_ENGINE_CPU_FEATURES_H_
 
@@ -9,7 +9,7 @@
 
 namespace minicpmv {
 
-// Returns the names of what the processor can do and the system lets programs use:
+// Returns the features that the processor has and the system enables:
 //   x86-64: x86-64-v2, x86-64-v3, x86-64-v4 (the levels of the psABI), avx512-vnni, avx-vnni
 //   arm64: asimd, fp16 (arithmetic), dotprod, i8mm
 std::set<std::string> CpuFeatures();

@@ -1,4 +1,4 @@
-// The language model: embeddings in, logits out, over a KV cache.
+// The language model: embeddings in, logits out, with a KV cache.
 #ifndef MINICPMV_ENGINE_DECODER_H_
 #define MINICPMV_ENGINE_DECODER_H_
 
@@ -20,13 +20,14 @@ class Decoder {
   // Throws EngineError (invalid_request): an id outside the vocabulary.
   Tensor Embed(const int32_t* ids, int64_t count);
 
-  // Runs all layers on embeddings (L, D), up to kPrefillChunk, and adds them to a cache.
-  // cancelled: asked before every layer; true gives up and leaves the cache as it was.
-  // Returns the hidden states (L, D); nothing if cancelled.
+  // Runs all layers on the embeddings (L, D) of up to kPrefillChunk tokens and appends them to a
+  // cache.
+  // cancelled: polled before every layer; true aborts the pass and leaves the cache unchanged.
+  // Returns the hidden states (L, D); nullopt if cancelled.
   std::optional<Tensor> Forward(Tensor x, KVCache* cache,
                                 const std::function<bool()>& cancelled) const;
 
-  // Returns the logits (V,) of the last of some hidden states (L, D); valid until the next call.
+  // Returns the logits (V,) of the last row of hidden states (L, D); valid until the next call.
   const float* LastLogits(const Tensor& hidden);
 
  private:

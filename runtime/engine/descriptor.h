@@ -8,7 +8,7 @@ namespace minicpmv {
 
 class Descriptor {
  public:
-  // fd: what `open` returned; nothing is closed if it is negative.
+  // fd: the return value of `open`; a negative one is not closed.
   explicit Descriptor(int fd) : fd_(fd) {}
   ~Descriptor() {
     if (fd_ >= 0) close(fd_);

@@ -23,7 +23,7 @@ namespace {
 constexpr char kMagic[] = "MCPMVEMB";
 constexpr uint32_t kVersion = 1;
 constexpr size_t kHeaderBytes = 40, kChecksumOffset = 32;
-constexpr int kFileMode = 0600;  // what a picture shows is its owner's business
+constexpr int kFileMode = 0600;  // pictures are private to their owner
 
 [[noreturn]] void Refuse(const std::string& path, const std::string& problem) {
   throw EngineError(error_code::kInvalidEmbeddings, path + ": " + problem);
@@ -37,7 +37,7 @@ size_t ValueBytes(const EmbeddingsIdentity& identity) {
   return static_cast<size_t>(identity.image_tokens * identity.width) * sizeof(float);
 }
 
-// Appends a number's bytes; both of the engine's platforms are little-endian.
+// Appends a number's bytes; both platforms of the engine are little-endian.
 template <typename Number>
 void Append(Number number, std::string* content) {
   content->append(reinterpret_cast<const char*>(&number), sizeof(number));
@@ -50,7 +50,7 @@ Number NumberAt(const std::string& content, size_t offset) {
   return number;
 }
 
-// Returns everything before the values; the checksum is zero.
+// Returns everything before the values, with a checksum of zero.
 std::string HeaderOf(const EmbeddingsIdentity& identity, uint64_t key) {
   const std::string text = TextOf(identity);
   std::string header(kMagic);
@@ -63,14 +63,14 @@ std::string HeaderOf(const EmbeddingsIdentity& identity, uint64_t key) {
   return header + text;
 }
 
-// Returns the checksum, and leaves zeros in its place.
+// Returns the checksum and overwrites it with zeros.
 uint64_t TakeChecksum(std::string* content) {
   const auto checksum = NumberAt<uint64_t>(*content, kChecksumOffset);
   content->replace(kChecksumOffset, sizeof(checksum), sizeof(checksum), '\0');
   return checksum;
 }
 
-// Returns whether all was written.
+// Returns whether everything was written.
 bool WriteAll(int fd, const std::string& content) {
   for (size_t done = 0; done < content.size();) {
     const ssize_t count = write(fd, content.data() + done, content.size() - done);
@@ -81,7 +81,7 @@ bool WriteAll(int fd, const std::string& content) {
   return true;
 }
 
-// Reads a file that must have this size.
+// Reads a file that must have exactly this size.
 std::string ReadWhole(const std::string& path, size_t size) {
   const RegularFile file(path);
   if (!file.problem().empty()) Refuse(path, file.problem());

@@ -12,7 +12,7 @@ namespace {
 
 namespace ffi = tvm::ffi;
 
-// Returns a number; not one that is a bool.
+// Returns a number; nullopt for anything else, bools included.
 std::optional<double> AsNumber(const json::Value& value) {
   if (value.as<bool>().has_value() && value.type_index() == ffi::TypeIndex::kTVMFFIBool) {
     return std::nullopt;

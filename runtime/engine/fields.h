@@ -1,4 +1,4 @@
-// The fields of a JSON object, taken one by one with their types.
+// Typed access to the fields of a JSON object.
 #ifndef MINICPMV_ENGINE_FIELDS_H_
 #define MINICPMV_ENGINE_FIELDS_H_
 
@@ -13,13 +13,13 @@
 
 namespace minicpmv {
 
-// Reads an object that nobody vouches for. A field that is null counts as missing.
+// Reads an untrusted object. A field that is null counts as missing.
 //
-// Every method throws EngineError with the code given to the constructor where a field is not of
-// the asked type; the ones without `Optional` in their names also where it is missing.
+// Every method throws EngineError, with the code given to the constructor, if a field has the
+// wrong type; methods without `Optional` in their names also throw if it is missing.
 class Fields {
  public:
-  // code, where: of the errors. value: must be an object.
+  // value: must be an object. code, where: the code of errors, and the prefix of their messages.
   Fields(const json::Value& value, std::string code, std::string where);
 
   bool Has(std::string_view name) const;
@@ -27,7 +27,7 @@ class Fields {
   std::string Text(std::string_view name);
   std::optional<std::string> OptionalText(std::string_view name);
 
-  // A whole number from `least` on.
+  // An integer of at least `least`.
   int64_t Integer(std::string_view name, int64_t least);
   std::optional<int64_t> OptionalInteger(std::string_view name, int64_t least);
 
@@ -37,24 +37,24 @@ class Fields {
 
   std::optional<bool> OptionalFlag(std::string_view name);
 
-  // An integer or a text, as it is; null where it is missing.
+  // An integer or a string, unchanged; null if it is missing.
   json::Value Id(std::string_view name);
 
   std::vector<std::string> Texts(std::string_view name);
-  // Whole numbers, 0 or more.
+  // Integers, 0 or more.
   std::vector<int64_t> Integers(std::string_view name);
 
-  // Objects inside this one.
+  // Nested objects.
   Fields Object(std::string_view name);
   std::vector<Fields> Objects(std::string_view name);
 
   // The names of all fields, in the object's order.
   std::vector<std::string> Names() const;
 
-  // Checks that every field was asked for.
+  // Throws if there is a field that no method has read.
   void RefuseOthers() const;
 
-  // Throws an error about this object.
+  // Throws an error that names this object.
   [[noreturn]] void Refuse(const std::string& problem) const;
 
  private:

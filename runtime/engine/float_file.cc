@@ -15,7 +15,7 @@ namespace {
   throw EngineError(error_code::kFileError, path + ": " + problem);
 }
 
-// Returns a file's size in values, and sets the extent that follows from it.
+// Returns a file's size in values, and resolves the extent of -1.
 int64_t Fit(const std::string& path, const RegularFile& file, std::vector<int64_t>* shape) {
   if (!file.problem().empty()) Refuse(path, file.problem());
   constexpr auto kValueBytes = static_cast<int64_t>(sizeof(float));

@@ -1,4 +1,4 @@
-// Files of plain float32, little-endian, for what blocks take and give.
+// Raw float32 files, little-endian, for the inputs and outputs of blocks.
 #ifndef MINICPMV_ENGINE_FLOAT_FILE_H_
 #define MINICPMV_ENGINE_FLOAT_FILE_H_
 
@@ -11,19 +11,19 @@
 
 namespace minicpmv {
 
-// A file's values, in memory that blocks can take.
+// A file's values, in memory that is aligned for blocks.
 class FloatInput {
  public:
-  // Reads a file that holds a tensor of this shape; an extent of -1 follows from the file's size.
-  // Throws EngineError (file_error): no such file, or not of that shape.
+  // Reads a tensor of this shape; an extent of -1 is derived from the file's size.
+  // Throws EngineError (file_error): no such file, or its size does not match the shape.
   FloatInput(const std::string& path, std::vector<int64_t> shape);
 
   const std::vector<int64_t>& shape() const { return shape_; }
 
-  // Returns rows of the tensor (..., D), counted without regard to the axes before: (count, D).
+  // Returns rows (count, D) of the tensor (..., D) viewed as a matrix: leading axes are flattened.
   Tensor Rows(int64_t first, int64_t count) const;
 
-  // Returns all of it.
+  // Returns the whole tensor.
   Tensor Whole() const { return Borrow(values_.data(), shape_, kFloat32); }
 
  private:
@@ -33,17 +33,17 @@ class FloatInput {
   AlignedBuffer values_;
 };
 
-// A file that is written in parts, in any order.
+// A file that is written piecewise, in any order.
 class FloatOutput {
  public:
-  // Throws EngineError (file_error): cannot be written.
+  // Throws EngineError (file_error): the file cannot be written.
   explicit FloatOutput(const std::string& path);
   ~FloatOutput();
 
   FloatOutput(const FloatOutput&) = delete;
   FloatOutput& operator=(const FloatOutput&) = delete;
 
-  // Writes a tensor's values. offset: where, in values.
+  // Writes a tensor's values. offset: position in the file, counted in values.
   void Write(const Tensor& tensor, int64_t offset) const;
 
  private:

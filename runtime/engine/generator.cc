@@ -14,8 +14,8 @@ double MsBetween(Clock::time_point start, Clock::time_point end) {
   return std::chrono::duration<double, std::milli>(end - start).count();
 }
 
-// Writes image tokens (Q, D) over the rows of a chunk (L, D) that they fall into. at: the row of
-// the first, outside the chunk perhaps.
+// Copies image tokens (Q, D) over the placeholder rows of a chunk (L, D). at: the first token's row
+// in the chunk, which may lie outside of it.
 void PutImage(const std::vector<float>& tokens, int64_t at, const Tensor& chunk) {
   const int64_t width = chunk.size(1), count = static_cast<int64_t>(tokens.size()) / width;
   const int64_t first = std::max<int64_t>(at, 0), last = std::min(at + count, chunk.size(0));
@@ -39,7 +39,7 @@ Answer Generator::Generate(const ChatRequest& request, const TextStream::OnText&
   try {
     return Run(request, plan, on_text, hooks, on_token);
   } catch (...) {
-    Reset();  // whatever stopped it, the cache may be half-written
+    Reset();  // the cache may be half-written
     blocks_.ReleaseMemory();
     throw;
   }

@@ -1,4 +1,4 @@
-// One conversation after the other, nothing computed twice.
+// Text generation: answers conversations and reuses what the KV cache holds of them.
 #ifndef MINICPMV_ENGINE_GENERATOR_H_
 #define MINICPMV_ENGINE_GENERATOR_H_
 
@@ -22,40 +22,40 @@ namespace minicpmv {
 
 struct ChatRequest {
   std::vector<Message> messages;            // the whole conversation
-  const EncodedPicture* picture = nullptr;  // shown with the first turn
+  const EncodedPicture* picture = nullptr;  // part of the first turn
   SamplingOptions sampling;
   int64_t max_new_tokens = 1;
-  std::vector<std::string> stops;       // strings that end the answer
-  bool as_original = false;             // cut long prompts silently, take turns in any order
-  std::optional<int64_t> top_logprobs;  // likeliest tokens to tell of; none: no logprobs at all
+  std::vector<std::string> stops;       // stop strings
+  bool as_original = false;             // truncate long prompts silently, accept any turn order
+  std::optional<int64_t> top_logprobs;  // likeliest tokens to report; nullopt: no logprobs
 };
 
 enum class StopReason { kEos, kLength, kStopString, kCancelled };
 
 struct Answer {
   std::string text;
-  std::vector<int32_t> ids;  // without the end token
+  std::vector<int32_t> ids;  // without the EOS token
   StopReason stop = StopReason::kCancelled;
   double prefill_ms = 0, decode_ms = 0;
   int64_t prompt_tokens = 0;
-  int64_t reused_tokens = 0;  // of the prompt, found in the cache
-  int64_t decode_steps = 0;   // passes through the decoder: the first token needs none
+  int64_t reused_tokens = 0;  // prompt tokens that were in the cache
+  int64_t decode_steps = 0;   // decoder passes; the first token needs none
 };
 
-// Every request carries the whole conversation. It is tokenized whole; what the KV cache already
-// holds of it is kept, and the rest is prefilled. A second question, another try and an edited
-// turn are all this one rule: that of `runtime/sessions/session.py`.
+// Every request carries the whole conversation. All of it is tokenized; the prefix that the KV
+// cache already holds is kept, and the rest is prefilled. This one rule, that of
+// `runtime/sessions/session.py`, covers follow-up questions, retries and edited turns.
 class Generator {
  public:
   using OnToken = std::function<void(const StepLogprobs&)>;
 
-  // tokenizer, blocks: outlive this. window: tokens that a token may see.
+  // tokenizer, blocks: must outlive this object. window: context window, tokens.
   // Throws EngineError: see `KVCache`.
   Generator(const Tokenizer& tokenizer, const Blocks& blocks, int64_t window);
 
   // Answers the last turn of a conversation.
-  // hooks: progress counts tokens of the prefill; cancelled is asked before every layer.
-  // on_token: hears of every token before its text, if the request asks for logprobs.
+  // hooks: progress counts prefilled tokens; cancelled is polled before every layer.
+  // on_token: called for every token, before its text, if the request asks for logprobs.
   // Throws EngineError: invalid_request, invalid_text, prompt_too_long, invalid_logits.
   Answer Generate(const ChatRequest& request, const TextStream::OnText& on_text,
                   const WorkHooks& hooks, const OnToken& on_token = nullptr);
@@ -64,11 +64,11 @@ class Generator {
   void Reset();
 
  private:
-  // A conversation, tokenized and held against the window.
+  // A conversation, tokenized and checked against the window.
   struct Plan {
     Prompt prompt;
     std::vector<CacheKey> keys;
-    int64_t pinned;  // tokens from the start that stay visible
+    int64_t pinned;  // leading tokens that are never evicted
   };
 
   Plan MakePlan(const ChatRequest& request) const;

@@ -1,4 +1,4 @@
-// A hash that tells contents apart where nobody tries to deceive it.
+// A fast, non-cryptographic hash of contents.
 #ifndef MINICPMV_ENGINE_HASH_H_
 #define MINICPMV_ENGINE_HASH_H_
 
@@ -8,7 +8,7 @@
 
 namespace minicpmv {
 
-// Returns a number that is another one for other bytes, but for one chance in 2^64; never 0.
+// Returns a 64-bit hash, never 0. Not safe against deliberate collisions.
 inline uint64_t HashBytes(const void* data, size_t size) {
   const auto* bytes = static_cast<const uint8_t*>(data);
   uint64_t hash = size;

@@ -14,10 +14,10 @@
 namespace minicpmv {
 namespace {
 
-constexpr int kFixedBits = 22;  // of a weight behind the point
+constexpr int kFixedBits = 22;  // fractional bits of a weight
 constexpr int32_t kHalf = 1 << (kFixedBits - 1);
-constexpr int64_t kWeightsKept = 1 << 21;      // 8 MiB of weights at once
-constexpr double kBicubicSupport = 2.0;        // pixels to each side
+constexpr int64_t kWeightsKept = 1 << 21;      // 8 MiB of weights at a time
+constexpr double kBicubicSupport = 2.0;        // pixels on each side
 constexpr int64_t kRowsBetweenQuestions = 64;  // whether it is cancelled
 
 // Keys' bicubic kernel with a = -0.5.
@@ -31,7 +31,7 @@ double Bicubic(double x) {
 
 uint8_t ToByte(int32_t sum) { return static_cast<uint8_t>(std::clamp(sum >> kFixedBits, 0, 255)); }
 
-// One direction of a resize: which inputs make an output, and with which weights.
+// One direction of a resize: which inputs contribute to an output, and their weights.
 class Axis {
  public:
   Axis(int64_t in_size, int64_t out_size) : outputs_(static_cast<size_t>(out_size)) {
@@ -64,7 +64,7 @@ class Axis {
   struct Output {
     double center = 0;
     int64_t first = 0, end = 0;  // inputs
-    double total = 0;            // of the unscaled weights
+    double total = 0;            // sum of the unscaled weights
   };
 
   const Output& At(int64_t output) const { return outputs_[static_cast<size_t>(output)]; }
@@ -97,7 +97,7 @@ void ResizeRow(const Axis& across, int64_t begin, int64_t end, const uint8_t* pi
   }
 }
 
-// Returns how many columns from `begin` on have weights that are kept at once, at least one.
+// Returns the end of the columns from `begin` on whose weights fit into the buffer; at least one.
 int64_t ColumnsFrom(const Axis& across, int64_t begin, int64_t size) {
   int64_t end = begin, kept = 0;
   while (end < size) {
@@ -112,7 +112,7 @@ int64_t ColumnsFrom(const Axis& across, int64_t begin, int64_t size) {
 
 ImagePreprocessor::ImagePreprocessor(int64_t image_size) : image_size_(image_size) {
   const auto side = static_cast<size_t>(image_size);
-  weights_.reserve(kWeightsKept);  // what is not used costs no memory
+  weights_.reserve(kWeightsKept);  // pages that are not touched cost no memory
   row_.resize(3 * side);
   sums_.resize(3 * side * side);
   resized_.resize(3 * side * side);
@@ -122,7 +122,7 @@ const uint8_t* ImagePreprocessor::Resize(const RgbPicture& picture,
                                          const std::function<bool()>& cancelled) {
   const Axis across(picture.width, image_size_), down(picture.height, image_size_);
   std::fill(sums_.begin(), sums_.end(), kHalf);
-  // All columns at once, unless the picture is so wide that their weights would need much memory.
+  // All columns at once, unless the picture is so wide that their weights do not fit.
   for (int64_t begin = 0, end = 0; begin < image_size_; begin = end) {
     end = ColumnsFrom(across, begin, image_size_);
     weights_.clear();
@@ -131,7 +131,7 @@ const uint8_t* ImagePreprocessor::Resize(const RgbPicture& picture,
         weights_.push_back(across.Weight(x, k));
       }
     }
-    int64_t top = 0;  // the first resized row that rows of the picture still add to
+    int64_t top = 0;  // the first resized row that later picture rows still contribute to
     for (int64_t y = 0; y < picture.height; ++y) {
       if (y % kRowsBetweenQuestions == 0 && cancelled()) return nullptr;
       ResizeRow(across, begin, end, picture.pixels + 3 * picture.width * y, weights_.data(),

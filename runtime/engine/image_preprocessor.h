@@ -1,4 +1,4 @@
-// From a picture's pixels to the vision encoder's input, as the original model does.
+// Converts a picture's pixels to the vision encoder's input, as the original model does.
 #ifndef MINICPMV_ENGINE_IMAGE_PREPROCESSOR_H_
 #define MINICPMV_ENGINE_IMAGE_PREPROCESSOR_H_
 
@@ -10,11 +10,10 @@
 
 namespace minicpmv {
 
-// Resizes to a square S x S with the arithmetic of Pillow's antialiased bicubic filter: across,
-// then down, each rounded to 8 bits, with weights in fixed point. The result is the same to the
-// bit. Rows of the picture are read once, from the top, and nothing is kept of them but sums: the
-// memory needed is 15 bytes for each of the S * S pixels and 8 MiB for weights, whatever
-// the picture's size.
+// Resizes to a square S x S with the arithmetic of Pillow's antialiased bicubic filter:
+// horizontally, then vertically, each rounded to 8 bits, with fixed-point weights. The result is
+// bit-exact. Rows of the picture are read once, from the top, and only their sums are kept: memory
+// is 15 bytes for each of the S * S pixels plus 8 MiB for weights, whatever the picture's size.
 class ImagePreprocessor {
  public:
   // image_size: S, pixels.
@@ -22,8 +21,8 @@ class ImagePreprocessor {
 
   int64_t image_size() const { return image_size_; }
 
-  // Resizes a picture of at least one pixel; aspect is not kept.
-  // cancelled: asked once in a while; true ends it there.
+  // Resizes a picture of at least one pixel; the aspect ratio is not kept.
+  // cancelled: polled every few rows; true aborts.
   // Returns resized pixels (S, S, 3), valid until the next call; nullptr if cancelled.
   const uint8_t* Resize(const RgbPicture& picture, const std::function<bool()>& cancelled);
 
@@ -32,8 +31,8 @@ class ImagePreprocessor {
 
  private:
   const int64_t image_size_;
-  std::vector<int32_t> weights_;  // of the columns in work, one run behind the other
-  std::vector<uint8_t> row_;      // (S, 3) one row of the picture, resized across
+  std::vector<int32_t> weights_;  // of the current columns, concatenated
+  std::vector<uint8_t> row_;      // (S, 3) one row of the picture, resized horizontally
   std::vector<int32_t> sums_;     // (S, S, 3) fixed point
   std::vector<uint8_t> resized_;  // (S, S, 3)
 };

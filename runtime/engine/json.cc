@@ -9,8 +9,8 @@
 namespace minicpmv {
 namespace {
 
-// Returns how many brackets are open at most. What is no JSON gets a number too: its parser
-// stops at the first mistake, and calls itself no more often than brackets come before it.
+// Returns the deepest nesting of brackets. Also an upper bound for malformed text: the parser stops
+// at the first error and recurses only once for each bracket before it.
 size_t Depth(std::string_view text) {
   size_t depth = 0, deepest = 0;
   bool in_string = false;

@@ -1,4 +1,4 @@
-// JSON that nobody vouches for: TVM's parser behind a check that it can be parsed safely.
+// Untrusted JSON: TVM's parser, guarded by a depth check.
 #ifndef MINICPMV_ENGINE_JSON_H_
 #define MINICPMV_ENGINE_JSON_H_
 
@@ -12,12 +12,12 @@ namespace minicpmv {
 
 namespace json = tvm::ffi::json;
 
-// Brackets inside brackets. The parser calls itself for each, so a limit keeps it off the stack's
-// end; what the engine reads has five.
+// Nesting of brackets. The parser is recursive, so a limit prevents a stack overflow; the engine's
+// own files and requests nest five levels.
 inline constexpr size_t kMaxJsonDepth = 64;
 
-// Parses a text that must be one JSON value.
-// code, where: of the error.
+// Parses exactly one JSON value.
+// code, where: the error's code, and the prefix of its message.
 // Throws EngineError: not JSON, or nested too deep.
 json::Value ParseJson(std::string_view text, const std::string& code, const std::string& where);
 

@@ -9,10 +9,11 @@
 namespace minicpmv {
 namespace {
 
-constexpr int64_t kTile = 16;  // slots, the lanes of attention's kernels
+constexpr int64_t kTile = 16;  // slots; the vector lanes of the attention kernels
 constexpr int64_t kMaxWindow = 1 << 20;
 
-// Returns enough slots for any number of pinned tokens: these and the ring are rounded up apart.
+// Returns enough slots for any number of pinned tokens: the pinned slots and the ring are rounded
+// up to whole tiles separately.
 int64_t SlotsForWindow(int64_t window) {
   if (window > kMaxWindow) {
     throw EngineError(error_code::kInvalidRequest, "window " + std::to_string(window) +
@@ -61,7 +62,7 @@ size_t KVCache::Bytes(const Part& part) {
 }
 
 void KVCache::Reset(int64_t pinned) {
-  // What the slots held stays there, unseen.
+  // Old contents stay in the slots, but no query sees them.
   window_ = Window(window_.window(), pinned, slots_, kTile);
 }
 
@@ -82,13 +83,14 @@ CachePlace KVCache::Place(int64_t layer, int64_t rows) {
           start, window_.window(), window_.pinned()};
 }
 
-// Writes cos, sin for recent and cos, sin for pinned keys.
+// Writes the RoPE angles of each row: cos, sin for recent keys, then cos, sin for pinned keys.
 void KVCache::Rotate(int64_t start, int64_t rows) {
-  if (start == rotated_start_ && rows == rotated_rows_) return;  // every layer asks for the same
+  if (start == rotated_start_ && rows == rotated_rows_) return;  // the same for every layer
   float* out = angles_.floats();
   for (int64_t index = start; index < start + rows; ++index) {
     for (const int64_t position : {index, window_.PinnedPosition(index)}) {
-      // In double: a long conversation's positions are large, and sin amplifies that.
+      // In double precision: positions of a long conversation are large, and so is the error of
+      // position * frequency in float32.
       for (const double f : frequencies_) {
         *out++ = static_cast<float>(std::cos(static_cast<double>(position) * f));
       }

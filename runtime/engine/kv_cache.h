@@ -1,4 +1,4 @@
-// The decoder's memory of one conversation: keys and values of all layers.
+// The KV cache of one conversation: keys and values of all layers.
 #ifndef MINICPMV_ENGINE_KV_CACHE_H_
 #define MINICPMV_ENGINE_KV_CACHE_H_
 
@@ -12,10 +12,10 @@
 
 namespace minicpmv {
 
-inline constexpr int64_t kPrefillChunk = 128;  // tokens that go through the layers at once
+inline constexpr int64_t kPrefillChunk = 128;  // most tokens in one pass through the layers
 
-// Memory is planned for a window and taken from the system when it is written. Which tokens are
-// kept and which slots they have is `Window`'s business.
+// Memory is reserved for a whole window; the system commits pages as they are written. `Window`
+// decides which tokens are kept, and in which slots.
 class KVCache {
  public:
   // Throws EngineError: prompt_too_long (no room beside the attention sinks), out_of_memory.
@@ -24,7 +24,7 @@ class KVCache {
   int64_t window() const { return window_.window(); }
   int64_t length() const { return window_.length(); }
 
-  // Forgets everything, for a conversation with this many pinned tokens.
+  // Empties the cache for a conversation with this many pinned tokens.
   // Throws EngineError (prompt_too_long): no room beside them.
   void Reset(int64_t pinned);
 
@@ -32,38 +32,38 @@ class KVCache {
   int64_t Rewind(const std::vector<CacheKey>& cached, const std::vector<CacheKey>& request,
                  int64_t pinned);
 
-  // Returns a layer's arguments for the next `rows` tokens, at most kPrefillChunk. Until Append
-  // the cache does not count them: a pass through the layers may be given up.
+  // Returns a layer's arguments for the next `rows` tokens, at most kPrefillChunk. The tokens do
+  // not count as cached until Append, so a pass through the layers may be aborted.
   CachePlace Place(int64_t layer, int64_t rows);
 
-  // Counts tokens that have gone through all layers.
+  // Commits tokens that have passed through all layers.
   void Append(int64_t rows) { window_.Append(rows); }
 
  private:
-  // One of a layer's tensors; see `convert/blocks/kv_cache.py`.
+  // One of a layer's cache tensors; see `convert/blocks/kv_cache.py`.
   struct Part {
     std::vector<int64_t> shape;
     DLDataType dtype;
-    size_t offset;  // bytes, from where the layer begins
+    size_t offset;  // bytes, from the start of the layer
   };
 
-  // tiles: of slots.
+  // tiles: number of slot tiles.
   static std::vector<Part> PartsOf(const DecoderConfig& config, int64_t tiles);
 
-  // What a part takes, up to a border on which the next one may begin.
+  // Size of a part, padded to the alignment of the next one.
   static size_t Bytes(const Part& part);
 
   void Rotate(int64_t start, int64_t rows);
 
   const DecoderConfig config_;
   Window window_;
-  int64_t slots_;  // of every layer
+  int64_t slots_;  // in each layer
   std::vector<Part> parts_;
   size_t layer_bytes_;
   AlignedBuffer memory_;                           // (layers, layer_bytes_)
   std::vector<double> frequencies_;                // (head_dim / 2,)
   AlignedBuffer angles_;                           // (kPrefillChunk, 4, head_dim / 2) float32
-  int64_t rotated_start_ = -1, rotated_rows_ = 0;  // what angles_ holds
+  int64_t rotated_start_ = -1, rotated_rows_ = 0;  // the tokens whose angles angles_ holds
 };
 
 }  // namespace minicpmv

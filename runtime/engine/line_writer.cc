@@ -17,7 +17,7 @@ constexpr int kNobodyReads = 1;  // exit code
 
 Line& Line::Set(const char* name, const std::string& text) {
   std::string valid = text;
-  if (!IsValidUtf8(valid)) {  // a path perhaps, or half of a surrogate pair
+  if (!IsValidUtf8(valid)) {  // for example a path, or half of a surrogate pair
     for (char& c : valid) {
       if (static_cast<unsigned char>(c) >= 0x80) c = '?';
     }

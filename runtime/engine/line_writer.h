@@ -1,4 +1,4 @@
-// The engine's lines on stdout.
+// Writes the engine's JSON lines to stdout.
 #ifndef MINICPMV_ENGINE_LINE_WRITER_H_
 #define MINICPMV_ENGINE_LINE_WRITER_H_
 
@@ -8,7 +8,7 @@
 
 namespace minicpmv {
 
-// Builds a JSON object from fields of the types that the protocol has.
+// Builds a JSON object from fields of the protocol's types.
 class Line {
  public:
   Line& Set(const char* name, const std::string& text);
@@ -27,8 +27,8 @@ class Line {
   json::Object object_;
 };
 
-// Writes whole lines to a file descriptor, at once. Where nobody reads them any more, it ends the
-// process: there is nobody to work for.
+// Writes whole lines to a file descriptor, unbuffered. Exits the process when the reader has closed
+// its end: no client is left to work for.
 class LineWriter {
  public:
   explicit LineWriter(int fd) : fd_(fd) {}

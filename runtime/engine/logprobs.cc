@@ -13,7 +13,7 @@ StepLogprobs LogprobsOf(const float* logits, int64_t vocab_size, int32_t chosen,
   for (int64_t id = 0; id < vocab_size; ++id) sum += std::exp(logits[id] - largest);
   const double log_sum = std::log(sum);
   const auto logprob = [&](int32_t id) {
-    constexpr double kLowest = std::numeric_limits<float>::lowest();  // a number, whatever comes
+    constexpr double kLowest = std::numeric_limits<float>::lowest();  // JSON has no -infinity
     return TokenLogprob{id,
                         static_cast<float>(std::max((logits[id] - largest) - log_sum, kLowest))};
   };

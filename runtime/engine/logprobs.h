@@ -1,4 +1,4 @@
-// How likely the model took tokens to be: what a client may ask for beside an answer.
+// Log-probabilities of an answer's tokens, which a client may request.
 #ifndef MINICPMV_ENGINE_LOGPROBS_H_
 #define MINICPMV_ENGINE_LOGPROBS_H_
 
@@ -7,22 +7,22 @@
 
 namespace minicpmv {
 
-inline constexpr int64_t kMaxTopLogprobs = 20;  // as many as OpenAI's interface has
+inline constexpr int64_t kMaxTopLogprobs = 20;  // the limit of OpenAI's API
 
 struct TokenLogprob {
   int32_t id;
   float logprob;  // natural logarithm of the probability
 };
 
-// A token of an answer, and the likeliest in its place.
+// A token of an answer, and the likeliest alternatives at its position.
 struct StepLogprobs {
   TokenLogprob chosen;
-  std::vector<TokenLogprob> top;  // the likeliest first, of equals the lowest id
+  std::vector<TokenLogprob> top;  // likeliest first; ties by ascending id
 };
 
-// Takes them from the model's own distribution: before repetition penalty, temperature, top-k and
-// top-p, as `runtime.inputs.logprobs` does.
-// logits: (V,), finite. count: of the likeliest.
+// Computes them from the model's own distribution: before repetition penalty, temperature, top-k
+// and top-p, as `runtime.inputs.logprobs` does.
+// logits: (V,), finite. count: length of `top`.
 StepLogprobs LogprobsOf(const float* logits, int64_t vocab_size, int32_t chosen, int64_t count);
 
 }  // namespace minicpmv

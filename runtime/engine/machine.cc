@@ -20,18 +20,18 @@ using Clock = std::chrono::steady_clock;
 
 constexpr int kPasses = 5;
 constexpr int kLaunches = 1000;
-// Memory comes in lines of this many bytes, whole, whatever is read of them: one word of each
-// keeps the most of them on their way.
+// Memory is fetched in whole cache lines: reading one word of each keeps the most of them in
+// flight.
 constexpr size_t kLineWords = 64 / sizeof(uint64_t);
 
-// A buffer, and what the threads found in it: nobody needs the sum, but without it a compiler
-// would see that nothing need be read.
+// A buffer, and the sum of what the threads read. The sum keeps the compiler from removing the
+// reads.
 struct Pass {
   uint64_t* words;
   size_t count;
   std::atomic<uint64_t> sum{0};
 
-  // Returns where a task's share begins.
+  // Returns the start of a task's share.
   uint64_t* Share(int task, const TVMParallelGroupEnv& tasks) const {
     const auto all = static_cast<size_t>(tasks.num_task);
     return words + count / all * static_cast<size_t>(task) +
@@ -64,7 +64,7 @@ double Median(std::vector<double>* values) {
   return *middle;
 }
 
-// Returns what the kernel says of the first processor under one of two names.
+// Returns the first value in /proc/cpuinfo under one of two keys.
 std::string CpuInfo(const std::string& name, const std::string& other = "") {
   std::ifstream file("/proc/cpuinfo");
   for (std::string line; std::getline(file, line);) {
@@ -78,7 +78,7 @@ std::string CpuInfo(const std::string& name, const std::string& other = "") {
 
 }  // namespace
 
-// The first on x86-64 and some phones, the second on others.
+// The first key on x86-64 and some phones, the second on others.
 std::string CpuName() { return CpuInfo("model name", "Hardware"); }
 
 int DefaultThreads() {
@@ -92,12 +92,12 @@ int DefaultThreads() {
 int64_t MemoryBytes() { return int64_t{sysconf(_SC_PHYS_PAGES)} * sysconf(_SC_PAGESIZE); }
 
 int64_t PeakRssBytes() {
-  // Not getrusage: its figure begins with the peak of the process that started this one.
+  // Not getrusage: its maximum includes the parent's peak from before exec.
   std::ifstream file("/proc/self/status");
   const std::string key = "VmHWM:";
   for (std::string line; std::getline(file, line);) {
     if (line.compare(0, key.size(), key) != 0) continue;
-    return std::strtoll(line.c_str() + key.size(), nullptr, 10) * 1024;  // it counts KiB
+    return std::strtoll(line.c_str() + key.size(), nullptr, 10) * 1024;  // the file counts KiB
   }
   return 0;
 }
@@ -106,7 +106,7 @@ std::optional<double> MeasureReadMs(int64_t bytes, const std::function<bool()>& 
   const AlignedBuffer buffer(static_cast<size_t>(bytes));
   Pass pass{reinterpret_cast<uint64_t*>(buffer.data()), buffer.size() / sizeof(uint64_t)};
   if (cancelled()) return std::nullopt;
-  // Pages that nobody has written to are all one page of zeros.
+  // Write first: pages that were never written all map to one page of zeros.
   TVMBackendParallelLaunch(Fill, &pass, 0);
   std::vector<double> times;  // ms
   for (int i = 0; i < kPasses; ++i) {

@@ -1,4 +1,4 @@
-// The engine: a process that answers JSON lines on stdin with JSON lines on stdout; see
+// The engine: a process that reads JSON requests from stdin and writes JSON events to stdout; see
 // PROTOCOL.md.
 #include <tvm/ffi/function.h>
 #include <unistd.h>
@@ -24,15 +24,15 @@ namespace event = protocol::event;
 namespace field = protocol::field;
 
 void SetThreads() {
-  // TVM binds threads to cores counted from the first, whichever of them this process may use;
-  // the system knows better where there is room.
+  // TVM would pin threads to cores starting at the first one, even if this process may not run
+  // there; the scheduler knows better which cores are free.
   setenv("TVM_BIND_THREADS", "0", 0);
   constexpr char kVariable[] = "TVM_NUM_THREADS";
-  // On x86-64 TVM takes half of the processors, as if each were half a core.
+  // On x86-64 TVM uses half of the processors, as if each were one of two hardware threads.
   if (const int cores = DefaultThreads(); cores > 0) {
     setenv(kVariable, std::to_string(cores).c_str(), 0);
   }
-  // As many as were asked for, not only as many as there are fast cores.
+  // Allow as many threads as were requested, not only one for each fast core.
   constexpr int kFastCores = 1;
   const char* wanted = std::getenv(kVariable);
   const int threads = wanted == nullptr ? 0 : std::atoi(wanted);

@@ -1,4 +1,4 @@
-// A loaded bundle, with everything that works on it.
+// A loaded bundle and the components that run it.
 #ifndef MINICPMV_ENGINE_MODEL_H_
 #define MINICPMV_ENGINE_MODEL_H_
 
@@ -16,7 +16,7 @@ namespace minicpmv {
 
 class Model {
  public:
-  // prefix: of the blocks in the system library. window: tokens that a token may see.
+  // prefix: of the blocks' names in the system library. window: context window, tokens.
   // Throws EngineError: see `Bundle` and `Generator`.
   Model(const std::string& folder, const std::string& target, const std::string& program_id,
         const std::string& prefix, int64_t window)
@@ -33,7 +33,7 @@ class Model {
   const Blocks& blocks() const { return blocks_; }
   Blocks& blocks() { return blocks_; }
 
-  // The following throw EngineError (not_loaded) where the bundle has nothing of the kind.
+  // The following throw EngineError (not_loaded) if the bundle lacks the component.
   const Tokenizer& tokenizer() const {
     if (!tokenizer_) Lacks("tokenizer.model, so it cannot read text");
     return *tokenizer_;

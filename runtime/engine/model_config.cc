@@ -5,17 +5,17 @@
 namespace minicpmv {
 namespace {
 
-// Beyond any model; products of a few such numbers stay far below 2^63.
+// Larger than in any model; products of a few such numbers stay far below 2^63.
 constexpr int64_t kMaxExtent = 1 << 24;
 
-// Takes an extent under one of the checkpoint's names.
+// Reads an extent; names are those of the checkpoint's configuration.
 int64_t Extent(Fields* model, const char* name) {
   const int64_t extent = model->Integer(name, 1);
   if (extent > kMaxExtent) model->Refuse(std::string(name) + " is larger than any model's");
   return extent;
 }
 
-// Returns an axis of a tensor that must be there.
+// Returns the extent of an axis of a tensor that must exist.
 int64_t Axis(const Fields& model, const TensorRecords& tensors, const std::string& name,
              size_t axis) {
   const auto found = tensors.find(name);
@@ -27,8 +27,8 @@ int64_t Axis(const Fields& model, const TensorRecords& tensors, const std::strin
   return extent;
 }
 
-// Returns the side of a patch (pixels), of which a tensor has three colours' values. The
-// configuration may leave it to the vision encoder's name, of which the converter has a table.
+// Returns the side of a patch, pixels, from the tensor that holds three colour channels of it. The
+// configuration may omit it: the converter then looks it up by the vision encoder's name.
 int64_t PatchSize(Fields* model, const TensorRecords& tensors) {
   const int64_t values = Axis(*model, tensors, "vision.patch_embed.weight", 1);
   int64_t side = 1;
@@ -131,7 +131,7 @@ ModelConfig ReadModelConfig(Fields model, const std::string& architecture, KVFor
   config.architecture = architecture;
   config.decoder = ReadDecoder(&model);
   config.decoder.kv_cache = kv_cache;
-  // A table as long as the manifest's, whatever number of layers it claims.
+  // The claimed number of layers must not allocate more than the manifest itself.
   if (static_cast<size_t>(config.decoder.num_hidden_layers) > tensors.size()) {
     model.Refuse("num_hidden_layers is more than there are tensors");
   }

@@ -1,4 +1,4 @@
-// The model's geometry, as a bundle's manifest states it, and the tensors that follow from it.
+// The model's geometry from a bundle's manifest, and the tensors that it implies.
 #ifndef MINICPMV_ENGINE_MODEL_CONFIG_H_
 #define MINICPMV_ENGINE_MODEL_CONFIG_H_
 
@@ -29,7 +29,7 @@ struct VisionConfig {
   }
 };
 
-// How a decoder's blocks keep keys and values; named as in `convert/bundle/kv_cache.py`.
+// The storage format of keys and values; named as in `convert/bundle/kv_cache.py`.
 enum class KVFormat { kFp16, kInt8 };
 
 struct DecoderConfig {
@@ -50,21 +50,21 @@ struct DecoderConfig {
 struct ModelConfig {
   std::string architecture;
   DecoderConfig decoder;
-  std::optional<VisionConfig> vision;  // none: a decoder alone
-  bool untied_head;                    // the LM head is not the embedding
+  std::optional<VisionConfig> vision;  // nullopt: a text-only model
+  bool untied_head;                    // the LM head has weights of its own
 };
 
-// One of a manifest's tensors, before tiles and packing.
+// A tensor in the manifest, before tiling and packing.
 struct TensorRecord {
-  std::string format;  // as `convert/bundle/plan.py` names it
+  std::string format;  // named as in `convert/bundle/plan.py`
   Shape shape;
 };
 
 using TensorRecords = std::map<std::string, TensorRecord>;
 
-// Reads the geometry from the checkpoint's configuration (`model` in the manifest); what that
-// leaves to tables of the converter is taken from the tensors' shapes.
-// Throws EngineError (of the fields): missing or contradictory.
+// Reads the geometry from the checkpoint's configuration (`model` in the manifest). What the
+// converter looks up in tables of its own is derived from the tensors' shapes.
+// Throws EngineError, with the code of the fields: a field is missing, or fields contradict.
 ModelConfig ReadModelConfig(Fields model, const std::string& architecture, KVFormat kv_cache,
                             const TensorRecords& tensors);
 

@@ -1,4 +1,4 @@
-// Where a file is written: only a regular file is ever replaced.
+// Resolves output paths; only regular files are ever replaced.
 #ifndef MINICPMV_ENGINE_OUTPUT_PATH_H_
 #define MINICPMV_ENGINE_OUTPUT_PATH_H_
 
@@ -10,12 +10,13 @@
 namespace minicpmv {
 
 struct OutputPath {
-  std::string path;            // of the file itself, where a link leads to it
-  std::optional<mode_t> mode;  // permissions of the file that is there
+  std::string path;            // with symbolic links resolved
+  std::optional<mode_t> mode;  // permissions of an existing file
 };
 
-// Finds the file that writing a path makes or replaces. Throws `file_error` where a device, a pipe,
-// a socket or a folder stands, or a link that leads nowhere.
+// Returns the file that writing to a path creates or replaces.
+// Throws EngineError (file_error): the path is a device, a pipe, a socket, a folder or a dangling
+// link.
 OutputPath FindOutput(const std::string& path);
 
 }  // namespace minicpmv

@@ -7,7 +7,7 @@
 namespace minicpmv {
 namespace {
 
-constexpr size_t kPicturesKept = 8;  // 0.6 MB each at full size
+constexpr size_t kPicturesKept = 8;  // 0.6 MB each for the full-size model
 
 }  // namespace
 

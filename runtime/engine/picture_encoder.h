@@ -1,4 +1,4 @@
-// From a picture to its image tokens: preprocessing, vision encoder, resampler.
+// Encodes a picture to image tokens: preprocessing, vision encoder, resampler.
 #ifndef MINICPMV_ENGINE_PICTURE_ENCODER_H_
 #define MINICPMV_ENGINE_PICTURE_ENCODER_H_
 
@@ -14,47 +14,47 @@
 
 namespace minicpmv {
 
-// How long work tells what it does, and hears that nobody wants it any more.
+// Callbacks of a long operation: progress reports and cancellation.
 struct WorkHooks {
   std::function<void(int64_t done, int64_t total)> progress;
   std::function<bool()> cancelled;
 };
 
-// Image tokens that are remembered.
+// A picture's image tokens, as the cache keeps them.
 struct EncodedPicture {
-  uint64_t key;               // follows from the resized pixels; not 0
+  uint64_t key;               // hash of the resized pixels; not 0
   std::vector<float> tokens;  // (Q, D)
 };
 
-// Pictures are known by their resized pixels; the latest few stay encoded.
+// Caches the most recently used pictures, identified by their resized pixels.
 class PictureEncoder {
  public:
-  // blocks: of a model with a vision encoder; outlives this.
+  // blocks: of a model with a vision encoder; must outlive this object.
   explicit PictureEncoder(const Blocks& blocks);
 
-  // Encodes a picture, unless it is remembered.
-  // hooks: progress counts blocks; cancelled is asked before each.
+  // Encodes a picture, unless it is cached.
+  // hooks: progress counts blocks; cancelled is polled before each.
   // Returns its image tokens, valid until the next Encode or Remember; nullptr if cancelled.
   const EncodedPicture* Encode(const RgbPicture& picture, const WorkHooks& hooks);
 
-  // Encodes a picture whether it is remembered or not, and does not remember it.
-  // Returns nothing if cancelled.
+  // Encodes a picture without reading or writing the cache.
+  // Returns nullopt if cancelled.
   std::optional<EncodedPicture> Compute(const RgbPicture& picture, const WorkHooks& hooks);
 
-  // Remembers what was encoded elsewhere, in place of the picture used longest ago.
+  // Adds an encoded picture to the cache and evicts the least recently used one.
   // Returns it, valid until the next Encode or Remember.
   const EncodedPicture* Remember(EncodedPicture picture);
 
-  // Returns what is remembered, valid until the next Encode or Remember; nullptr if nothing is.
+  // Returns a cached picture, valid until the next Encode or Remember; nullptr if there is none.
   const EncodedPicture* Find(uint64_t key);
 
   // Returns the vision encoder's input for a picture: (3, S, S).
   Tensor Preprocess(const RgbPicture& picture);
 
  private:
-  // Encodes resized pixels. Returns nothing if cancelled.
+  // Encodes resized pixels. Returns nullopt if cancelled.
   std::optional<EncodedPicture> Run(const uint8_t* resized, const WorkHooks& hooks);
-  // Returns image tokens (Q, D) of pixels_; none if cancelled.
+  // Returns the image tokens (Q, D) of pixels_; empty if cancelled.
   std::vector<float> RunBlocks(const WorkHooks& hooks) const;
   // Returns the size of a resized picture, bytes.
   size_t resized_bytes() const { return pixels_.size() / sizeof(float); }
@@ -62,7 +62,7 @@ class PictureEncoder {
   const Blocks& blocks_;
   ImagePreprocessor preprocessor_;
   AlignedBuffer pixels_;                // (3, S, S) float32
-  std::list<EncodedPicture> pictures_;  // the latest first
+  std::list<EncodedPicture> pictures_;  // most recently used first
 };
 
 }  // namespace minicpmv

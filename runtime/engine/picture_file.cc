@@ -20,7 +20,7 @@ uint32_t LittleEndian(const uint8_t* bytes) {
          static_cast<uint32_t>(bytes[2]) << 16 | static_cast<uint32_t>(bytes[3]) << 24;
 }
 
-// Checks a header against its file's size; returns the picture without its pixels.
+// Checks a header against the file's size; returns the picture without its pixels.
 RgbPicture ParseHeader(const std::string& path, const uint8_t* header, uint64_t file_size) {
   if (std::memcmp(header, kPictureMagic, sizeof(kPictureMagic) - 1) != 0) {
     Refuse(path, "not a file of decoded pixels");
@@ -34,7 +34,7 @@ RgbPicture ParseHeader(const std::string& path, const uint8_t* header, uint64_t 
   const std::string size = std::to_string(width) + " x " + std::to_string(height) + " pixels";
   if (width == 0 || height == 0) Refuse(path, size + "; expected at least one");
   if (LittleEndian(header + 20) != 0) Refuse(path, "a reserved field of the header is not zero");
-  // A product of two 32-bit numbers fits into 64 bits; three times that need not.
+  // The product of two 32-bit numbers fits into 64 bits; three times that may not.
   const uint64_t body = file_size - kPictureHeaderBytes;
   if (body % 3 != 0 || body / 3 != width * height) {
     Refuse(path, size + " do not take " + std::to_string(body) + " bytes; the file is cut short, " +

@@ -1,4 +1,4 @@
-// Decoded pixels that another program hands to the engine through a file.
+// A file of decoded pixels, by which a client passes a picture to the engine.
 //
 // The format, little-endian, written by `runtime/inputs/picture_file.py` and by the app:
 //   offset  size  field
@@ -8,7 +8,7 @@
 //       16     4  height, unsigned, pixels: at least 1
 //       20     4  zero
 //       24     3 * width * height  rows from the top, each pixel as bytes red, green, blue
-// and nothing behind it.
+// and nothing after it.
 #ifndef MINICPMV_ENGINE_PICTURE_FILE_H_
 #define MINICPMV_ENGINE_PICTURE_FILE_H_
 
@@ -22,17 +22,17 @@ inline constexpr char kPictureMagic[] = "MCPMVRGB";
 inline constexpr uint32_t kPictureVersion = 1;
 inline constexpr size_t kPictureHeaderBytes = 24;
 
-// Pixels that somebody else owns: (height, width, 3), red, green, blue.
+// A view of pixels (height, width, 3): red, green, blue. Does not own them.
 struct RgbPicture {
   const uint8_t* pixels;
   int64_t width;
   int64_t height;
 };
 
-// A picture file, mapped read-only and checked whole. It must not change while it is open.
+// A picture file, mapped read-only and fully validated. It must not change while it is open.
 class PictureFile {
  public:
-  // Throws EngineError (invalid_picture): no such file, or not of this format.
+  // Throws EngineError (invalid_picture): no such file, or not this format.
   explicit PictureFile(const std::string& path);
   ~PictureFile();
 

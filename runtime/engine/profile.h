@@ -9,16 +9,16 @@
 
 namespace minicpmv {
 
-// Where the time of compiled blocks goes: what each kernel took since the last look.
+// Accumulates the time of each kernel since the last Take.
 class Profile {
  public:
   struct Time {
     int64_t calls = 0;
-    int64_t rows = 0;  // tokens or patches that it worked on, all calls together
+    int64_t rows = 0;  // tokens or patches, summed over all calls
     double ms = 0;
   };
 
-  // Kernels run one after the other, none within another.
+  // Kernels run one at a time and do not nest.
   void Begin() { started_ = Clock::now(); }
   void End(const std::string& kernel, int64_t rows) {
     const std::chrono::duration<double, std::milli> passed = Clock::now() - started_;

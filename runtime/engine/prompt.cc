@@ -47,7 +47,8 @@ void CheckConversation(const std::vector<Message>& messages, bool as_original) {
 
 Prompt BuildPrompt(const Tokenizer& tokenizer, const std::vector<Message>& messages,
                    int64_t image_tokens) {
-  // The conversation is one text, cut only at the picture: pieces merge across turns' borders.
+  // The conversation is encoded as one text, split only at the picture: pieces may merge across
+  // turns.
   std::string text;
   for (size_t i = 0; i < messages.size(); ++i) {
     if (i > 0) text += messages[i].role == "user" ? kUser : kAssistant;

@@ -1,4 +1,4 @@
-// From a conversation to token ids, exactly as the original model's code does.
+// Builds the token ids of a conversation, exactly as the original model's code does.
 #ifndef MINICPMV_ENGINE_PROMPT_H_
 #define MINICPMV_ENGINE_PROMPT_H_
 
@@ -12,7 +12,7 @@
 
 namespace minicpmv {
 
-inline constexpr int64_t kOriginalPromptLimit = 2048;  // ids; the original drops what follows
+inline constexpr int64_t kOriginalPromptLimit = 2048;  // ids; the original drops the rest
 
 // One turn; role is `user` or `assistant`.
 struct Message {
@@ -23,23 +23,24 @@ struct Message {
 // A tokenized conversation.
 struct Prompt {
   std::vector<int32_t> ids;
-  std::optional<int64_t> image_start;  // index of the first placeholder; none without a picture
+  std::optional<int64_t> image_start;  // index of the first placeholder; nullopt: no picture
 
   // Keeps the first `length` ids, as the original does with long prompts.
   void Cut(int64_t length);
 };
 
-// Checks that user and assistant take turns, a user first and last, and that the last one asks.
-// as_original: turns after the first may be anybody's, and empty, as the original model takes them.
+// Checks that user and assistant alternate, that the first and last turns are the user's, and that
+// the last one is not empty.
+// as_original: turns after the first may have any role and may be empty, as in the original model.
 // Throws EngineError (invalid_request, invalid_text).
 void CheckConversation(const std::vector<Message>& messages, bool as_original);
 
-// Builds the ids of a conversation, checked before, that the assistant is to continue.
+// Builds the ids of a conversation, already checked, for the assistant to continue.
 // image_tokens: placeholders for the picture in the first turn; 0 without a picture.
 Prompt BuildPrompt(const Tokenizer& tokenizer, const std::vector<Message>& messages,
                    int64_t image_tokens);
 
-// Returns how many ids a user's turn takes, with the marks around it.
+// Returns how many ids a user's turn takes, including the role markers around it.
 int64_t TurnTokens(const Tokenizer& tokenizer, std::string_view content);
 
 }  // namespace minicpmv

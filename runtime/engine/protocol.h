@@ -1,6 +1,7 @@
-// Every name of the engine's protocol; PROTOCOL.md says what they mean.
+// Every name of the engine's protocol; PROTOCOL.md explains them.
 //
-// `runtime/engine_client/protocol.py` has the same in classes of the same names; error codes stand in error.h.
+// `runtime/engine_client/protocol.py` has the same names in classes that correspond to these
+// namespaces; error codes are in error.h.
 #ifndef MINICPMV_ENGINE_PROTOCOL_H_
 #define MINICPMV_ENGINE_PROTOCOL_H_
 
@@ -13,7 +14,7 @@ namespace protocol {
 inline constexpr int64_t kVersion = 1;
 inline constexpr size_t kLineLimit = 16 << 20;  // bytes of a request, without its newline
 
-// What a request asks for.
+// Operations of requests.
 namespace op {
 inline constexpr char kLoad[] = "load";
 inline constexpr char kImage[] = "image";
@@ -30,7 +31,7 @@ inline constexpr char kBandwidth[] = "bandwidth";
 inline constexpr char kProfile[] = "profile";
 }  // namespace op
 
-// What a line of the engine is.
+// Kinds of lines that the engine writes.
 namespace event {
 inline constexpr char kHello[] = "hello";
 inline constexpr char kProgress[] = "progress";
@@ -40,7 +41,7 @@ inline constexpr char kDone[] = "done";
 inline constexpr char kError[] = "error";
 }  // namespace event
 
-// What a progress event counts.
+// Stages of progress events, and what they count.
 namespace stage {
 inline constexpr char kEncode[] = "encode";        // blocks
 inline constexpr char kPrefill[] = "prefill";      // tokens
@@ -55,7 +56,7 @@ inline constexpr char kStopString[] = "stop_string";
 inline constexpr char kCancelled[] = "cancelled";
 }  // namespace stop
 
-// What a tap runs.
+// Stages that a tap runs.
 namespace tap {
 inline constexpr char kPreprocess[] = "preprocess";
 inline constexpr char kVisionEmbed[] = "vision_embed";
@@ -68,14 +69,14 @@ inline constexpr char kLogits[] = "logits";
 }  // namespace tap
 
 namespace field {
-// Of every line.
+// All lines.
 inline constexpr char kOp[] = "op";
 inline constexpr char kId[] = "id";
 inline constexpr char kEvent[] = "event";
-// Of errors.
+// Errors.
 inline constexpr char kCode[] = "code";
 inline constexpr char kMessage[] = "message";
-// Of hello.
+// hello.
 inline constexpr char kProtocol[] = "protocol";
 inline constexpr char kToolkitVersion[] = "version";
 inline constexpr char kTarget[] = "target";
@@ -85,23 +86,23 @@ inline constexpr char kBlocks[] = "blocks";
 inline constexpr char kThreads[] = "threads";
 inline constexpr char kCpu[] = "cpu";
 inline constexpr char kMemoryBytes[] = "memory_bytes";
-// Of load.
+// load.
 inline constexpr char kBundle[] = "bundle";
 inline constexpr char kWindow[] = "window";
 inline constexpr char kLoadMs[] = "load_ms";
 inline constexpr char kWeightsBytes[] = "weights_bytes";
 inline constexpr char kArchitecture[] = "architecture";
 inline constexpr char kImageTokens[] = "image_tokens";
-// Of pictures.
+// Pictures.
 inline constexpr char kPath[] = "path";
 inline constexpr char kImage[] = "image";
 inline constexpr char kEncodeMs[] = "encode_ms";
 inline constexpr char kRemembered[] = "remembered";
-// Of progress.
+// progress.
 inline constexpr char kStage[] = "stage";
 inline constexpr char kDone[] = "done";
 inline constexpr char kTotal[] = "total";
-// Of chat.
+// chat.
 inline constexpr char kMessages[] = "messages";
 inline constexpr char kRole[] = "role";
 inline constexpr char kContent[] = "content";
@@ -130,9 +131,9 @@ inline constexpr char kReusedTokens[] = "reused_tokens";
 inline constexpr char kGeneratedTokens[] = "generated_tokens";
 inline constexpr char kDecodeSteps[] = "decode_steps";
 inline constexpr char kPeakRssBytes[] = "peak_rss_bytes";
-// Of tokenize.
+// tokenize.
 inline constexpr char kImageStart[] = "image_start";
-// Of taps.
+// tap.
 inline constexpr char kWhat[] = "what";
 inline constexpr char kInput[] = "input";
 inline constexpr char kOutput[] = "output";
@@ -140,12 +141,12 @@ inline constexpr char kIndex[] = "index";
 inline constexpr char kPerLayer[] = "per_layer";
 inline constexpr char kPinned[] = "pinned";
 inline constexpr char kShape[] = "shape";
-// Of the self-check.
+// selfcheck.
 inline constexpr char kPassed[] = "passed";
 inline constexpr char kChecks[] = "checks";
 inline constexpr char kQuestion[] = "question";
 inline constexpr char kExpected[] = "expected";
-// Of files and memory.
+// Files, memory and profiling.
 inline constexpr char kBytes[] = "bytes";
 inline constexpr char kMs[] = "ms";
 inline constexpr char kLaunchUs[] = "launch_us";

@@ -6,7 +6,7 @@
 namespace minicpmv {
 
 uint64_t RandomSeed() {
-  // Not std::random_device: it calls getrandom, for which Android 8 kills a process.
+  // Not std::random_device: it calls getrandom, and Android 8 kills a process for that.
   uint64_t seed = 0;
   std::ifstream system("/dev/urandom", std::ios::binary);
   if (system.read(reinterpret_cast<char*>(&seed), sizeof(seed))) return seed;

@@ -1,4 +1,4 @@
-// Random numbers that are the same on every machine.
+// A pseudo-random generator with the same sequence on every machine.
 #ifndef MINICPMV_ENGINE_RANDOM_H_
 #define MINICPMV_ENGINE_RANDOM_H_
 
@@ -6,7 +6,7 @@
 
 namespace minicpmv {
 
-// xoshiro256** (Blackman, Vigna 2018), its state filled from the seed by splitmix64.
+// xoshiro256** (Blackman, Vigna 2018), seeded with splitmix64.
 class Random {
  public:
   explicit Random(uint64_t seed) {
@@ -40,7 +40,7 @@ class Random {
   uint64_t state_[4];
 };
 
-// Returns a seed that nobody knows, from the system's random numbers.
+// Returns an unpredictable seed from the system's random source.
 uint64_t RandomSeed();
 
 }  // namespace minicpmv

@@ -13,7 +13,7 @@ namespace {
 constexpr int kFileMode = 0644;
 constexpr char kNotRegular[] = "not a file";
 
-// Returns what is wrong with an open file; nothing if it is a regular one.
+// Returns what is wrong with an open file; empty if it is a regular one.
 std::string Check(int fd, struct stat* status) {
   if (fd < 0) return std::strerror(errno);
   if (fstat(fd, status) != 0) return std::strerror(errno);

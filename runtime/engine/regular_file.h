@@ -1,4 +1,4 @@
-// A file from outside, opened to be read if it is a regular one.
+// Opens untrusted paths, and only if they are regular files.
 #ifndef MINICPMV_ENGINE_REGULAR_FILE_H_
 #define MINICPMV_ENGINE_REGULAR_FILE_H_
 
@@ -10,19 +10,19 @@
 
 namespace minicpmv {
 
-// Anything else than a regular file is refused at once: opening a named pipe would wait for its
-// other end, and reading a device might never end.
+// Anything but a regular file is rejected at once: opening a named pipe would block until the other
+// end opens, and reading a device might never end.
 class RegularFile {
  public:
   explicit RegularFile(const std::string& path);
 
-  // Why there is nothing to read; empty if all is well.
+  // Why the file cannot be read; empty if it can.
   const std::string& problem() const { return problem_; }
 
   int fd() const { return file_.get(); }
   int64_t size() const { return size_; }  // bytes
 
-  // Reads the next bytes. Returns false if the file has not so many.
+  // Reads the next `size` bytes. Returns false if the file has fewer.
   bool Read(void* data, size_t size) const;
 
  private:
@@ -31,8 +31,8 @@ class RegularFile {
   int64_t size_ = 0;
 };
 
-// Opens a regular file to be written from its start, or makes one; anything else is refused.
-// Returns the descriptor, or a negative number and sets `problem`.
+// Creates or truncates a regular file for writing; anything else is rejected.
+// Returns the descriptor; on failure a negative number, and sets `problem`.
 int CreateRegularFile(const std::string& path, std::string* problem);
 
 }  // namespace minicpmv

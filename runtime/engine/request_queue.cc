@@ -16,8 +16,8 @@ namespace minicpmv {
 namespace {
 
 constexpr size_t kReadBytes = 1 << 16;
-constexpr size_t kMaxWaiting = 16;  // lines; then reading waits too
-// A cancel is short; longer lines need not be parsed twice.
+constexpr size_t kMaxWaiting = 16;  // lines; at that point reading pauses
+// A cancel is short, so longer lines are not parsed twice.
 constexpr size_t kCancelLimit = 1 << 10;  // bytes
 
 bool IsCancel(const std::string& text) {
@@ -29,7 +29,7 @@ bool IsCancel(const std::string& text) {
                    error_code::kInvalidRequest, "request");
     return request.OptionalText(protocol::field::kOp) == protocol::op::kCancel;
   } catch (const EngineError&) {
-    return false;  // whoever takes the line will say what is wrong with it
+    return false;  // the server reports what is wrong with the line
   }
 }
 

@@ -1,4 +1,5 @@
-// Requests from stdin, read while the engine is at work, so that a cancel is heard.
+// Reads requests from stdin in the background, so that a cancel takes effect while another request
+// runs.
 #ifndef MINICPMV_ENGINE_REQUEST_QUEUE_H_
 #define MINICPMV_ENGINE_REQUEST_QUEUE_H_
 
@@ -14,18 +15,18 @@
 
 namespace minicpmv {
 
-// A line, as it came.
+// A line as it was read.
 struct RequestLine {
-  uint64_t number;  // of the lines so far
-  bool too_long;    // longer than the limit: its text is dropped
+  uint64_t number;  // counts lines
+  bool too_long;    // longer than the limit; its text is dropped
   std::string text;
 };
 
-// Reads lines in a thread of its own, until the end of the input. A cancel ends every request
-// that came before it, and so does the end of the input.
+// Reads lines on its own thread until the end of the input. A cancel ends every request before it,
+// and so does the end of the input.
 class RequestQueue {
  public:
-  // fd: closed by nobody. line_limit: bytes without the newline.
+  // fd: not closed. line_limit: bytes without the newline.
   RequestQueue(int fd, size_t line_limit);
   // Waits for the end of the input.
   ~RequestQueue();
@@ -33,10 +34,10 @@ class RequestQueue {
   RequestQueue(const RequestQueue&) = delete;
   RequestQueue& operator=(const RequestQueue&) = delete;
 
-  // Waits for the next line; nothing at the end of the input.
+  // Waits for the next line; nullopt at the end of the input.
   std::optional<RequestLine> Next();
 
-  // Says whether a request was cancelled.
+  // Returns whether a request was cancelled.
   bool Cancelled(uint64_t number) const { return number < cancelled_before_; }
 
  private:
@@ -46,13 +47,13 @@ class RequestQueue {
 
   const int fd_;
   const size_t line_limit_;
-  RequestLine line_{1, false, {}};  // under construction
+  RequestLine line_{1, false, {}};  // the line being read
   std::atomic<uint64_t> cancelled_before_{0};
   std::mutex mutex_;
   std::condition_variable changed_;
   std::deque<RequestLine> lines_;
   bool ended_ = false;
-  std::thread thread_;  // last: it uses the others
+  std::thread thread_;  // last: it uses the members above
 };
 
 }  // namespace minicpmv

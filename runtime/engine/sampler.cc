@@ -22,12 +22,12 @@ void Expect(bool right, const char* name, double value, const char* expected) {
                     std::string(name) + " is " + shown + "; expected " + expected);
 }
 
-// Returns a factor above 0 as float32, where it must not become 0.
+// Converts a positive factor to float32 without underflow to 0.
 float Factor(double value) {
   return std::max(static_cast<float>(value), std::numeric_limits<float>::min());
 }
 
-// Returns a score that stays a number, however extreme the options are.
+// Clamps a score to finite float32, however extreme the options are.
 float Finite(float score) {
   constexpr float kLargest = std::numeric_limits<float>::max();
   return std::min(std::max(score, -kLargest), kLargest);
@@ -66,7 +66,7 @@ Sampler::Sampler(const SamplingOptions& options, int64_t vocab_size)
 int32_t Sampler::Choose(const float* logits, const std::vector<int32_t>& generated) {
   if (!options_.do_sample) {
     Penalize(logits, generated);
-    const auto best = std::max_element(scores_.begin(), scores_.end());  // the first of equals
+    const auto best = std::max_element(scores_.begin(), scores_.end());  // the first maximum
     return static_cast<int32_t>(best - scores_.begin());
   }
   Distribution(logits, generated);
@@ -101,7 +101,7 @@ const std::vector<Candidate>& Sampler::Distribution(const float* logits,
   return candidates_;
 }
 
-// Checks the logits and copies them; tokens that were generated before become less likely.
+// Copies the logits after checking them, and applies the repetition penalty.
 void Sampler::Penalize(const float* logits, const std::vector<int32_t>& generated) {
   for (size_t id = 0; id < scores_.size(); ++id) {
     if (!std::isfinite(logits[id])) {
@@ -116,14 +116,14 @@ void Sampler::Penalize(const float* logits, const std::vector<int32_t>& generate
     if (id < 0 || id >= vocab_size_) {
       throw EngineError(error_code::kInternal, "a generated id is outside the vocabulary");
     }
-    const float old = logits[id];  // so that a repeated id counts once
+    const float old = logits[id];  // not scores_: a repeated id is penalized once
     scores_[static_cast<size_t>(id)] = Finite(old < 0 ? old * penalty : old / penalty);
   };
-  penalize(kBosId);  // the original's answers begin with it, unseen
+  penalize(kBosId);  // the original's output starts with it, although it is not shown
   for (const int32_t id : generated) penalize(id);
 }
 
-// Keeps the k likeliest; tokens that tie with the last of them survive with it.
+// Keeps the k likeliest tokens, and those that tie with the k-th.
 void Sampler::KeepTopK() {
   sorted_.clear();
   for (const Candidate& candidate : candidates_) sorted_.push_back(candidate.score);
@@ -135,12 +135,13 @@ void Sampler::KeepTopK() {
                     candidates_.end());
 }
 
-// Drops the least likely while their probabilities' sum is at most 1 - top_p; the likeliest stays.
-// Finds the first that stays by halving, so that a vocabulary is not sorted for every token.
+// Drops the least likely tokens while their cumulative probability is at most 1 - top_p; the
+// likeliest always stays. Finds the first that stays by bisection, so that the vocabulary is not
+// sorted for every token.
 void Sampler::KeepTopP() {
   const auto limit = static_cast<float>(1 - options_.top_p);
-  auto first = candidates_.begin(), last = candidates_.end();  // the one is in [first, last)
-  double dropped = 0;                                          // sum before `first`
+  auto first = candidates_.begin(), last = candidates_.end();  // the first to stay is in between
+  double dropped = 0;                                          // cumulative, before `first`
   while (last - first > 1) {
     const auto middle = first + (last - first) / 2;
     std::nth_element(first, middle, last, LessLikely);
@@ -157,7 +158,7 @@ void Sampler::KeepTopP() {
   std::sort(candidates_.begin(), candidates_.end(), LowerId);
 }
 
-// Makes the survivors' probabilities from their scores.
+// Computes the survivors' probabilities from their scores (softmax).
 void Sampler::Normalize() {
   float largest = candidates_.front().score;
   for (const Candidate& candidate : candidates_) largest = std::max(largest, candidate.score);

@@ -25,7 +25,7 @@ constexpr char kGolden[] = "golden.json";
 constexpr char kFormat[] = "minicpmv-golden";
 constexpr int64_t kFormatVersion = 2;
 
-// A token that was likely where the bundle was made.
+// One of the likeliest tokens at a step, recorded when the bundle was made.
 struct Likely {
   int32_t id;
   double logit;
@@ -33,20 +33,20 @@ struct Likely {
 
 struct GoldenPrompt {
   std::vector<Message> messages;
-  std::optional<std::string> image;  // a picture file's name
+  std::optional<std::string> image;  // name of a picture file
   int64_t max_new_tokens;
   std::vector<int32_t> ids;  // the expected answer
-  // For the first of these ids, what was likely in their place, the likeliest first.
+  // For the first of these ids: the likeliest tokens at that step, likeliest first.
   std::vector<std::vector<Likely>> steps;
 };
 
 struct Golden {
-  double tolerance;  // by which logits may differ: processors round differently
+  double tolerance;  // allowed difference of logits: processors round differently
   std::vector<GoldenPrompt> prompts;
 };
 
 int32_t Id(int64_t id) {
-  // What is too large is no id of any answer.
+  // Clamped: an id that is too large matches no answer.
   return static_cast<int32_t>(std::min<int64_t>(id, std::numeric_limits<int32_t>::max()));
 }
 
@@ -115,7 +115,7 @@ EncodedPicture Encode(Model* model, const std::string& name, const WorkHooks& ho
   return *std::move(picture);
 }
 
-// Feeds a prompt and its expected answer to the decoder, in a cache of its own.
+// Teacher forcing: feeds a prompt and its expected answer to the decoder, in a separate cache.
 class Follower {
  public:
   Follower(const Model& model, const GoldenPrompt& golden, const EncodedPicture* picture)
@@ -123,13 +123,13 @@ class Follower {
         picture_(picture),
         width_(model.config().decoder.hidden_size),
         prompt_(BuildPrompt(model.tokenizer(), golden.messages, ImageTokens())),
-        // All that is fed is seen: where the window begins to slide is not what is checked.
+        // Large enough for all tokens: a sliding window is not what is checked here.
         cache_(model.config().decoder,
                kAttentionSinks + static_cast<int64_t>(prompt_.ids.size() + golden.ids.size())) {
     cache_.Reset(kAttentionSinks);
   }
 
-  // Returns the logits (V,) behind the prompt; valid until the next call.
+  // Returns the logits (V,) after the prompt; valid until the next call.
   const float* Prefill(const WorkHooks& hooks) {
     const auto total = static_cast<int64_t>(prompt_.ids.size());
     std::optional<Tensor> hidden;
@@ -143,7 +143,7 @@ class Follower {
     return decoder_.LastLogits(*hidden);
   }
 
-  // Returns the logits (V,) behind one more token.
+  // Returns the logits (V,) after one more token.
   const float* Next(int32_t token, const WorkHooks& hooks) {
     const auto hidden = decoder_.Forward(decoder_.Embed(&token, 1), &cache_, hooks.cancelled);
     if (!hidden) Cancel();
@@ -155,7 +155,7 @@ class Follower {
     return picture_ == nullptr ? 0 : static_cast<int64_t>(picture_->tokens.size()) / width_;
   }
 
-  // Writes an image token over a row of embeddings, if one belongs to that place.
+  // Copies an image token over a row of embeddings, if its position is a placeholder.
   void ShowPicture(int64_t place, const Tensor& x, int64_t row) const {
     if (picture_ == nullptr) return;
     const int64_t at = place - *prompt_.image_start;
@@ -171,7 +171,7 @@ class Follower {
   KVCache cache_;
 };
 
-// Says whether the likely tokens have the logits that they had, along the expected answer.
+// Returns whether the recorded logits match along the expected answer.
 bool SameLogits(const Model& model, const GoldenPrompt& golden, const EncodedPicture* picture,
                 double tolerance, const WorkHooks& hooks) {
   if (golden.steps.empty()) return true;
@@ -180,14 +180,14 @@ bool SameLogits(const Model& model, const GoldenPrompt& golden, const EncodedPic
   for (size_t i = 0; i < golden.steps.size(); ++i) {
     if (i > 0) logits = follower.Next(golden.ids[i - 1], hooks);
     for (const Likely& likely : golden.steps[i]) {
-      // Not a number is not within.
+      // Negated, so that NaN fails.
       if (!(std::abs(logits[likely.id] - likely.logit) <= tolerance)) return false;
     }
   }
   return true;
 }
 
-// Says whether an answer is the expected one, or leaves it where two tokens were as likely.
+// Returns whether an answer is the expected one, or first differs at a near-tie of two tokens.
 bool SameIds(const std::vector<int32_t>& ids, int32_t end, const GoldenPrompt& golden,
              double tolerance) {
   const auto [mine, expected] =

@@ -1,4 +1,4 @@
-// Does the engine answer here as it did where the bundle was made?
+// Compares the engine's answers on this machine with those recorded when the bundle was made.
 #ifndef MINICPMV_ENGINE_SELF_CHECK_H_
 #define MINICPMV_ENGINE_SELF_CHECK_H_
 
@@ -9,19 +9,19 @@
 
 namespace minicpmv {
 
-// One golden prompt and what became of it.
+// The result of one golden prompt.
 struct Check {
   std::string question;  // the last turn
-  std::string expected;  // answer
-  std::string text;      // the answer
-  bool passed;           // ids and logits are the expected ones, within the tolerance
+  std::string expected;  // the expected answer
+  std::string text;      // the actual answer
+  bool passed;           // ids and logits match, within the tolerance
 };
 
-// Answers the prompts of the bundle's `golden.json` greedily, each from an empty cache. The cache
-// is empty afterwards; remembered pictures stay.
+// Answers the prompts of the bundle's `golden.json` greedily, each with an empty KV cache. The KV
+// cache is empty afterwards; encoded pictures stay.
 // hooks: progress counts prompts.
-// Throws EngineError: no_golden (the bundle has none), invalid_bundle, cancelled, and what
-// encoding and answering throw.
+// Throws EngineError: no_golden (the bundle has none), invalid_bundle, cancelled, and the errors of
+// encoding and generation.
 std::vector<Check> RunSelfCheck(Model* model, const WorkHooks& hooks);
 
 }  // namespace minicpmv

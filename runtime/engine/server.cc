@@ -25,9 +25,9 @@ namespace field = protocol::field;
 namespace op = protocol::op;
 using Clock = std::chrono::steady_clock;
 
-constexpr int64_t kBandwidthBytes = 256 << 20;  // more than caches hold
+constexpr int64_t kBandwidthBytes = 256 << 20;  // larger than any CPU cache
 constexpr int64_t kMinBandwidthBytes = 1 << 20;
-constexpr int64_t kMaxBandwidthBytes = 1 << 30;  // a phone's system ends who takes too much
+constexpr int64_t kMaxBandwidthBytes = 1 << 30;  // a phone kills a process that allocates too much
 
 double MsSince(Clock::time_point start) {
   return std::chrono::duration<double, std::milli>(Clock::now() - start).count();
@@ -97,7 +97,7 @@ Line Server::Dispatch(Fields* request) {
     RequireModel().generator().Reset();
     return Line();
   }
-  // A cancel did its work when it was read; here it is only answered.
+  // A cancel took effect when it was read; here it is only answered.
   if (name == op::kCancel) {
     request->RefuseOthers();
     return Line();
@@ -110,7 +110,7 @@ Line Server::Load(Fields* request) {
   const std::string folder = request->Text(field::kBundle);
   const int64_t window = request->Integer(field::kWindow, 1);
   request->RefuseOthers();
-  // The model before it stays until the new one is whole.
+  // The previous model stays until the new one is complete.
   model_ = std::make_unique<Model>(folder, program_.target, program_.program_id, program_.prefix,
                                    window);
   const ModelConfig& config = model_->config();
@@ -265,7 +265,7 @@ Line Server::Detokenize(Fields* request) {
   const Tokenizer& tokenizer = RequireModel().tokenizer();
   std::vector<int32_t> ids;
   for (const int64_t id : request->Integers(field::kIds)) {
-    // Ids that are no piece's vanish, however large they are.
+    // Clamped: ids without a piece are dropped, however large they are.
     ids.push_back(static_cast<int32_t>(std::min<int64_t>(id, tokenizer.vocab_size())));
   }
   request->RefuseOthers();
@@ -292,7 +292,7 @@ const EncodedPicture* Server::FindPicture(Fields* request) const {
 }
 
 EmbeddingsIdentity Server::Identity() const {
-  RequireModel().pictures();  // says so if there is no vision encoder
+  RequireModel().pictures();  // throws if there is no vision encoder
   const ModelConfig& config = model_->config();
   return {program_.program_id, model_->bundle().weights_sha256(), config.vision->query_num,
           config.decoder.hidden_size};

@@ -1,4 +1,4 @@
-// Requests in, events out: the engine's protocol over the model.
+// Serves the engine's protocol: requests in, events out.
 #ifndef MINICPMV_ENGINE_SERVER_H_
 #define MINICPMV_ENGINE_SERVER_H_
 
@@ -14,27 +14,27 @@
 
 namespace minicpmv {
 
-// What a server says of the program that it is part of.
+// Identifies the program that the server is part of.
 struct Program {
   std::string target, program_id;
-  std::string prefix;  // of the chosen blocks in the system library
+  std::string prefix;  // of the chosen blocks' names in the system library
 };
 
-// Answers every request with exactly one `done` or `error` event, in the order in which they
-// came, some with events before it. A request that fails changes nothing.
+// Answers every request with exactly one `done` or `error` event, in order; other events may come
+// before it. A request that fails changes nothing.
 class Server {
  public:
-  // writer: outlives this.
+  // writer: must outlive this object.
   Server(Program program, const LineWriter* writer);
 
-  // Answers a queue's requests until the end of its input. What is loaded stays for the next.
+  // Answers a queue's requests until the end of its input. A loaded model stays for the next queue.
   void Run(RequestQueue* queue);
 
  private:
-  // The request that is being answered.
+  // The request being answered.
   struct Current {
     uint64_t number = 0;
-    json::Value id;  // the client's, an integer or a text; null if it gave none
+    json::Value id;  // the client's, an integer or a string; null if there is none
   };
 
   void Answer(const RequestLine& line);
@@ -58,7 +58,7 @@ class Server {
 
   const Program program_;
   const LineWriter& writer_;
-  RequestQueue* queue_ = nullptr;  // in work
+  RequestQueue* queue_ = nullptr;  // the one being served
   std::unique_ptr<Model> model_;
   Current current_;
 };

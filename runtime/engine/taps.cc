@@ -37,7 +37,7 @@ Shape WriteWhole(const Tensor& tensor, const std::string& path) {
 }
 
 Shape TapVision(const std::string& what, Fields* request, Model* model) {
-  model->pictures();  // says so if there is no vision encoder
+  model->pictures();  // throws if there is no vision encoder
   const VisionConfig& c = *model->config().vision;
   const Blocks& blocks = model->blocks();
   const bool from_pixels = what == tap::kVisionEmbed;
@@ -65,7 +65,7 @@ Shape TapEmbed(Fields* request, Model* model, const Cancelled& cancelled) {
   std::vector<int32_t> ids;
   const DecoderConfig& c = model->config().decoder;
   for (const int64_t id : request->Integers(field::kIds)) {
-    ids.push_back(static_cast<int32_t>(std::min(id, c.vocab_size)));  // that is outside too
+    ids.push_back(static_cast<int32_t>(std::min(id, c.vocab_size)));  // clamped; still outside
   }
   if (ids.empty()) request->Refuse("no ids");
   const std::string path = request->Text(field::kOutput);

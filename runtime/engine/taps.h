@@ -1,4 +1,4 @@
-// Single stages of the model from file to file, for comparison with the reference.
+// Runs single stages of the model from file to file, for comparison with the reference.
 #ifndef MINICPMV_ENGINE_TAPS_H_
 #define MINICPMV_ENGINE_TAPS_H_
 
@@ -9,9 +9,9 @@
 
 namespace minicpmv {
 
-// Runs the stage that a request names (its fields stand in PROTOCOL.md) and writes the output's
-// file. The conversation in the model's cache is not touched.
-// cancelled: asked before every block.
+// Runs the stage that a request names (PROTOCOL.md lists its fields) and writes the output file.
+// The conversation in the model's cache is not touched.
+// cancelled: polled before every block.
 // Returns the output's shape.
 // Throws EngineError: invalid_request, file_error, invalid_picture, not_loaded, cancelled.
 Shape RunTap(Fields* request, Model* model, const std::function<bool()>& cancelled);

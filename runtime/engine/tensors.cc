@@ -10,7 +10,7 @@
 namespace minicpmv {
 namespace {
 
-// What TVM asks for a tensor's memory; it gets what is already there.
+// An allocator for TVM that returns existing memory.
 struct Lender {
   void* data;
 

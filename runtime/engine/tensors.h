@@ -1,4 +1,4 @@
-// TVM's tensors over memory of ours.
+// TVM tensors over memory that the engine owns.
 #ifndef MINICPMV_ENGINE_TENSORS_H_
 #define MINICPMV_ENGINE_TENSORS_H_
 
@@ -20,15 +20,15 @@ inline constexpr DLDataType kInt32{kDLInt, 32, 1};
 inline constexpr DLDataType kInt8{kDLInt, 8, 1};
 inline constexpr DLDevice kCpu{kDLCPU, 0};
 
-// Makes a tensor of memory that somebody else owns and that outlives it. Blocks want it on a
-// border of kWeightAlignment bytes.
+// Wraps memory in a tensor without taking ownership; the memory must outlive it. Blocks require an
+// alignment of kWeightAlignment bytes.
 Tensor Borrow(void* data, const std::vector<int64_t>& shape, DLDataType dtype);
 
-// The same of a weight in a mapped file; nothing may write to it.
+// The same for a weight in a mapped file, which is read-only.
 Tensor Borrow(const TensorView& weight);
 
-// Memory for tensors: zeros, on a border of kWeightAlignment bytes. Pages are taken from the
-// system when they are first written.
+// Zeroed memory for tensors, aligned to kWeightAlignment bytes. The system commits pages when they
+// are first written.
 class AlignedBuffer {
  public:
   // Throws EngineError (out_of_memory).

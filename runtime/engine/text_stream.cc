@@ -17,8 +17,8 @@ TextStream::TextStream(const Tokenizer& tokenizer, std::vector<std::string> stop
 }
 
 void TextStream::Add(int32_t id) {
-  // Decoding needs what is before it only within a run of bytes, and to know that it is not the
-  // first: so each id costs the same, however long the answer is.
+  // Decoding an id depends on its predecessors only within a run of byte tokens, and on whether it
+  // is the first. So only the tail is decoded, and each id costs the same however long the answer.
   tail_.push_back(id);
   std::string text = settled_ + tokenizer_.Decode(tail_).substr(settled_tail_);
   if (tokenizer_.IsWhole(id)) {
@@ -46,7 +46,7 @@ std::string_view TextStream::CutAtStop(std::string_view text) {
   return text.substr(0, first);
 }
 
-// Returns where at the end of text a stop string may have begun; its size if nowhere.
+// Returns where a stop string may have begun at the end of text; the text's size if nowhere.
 size_t TextStream::PossibleStop(std::string_view text) const {
   size_t start = text.size();
   for (const std::string& stop : stops_) {

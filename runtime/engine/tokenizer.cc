@@ -11,17 +11,17 @@
 namespace minicpmv {
 namespace {
 
-// Rows that an embedding may have beside its pieces: it is made a multiple of a power of two.
+// Most padding rows of an embedding: its size is rounded up to a multiple of a power of two.
 constexpr int64_t kMostPadding = 255;
-// Comes back as it was, spaces and a character of no vocabulary included.
+// Must survive a round trip unchanged, spaces and a character outside any vocabulary included.
 constexpr char kKeptText[] = "  a  \n\U0010fffe";
-constexpr char kSpace[] = "\u2581";  // how SentencePiece writes one
+constexpr char kSpace[] = "\u2581";  // SentencePiece's symbol for a space
 
 [[noreturn]] void Refuse(const std::string& problem) {
   throw EngineError(error_code::kInvalidBundle, "tokenizer.model: " + problem);
 }
 
-// What only the prompt may say: where pictures and their slices stand.
+// Reserved for the prompt, where they mark pictures and slices; user text must not contain them.
 constexpr std::string_view kPictureTags[] = {"<image>", "</image>", "<slice>", "</slice>"};
 
 }  // namespace
@@ -99,7 +99,7 @@ bool Tokenizer::IsWhole(int32_t id) const {
   return id > kEosId && id < vocab_size_ && !processor_->IsByte(id);
 }
 
-// Says whether a picture's tag begins at `start`.
+// Returns whether a picture tag begins at `start`.
 bool Tokenizer::IsTagAt(std::string_view text, size_t start) const {
   return std::any_of(picture_tags_.begin(), picture_tags_.end(), [&](std::string_view tag) {
     return text.substr(start, tag.size()) == tag;
@@ -113,7 +113,7 @@ void Tokenizer::Append(std::string_view text, std::vector<int32_t>* ids) const {
   ids->insert(ids->end(), part.begin(), part.end());
 }
 
-// Decodes ids without control pieces.
+// Decodes ids that contain no control tokens.
 std::string Tokenizer::DecodeRun(const std::vector<int>& ids) const {
   std::string text;
   const auto status = processor_->Decode(ids, &text);

@@ -1,4 +1,5 @@
-// Text to token ids and back: SentencePiece with MiniCPM-V's rules for spelled special pieces.
+// Converts text to token ids and back: SentencePiece with MiniCPM-V's rules for special tokens that
+// are spelled out in text.
 #ifndef MINICPMV_ENGINE_TOKENIZER_H_
 #define MINICPMV_ENGINE_TOKENIZER_H_
 
@@ -19,38 +20,39 @@ inline constexpr int32_t kUnknownId = 0;
 inline constexpr int32_t kBosId = 1;
 inline constexpr int32_t kEosId = 2;
 
-// Gives the ids that `runtime.inputs.prompt.Tokenizer` gives: grounding tags are pieces, a picture's and a
-// slice's stay text.
+// Produces the same ids as `runtime.inputs.prompt.Tokenizer`: grounding tags are encoded as special
+// tokens; picture and slice tags stay text.
 class Tokenizer {
  public:
-  // Loads a `tokenizer.model`, given as the bytes of the file; they are copied.
-  // Throws EngineError (invalid_bundle): no SentencePiece model of this family.
+  // Loads a `tokenizer.model` from the bytes of the file, which are copied.
+  // Throws EngineError (invalid_bundle): not a SentencePiece model of this family.
   explicit Tokenizer(std::string_view model);
   ~Tokenizer();
 
-  // Throws EngineError (invalid_bundle) unless it belongs to a model of `rows` embedding rows, one
-  // with a vision encoder if `pictures` says so; `convert/checkpoint/tokenizer_file.py` has the same rules.
+  // Checks that it fits a model with `rows` embedding rows, and with a vision encoder if `pictures`
+  // is set; `convert/checkpoint/tokenizer_file.py` has the same rules.
+  // Throws EngineError (invalid_bundle): it does not.
   void RequireFit(int64_t rows, bool pictures) const;
 
   Tokenizer(const Tokenizer&) = delete;
   Tokenizer& operator=(const Tokenizer&) = delete;
 
   int32_t vocab_size() const { return vocab_size_; }
-  // `<image>` and `</image>`; kUnknownId where the model has no such piece.
+  // `<image>` and `</image>`; kUnknownId if the model has no such piece.
   int32_t image_start_id() const { return image_start_id_; }
   int32_t image_end_id() const { return image_end_id_; }
 
-  // Encodes text; a spelled tag of pictures becomes its first character and the rest apart.
+  // Encodes text; a picture tag in it is split after its first character, so that it stays text.
   // Throws EngineError (invalid_text): not UTF-8.
   std::vector<int32_t> Encode(std::string_view text) const;
 
-  // Decodes an answer. Id 0 vanishes, and `</s>` where it is the last; `<s>` and any other `</s>`
-  // are spelled. Ids that are no piece's vanish too: an embedding may have more rows than there are
-  // pieces. Bytes that are no character become U+FFFD each.
+  // Decodes an answer. Drops id 0, a final `</s>`, and ids without a piece (an embedding may have
+  // more rows than there are pieces). Spells out `<s>` and any other `</s>`. Each byte that is not
+  // part of a valid character becomes U+FFFD.
   std::string Decode(const std::vector<int32_t>& ids) const;
 
-  // Says whether an id is a piece of text in itself, wherever it stands: no control piece, and not
-  // one byte of a character that the vocabulary lacks.
+  // Returns whether an id decodes to text on its own: not a control token, and not one byte of a
+  // character outside the vocabulary.
   bool IsWhole(int32_t id) const;
 
  private:

@@ -10,7 +10,7 @@ constexpr std::string_view kReplacement = "\xEF\xBF\xBD";
 constexpr uint32_t kInvalid = 0xFFFFFFFF;
 
 struct Character {
-  uint32_t code;  // kInvalid where the bytes are none
+  uint32_t code;  // kInvalid if the bytes are not a character
   size_t size;    // bytes
 };
 
@@ -33,7 +33,7 @@ Character First(std::string_view text) {
   return {code, size};
 }
 
-// Unicode's white space plus the separators U+001C to U+001F, which Python counts as such.
+// Unicode white space plus the separators U+001C to U+001F, which Python counts as white space.
 bool IsSpace(uint32_t code) {
   switch (code) {
     case 0x20:

@@ -21,15 +21,15 @@ namespace ffi = tvm::ffi;
 constexpr char kMetadata[] = "__metadata__";
 constexpr std::string_view kPad = "__pad.";
 constexpr size_t kLengthBytes = 8;            // the header's length, little-endian
-constexpr uint64_t kHeaderLimit = 100000000;  // bytes; the safetensors library's own
+constexpr uint64_t kHeaderLimit = 100000000;  // bytes; the limit of the safetensors library
 constexpr DType kDTypes[] = {DType::kU8, DType::kI8, DType::kF16, DType::kF32};
 
-// An entry of the header; its data are set when the file is mapped.
+// An entry of the header.
 struct Entry {
   std::string name;
   DType dtype;
   std::vector<int64_t> shape;
-  uint64_t begin, end;  // bytes behind the header
+  uint64_t begin, end;  // bytes, relative to the end of the header
 };
 
 [[noreturn]] void Refuse(const std::string& where, const std::string& reason) {
@@ -44,7 +44,7 @@ std::string Join(const std::vector<int64_t>& shape) {
   return text + ")";
 }
 
-// Memory that unmaps itself, unless it is released.
+// A read-only mapping that unmaps itself, unless it is released.
 class Mapping {
  public:
   explicit Mapping(const std::string& path) {
@@ -77,7 +77,7 @@ uint64_t LittleEndian64(const uint8_t* bytes) {
   return value;
 }
 
-// Returns a list of numbers that are whole and not negative.
+// Returns a list of non-negative integers.
 std::optional<std::vector<int64_t>> Counts(const json::Object& entry, const char* key) {
   const auto found = entry.find(ffi::String(key));
   if (found == entry.end()) return std::nullopt;
@@ -103,7 +103,7 @@ std::optional<DType> TypeOf(const json::Object& entry) {
   return std::nullopt;
 }
 
-// Returns the bytes of a tensor; nothing if they are more than can be counted.
+// Returns the size of a tensor, bytes; nullopt if it overflows.
 std::optional<uint64_t> SizeOf(DType dtype, const std::vector<int64_t>& shape) {
   uint64_t size = SizeOf(dtype);
   for (int64_t extent : shape) {
@@ -136,8 +136,8 @@ Entry ParseEntry(const std::string& path, const std::string& name, const json::V
   return {name, *dtype, std::move(*shape), begin, end};
 }
 
-// Parses a header, and checks that the tensors lie side by side from the first byte to the last.
-// size: of all values, bytes.
+// Parses a header and checks that the tensors are contiguous from the first byte to the last.
+// size: of all tensors, bytes.
 std::vector<Entry> ParseHeader(const std::string& path, std::string_view text, uint64_t size) {
   const auto header =
       ParseJson(text, error_code::kInvalidBundle, path + ": the header").as<json::Object>();

@@ -17,32 +17,32 @@ size_t SizeOf(DType dtype);
 // Returns a type's name as the format spells it: "U8", "I8", "F16", "F32".
 const char* NameOf(DType dtype);
 
-// A tensor that lies in somebody else's memory.
+// A view of a tensor; does not own the memory.
 struct TensorView {
   DType dtype;
   std::vector<int64_t> shape;
-  const uint8_t* data;  // on a border of kWeightAlignment bytes
+  const uint8_t* data;  // aligned to kWeightAlignment bytes
   size_t size;          // bytes
 };
 
 inline constexpr size_t kWeightAlignment = 64;  // bytes
 
-// A weights file as `convert/bundle/weights_file.py` writes it: tensors lie side by side, each on its
-// border; what lies between two is a tensor of bytes named `__pad.N`, which is not shown here.
+// A weights file as `convert/bundle/weights_file.py` writes it: aligned tensors; the padding
+// between them consists of byte tensors named `__pad.N`, which are hidden here.
 //
-// The file is checked whole when it is opened: the values fill it exactly, none overlap, and each
-// takes the bytes that its type and shape say. It must not change while it is open.
+// The file is fully validated when it is opened: tensors cover it exactly, do not overlap, and have
+// the size that follows from their type and shape. It must not change while it is open.
 class WeightsFile {
  public:
-  // Throws EngineError (invalid_bundle): no such file, truncated, altered, or another format.
+  // Throws EngineError (invalid_bundle): no such file, truncated, altered, or not this format.
   explicit WeightsFile(const std::string& path);
   ~WeightsFile();
 
   WeightsFile(const WeightsFile&) = delete;
   WeightsFile& operator=(const WeightsFile&) = delete;
 
-  // Returns a tensor that must have this type and shape.
-  // Throws EngineError (invalid_bundle): it has others, or is not there.
+  // Returns a tensor, which must have this type and shape.
+  // Throws EngineError (invalid_bundle): it has others, or does not exist.
   const TensorView& Get(const std::string& name, DType dtype,
                         const std::vector<int64_t>& shape) const;
 
@@ -50,7 +50,7 @@ class WeightsFile {
 
   const std::map<std::string, TensorView>& tensors() const { return tensors_; }
 
-  // Of the whole file, bytes.
+  // Size of the whole file, bytes.
   size_t size() const { return size_; }
 
  private:

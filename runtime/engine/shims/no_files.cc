@@ -1,5 +1,5 @@
-// The VM can load its program from a file. The engine runs only the program that it was linked
-// with, so these two refuse, and TVM's file_utils.cc stays out.
+// TVM's VM can load programs from files. The engine runs only the program linked into it, so these
+// two throw, and TVM's file_utils.cc is not needed.
 #include <tvm/ffi/error.h>
 #include <tvm/runtime/base.h>
 

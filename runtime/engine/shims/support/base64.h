@@ -11,7 +11,7 @@
 namespace tvm {
 namespace support {
 
-/*! \brief Collects bytes; `Finish` writes them to another stream, in base64. */
+/*! \brief Buffers bytes; `Finish` writes them to another stream in base64. */
 class Base64OutStream : public Stream {
  public:
   explicit Base64OutStream(Stream* text) : text_(text), out_(&bytes_) {}
@@ -33,7 +33,7 @@ class Base64OutStream : public Stream {
   BytesOutStream out_;
 };
 
-/*! \brief Reads the bytes that another stream holds in base64; `InitPosition` comes first. */
+/*! \brief Decodes another stream's base64; call `InitPosition` first. */
 class Base64InStream : public Stream {
  public:
   explicit Base64InStream(Stream* text) : text_(text), in_(bytes_) {}

@@ -11,7 +11,7 @@
 namespace tvm {
 namespace support {
 
-/*! \brief Reads bytes that somebody else keeps. */
+/*! \brief Reads from bytes without owning them. */
 class BytesInStream : public Stream {
  public:
   explicit BytesInStream(const std::string& bytes) : data_(bytes.data()), left_(bytes.size()) {}
@@ -35,7 +35,7 @@ class BytesInStream : public Stream {
   size_t left_;
 };
 
-/*! \brief Appends to a string that somebody else keeps. */
+/*! \brief Appends to a string without owning it. */
 class BytesOutStream : public Stream {
  public:
   explicit BytesOutStream(std::string* bytes) : bytes_(bytes) {}

@@ -7,7 +7,7 @@
 namespace tvm {
 namespace support {
 
-/*! \brief Whether a text is one or more decimal digits. */
+/*! \brief Whether a string consists of one or more decimal digits. */
 inline bool IsNumber(const std::string& text) {
   return !text.empty() &&
          std::all_of(text.begin(), text.end(), [](char c) { return c >= '0' && c <= '9'; });

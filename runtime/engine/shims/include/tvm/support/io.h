@@ -9,12 +9,12 @@ namespace support {
 template <typename T, typename Enable = void>
 struct Serializer;
 
-/*! \brief Where values are read from or written to. */
+/*! \brief A source or sink of bytes. */
 class Stream {
  public:
   virtual ~Stream() = default;
 
-  /*! \return the number of bytes read; less than `size` at the end. */
+  /*! \return the number of bytes read; fewer than `size` at the end. */
   virtual size_t Read(void* data, size_t size) = 0;
   /*! \return the number of bytes written. */
   virtual size_t Write(const void* data, size_t size) = 0;

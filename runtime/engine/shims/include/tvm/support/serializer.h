@@ -15,9 +15,9 @@
 namespace tvm {
 namespace support {
 
-static_assert(TVM_FFI_IO_NO_ENDIAN_SWAP, "values are stored as they lie in memory");
+static_assert(TVM_FFI_IO_NO_ENDIAN_SWAP, "values are stored in their memory representation");
 
-/*! \brief Plain values (numbers, DLDataType, DLDevice) are stored as they lie in memory. */
+/*! \brief Plain values (numbers, DLDataType, DLDevice): their memory representation. */
 template <typename T, typename Enable>
 struct Serializer {
   static_assert(std::is_trivially_copyable_v<T> && !std::is_pointer_v<T>);
@@ -32,7 +32,7 @@ struct Serializer {
   }
 };
 
-/*! \brief Text: the number of bytes, then the bytes. */
+/*! \brief Strings: the number of bytes, then the bytes. */
 template <>
 struct Serializer<std::string> {
   static constexpr bool enabled = true;

@@ -6,7 +6,7 @@
 namespace tvm {
 namespace support {
 
-/*! \brief A mark for NVIDIA's profiler: nothing here. */
+/*! \brief A range marker for NVIDIA's profiler; does nothing here. */
 class NVTXScopedRange {
  public:
   explicit NVTXScopedRange(const std::string&) {}
