@@ -12,6 +12,7 @@ from types import FrameType
 from typing import Protocol, cast
 
 from convert.support import streams
+from convert.support.versions import VERSION
 from quantize.errors import ToolkitError
 
 # In the order in which a user needs them. The modules import what is heavy in `run`.
@@ -94,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Puts MiniCPM-V on a phone and proves that it still works there.",
         epilog="Without a checkpoint every command takes the demo's.",
     )
-    parser.add_argument("--version", action="version", version=f"minicpmv {_version()}")
+    parser.add_argument("--version", action="version", version=f"minicpmv {VERSION}")
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
     for module in COMMANDS:
         command = cast(Command, importlib.import_module(module))
@@ -103,12 +104,6 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--debug", action="store_true", help="show where an error comes from")
         sub.set_defaults(run=command.run)
     return parser
-
-
-def _version() -> str:
-    from convert.support.versions import TOOLKIT, package_version
-
-    return package_version(TOOLKIT, "(not installed)")
 
 
 def _line(error: BaseException) -> str:

@@ -13,13 +13,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from packaging.version import Version
+
 from android.build.notices import third_party_notices
 from android.build.phones import ABIS, MIN_SDK, TARGET_SDK
 from android.build.signing import Key, sign
 from android.build.tools import ToolError, framework, package, program, run
 from convert.bundle.manifest import MANIFEST, WEIGHTS, Bundle, FileRecord
 from convert.support.scratch import scratch_folder
-from convert.support.versions import toolkit_version
+from convert.support.versions import VERSION
 from convert.support.whole_file import check_replaceable, whole_file
 
 ROOT = Path(__file__).parents[1]
@@ -27,6 +29,7 @@ APP, PAGE = ROOT / "app", ROOT / "page"
 ENGINE = "libengine.so"  # Android only unpacks and runs files that are called like a library
 EMBED_LIMIT = 1 << 30  # bytes; a larger APK is not installed by every phone
 JAVA_LEVEL = "8"  # the newest whose classes dx understands
+_RELEASE = 100  # the end of a release's version code; development versions are below
 _DATE = (1981, 1, 1, 0, 0, 0)  # of every file in the APK
 _PAGE_SUFFIXES = {".html", ".css", ".js", ".svg", ".txt"}
 
@@ -162,15 +165,19 @@ def dex(classes: Path, output: Path) -> None:
 
 
 def version_code(name: str) -> int:
-    """Returns the number by which Android tells an update from a step back."""
-    numbers = [int("".join(filter(str.isdigit, part)) or 0) for part in name.split(".")[:3]]
-    major, minor, patch = [*numbers, 0, 0, 0][:3]
-    return major * 10_000 + minor * 100 + patch + 1  # at least 1
+    """Returns the number by which Android tells an update from a step back.
+
+    A development version is below its release: 1.3.0.dev0 is 1030001, 1.3.0 is 1030100.
+    """
+    version = Version(name)
+    stage = _RELEASE if version.dev is None else version.dev + 1
+    assert 1 <= stage <= _RELEASE and version.pre is None, f"{name}: no version of ours"
+    return (version.major * 100 + version.minor) * 10_000 + version.micro * 100 + stage
 
 
 def _link_resources(scratch: Path) -> None:
     aapt2, compiled = program("aapt2"), scratch / "resources.zip"
-    name = toolkit_version()
+    name = VERSION
     run(
         [aapt2, "compile", "--dir", str(APP / "res"), "-o", str(compiled)],
         "the app's resources do not compile",

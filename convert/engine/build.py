@@ -25,7 +25,7 @@ from convert.engine.units import (
     tvm_units,
 )
 from convert.support.scratch import scratch_folder
-from convert.support.versions import toolkit_version
+from convert.support.versions import VERSION
 
 log = logging.getLogger(__name__)
 
@@ -122,7 +122,7 @@ def compile_parts(triple: str, on_progress: Progress) -> None:
 
 def build_info(target: str, program_id: str, libraries: Sequence[BlockLibrary]) -> str:
     """Returns the C++ that tells an engine what it is; see runtime/engine/build_info.h."""
-    version = toolkit_version()
+    version = VERSION
     names = [target, program_id, version]
     rows = []
     for library in libraries:

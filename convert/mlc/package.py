@@ -163,7 +163,7 @@ def chat_config(checkpoint: Checkpoint) -> dict[str, Any]:
         "num_experts": 0,
     }
     return {
-        "version": "0.1.0",
+        "version": "0.1.0",  # of the format of MLC-LLM's chat configuration
         "model_type": "minicpm",
         "quantization": SCHEME,
         "model_config": model_config,

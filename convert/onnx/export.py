@@ -23,7 +23,7 @@ from convert.checkpoint.config import ModelConfig
 from convert.onnx.graph import OPSET, OnnxGraph, OnnxWeight, build_graph
 from convert.support.json_text import json_text
 from convert.support.output_folder import FolderKind
-from convert.support.versions import TOOLKIT, package_version, toolkit_version
+from convert.support.versions import TOOLKIT, VERSION, package_version
 
 MODEL, DATA, MANIFEST = "vision.onnx", "vision.onnx.data", "onnx.json"
 KIND = FolderKind(manifest=MANIFEST, format="minicpmv-onnx", noun="ONNX export")
@@ -126,7 +126,7 @@ def _model(graph: OnnxGraph, offsets: list[int], config: ModelConfig, source_sha
             initializer=[*graph.constants, *weights],
         ),
         producer_name="minicpmv",
-        producer_version=toolkit_version(),
+        producer_version=VERSION,
         opset_imports=[helper.make_opsetid("", OPSET)],
     )
     model.ir_version = helper.find_min_ir_version_for(model.opset_import)

@@ -1,20 +1,21 @@
-"""Versions of installed packages."""
+"""The version of this toolkit, and those of installed packages."""
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as _installed
 
 TOOLKIT = "minicpmv"  # the name of this toolkit's own distribution
+# The only place: pyproject.toml, `--version`, manifests, engines and the app read it here. After a
+# release it names the next one, with `.dev0` (PEP 440).
+VERSION = "0.2.0.dev0"
 
 
 def package_version(name: str, absent: str = "not installed") -> str:
-    """Returns the version of an installed package, or `absent`."""
+    """Returns the version of this toolkit or of an installed package, or `absent`."""
+    if name == TOOLKIT:
+        return VERSION
     try:
-        return version(name)
+        return _installed(name)
     except PackageNotFoundError:
         return absent
-
-
-def toolkit_version() -> str:
-    """Returns this toolkit's version; `0.0.0` in a checkout that was never installed."""
-    return package_version(TOOLKIT, "0.0.0")

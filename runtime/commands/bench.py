@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from convert.support.streams import print_json
-from convert.support.versions import toolkit_version
+from convert.support.versions import VERSION
 from quantize.errors import ConfigError
 from runtime.engine_client.options import (
     LOCAL,
@@ -124,7 +124,7 @@ def bench(config: BenchConfig) -> dict[str, Any]:
         )
         phases = _profile(runner, bundle) if config.profile else None
     return {
-        "version": toolkit_version(),
+        "version": VERSION,
         "bundle": str(config.bundle),
         "quantization": "none" if is_reference else bundle.plan.recipe.scheme.name,
         "kv_cache": None if is_reference else describe_kv(bundle.plan.kv, bundle.config.decoder),

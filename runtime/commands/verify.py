@@ -290,7 +290,7 @@ def _known(
 ) -> Iterator[ResultCache]:
     """Opens what an earlier run measured; nothing without a folder."""
     from convert.bundle.results_file import identity
-    from convert.support.versions import toolkit_version
+    from convert.support.versions import VERSION
     from runtime.verify.results import FileResultCache, ResultCache
 
     if folder is None:
@@ -301,7 +301,7 @@ def _known(
         "reference": checkpoint.source_hash(),
         "engine": place.description,
         "target": place.target,
-        "toolkit": toolkit_version(),
+        "toolkit": VERSION,
         "window": config.window,
         "settings": settings,
     }

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from convert.support.versions import TOOLKIT, package_version
+from convert.support.versions import VERSION
 from quantize.errors import PictureError, PromptError, ToolkitError
 from runtime.inputs.memory import give_back_memory
 from runtime.inputs.prompt import check_text
@@ -224,7 +224,7 @@ def _about(folder: Path) -> dict[str, Any]:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     device = f"{platform.system()} {platform.release()}"
     return {
-        "app": package_version(TOOLKIT, ""),
+        "app": VERSION,
         "phone": device,
         "chip": platform.machine(),
         "memory_bytes": memory,

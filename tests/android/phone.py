@@ -15,6 +15,7 @@ from typing import Any
 from playwright.sync_api import Page, Route
 
 from android.build.builder import APP, PAGE
+from convert.support.versions import VERSION
 from tests.android.screen import Screen
 
 ORIGIN = "https://app.local/"
@@ -44,6 +45,7 @@ class Phone(Screen):
         command = ["java", "-Djava.awt.headless=true", f"-Dlanguage={language}"]
         command += [
             f"-Ddark={str(dark).lower()}",
+            f"-Dversion={VERSION}",
             "-cp",
             classpath,
             "org.minicpmv.desktop.FakeHost",

@@ -90,13 +90,6 @@ def test_wrong_arguments(arguments: list[str], capsys: pytest.CaptureFixture[str
     assert "usage: minicpmv" in capsys.readouterr().err
 
 
-def test_version(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        cli.main(["--version"])
-    assert caught.value.code == 0
-    assert capsys.readouterr().out.startswith("minicpmv ")
-
-
 def test_help_imports_nothing_heavy_and_lists_all_commands() -> None:
     script = (
         "import sys\nfrom convert.cli import main\n"

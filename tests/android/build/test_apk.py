@@ -228,7 +228,7 @@ def test_packages_are_fetched_by_maven(monkeypatch: pytest.MonkeyPatch, tmp_path
 
 
 def test_version_codes_grow() -> None:
-    versions = ["0.0.0", "0.1.0", "0.1.1", "0.2.0", "1.0.0", "1.10.0"]
+    versions = "0.0.0.dev0 0.0.0 0.1.0 0.1.1.dev2 0.1.1 0.2.0 1.0.0.dev1 1.0.0 1.10.0".split()
     codes = [version_code(v) for v in versions]
     assert codes == sorted(set(codes))
     assert codes[0] == 1

@@ -134,7 +134,7 @@ public final class FakeHost implements Host {
   @Override
   public JSONObject about() {
     return Json.object(
-        "app", "0.1.0", "phone", "a desktop", "android", "14", "memory_bytes", 8L << 30,
+        "app", System.getProperty("version"), "phone", "a desktop", "android", "14", "memory_bytes", 8L << 30,
         "free_space_bytes", 50L << 30);
   }
 
