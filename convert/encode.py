@@ -4,22 +4,80 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from itertools import accumulate
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from convert.bundle.journal import Journal
+from convert.bundle.manifest import FileRecord
 from convert.bundle.plan import Plan, PlannedTensor
 from convert.bundle.weights_file import Array
+from convert.bundle.weights_writer import WeightsWriter
 from convert.calibrate.store import CalibratedWeights
 from convert.checkpoint.reader import Checkpoint
+from convert.support.progress import Progress
 from quantize.errors import CheckpointError
 from quantize.fast import CHUNK_VALUES, quantize_int8_fast
 from quantize.layout import pack_int8_tiles, pack_tiles, tile_f16
-from quantize.methods import Method, quantize_weight
+from quantize.methods import Method, find_method, quantize_weight
 from quantize.schemes import GroupScheme, all_finite, row_chunks
 
 Read = Callable[[str], Tensor]  # a checkpoint's tensor by its name
+
+
+def write_weights(
+    checkpoint: Checkpoint,
+    plan: Plan,
+    path: Path,
+    progress: Progress,
+    calibrated: CalibratedWeights | None = None,
+    journal: Journal | None = None,
+) -> FileRecord:
+    """Writes a plan's weights file, or the rest of it; one tensor is in memory at a time.
+
+    Args:
+        checkpoint: what to convert.
+        plan: how each tensor is stored.
+        path: the weights file.
+        progress: receives the bytes written.
+        calibrated: what calibration made; required if the recipe's method calibrates.
+        journal: lists the tensors that are there already, and records each new one.
+
+    Raises:
+        CheckpointError: a tensor holds NaN, infinity, or a value beyond its format.
+    """
+    method = find_method(plan.recipe.method)
+    assert (calibrated is not None) == method.calibrated, (
+        "calibrated weights come with a method that calibrates"
+    )
+    ends = list(accumulate(len(tensor.stored) for tensor in plan.tensors))
+    marks = [mark for mark in journal.marks if mark.tensors in ends] if journal else []
+    with WeightsWriter(path, plan.stored, marks) as writer:
+        if journal is not None:
+            journal.begin(writer.kept)
+        first = 0 if writer.kept is None else ends.index(writer.kept.tensors) + 1
+        missing = plan.tensors[first:]
+        made = {t.name for t in missing if calibrated is not None and calibrated.has(t.name)}
+        read = ReadOnce(checkpoint.read, [t for t in missing if t.name not in made])
+        total = plan.nbytes
+        done = sum(tensor.nbytes for tensor in plan.tensors[:first])
+        for tensor in missing:
+            progress("weights", done, total)
+            stored = None if calibrated is None else encode_calibrated(tensor, plan, calibrated)
+            if stored is None:
+                weight = read_weight(checkpoint, tensor, read)
+                stored = encode(weight, tensor, plan.recipe.scheme, method)
+            for spec, values in zip(tensor.stored, stored, strict=True):
+                writer.write(spec.name, values)
+            if journal is not None:
+                writer.mark(journal.add)
+            done += tensor.nbytes
+        digest = writer.sha256()
+    progress("weights", total, total)
+    return FileRecord(size=total, sha256=digest)
 
 
 class ReadOnce:

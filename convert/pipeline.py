@@ -1,286 +1,283 @@
-"""From a checkpoint to a bundle: one tensor at a time, then an engine for every target.
+"""A conversion from request to summary: the loop over its products, and `convert` for Python.
 
-The caller gives the folder, usually one of `OutputFolder`, and commits it.
+A further product is one more subclass of `Product`, and a line in `PRODUCTS`.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import platform
-import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
-from itertools import accumulate
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
-from convert.bundle.journal import JOURNAL, Journal
-from convert.bundle.manifest import (
-    GENERATION,
-    TOKENIZER,
-    WEIGHTS,
-    Bundle,
-    BundleSource,
-    FileRecord,
-    Manifest,
-    TargetRecord,
-    tensor_records,
-)
-from convert.bundle.plan import Plan
-from convert.bundle.weights_writer import WeightsWriter
-from convert.calibrate.store import CalibratedWeights
-from convert.checkpoint.config import CONFIGS, ModelConfig
+from convert.bundle.kv_cache import FP16, find_kv_format
 from convert.checkpoint.reader import Checkpoint
-from convert.encode import ReadOnce, encode, encode_calibrated, read_weight
-from convert.engine.build import build_engine
-from convert.engine.compile import Target, compile_blocks
-from convert.engine.prebuild import EnginePrebuild
-from convert.golden import can_answer, write_golden
-from convert.support.hashing import hash_sources
-from convert.support.phases import Phases
-from convert.support.scratch import scratch_folder
-from convert.support.versions import TOOLKIT, package_version
+from convert.conversion.bundle_product import BundleProduct, BundleSummary
+from convert.conversion.config import DEFAULT_TARGET, ConvertConfig
+from convert.conversion.conversion import Conversion
+from convert.conversion.product import Product, ProductSummary
+from convert.engine.compile import Target
+from convert.mlc.product import MlcProduct, MlcSummary
+from convert.onnx.product import OnnxProduct, OnnxSummary
+from convert.support.measure import peak_rss_bytes
+from convert.support.phases import Phases, processor_seconds
+from convert.support.progress import Progress, silent
 from quantize.errors import ConfigError
-from quantize.methods import find_method
 
-HOST = "host"  # the target of this PC
-ONNX = "onnx"  # a product of its own, not part of a bundle
-MLC = "mlc-android"  # likewise
-# What has a say in a bundle's bytes.
-TOOLS = (TOOLKIT, "apache-tvm", "apache-tvm-ffi", "numpy", "torch", "ziglang")
-# Sources that have a say in the weights' bytes.
-_WEIGHT_SOURCES = (
-    "quantize/*.py",
-    "convert/encode.py",
-    "convert/checkpoint/positions.py",
-    "convert/checkpoint/tensor_tables.py",
-    "convert/bundle/weights_file.py",
-)
-_ENGINES = "build engines"  # a phase
-# Room for compiled programs and the manifest, beside the weights.
-PROGRAM_BYTES = 16 * 2**20
+PRODUCTS: tuple[type[Product], ...] = (BundleProduct, OnnxProduct, MlcProduct)  # as they are made
 
-Progress = Callable[[str, int, int], None]  # stage, done, in all (0: not known)
+Summary = TypeVar("Summary")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConversionSummary:
+    """What a conversion made, and what it took."""
+
+    settings: Mapping[str, str]  # the request, in the user's words
+    products: tuple[ProductSummary, ...]
+    phases: Mapping[str, Mapping[str, float]]  # seconds and processor_seconds of each
+    seconds: float
+    processor_seconds: float  # of this process, and of the programs that it waited for
+    peak_rss_bytes: int  # of this process
+
+    @property
+    def bundle(self) -> BundleSummary | None:
+        """The bundle; None if no target has an engine."""
+        return self._find(BundleSummary)
+
+    @property
+    def onnx(self) -> OnnxSummary | None:
+        """The ONNX export; None without the target `onnx`."""
+        return self._find(OnnxSummary)
+
+    @property
+    def mlc(self) -> MlcSummary | None:
+        """The MLC package; None without the target `mlc-android`."""
+        return self._find(MlcSummary)
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns what `minicpmv convert --json` prints."""
+        products: dict[str, Any] = {}
+        for product in self.products:
+            products |= product.to_json()
+        return {
+            "config": dict(self.settings),
+            **products,
+            "phases": dict(self.phases),
+            "seconds": self.seconds,
+            "processor_seconds": self.processor_seconds,
+            "peak_rss_bytes": self.peak_rss_bytes,
+        }
+
+    def _find(self, kind: type[Summary]) -> Summary | None:
+        return next((product for product in self.products if isinstance(product, kind)), None)
+
+
+def convert(
+    checkpoint: str | Path | None,
+    output: str | Path,
+    *,
+    target: str | Sequence[str] = DEFAULT_TARGET,
+    quant: str | None = None,
+    method: str | None = None,
+    kv: str | None = None,
+    target_size: str | None = None,
+    calibration: str | Path | None = None,
+    skip_bad: bool = False,
+    mlc_python: str | None = None,
+    resume: bool = False,
+    progress: Progress = silent,
+) -> ConversionSummary:
+    """Converts a checkpoint, as `minicpmv convert` does.
+
+    Each product appears under its name when it is whole, and replaces an older one only then.
+
+    Args:
+        checkpoint: a folder, a Hugging Face id such as `openbmb/MiniCPM-V`, or None for the demo
+            checkpoint.
+        output: the bundle's folder. If `target` is `onnx` or `mlc-android` alone, that product's;
+            beside a bundle those go to `OUTPUT-onnx` and `OUTPUT-mlc-android`.
+        target: what to make, as a list or separated by commas: `host`, `android-arm64` and
+            `android-x86_64` give a bundle with an engine for each, `onnx` the vision encoder and
+            the resampler, `mlc-android` the decoder for MLC-LLM.
+        quant: the quantization recipe, a file in configs/quant; None: `q4f16_1`, or `small` with
+            `target_size`, and `mlc` for `mlc-android`.
+        method: how 4-bit codes are found: `rtn`, `mse`, `awq`, `gptq` or `awq+gptq`; None: the
+            recipe's.
+        kv: the bundle's KV cache, `fp16` or `int8`; None: `fp16`.
+        target_size: the size of the bundle's weights, such as `1.9GB`; each part of the model gets
+            the format that loses least within it. None: the recipe's formats.
+        calibration: a JSON Lines file of calibration samples; None: the built-in ones.
+        skip_bad: leave out lines of `calibration` that cannot be used.
+        mlc_python: the Python of the environment that has `mlc_llm`; None: this one.
+        resume: go on with the bundle that an interrupted run of the same request left unfinished.
+        progress: receives the progress of every stage.
+
+    Returns:
+        What was made, one summary per product, and what it took.
+
+    Raises:
+        ConfigError: an option is unknown, or does not apply to what is made.
+        CheckpointError: the checkpoint is incomplete, damaged or of another model.
+        BundleError: something else stands in the output's place, or the disk is full.
+        ToolkitError: any other error that a user can mend; the base class of these.
+    """
+    started = time.monotonic()
+    config = resolve_config(
+        checkpoint,
+        output,
+        target=target,
+        quant=quant,
+        method=method,
+        kv=kv,
+        target_size=target_size,
+        calibration=calibration,
+        skip_bad=skip_bad,
+        mlc_python=mlc_python,
+        resume=resume,
+    )
+    conversion, products = begin(config, progress, started)
+    for product in products:
+        product.plan(conversion)
+    make_products(conversion, products)
+    return summarize(conversion, products)
 
 
 def known_targets() -> tuple[str, ...]:
     """Returns what can be converted for."""
-    return *Target.names(), ONNX, MLC
+    return *Target.names(), *(kind.target for kind in PRODUCTS if kind.target is not None)
 
 
-def parse_targets(text: str) -> tuple[str, ...]:
+def parse_targets(target: str | Sequence[str]) -> tuple[str, ...]:
     """Splits `host,onnx` and checks every name.
 
     Raises:
         ConfigError: an unknown target, or one named twice.
     """
-    targets = tuple(part.strip() for part in text.split(","))
-    for target in targets:
-        if target not in known_targets():
-            raise ConfigError(f"target {target!r} is unknown; known: {', '.join(known_targets())}")
+    names = target.split(",") if isinstance(target, str) else target
+    targets = tuple(name.strip() for name in names)
+    for name in targets or ("",):
+        if name not in known_targets():
+            raise ConfigError(f"target {name!r} is unknown; known: {', '.join(known_targets())}")
     if len(set(targets)) != len(targets):
-        raise ConfigError(f"targets {text!r}: one is named twice")
+        raise ConfigError(f"targets {','.join(targets)!r}: one is named twice")
     return targets
 
 
-def write_bundle(
-    checkpoint: Checkpoint,
-    source: BundleSource,
-    plan: Plan,
-    targets: tuple[str, ...],
-    folder: Path,
-    progress: Progress,
-    calibrated: CalibratedWeights | None = None,
+def resolve_config(
+    checkpoint: str | Path | None,
+    output: str | Path,
     *,
-    journal: Journal | None = None,
-    phases: Phases | None = None,
-) -> Manifest:
-    """Fills a folder with a whole bundle.
-
-    Args:
-        checkpoint: what to convert.
-        source: what the manifest says of it.
-        plan: how every tensor is stored.
-        targets: names of `configs/target/` files; one engine each.
-        folder: where to write; empty, but for what a journal says to go on with.
-        progress: hears of every stage.
-        calibrated: what calibration made, if the recipe's method has one.
-        journal: gets a mark for every tensor; the caller removes it. None: there is no going on.
-        phases: measures the work.
+    target: str | Sequence[str],
+    quant: str | None,
+    method: str | None,
+    kv: str | None,
+    target_size: str | None,
+    calibration: str | Path | None,
+    skip_bad: bool,
+    mlc_python: str | None,
+    resume: bool,
+) -> ConvertConfig:
+    """Checks a request and gives every product its folder; see `convert`.
 
     Raises:
-        CheckpointError: a tensor holds NaN, infinity, or more than its format can.
+        ConfigError: an unknown target or KV cache, or an option of a product that is not made.
     """
-    phases = phases or Phases()
-    with compile_ahead(targets, progress, phases) as ahead:
-        with phases.measure("weights"):
-            weights = write_weights(
-                checkpoint, plan, folder / WEIGHTS, progress, calibrated, journal
-            )
-        programs = {}
-        for target in targets:
-            program = f"engine/{target}"
-            identity = build_program(
-                checkpoint.config, plan, target, folder / program, progress, phases, ahead
-            )
-            programs[target] = TargetRecord(program=program, program_id=identity)
-    if checkpoint.tokenizer is not None:
-        shutil.copyfile(checkpoint.tokenizer, folder / TOKENIZER)
-    shutil.copyfile(CONFIGS / GENERATION, folder / GENERATION)
-    others = [path for path in _files(folder) if path.name not in (WEIGHTS, JOURNAL)]
-    files = {WEIGHTS: weights, **_file_records(folder, others, progress)}
-    manifest = Manifest(
-        architecture=checkpoint.config.architecture,
-        model=checkpoint.config.source,
-        quantization=plan.recipe.source,
-        kv_cache=plan.kv,
-        source=source,
-        targets=programs,
-        tensors=tensor_records(plan),
-        tools=tool_versions(),
-        files=dict(sorted(files.items())),
+    targets = parse_targets(target)
+    compiled = tuple(name for name in targets if name in Target.names())
+    of_bundles = {"--target-size": target_size, "--resume": resume, "--kv": kv}
+    for option, given in of_bundles.items():
+        if given not in (None, False) and not compiled:
+            raise ConfigError(f"{option} is for bundles; choose a target such as {DEFAULT_TARGET}")
+    kv = FP16 if kv is None else kv
+    find_kv_format(kv)
+    return ConvertConfig(
+        checkpoint=None if checkpoint is None else str(checkpoint),
+        outputs=_outputs(Path(output), targets),
+        targets=compiled,
+        quant=quant,
+        kv=kv,
+        method=method,
+        target_size=target_size,
+        samples=None if calibration is None else Path(calibration),
+        skip_bad=skip_bad,
+        mlc_python=mlc_python,
+        resume=resume,
     )
-    manifest.write(folder)
-    return manifest
 
 
-def tool_versions() -> dict[str, str]:
-    """Returns the versions of what has a say in a bundle's bytes."""
-    return {"python": platform.python_version(), **{name: package_version(name) for name in TOOLS}}
+def settings(config: ConvertConfig) -> dict[str, str]:
+    """Names every setting of a request as the user would."""
+    named = {"checkpoint": config.checkpoint or "demo"}
+    for kind in _kinds(config):
+        named |= kind.settings(config)
+    return named
 
 
-def open_journal(
-    folder: Path, source: BundleSource, plan: Plan, calibrated: CalibratedWeights | None
-) -> Journal:
-    """Opens the journal of a bundle in the making, with all that its weights follow from."""
-    rows = [[t.name, t.format, list(t.rule.shape), list(t.rule.sources)] for t in plan.tensors]
-    planned = json.dumps([plan.recipe.source, rows], sort_keys=True)
-    about = {
-        "checkpoint": source.sha256,
-        "recipe": hashlib.sha256(planned.encode()).hexdigest(),
-        "calibration": None if calibrated is None else calibrated.identity,
-        "toolkit": hash_sources(CONFIGS.parent, _WEIGHT_SOURCES),
-        "versions": tool_versions(),
-    }
-    return Journal(folder, about)
-
-
-def write_weights(
-    checkpoint: Checkpoint,
-    plan: Plan,
-    path: Path,
-    progress: Progress,
-    calibrated: CalibratedWeights | None = None,
-    journal: Journal | None = None,
-) -> FileRecord:
-    """Writes the weights file of a plan, or the rest of it; one tensor is made at a time."""
-    method = find_method(plan.recipe.method)
-    assert (calibrated is not None) == method.calibrated, "the method asks for calibration"
-    ends = list(accumulate(len(tensor.stored) for tensor in plan.tensors))
-    marks = [mark for mark in journal.marks if mark.tensors in ends] if journal else []
-    with WeightsWriter(path, plan.stored, marks) as writer:
-        if journal is not None:
-            journal.begin(writer.kept)
-        first = 0 if writer.kept is None else ends.index(writer.kept.tensors) + 1
-        missing = plan.tensors[first:]
-        made = {t.name for t in missing if calibrated is not None and calibrated.has(t.name)}
-        read = ReadOnce(checkpoint.read, [t for t in missing if t.name not in made])
-        total = plan.nbytes
-        done = sum(tensor.nbytes for tensor in plan.tensors[:first])
-        for tensor in missing:
-            progress("weights", done, total)
-            stored = None if calibrated is None else encode_calibrated(tensor, plan, calibrated)
-            if stored is None:
-                weight = read_weight(checkpoint, tensor, read)
-                stored = encode(weight, tensor, plan.recipe.scheme, method)
-            for spec, values in zip(tensor.stored, stored, strict=True):
-                writer.write(spec.name, values)
-            if journal is not None:
-                writer.mark(journal.add)
-            done += tensor.nbytes
-        digest = writer.sha256()
-    progress("weights", total, total)
-    return FileRecord(size=total, sha256=digest)
-
-
-@contextmanager
-def compile_ahead(
-    targets: Sequence[str], progress: Progress, phases: Phases
-) -> Iterator[EnginePrebuild]:
-    """Compiles C++ of the targets' engines while the `with` block does other work."""
-    triples = [Target.load(target).link for target in targets]
-    with phases.programs_apart(_ENGINES), EnginePrebuild(triples, progress) as ahead:
-        yield ahead
-
-
-def build_program(
-    config: ModelConfig,
-    plan: Plan,
-    target: str,
-    output: Path,
-    progress: Progress,
-    phases: Phases | None = None,
-    ahead: EnginePrebuild | None = None,
-) -> str:
-    """Compiles a model's blocks and links the engine that holds them; returns its program id.
+def begin(
+    config: ConvertConfig, progress: Progress, started: float
+) -> tuple[Conversion, list[Product]]:
+    """Opens the checkpoint, and checks all that can be refused before the work.
 
     Args:
-        config: the model's geometry.
-        plan: how its matrices are stored.
-        target: a file of `configs/target/`.
-        output: the program to write.
-        progress: hears of every stage.
-        phases: measures the work.
-        ahead: compiles the target's C++ already.
+        config: the request.
+        progress: receives the progress of every stage.
+        started: what `time.monotonic()` said when the command began.
 
     Raises:
-        ToolkitError: an unknown target, a format without kernels, or something that does not
-            compile.
+        ToolkitError: a product's place is taken, or the checkpoint cannot be converted.
     """
-    made_for = Target.load(target)
-    phases = phases or Phases()
-    with scratch_folder() as objects:
-        with phases.measure("compile blocks"):
-            blocks = compile_blocks(
-                config,
-                plan,
-                made_for,
-                objects,
-                lambda stage: progress(f"{stage} for {target}", 0, 0),
-            )
-        identity = blocks.program_id
-        with phases.measure(_ENGINES):
-            if ahead is not None:
-                ahead.wait(made_for.link)
-            build_engine(target, made_for.link, blocks.libraries, output, identity, progress)
-    return identity
+    products = [kind(config) for kind in _kinds(config)]
+    phases = Phases()
+    with phases.measure("open checkpoint"):
+        checkpoint = Checkpoint.open(config.checkpoint)
+    conversion = Conversion(config, checkpoint, progress, phases, started)
+    for product in products:
+        product.check(conversion)
+    return conversion, products
 
 
-def add_golden(folder: Path, manifest: Manifest, progress: Progress) -> Manifest:
-    """Lets a bundle's engine answer the golden prompts, where it can run; adds what it says."""
-    bundle = Bundle.open(folder)
-    if not can_answer(bundle, HOST):
-        return manifest
-    added = [folder / name for name in write_golden(bundle, HOST, progress)]
-    files = {**manifest.files, **_file_records(folder, added, progress)}
-    manifest = replace(manifest, files=dict(sorted(files.items())))
-    manifest.write(folder)
-    return manifest
+def make_products(conversion: Conversion, products: Sequence[Product]) -> None:
+    """Makes planned products, one after another.
+
+    Each appears before the next is begun; but what a cross-check follows appears after it, or not
+    at all.
+    """
+    with ExitStack() as unfinished:
+        for product in products:
+            if not product.is_cross_check:
+                unfinished.close()
+            unfinished.enter_context(product.make(conversion))
 
 
-def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file())
+def summarize(conversion: Conversion, products: Sequence[Product]) -> ConversionSummary:
+    """Says what was made, and what it took until now."""
+    return ConversionSummary(
+        settings=settings(conversion.config),
+        products=tuple(product.summary() for product in products),
+        phases=conversion.phases.to_json(),
+        seconds=round(time.monotonic() - conversion.started, 2),
+        processor_seconds=round(processor_seconds(), 2),
+        peak_rss_bytes=peak_rss_bytes(),
+    )
 
 
-def _file_records(folder: Path, files: Sequence[Path], progress: Progress) -> dict[str, FileRecord]:
-    """Measures files of a folder."""
-    total = sum(path.stat().st_size for path in files)
-    done = 0
+def _kinds(config: ConvertConfig) -> list[type[Product]]:
+    return [kind for kind in PRODUCTS if kind.name in config.outputs]
 
-    def advance(count: int) -> None:
-        nonlocal done
-        done += count
-        progress("hashes", done, total)
 
-    return {path.relative_to(folder).as_posix(): FileRecord.of(path, advance) for path in files}
+def _outputs(output: Path, targets: Sequence[str]) -> dict[str, Path]:
+    """Returns each product's folder: the output itself, or one beside it."""
+    # `.` and `..` have no name to add to.
+    named = output if output.name.strip(".") else output.resolve()
+    outputs = {}
+    for kind in PRODUCTS:
+        if kind.target is None:
+            if set(targets) & set(Target.names()):
+                outputs[kind.name] = output
+        elif kind.target in targets:
+            alone = len(targets) == 1
+            outputs[kind.name] = output if alone else Path(f"{named}-{kind.target}")
+    return outputs

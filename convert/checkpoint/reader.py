@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from convert.checkpoint.shards import FLOATS, StoredTensor, list_tensors
 from convert.checkpoint.tensor_tables import ANY_GRID, EMBEDDING, HEAD, drops, shape_fits, sources
 from convert.checkpoint.tokenizer_file import check_tokenizer, open_tokenizer
 from convert.support.hashing import feed
+from convert.support.progress import Progress, silent
 from convert.support.regular_file import open_regular
 from convert.support.strict_json import load_json
 from quantize.errors import CheckpointError
@@ -30,8 +30,6 @@ _FORMATS = ("model.safetensors", "pytorch_model.bin")  # the first that is there
 _LISTED = 8  # names of one kind in an error
 _CHUNK_BYTES = 1 << 22  # of comparing
 _LOG = logging.getLogger(__name__)
-
-Progress = Callable[[int, int], None]  # bytes done, bytes in all
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,8 +144,12 @@ class Checkpoint:
                 parts.append(Part(name=part, parameters=parameters, nbytes=size))
         return tuple(parts)
 
-    def source_hash(self, progress: Progress | None = None) -> str:
-        """Returns the SHA-256 over name, size and bytes of every file in `files`."""
+    def source_hash(self, progress: Progress = silent) -> str:
+        """Returns the SHA-256 over name, size and bytes of every file in `files`.
+
+        Args:
+            progress: receives the bytes read; nothing if the hash is known already.
+        """
         if self._hash is None:
             total = sum(file.stat().st_size for file in self.files)
             done = 0
@@ -155,8 +157,7 @@ class Checkpoint:
             def advance(count: int) -> None:
                 nonlocal done
                 done += count
-                if progress is not None:
-                    progress(done, total)
+                progress("hash checkpoint", done, total)
 
             digest = hashlib.sha256()
             for path in self.files:

@@ -1,50 +1,18 @@
-"""What `minicpmv convert` is asked for: its arguments, and what they come to."""
+"""The arguments of `minicpmv convert`, and the request that they make."""
 
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
 from pathlib import Path
 
-from convert.bundle.kv_cache import FP16, find_kv_format
-from quantize.errors import ConfigError
-
-DEFAULT_TARGET, DEFAULT_RECIPE, MLC_RECIPE = "host", "q4f16_1", "mlc"
-SIZED_RECIPE = "small"  # whose method --target-size takes
-
-
-@dataclass(frozen=True, kw_only=True)
-class ConvertConfig:
-    """What the user asked for, resolved."""
-
-    checkpoint: str | None  # None: the demo
-    bundle: Path | None  # None: no compiled target
-    onnx: Path | None  # None: no ONNX
-    targets: tuple[str, ...]  # compiled ones
-    quant: str  # of the bundle
-    kv: str = FP16  # of the bundle: a key of convert.bundle.kv_cache.KV_FORMATS
-    mlc: Path | None = None  # None: no MLC package
-    mlc_quant: str = MLC_RECIPE
-    mlc_python: str | None = None  # where mlc_llm is; None: here
-    method: str | None = None  # None: the recipe's
-    target_size: str | None = None  # None: the recipe's formats
-    samples: Path | None = None  # for calibration; None: built-in ones
-    skip_bad: bool = False
-    resume: bool = False
-
-    def shown(self) -> dict[str, str]:
-        """Names every setting as the user would."""
-        shown = {"checkpoint": self.checkpoint or "demo"}
-        if self.bundle is not None:
-            shown |= {"bundle": str(self.bundle), "target": ", ".join(self.targets)}
-            more = [text for text in (self.method, self.target_size) if text]
-            shown |= {"quantization": ", ".join([self.quant, *more]), "kv cache": self.kv}
-        if self.onnx is not None:
-            shown |= {"onnx": str(self.onnx)}
-        if self.mlc is not None:
-            method = f", {self.method}" if self.method else ""
-            shown |= {"mlc package": f"{self.mlc} ({self.mlc_quant}{method})"}
-        return shown
+from convert.bundle.kv_cache import FP16
+from convert.conversion.config import (
+    DEFAULT_RECIPE,
+    DEFAULT_TARGET,
+    MLC_RECIPE,
+    SIZED_RECIPE,
+    ConvertConfig,
+)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -116,43 +84,23 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def resolve(args: argparse.Namespace) -> ConvertConfig:
-    """Returns what the arguments come to.
+    """Returns the request that the arguments make.
 
     Raises:
-        ConfigError: an unknown target, or an option that says something of what is not made.
+        ConfigError: an unknown target or KV cache, or an option of a product that is not made.
     """
-    from convert.pipeline import MLC, ONNX, parse_targets
+    from convert.pipeline import resolve_config
 
-    targets = parse_targets(args.target)
-    compiled = tuple(target for target in targets if target not in (ONNX, MLC))
-    asked = {"--target-size": args.target_size, "--resume": args.resume, "--kv": args.kv}
-    for option, given in asked.items():
-        if given not in (None, False) and not compiled:
-            raise ConfigError(f"{option} is for bundles; choose a target such as host")
-    kv = FP16 if args.kv is None else args.kv
-    find_kv_format(kv)
-    output = Path(args.output)
-    # `.` and `..` have no name to add to.
-    named = output if output.name.strip(".") else output.resolve()
-
-    def place(target: str) -> Path | None:
-        if target not in targets:
-            return None
-        return output if targets == (target,) else Path(f"{named}-{target}")
-
-    return ConvertConfig(
-        checkpoint=args.checkpoint,
-        bundle=output if compiled else None,
-        onnx=place(ONNX),
-        mlc=place(MLC),
-        targets=compiled,
-        quant=args.quant or (SIZED_RECIPE if args.target_size else DEFAULT_RECIPE),
-        kv=kv,
-        mlc_quant=args.quant or MLC_RECIPE,
-        mlc_python=args.mlc_python,
+    return resolve_config(
+        args.checkpoint,
+        args.output,
+        target=args.target,
+        quant=args.quant,
         method=args.method,
+        kv=args.kv,
         target_size=args.target_size,
-        samples=args.calibration,
+        calibration=args.calibration,
         skip_bad=args.skip_bad,
+        mlc_python=args.mlc_python,
         resume=args.resume,
     )

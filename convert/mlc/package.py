@@ -22,9 +22,9 @@ from convert.calibrate.store import CalibratedWeights
 from convert.checkpoint.config import CONFIGS, ModelConfig
 from convert.checkpoint.reader import Checkpoint
 from convert.mlc.params import write_params
-from convert.pipeline import Progress
 from convert.support.json_text import json_text
 from convert.support.output_folder import FolderKind
+from convert.support.progress import Progress
 from convert.support.strict_json import load_json
 from convert.support.versions import TOOLKIT, package_version
 from convert.support.whole_file import whole_file

@@ -19,7 +19,7 @@ from convert.bundle.plan import Plan
 from convert.calibrate.store import CalibratedWeights
 from convert.checkpoint.reader import Checkpoint
 from convert.encode import read_weight
-from convert.pipeline import Progress
+from convert.support.progress import Progress
 from quantize.fast import CHUNK_VALUES
 from quantize.layout import pack_mlc
 from quantize.methods import find_method, quantize_weight

@@ -11,13 +11,13 @@ from typing import Any
 from rich.console import Console
 from rich.progress import (
     BarColumn,
-    Progress,
     TaskID,
     TaskProgressColumn,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.progress import Progress as RichProgress
 
 
 class _Console(Console):
@@ -85,28 +85,25 @@ def megabytes(size: int) -> str:
 
 
 class Bars:
-    """Progress bars, one per stage; nothing off a terminal. Use as a context manager."""
+    """Progress bars, one per stage; nothing off a terminal. Use as a context manager.
+
+    The bars appear with the first stage. A `with` block that was left may be entered again, and
+    begins with no bars.
+    """
 
     def __init__(self) -> None:
-        self._progress = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            TaskProgressColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=messages(),
-            disable=not messages().is_terminal,
-        )
+        self._progress = _new_display()
         self._tasks: dict[str, TaskID] = {}
 
-    def __call__(self, stage: str, done: int, total: int) -> None:
+    def __call__(self, stage: str, done: int, total: int, /) -> None:
         """Moves the bar of a stage; the first call makes it. A total of 0 is not known yet."""
+        if not self._tasks:
+            self._progress.start()
         if stage not in self._tasks:
             self._tasks[stage] = self._progress.add_task(stage, total=None)
         self._progress.update(self._tasks[stage], completed=done, total=total or None)
 
     def __enter__(self) -> Bars:
-        self._progress.start()
         return self
 
     def __exit__(
@@ -115,7 +112,21 @@ class Bars:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._progress.stop()
+        if self._tasks:
+            self._progress.stop()
+            self._progress, self._tasks = _new_display(), {}
+
+
+def _new_display() -> RichProgress:
+    return RichProgress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=messages(),
+        disable=not messages().is_terminal,
+    )
 
 
 def _text(cell: Any) -> str:

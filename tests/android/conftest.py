@@ -10,10 +10,11 @@ import pytest
 from android.build.builder import APP, build_apk, compile_java, plan_apk
 from android.build.signing import Key, debug_key
 from android.build.tools import ToolError, package
-from convert.bundle.manifest import Bundle, BundleSource
+from convert.bundle.manifest import Bundle
 from convert.bundle.plan import Recipe, make_plan
 from convert.checkpoint.reader import Checkpoint
-from convert.pipeline import write_bundle
+from convert.conversion.bundle_writer import write_bundle
+from tests.support.conversions import conversion_of
 from tests.support.fake_phone import FakePhone, fake_phone
 from tests.support.tiny import write_checkpoint
 
@@ -57,10 +58,8 @@ def bundle(tools: None, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     source = Checkpoint.open(write_checkpoint(folder / "checkpoint"))
     plan = make_plan(source.config, source.untied_head, Recipe.load("q4f16_1"))
     (folder / "bundle").mkdir()
-    about = BundleSource(path=str(source.path), sha256=source.source_hash(), demo=False)
-    write_bundle(
-        source, about, plan, ("android-arm64", "android-x86_64"), folder / "bundle", _quiet
-    )
+    conversion = conversion_of(source, "android-arm64", "android-x86_64")
+    write_bundle(conversion, plan, folder / "bundle")
     return Bundle.open(folder / "bundle")
 
 

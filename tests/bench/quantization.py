@@ -23,15 +23,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from convert.bundle.manifest import KIND, Bundle, BundleSource
+from convert.bundle.manifest import KIND, Bundle
 from convert.bundle.plan import Recipe, make_plan
 from convert.calibrate.calibration import calibrate
 from convert.calibrate.samples import default_samples
 from convert.checkpoint.config import CONFIGS, ModelConfig
 from convert.checkpoint.reader import Checkpoint
-from convert.pipeline import write_bundle
+from convert.conversion.bundle_writer import write_bundle
+from convert.conversion.config import ConvertConfig
+from convert.conversion.conversion import Conversion
 from convert.support.measure import peak_rss_bytes
 from convert.support.output_folder import OutputFolder
+from convert.support.progress import silent
 from quantize.methods import METHODS, find_method
 from runtime.demo.evaluate import WINDOW, evaluate
 from runtime.demo.questions import LANGUAGES, random_example
@@ -94,16 +97,16 @@ def convert(recipe_name: str, method: str, folder: Path) -> dict[str, Any]:
     checkpoint = Checkpoint.open(None)
     recipe = Recipe.load(recipe_name).with_method(method)
     plan = make_plan(checkpoint.config, checkpoint.untied_head, recipe)
-    source = BundleSource(path="demo", sha256=checkpoint.source_hash(), demo=True)
+    config = ConvertConfig(checkpoint=None, outputs={}, targets=("host",))
+    conversion = Conversion(config, checkpoint)
     output = OutputFolder(folder, KIND)
-    quiet = lambda stage, done, total: None  # noqa: E731
     calibrated, peak = None, 0
     with tempfile.TemporaryDirectory() as home, output as partial:
         if find_method(method).calibrated:
             samples = default_samples(demo=True, pictures=True)
-            calibrated = calibrate(checkpoint, plan, samples, Path(home), quiet)
+            calibrated = calibrate(checkpoint, plan, samples, Path(home), silent)
         seconds, peak = time.monotonic() - start, peak_rss_bytes()
-        write_bundle(checkpoint, source, plan, ("host",), partial, quiet, calibrated)
+        write_bundle(conversion, plan, partial, calibrated)
         output.commit()
     real = make_plan(ModelConfig.load(FULL_SIZE), False, recipe)
     return {

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from convert import cli, pipeline
-from convert.commands import outputs as convert_outputs
+from convert import cli
+from convert.conversion import bundle_product, bundle_writer
 from tests.support.tiny import write_checkpoint
 
 
@@ -22,9 +22,9 @@ def fake_program(config: Any, plan: Any, target: str, output: Path, *_: Any) -> 
 
 def without_programs(patch: pytest.MonkeyPatch) -> None:
     """Puts stand-ins in the place of what compiles and of what runs engines."""
-    patch.setattr(pipeline, "compile_ahead", lambda *_: nullcontext())
-    patch.setattr(pipeline, "build_program", fake_program)
-    patch.setattr(convert_outputs, "add_golden", lambda folder, manifest, progress: manifest)
+    patch.setattr(bundle_writer, "compile_ahead", lambda *_: nullcontext())
+    patch.setattr(bundle_writer, "build_program", fake_program)
+    patch.setattr(bundle_product, "add_golden", lambda folder, manifest, progress: manifest)
 
 
 def convert(checkpoint: Path, output: Path, *arguments: str) -> int:

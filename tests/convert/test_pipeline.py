@@ -7,17 +7,20 @@ import signal
 import subprocess
 import sys
 from collections import namedtuple
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from convert import pipeline
+from convert import encode, pipeline
 from convert.bundle.manifest import Bundle
 from convert.bundle.plan import Recipe, make_plan
 from convert.checkpoint.config import ModelConfig
-from convert.commands import outputs as convert_outputs
+from convert.conversion import bundle_product, bundle_writer
+from convert.onnx import product as onnx_product
 from convert.support import output_folder
 from quantize.errors import ConfigError, ShapeError
 from tests.convert.bundles import convert, snapshot, without_programs, write_bundle
@@ -26,14 +29,15 @@ from tests.support.tiny import random_state, tiny_config, write_checkpoint
 # Converts, but reaches the compiler and stays there.
 STUCK = """
 import contextlib, sys, time
-from convert import cli, pipeline
+from convert import cli
+from convert.conversion import bundle_writer
 
 def build_program(*arguments, **more):
     print("compiling", flush=True)
     time.sleep(60)
 
-pipeline.compile_ahead = lambda *_: contextlib.nullcontext()
-pipeline.build_program = build_program
+bundle_writer.compile_ahead = lambda *_: contextlib.nullcontext()
+bundle_writer.build_program = build_program
 sys.exit(cli.main(["convert", sys.argv[1], "-o", sys.argv[2]]))
 """
 
@@ -157,7 +161,7 @@ def test_an_onnx_that_differs_is_not_written_nor_what_is_asked_for_with_it(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(convert_outputs, "ONNX_TOLERANCE", 1e-12)
+    monkeypatch.setattr(onnx_product, "TOLERANCE", 1e-12)
     assert convert(checkpoint, tmp_path / "b", "--target", targets) == 2
     assert "away from the reference; at most 1e-12 is allowed" in refused(capsys)
     assert not os.listdir(tmp_path)
@@ -196,11 +200,20 @@ def existing(checkpoint: Path, tmp_path: Path) -> tuple[Path, dict[str, bytes]]:
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(errno.ENOSPC, "full"), ValueError])
-@pytest.mark.parametrize("where", ["build_program", "encode", "open_journal", "_file_records"])
+@pytest.mark.parametrize(
+    ("module", "where"),
+    [
+        (bundle_writer, "build_program"),
+        (encode, "encode"),
+        (bundle_product, "open_journal"),
+        (bundle_writer, "_file_records"),
+    ],
+)
 def test_an_interruption_anywhere_leaves_the_old_bundle(
     checkpoint: Path,
     existing: tuple[Path, dict[str, bytes]],
     error: Any,
+    module: Any,
     where: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -208,7 +221,7 @@ def test_an_interruption_anywhere_leaves_the_old_bundle(
         raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr(convert_outputs if where == "open_journal" else pipeline, where, fail)
+        patch.setattr(module, where, fail)
         assert convert(checkpoint, existing[0]) == (130 if error is KeyboardInterrupt else 2)
     assert snapshot(existing[0]) == existing[1]
     # What --resume can go on with stays, unless the same error would come again.
@@ -283,3 +296,71 @@ def test_plans_of_unfitting_recipes() -> None:
             recipe(tensors=tensors)
     with pytest.raises(ConfigError, match="has the keys"):
         recipe(surprise=1)
+
+
+def test_convert_from_python_is_the_command(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stages: list[tuple[str, int, int]] = []
+    targets = ["host", "android-arm64", "onnx", "mlc-android"]
+    summary = pipeline.convert(
+        checkpoint, tmp_path / "b", target=targets, progress=lambda *state: stages.append(state)
+    )
+    assert summary.bundle is not None and summary.onnx is not None and summary.mlc is not None
+    assert list(summary.bundle.programs) == ["host", "android-arm64"]
+    assert summary.bundle.path == tmp_path / "b"
+    assert summary.onnx.path == tmp_path / "b-onnx"
+    assert summary.mlc.path == tmp_path / "b-mlc-android"
+    assert ("weights", summary.bundle.weights_bytes, summary.bundle.weights_bytes) in stages
+    assert {"hash checkpoint", "ONNX weights", "MLC weights"} <= {stage for stage, _, _ in stages}
+    made = {name: snapshot(tmp_path / name) for name in os.listdir(tmp_path)}
+    assert set(made) == {"b", "b-onnx", "b-mlc-android"}
+
+    capsys.readouterr()
+    assert convert(checkpoint, tmp_path / "c", "--target", ",".join(targets), "--json") == 0
+    by_command = json.loads(capsys.readouterr().out)
+    assert {name: snapshot(tmp_path / name.replace("b", "c", 1)) for name in made} == made
+    by_python = summary.to_json()
+    taken = ("phases", "seconds", "processor_seconds", "peak_rss_bytes")
+    assert set(by_python) == set(by_command)
+    assert list(by_python["phases"]) == list(by_command["phases"])
+    for values in (by_python, by_command):
+        for name in taken:
+            assert values.pop(name)
+    text = json.dumps(by_python).replace(f"{tmp_path}/b", f"{tmp_path}/c")
+    assert json.loads(text) == by_command
+
+
+def test_convert_from_python_says_what_it_refuses(checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="target 'hosst' is unknown; known: android-arm64"):
+        pipeline.convert(checkpoint, tmp_path / "b", target=["hosst"])
+    with pytest.raises(ConfigError, match="target '' is unknown"):
+        pipeline.convert(checkpoint, tmp_path / "b", target=[])
+    with pytest.raises(ConfigError, match="--kv is for bundles; choose a target such as host"):
+        pipeline.convert(checkpoint, tmp_path / "b", target="onnx", kv="int8")
+    summary = pipeline.convert(checkpoint, tmp_path / "b", target="onnx")
+    assert summary.bundle is None and summary.mlc is None and summary.onnx is not None
+    assert os.listdir(tmp_path) == ["b"]
+
+
+class _Broken(onnx_product.OnnxProduct):
+    """A product that fails when it is put in its place."""
+
+    @contextmanager
+    def make(self, conversion: Any) -> Iterator[None]:
+        yield
+        raise ConfigError("cannot be put in its place")
+
+
+def test_what_a_cross_check_follows_does_not_appear_without_it(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle, _, mlc = pipeline.PRODUCTS
+    monkeypatch.setattr(pipeline, "PRODUCTS", (bundle, _Broken, mlc))
+    with pytest.raises(ConfigError, match="cannot be put in its place"):
+        pipeline.convert(checkpoint, tmp_path / "b", target="host,onnx,mlc-android")
+    assert not os.listdir(tmp_path)
+    monkeypatch.setattr(_Broken, "is_cross_check", False)
+    with pytest.raises(ConfigError, match="cannot be put in its place"):
+        pipeline.convert(checkpoint, tmp_path / "b", target="host,onnx,mlc-android")
+    assert os.listdir(tmp_path) == ["b"]

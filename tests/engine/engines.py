@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from convert.bundle.kv_cache import FP16
-from convert.bundle.manifest import Bundle, BundleSource, FileRecord
+from convert.bundle.manifest import Bundle, FileRecord
 from convert.bundle.plan import Recipe, make_plan
 from convert.bundle.program import Program
 from convert.checkpoint.reader import Checkpoint
-from convert.pipeline import build_program, write_bundle
+from convert.conversion.bundle_writer import write_bundle
+from convert.engine.program import build_program
+from tests.support.conversions import conversion_of
 from tests.support.tiny import write_checkpoint
 
 HOST, PHONE = "host", "android-arm64"
@@ -32,8 +34,7 @@ def build_host_engine(folder: Path, kv: str = FP16, **checkpoint: Any) -> Built:
     plan = make_plan(source.config, source.untied_head, Recipe.load("q4f16_1"), kv)
     bundle = folder / "bundle"
     bundle.mkdir()
-    about = BundleSource(path=str(source.path), sha256=source.source_hash(), demo=False)
-    write_bundle(source, about, plan, (HOST,), bundle, lambda *_: None)
+    write_bundle(conversion_of(source, HOST), plan, bundle)
     return Built(bundle, Bundle.open(bundle).program(HOST))
 
 

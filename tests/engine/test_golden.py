@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from convert import golden, pipeline
+from convert import golden
 from convert.bundle.manifest import GOLDEN, GOLDEN_PICTURE, Bundle, FileRecord
+from convert.conversion.bundle_writer import add_golden
 from runtime.engine_client.client import LOCAL, QEMU, EngineClient, EngineError, engine_command
 from runtime.engine_client.protocol import ErrorCode, Field
 from tests.engine.engines import HOST, PHONE, Built
@@ -25,7 +26,7 @@ def bundle(phone: Built, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     shutil.copytree(phone.bundle, folder)
     manifest = Bundle.open(folder).manifest
     stages: list[tuple[str, int, int]] = []
-    added = pipeline.add_golden(folder, manifest, lambda *stage: stages.append(stage))
+    added = add_golden(folder, manifest, lambda *stage: stages.append(stage))
     assert set(added.files) - set(manifest.files) == {GOLDEN, GOLDEN_PICTURE}
     count = len(json.loads(golden.PROMPTS.read_text())["prompts"])
     assert ("golden answers", count, count) in stages
@@ -123,7 +124,7 @@ def test_only_an_engine_that_runs_here_can_answer(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(golden.platform, "machine", lambda: "arm64")
-    assert pipeline.add_golden(bundle.path, bundle.manifest, lambda *_: None) is bundle.manifest
+    assert add_golden(bundle.path, bundle.manifest, lambda *_: None) is bundle.manifest
     monkeypatch.undo()
     assert golden.can_answer(bundle, HOST)
     assert not golden.can_answer(bundle, "android-x86_64")

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from convert import pipeline
 from convert.bundle.manifest import Bundle, FileRecord
+from convert.conversion import bundle_writer
 from runtime.engine_client.client import LOCAL, EngineClient, EngineError, engine_command
 from runtime.engine_client.protocol import ErrorCode, Field, Op, Stage
 from tests.engine.engines import Built
@@ -195,7 +195,7 @@ def test_a_converted_bundle_checks_itself(
 ) -> None:
     folder = tmp_path / "bundle"
     shutil.copytree(built.bundle, folder)
-    pipeline.add_golden(folder, Bundle.open(folder).manifest, lambda *_: None)
+    bundle_writer.add_golden(folder, Bundle.open(folder).manifest, lambda *_: None)
     client.load(folder, window=WINDOW)
     line = client.self_check()
     assert line[Field.PASSED] and len(line[Field.CHECKS]) > 1

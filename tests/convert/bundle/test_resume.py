@@ -32,8 +32,9 @@ ALL = len(make_plan(ModelConfig.from_json(tiny_config()), False, Recipe.load("q4
 BROKEN = """
 import os, signal, sys
 import pytest
-from convert import cli, pipeline
+from convert import cli, encode
 from convert.bundle import journal
+from convert.conversion import bundle_writer
 from tests.convert import bundles
 
 place, number, sent, *arguments = sys.argv[1:]
@@ -51,9 +52,9 @@ def stop_at(owner, name, thing):
     setattr(owner, name, stopped)
 
 stop_at(*{
-    "tensor": (pipeline, "encode", "tensor"),
+    "tensor": (encode, "encode", "tensor"),
     "mark": (journal.Journal, "add", "mark"),
-    "engine": (pipeline, "build_program", "engine"),
+    "engine": (bundle_writer, "build_program", "engine"),
 }[place])
 sys.exit(cli.main(["convert", *arguments]))
 """

@@ -23,7 +23,7 @@ from convert.calibrate.layer import STAGES, LayerWalk, fold_layer
 from convert.calibrate.samples import CalibrationSample, default_samples, read_samples, tokenize
 from convert.calibrate.store import CalibratedWeights
 from convert.checkpoint.reader import Checkpoint
-from convert.pipeline import write_weights
+from convert.encode import write_weights
 from quantize.errors import CalibrationError, CheckpointError
 from runtime.reference import metrics
 from runtime.reference.arithmetic import apply_arithmetic

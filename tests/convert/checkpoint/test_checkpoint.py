@@ -263,8 +263,9 @@ def test_parts_add_up(tmp_path):
 def test_source_hash_covers_every_file(tmp_path):
     folder = write_checkpoint(tmp_path, shards=2)
     seen = []
-    before = Checkpoint.open(folder).source_hash(lambda done, total: seen.append((done, total)))
-    assert seen[-1][0] == seen[-1][1] == sum(f.stat().st_size for f in folder.iterdir())
+    size = sum(file.stat().st_size for file in folder.iterdir())
+    before = Checkpoint.open(folder).source_hash(lambda *state: seen.append(state))
+    assert seen[-1] == ("hash checkpoint", size, size)
     for file in sorted(folder.iterdir()):
         kept = file.read_bytes()
         changed = kept.replace(b" ", b"\n", 1) if file.suffix == ".json" else bytearray(kept)

@@ -13,14 +13,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from convert import cli, pipeline
+from convert import cli
+from convert import encode as encoding
 from convert.bundle.plan import Plan, Recipe, make_plan
 from convert.bundle.weights_file import WeightsFile
 from convert.checkpoint.config import CONFIGS, ModelConfig
 from convert.checkpoint.reader import Checkpoint
 from convert.checkpoint.synth_tokenizer import generate_tokenizer
 from convert.checkpoint.tensor_tables import HEAD
-from convert.pipeline import write_weights
+from convert.encode import write_weights
 from tests.convert.bundles import without_programs
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "minicpm-v-1.0"
@@ -174,9 +175,9 @@ def test_the_command_begins_to_write(
         made.append(tensor.name)
         return real(weight, tensor, *more)
 
-    real = pipeline.encode
+    real = encoding.encode
     without_programs(monkeypatch)
-    monkeypatch.setattr(pipeline, "encode", encode)
+    monkeypatch.setattr(encoding, "encode", encode)
     monkeypatch.setattr(Checkpoint, "source_hash", lambda *_: "0" * 64)  # of 6.9 GB
     code = cli.main(["convert", str(folder), "-o", str(tmp_path / "bundle"), "--target", "host"])
     said = capsys.readouterr()

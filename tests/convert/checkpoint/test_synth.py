@@ -22,7 +22,7 @@ from convert.checkpoint.config import ModelConfig
 from convert.checkpoint.reader import Checkpoint
 from convert.checkpoint.synth_tokenizer import generate_tokenizer
 from convert.checkpoint.writer import TensorEntry, write_weights
-from convert.pipeline import write_weights as convert_weights
+from convert.encode import write_weights as convert_weights
 from runtime.inputs.prompt import Message, Tokenizer
 from runtime.reference.load import load_reference
 from tests.convert.bundles import snapshot

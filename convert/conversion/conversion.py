@@ -1,0 +1,81 @@
+"""What one conversion knows, and its products share."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from convert.bundle.manifest import BundleSource
+from convert.bundle.plan import Plan, Recipe
+from convert.calibrate.calibration import calibrate
+from convert.calibrate.samples import CalibrationSample, default_samples, read_samples
+from convert.calibrate.store import CalibratedWeights
+from convert.checkpoint.hub import is_hub_id
+from convert.checkpoint.reader import Checkpoint
+from convert.conversion.config import ConvertConfig
+from convert.support.cache import cache_folder
+from convert.support.phases import Phases
+from convert.support.progress import Progress, silent
+from quantize.methods import find_method
+
+
+@dataclass
+class Conversion:
+    """A checkpoint on its way to one or more products."""
+
+    config: ConvertConfig
+    checkpoint: Checkpoint
+    progress: Progress = silent
+    phases: Phases = field(default_factory=Phases)
+    started: float = field(default_factory=time.monotonic)
+
+    @cached_property
+    def source(self) -> BundleSource:
+        """Where the weights come from; the checkpoint is hashed at the first use.
+
+        `verify` finds the checkpoint again by it.
+        """
+        name = self.config.checkpoint
+        if name is None:
+            path = "demo"
+        elif is_hub_id(name):
+            path = name
+        else:
+            path = str(self.checkpoint.path.resolve())
+        with self.phases.measure("hash checkpoint"):
+            digest = self.checkpoint.source_hash(self.progress)
+        return BundleSource(path=path, sha256=digest, demo=name is None)
+
+    def load_recipe(self, name: str) -> Recipe:
+        """Reads a recipe, and gives it the method that was asked for.
+
+        Raises:
+            ConfigError: no such recipe or method.
+        """
+        recipe, method = Recipe.load(name), self.config.method
+        return recipe if method is None else recipe.with_method(method)
+
+    def samples(self) -> list[CalibrationSample]:
+        """Returns the conversations that calibration and measurements run through the model.
+
+        Raises:
+            CalibrationError: the user's file has a line that cannot be used.
+        """
+        pictures = self.checkpoint.config.vision is not None
+        path = self.config.samples
+        if path is not None:
+            return read_samples(path, pictures=pictures, skip_bad=self.config.skip_bad)
+        return default_samples(demo=self.config.checkpoint is None, pictures=pictures)
+
+    def calibrate(self, plan: Plan) -> CalibratedWeights | None:
+        """Calibrates a plan's weights; None where the recipe's method needs no calibration.
+
+        Raises:
+            CalibrationError: a sample does not suit the model.
+            CheckpointError: a tensor holds NaN or infinity.
+        """
+        if not find_method(plan.recipe.method).calibrated:
+            return None
+        home = cache_folder() / "calibration"
+        return calibrate(self.checkpoint, plan, self.samples(), home, self.progress)
