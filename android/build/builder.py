@@ -20,6 +20,7 @@ from android.build.phones import ABIS, MIN_SDK, TARGET_SDK
 from android.build.signing import Key, sign
 from android.build.tools import ToolError, framework, package, program, run
 from convert.bundle.manifest import MANIFEST, WEIGHTS, Bundle, FileRecord
+from convert.checkpoint.config import CONFIGS
 from convert.support.scratch import scratch_folder
 from convert.support.versions import VERSION
 from convert.support.whole_file import check_replaceable, whole_file
@@ -31,6 +32,7 @@ EMBED_LIMIT = 1 << 30  # bytes; a larger APK is not installed by every phone
 JAVA_LEVEL = "8"  # the newest whose classes dx understands
 _RELEASE = 100  # the end of a release's version code; development versions are below
 _DATE = (1981, 1, 1, 0, 0, 0)  # of every file in the APK
+_CONFIGS = ("setting_ranges.json",)  # that the app reads
 _PAGE_SUFFIXES = {".html", ".css", ".js", ".svg", ".txt"}
 
 Progress = Callable[[str, int, int], None]  # stage, done, in all (0: not known)
@@ -201,6 +203,8 @@ def _entries(plan: ApkPlan, scratch: Path) -> Iterator[tuple[str, Path | bytes]]
     for path in PAGE.iterdir():
         if path.suffix in _PAGE_SUFFIXES:
             yield f"assets/page/{path.name}", path
+    for name in _CONFIGS:
+        yield f"assets/configs/{name}", CONFIGS / name
     yield "assets/page/notices.txt", third_party_notices().encode()
     yield f"assets/bundle/{MANIFEST}", plan.bundle.path / MANIFEST
     for name in _carried(plan):

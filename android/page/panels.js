@@ -4,15 +4,6 @@ import {button, drawing, fill, find, make} from './dom.js';
 import {say, sayBytes, sayError} from './texts.js';
 
 const PANELS = ['history', 'settings', 'check', 'about'];
-const NUMBERS = {
-  temperature: {min: 0.05, max: 5, step: 0.05},
-  top_p: {min: 0, max: 1, step: 0.01},
-  top_k: {min: 0, max: 1000, step: 1},
-  repetition_penalty: {min: 1, max: 2, step: 0.01},
-  max_new_tokens: {min: 1, max: 16384, step: 1},
-  window: {min: 128, max: 16384, step: 1},
-  threads: {min: 0, max: 16, step: 1},
-};
 const SAMPLING = ['temperature', 'top_p', 'top_k']; // without meaning while answers do not vary
 
 let send; // to the host
@@ -126,7 +117,7 @@ function drawSettings() {
   });
   fill(find('settings-body'),
     checkField('do_sample', 'doSample', settings),
-    ...Object.keys(NUMBERS).filter((name) => name !== 'threads' || can('threads'))
+    ...Object.keys(state.ranges).filter((name) => name !== 'threads' || can('threads'))
       .map((name) => numberField(name, settings)),
     make('div', {className: 'field'},
       make('label', {htmlFor: 'set-language'}, say('language')), language),
@@ -153,7 +144,8 @@ function checkField(name, text, settings) {
 
 function numberField(name, settings) {
   const id = 'set-' + name;
-  const box = make('input', Object.assign({type: 'number', id, inputMode: 'decimal'}, NUMBERS[name]));
+  const {min, max, step} = state.ranges[name];
+  const box = make('input', {type: 'number', id, inputMode: 'decimal', min, max, step});
   box.value = settings[name];
   box.disabled = SAMPLING.includes(name) && !settings.do_sample;
   box.setAttribute('aria-describedby', id + '-note');

@@ -21,6 +21,7 @@ from runtime.inputs.prompt import check_text
 from runtime.web.chats import USER, ChatStore, Turn
 from runtime.web.events import Event
 from runtime.web.failures import BusyError, InvalidTextError, error_code
+from runtime.web.settings import RANGES
 from runtime.web.work import ChatServices, ChatWorker, now
 
 log = logging.getLogger(__name__)
@@ -118,8 +119,8 @@ class Assistant:
 
     def report(self) -> str:
         """Returns what a report of a mistake says of this machine and model: no chats."""
-        state = self._state()
-        return "\n".join(f"{key}: {value}" for key, value in state.items() if key != "chats")
+        state, hidden = self._state(), ("chats", "ranges")
+        return "\n".join(f"{key}: {value}" for key, value in state.items() if key not in hidden)
 
     def _on_change(self) -> None:
         self._publish_state()
@@ -197,6 +198,7 @@ class Assistant:
         state: Event = {
             "chats": self._chats.list(),
             "settings": settings,
+            "ranges": RANGES,
             "can": [] if self._services.model.bundle is None else ["check", "threads"],
             "about": _about(self._services.folder),
             **self._work.describe(),

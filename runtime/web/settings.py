@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from convert.checkpoint.config import CONFIGS
 from convert.support.strict_json import load_json
 from runtime.inputs.defaults import GenerationDefaults
 from runtime.inputs.sampling import GenerationOptions
@@ -15,16 +16,8 @@ from runtime.web.files import write_json
 
 SET = "OmniLMMChat"  # of generation.json
 LANGUAGES = ("system", "en", "zh")
-# As in Settings.java and panels.js: lowest, highest, and whether only whole numbers.
-RANGES: Mapping[str, tuple[float, float, bool]] = {
-    "temperature": (0.05, 5, False),
-    "top_p": (0, 1, False),
-    "top_k": (0, 1000, True),
-    "repetition_penalty": (1, 2, False),
-    "max_new_tokens": (1, 16384, True),
-    "window": (128, 16384, True),
-    "threads": (0, 16, True),
-}
+# What each number may be: its `min`, `max` and `step`; a step of 1 means whole numbers.
+RANGES: Mapping[str, Mapping[str, float]] = load_json(CONFIGS / "setting_ranges.json")
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +94,7 @@ def _valid(choices: Any) -> dict[str, Any]:
         elif name == "language" and value in LANGUAGES:
             valid[name] = value
         elif name in RANGES and type(value) in (int, float):
-            low, high, is_whole = RANGES[name]
-            if low <= value <= high and (not is_whole or value == int(value)):
+            given, is_whole = RANGES[name], RANGES[name]["step"] == 1
+            if given["min"] <= value <= given["max"] and (not is_whole or value == int(value)):
                 valid[name] = int(value) if is_whole else float(value)
     return valid

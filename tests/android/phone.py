@@ -15,6 +15,7 @@ from typing import Any
 from playwright.sync_api import Page, Route
 
 from android.build.builder import APP, PAGE
+from convert.checkpoint.config import CONFIGS
 from convert.support.versions import VERSION
 from tests.android.screen import Screen
 
@@ -43,6 +44,7 @@ class Phone(Screen):
         self.asked: list[dict[str, Any]] = []  # what the app wanted of the phone
         self._events: queue.Queue[dict[str, Any]] = queue.Queue()
         command = ["java", "-Djava.awt.headless=true", f"-Dlanguage={language}"]
+        command += [f"-Dconfigs={CONFIGS}"]
         command += [
             f"-Ddark={str(dark).lower()}",
             f"-Dversion={VERSION}",

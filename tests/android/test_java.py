@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from convert.checkpoint.config import CONFIGS
 from tests.android.bundle import FAKE_ENGINE
 
 
@@ -15,7 +16,7 @@ def test_junit(java_classpath: str, name: str) -> None:
     done = subprocess.run(
         [
             *("java", "-cp", java_classpath),
-            *(f"-Dpython={sys.executable}", f"-Dfake_engine={FAKE_ENGINE}"),
+            *(f"-Dpython={sys.executable}", f"-Dfake_engine={FAKE_ENGINE}", f"-Dconfigs={CONFIGS}"),
             *("org.junit.runner.JUnitCore", f"org.minicpmv.core.{name}"),
         ],
         capture_output=True,

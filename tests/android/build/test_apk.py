@@ -18,6 +18,7 @@ from android.build.builder import PAGE, ApkError, build_apk, build_unsigned, pla
 from android.build.signing import Key, debug_key, own_key
 from android.build.tools import ToolError, package, run
 from convert.bundle.manifest import Bundle
+from convert.checkpoint.config import CONFIGS
 from convert.cli import main
 from quantize.errors import BundleError
 from runtime.engine_client.client import EngineClient
@@ -59,6 +60,8 @@ def test_what_lies_in_it(apk: Path, bundle: Bundle) -> None:
         names = set(archive.namelist())
         for path in PAGE.glob("*.js"):
             assert archive.read(f"assets/page/{path.name}") == path.read_bytes()
+        ranges = archive.read("assets/configs/setting_ranges.json")
+        assert ranges == (CONFIGS / "setting_ranges.json").read_bytes()
         notices = archive.read("assets/page/notices.txt").decode()
         assert "assets/bundle/weights.safetensors" not in names
         assert {"assets/bundle/bundle.json", "assets/bundle/tokenizer.model"} <= names

@@ -25,7 +25,7 @@ from runtime.web.failures import BusyError, InvalidTextError, error_code
 from runtime.web.files import data_folder, owned
 from runtime.web.jobs import ANSWER, Job, StoppedError
 from runtime.web.pictures import Pictures
-from runtime.web.settings import Settings
+from runtime.web.settings import RANGES, Settings
 
 FULL = Path("/dev/full")  # answers as a full disk does
 full_disk = pytest.mark.skipif(not FULL.exists(), reason="there is no /dev/full here")
@@ -244,6 +244,13 @@ def test_settings(tmp_path: Path) -> None:
     wrong = {"temperature": float("nan"), "top_p": 1.5, "top_k": 1.5, "window": True, "x": 1}
     settings.choose({**wrong, "threads": "2", "language": "fr", "do_sample": 1})
     assert settings.all() == Settings(path, GenerationDefaults.load(), 1024).all()
+    for name, given in RANGES.items():
+        for value in (given["min"], given["max"]):
+            settings.choose({name: value})
+            settings.choose({name: given["min"] - 1})
+            settings.choose({name: given["max"] + 1})
+            assert settings.all()[name] == value
+    settings.reset()
     settings.choose({"do_sample": False, "max_new_tokens": 5.0, "language": "zh"})
     again = Settings(path, GenerationDefaults.load(), 1024)
     assert again.all()["language"] == "zh"

@@ -166,6 +166,11 @@ final class AndroidHost implements Host {
   }
 
   @Override
+  public InputStream configFile(String name) throws IOException {
+    return app.getAssets().open("configs/" + name);
+  }
+
+  @Override
   public Decoder decoder() {
     return decoder;
   }

@@ -269,6 +269,7 @@ public final class Assistant implements Closeable, Work.Changes {
   private String report() {
     JSONObject state = state();
     state.remove("job");
+    state.remove("ranges");
     return state + "\n\n" + log.text();
   }
 }

@@ -1,6 +1,5 @@
 package org.minicpmv.core;
 
-import java.io.ByteArrayOutputStream;
 import java.io.File;
 import java.io.FileNotFoundException;
 import java.io.IOException;
@@ -18,7 +17,6 @@ import org.json.JSONObject;
 public final class BundleFiles {
   private static final String MANIFEST = "bundle.json";
   private static final String GENERATION = "generation.json";
-  private static final int BLOCK = 1 << 16;
 
   public final File folder;
   public final JSONObject manifest;
@@ -85,13 +83,8 @@ public final class BundleFiles {
   }
 
   private static byte[] content(Host host, String name) throws IOException {
-    ByteArrayOutputStream content = new ByteArrayOutputStream();
-    byte[] block = new byte[BLOCK];
     try (InputStream source = host.bundleFile(name)) {
-      for (int count; (count = source.read(block)) >= 0; ) {
-        content.write(block, 0, count);
-      }
+      return FileTools.read(source);
     }
-    return content.toByteArray();
   }
 }

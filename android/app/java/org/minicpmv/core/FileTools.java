@@ -1,7 +1,9 @@
 package org.minicpmv.core;
 
+import java.io.ByteArrayOutputStream;
 import java.io.File;
 import java.io.IOException;
+import java.io.InputStream;
 import java.nio.ByteBuffer;
 import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
@@ -14,6 +16,7 @@ final class FileTools {
   private static final String[] FULL = {"ENOSPC", "No space left", "EDQUOT", "quota exceeded"};
 
   private static final String PARTIAL = ".partial";
+  private static final int BLOCK = 1 << 16;
 
   private FileTools() {}
 
@@ -68,6 +71,16 @@ final class FileTools {
     }
     byte[] content = Files.readAllBytes(file.toPath());
     return StandardCharsets.UTF_8.newDecoder().decode(ByteBuffer.wrap(content)).toString();
+  }
+
+  /** Returns all that is left of a stream. */
+  static byte[] read(InputStream source) throws IOException {
+    ByteArrayOutputStream content = new ByteArrayOutputStream();
+    byte[] block = new byte[BLOCK];
+    for (int count; (count = source.read(block)) >= 0; ) {
+      content.write(block, 0, count);
+    }
+    return content.toByteArray();
   }
 
   /** Moves a file into its place; a link that stands there stays, its file is replaced. */

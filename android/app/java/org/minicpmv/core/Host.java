@@ -40,5 +40,8 @@ public interface Host {
   /** Opens one of the bundle's small files, which the app carries. */
   InputStream bundleFile(String name) throws IOException;
 
+  /** Opens a file of the toolkit's `configs`, which the app carries. */
+  InputStream configFile(String name) throws IOException;
+
   Decoder decoder();
 }

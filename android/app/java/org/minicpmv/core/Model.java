@@ -52,9 +52,11 @@ final class Model {
   /** Reads what the app carries. */
   void read() throws EngineException {
     BundleFiles files = new BundleFiles(new File(places.files, "bundle"), host);
+    JSONObject ranges = Settings.readRanges(host);
     synchronized (this) {
       bundle = files;
-      settings = new Settings(new File(places.files, "settings.json"), files.generation, log);
+      settings =
+          new Settings(new File(places.files, "settings.json"), files.generation, ranges, log);
       weights = new Weights(files.folder, places.outsideWeights, files.record(Weights.NAME));
       if (keeper == null) {
         keeper = new EngineKeeper(places.engine, files.folder, places.cache, log);
@@ -179,6 +181,7 @@ final class Model {
     Json.put(state, "model", loaded);
     Json.put(state, "verified", verified);
     Json.put(state, "settings", settings == null ? null : settings.all());
+    Json.put(state, "ranges", settings == null ? null : settings.ranges());
     Json.put(state, "engine", keeper == null ? null : keeper.hello());
     if (problem != null) {
       Json.put(

@@ -2,6 +2,8 @@ package org.minicpmv.core;
 
 import java.io.File;
 import java.io.IOException;
+import java.io.InputStream;
+import java.nio.charset.StandardCharsets;
 import java.util.Iterator;
 import org.json.JSONException;
 import org.json.JSONObject;
@@ -10,20 +12,21 @@ import org.json.JSONObject;
 public final class Settings {
   private static final String DEFAULTS = "OmniLMMChat"; // the set of generation.json
   private static final int MAX_NEW_TOKENS = 1024; // by default: a phone's patience
-  private static final int MAX_WINDOW = 16384;
-  private static final int MAX_THREADS = 16;
-  private static final int MAX_TOP_K = 1000;
+  private static final String RANGES = "setting_ranges.json";
 
   private final File file;
+  private final JSONObject ranges;
   private final JSONObject defaults;
   private JSONObject chosen = new JSONObject();
 
   /**
    * @param file where choices are kept
    * @param generation the bundle's generation.json
+   * @param ranges what each number may be, see {@link #readRanges}
    */
-  public Settings(File file, JSONObject generation, Log log) {
+  public Settings(File file, JSONObject generation, JSONObject ranges, Log log) {
     this.file = file;
+    this.ranges = ranges;
     JSONObject sets = generation.optJSONObject("sets");
     JSONObject set = sets == null ? null : sets.optJSONObject(DEFAULTS);
     JSONObject sample = set == null ? null : set.optJSONObject("sample");
@@ -44,6 +47,15 @@ public final class Settings {
       chosen = valid(kept);
     } catch (IOException | JSONException e) {
       log.add("settings cannot be read, so all are as at first: " + e.getMessage());
+    }
+  }
+
+  /** Reads what each number may be: its `min`, `max` and `step`; of 1 means whole numbers. */
+  public static JSONObject readRanges(Host host) throws EngineException {
+    try (InputStream source = host.configFile(RANGES)) {
+      return new JSONObject(new String(FileTools.read(source), StandardCharsets.UTF_8));
+    } catch (IOException | JSONException e) {
+      throw new EngineException("invalid_bundle", "the app's own file is damaged: " + RANGES, e);
     }
   }
 
@@ -71,6 +83,11 @@ public final class Settings {
       Json.put(all, name, chosen.has(name) ? chosen.opt(name) : defaults.opt(name));
     }
     return all;
+  }
+
+  /** Returns what each number may be. */
+  public JSONObject ranges() {
+    return ranges;
   }
 
   public int window() {
@@ -111,7 +128,7 @@ public final class Settings {
     }
   }
 
-  private static JSONObject valid(JSONObject choices) {
+  private JSONObject valid(JSONObject choices) {
     JSONObject valid = new JSONObject();
     if (choices.opt("do_sample") instanceof Boolean) {
       Json.put(valid, "do_sample", choices.opt("do_sample"));
@@ -120,21 +137,19 @@ public final class Settings {
     if ("system".equals(language) || "en".equals(language) || "zh".equals(language)) {
       Json.put(valid, "language", language);
     }
-    take(valid, choices, "temperature", 0.05, 5, false);
-    take(valid, choices, "top_p", 0, 1, false);
-    take(valid, choices, "repetition_penalty", 1, 2, false);
-    take(valid, choices, "top_k", 0, MAX_TOP_K, true);
-    take(valid, choices, "max_new_tokens", 1, MAX_WINDOW, true);
-    take(valid, choices, "window", 128, MAX_WINDOW, true);
-    take(valid, choices, "threads", 0, MAX_THREADS, true);
+    for (Iterator<String> names = ranges.keys(); names.hasNext(); ) {
+      String name = names.next();
+      take(valid, choices, name, ranges.optJSONObject(name));
+    }
     return valid;
   }
 
-  private static void take(
-      JSONObject valid, JSONObject choices, String name, double low, double high, boolean whole) {
+  private static void take(JSONObject valid, JSONObject choices, String name, JSONObject range) {
     double value = choices.optDouble(name, Double.NaN);
-    if (value >= low && value <= high && (!whole || value == Math.rint(value))) {
-      Json.put(valid, name, whole ? (Object) (int) value : (Object) value);
+    boolean isInside = value >= range.optDouble("min") && value <= range.optDouble("max");
+    boolean isWhole = range.optDouble("step") == 1;
+    if (isInside && (!isWhole || value == Math.rint(value))) {
+      Json.put(valid, name, isWhole ? (Object) (int) value : (Object) value);
     }
   }
 }

@@ -4,6 +4,7 @@ import java.awt.image.BufferedImage;
 import java.io.ByteArrayInputStream;
 import java.io.ByteArrayOutputStream;
 import java.io.File;
+import java.io.FileInputStream;
 import java.io.FileNotFoundException;
 import java.io.IOException;
 import java.io.InputStream;
@@ -201,6 +202,11 @@ final class Fixture implements Host, AutoCloseable {
       throw new FileNotFoundException(name);
     }
     return new ByteArrayInputStream(content);
+  }
+
+  @Override
+  public InputStream configFile(String name) throws IOException {
+    return new FileInputStream(new File(System.getProperty("configs"), name));
   }
 
   @Override

@@ -199,21 +199,22 @@ public final class LogicTest {
     Log log = new Log(new File(folder, "log"));
     JSONObject generation =
         new JSONObject("{\"window\": 300, \"sets\": {\"OmniLMMChat\": {\"sample\": {\"top_k\": 7}}}}");
-    Settings settings = new Settings(file, generation, log);
+    JSONObject ranges = Settings.readRanges(new Fixture());
+    Settings settings = new Settings(file, generation, ranges, log);
     assertEquals(300, settings.window());
     assertEquals(7, settings.sampling().getInt("top_k"));
     settings.choose(
         new JSONObject(
             "{\"temperature\": 0.5, \"top_k\": 1.5, \"window\": 1e9, \"language\": \"xx\","
                 + " \"do_sample\": \"no\", \"unknown\": 1}"));
-    settings = new Settings(file, generation, log);
+    settings = new Settings(file, generation, ranges, log);
     assertEquals(0.5, settings.sampling().getDouble("temperature"), 0);
     assertEquals(7, settings.sampling().getInt("top_k"));
     assertEquals("system", settings.language());
     settings.choose(new JSONObject("{\"do_sample\": false, \"top_k\": 0}"));
     assertFalse(settings.sampling().has("temperature"));
     Files.write(file.toPath(), new byte[] {'['});
-    assertEquals(300, new Settings(file, generation, log).window());
+    assertEquals(300, new Settings(file, generation, ranges, log).window());
     assertTrue(log.text().contains("settings"));
   }
 

@@ -152,6 +152,11 @@ public final class FakeHost implements Host {
   }
 
   @Override
+  public InputStream configFile(String name) throws IOException {
+    return new FileInputStream(new File(System.getProperty("configs"), name));
+  }
+
+  @Override
   public Decoder decoder() {
     return new DesktopDecoder();
   }
