@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import logging
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -15,22 +16,38 @@ from convert.support import streams
 from convert.support.versions import VERSION
 from quantize.errors import ToolkitError
 
-# In the order in which a user needs them. The modules import what is heavy in `run`.
-COMMANDS = (
-    "convert.commands.convert",
-    "runtime.commands.verify",
-    "runtime.commands.chat",
-    "android.build.apk",
-    "android.device.sideload",
-    "runtime.commands.bench",
-    "runtime.commands.eval",
-    "runtime.commands.serve",
-    "runtime.commands.compare",
-    "convert.commands.info",
-    "convert.commands.synth",
-    "runtime.commands.doctor",
-)
+# The user's steps, each with the modules of its commands. They import what is heavy in `run`.
+COMMANDS = {
+    "convert a model and check the result": (
+        "convert.commands.convert",
+        "runtime.commands.verify",
+    ),
+    "chat on this PC": (
+        "runtime.commands.chat",
+        "runtime.commands.serve",
+    ),
+    "run it on a phone": (
+        "android.build.apk",
+        "android.device.sideload",
+    ),
+    "measure": (
+        "runtime.commands.bench",
+        "runtime.commands.eval",
+        "runtime.commands.compare",
+    ),
+    "inspect and prepare": (
+        "convert.commands.info",
+        "convert.commands.synth",
+        "runtime.commands.doctor",
+    ),
+}
 FOLDERS = ("android", "convert", "quantize", "runtime")  # whose log messages are shown
+COMPLETION = "_ARGCOMPLETE"  # set by the function that argcomplete gives the shell
+_PURPOSE = "Converts MiniCPM-V for phones and checks the result against the original model."
+_ADVICE = (
+    "`minicpmv COMMAND --help` describes a command. `convert`, `chat` and `info` use the demo\n"
+    "checkpoint when none is named. Exit codes: 0, success; 1, a check failed; 2, an error."
+)
 FAILED, INTERRUPTED, BROKEN_PIPE = 2, 128 + signal.SIGINT, 128 + signal.SIGPIPE
 
 
@@ -39,6 +56,7 @@ class Command(Protocol):
 
     NAME: str
     HELP: str  # one line
+    EXAMPLES: tuple[tuple[str, str], ...]  # what one does, and its command line
 
     def configure(self, parser: argparse.ArgumentParser) -> None:
         """Declares the arguments."""
@@ -68,7 +86,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str] | None) -> int:
     """Runs the command line, and tells of errors."""
-    args = _parser().parse_args(argv)
+    parser = make_parser()
+    if COMPLETION in os.environ:  # the shell asks how the line could go on
+        import argcomplete
+
+        argcomplete.autocomplete(parser)  # ends the program
+    args = parser.parse_args(argv)
     _show_logs(verbose=getattr(args, "verbose", False))
     try:
         code: int = args.run(args)
@@ -89,21 +112,52 @@ def _run(argv: Sequence[str] | None) -> int:
         return FAILED
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """Returns the parser of all commands; `--help` lists them by the user's steps."""
     parser = argparse.ArgumentParser(
         prog="minicpmv",
-        description="Puts MiniCPM-V on a phone and proves that it still works there.",
-        epilog="Without a checkpoint every command takes the demo's.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="%(prog)s [-h] [--version] COMMAND ...",
     )
     parser.add_argument("--version", action="version", version=f"minicpmv {VERSION}")
-    subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
-    for module in COMMANDS:
-        command = cast(Command, importlib.import_module(module))
-        sub = subparsers.add_parser(command.NAME, help=command.HELP, description=command.HELP)
-        command.configure(sub)
-        sub.add_argument("--debug", action="store_true", help="show where an error comes from")
-        sub.set_defaults(run=command.run)
+    subparsers = parser.add_subparsers(
+        prog=parser.prog, metavar="COMMAND", required=True, help=argparse.SUPPRESS
+    )
+    steps = {}
+    for title, modules in COMMANDS.items():
+        commands = [cast(Command, importlib.import_module(module)) for module in modules]
+        for command in commands:
+            _add_command(subparsers, command)
+        steps[title] = {command.NAME: command.HELP for command in commands}
+    parser.description = _overview(steps)
+    parser.epilog = _ADVICE
     return parser
+
+
+def _add_command(
+    subparsers: argparse._SubParsersAction[argparse.ArgumentParser], command: Command
+) -> None:
+    """Declares a command, with its examples below its options."""
+    examples = "".join(f"  {does}:\n    {line}\n" for does, line in command.EXAMPLES)
+    parser = subparsers.add_parser(
+        command.NAME,
+        description=f"{command.HELP[:1].upper()}{command.HELP[1:]}.",
+        epilog=f"examples:\n{examples}" if examples else None,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.configure(parser)
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.set_defaults(run=command.run)
+
+
+def _overview(steps: dict[str, dict[str, str]]) -> str:
+    """Lists the commands by step, each with one line of help."""
+    width = max(len(name) for commands in steps.values() for name in commands)
+    lines = [_PURPOSE]
+    for title, commands in steps.items():
+        lines += ["", f"{title}:"]
+        lines += [f"    {name.ljust(width)}  {text}" for name, text in commands.items()]
+    return "\n".join(lines)
 
 
 def _line(error: BaseException) -> str:

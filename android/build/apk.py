@@ -19,6 +19,13 @@ if TYPE_CHECKING:
 
 NAME = "apk"
 HELP = "build the Android app of a bundle, without the Android SDK"
+EXAMPLES = (
+    ("build the app; sideload copies the weights", "minicpmv apk phone -o chat.apk"),
+    (
+        "build an app that contains its weights, signed with your key",
+        "minicpmv apk build/demo --embed --key my.keystore --key-pass env:PASSWORD",
+    ),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,15 +44,30 @@ class ApkConfig:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments."""
-    add = parser.add_argument
-    add("bundle", metavar="DIR", type=Path, help="a bundle with an engine for android-arm64")
-    add("-o", "--output", metavar="APK", type=Path, default=Path("chat.apk"), help="what to write")
+    parser.add_argument(
+        "bundle", metavar="DIR", type=Path, help="a bundle with an engine for android-arm64"
+    )
+    add = parser.add_argument_group("output").add_argument
+    add(
+        "-o",
+        "--output",
+        metavar="APK",
+        type=Path,
+        default=Path("chat.apk"),
+        help="file to write (default: %(default)s)",
+    )
+    add("--json", action="store_true", help="print JSON")
+    add = parser.add_argument_group("content").add_argument
     add("--abi", metavar="ABI,…", help="arm64-v8a, x86_64 (default: all that the bundle has)")
     add("--embed", action="store_true", help="put the weights into the APK; for small models")
+    add = parser.add_argument_group("signature").add_argument
     add("--key", metavar="FILE", type=Path, help="your keystore (default: a debug key)")
-    add("--key-alias", metavar="NAME", help="which key of it, where it has several")
-    add("--key-pass", metavar="SPEC", help="env:NAME or file:PATH; without it you are asked")
-    add("--json", action="store_true", help="print JSON")
+    add("--key-alias", metavar="NAME", help="the key to use, if the keystore has several")
+    add(
+        "--key-pass",
+        metavar="SPEC",
+        help="where the password is: env:NAME or file:PATH (default: ask)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:

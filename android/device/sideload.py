@@ -18,7 +18,14 @@ if TYPE_CHECKING:
     from runtime.engine_client.adb import Adb, PhoneInfo
 
 NAME = "sideload"
-HELP = "install the app on a phone, and put the weights beside it"
+HELP = "install the app on a phone and copy the weights to it"
+EXAMPLES = (
+    ("install the app and its weights", "minicpmv sideload chat.apk --bundle phone"),
+    (
+        "install an app that contains its weights, on one of several phones",
+        "minicpmv sideload chat.apk --device emulator-5554",
+    ),
+)
 log = logging.getLogger(__name__)
 _SPARE_BYTES = 200 << 20  # that stay free on the phone
 _SYSTEM_BYTES = 1 << 30  # of memory that a phone needs for itself
@@ -40,15 +47,28 @@ class SideloadConfig:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments."""
-    add = parser.add_argument
-    add("apk", metavar="APK", nargs="?", type=Path, default=Path("chat.apk"), help="the app")
-    add("--bundle", metavar="DIR", type=Path, help="the bundle that it was made of")
+    parser.add_argument(
+        "apk",
+        metavar="APK",
+        nargs="?",
+        type=Path,
+        default=Path("chat.apk"),
+        help="the app, made by apk (default: %(default)s)",
+    )
+    add = parser.add_argument_group("installation").add_argument
+    add(
+        "--bundle",
+        metavar="DIR",
+        type=Path,
+        help="the bundle that the app was made from; needed unless the APK contains the weights",
+    )
     add(
         *("--device", "--serial"),
         dest="serial",
         metavar="SERIAL",
-        help="which phone (default: $ANDROID_SERIAL, or the only one)",
+        help="serial number of the phone (default: $ANDROID_SERIAL, or the only phone)",
     )
+    add = parser.add_argument_group("output").add_argument
     add("--json", action="store_true", help="print JSON")
 
 

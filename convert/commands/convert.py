@@ -9,7 +9,14 @@ from convert.commands import options as convert_options
 from convert.support.streams import print_json
 
 NAME = "convert"
-HELP = "convert a checkpoint to 4-bit artifacts"
+HELP = "convert a checkpoint to a bundle: quantized weights and an engine per target"
+EXAMPLES = (
+    ("convert the demo checkpoint for this PC", "minicpmv convert -o build/demo"),
+    (
+        "convert MiniCPM-V for this PC and for phones",
+        "minicpmv convert openbmb/MiniCPM-V -o phone --target host,android-arm64",
+    ),
+)
 
 configure = convert_options.configure
 

@@ -18,7 +18,11 @@ if TYPE_CHECKING:
     from convert.checkpoint.config import ModelConfig
 
 NAME = "info"
-HELP = "show what a checkpoint, a bundle, an MLC package, a config.json or a recipe holds"
+HELP = "describe a checkpoint, a bundle, an MLC package, a config.json or a recipe"
+EXAMPLES = (
+    ("describe a bundle", "minicpmv info build/demo"),
+    ("describe a recipe, as JSON", "minicpmv info configs/quant/small.json --json"),
+)
 
 # Parts of the model, by the start of their tensors' names: as the reference has them, and as a
 # bundle has them.
@@ -37,10 +41,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "path",
         metavar="PATH",
         nargs="?",
-        help="a checkpoint's folder or hub id, a bundle, an MLC package, a config.json, or a "
-        "recipe of configs/quant (default: the demo)",
+        help="a checkpoint's folder or Hugging Face id, a bundle, an MLC package, a config.json, "
+        "or a recipe of configs/quant (default: the demo checkpoint)",
     )
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    add = parser.add_argument_group("output").add_argument
+    add("--json", action="store_true", help="print JSON")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -21,66 +21,84 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "checkpoint",
         metavar="CHECKPOINT",
         nargs="?",
-        help="a checkpoint's folder, or a Hugging Face id such as openbmb/MiniCPM-V "
-        "(default: the demo checkpoint)",
+        help="a checkpoint's folder, or a Hugging Face id such as openbmb/MiniCPM-V (default: the "
+        "demo checkpoint)",
     )
-    parser.add_argument("-o", "--output", metavar="DIR", required=True, help="where to write")
-    parser.add_argument(
+    _add_products(parser)
+    _add_formats(parser)
+    _add_calibration(parser)
+    add = parser.add_argument_group("messages").add_argument
+    add("--json", action="store_true", help="print the summary as JSON on stdout")
+    add("-v", "--verbose", action="store_true", help="print how each tensor is stored, and why")
+
+
+def _add_products(parser: argparse.ArgumentParser) -> None:
+    """Declares what is made, and where."""
+    add = parser.add_argument_group("output").add_argument
+    add("-o", "--output", metavar="DIR", required=True, help="folder to write")
+    add(
         "--target",
         metavar="NAMES",
         default=DEFAULT_TARGET,
-        help="what to make, separated by commas: a bundle with engines for `host`, this PC, "
-        "`android-arm64`, phones, `android-x86_64`, emulators; `onnx`, the vision encoder and "
-        "resampler as ONNX; `mlc-android`, the decoder for MLC-LLM, the phone's GPU. Those two are "
-        "in DIR, or beside a bundle in DIR-onnx and DIR-mlc-android (default: %(default)s)",
+        help="what to make, separated by commas. host, android-arm64, android-x86_64: a bundle "
+        "with an engine for this PC, phones, emulators. onnx: the vision encoder and resampler as "
+        "ONNX. mlc-android: the decoder as a package for MLC-LLM, which runs on a phone's GPU. "
+        "Bundles are written to DIR; ONNX and the MLC package to DIR if nothing else is made, else "
+        "to DIR-onnx and DIR-mlc-android (default: %(default)s)",
     )
-    parser.add_argument(
+    add(
+        "--resume",
+        action="store_true",
+        help="continue a bundle that an interrupted run of the same command left unfinished",
+    )
+    add(
+        "--mlc-python",
+        metavar="PYTHON",
+        help="for mlc-android: the Python of an environment that has mlc_llm (default: this one)",
+    )
+
+
+def _add_formats(parser: argparse.ArgumentParser) -> None:
+    """Declares how numbers are stored."""
+    add = parser.add_argument_group("quantization").add_argument
+    add(
         "--quant",
         metavar="NAME",
-        help=f"quantization recipe, a file in configs/quant (default: {DEFAULT_RECIPE}; "
-        f"{MLC_RECIPE} for mlc-android)",
+        help="recipe, the name of a file in configs/quant "
+        f"(default: {DEFAULT_RECIPE}; for mlc-android: {MLC_RECIPE})",
     )
-    parser.add_argument(
+    add(
         "--method",
         metavar="NAME",
-        help="how codes are found: `rtn`, plain rounding; `mse`, searched scales; `awq`, `gptq`, "
-        "`awq+gptq`, calibrated (default: the recipe's)",
+        help="how quantized values are chosen. rtn: rounding; mse: rounding with searched scales; "
+        "awq, gptq, awq+gptq: with calibration (default: the recipe's)",
     )
-    parser.add_argument(
-        "--kv",
-        metavar="NAME",
-        help="how a bundle's engine keeps keys and values: `fp16`, or `int8`, in half the memory, "
-        f"with a scale for each token and head (default: {FP16}); no say in onnx and mlc-android",
-    )
-    parser.add_argument(
+    add(
         "--target-size",
         metavar="SIZE",
-        help="size of a bundle's weights, such as 1.9GB: every part gets the format that loses "
-        f"least within it, by measurement; number format and method are --quant's (default: "
-        f"{SIZED_RECIPE})",
+        help="limit for the weights of a bundle, such as 1.9GB. The error of every format is "
+        "measured for every tensor, and the formats with the smallest loss within SIZE are used. "
+        f"--quant gives the scheme and the method (default: {SIZED_RECIPE})",
     )
-    parser.add_argument(
+    add(
+        "--kv",
+        metavar="NAME",
+        help="format of a bundle's KV cache. fp16; int8: half the memory, with a scale per token "
+        f"and head (default: {FP16})",
+    )
+
+
+def _add_calibration(parser: argparse.ArgumentParser) -> None:
+    """Declares the samples that calibrated methods run the model on."""
+    add = parser.add_argument_group("calibration").add_argument
+    add(
         "--calibration",
         metavar="FILE.jsonl",
         type=Path,
-        help="samples for calibration, one JSON object a line: question, and if there are image (a "
-        "path beside the file) and answer (default: built-in ones)",
+        help="samples, one JSON object per line: question, and optionally image (a path relative "
+        "to the file) and answer (default: built-in samples)",
     )
-    parser.add_argument(
-        "--skip-bad", action="store_true", help="leave out lines of --calibration that are bad"
-    )
-    parser.add_argument(
-        "--mlc-python",
-        metavar="PYTHON",
-        help="the Python of the environment that has mlc_llm, for mlc-android (default: this one)",
-    )
-    parser.add_argument(
-        "--resume",
-        action="store_true",
-        help="go on with the bundle that an interrupted run of the same command left unfinished",
-    )
-    parser.add_argument("--json", action="store_true", help="print the summary as JSON on stdout")
-    parser.add_argument("-v", "--verbose", action="store_true", help="show every tensor's plan")
+    add("--skip-bad", action="store_true", help="skip invalid lines of --calibration")
 
 
 def resolve(args: argparse.Namespace) -> ConvertConfig:

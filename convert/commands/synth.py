@@ -16,7 +16,14 @@ if TYPE_CHECKING:
     from convert.checkpoint.config import ModelConfig
 
 NAME = "synth"
-HELP = "write a checkpoint with random weights, to try and measure at any size"
+HELP = "write a checkpoint with random weights, for experiments at any size"
+EXAMPLES = (
+    ("write one of the size of MiniCPM-V 1.0, 6.9 GB", "minicpmv synth -o build/full"),
+    (
+        "write a small one, in the demo's shape",
+        "minicpmv synth -o build/small --config demo --dtype fp16",
+    ),
+)
 MANIFEST, FORMAT = "synth.json", "minicpmv-synth"
 _BESIDE_WEIGHTS = 2**24  # bytes: tokenizer, index, headers
 
@@ -40,42 +47,42 @@ class SynthConfig:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments."""
-    parser.add_argument(
-        "-o", "--output", type=Path, metavar="DIR", required=True, help="where to write"
-    )
-    parser.add_argument(
+    add = parser.add_argument_group("model").add_argument
+    add(
         "--config",
         metavar="NAME",
         default="minicpm-v-1.0",
-        help="the model's shape: a name in configs/model, `demo`, or the path of a config.json "
+        help="shape of the model: a name in configs/model, `demo`, or the path of a config.json "
         "(default: %(default)s, 6.9 GB)",
     )
-    parser.add_argument(
+    add(
         "--dtype",
         choices=("bf16", "fp16", "fp32"),
         default="bf16",
-        help="of the stored weights (default: %(default)s)",
+        help="type of the stored weights (default: %(default)s)",
     )
-    parser.add_argument(
+    add(
         "--seed",
         type=int,
         default=0,
         metavar="N",
-        help="the same seed gives the same bytes (default: %(default)s)",
+        help="seed of the weights; equal seeds give equal bytes (default: %(default)s)",
     )
-    parser.add_argument(
-        "--format",
-        choices=("safetensors", "bin"),
-        default="safetensors",
-        help="of the weights' files (default: %(default)s)",
-    )
-    parser.add_argument(
+    add(
         "--tokenizer",
         type=Path,
         metavar="FILE",
-        help="a tokenizer.model to copy (default: one of the right size is generated)",
+        help="a tokenizer.model to copy (default: generate one of the right size)",
     )
-    parser.add_argument("--json", action="store_true", help="print the summary as JSON on stdout")
+    add = parser.add_argument_group("output").add_argument
+    add("-o", "--output", type=Path, metavar="DIR", required=True, help="folder to write")
+    add(
+        "--format",
+        choices=("safetensors", "bin"),
+        default="safetensors",
+        help="file format of the weights (default: %(default)s)",
+    )
+    add("--json", action="store_true", help="print the summary as JSON on stdout")
 
 
 def run(args: argparse.Namespace) -> int:

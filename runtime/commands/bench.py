@@ -32,7 +32,11 @@ if TYPE_CHECKING:
 
 _LEAST_SHARE = 0.002  # of a phase's time; what takes less is not shown
 NAME = "bench"
-HELP = "measure a bundle's speed beside what the machine's memory allows"
+HELP = "measure a bundle's speed, and the speed that memory bandwidth allows"
+EXAMPLES = (
+    ("measure the demo's bundle", "minicpmv bench build/demo --rounds 5"),
+    ("see which kernels take the time", "minicpmv bench build/demo --profile"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,14 +65,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments."""
     parser.add_argument("bundle", type=Path, metavar="DIR", help="a bundle, made by convert")
     add_engine_arguments(parser, default=LOCAL)
-    parser.add_argument(
-        "--rounds", type=int, default=3, metavar="N", help="measurements of each (default: 3)"
-    )
-    parser.add_argument("--window", type=int, metavar="N", help="context window in tokens")
-    parser.add_argument(
-        "--profile", action="store_true", help="also show which kernels take the time"
-    )
-    parser.add_argument("--json", action="store_true", help="print one line of JSON on stdout")
+    add = parser.add_argument_group("measurement").add_argument
+    add("--rounds", type=int, default=3, metavar="N", help="repetitions (default: %(default)s)")
+    add("--window", type=int, metavar="N", help="context window in tokens (default: the bundle's)")
+    add("--profile", action="store_true", help="also show the time that each kernel takes")
+    add = parser.add_argument_group("output").add_argument
+    add("--json", action="store_true", help="print one line of JSON on stdout")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -22,46 +22,73 @@ if TYPE_CHECKING:
     from runtime.inputs.sampling import GenerationOptions
 
 NAME = "chat"
-HELP = "ask about a picture, once or in a conversation"
+HELP = "ask about pictures, in the terminal or in the browser"
+EXAMPLES = (
+    (
+        "ask one question about a picture",
+        "minicpmv chat build/demo --image configs/demo/sample.png --prompt 'Which shape?'",
+    ),
+    ("chat in the browser", "minicpmv chat build/demo --web"),
+)
 COMMANDS = "/image FILE shows a picture, /reset starts anew, /quit ends; Ctrl-C stops an answer"
 _FAILED = 2
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments."""
-    add = parser.add_argument
-    add(
+    parser.add_argument(
         "source",
         metavar="DIR",
         nargs="?",
         help="a bundle, a checkpoint's folder, or a Hugging Face id (default: the demo checkpoint)",
     )
+    add = parser.add_argument_group("question").add_argument
     add("--image", metavar="FILE", type=Path, help="the picture")
-    add("--prompt", metavar="TEXT", help="ask this and end; without it, a conversation")
-    add("--greedy", action="store_true", help="always take the likeliest token")
+    add("--prompt", metavar="TEXT", help="ask one question and exit (default: a conversation)")
+    add("--json", action="store_true", help="print each answer as one line of JSON")
+    _add_generation(parser)
     add_engine_arguments(parser)
-    add("--device", help="cpu, mps or cuda, for the reference (default: the fastest there is)")
+    add = parser.add_argument_group("full-precision model").add_argument
+    add("--device", metavar="NAME", help="cpu, mps or cuda (default: the fastest available)")
     add(
         "--dtype",
         choices=("float32", "float16", "bfloat16"),
-        help="for the reference (default: float32 on a CPU, half precision elsewhere)",
+        help="type of weights and activations (default: float32 on a CPU, else half precision)",
     )
+    add = parser.add_argument_group("browser").add_argument
+    add("--web", action="store_true", help="chat in the browser, with the app's page")
+    add("--port", metavar="N", type=int, help="port of the page (default: any free port)")
+    add("--no-open", action="store_true", help="print the address without opening the browser")
+
+
+def _add_generation(parser: argparse.ArgumentParser) -> None:
+    """Declares how answers are generated."""
+    add = parser.add_argument_group(
+        "generation", "Defaults are the settings of the original code."
+    ).add_argument
+    add("--greedy", action="store_true", help="always choose the most likely token")
     add("--max-new-tokens", metavar="N", type=int, help="longest answer (default: 2048)")
-    add("--temperature", metavar="T", type=float, help="above 1 wilder, below 1 tamer")
-    add("--top-p", metavar="P", type=float, help="sample from the likeliest that sum to P")
-    add("--top-k", metavar="K", type=int, help="sample from the K likeliest; 0: from all")
-    add("--seed", metavar="N", type=int, help="makes sampling repeatable")
+    add(
+        "--temperature",
+        metavar="T",
+        type=float,
+        help="divide logits by T: above 1 answers vary more, below 1 less",
+    )
+    add(
+        "--top-p",
+        metavar="P",
+        type=float,
+        help="sample from the most likely tokens whose probabilities sum to P",
+    )
+    add("--top-k", metavar="K", type=int, help="sample from the K most likely tokens; 0: from all")
+    add("--seed", metavar="N", type=int, help="seed; equal seeds give equal answers")
     add("--window", metavar="N", type=int, help="context window in tokens (default: 1024)")
     add(
         "--as-original",
         action="store_true",
-        help="cut long prompts to 2048 tokens, let nothing slide out of the window, and answer an "
-        "empty --prompt",
+        help="treat prompts as the original code does: cut long ones to 2048 tokens, keep the "
+        "window from sliding, and answer an empty --prompt",
     )
-    add("--json", action="store_true", help="print every answer as one line of JSON")
-    add("--web", action="store_true", help="chat in the browser, with the page of the app")
-    add("--port", metavar="N", type=int, help="for --web (default: one that is free)")
-    add("--no-open", action="store_true", help="print the address of --web, but open no browser")
 
 
 def run(args: argparse.Namespace) -> int:

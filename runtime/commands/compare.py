@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 
 NAME = "compare"
 HELP = "compare bundles of one model: size, loss, accuracy, speed"
+EXAMPLES = (
+    ("compare two recipes", "minicpmv compare build/small build/best"),
+    ("also draw size against loss", "minicpmv compare build/small build/best --plot loss.svg"),
+)
 _KINDS = ("image", "text", "answer")  # of positions
 _SPEEDS = ("image_encode_ms", "ttft_first_ms", "decode_tok_s")
 
@@ -62,16 +66,45 @@ class CompareConfig:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments."""
-    add = parser.add_argument
-    add("bundles", metavar="DIR", type=Path, nargs="+", help="bundles made from one checkpoint")
+    parser.add_argument(
+        "bundles",
+        metavar="DIR",
+        type=Path,
+        nargs="+",
+        help="two or more bundles, made from one checkpoint",
+    )
     add_engine_arguments(parser, (LOCAL, QEMU, ADB), default=LOCAL)
-    add("--reference", metavar="CHECKPOINT", help="what the bundles were made from, if it moved")
-    add("--window", metavar="N", type=int, default=1024, help="context window in tokens")
-    add("--rounds", metavar="N", type=int, default=3, help="speed measurements (default: 3)")
-    add("--benchmark", choices=BENCHMARKS, help="score each bundle on it, as eval does")
-    add("--data", metavar="PATH", type=Path, help="the benchmark's file or folder")
-    add("--limit", metavar="N", type=int, help="ask N questions of the benchmark only")
-    add("--plot", metavar="FILE", type=Path, help="draw size against loss (.svg, .png, .pdf)")
+    add = parser.add_argument_group("measurement").add_argument
+    add(
+        "--reference",
+        metavar="CHECKPOINT",
+        help="the full-precision model (default: the checkpoint that the bundles were made from)",
+    )
+    add(
+        "--window",
+        metavar="N",
+        type=int,
+        default=1024,
+        help="context window in tokens (default: %(default)s)",
+    )
+    add(
+        "--rounds",
+        metavar="N",
+        type=int,
+        default=3,
+        help="repetitions of the speed measurement (default: %(default)s)",
+    )
+    add = parser.add_argument_group("benchmark").add_argument
+    add("--benchmark", choices=BENCHMARKS, help="also score each bundle, as eval does")
+    add("--data", metavar="PATH", type=Path, help="the benchmark's file or folder, as published")
+    add("--limit", metavar="N", type=int, help="ask only N questions, spread evenly")
+    add = parser.add_argument_group("output").add_argument
+    add(
+        "--plot",
+        metavar="FILE",
+        type=Path,
+        help="draw size against loss; the suffix (.svg, .png, .pdf) sets the format",
+    )
     add("--json", action="store_true", help="print one line of JSON on stdout")
 
 

@@ -11,7 +11,11 @@ if TYPE_CHECKING:
     from runtime.doctor.doctor import Diagnosis
 
 NAME = "doctor"
-HELP = "check every tool that the commands need, and the phones"
+HELP = "check the tools that the commands need, and connected phones"
+EXAMPLES = (
+    ("check everything", "minicpmv doctor"),
+    ("check only what apk and sideload need", "minicpmv doctor apk sideload"),
+)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -20,10 +24,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "areas",
         metavar="COMMAND",
         nargs="*",
-        help="only what this command needs: convert, verify, chat, apk, sideload, qemu, tests, … "
-        "(default: all commands)",
+        help="check only what these commands need: convert, verify, chat, apk, sideload, …, or "
+        "qemu, tests (default: all)",
     )
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    add = parser.add_argument_group("output").add_argument
+    add("--json", action="store_true", help="print JSON")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -27,7 +27,14 @@ if TYPE_CHECKING:
     from runtime.sessions.loader import Loaded
 
 NAME = "eval"
-HELP = "score a bundle on MMBench, MME, MMMU or CMMMU beside the full-precision model"
+HELP = "score a bundle and the full-precision model on MMBench, MME, MMMU or CMMMU"
+EXAMPLES = (
+    ("score on MMBench", "minicpmv eval phone --benchmark mmbench --data mmbench_dev_en.tsv"),
+    (
+        "try 20 questions of MME on the bundle alone",
+        "minicpmv eval phone --benchmark mme --data MME --limit 20 --no-reference",
+    ),
+)
 BENCHMARKS = ("mmbench", "mme", "mmmu", "cmmmu")
 FULL, BUNDLE = "full precision", "this bundle"
 _SETTINGS = "minicpm-v-1.0"  # whose search without sampling the published figures come from
@@ -64,27 +71,45 @@ class EvalConfig:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments."""
-    add = parser.add_argument
-    add("bundle", metavar="DIR", type=Path, help="a bundle, made by convert")
-    add("--benchmark", choices=BENCHMARKS, required=True)
-    add("--data", metavar="PATH", type=Path, required=True, help="its file or folder, as published")
+    parser.add_argument("bundle", metavar="DIR", type=Path, help="a bundle, made by convert")
+    add = parser.add_argument_group("benchmark").add_argument
+    add("--benchmark", choices=BENCHMARKS, required=True, help="which one")
+    add(
+        "--data",
+        metavar="PATH",
+        type=Path,
+        required=True,
+        help="the benchmark's file or folder, as published",
+    )
+    add("--limit", metavar="N", type=int, help="ask only N questions, spread evenly")
+    add(
+        "--window",
+        metavar="N",
+        type=int,
+        help="context window in tokens (default: fits all prompts)",
+    )
     add_engine_arguments(parser, default=LOCAL)
-    add("--reference", metavar="CHECKPOINT", help="what the bundle was made from, if it moved")
-    add("--no-reference", action="store_true", help="leave out the full-precision model")
-    add("--limit", metavar="N", type=int, help="ask N questions only, spread evenly")
+    add = parser.add_argument_group("full-precision model").add_argument
+    add(
+        "--reference",
+        metavar="CHECKPOINT",
+        help="the full-precision model (default: the checkpoint that the bundle was made from)",
+    )
+    add("--no-reference", action="store_true", help="score the bundle only")
     add(
         "--beams",
         metavar="N",
         type=int,
         default=1,
-        help="beam search on the reference; 3: the original's default (default: 1, greedy)",
+        help="beams of the full-precision model's search; the original uses 3 (default: 1, greedy)",
     )
-    add("--window", metavar="N", type=int, help="context window in tokens")
+    add = parser.add_argument_group("output").add_argument
     add(
         "--output",
         metavar="FOLDER",
         type=Path,
-        help=f"for the answers, from which a run goes on (default: DIR{_OUTPUT_SUFFIX})",
+        help="folder for the answers; a later run continues from them "
+        f"(default: DIR{_OUTPUT_SUFFIX})",
     )
     add("--json", action="store_true", help="print the report as one line of JSON on stdout")
 

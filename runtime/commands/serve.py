@@ -19,7 +19,14 @@ from runtime.engine_client.options import (
 from runtime.sessions.conversation import say
 
 NAME = "serve"
-HELP = "answer requests as OpenAI's chat completions do, from a bundle"
+HELP = "serve a model to programs that use OpenAI's chat completions"
+EXAMPLES = (
+    ("serve the demo's bundle on this PC", "minicpmv serve build/demo"),
+    (
+        "serve it to a network, with an API key",
+        "minicpmv serve build/demo --host 0.0.0.0 --api-key-file key.txt",
+    ),
+)
 KEY_VARIABLE = "MINICPMV_API_KEY"
 _LAST_PORT = 65535
 _PORT = 8080
@@ -54,37 +61,60 @@ class ServeConfig:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments."""
-    add = parser.add_argument
-    add("source", metavar="DIR", type=Path, help="a bundle, or a checkpoint's folder")
-    add("--host", default="127.0.0.1", help="address to listen on (default: this PC only)")
-    add("--port", metavar="N", type=int, default=_PORT, help=f"0: a free one (default: {_PORT})")
-    key = parser.add_mutually_exclusive_group()
-    key.add_argument(
-        "--api-key-file",
-        metavar="FILE",
-        type=Path,
-        help=f"holds the key that clients must send (default: ${KEY_VARIABLE})",
+    parser.add_argument(
+        "source", metavar="DIR", type=Path, help="a bundle, or a checkpoint's folder"
     )
-    key.add_argument(
-        "--api-key", metavar="KEY", help="the key itself: others here see it in the process list"
-    )
-    add(
-        "--cors",
-        metavar="ORIGIN",
-        action="append",
-        default=[],
-        help="a page's, such as http://localhost:3000, that may ask (repeatable; default: none)",
-    )
-    add("--name", help="the model's name for clients (default: the folder's)")
+    _add_access(parser)
+    add = parser.add_argument_group("service").add_argument
+    add("--name", metavar="NAME", help="the model's name for clients (default: the folder's)")
     add("--window", metavar="N", type=int, help="context window in tokens (default: 1024)")
     add(
         "--queue",
         metavar="N",
         type=int,
         default=_WAITING,
-        help=f"requests that may wait; more are refused (default: {_WAITING})",
+        help="number of requests that may wait; more are refused (default: %(default)s)",
     )
     add_engine_arguments(parser)
+
+
+def _add_access(parser: argparse.ArgumentParser) -> None:
+    """Declares the address, and who may use it."""
+    group = parser.add_argument_group("access")
+    add = group.add_argument
+    add(
+        "--host",
+        metavar="ADDRESS",
+        default="127.0.0.1",
+        help="address to listen on (default: %(default)s, for programs on this PC only)",
+    )
+    add(
+        "--port",
+        metavar="N",
+        type=int,
+        default=_PORT,
+        help="port to listen on; 0: any free port (default: %(default)s)",
+    )
+    key = group.add_mutually_exclusive_group()
+    key.add_argument(
+        "--api-key-file",
+        metavar="FILE",
+        type=Path,
+        help=f"file with the key that clients must send (default: ${KEY_VARIABLE})",
+    )
+    key.add_argument(
+        "--api-key",
+        metavar="KEY",
+        help="the key itself, which other users of this PC can see in the process list",
+    )
+    add(
+        "--cors",
+        metavar="ORIGIN",
+        action="append",
+        default=[],
+        help="a web page's origin that may send requests, such as http://localhost:3000; "
+        "repeatable (default: none)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:

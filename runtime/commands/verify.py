@@ -38,6 +38,13 @@ if TYPE_CHECKING:
 
 NAME = "verify"
 HELP = "compare a bundle with the full-precision model, stage by stage"
+EXAMPLES = (
+    ("verify the demo's bundle on this PC", "minicpmv verify build/demo"),
+    (
+        "verify a phone's engine, and write a report",
+        "minicpmv verify phone --engine qemu --report report",
+    ),
+)
 Progress = Callable[[str, int, int], None]  # stage, done, in all
 
 
@@ -64,36 +71,42 @@ class VerifyConfig:
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
     parser.add_argument("bundle", type=Path, metavar="DIR", help="a bundle, made by convert")
-    parser.add_argument(
+    add_engine_arguments(parser, (LOCAL, QEMU, ADB), default=LOCAL)
+    add = parser.add_argument_group("comparison").add_argument
+    add(
         "--reference",
         metavar="CHECKPOINT",
-        help="the full-precision model; default: the checkpoint that the bundle was made from",
+        help="the full-precision model (default: the checkpoint that the bundle was made from)",
     )
-    parser.add_argument(
-        "--window", type=int, default=1024, metavar="N", help="context window in tokens"
+    add(
+        "--force",
+        action="store_true",
+        help="accept a --reference that the bundle was not made from",
     )
-    add_engine_arguments(parser, (LOCAL, QEMU, ADB), default=LOCAL)
-    parser.add_argument(
+    add(
+        "--window",
+        type=int,
+        default=1024,
+        metavar="N",
+        help="context window in tokens (default: %(default)s)",
+    )
+    add(
         "--data",
-        metavar="FILE",
+        metavar="FILE.jsonl",
         type=Path,
-        help='JSON lines with "question", "image" and "answer", instead of the built-in set',
+        help="questions, one JSON object per line: question, and optionally image (a path relative "
+        "to the file) and answer (default: built-in questions)",
     )
-    parser.add_argument(
-        "--skip-bad", action="store_true", help="leave out lines of --data that cannot be used"
-    )
-    parser.add_argument(
+    add("--skip-bad", action="store_true", help="skip invalid lines of --data")
+    add = parser.add_argument_group("output").add_argument
+    add(
         "--report",
         metavar="FOLDER",
         type=Path,
-        help="write a page and its data; a run that ended early goes on from there",
+        help="write a report as a web page, with its data; a later run of the same command "
+        "continues an interrupted one",
     )
-    parser.add_argument(
-        "--force",
-        action="store_true",
-        help="compare with a checkpoint that the bundle was not made from, too",
-    )
-    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    add("--json", action="store_true", help="print the report as JSON")
 
 
 def run(args: argparse.Namespace) -> int:

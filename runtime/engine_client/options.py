@@ -10,10 +10,10 @@ from quantize.errors import ConfigError
 LOCAL, QEMU, ADB, REFERENCE = "local", "qemu", "adb", "reference"
 ENGINES = (LOCAL, QEMU, ADB, REFERENCE)
 _MEANING = {
-    LOCAL: "this PC",
-    QEMU: "a phone's program on this PC",
-    ADB: "a phone",
-    REFERENCE: "the full-precision model",
+    LOCAL: "on this PC",
+    QEMU: "the phone's engine, emulated on this PC",
+    ADB: "on a connected phone",
+    REFERENCE: "the full-precision model in PyTorch",
 }
 
 
@@ -42,25 +42,28 @@ class EngineOptions:
 def add_engine_arguments(
     parser: argparse.ArgumentParser, engines: tuple[str, ...] = ENGINES, default: str | None = None
 ) -> None:
-    """Declares `--engine`, `--threads` and `--serial`.
+    """Declares `--engine`, `--threads` and `--serial`, in a group of their own.
 
     Args:
         parser: a command's.
         engines: those that the command can use.
         default: the engine where none is named; None: what fits the model.
     """
+    add = parser.add_argument_group("engine").add_argument
     meaning = "; ".join(f"{engine}: {_MEANING[engine]}" for engine in engines)
-    parser.add_argument(
+    add(
         "--engine",
         choices=engines,
         default=default,
-        help=f"{meaning} (default: {default or 'what fits DIR'})",
+        help=f"where the model runs. {meaning} "
+        f"(default: {default or f'{LOCAL} for a bundle, {REFERENCE} for a checkpoint'})",
     )
-    parser.add_argument(
-        "--threads", metavar="N", type=int, help="of the engine (default: what it finds best)"
-    )
-    parser.add_argument(
-        "--serial", help="the phone's, for --engine adb (default: $ANDROID_SERIAL, or the only one)"
+    add("--threads", metavar="N", type=int, help="number of threads (default: the engine's choice)")
+    add(
+        "--serial",
+        metavar="SERIAL",
+        help="serial number of the phone, for --engine adb (default: $ANDROID_SERIAL, or the only "
+        "phone)",
     )
 
 

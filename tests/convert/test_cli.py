@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,9 +22,11 @@ def command(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
     """Makes `run` the only command's work: `minicpmv do`."""
 
     def install(run: Any) -> None:
-        module = SimpleNamespace(NAME="do", HELP="does it", run=run, configure=lambda parser: None)
+        module = SimpleNamespace(
+            NAME="do", HELP="does it", EXAMPLES=(), run=run, configure=lambda parser: None
+        )
         monkeypatch.setitem(sys.modules, "tests.convert.a_command", module)  # type: ignore[arg-type]
-        monkeypatch.setattr(cli, "COMMANDS", ("tests.convert.a_command",))
+        monkeypatch.setattr(cli, "COMMANDS", {"test": ("tests.convert.a_command",)})
 
     return install
 
@@ -100,7 +103,7 @@ def test_help_imports_nothing_heavy_and_lists_all_commands() -> None:
     lines = shown.decode().splitlines()
     names = [line.split()[0] for line in lines if re.match("    [a-z]", line)]
     assert names[:3] == ["convert", "verify", "chat"]
-    assert len(names) == len(set(names)) == len(cli.COMMANDS)
+    assert len(names) == len(set(names)) == len([*chain(*cli.COMMANDS.values())])
     assert lines[-1] == "[]"
 
 
@@ -124,8 +127,8 @@ def test_log_messages_are_plain_lines() -> None:
         "    logging.getLogger('elsewhere').info('hidden')\n"
         "    return 0\n"
         "sys.modules['a'] = types.SimpleNamespace(\n"
-        "    NAME='do', HELP='', run=run, configure=lambda parser: None)\n"
-        "cli.COMMANDS = ('a',)\ncli.main(['do'])"
+        "    NAME='do', HELP='', EXAMPLES=(), run=run, configure=lambda parser: None)\n"
+        "cli.COMMANDS = {'test': ('a',)}\ncli.main(['do'])"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)
     assert done.stderr.decode() == "kept [it]\nwarning: mind\n"

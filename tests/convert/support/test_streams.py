@@ -38,8 +38,10 @@ def run(args):
     sys.stdin.read()
     streams.print_json({{TEXT: TEXT}})
     return 0
-sys.modules["a"] = types.SimpleNamespace(NAME="do", HELP=TEXT, run=run, configure=lambda parser: 0)
-cli.COMMANDS = ("a",)
+sys.modules["a"] = types.SimpleNamespace(
+    NAME="do", HELP=TEXT, EXAMPLES=((TEXT, TEXT),), run=run, configure=lambda parser: 0
+)
+cli.COMMANDS = {{"test": ("a",)}}
 sys.exit(cli.main())
 """
 
@@ -139,7 +141,7 @@ def test_every_command(tmp_path: Path, environment: str, redirect: str) -> None:
 
 
 def test_the_table_has_every_command() -> None:
-    names = {module.rpartition(".")[2] for module in cli.COMMANDS}
+    names = {module.rpartition(".")[2] for step in cli.COMMANDS.values() for module in step}
     assert all(f'"{name}": [' in COMMANDS for name in names)
 
 
