@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +16,7 @@ from PIL import Image
 
 from convert.bundle.manifest import GOLDEN, GOLDEN_PICTURE, Bundle
 from convert.bundle.program import Program, forbidding_mount
+from convert.bundle.targets import is_host
 from convert.checkpoint.config import CONFIGS
 from convert.support.json_text import json_text
 from runtime.engine_client.client import EngineClient, Float32, engine_command
@@ -33,8 +33,7 @@ _WINDOW = 1024  # tokens; no golden prompt is near it
 
 def can_answer(bundle: Bundle, target: str) -> bool:
     """Says whether a bundle's engine runs here and can read text."""
-    here = (platform.system(), platform.machine()) == ("Linux", "x86_64")
-    return here and target in bundle.manifest.targets and bundle.tokenizer is not None
+    return is_host() and target in bundle.manifest.targets and bundle.tokenizer is not None
 
 
 def write_golden(

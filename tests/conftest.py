@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-import platform
 import shutil
 import signal
 from pathlib import Path
 
 import pytest
+
+from convert.bundle.targets import is_host
 
 
 def pytest_configure() -> None:
@@ -33,7 +34,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from convert.cli import main
     from runtime.engine_client.client import QEMU_PROGRAM
 
-    if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
+    if not is_host():
         pytest.skip("the host engine is for Linux on x86-64")
     if importlib.util.find_spec("ziglang") is None:
         pytest.skip("ziglang is not installed; it compiles the engine")

@@ -16,10 +16,11 @@ from pathlib import Path
 from packaging.version import Version
 
 from android.build.notices import third_party_notices
-from android.build.phones import ABIS, MIN_SDK, TARGET_SDK
+from android.build.phones import MIN_SDK, TARGET_SDK
 from android.build.signing import Key, sign
 from android.build.tools import ToolError, framework, package, program, run
 from convert.bundle.manifest import MANIFEST, WEIGHTS, Bundle, FileRecord
+from convert.bundle.targets import ABIS, PHONE
 from convert.checkpoint.config import CONFIGS
 from convert.support.scratch import scratch_folder
 from convert.support.versions import VERSION
@@ -78,7 +79,7 @@ def plan_apk(bundle: Bundle, abis: Sequence[str] | None, *, embed: bool) -> ApkP
             raise ApkError(
                 f"{bundle.path}: holds no engine for phones, only for "
                 f"{', '.join(bundle.manifest.targets)}; convert again with --target "
-                f"{','.join([*bundle.manifest.targets, ABIS['arm64-v8a']])}"
+                f"{','.join([*bundle.manifest.targets, PHONE])}"
             )
     return ApkPlan(bundle=bundle, abis=tuple(abis), embed=embed)
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from convert.bundle.targets import ABIS
 from runtime.engine_client.adb import PhoneInfo
 
 MIN_SDK, TARGET_SDK = 26, 34  # Android 8 and 14, as API levels
-ABIS = {"arm64-v8a": "android-arm64", "x86_64": "android-x86_64"}  # Android's name, a bundle's
 
 
 def misfit(phone: PhoneInfo) -> str | None:

@@ -23,6 +23,7 @@ from convert.bundle.manifest import (
     tensor_records,
 )
 from convert.bundle.plan import Plan
+from convert.bundle.targets import HOST
 from convert.calibrate.store import CalibratedWeights
 from convert.checkpoint.config import CONFIGS
 from convert.conversion.conversion import Conversion
@@ -33,7 +34,6 @@ from convert.support.hashing import hash_sources
 from convert.support.progress import Progress
 from convert.support.versions import TOOLKIT, package_version
 
-HOST = "host"  # the target of this PC
 # The tools that a bundle's bytes depend on.
 TOOLS = (TOOLKIT, "apache-tvm", "apache-tvm-ffi", "numpy", "torch", "ziglang")
 # The sources that the weights' bytes depend on.

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from convert.bundle.kv_cache import FP16
+from convert.bundle.targets import HOST
 
-DEFAULT_TARGET, DEFAULT_RECIPE, MLC_RECIPE = "host", "q4f16_1", "mlc"
+DEFAULT_TARGET, DEFAULT_RECIPE, MLC_RECIPE = HOST, "q4f16_1", "mlc"
 SIZED_RECIPE = "small"  # the default together with a target size
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 import re
 import shutil
 import subprocess
@@ -14,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from android.build.tools import BuildTool, DebianFile, MavenPackage
+from convert.bundle.targets import HOST_MACHINE, is_host, this_machine
 from convert.engine.object_cache import LIST, read_entry
 from convert.engine.units import SENTENCEPIECE
 from convert.support.cache import CACHE_VARIABLE, cache_folder, has_hash, is_whole
@@ -108,13 +108,13 @@ def check_cache(areas: tuple[str, ...]) -> list[Finding]:
 
 def check_machine(areas: tuple[str, ...]) -> list[Finding]:
     """Says what this machine can do besides."""
-    system = f"{platform.system()} {platform.machine()}"
+    system = " ".join(this_machine())
     host = Finding(
         name="processor", what="--engine local", areas=areas, version=f"{system}, {_cores()} cores"
     )
     advice = "bundles run with --engine qemu or adb only, checkpoints with --engine reference"
-    if system != "Linux x86_64":
-        detail = f"the engine for PCs is for Linux x86_64; {advice}"
+    if not is_host():
+        detail = f"the engine for PCs is for {' '.join(HOST_MACHINE)}; {advice}"
         host = replace(host, state=NOTE, detail=detail)
     elif lacks := [flag for flag in _CPU_FLAGS if flag not in _cpu_flags()]:
         host = replace(host, state=NOTE, detail=f"lacks {', '.join(lacks)}; {advice}")

@@ -10,15 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from convert.bundle.manifest import MANIFEST, Bundle, FileRecord
+from convert.bundle.targets import ABIS
 from quantize.errors import BundleError
 from runtime.engine_client.adb import Adb, AdbError, PhoneInfo
 from runtime.engine_client.client import SLOW_CANCEL_SECONDS, EngineClient
 from runtime.engine_client.options import ADB
-from runtime.engine_client.place import PHONE, Progress, threads_environment
+from runtime.engine_client.place import Progress, threads_environment
 
 ROOT = "/data/local/tmp/minicpmv"  # where a shell may keep and run files
-EMULATOR = "android-x86_64"
-_TARGETS = {"arm64-v8a": PHONE, "x86_64": EMULATOR}  # by Android's names of processors
 _STAMP = ".sha256"  # of a file that has arrived whole: its name with this holds its hash
 
 
@@ -181,9 +180,9 @@ def target_of(serial: str, phone: PhoneInfo) -> str:
         AdbError: none.
     """
     for abi in phone.abis:  # its own first, then those that it imitates
-        if abi in _TARGETS:
-            return _TARGETS[abi]
+        if abi in ABIS:
+            return ABIS[abi]
     raise AdbError(
-        f"phone {serial} runs {', '.join(phone.abis)}; the engine is for {' and '.join(_TARGETS)}: "
+        f"phone {serial} runs {', '.join(phone.abis)}; the engine is for {' and '.join(ABIS)}: "
         "a 64-bit system"
     )

@@ -8,8 +8,6 @@ from typing import Protocol
 
 from runtime.engine_client.client import EngineClient
 
-HOST, PHONE = "host", "android-arm64"  # targets
-
 THREADS_VARIABLE = "TVM_NUM_THREADS"
 
 Progress = Callable[[str, int, int], None]  # stage, done, in all

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import platform
-
 from convert.bundle.manifest import Bundle
+from convert.bundle.targets import HOST, HOST_MACHINE, PHONE, is_host, this_machine
 from quantize.errors import ConfigError
 from runtime.engine_client.client import (
     CANCEL_SECONDS,
@@ -13,9 +12,7 @@ from runtime.engine_client.client import (
     engine_command,
 )
 from runtime.engine_client.options import ADB, LOCAL, EngineOptions
-from runtime.engine_client.place import HOST, PHONE, Device, Progress, threads_environment
-
-_HOST_MACHINE = ("Linux", "x86_64")
+from runtime.engine_client.place import Device, Progress, threads_environment
 
 
 class ThisMachine:
@@ -59,10 +56,10 @@ def open_place(bundle: Bundle, options: EngineOptions) -> Device:
         from runtime.engine_client.phone import Phone
 
         return Phone(bundle, connect(options.serial), options.threads)
-    here = (platform.system(), platform.machine())
-    if engine == LOCAL and here != _HOST_MACHINE:
+    if engine == LOCAL and not is_host():
+        needed, here = (" on ".join(names) for names in (HOST_MACHINE, this_machine()))
         raise ConfigError(
-            f"engine local is for {' on '.join(_HOST_MACHINE)}, this is {' on '.join(here)}: try "
-            "--engine reference, or --engine adb with a phone"
+            f"engine local is for {needed}, this is {here}: try --engine reference, or --engine "
+            "adb with a phone"
         )
     return ThisMachine(bundle, engine, options.threads)

@@ -323,7 +323,7 @@ def test_the_demo_answers(
 ) -> None:
     """The same page and logic over the real engine, which really sees the picture."""
     from convert.bundle.manifest import Bundle
-    from convert.conversion.bundle_writer import HOST
+    from convert.bundle.targets import HOST
     from tests.android.phone import Phone
 
     bundle = Bundle.open(demo)

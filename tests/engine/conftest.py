@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import importlib.util
-import platform
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -10,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from convert.bundle.manifest import Bundle
+from convert.bundle.targets import PHONE, is_host
 from convert.engine.toolchain import Toolchain
 from convert.engine.units import ENGINE, SENTENCEPIECE, engine_unit, sentencepiece_unit
 from tests.engine.components import Components
-from tests.engine.engines import PHONE, Built, add_phone, build_host_engine
+from tests.engine.engines import Built, add_phone, build_host_engine
 
 QEMU = "qemu-aarch64-static"
 SOURCES = ["image_preprocessor.cc", "logprobs.cc", "picture_file.cc", "prompt.cc", "random.cc"]
@@ -48,7 +48,7 @@ def _build(triple: str, program: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def components_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
+    if not is_host():
         pytest.skip("the host engine is for Linux on x86-64")
     return _build("x86_64-linux-musl", tmp_path_factory.mktemp("components") / "host")
 
@@ -75,7 +75,7 @@ def arm64(arm64_program: Path) -> Iterator[Components]:
 @pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     """A tiny model's bundle with its engine; nobody alters it."""
-    if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
+    if not is_host():
         pytest.skip("the host engine is for Linux on x86-64")
     if importlib.util.find_spec("ziglang") is None:
         pytest.skip("ziglang is not installed; it compiles the engine")

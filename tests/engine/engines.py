@@ -11,13 +11,12 @@ from convert.bundle.kv_cache import FP16
 from convert.bundle.manifest import Bundle, FileRecord
 from convert.bundle.plan import Recipe, make_plan
 from convert.bundle.program import Program
+from convert.bundle.targets import HOST, PHONE
 from convert.checkpoint.reader import Checkpoint
 from convert.conversion.bundle_writer import write_bundle
 from convert.engine.program import build_program
 from tests.support.conversions import conversion_of
 from tests.support.tiny import write_checkpoint
-
-HOST, PHONE = "host", "android-arm64"
 
 
 @dataclass(frozen=True)

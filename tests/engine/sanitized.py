@@ -7,7 +7,6 @@ compiled without checks: what is checked is our own C++.
 from __future__ import annotations
 
 import importlib.util
-import platform
 import shutil
 import subprocess
 import tempfile
@@ -16,11 +15,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from convert.bundle.manifest import Bundle
+from convert.bundle.targets import HOST, is_host
 from convert.engine.build import build_info
 from convert.engine.compile import Target, compile_blocks
 from convert.engine.toolchain import BuildError, Compiler, Progress, Toolchain, Unit
 from convert.engine.units import ENGINE, MAIN, SENTENCEPIECE, engine_unit, sentencepiece_unit
-from tests.engine.engines import HOST
 
 CLANG = "clang++"
 FUZZERS = Path(__file__).resolve().parent / "fuzzers"
@@ -50,7 +49,7 @@ def clang() -> Compiler:
     Raises:
         BuildError: it is not installed, or another platform.
     """
-    if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
+    if not is_host():
         raise BuildError("sanitizers are tried on Linux on x86-64 only")
     if shutil.which(CLANG) is None:
         raise BuildError(f"{CLANG} is not installed; Debian has it in the package clang")

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from convert.bundle.manifest import Bundle
+from convert.bundle.targets import PHONE
 from runtime.engine_client import protocol
 from runtime.engine_client.client import EngineClient, EngineError, engine_command
 from runtime.engine_client.options import LOCAL, QEMU
@@ -27,7 +28,7 @@ from runtime.inputs.picture_file import write_picture_file
 from runtime.inputs.prompt import Message, Tokenizer
 from runtime.inputs.sampling import GenerationOptions
 from runtime.sessions.reference_session import ReferenceSession
-from tests.engine.engines import PHONE, Built
+from tests.engine.engines import Built
 from tests.engine.test_picture import random_picture
 from tests.support.compare import Record, assert_close
 from tests.support.compiled import CompiledBackend, CompiledModel, compile_here

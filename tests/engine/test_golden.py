@@ -13,10 +13,11 @@ import pytest
 
 from convert import golden
 from convert.bundle.manifest import GOLDEN, GOLDEN_PICTURE, Bundle, FileRecord
+from convert.bundle.targets import HOST, PHONE
 from convert.conversion.bundle_writer import add_golden
 from runtime.engine_client.client import LOCAL, QEMU, EngineClient, EngineError, engine_command
 from runtime.engine_client.protocol import ErrorCode, Field
-from tests.engine.engines import HOST, PHONE, Built
+from tests.engine.engines import Built
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +124,7 @@ def _check(
 def test_only_an_engine_that_runs_here_can_answer(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(golden.platform, "machine", lambda: "arm64")
+    monkeypatch.setattr("platform.machine", lambda: "arm64")
     assert add_golden(bundle.path, bundle.manifest, lambda *_: None) is bundle.manifest
     monkeypatch.undo()
     assert golden.can_answer(bundle, HOST)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import platform
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import pytest
 
 from convert.bundle.kv_cache import INT8
 from convert.bundle.manifest import GOLDEN, Bundle
+from convert.bundle.targets import is_host
 from convert.cli import main
 from runtime.engine_client.client import EngineClient, engine_command
 from runtime.engine_client.options import LOCAL, QEMU
@@ -32,7 +32,7 @@ QUESTIONS = ("What colour is the shape?", "图片里有几个圆形？")
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Built:
     """A tiny decoder alone, with its engine for this PC."""
-    if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
+    if not is_host():
         pytest.skip("the host engine is for Linux on x86-64")
     if importlib.util.find_spec("ziglang") is None:
         pytest.skip("ziglang is not installed; it compiles the engine")

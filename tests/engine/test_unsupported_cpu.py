@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from convert.bundle.targets import HOST, PHONE
 from convert.engine.build import BlockLibrary, build_engine
 from convert.engine.toolchain import BuildError
 from runtime.engine_client.client import (
@@ -16,7 +17,7 @@ from runtime.engine_client.client import (
     EngineError,
 )
 from runtime.engine_client.protocol import ErrorCode, Field
-from tests.engine.engines import HOST, PHONE, Built
+from tests.engine.engines import Built
 
 QEMU_X86 = "qemu-x86_64-static"
 PREFIX = "blocks_"

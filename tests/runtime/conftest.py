@@ -1,13 +1,13 @@
 from __future__ import annotations
 
 import importlib.util
-import platform
 from pathlib import Path
 
 import pytest
 import torch
 
 from convert import cli
+from convert.bundle.targets import is_host
 from tests.support.tiny import random_state, tiny_config, write_checkpoint
 
 
@@ -25,7 +25,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def bundle(checkpoint: Path) -> Path:
     """Its bundle, with the engine for this PC. Tests do not change it."""
-    if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
+    if not is_host():
         pytest.skip("the host engine is for Linux on x86-64")
     if importlib.util.find_spec("ziglang") is None:
         pytest.skip("ziglang is not installed; it compiles the engine")

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
-import platform
 from pathlib import Path
 
 import pytest
 
+from convert.bundle.targets import is_host
 from convert.cli import main
 
 
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
+    if not is_host():
         pytest.skip("the host engine is for Linux on x86-64")
     if importlib.util.find_spec("ziglang") is None:
         pytest.skip("ziglang is not installed; it compiles the engine")

@@ -296,13 +296,13 @@ def test_a_compiler_that_does_not_run(machine: Machine, monkeypatch: pytest.Monk
 
 
 def test_processors(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checks.platform, "system", lambda: "Linux")
-    monkeypatch.setattr(checks.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr("platform.system", lambda: "Linux")
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
     monkeypatch.setattr(checks, "_cpu_flags", lambda: {"sse4_2", "f16c"})
     host, browser = checks.check_machine(("chat",))
     assert (host.state, browser.state) == (NOTE, NOTE)
     assert "lacks avx2, fma; bundles run with --engine qemu or adb only" in str(host.detail)
-    monkeypatch.setattr(checks.platform, "machine", lambda: "aarch64")
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
     assert "is for Linux x86_64" in str(checks.check_machine(("chat",))[0].detail)
 
 

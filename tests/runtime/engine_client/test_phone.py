@@ -13,10 +13,11 @@ from PIL import Image
 
 from convert import cli
 from convert.bundle.manifest import Bundle
+from convert.bundle.targets import EMULATOR
 from quantize.errors import BundleError
 from runtime.engine_client.adb import AdbError
 from runtime.engine_client.options import EngineOptions
-from runtime.engine_client.phone import EMULATOR, ROOT
+from runtime.engine_client.phone import ROOT
 from runtime.engine_client.places import open_place
 from runtime.engine_client.process import EngineDiedError
 from runtime.engine_client.protocol import Field, Tap

@@ -22,7 +22,6 @@ from convert.bundle.program import Program
 from convert.support.scratch import ScratchError
 from quantize.errors import BundleError, ConfigError, PictureError, PromptError
 from runtime.engine_client import client as engine_client
-from runtime.engine_client import places
 from runtime.engine_client.client import EngineClient, EngineError, engine_command
 from runtime.engine_client.options import LOCAL, QEMU, EngineOptions
 from runtime.engine_client.places import open_place
@@ -304,8 +303,8 @@ def test_a_bundle_without_the_phones_engine_is_refused(bundle):
 
 
 def test_other_machines_are_told_what_to_do(bundle, monkeypatch):
-    monkeypatch.setattr(places.platform, "system", lambda: "Darwin")
-    monkeypatch.setattr(places.platform, "machine", lambda: "arm64")
+    monkeypatch.setattr("platform.system", lambda: "Darwin")
+    monkeypatch.setattr("platform.machine", lambda: "arm64")
     with pytest.raises(ConfigError, match="this is Darwin on arm64: try --engine reference"):
         open_place(Bundle.open(bundle), EngineOptions(engine=LOCAL))
 
