@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +19,7 @@ from convert.bundle.program import Program, forbidding_mount
 from convert.bundle.targets import is_host
 from convert.checkpoint.config import CONFIGS
 from convert.support.json_text import json_text
+from convert.support.progress import Progress
 from runtime.engine_client.client import EngineClient, Float32, engine_command
 from runtime.engine_client.options import LOCAL
 from runtime.engine_client.protocol import Field, Tap
@@ -36,9 +37,7 @@ def can_answer(bundle: Bundle, target: str) -> bool:
     return is_host() and target in bundle.manifest.targets and bundle.tokenizer is not None
 
 
-def write_golden(
-    bundle: Bundle, target: str, progress: Callable[[str, int, int], None]
-) -> list[str]:
+def write_golden(bundle: Bundle, target: str, progress: Progress) -> list[str]:
     """Answers the prompts of `configs/golden.json` greedily, and writes prompts and answers.
 
     Beside the answers stand the likeliest tokens' logits: see `runtime/engine/PROTOCOL.md`.

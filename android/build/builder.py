@@ -22,6 +22,7 @@ from android.build.tools import ToolError, framework, package, program, run
 from convert.bundle.manifest import MANIFEST, WEIGHTS, Bundle, FileRecord
 from convert.bundle.targets import ABIS, PHONE
 from convert.checkpoint.config import CONFIGS
+from convert.support.progress import Progress
 from convert.support.scratch import scratch_folder
 from convert.support.versions import VERSION
 from convert.support.whole_file import check_replaceable, whole_file
@@ -35,8 +36,6 @@ _RELEASE = 100  # the end of a release's version code; development versions are 
 _DATE = (1981, 1, 1, 0, 0, 0)  # of every file in the APK
 _CONFIGS = ("setting_ranges.json",)  # that the app reads
 _PAGE_SUFFIXES = {".html", ".css", ".js", ".svg", ".txt"}
-
-Progress = Callable[[str, int, int], None]  # stage, done, in all (0: not known)
 
 
 class ApkError(ToolError):
@@ -91,7 +90,7 @@ def build_apk(plan: ApkPlan, key: Key, output: Path, progress: Progress, *, pass
         plan: what goes in.
         key: whose signature.
         output: the APK.
-        progress: hears of every step.
+        progress: receives every step.
         password: of the keystore, where `key` reads it from stdin; else empty.
 
     Raises:

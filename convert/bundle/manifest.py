@@ -17,6 +17,7 @@ from convert.checkpoint.config import ModelConfig
 from convert.support.hashing import feed
 from convert.support.json_text import json_text
 from convert.support.output_folder import FolderKind
+from convert.support.progress import Progress, silent
 from convert.support.regular_file import open_regular
 from convert.support.strict_json import load_json
 from quantize.errors import BundleError, ToolkitError
@@ -31,8 +32,6 @@ _ANOTHER_VERSION = (  # of the toolkit made it, or somebody altered it; what men
     "made by another version of this toolkit, or altered: convert the checkpoint again"
 )
 
-Progress = Callable[[int, int], None]  # bytes done, bytes in all
-
 
 @dataclass(frozen=True, kw_only=True)
 class FileRecord:
@@ -43,7 +42,12 @@ class FileRecord:
 
     @staticmethod
     def of(path: Path, progress: Callable[[int], None] | None = None) -> FileRecord:
-        """Measures a file; `progress` hears of every block's bytes."""
+        """Measures a file.
+
+        Args:
+            path: the file.
+            progress: receives the number of bytes of each block that was read.
+        """
         digest = hashlib.sha256()
         with open_regular(path) as file:
             size = feed(file, digest, on_block=progress)
@@ -189,16 +193,22 @@ class Bundle:
         name = self.manifest.targets[target].program
         return Program(self.path / name, self.manifest.files[name].sha256)
 
-    def verify_hashes(self, progress: Progress | None = None) -> None:
-        """Reads every file and raises BundleError where one is not what was written."""
+    def verify_hashes(self, progress: Progress = silent) -> None:
+        """Reads every file and compares its hash with the manifest's.
+
+        Args:
+            progress: receives the bytes read.
+
+        Raises:
+            BundleError: a file is not what was written.
+        """
         total = sum(record.size for record in self.manifest.files.values())
         done = 0
 
         def advance(count: int) -> None:
             nonlocal done
             done += count
-            if progress is not None:
-                progress(done, total)
+            progress("hash the bundle", done, total)
 
         for name, record in self.manifest.files.items():
             found = FileRecord.of(self.path / name, advance)

@@ -8,7 +8,7 @@ time, and after each one all that is known is on disk.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from convert.calibrate.samples import CalibrationSample, TokenizedSample, tokeni
 from convert.calibrate.store import CalibratedWeights, CalibrationStore, Stream
 from convert.checkpoint.reader import Checkpoint
 from convert.checkpoint.tensor_tables import EMBEDDING, HEAD
+from convert.support.progress import Progress
 from quantize.gptq import Compensation, Inputs, correct
 from quantize.methods import find_method, quantize_weight
 from quantize.schemes import GroupScheme, dequantize_groups
@@ -33,8 +34,6 @@ VERSION = 2  # of what calibration computes; another one does not go on from its
 # inputs. Half or twice of it measures alike.
 _LOOKUP = 0.3
 _CHUNK_TOKENS = 2048  # whose inputs are summed up at once
-
-Progress = Callable[[str, int, int], None]  # stage, done, in all
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -24,6 +24,7 @@ from convert.calibrate.samples import CalibrationSample, TokenizedSample, tokeni
 from convert.calibrate.store import Stream
 from convert.checkpoint.reader import Checkpoint
 from convert.checkpoint.tensor_tables import EMBEDDING, HEAD
+from convert.support.progress import Progress
 from quantize.errors import ConfigError, ShapeError
 from quantize.methods import METHODS, quantize_weight
 from quantize.schemes import GroupScheme, dequantize_groups
@@ -47,7 +48,6 @@ PARTS = {
 }
 _SEES = ("vision encoder", "resampler")
 
-Progress = Callable[[str, int, int], None]  # stage, done, in all
 Losses = Mapping[tuple[str, str], float]  # by part and format: mean KL divergence, nats
 
 

@@ -12,7 +12,7 @@ that back, so that they do not decide the answer alone.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache
@@ -29,6 +29,7 @@ from convert.checkpoint.shards import FLOATS
 from convert.checkpoint.tensor_tables import ANY_GRID, EMBEDDING, HEAD, sources
 from convert.checkpoint.writer import SHARD_BYTES, TensorEntry, write_weights
 from convert.support.json_text import json_text
+from convert.support.progress import Progress
 from quantize.errors import ConfigError
 
 DEMO = "demo"
@@ -40,7 +41,6 @@ _PIECE = 1 << 16  # values at once: they stay in the cache; a multiple of what 6
 _NUMPY_DTYPES = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16, "float32": np.float32}
 
 Array = npt.NDArray[Any]
-Progress = Callable[[int, int], None]  # bytes done, bytes in all
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def write_synthetic(
         dtype: a key of `convert.checkpoint.shards.FLOATS`.
         seed: the same gives the same bytes.
         format: a key of `convert.checkpoint.writer.FORMATS`.
-        progress: hears of the bytes written.
+        progress: receives the bytes written.
         shard_bytes: see `write_weights`.
     """
     described = {**config.source, "torch_dtype": dtype}
@@ -146,7 +146,7 @@ def write_synthetic(
         for piece in _values(prefix + tensor.name, tensor.shape, dtype, seed):
             yield piece
             done += piece.nbytes
-            progress(done, total)
+            progress("write weights", done, total)
 
     write_weights(folder, tensors, values, format=format, shard_bytes=shard_bytes)
     return tensors

@@ -119,7 +119,7 @@ def run(args: argparse.Namespace) -> int:
             dtype=asked.dtype,
             seed=asked.seed,
             format=asked.format,
-            progress=lambda done, total: bars("write weights", done, total),
+            progress=bars,
         )
         _write_manifest(folder, asked)
         bars("bring to disk", 0, 0)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from convert.engine.toolchain import Progress, Toolchain, Unit
+from convert.engine.toolchain import Toolchain, Unit
 from convert.engine.units import (
     ENGINE,
     MAIN,
@@ -24,6 +24,7 @@ from convert.engine.units import (
     sentencepiece_unit,
     tvm_units,
 )
+from convert.support.progress import Progress, silent
 from convert.support.scratch import scratch_folder
 from convert.support.versions import VERSION
 
@@ -55,7 +56,7 @@ def build_engine(
     libraries: Sequence[BlockLibrary],
     output: Path,
     program_id: str,
-    on_progress: Progress | None = None,
+    progress: Progress = silent,
     *,
     main: Path = ENGINE / MAIN,
     jobs: int | None = None,
@@ -68,14 +69,13 @@ def build_engine(
         libraries: the model's blocks; the engine takes the first that the processor can run.
         output: the program to write.
         program_id: what tells that a bundle belongs to these blocks.
-        on_progress: hears of every file that is compiled.
+        progress: receives the files compiled.
         main: the source with `main`; tests give another.
         jobs: compilers at a time; None takes as many as this process may use processors.
 
     Raises:
         BuildError: something does not compile or link, or cannot be fetched.
     """
-    report = on_progress or (lambda stage, done, total: log.debug("%s %d/%d", stage, done, total))
     started = time.monotonic()
     blocks = [path for library in libraries for path in library.objects]
     with (
@@ -89,10 +89,10 @@ def build_engine(
             engine_unit("build_info", generated, ["build_info.cc"], package),
             engine_unit("main", main.parent, [main.name], package),
         ]
-        objects = [path for unit in units for path in toolchain.compile(unit, report)]
-        report(f"link for {triple}", 0, 1)
+        objects = [path for unit in units for path in toolchain.compile(unit, progress)]
+        progress(f"link for {triple}", 0, 1)
         toolchain.link([*objects, *blocks], output)
-        report(f"link for {triple}", 1, 1)
+        progress(f"link for {triple}", 1, 1)
     return EngineReport(
         target=target,
         program=output,
@@ -101,7 +101,7 @@ def build_engine(
     )
 
 
-def compile_parts(triple: str, on_progress: Progress) -> None:
+def compile_parts(triple: str, progress: Progress) -> None:
     """Compiles into the cache what all engines for a platform have in common, zig's part too.
 
     Raises:
@@ -114,10 +114,10 @@ def compile_parts(triple: str, on_progress: Progress) -> None:
     ):
         main = engine_unit("main", ENGINE, [MAIN], package)
         for unit in (*_common_units(package, generated), main):
-            toolchain.compile(unit, on_progress)
-        on_progress(f"C++ library for {triple}", 0, 1)
+            toolchain.compile(unit, progress)
+        progress(f"C++ library for {triple}", 0, 1)
         toolchain.compile_libraries()
-        on_progress(f"C++ library for {triple}", 1, 1)
+        progress(f"C++ library for {triple}", 1, 1)
 
 
 def build_info(target: str, program_id: str, libraries: Sequence[BlockLibrary]) -> str:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from convert.engine.build import BlockLibrary, export_objects
 from convert.engine.object_cache import cached_objects
 from convert.support.cache import cache_folder
 from convert.support.hashing import hash_sources, sha256_file
+from convert.support.progress import Progress, silent
 from quantize.errors import ConfigError
 from quantize.layout import LAYOUT_VERSION
 
@@ -31,7 +33,6 @@ TARGETS = CONFIGS / "target"
 _SOURCES = ("convert/blocks/*.py", "convert/engine/compile.py", "convert/engine/build.py")
 
 log = logging.getLogger(__name__)
-Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +108,7 @@ def compile_blocks(
     plan: Plan,
     target: Target,
     folder: Path,
-    on_progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> CompiledBlocks:
     """Compiles all blocks of a model into objects for an engine, once per kind of processor.
 
@@ -116,17 +117,16 @@ def compile_blocks(
         plan: how its matrices are stored.
         target: what for.
         folder: gets the objects.
-        on_progress: called with the name of each stage as it begins.
+        progress: receives each stage as it begins.
 
     Raises:
         ConfigError: see `build_blocks`.
         CacheError: the cache of compiled blocks cannot be written.
     """
-    report = on_progress or log.debug
     sources = hash_sources(CONFIGS.parent, _SOURCES)
     libraries = []
     for variant in target.variants:
-        report(f"kernels, {variant.name}")
+        progress(f"kernels, {variant.name} for {target.name}", 0, 0)
         module, _ = build_blocks(config, plan, variant)
         prefix = f"{variant.name}_"
         about = {
@@ -139,16 +139,16 @@ def compile_blocks(
         objects = cached_objects(
             about,
             folder / variant.name,
-            lambda made, m=module, v=variant: _compile(m, v, made, report),  # type: ignore[misc]
+            partial(_compile, module, variant, target.name, progress),
             cache_folder() / "blocks",
         )
         libraries.append(BlockLibrary(prefix=prefix, requires=variant.requires, objects=objects))
     return CompiledBlocks(program_id=program_id(libraries, target), libraries=tuple(libraries))
 
 
-def _compile(module: Any, variant: Variant, folder: Path, report: Progress) -> None:
-    """Writes a module's objects."""
-    report(f"machine code, {variant.name}")
+def _compile(module: Any, variant: Variant, target: str, progress: Progress, folder: Path) -> None:
+    """Writes a module's objects into a folder."""
+    progress(f"machine code, {variant.name} for {target}", 0, 0)
     linked = module.with_attr("system_lib_prefix", f"{variant.name}_")
     export_objects(build(linked, variant.tvm), folder)
 

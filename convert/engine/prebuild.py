@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Event
 
 from convert.engine.build import compile_parts
-from convert.engine.toolchain import Progress
+from convert.support.progress import Progress
 
 
 class EnginePrebuild:

@@ -56,13 +56,7 @@ def build_program(
     phases = phases or Phases()
     with scratch_folder() as objects:
         with phases.measure("compile blocks"):
-            blocks = compile_blocks(
-                config,
-                plan,
-                made_for,
-                objects,
-                lambda stage: progress(f"{stage} for {target}", 0, 0),
-            )
+            blocks = compile_blocks(config, plan, made_for, objects, progress)
         identity = blocks.program_id
         with phases.measure(_ENGINES):
             if ahead is not None:

@@ -16,7 +16,7 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -36,6 +36,7 @@ from convert.support.cache import (
     mark_used,
     writing,
 )
+from convert.support.progress import Progress
 from convert.support.scratch import scratch_folder
 from convert.support.whole_file import whole_file
 from quantize.errors import ToolkitError
@@ -63,7 +64,6 @@ _LIBRARIES = (
 _PROGRAM = ("-O2", "-static", "-pie", "-s")  # of the program that makes zig build them
 
 _LOG = logging.getLogger(__name__)
-Progress = Callable[[str, int, int], None]  # stage, done, in all
 
 
 class BuildError(ToolkitError):
@@ -148,7 +148,7 @@ class Toolchain:
     ) -> None:
         self._open.__exit__(kind, error, trace)
 
-    def compile(self, unit: Unit, on_progress: Progress) -> list[Path]:
+    def compile(self, unit: Unit, progress: Progress) -> list[Path]:
         """Returns the objects of a unit, in the order of its sources; compiles what is missing.
 
         Raises:
@@ -166,13 +166,13 @@ class Toolchain:
             stage = f"{unit.name} for {self._triple}"
             try:
                 for done, future in enumerate(as_completed(running)):
-                    on_progress(stage, done, len(running))
+                    progress(stage, done, len(running))
                     future.result()
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
             if running:
-                on_progress(stage, len(running), len(running))
+                progress(stage, len(running), len(running))
             _forget(folder, objects)
         return objects
 

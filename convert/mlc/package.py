@@ -92,7 +92,7 @@ def write_package(
         source: what the manifest says of it.
         plan: made by `make_mlc_plan`.
         folder: where to write.
-        progress: hears of every stage.
+        progress: receives the tensors written.
         calibrated: what calibration made, if the recipe's method has one.
 
     Raises:

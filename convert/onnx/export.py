@@ -23,6 +23,7 @@ from convert.checkpoint.config import ModelConfig
 from convert.onnx.graph import OPSET, OnnxGraph, OnnxWeight, build_graph
 from convert.support.json_text import json_text
 from convert.support.output_folder import FolderKind
+from convert.support.progress import Progress
 from convert.support.versions import TOOLKIT, VERSION, package_version
 
 MODEL, DATA, MANIFEST = "vision.onnx", "vision.onnx.data", "onnx.json"
@@ -34,7 +35,6 @@ _GRAPH_BYTES = 2**20  # room for the graph and the manifest, beside the weights
 _STAGE = "ONNX weights"
 
 Read = Callable[[str], Tensor]
-Progress = Callable[[str, int, int], None]  # stage, done, in all
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +65,7 @@ def write_onnx(
         config: the model's geometry.
         source_sha256: of the checkpoint, as `Checkpoint.source_hash` computes it.
         folder: where to write.
-        progress: hears of every tensor.
+        progress: receives the bytes written.
 
     Raises:
         ConfigError: the model has no vision.

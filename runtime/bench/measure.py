@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from convert.bundle.kv_cache import find_kv_format
 from convert.bundle.plan import Plan
 from convert.checkpoint.config import DecoderConfig
+from convert.support.progress import Progress
 from runtime.bench.inputs import (
     FIRST_QUESTION,
     LONG_ANSWER,
@@ -23,8 +24,6 @@ from runtime.inputs.prompt import Tokenizer
 PREFILL_LENGTHS = (96, 256, 1024)  # tokens
 DECODE_STEPS = 64
 _MOST_ANSWERS = 32  # a model may end its answers long before they have DECODE_STEPS tokens
-
-Progress = Callable[[int, int], None]  # steps done, steps in all
 
 
 @dataclass(frozen=True)
@@ -147,7 +146,7 @@ class _Steps:
     def next(self) -> None:
         """One more is done."""
         self._done += 1
-        self._progress(self._done, self._total)
+        self._progress("measure", self._done, self._total)
 
 
 def _short(value: float) -> float:

@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from convert.bundle.manifest import Bundle
+    from convert.support.progress import Progress
     from runtime.bench.measure import Measurements
     from runtime.bench.profile import ProfiledPhase
     from runtime.bench.runners import Runner
-    from runtime.engine_client.place import Progress
 
 _LEAST_SHARE = 0.002  # of a phase's time; what takes less is not shown
 NAME = "bench"
@@ -122,7 +122,7 @@ def bench(config: BenchConfig) -> dict[str, Any]:
                 window=window,
                 rounds=config.rounds,
             ),
-            lambda done, total: bars("measure", done, total),
+            bars,
         )
         phases = _profile(runner, bundle) if config.profile else None
     return {

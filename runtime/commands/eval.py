@@ -21,9 +21,9 @@ from runtime.engine_client.options import (
 
 if TYPE_CHECKING:
     from convert.bundle.manifest import Bundle
-    from runtime.engine_client.place import Progress as PlaceProgress
+    from convert.support.progress import Progress
     from runtime.eval.items import Questions
-    from runtime.eval.run import Column, Progress
+    from runtime.eval.run import Column
     from runtime.sessions.loader import Loaded
 
 NAME = "eval"
@@ -150,7 +150,7 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
     with Bars() as bars:
         for name, engine in _models(config).items():
 
-            def progress(done: int, total: int, name: str = name) -> None:
+            def progress(_: str, done: int, total: int, /, name: str = name) -> None:
                 bars(name, done, total)
 
             loaded = _load(config, bundle, engine, bars)
@@ -222,9 +222,7 @@ def _column(
         )
 
 
-def _load(
-    config: EvalConfig, bundle: Bundle, engine: EngineOptions, copied: PlaceProgress
-) -> Loaded:
+def _load(config: EvalConfig, bundle: Bundle, engine: EngineOptions, copied: Progress) -> Loaded:
     from runtime.sessions.loader import load, open_source
 
     if engine.engine != REFERENCE:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from convert.support.progress import Progress
 from convert.support.streams import print_json
 from quantize.errors import BundleError, CheckpointError, ConfigError
 from runtime.engine_client.options import (
@@ -45,7 +46,6 @@ EXAMPLES = (
         "minicpmv verify phone --engine qemu --report report",
     ),
 )
-Progress = Callable[[str, int, int], None]  # stage, done, in all
 
 
 @dataclass(frozen=True)
@@ -331,7 +331,7 @@ def _load_models(
 ) -> Models:
     from quantize.methods import find_method
     from runtime.inputs.prompt import Tokenizer
-    from runtime.reference.arithmetic import RoundedKVCache, apply_arithmetic
+    from runtime.reference.arithmetic import LOADING, RoundedKVCache, apply_arithmetic
     from runtime.reference.load import load_reference
     from runtime.verify.run import EngineUnderTest, Models
     from runtime.verify.stages import TorchStages
@@ -339,17 +339,15 @@ def _load_models(
 
     assert bundle.tokenizer is not None, "the contents were checked"
 
-    def loaded(done: int, layers: int) -> None:
-        progress("load the models", done, layers)
-
-    loaded(0, bundle.config.decoder.num_hidden_layers)
+    layers = bundle.config.decoder.num_hidden_layers
+    progress(LOADING, 0, layers)
     arithmetic = load_reference(checkpoint, lazy=True)
     stored = find_method(bundle.plan.recipe.method).search
     if stored:
-        load_stored(arithmetic, bundle.plan, bundle.weights(), loaded)
-    rounded = apply_arithmetic(arithmetic, bundle.plan, stored=stored, progress=loaded)
+        load_stored(arithmetic, bundle.plan, bundle.weights(), progress)
+    rounded = apply_arithmetic(arithmetic, bundle.plan, stored=stored, progress=progress)
     reference = load_reference(checkpoint, lazy=True)
-    loaded(bundle.config.decoder.num_hidden_layers, bundle.config.decoder.num_hidden_layers)
+    progress(LOADING, layers, layers)
     return Models(
         reference=TorchStages(reference),
         arithmetic=TorchStages(rounded, partial(RoundedKVCache, bundle.plan.kv)),

@@ -19,13 +19,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from convert.bundle.program import Program
+from convert.support.progress import Progress, silent
 from convert.support.scratch import scratch_folder
 from quantize.errors import ToolkitError
 from runtime.engine_client import protocol
 from runtime.engine_client.options import LOCAL, QEMU
 from runtime.engine_client.process import Death, EngineDiedError, EngineProcess, Line
 from runtime.engine_client.protocol import Event, Field, Op, Tap
-from runtime.inputs.callbacks import Cancelled, OnLogprobs, OnProgress, OnText
+from runtime.inputs.callbacks import Cancelled, OnLogprobs, OnText
 from runtime.inputs.logprobs import StepLogprobs, TokenLogprob
 from runtime.inputs.picture_file import write_picture_file
 from runtime.inputs.prompt import Message
@@ -223,7 +224,7 @@ class EngineClient:
         op: str,
         fields: Mapping[str, Any] = _NOTHING,
         *,
-        on_progress: OnProgress = _ignore,
+        on_progress: Progress = silent,
         on_text: OnText = _ignore,
         on_logprobs: OnLogprobs = _ignore,
         cancelled: Cancelled = _never,
@@ -233,7 +234,7 @@ class EngineClient:
         Args:
             op: a value of `runtime.engine_client.protocol.Op`.
             fields: of the request.
-            on_progress: hears of work that takes long.
+            on_progress: receives the progress of work that takes long.
             on_text: hears an answer as it grows.
             on_logprobs: hears of every token of an answer, if the request asks for logprobs.
             cancelled: asked again and again while the engine works; true cancels the request.
@@ -292,7 +293,7 @@ class EngineClient:
     def image(
         self,
         picture: Image.Image,
-        on_progress: OnProgress = _ignore,
+        on_progress: Progress = silent,
         cancelled: Cancelled = _never,
     ) -> Line:
         """Encodes a picture, unless the engine remembers it; the line names it for `chat`."""
@@ -309,7 +310,7 @@ class EngineClient:
         image: str | None = None,
         max_new_tokens: int,
         options: Mapping[str, Any] = _NOTHING,
-        on_progress: OnProgress = _ignore,
+        on_progress: Progress = silent,
         on_text: OnText = _ignore,
         on_logprobs: OnLogprobs = _ignore,
         cancelled: Cancelled = _never,
@@ -321,7 +322,7 @@ class EngineClient:
             image: what `image` said of the picture that is shown with the first turn.
             max_new_tokens: after which an answer ends.
             options: more fields of the request: sampling, `stop`, `as_original`.
-            on_progress: hears of the prefill.
+            on_progress: receives the progress of the prefill.
             on_text: hears the answer as it grows.
             on_logprobs: hears of every token before its text, if the options ask for logprobs.
             cancelled: true ends the answer with what there is of it.
@@ -352,7 +353,7 @@ class EngineClient:
         """Remembers a picture that `save_image` wrote; the line names it for `chat`."""
         return self.request(Op.RESTORE_IMAGE, {Field.PATH: str(path)})
 
-    def self_check(self, on_progress: OnProgress = _ignore) -> Line:
+    def self_check(self, on_progress: Progress = silent) -> Line:
         """Answers the bundle's golden prompts; the line says whether as expected."""
         return self.request(Op.SELF_CHECK, on_progress=on_progress)
 

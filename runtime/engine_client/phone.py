@@ -11,11 +11,12 @@ from pathlib import Path
 
 from convert.bundle.manifest import MANIFEST, Bundle, FileRecord
 from convert.bundle.targets import ABIS
+from convert.support.progress import Progress
 from quantize.errors import BundleError
 from runtime.engine_client.adb import Adb, AdbError, PhoneInfo
 from runtime.engine_client.client import SLOW_CANCEL_SECONDS, EngineClient
 from runtime.engine_client.options import ADB
-from runtime.engine_client.place import Progress, threads_environment
+from runtime.engine_client.place import threads_environment
 
 ROOT = "/data/local/tmp/minicpmv"  # where a shell may keep and run files
 _STAMP = ".sha256"  # of a file that has arrived whole: its name with this holds its hash

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
+from convert.support.progress import Progress
 from runtime.engine_client.client import EngineClient
 
 THREADS_VARIABLE = "TVM_NUM_THREADS"
-
-Progress = Callable[[str, int, int], None]  # stage, done, in all
 
 
 class Device(Protocol):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from convert.bundle.manifest import Bundle
 from convert.bundle.targets import HOST, HOST_MACHINE, PHONE, is_host, this_machine
+from convert.support.progress import Progress
 from quantize.errors import ConfigError
 from runtime.engine_client.client import (
     CANCEL_SECONDS,
@@ -12,7 +13,7 @@ from runtime.engine_client.client import (
     engine_command,
 )
 from runtime.engine_client.options import ADB, LOCAL, EngineOptions
-from runtime.engine_client.place import Device, Progress, threads_environment
+from runtime.engine_client.place import Device, threads_environment
 
 
 class ThisMachine:

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from convert.support.progress import Progress
 from quantize.errors import PictureError, PromptError
 from runtime.engine_client.process import EngineDiedError
 from runtime.eval import cmmmu, mmbench, mme, mmmu
@@ -24,8 +25,6 @@ BENCHMARKS: Mapping[str, ModuleType] = {
     "cmmmu": cmmmu,
 }
 _ANSWER, _PROBLEM = "answer", "problem"
-
-Progress = Callable[[int, int], None]  # questions done, in all
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ def answer_all(
         session: the model.
         options: returns how to generate so many tokens.
         results: the answers that there are; gets the new ones.
-        progress: hears of every question.
+        progress: receives the questions answered.
 
     Raises:
         EngineDiedError: the engine ended twice at the same question.
@@ -96,7 +95,7 @@ def answer_all(
         else:
             problems.setdefault(item.row, found[_PROBLEM])
             dropped.add(item.unit)
-        progress(number, len(questions.items))
+        progress(benchmark, number, len(questions.items))
     asked = [item for item in questions.items if item.unit not in dropped]
     left_out = [BadRow(row, problem) for row, problem in problems.items()]
     if not asked:

@@ -10,6 +10,4 @@ OnText = Callable[[str], None]
 
 OnLogprobs = Callable[["StepLogprobs"], None]
 
-OnProgress = Callable[[str, int, int], None]  # a value of `Stage`, done, in all
-
 Cancelled = Callable[[], bool]

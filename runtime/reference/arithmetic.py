@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from convert.bundle.kv_cache import INT8
 from convert.bundle.plan import Plan
+from convert.support.progress import Progress, silent
 from quantize.activations import MAX_INT8
 from quantize.fast import quantize_groups_fast, quantize_int8_fast
 from quantize.int8 import INT8_GROUP, quantize_int8
@@ -44,11 +45,9 @@ STACKS = {
     "gate_up": ("mlp.gate_proj", "mlp.up_proj"),
     "down": ("mlp.down_proj",),
 }
+LOADING = "load the models"  # the stage in which models are rounded
 _CHUNK_VALUES = 1 << 16  # quantized at once: numpy's temporaries fit the second-level cache
 _VISION = {"qkv": "attn.qkv", "proj": "attn.proj", "fc1": "mlp.fc1", "fc2": "mlp.fc2"}
-
-
-Progress = Callable[[int, int], None]  # layers done, layers in all
 
 
 class QuantizedLinear(nn.Module):
@@ -224,7 +223,7 @@ class _Rounding:
 
 @torch.no_grad()
 def apply_arithmetic(
-    model: MiniCPMV, plan: Plan, *, stored: bool = False, progress: Progress = lambda *_: None
+    model: MiniCPMV, plan: Plan, *, stored: bool = False, progress: Progress = silent
 ) -> MiniCPMV:
     """Rounds a reference model in place, and returns it.
 
@@ -247,7 +246,7 @@ def apply_arithmetic(
                     rounding.replace(stack.layers[index], path, f"llm.layers.{index}.{name}")
 
         count = len(stack.layers)
-        parallel_map(one, range(count), lambda index: progress(index + 1, count))
+        parallel_map(one, range(count), lambda index: progress(LOADING, index + 1, count))
         set_embeddings(model, plan, rounding.rounded)
     return apply_vision_arithmetic(model, plan)
 

@@ -10,12 +10,13 @@ from typing import Any
 from PIL import Image
 
 from convert.checkpoint.config import ModelConfig
+from convert.support.progress import Progress, silent
 from quantize.errors import BundleError, ConfigError, PictureError, PromptError, ToolkitError
 from runtime.engine_client.client import EngineAnswer, EngineClient, EngineError, EngineGoneError
 from runtime.engine_client.place import Device
 from runtime.engine_client.process import EngineDiedError
 from runtime.engine_client.protocol import ErrorCode, Field, Stop
-from runtime.inputs.callbacks import Cancelled, OnLogprobs, OnProgress, OnText
+from runtime.inputs.callbacks import Cancelled, OnLogprobs, OnText
 from runtime.inputs.picture_file import rgb_strips
 from runtime.inputs.prompt import Message, check_question
 from runtime.inputs.sampling import GenerationOptions
@@ -83,7 +84,7 @@ class EngineSession:
         *,
         on_text: OnText = lambda text: None,
         on_logprobs: OnLogprobs = lambda step: None,
-        on_progress: OnProgress = lambda stage, done, total: None,
+        on_progress: Progress = silent,
         cancelled: Cancelled = lambda: False,
     ) -> Reply:
         """See `Session`.
@@ -115,7 +116,7 @@ class EngineSession:
         options: GenerationOptions,
         on_text: OnText,
         on_logprobs: OnLogprobs,
-        on_progress: OnProgress,
+        on_progress: Progress,
         cancelled: Cancelled,
     ) -> Reply:
         client = self.client()
@@ -157,7 +158,7 @@ class EngineSession:
         self,
         client: EngineClient,
         picture: Image.Image | None,
-        on_progress: OnProgress,
+        on_progress: Progress,
         cancelled: Cancelled,
     ) -> tuple[str | None, float]:
         """Returns a picture's name for the engine, and the milliseconds that encoding it took."""

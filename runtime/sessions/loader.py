@@ -13,9 +13,9 @@ from convert.bundle.manifest import MANIFEST, Bundle
 from convert.checkpoint.config import ModelConfig
 from convert.checkpoint.hub import is_hub_id
 from convert.checkpoint.reader import Checkpoint
+from convert.support.progress import Progress, silent
 from quantize.errors import BundleError, CheckpointError, ConfigError
 from runtime.engine_client.options import REFERENCE, EngineOptions
-from runtime.engine_client.place import Progress
 from runtime.engine_client.places import open_place
 from runtime.inputs.defaults import DEFAULTS, GenerationDefaults
 from runtime.inputs.prompt import Tokenizer
@@ -64,7 +64,7 @@ def load(
     *,
     device: str | None = None,
     dtype: str | None = None,
-    progress: Progress = lambda stage, done, total: None,
+    progress: Progress = silent,
 ) -> Loaded:
     """Loads a model.
 
@@ -74,7 +74,7 @@ def load(
             reference is its checkpoint.
         device: cpu, mps or cuda; by default the fastest that is there. Reference only.
         dtype: a name of `DTYPES`; by default float32 on a CPU, a half-precision type elsewhere.
-        progress: hears of what is copied to a phone.
+        progress: receives the bytes copied to a phone.
 
     Raises:
         ToolkitError: nothing that can be opened, or an engine that cannot run it.

@@ -17,9 +17,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from convert.support.progress import Progress, silent
 from quantize.errors import PromptError
 from runtime.engine_client.protocol import Stage, Stop
-from runtime.inputs.callbacks import Cancelled, OnLogprobs, OnProgress, OnText
+from runtime.inputs.callbacks import Cancelled, OnLogprobs, OnText
 from runtime.inputs.picture import preprocess
 from runtime.inputs.prompt import (
     ASSISTANT,
@@ -89,7 +90,7 @@ class ReferenceSession:
         *,
         on_text: OnText = lambda text: None,
         on_logprobs: OnLogprobs = lambda step: None,
-        on_progress: OnProgress = lambda stage, done, total: None,
+        on_progress: Progress = silent,
         cancelled: Cancelled = lambda: False,
     ) -> Reply:
         """See `Session`; a picture is encoded in one go, and cannot be cancelled."""
@@ -110,7 +111,7 @@ class ReferenceSession:
         options: GenerationOptions,
         on_text: OnText,
         on_logprobs: OnLogprobs,
-        on_progress: OnProgress,
+        on_progress: Progress,
         cancelled: Cancelled,
     ) -> Reply:
         start = time.perf_counter()
@@ -235,7 +236,7 @@ class ReferenceSession:
         image: Tensor | None,
         cache: Cache,
         reused: int,
-        on_progress: OnProgress,
+        on_progress: Progress,
         cancelled: Cancelled,
     ) -> Tensor | None:
         """Runs what the cache lacks, in chunks; returns the last hidden states, None if cancelled.

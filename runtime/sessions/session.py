@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from convert.support.progress import Progress
 from quantize.errors import PictureError, PromptError
-from runtime.inputs.callbacks import Cancelled, OnLogprobs, OnProgress, OnText
+from runtime.inputs.callbacks import Cancelled, OnLogprobs, OnText
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -65,7 +66,7 @@ class Session(Protocol):
         *,
         on_text: OnText = ...,
         on_logprobs: OnLogprobs = ...,
-        on_progress: OnProgress = ...,
+        on_progress: Progress = ...,
         cancelled: Cancelled = ...,
     ) -> Reply:
         """Answers the last turn of a conversation.
@@ -76,7 +77,7 @@ class Session(Protocol):
             options: how to generate.
             on_text: called with every piece of the answer; together they are the answer's text.
             on_logprobs: hears of every token before its text, if the options ask for logprobs.
-            on_progress: hears how far picture and prompt are.
+            on_progress: receives the progress of the picture and the prompt, a `Stage` each.
             cancelled: asked again and again; true ends the answer there.
 
         Raises:

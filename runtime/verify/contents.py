@@ -6,7 +6,7 @@ the tokenizer, the settings and the golden answers say, and what the engine make
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,7 @@ from convert.bundle.manifest import GENERATION, GOLDEN, GOLDEN_PICTURE, MANIFEST
 from convert.bundle.plan import Recipe
 from convert.checkpoint.config import CONFIGS
 from convert.checkpoint.reader import Checkpoint
+from convert.support.progress import Progress
 from convert.support.strict_json import load_json
 from quantize.errors import BundleError, ConfigError
 from runtime.engine_client.client import EngineError
@@ -35,8 +36,6 @@ from runtime.verify.tokenizer import file_check, vocabulary_check
 
 SETTINGS = "settings"  # a stage
 _ORDER = (TOKENIZER_STAGE, SETTINGS, STAGE)  # in which the stages are told
-
-Progress = Callable[[str, int, int], None]  # stage, done, in all
 
 
 @dataclass

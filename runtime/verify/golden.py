@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from convert.bundle.manifest import GOLDEN, GOLDEN_PICTURE, Bundle
 from convert.checkpoint.config import ModelConfig
 from convert.golden import golden_picture, golden_questions, golden_settings
+from convert.support.progress import Progress
 from quantize.errors import ToolkitError
 from runtime.engine_client.protocol import Field
 from runtime.inputs.picture_file import picture_bytes
@@ -20,8 +21,6 @@ from runtime.verify.tokenizer import prompt_check, text_check
 
 STAGE, SELF_CHECK = "golden answers", "self-check"
 _ANSWERED = ("ids", "steps")  # of a prompt: what the engine said where the bundle was made
-
-Progress = Callable[[str, int, int], None]  # stage, done, in all
 
 
 def file_problems(golden: Any, config: ModelConfig) -> list[str]:

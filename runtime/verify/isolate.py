@@ -16,6 +16,7 @@ from torch import Tensor
 
 from convert.bundle.manifest import Bundle
 from convert.checkpoint.reader import Checkpoint
+from convert.support.progress import Progress
 from runtime.inputs.prompt import Tokenizer
 from runtime.reference import metrics
 from runtime.verify.cases import Case
@@ -24,7 +25,7 @@ from runtime.verify.choices import choices_causes
 from runtime.verify.contents import Contents
 from runtime.verify.decoder_faults import DecoderFaults
 from runtime.verify.picture_faults import preprocessing_cause
-from runtime.verify.run import Models, Progress
+from runtime.verify.run import Models
 from runtime.verify.stages import Stages
 from runtime.verify.stored_stages import Deviations, StoredStages
 from runtime.verify.tokenizer import tokenizer_causes
@@ -63,7 +64,7 @@ def find_causes(
         cases: what was asked.
         contents: what files without weights say.
         thresholds: of `configs/verify.json`.
-        progress: hears that this goes on.
+        progress: receives the start and the end of the search.
 
     Returns:
         The causes in the order of the data; at least one if a check failed.

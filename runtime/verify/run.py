@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from convert.checkpoint.config import CONFIGS
+from convert.support.progress import Progress
 from quantize.errors import PictureError, PromptError
 from runtime.inputs.prompt import Prompt, Tokenizer
 from runtime.inputs.sampling import GenerationOptions
@@ -34,8 +35,6 @@ from runtime.verify.results import CaseResult, Outcome, ResultCache, Worst, merg
 from runtime.verify.stages import EngineStages, Stages
 from runtime.verify.steps import Steps
 from runtime.verify.tokenizer import prompt_check, text_check
-
-Progress = Callable[[str, int, int], None]  # stage, done, in all
 
 _LOG = logging.getLogger(__name__)
 

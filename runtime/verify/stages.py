@@ -11,9 +11,9 @@ from PIL import Image
 from torch import Tensor
 
 from convert.checkpoint.config import ModelConfig
+from convert.support.progress import Progress
 from runtime.engine_client.client import EngineClient
 from runtime.engine_client.protocol import Field, Tap
-from runtime.inputs.callbacks import OnProgress
 from runtime.inputs.picture import preprocess
 from runtime.inputs.prompt import Message, Prompt
 from runtime.reference.kv_cache import KVCache
@@ -209,7 +209,7 @@ class EngineStages:
         """Returns what the engine makes of an answer."""
         return self._client.detokenize(ids)
 
-    def self_check(self, on_progress: OnProgress) -> list[dict[str, Any]]:
+    def self_check(self, on_progress: Progress) -> list[dict[str, Any]]:
         """Returns what the engine says of its golden answers."""
         checks: list[dict[str, Any]] = self._client.self_check(on_progress)[Field.CHECKS]
         return checks

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
+from convert.support.progress import Progress
 from runtime.verify.cases import Case
 
 _STEPS = 5  # of a question: asked, answered, run by the others, layer by layer, logits
 _BLOCKS = 4  # vision blocks, through which a new picture goes, that take as long as one of these
-
-Progress = Callable[[str, int, int], None]  # stage, done, in all
 
 
 class Steps:

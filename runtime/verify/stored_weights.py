@@ -12,8 +12,9 @@ from collections.abc import Mapping
 import torch
 
 from convert.bundle.plan import Plan
+from convert.support.progress import Progress, silent
 from quantize.schemes import Array
-from runtime.reference.arithmetic import STACKS, Progress, linear_of, set_embeddings
+from runtime.reference.arithmetic import LOADING, STACKS, linear_of, set_embeddings
 from runtime.reference.decoder import DecoderLayer
 from runtime.reference.lazy_weights import Weight
 from runtime.reference.model import MiniCPMV
@@ -25,7 +26,7 @@ def load_stored(
     model: MiniCPMV,
     plan: Plan,
     weights: Mapping[str, Array],
-    progress: Progress = lambda *_: None,
+    progress: Progress = silent,
 ) -> MiniCPMV:
     """Replaces the decoder's weights of a reference model in place, and returns it.
 
@@ -41,7 +42,7 @@ def load_stored(
         return hold_stored(weights, tensors[name], plan.recipe.scheme)
 
     for i, layer in enumerate(model.llm.model.layers):
-        progress(i, len(model.llm.model.layers))
+        progress(LOADING, i, len(model.llm.model.layers))
         for name, paths in STACKS.items():
             at = f"llm.layers.{i}.{name}"
             whole, first = held(at), 0

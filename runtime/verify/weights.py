@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from itertools import chain
 
 import numpy as np
@@ -13,6 +13,7 @@ from torch import Tensor
 from convert.bundle.manifest import Bundle, FileRecord
 from convert.bundle.plan import PlannedTensor
 from convert.checkpoint.reader import Checkpoint
+from convert.support.progress import Progress
 from quantize.errors import BundleError
 from quantize.layout import unpack_int8_tiles, unpack_tiles, untile_f16
 from quantize.methods import find_method
@@ -26,8 +27,6 @@ from runtime.verify.check import Check
 
 # What AWQ folds the factors of a layer's norms into.
 _FOLLOWERS = {"input_norm.weight": "qkv", "post_norm.weight": "gate_up"}
-
-Progress = Callable[[str, int, int], None]  # stage, done, in all
 
 
 def check_files(bundle: Bundle, target: str, progress: Progress) -> list[Check]:

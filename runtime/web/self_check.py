@@ -21,7 +21,7 @@ def check_weights(bundle: Bundle, job: Job) -> Result:
         StoppedError: the user ended it.
     """
 
-    def advance(done: int, total: int) -> None:
+    def advance(_: str, done: int, total: int, /) -> None:
         job.check()
         job.advance("verify", done, total)
 

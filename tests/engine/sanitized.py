@@ -18,8 +18,9 @@ from convert.bundle.manifest import Bundle
 from convert.bundle.targets import HOST, is_host
 from convert.engine.build import build_info
 from convert.engine.compile import Target, compile_blocks
-from convert.engine.toolchain import BuildError, Compiler, Progress, Toolchain, Unit
+from convert.engine.toolchain import BuildError, Compiler, Toolchain, Unit
 from convert.engine.units import ENGINE, MAIN, SENTENCEPIECE, engine_unit, sentencepiece_unit
+from convert.support.progress import Progress, silent
 
 CLANG = "clang++"
 FUZZERS = Path(__file__).resolve().parent / "fuzzers"
@@ -87,7 +88,7 @@ def build_sanitized(
     bundle: Path,
     output: Path,
     targets: Sequence[str] = TARGETS,
-    progress: Progress = lambda *_: None,
+    progress: Progress = silent,
     *,
     jobs: int | None = None,
 ) -> Sanitized:

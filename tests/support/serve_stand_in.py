@@ -16,8 +16,9 @@ from typing import Any
 from PIL import Image
 
 from convert.checkpoint.config import ModelConfig
+from convert.support.progress import Progress, silent
 from runtime.commands.chat_options import SETTINGS
-from runtime.inputs.callbacks import OnLogprobs, OnProgress, OnText
+from runtime.inputs.callbacks import OnLogprobs, OnText
 from runtime.inputs.defaults import GenerationDefaults
 from runtime.inputs.logprobs import StepLogprobs, TokenLogprob
 from runtime.inputs.prompt import UNKNOWN_ID, Message, Tokenizer
@@ -41,7 +42,7 @@ class Answering(Repeating):
         messages: Sequence[Message],
         picture: Image.Image | None,
         options: GenerationOptions,
-        on_progress: OnProgress = lambda stage, done, total: None,
+        on_progress: Progress = silent,
         on_text: OnText = lambda text: None,
         on_logprobs: OnLogprobs = lambda step: None,
         **hooks: Any,

@@ -14,10 +14,11 @@ from typing import Any
 from PIL import Image
 
 from convert.checkpoint.config import ModelConfig
+from convert.support.progress import Progress
 from quantize.errors import PromptError
 from runtime.engine_client.process import Death, EngineDiedError
 from runtime.engine_client.protocol import Stage, Stop
-from runtime.inputs.callbacks import Cancelled, OnLogprobs, OnProgress, OnText
+from runtime.inputs.callbacks import Cancelled, OnLogprobs, OnText
 from runtime.inputs.defaults import GenerationDefaults
 from runtime.inputs.prompt import Message
 from runtime.inputs.sampling import GenerationOptions
@@ -45,7 +46,7 @@ class Repeating:
         *,
         on_text: OnText,
         on_logprobs: OnLogprobs = lambda step: None,
-        on_progress: OnProgress,
+        on_progress: Progress,
         cancelled: Cancelled,
     ) -> Reply:
         question = messages[-1]["content"]

@@ -207,7 +207,7 @@ def test_shards_are_what_hugging_face_reads(tmp_path: Path, format: str, dtype: 
         dtype=dtype,
         seed=0,
         format=format,
-        progress=lambda done, total: heard.append((done, total)),
+        progress=lambda _, done, total: heard.append((done, total)),
         shard_bytes=limit,
     )
     assert heard[-1] == (heard[-1][1],) * 2

@@ -220,7 +220,7 @@ def test_a_cache_without_a_home_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_blocks_are_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def stand_in(module: Any, variant: Variant, folder: Path, report: Any) -> None:
+    def stand_in(module: Any, variant: Variant, target: str, progress: Any, folder: Path) -> None:
         compiled.append(variant.name)
         (folder / "lib0.o").write_text(f"{variant.name} of {module.script()}")
 

@@ -137,7 +137,7 @@ def test_bytes_of_a_decoded_token(untied: bool) -> None:
 def test_the_rounds(tokenizer: Tokenizer) -> None:
     runner = FakeRunner()
     heard: list[tuple[int, int]] = []
-    result = measure(runner, _work(tokenizer), lambda done, total: heard.append((done, total)))
+    result = measure(runner, _work(tokenizer), lambda _, done, total: heard.append((done, total)))
     one = ["forget", "picture", "picture", *["forget", "ask 1"] * 3]
     one += ["read", f"ask {DECODE_STEPS + 1}", "read"]
     assert runner.done == ["load", "load", "picture", "ask 2", "peak", *one * 2]
@@ -194,7 +194,7 @@ def test_what_cannot_be_measured_is_left_out(
     whole = set(measure(FakeRunner(), _work(tokenizer), lambda *_: None).figures)
     work = _work(**({"tokenizer": tokenizer} | changes))
     heard: list[tuple[int, int]] = []
-    found = set(measure(runner, work, lambda done, total: heard.append((done, total))).figures)
+    found = set(measure(runner, work, lambda _, done, total: heard.append((done, total))).figures)
     assert whole - found == missing
     assert heard[-1][0] == heard[-1][1]
 
