@@ -24,7 +24,7 @@ def compile_ahead(
 ) -> Iterator[EnginePrebuild]:
     """Compiles the C++ of the targets' engines while the `with` block does other work."""
     triples = [Target.load(target).link for target in targets]
-    with phases.programs_apart(_ENGINES), EnginePrebuild(triples, progress) as ahead:
+    with phases.charge_programs_to(_ENGINES), EnginePrebuild(triples, progress) as ahead:
         yield ahead
 
 

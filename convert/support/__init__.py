@@ -1,1 +1,1 @@
-"""What every room of the toolkit shares: console, files, hashes, caches, time."""
+"""Shared by every room: console, files, hashes, caches, timing."""

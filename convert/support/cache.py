@@ -1,7 +1,8 @@
-"""The user's cache: where it is, whether what it holds is whole, what goes when it grows.
+"""The user's cache: its folder, the integrity of its entries, and their removal.
 
-Every file in it is kept with its hash, or its hash is known, and is looked at before it is used:
-what is damaged is made anew, with a line that says so. The cache may be removed at any time.
+Every file in it is stored with its hash, or has a hash that is known in advance. The hash is
+checked before each use; a damaged file is made again, and a warning says so. The cache may be
+deleted at any time.
 """
 
 from __future__ import annotations
@@ -24,17 +25,17 @@ from quantize.errors import ToolkitError
 
 CACHE_VARIABLE = "MINICPMV_CACHE"
 DAY = 24 * 3600  # seconds
-KEPT_SECONDS = 90 * DAY  # how long what nobody uses stays
+KEPT_SECONDS = 90 * DAY  # how long an unused entry is kept
 
 _LOG = logging.getLogger(__name__)
 
 
 class CacheError(ToolkitError):
-    """The cache cannot be written, or nobody can say where it is."""
+    """The cache cannot be written, or its folder is not known."""
 
 
 def cache_folder() -> Path:
-    """Returns where the cache is: `$MINICPMV_CACHE`, or `minicpmv` in the user's caches.
+    """Returns the cache's folder: `$MINICPMV_CACHE`, or `minicpmv` in the user's cache folder.
 
     Raises:
         CacheError: the user has no home.
@@ -52,10 +53,10 @@ def cache_folder() -> Path:
 
 @contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """Says what to do when the `with` block cannot write into a cache's folder.
+    """Turns an OSError of the `with` block into an error that says how to make the cache writable.
 
     Raises:
-        CacheError: in the place of an OSError.
+        CacheError: the block raised an OSError.
     """
     try:
         yield
@@ -68,7 +69,7 @@ def writing(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Lets one process at a time work in a folder; another waits and finds the work done."""
+    """Holds a folder's lock: one process does the work, others wait and find it done."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         with suppress(OSError):  # a file system without locks: the same work is done twice
@@ -79,20 +80,20 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def hash_file(path: Path) -> Path:
-    """Returns where the hash of a kept file stands."""
+    """Returns the path of the file that holds a cached file's hash."""
     return path.with_suffix(".sha256")
 
 
 def keep(made: Path, path: Path) -> None:
-    """Moves a file to where it is kept, beside its hash."""
-    # The hash comes first: a file without its hash, or with another's, is not whole.
+    """Moves a file into the cache, and writes its hash beside it."""
+    # The hash is written first: a file without its hash, or with another's, counts as damaged.
     hash_file(path).write_text(sha256_file(made))
     with whole_file(path) as file:
         made.rename(file)
 
 
 def is_whole(path: Path) -> bool:
-    """Tells whether a file is there and has the hash that was noted when it was made."""
+    """Tells whether a cached file exists and still has the hash stored with it."""
     try:
         return path.is_file() and sha256_file(path) == hash_file(path).read_text()
     except (OSError, ValueError):
@@ -100,17 +101,17 @@ def is_whole(path: Path) -> bool:
 
 
 def is_damaged(path: Path) -> bool:
-    """Tells whether a file is there, but not whole."""
+    """Tells whether a cached file exists but is not whole."""
     return os.path.lexists(path) and not is_whole(path)
 
 
 def pinned_file(path: Path, digest: str, fetch: Callable[[Path], Path]) -> Path:
-    """Returns a file of the cache whose SHA-256 is known; fetches it if there is no such file.
+    """Returns a cached file whose SHA-256 is known; fetches it if it is missing or damaged.
 
     Args:
-        path: where it is kept.
+        path: of the file in the cache.
         digest: its SHA-256.
-        fetch: brings the file into a folder, and has looked at its hash.
+        fetch: downloads the file into a folder, checks its hash, and returns its path.
 
     Raises:
         CacheError: the cache cannot be written.
@@ -129,7 +130,7 @@ def pinned_file(path: Path, digest: str, fetch: Callable[[Path], Path]) -> Path:
 
 
 def has_hash(path: Path, digest: str) -> bool:
-    """Tells whether a file is there and has a SHA-256."""
+    """Tells whether a file exists and has this SHA-256."""
     try:
         return path.is_file() and sha256_file(path) == digest
     except OSError:
@@ -137,13 +138,13 @@ def has_hash(path: Path, digest: str) -> bool:
 
 
 def mark_used(entry: Path) -> None:
-    """Notes that an entry of a cache is in use."""
-    with suppress(OSError):  # gone meanwhile, or another user's
+    """Records that a cache entry is in use."""
+    with suppress(OSError):  # removed meanwhile, or owned by another user
         os.utime(entry)
 
 
 def kept_entry(folder: Path, name: str, most_bytes: int) -> Path:
-    """Returns where an entry of a cache is, or will be; makes room for it, see `prune`.
+    """Returns the path of a cache entry, which may not exist yet; makes room for it, see `prune`.
 
     Raises:
         CacheError: the cache cannot be written.
@@ -157,20 +158,20 @@ def kept_entry(folder: Path, name: str, most_bytes: int) -> Path:
 
 
 def prune(folder: Path, most_bytes: int) -> list[Path]:
-    """Removes entries that nobody used for long, and the oldest until the rest fits.
+    """Removes entries unused for `KEPT_SECONDS`, then the least recently used until the rest fits.
 
-    What was used within the last day stays in any case: another process may be at work with it. So
-    does what belongs to another user.
+    Entries used within the last day stay in any case, because another process may be using them. So
+    do entries that this user may not remove.
 
     Args:
-        folder: of the cache; each file or folder in it is an entry.
-        most_bytes: what all entries together may have.
+        folder: the cache's folder; each file or folder in it is an entry.
+        most_bytes: the limit on the size of all entries together.
 
     Returns:
-        What was removed.
+        The removed entries.
     """
     now = time.time()
-    entries = sorted(_entries(folder), reverse=True)  # the latest first
+    entries = sorted(_entries(folder), reverse=True)  # the most recently used first
     room, removed = most_bytes, []
     for used, size, entry in entries:
         room -= size
@@ -190,9 +191,9 @@ def prune(folder: Path, most_bytes: int) -> list[Path]:
 
 
 def _entries(folder: Path) -> Iterator[tuple[float, int, Path]]:
-    """Yields when each entry was used last, and the bytes of its files."""
+    """Yields each entry's time of last use, the size of its files in bytes, and its path."""
     for entry in folder.iterdir():
-        with suppress(OSError):  # another process prunes, too; or it is another user's
+        with suppress(OSError):  # another process is pruning, or the entry is another user's
             paths = [entry, *(entry.rglob("*") if entry.is_dir() else ())]
             found = [path.lstat() for path in paths]
             size = sum(each.st_size for each in found if stat.S_ISREG(each.st_mode))

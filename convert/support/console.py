@@ -1,4 +1,4 @@
-"""What commands share on the screen: consoles, progress bars, sizes."""
+"""Terminal output shared by the commands: consoles, progress bars, tables, sizes."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from rich.progress import Progress as RichProgress
 
 
 class _Console(Console):
-    """A console that leaves it to the command what the end of a reader means."""
+    """A console that leaves a broken pipe to the command."""
 
     def on_broken_pipe(self) -> None:
-        """Raises again; rich would end the program as if a check had failed."""
+        """Raises the error again; rich would exit with 1, the code of a failed check."""
         raise  # called where BrokenPipeError is handled
 
 
 @cache
 def messages() -> Console:
-    """Where progress, logs and, under `--json`, everything meant for people goes: stderr."""
+    """Returns stderr's console: progress, logs and, with `--json`, all text meant for people."""
     return _Console(stderr=True, highlight=False)
 
 
 @cache
 def results() -> Console:
-    """Where a command's results go: stdout."""
+    """Returns stdout's console, for a command's results."""
     return _Console(highlight=False)
 
 
@@ -44,18 +44,18 @@ class LogHandler(logging.Handler):
     """Shows log messages above the progress bars."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Prints a record; warnings say that they are."""
+        """Prints a record; a warning or an error begins with its level."""
         text = self.format(record)
         if record.levelno >= logging.WARNING:
             text = f"{record.levelname.lower()}: {text}"
-        with suppress(OSError):  # work does not end because nobody reads its log
+        with suppress(OSError):  # a closed stderr must not end the work
             messages().print(text, markup=False, soft_wrap=True)
 
 
 def print_table(console: Console, header: list[str], rows: list[list[Any]]) -> None:
-    """Prints a table; columns whose values are numbers or sizes (tuples aside) stand right.
+    """Prints a table; columns of numbers or sizes are aligned to the right.
 
-    The table keeps its width off a terminal, so that pipes and files get whole lines.
+    Lines are never wrapped, so that pipes and files get whole rows.
     """
     columns = list(zip(*rows, strict=True)) if rows else [() for _ in header]
     texts = [[_text(cell) for cell in row] for row in [header, *rows]]
@@ -80,15 +80,15 @@ class Size(int):
 
 
 def megabytes(size: int) -> str:
-    """Returns a size in MB, as files are sold, and in what `Size` shows."""
+    """Returns a size in MB (10^6 bytes), followed by what `Size` prints."""
     return f"{size / 1e6:,.0f} MB ({Size(size)})"
 
 
 class Bars:
-    """Progress bars, one per stage; nothing off a terminal. Use as a context manager.
+    """Progress bars, one per stage, on a terminal only. Use as a context manager.
 
-    The bars appear with the first stage. A `with` block that was left may be entered again, and
-    begins with no bars.
+    The display starts with the first stage and ends with the `with` block. The same object may be
+    used for further blocks; each starts without bars.
     """
 
     def __init__(self) -> None:
@@ -96,7 +96,7 @@ class Bars:
         self._tasks: dict[str, TaskID] = {}
 
     def __call__(self, stage: str, done: int, total: int, /) -> None:
-        """Moves the bar of a stage; the first call makes it. A total of 0 is not known yet."""
+        """Updates a stage's bar, or adds it; see `Progress`."""
         if not self._tasks:
             self._progress.start()
         if stage not in self._tasks:

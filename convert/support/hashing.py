@@ -1,4 +1,4 @@
-"""Hashes of files, read through one buffer: a new one for every block costs more than the hash."""
+"""Hashes of files, read through one buffer: allocating one per block costs more than the hash."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ _BUFFER_BYTES = 1 << 20  # fits the second-level cache
 
 
 class Digest(Protocol):
-    """What `hashlib.sha256()` gives."""
+    """A hash object, as `hashlib.sha256()` returns it."""
 
     def update(self, data: memoryview | bytes, /) -> None:
-        """Takes more bytes."""
+        """Adds bytes."""
 
     def hexdigest(self) -> str:
         """Returns the hash of all bytes so far."""
 
     def copy(self) -> Digest:
-        """Returns one that goes on alone."""
+        """Returns an independent copy."""
 
 
 def feed(
@@ -30,13 +30,13 @@ def feed(
     limit: int | None = None,
     on_block: Callable[[int], None] | None = None,
 ) -> int:
-    """Gives a digest the file's next bytes; returns how many there were.
+    """Adds a file's next bytes to a digest; returns their number.
 
     Args:
-        file: read from where it stands.
-        digest: hears of every byte.
-        limit: bytes at most; None: to the end.
-        on_block: hears of every block's bytes.
+        file: read from its current position.
+        digest: gets the bytes.
+        limit: the number of bytes at most; None: to the end.
+        on_block: called with the number of bytes of each block.
     """
     buffer = memoryview(bytearray(_BUFFER_BYTES))
     done = 0
@@ -61,7 +61,7 @@ def sha256_file(path: Path) -> str:
 
 
 def hash_sources(folder: Path, patterns: Sequence[str]) -> str:
-    """Returns the SHA-256 over names and texts of source files of ours."""
+    """Returns the SHA-256 over the names and texts of the source files that match the patterns."""
     found = sorted({path for pattern in patterns for path in folder.glob(pattern)})
     assert found, f"{patterns}: no sources"
     parts = [[path.relative_to(folder).as_posix(), path.read_text("utf-8")] for path in found]

@@ -1,4 +1,4 @@
-"""JSON as text: values that any stream can hold, and lines of it."""
+"""JSON text that any stream can take, and JSON Lines."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from collections.abc import Iterator
 from typing import Any
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-_BLANKS = b" \t\r"  # JSON's own, but for the line feed
+_BLANKS = b" \t\r"  # JSON's whitespace, except the line feed
 
 
 def json_text(value: Any, *, indent: int | None = None, encoding: str = "utf-8") -> str:
-    """Returns a value as JSON: characters as they are, or escaped where they cannot be encoded.
+    """Returns a value as JSON; it is ASCII with escapes if the encoding lacks a character of it.
 
-    A file's name may hold bytes that are no text, and a terminal may know ASCII only.
+    A file name may hold bytes that do not decode, and a terminal may be limited to ASCII.
 
     Args:
-        value: what JSON can hold.
-        indent: blanks before each level; None: all in one line.
-        encoding: of where it is written.
+        value: anything that `json` can encode.
+        indent: spaces per level; None: one line.
+        encoding: that of the destination.
     """
     text = json.dumps(value, indent=indent, ensure_ascii=False)
     try:
@@ -29,13 +29,13 @@ def json_text(value: Any, *, indent: int | None = None, encoding: str = "utf-8")
 
 
 def json_lines(content: bytes) -> Iterator[tuple[int, bytes]]:
-    """Yields the lines that are not blank, each with its number, the first is 1.
+    """Yields the lines that are not blank, each with its number, counted from 1.
 
-    Only a line feed ends a line. JSON lets texts hold U+0085, U+2028 and U+2029 as they are, where
-    `str.splitlines` would cut them in two.
+    Only a line feed ends a line: JSON strings may hold U+0085, U+2028 and U+2029 unescaped, where
+    `str.splitlines` would split.
 
     Args:
-        content: a file's; a byte-order mark at its start is no part of the first line.
+        content: of a file; a byte-order mark at its start is skipped.
     """
     lines = content.removeprefix(_BYTE_ORDER_MARK).split(b"\n")
     for number, line in enumerate(lines, 1):

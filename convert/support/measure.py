@@ -1,4 +1,4 @@
-"""What a process used."""
+"""Memory that this process used."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from pathlib import Path
 
 
 def peak_rss_bytes() -> int:
-    """Returns the most memory that this process ever had resident.
+    """Returns the peak resident memory of this process.
 
-    On Linux from `/proc`: `getrusage` there starts from the peak of whoever started the process.
+    On Linux it is read from `/proc`, because `getrusage` there includes the peak of the parent
+    process from before `exec`.
     """
     status = Path("/proc/self/status")
     if status.exists():

@@ -1,8 +1,9 @@
-"""A folder that appears whole or not at all.
+"""An output folder that appears whole or not at all.
 
-It is written beside its place as `.NAME.partial-XXXXXXXX` and renamed when whole. The writer holds
-a lock on it, which the system drops however the writer ends: what a killed run left is told from
-what another run is writing, and removed by the next, or gone on with if that is asked for.
+It is written next to its final path as `.NAME.partial-XXXXXXXX` and renamed when it is complete.
+The writer holds a lock on it, which the system releases however the process ends. So the next run
+can tell an abandoned folder from one that is still being written: it removes the abandoned one, or
+resumes from it on request.
 """
 
 from __future__ import annotations
@@ -32,40 +33,42 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class FolderKind:
-    """How a folder of ours is known: a JSON file in it whose `format` says so."""
+    """What identifies a folder as ours: a JSON manifest with this `format`."""
 
     manifest: str  # file name
     format: str
-    noun: str  # what the user calls it
+    noun: str  # what messages call it
 
 
 class SpaceError(BundleError):
-    """The disk is full, or too small for what is to be written."""
+    """The disk is full, or has too little space for the output."""
 
 
-# What a run may go on after; any other error would come again.
+# A later run can resume after these; any other error would occur again.
 _INTERRUPTIONS = (KeyboardInterrupt, SystemExit, OSError, MemoryError, SpaceError, ScratchError)
 
 
 class OutputFolder:
-    """Context manager that gives a folder to write to; `commit` puts it in its place.
+    """Context manager that yields a folder to write to; `commit` moves it to its final path.
 
-    Left without `commit` it removes what was written; but where `resumable` says that it is worth
-    it, an interruption or a full disk leaves it for a run that goes on.
+    Without `commit`, the folder is removed at the end of the block. But if an interruption or a
+    full disk ends the block and `resumable` returns true, it stays, and a later run can resume.
     """
 
     def __init__(self, path: Path, kind: FolderKind, *, resume: bool = False) -> None:
-        """Checks that `path` is free: nothing there, an empty folder, or a folder of `kind`.
+        """Checks that `path` may be written: it is free, an empty folder, or a folder of `kind`.
 
         Args:
-            path: where the folder is to appear.
-            kind: what it is.
-            resume: go on with what a broken run left beside it, if anything.
+            path: the final path.
+            kind: the kind of folder.
+            resume: continue with what an interrupted run left, if anything.
 
         Raises:
-            BundleError: something else is there; it stays as it is.
+            BundleError: something else is there; it is left alone.
         """
-        self.path = Path(os.path.realpath(path))  # a link to a folder stays, its folder is replaced
+        self.path = Path(
+            os.path.realpath(path)
+        )  # a symbolic link stays; the folder that it points to is replaced
         self.resumable: Callable[[], bool] = lambda: False
         self._kind, self._resume = kind, resume
         self._partial: Path | None = None
@@ -93,16 +96,16 @@ class OutputFolder:
                 self._partial, self._lock = left
                 return self._partial
             if self._resume:
-                _LOG.info("%s: nothing there to go on from; begins", self.path)
+                _LOG.info("%s: nothing to resume from; starting from the beginning", self.path)
             self._partial = parent / f".{self.path.name}.partial-{secrets.token_hex(4)}"
             self._partial.mkdir()
             self._lock = _try_lock(self._partial)
         return self._partial
 
     def commit(self) -> None:
-        """Puts the folder in its place; what was there goes only then."""
+        """Moves the folder to its final path; what was there is removed only then."""
         assert self._partial is not None, "commit comes inside the with block"
-        check_free(self.path, self._kind)  # it may have changed meanwhile
+        check_free(self.path, self._kind)  # another process may have written there meanwhile
         _sync(self._partial)
         old = None
         with _locked(self.path.parent):
@@ -134,45 +137,45 @@ class OutputFolder:
         if self._lock is not None:
             os.close(self._lock)
         if self._partial is not None and stays:
-            _LOG.warning("%s keeps what is written; --resume goes on with it", self._partial)
+            _LOG.warning("%s keeps what was written; continue with --resume", self._partial)
         if isinstance(error, OSError) and error.errno in _FULL:
             then = (
-                "free some space and go on with --resume"
+                "free some space and continue with --resume"
                 if stays
-                else "what was written is removed again. Free some space or choose another disk"
+                else "what was written has been removed. Free some space or choose another disk"
             )
             raise SpaceError(
-                f"{self.path}: the disk ran full while the {self._kind.noun} was written; {then}"
+                f"{self.path}: the disk became full while the {self._kind.noun} was written; {then}"
             ) from error
 
 
 def check_free(path: Path, kind: FolderKind) -> None:
-    """Raises BundleError unless nothing that is not ours would be lost by replacing `path`."""
+    """Raises BundleError if replacing `path` would remove files that are not ours."""
     if not os.path.lexists(path):
         return
     if not path.is_dir():
-        raise BundleError(f"{path}: exists and is no folder; choose another output")
+        raise BundleError(f"{path}: exists and is not a folder; choose another output")
     if not any(path.iterdir()):
         return
     listed = _listed_files(path, kind)
     if listed is None:
         raise BundleError(
-            f"{path}: exists and is no {kind.noun} (no {kind.manifest} of ours in it); choose "
-            "another output, or remove it yourself"
+            f"{path}: exists but holds no {kind.noun} ({kind.manifest} is missing or not ours); "
+            "choose another output, or remove it yourself"
         )
     names = {str(p.relative_to(path)) for p in path.rglob("*") if not p.is_dir() or p.is_symlink()}
     foreign = sorted(names - listed - {kind.manifest})
     if foreign:
         raise BundleError(
-            f"{path}: holds {foreign[0]}, which is no part of its {kind.noun} and would be lost; "
+            f"{path}: holds {foreign[0]}, which is not part of the {kind.noun} and would be lost; "
             "move it away, or choose another output"
         )
 
 
 def _listed_files(path: Path, kind: FolderKind) -> set[str] | None:
-    """Returns the files that a folder's manifest names; None if it has no manifest of `kind`.
+    """Returns the files that a folder's manifest lists; None if it has no manifest of `kind`.
 
-    A damaged folder of ours may be replaced, so its manifest is not judged further here.
+    A damaged folder of ours may be replaced, so the manifest is not validated any further.
     """
     manifest = path / kind.manifest
     try:
@@ -186,11 +189,11 @@ def _listed_files(path: Path, kind: FolderKind) -> set[str] | None:
 
 
 def _take_stale(path: Path, *, keep: bool) -> tuple[Path, int] | None:
-    """Removes what killed runs left beside `path`, and finishes a swap that was cut in two.
+    """Removes what killed runs left next to `path`, and completes an interrupted swap.
 
     Args:
-        path: where the folder is to appear.
-        keep: leave the newest folder in the making, and return it with its lock.
+        path: the final path.
+        keep: keep the newest partial folder, and return it with its lock.
     """
     pattern = re.compile(rf"\.{re.escape(path.name)}\.(partial|old)-[0-9a-f]{{8}}")
     kept: tuple[Path, int] | None = None
@@ -213,10 +216,10 @@ def _take_stale(path: Path, *, keep: bool) -> tuple[Path, int] | None:
 
 
 def _age(path: Path) -> float:
-    """Returns what sorts newer files first."""
+    """Returns a sort key that puts newer folders first."""
     try:
         return -path.lstat().st_mtime
-    except FileNotFoundError:  # a swap meanwhile
+    except FileNotFoundError:  # renamed meanwhile
         return 0.0
 
 
@@ -225,7 +228,7 @@ def _try_lock(folder: Path) -> int | None:
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:  # held, or a file system without locks: then nothing is ever called stale
+    except OSError:  # locked by another process, or no locks on this file system: never stale
         os.close(descriptor)
         return None
     return descriptor
@@ -233,7 +236,7 @@ def _try_lock(folder: Path) -> int | None:
 
 @contextmanager
 def _locked(parent: Path) -> Iterator[None]:
-    """Keeps two runs from making, swapping and removing siblings at the same time."""
+    """Makes runs create, swap and remove folders next to each other one at a time."""
     descriptor = os.open(parent, os.O_RDONLY | os.O_DIRECTORY)
     try:
         with suppress(OSError):  # a file system without locks
@@ -244,7 +247,7 @@ def _locked(parent: Path) -> Iterator[None]:
 
 
 def _sync(folder: Path) -> None:
-    """Brings a folder's files to the disk before the rename says that they are whole."""
+    """Flushes a folder's files to disk, so that the rename cannot precede their content."""
     for path in [folder, *folder.rglob("*")]:
         descriptor = os.open(path, os.O_RDONLY)
         try:

@@ -1,4 +1,4 @@
-"""How long the phases of a work take: by the clock, and of processors, programs it ran included."""
+"""Times of a command's phases: wall-clock, and processor time including child processes."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from dataclasses import dataclass
 
 @dataclass
 class Phase:
-    """What a phase took, all its parts together."""
+    """The time that a phase took; a phase may consist of several blocks."""
 
     seconds: float = 0.0
     processor_seconds: float = 0.0
 
 
 class Phases:
-    """A clock for each phase, in the order in which they began."""
+    """A timer for each phase, in the order in which they started."""
 
     def __init__(self) -> None:
         self.taken: dict[str, Phase] = {}
@@ -26,7 +26,7 @@ class Phases:
 
     @contextmanager
     def measure(self, name: str) -> Iterator[None]:
-        """Adds what happens inside the `with` block to a phase."""
+        """Adds the time of the `with` block to a phase."""
         start, computed = time.monotonic(), self._computed()
         try:
             yield
@@ -36,11 +36,11 @@ class Phases:
             phase.processor_seconds += self._computed() - computed
 
     @contextmanager
-    def programs_apart(self, name: str) -> Iterator[None]:
-        """Gives one phase all that programs compute inside the `with` block, whenever they run.
+    def charge_programs_to(self, name: str) -> Iterator[None]:
+        """Charges the processor time of child processes in the `with` block to one phase.
 
-        It is for programs that run beside other phases. Seconds by the clock are those of whoever
-        waits for them.
+        For child processes that run in parallel with other phases. Wall-clock time is still charged
+        to the phase that waits for them.
         """
         before, self._apart = _of_programs(), True
         try:
@@ -54,7 +54,7 @@ class Phases:
         return processor_seconds() - (_of_programs() if self._apart else 0.0)
 
     def to_json(self) -> dict[str, dict[str, float]]:
-        """Returns seconds by phase."""
+        """Returns wall-clock and processor seconds by phase."""
         return {
             name: {
                 "seconds": round(phase.seconds, 2),
@@ -70,6 +70,6 @@ def _of_programs() -> float:
 
 
 def processor_seconds() -> float:
-    """Returns what this process and the programs that it waited for computed."""
+    """Returns the processor time of this process and of the child processes it waited for."""
     times = os.times()
     return times.user + times.system + times.children_user + times.children_system

@@ -1,6 +1,6 @@
-"""Files from outside: regular ones are opened, anything else is refused before it can block.
+"""Files from the user: regular files are opened, anything else is refused before it can block.
 
-Opening a named pipe waits for its other end, and a device may never end.
+Opening a named pipe waits for the other end, and reading a device may never end.
 """
 
 from __future__ import annotations
@@ -22,30 +22,30 @@ _KINDS: tuple[tuple[Callable[[int], bool], str], ...] = (
 
 
 class NotRegularError(OSError):
-    """A path leads to something that is no regular file."""
+    """The path is not that of a regular file."""
 
 
 def require_regular(path: str | Path) -> os.stat_result:
-    """Checks a file that a library will open by its path; links are followed.
+    """Checks a file that a library will open by its path; symbolic links are followed.
 
     Raises:
-        OSError: it is not there or no regular file; `strerror` says which.
+        OSError: it does not exist or is not a regular file; `strerror` says which.
     """
     try:
         about = os.stat(path)
-    except ValueError as error:  # a NUL, or half of a UTF-16 pair
+    except ValueError as error:  # a NUL, or a lone surrogate
         raise NotRegularError(errno.EINVAL, "no file can have this name", str(path)) from error
     _check(about, path)
     return about
 
 
 def open_regular(path: str | Path) -> BinaryIO:
-    """Opens a regular file to read its bytes.
+    """Opens a regular file for reading bytes.
 
     Raises:
-        OSError: it is not there or no regular file; `strerror` says which.
+        OSError: it does not exist or is not a regular file; `strerror` says which.
     """
-    require_regular(path)  # first: opening alone may already move a device
+    require_regular(path)  # first: merely opening a device can have an effect
     return cast(BinaryIO, open(path, "rb", opener=_open_plain))
 
 
@@ -54,21 +54,21 @@ def read_regular(path: str | Path, limit: int | None = None) -> bytes:
 
     Args:
         path: of the file.
-        limit: bytes; a larger file is refused.
+        limit: the size in bytes above which a file is refused; None: no limit.
 
     Raises:
-        OSError: it is not there, no regular file, or too large; `strerror` says which.
+        OSError: it does not exist, is not a regular file, or is too large; `strerror` says which.
     """
     with open_regular(path) as file:
         content = file.read() if limit is None else file.read(limit + 1)
     if limit is not None and len(content) > limit:
-        too_large = f"larger than the {limit:,} bytes that are read"
+        too_large = f"larger than the {limit:,} bytes allowed"
         raise NotRegularError(errno.EFBIG, too_large, str(path))
     return content
 
 
 def _open_plain(path: str, flags: int) -> int:
-    """Opens what is still a regular file; another may have taken its place meanwhile."""
+    """Opens a file if it is still a regular one; it may have been replaced since the check."""
     descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         _check(os.fstat(descriptor), path)

@@ -1,4 +1,4 @@
-"""Folders for temporary files, and what to do where there is no room for them."""
+"""Temporary folders, and clear errors when there is no space for them."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from pathlib import Path
 
 from quantize.errors import ToolkitError
 
-_LEAST_FREE = 2**20  # bytes; a disk with less is full
+_LEAST_FREE = 2**20  # bytes; a disk with less free space counts as full
 _SAYS_FULL = re.compile("no ?space ?left", re.IGNORECASE)
 
 
 class ScratchError(ToolkitError):
-    """The folder for temporary files is full or takes none."""
+    """The folder for temporary files is full or not writable."""
 
 
 @contextmanager
 def scratch_folder(prefix: str | None = None, parent: Path | None = None) -> Iterator[Path]:
-    """Gives an empty folder that is removed afterwards.
+    """Yields an empty folder that is removed afterwards.
 
     Args:
-        prefix: what its name begins with.
-        parent: where it is; None takes the folder that TMPDIR names, or the system's.
+        prefix: of its name.
+        parent: the folder to create it in; None: `$TMPDIR`, or the system's default.
 
     Raises:
-        ScratchError: it cannot be made, or an error inside the block comes from it.
+        ScratchError: the folder cannot be created, or the block failed because it is full or gone.
     """
     try:
         made = tempfile.TemporaryDirectory(prefix=prefix, dir=parent)
@@ -40,7 +40,7 @@ def scratch_folder(prefix: str | None = None, parent: Path | None = None) -> Ite
         try:
             yield folder
         except ScratchError:
-            raise  # of a folder inside the block
+            raise  # from another scratch folder inside the block
         except (OSError, ToolkitError) as error:
             if _comes_from(folder, error):
                 raise _refusal(parent, error) from error
@@ -48,14 +48,14 @@ def scratch_folder(prefix: str | None = None, parent: Path | None = None) -> Ite
 
 
 def _comes_from(folder: Path, error: OSError | ToolkitError) -> bool:
-    """Says whether an error came up because a folder has no room, or is gone."""
+    """Tells whether an error occurred because a folder is full, or gone."""
     is_full = folder.is_dir() and shutil.disk_usage(folder).free < _LEAST_FREE
-    if isinstance(error, ToolkitError):  # of a program that writes there
+    if isinstance(error, ToolkitError):  # from a program that writes there
         about = str(error)
         return is_full and (str(folder) in about or _SAYS_FULL.search(about) is not None)
     if isinstance(error.filename, str):
         return Path(error.filename).is_relative_to(folder)
-    # A write names no file, and numpy's not even the system's error.
+    # A failed write names no file, and numpy's does not even carry an errno.
     return error.errno == errno.EDQUOT or (is_full and error.errno in (errno.ENOSPC, None))
 
 

@@ -1,4 +1,4 @@
-"""A file that appears whole or not at all: written beside its place, then renamed."""
+"""A file that appears whole or not at all: written next to its final path, then renamed."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ _PARTIAL = re.compile(r"\..*\.[0-9a-f]{8}\.partial", re.DOTALL)
 
 
 class OutputFileError(ToolkitError):
-    """Something else than a file stands where a file is to be written."""
+    """The path of an output file is taken by something other than a regular file."""
 
 
 def is_partial(path: Path) -> bool:
-    """Says whether a name is that of a file that a killed program left half written."""
+    """Tells whether a name is that of a file that a killed process left half written."""
     return _PARTIAL.fullmatch(path.name) is not None
 
 
 def check_replaceable(path: Path) -> Path:
-    """Returns the file that writing a path makes or replaces: a link's is the one it leads to.
+    """Returns the file that writing to a path creates or replaces; symbolic links are followed.
 
     Raises:
-        OutputFileError: a device, a pipe, a socket, a folder, or a link that leads nowhere.
+        OutputFileError: it is a device, pipe, socket or folder, or a link to a missing file.
     """
     try:
         require_regular(path)
@@ -37,21 +37,21 @@ def check_replaceable(path: Path) -> Path:
     except FileNotFoundError:
         if path.is_symlink():
             raise OutputFileError(
-                f"{path}: a link that leads nowhere; remove it, or choose another name"
+                f"{path}: a link to a missing file; remove it, or choose another name"
             ) from None
         return path
     except NotRegularError as error:
         raise OutputFileError(
-            f"{path}: {error.strerror} to replace, or a name that is free; choose another"
+            f"{path}: {error.strerror} to replace, or an unused name; choose another"
         ) from error
 
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Gives a path to write to, whose file takes its place at the end of the `with` block.
+    """Yields a temporary path; its file replaces `path` at the end of the `with` block.
 
-    A file that stands there keeps its permissions and its owner; a link stays a link. Left by an
-    error, the block changes nothing.
+    Permissions and owner of an existing file are kept, and a symbolic link stays one. If the block
+    raises, nothing changes.
 
     Raises:
         OutputFileError: see `check_replaceable`.
@@ -60,15 +60,15 @@ def whole_file(path: Path) -> Iterator[Path]:
     partial = check_replaceable(path).with_name(name)
     try:
         yield partial
-        target = check_replaceable(path)  # another may stand there by now
+        target = check_replaceable(path)  # it may have changed meanwhile
         _take_rights(partial, target)
         os.replace(partial, target)
     finally:
-        partial.unlink(missing_ok=True)  # the full disk that stopped it is not made fuller
+        partial.unlink(missing_ok=True)  # leaves no garbage on a disk that is full
 
 
 def _take_rights(partial: Path, target: Path) -> None:
-    """Gives a file the permissions of the one that it replaces, and if it may, the owner."""
+    """Gives a file the permissions of the one it replaces, and its owner if that is allowed."""
     try:
         about = target.stat()
     except FileNotFoundError:

@@ -150,7 +150,7 @@ def test_onnx_beside_a_bundle_and_alone(
     assert convert(checkpoint, tmp_path / "alone", "--target", "onnx") == 0
     assert snapshot(tmp_path / "alone") == snapshot(tmp_path / "b-onnx")
     assert convert(checkpoint, tmp_path / "b", "--target", "onnx") == 2
-    assert "b: exists and is no ONNX export" in refused(capsys)
+    assert "b: exists but holds no ONNX export" in refused(capsys)
 
 
 @pytest.mark.parametrize("targets", ["onnx", "host,onnx"])
@@ -271,7 +271,7 @@ def test_a_bundle_that_is_damaged_may_be_replaced_other_folders_not(
     assert "holds notes.txt" in refused(capsys)
     shutil.copytree(checkpoint, path.parent / "c")
     assert convert(checkpoint, path.parent / "c") == 2
-    assert "exists and is no bundle" in refused(capsys)
+    assert "exists but holds no bundle" in refused(capsys)
     assert snapshot(path.parent / "c") == snapshot(checkpoint)
 
 

@@ -1,4 +1,4 @@
-"""A conversion that is broken off anywhere goes on with --resume, and gives the same bundle."""
+"""A conversion that is interrupted anywhere continues with --resume, and gives the same bundle."""
 
 from __future__ import annotations
 
@@ -289,7 +289,7 @@ def test_a_full_disk_leaves_what_can_go_on(
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert "SpaceError: " in (error := capsys.readouterr().err)
-    assert "free some space and go on with --resume" in error
+    assert "free some space and continue with --resume" in error
     assert resume(checkpoint, tmp_path / "b", capsys) > 30
     assert snapshot(tmp_path / "b") == whole
 

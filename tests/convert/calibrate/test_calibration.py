@@ -268,7 +268,7 @@ def test_reads_json_lines(tmp_path: Path, checkpoint: Checkpoint) -> None:
         ({"image": "red.png"}, "lacks the key question"),
         ({"question": "?", "img": "red.png"}, "unknown key 'img'"),
         ({"question": "  "}, "the prompt is empty"),
-        ({"question": "\ud800"}, "no valid Unicode"),
+        ({"question": "\ud800"}, "not valid Unicode"),
         ({"question": "x" * 2_000_000}, "at most 1,048,576 are read"),
     ],
 )

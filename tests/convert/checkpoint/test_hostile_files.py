@@ -100,7 +100,7 @@ def test_in_a_bundle(
     if name == "bundle.json":  # what has no manifest of ours is not replaced
         checkpoint = bundle.with_name("bundle-checkpoint")
         said = refused(capsys, "convert", str(checkpoint), "-o", str(folder))
-        assert f"{folder}: exists and is no bundle" in said
+        assert f"{folder}: exists but holds no bundle" in said
 
 
 def test_an_mlc_package(tmp_path: Path) -> None:

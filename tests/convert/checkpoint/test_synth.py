@@ -358,5 +358,5 @@ def test_a_disk_that_runs_full_leaves_nothing(
 
     monkeypatch.setattr(checkpoint_writer, "_write_values", fail)
     assert _synth(tmp_path / "a" / "out", "--config", tiny) == 2
-    assert "the disk ran full while the checkpoint was written" in capsys.readouterr().err
+    assert "the disk became full while the checkpoint was written" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == [tiny]

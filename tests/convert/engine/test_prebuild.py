@@ -74,7 +74,7 @@ def test_programs_beside_other_phases_are_counted_apart(monkeypatch: pytest.Monk
     own = programs = 0.0
     monkeypatch.setattr(phases.os, "times", lambda: os.times_result((own, 0.0, programs, 0.0, 0.0)))
     taken = Phases()
-    with taken.programs_apart("engines"):
+    with taken.charge_programs_to("engines"):
         with taken.measure("weights"):
             own, programs = own + 3, programs + 40
         with taken.measure("engines"):

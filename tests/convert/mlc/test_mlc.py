@@ -302,7 +302,7 @@ def test_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "p").mkdir()
     (tmp_path / "p/mine.txt").write_text("mine")
     assert package(good, tmp_path / "p") == 2
-    assert "exists and is no MLC package" in capsys.readouterr().err
+    assert "exists but holds no MLC package" in capsys.readouterr().err
     damaged = tmp_path / "damaged"
     damaged.mkdir()
     for text in ("[", "{}", '{"format": "minicpmv-mlc-package", "format_version": 1}'):

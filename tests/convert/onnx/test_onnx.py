@@ -245,7 +245,7 @@ def test_a_full_disk_leaves_nothing_behind(
         raise OSError(28, "No space left on device", str(path))
 
     monkeypatch.setattr(onnx_export.FileRecord, "of", full)
-    with pytest.raises(BundleError, match="disk ran full while the ONNX export"):
+    with pytest.raises(BundleError, match="disk became full while the ONNX export"):
         _export(checkpoint, tmp_path / "out")
     assert not list(tmp_path.iterdir())
 

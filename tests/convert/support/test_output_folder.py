@@ -106,10 +106,10 @@ def test_other_things_are_left_alone(tmp_path: Path) -> None:
     make(extra, "a")
     (extra / "sub" / "notes").write_text("mine")
     for path, problem in (
-        (file, "exists and is no folder"),
-        (folder, "exists and is no thing"),
-        (foreign, "exists and is no thing"),
-        (extra, "holds sub/notes, which is no part of its thing"),
+        (file, "exists and is not a folder"),
+        (folder, "exists but holds no thing"),
+        (foreign, "exists but holds no thing"),
+        (extra, "holds sub/notes, which is not part of the thing"),
     ):
         with pytest.raises(BundleError, match=f"{path.name}: {problem}"):
             OutputFolder(path, KIND)
@@ -119,7 +119,7 @@ def test_other_things_are_left_alone(tmp_path: Path) -> None:
 
 def test_what_appears_meanwhile_is_left_alone(tmp_path: Path) -> None:
     output = OutputFolder(tmp_path / "out", KIND)
-    with pytest.raises(BundleError, match="exists and is no thing"), output as folder:
+    with pytest.raises(BundleError, match="exists but holds no thing"), output as folder:
         fill(folder, "a")
         output.path.mkdir()
         (output.path / "mine").write_text("mine")
@@ -136,7 +136,10 @@ def test_space_is_asked_for(tmp_path: Path) -> None:
 
 
 def test_a_disk_that_runs_full_is_said_in_one_line(tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match="the disk ran full"), OutputFolder(tmp_path / "o", KIND):
+    with (
+        pytest.raises(BundleError, match="the disk became full"),
+        OutputFolder(tmp_path / "o", KIND),
+    ):
         raise OSError(errno.ENOSPC, "No space left on device")
     assert not os.listdir(tmp_path)
 

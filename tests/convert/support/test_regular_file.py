@@ -90,14 +90,14 @@ def test_content_and_links(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        (b'{"a": NaN}', "NaN is no number of JSON"),
-        (b"[-Infinity]", "-Infinity is no number"),
+        (b'{"a": NaN}', "NaN is not a JSON number"),
+        (b"[-Infinity]", "-Infinity is not a JSON number"),
         (b"[1e400]", "the number 1e400 is out of range"),
         (b"[-1.5e999]", "out of range"),
         (b"1" + b"0" * 4999, "a number of 5,000 digits is out of range"),
         (b"1" + b"0" * 400, "a number of 401 digits is out of range"),
         (b"[" * 100_000, "nested too deeply"),
-        (b'{"a": "\\ud800"}', "no valid Unicode: a text holds the lone surrogate"),
+        (b'{"a": "\\ud800"}', "not valid Unicode: a string holds the lone surrogate"),
         (b"\xff", "can't decode"),
         (b"{", "Expecting"),
     ],
