@@ -72,7 +72,7 @@ PROOFS: dict[str, tuple[tuple[str, str], ...]] = {
         (_WEB_PAGE, "test_the_screen_is_turned_while_it_answers"),
     ),
     "double taps": (
-        (_APP, "twoTapsAskOnce"),
+        ("android/test_contract.py", "test_both_hosts_keep_to_it"),  # stop.json
         (_WEB_PAGE, "test_double_taps_ask_once"),
     ),
 }

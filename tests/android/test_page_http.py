@@ -227,7 +227,7 @@ def test_a_dead_engine_and_a_dead_server_are_told_of(show: Show, tmp_path: Path)
     with WebServer(STAND_IN, tmp_path) as server:
         screen = show(server)
         screen.ready()
-        screen.ask("die")
+        screen.ask("signal 9")
         screen.until("document.querySelector('#alert').innerText.includes('system ended')")
         assert "signal 9" in screen.page.inner_text("#alert")
         screen.until("document.querySelector('.note.bad') !== null")

@@ -52,6 +52,10 @@ class WebServer:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Interrupts it, unless it has ended."""
         if self._process.poll() is None:
             self.interrupt()
         self._process.communicate()
@@ -136,6 +140,10 @@ class Listening:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Hangs up."""
         if self._connection.sock is not None:
             self._connection.sock.shutdown(socket.SHUT_RDWR)
         self._connection.close()
@@ -143,12 +151,18 @@ class Listening:
     def all_until(self, name: str, **fields: Any) -> list[dict[str, Any]]:
         """Returns the events up to the first of a name with these fields, which is the last."""
         events: list[dict[str, Any]] = []
+        while True:
+            events.append(self.next())
+            if events[-1]["event"] == name and fields.items() <= events[-1].items():
+                return events
+
+    def next(self) -> dict[str, Any]:
+        """Returns the next event."""
         for line in self._answer:
             if line.startswith(b"data: "):
-                events.append(json.loads(line[6:]))
-                if events[-1]["event"] == name and fields.items() <= events[-1].items():
-                    return events
-        raise AssertionError(f"the stream ended without {name} {fields}")
+                event: dict[str, Any] = json.loads(line[6:])
+                return event
+        raise AssertionError("the stream ended")
 
     def until(self, name: str, **fields: Any) -> dict[str, Any]:
         """Returns the first event of a name with these fields."""

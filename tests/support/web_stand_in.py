@@ -1,7 +1,8 @@
 """The page's server with a model that computes nothing: what it does stands in the question.
 
-`count` counts until it is stopped, `die` ends in the middle, `refuse` is refused; all else is
-repeated, with the number of turns before it and the size of the picture.
+`count` counts until it is stopped, `signal 9` ends in the middle, `refuse CODE` is refused as a
+prompt that is too long; all else is repeated, with the number of turns before it and the size of
+the picture.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class Repeating:
         cancelled: Cancelled,
     ) -> Reply:
         question = messages[-1]["content"]
-        if question == "refuse":
+        if question.startswith("refuse"):
             raise PromptError(f"the window is {self._window}")
         if picture is not None:
             on_progress(Stage.ENCODE, 1, 2)
@@ -61,7 +62,7 @@ class Repeating:
                 on_text(said.split()[-1] + " ")
                 time.sleep(_PIECE_SECONDS)
             stop = Stop.CANCELLED
-        elif question == "die":
+        elif question == "signal 9":
             on_text("half an ans")
             raise EngineDiedError("host: has ended (signal 9)", Death.KILLED)
         else:

@@ -265,10 +265,9 @@ public final class Assistant implements Closeable, Work.Changes {
     return state;
   }
 
-  /** What a report of a mistake needs; what was said and shown is nobody's business. */
+  /** What a report of a mistake needs; no chats and no pictures. */
   private String report() {
     JSONObject state = state();
-    state.remove("job");
     state.remove("ranges");
     return state + "\n\n" + log.text();
   }

@@ -43,7 +43,6 @@ final class Job {
 
   synchronized JSONObject toJson() {
     return Json.object(
-        "kind", kind, "chat", chat, "stage", stage, "done", done, "total", total,
-        "text", text.toString());
+        "kind", kind, "chat", chat, "stage", stage, "done", done, "total", total);
   }
 }

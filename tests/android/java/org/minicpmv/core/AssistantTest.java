@@ -21,7 +21,10 @@ import org.junit.After;
 import org.junit.Before;
 import org.junit.Test;
 
-/** The app without its screen, from the page's commands to the page's events. */
+/**
+ * The app without its screen, from the page's commands to the page's events: what only the app does.
+ * What `chat --web` does, too, is in tests/android/contract.
+ */
 public final class AssistantTest {
   private Fixture app;
 
@@ -37,49 +40,6 @@ public final class AssistantTest {
 
   private static JSONObject turn(JSONObject chat, int index) throws Exception {
     return chat.getJSONArray("turns").getJSONObject(index);
-  }
-
-  @Test
-  public void answersAreStreamedAndKept() throws Exception {
-    app.ready().say("do", "send", "text", "hello");
-    assertEquals("1: ", app.await("text").getString("text"));
-    JSONObject chat = app.awaitAnswer();
-    assertEquals("1: hello", turn(chat, 1).getString("text"));
-    assertEquals(10.0, turn(chat, 1).getJSONObject("speed").getJSONObject("statistics")
-        .getDouble("decode_tok_s"), 0);
-    app.awaitIdle();
-    app.close();
-    app.start().awaitIdle();
-    app.say("do", "open", "chat", chat.getString("id"));
-    assertEquals("1: hello", turn(app.awaitAnswer(), 1).getString("text"));
-  }
-
-  @Test
-  public void aSecondTurnTellsTheFirst() throws Exception {
-    app.ready().say("do", "send", "text", "one");
-    String id = app.awaitAnswer().getString("id");
-    app.awaitIdle();
-    app.say("do", "send", "text", "two", "chat", id);
-    app.await("text");
-    assertEquals("3: two", turn(app.awaitAnswer(), 3).getString("text"));
-  }
-
-  @Test
-  public void anEditedQuestionTakesThePlaceOfAllThatFollowed() throws Exception {
-    app.ready().say("do", "send", "text", "one");
-    String id = app.awaitAnswer().getString("id");
-    app.awaitIdle();
-    app.say("do", "send", "text", "changed", "chat", id, "from", 0);
-    app.await("text");
-    JSONObject chat = app.awaitAnswer();
-    assertEquals(2, chat.getJSONArray("turns").length());
-    assertEquals("1: changed", turn(chat, 1).getString("text"));
-    app.say("do", "send", "text", "no question stands there", "chat", id, "from", 1);
-    app.say("do", "send", "text", "nor there", "chat", id, "from", 9);
-    app.say("do", "hello");
-    app.awaitIdle();
-    app.say("do", "open", "chat", id);
-    assertEquals("1: changed", turn(app.awaitAnswer(), 1).getString("text"));
   }
 
   @Test
@@ -118,19 +78,6 @@ public final class AssistantTest {
   }
 
   @Test
-  public void aChosenPictureOutlivesThePage() throws Exception {
-    app.ready().say("do", "picture", "camera", true);
-    String id = app.await("picture").getJSONObject("picture").getString("id");
-    app.say("do", "hello");
-    assertEquals(id, app.await("picture").getJSONObject("picture").getString("id"));
-    app.say("do", "drop");
-    app.awaitIdle();
-    for (JSONObject event : app.events) {
-      assertFalse(event.getString("event").equals("picture"));
-    }
-  }
-
-  @Test
   public void whatIsNoPictureIsRefused() throws Exception {
     app.ready().assistant.addPicture(new ByteArrayInputStream(new byte[0]));
     assertEquals("invalid_picture", app.await("error").getString("code"));
@@ -153,16 +100,6 @@ public final class AssistantTest {
   }
 
   @Test
-  public void twoTapsAskOnce() throws Exception {
-    app.ready().say("do", "send", "text", "slow");
-    app.await("text");
-    app.say("do", "send", "text", "slow");
-    assertEquals("busy", app.await("error").getString("code"));
-    app.say("do", "stop");
-    assertEquals(2, app.awaitAnswer().getJSONArray("turns").length());
-  }
-
-  @Test
   public void aQuestionWaitsForTheLoadingModel() throws Exception {
     app.placeWeights();
     app.start();
@@ -173,19 +110,6 @@ public final class AssistantTest {
     assertEquals("1: early", turn(app.awaitAnswer(), 1).getString("text"));
     app.awaitIdle();
     assertEquals(Arrays.asList(true, true, false), app.worked); // kept in between, too
-  }
-
-  @Test
-  public void aPageThatIsReloadedSeesTheAnswerSoFar() throws Exception {
-    app.ready().say("do", "send", "text", "slow");
-    app.await("text");
-    app.await("text");
-    app.events.clear();
-    app.say("do", "hello");
-    assertEquals("answer", app.await("state").getJSONObject("job").getString("kind"));
-    assertTrue(app.await("chat").getString("partial").startsWith("bla bla"));
-    app.say("do", "stop");
-    app.awaitAnswer();
   }
 
   @Test
@@ -232,13 +156,6 @@ public final class AssistantTest {
     while (!app.awaitIdle().has("model")) {
       continue; // the state before
     }
-  }
-
-  @Test
-  public void anErrorOfTheEngineLeavesItRunning() throws Exception {
-    app.ready().say("do", "send", "text", "refuse prompt_too_long");
-    assertEquals("prompt_too_long", app.await("error").getString("code"));
-    assertTrue(app.awaitIdle().has("model"));
   }
 
   @Test
@@ -436,22 +353,6 @@ public final class AssistantTest {
   }
 
   @Test
-  public void whatCannotBeKeptIsRefusedBeforeItIsShown() throws Exception {
-    app.ready().say("do", "send", "text", "one");
-    String id = app.awaitAnswer().getString("id");
-    app.awaitIdle();
-    for (String text : new String[] {"a\ud83d", "\udc00b"}) { // halves of a UTF-16 pair
-      app.events.clear();
-      app.say("do", "send", "text", text, "chat", id);
-      JSONObject first = app.events.take();
-      assertEquals("error", first.getString("event"));
-      assertEquals("invalid_text", first.getString("code"));
-    }
-    app.say("do", "send", "text", "two \ud83d\ude00", "chat", id);
-    assertEquals(4, app.awaitAnswer().getJSONArray("turns").length());
-  }
-
-  @Test
   public void theLogSaysNothingOfTheChats() throws Exception {
     app.ready().say("do", "send", "text", "my secret");
     app.awaitAnswer();
@@ -460,15 +361,5 @@ public final class AssistantTest {
     assertTrue(app.saved.contains("engine started"));
     assertFalse(app.saved.contains("secret"));
     assertEquals("a copy", app.copied);
-  }
-
-  @Test
-  public void whatIsNoCommandIsIgnored() throws Exception {
-    app.ready();
-    for (String text : new String[] {"", "[", "3", "{}", "{\"do\": \"fly\"}", "{\"do\": \"send\"}"}) {
-      app.assistant.receive(text);
-    }
-    app.say("do", "send", "text", "still there");
-    assertEquals("1: still there", turn(app.awaitAnswer(), 1).getString("text"));
   }
 }

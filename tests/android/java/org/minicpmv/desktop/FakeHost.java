@@ -55,9 +55,8 @@ public final class FakeHost implements Host {
     BufferedReader reader =
         new BufferedReader(new InputStreamReader(System.in, StandardCharsets.UTF_8));
     for (String line; (line = reader.readLine()) != null; ) {
-      JSONObject command = new JSONObject(line);
-      if (command.has("host")) {
-        chosen = new File(command.getString("path"));
+      if (line.startsWith("{\"host\"")) {
+        chosen = new File(new JSONObject(line).getString("path"));
       } else {
         assistant.receive(line);
       }
