@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
 from itertools import zip_longest
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
+
+import msgspec
+from msgspec import Struct
 
 from convert.bundle.plan import Plan, Recipe, make_plan
 from convert.bundle.program import Program
@@ -33,8 +35,10 @@ _ANOTHER_VERSION = (  # of the toolkit made it, or somebody altered it; what men
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class FileRecord:
+T = TypeVar("T")
+
+
+class FileRecord(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a file must be."""
 
     size: int  # bytes
@@ -54,8 +58,7 @@ class FileRecord:
         return FileRecord(size=size, sha256=digest.hexdigest())
 
 
-@dataclass(frozen=True, kw_only=True)
-class BundleSource:
+class BundleSource(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The checkpoint that a bundle was made from."""
 
     path: str  # a folder, or a hub id; `demo` for the demo
@@ -63,16 +66,14 @@ class BundleSource:
     demo: bool
 
 
-@dataclass(frozen=True, kw_only=True)
-class TargetRecord:
+class TargetRecord(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One engine."""
 
     program: str  # the engine: a file name in the bundle
     program_id: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class TensorRecord:
+class TensorRecord(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One artifact tensor, before tiles and packing."""
 
     format: str  # a key of convert.bundle.plan.FORMATS
@@ -80,8 +81,7 @@ class TensorRecord:
     nbytes: int  # as stored, tiles padded
 
 
-@dataclass(frozen=True, kw_only=True)
-class Manifest:
+class Manifest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The content of `bundle.json`."""
 
     architecture: str
@@ -96,7 +96,8 @@ class Manifest:
 
     def write(self, folder: Path) -> None:
         """Writes `bundle.json`: the same bytes for the same content."""
-        raw = {"format": KIND.format, "format_version": FORMAT_VERSION, **asdict(self)}
+        raw = {"format": KIND.format, "format_version": FORMAT_VERSION}
+        raw |= msgspec.to_builtins(self)
         text = json_text(raw, indent=1) + "\n"
         (folder / MANIFEST).write_text(text, "utf-8")
 
@@ -126,6 +127,13 @@ class Manifest:
                 "convert the checkpoint again"
             )
         return _manifest(str(path), raw)
+
+
+_TABLES: Mapping[str, type[Struct]] = {
+    "targets": TargetRecord,
+    "tensors": TensorRecord,
+    "files": FileRecord,
+}
 
 
 class Bundle:
@@ -284,50 +292,16 @@ def _check_file(folder: Path, name: str, record: FileRecord) -> None:
 
 
 def _manifest(where: str, raw: dict[str, Any]) -> Manifest:
-    objects = ("model", "quantization", "source", "targets", "tensors", "tools", "files")
-    kinds: dict[str, type] = {"architecture": str, "kv_cache": str, **dict.fromkeys(objects, dict)}
-    values = _object(where, raw, kinds)
-    source = {"path": str, "sha256": str, "demo": bool}
-    target = {"program": str, "program_id": str}
-    tensor = {"format": str, "shape": list, "nbytes": int}
-    file = {"size": int, "sha256": str}
-    if not all(isinstance(version, str) for version in values["tools"].values()):
-        raise BundleError(f"{where}: tools: expected a text for each")
-    return Manifest(
-        architecture=values["architecture"],
-        model=values["model"],
-        quantization=values["quantization"],
-        kv_cache=values["kv_cache"],
-        source=BundleSource(**_object(f"{where}: source", values["source"], source)),
-        targets={
-            name: TargetRecord(**_object(f"{where}: target {name}", entry, target))
-            for name, entry in values["targets"].items()
-        },
-        tensors={
-            name: TensorRecord(**_object(f"{where}: tensor {name}", entry, tensor))
-            for name, entry in values["tensors"].items()
-        },
-        tools=values["tools"],
-        files={
-            name: FileRecord(**_object(f"{where}: file {name}", entry, file))
-            for name, entry in values["files"].items()
-        },
-    )
+    for table, kind in _TABLES.items():
+        entries = raw.get(table)
+        if isinstance(entries, dict):  # each on its own, so that the error names it
+            for name, entry in entries.items():
+                _record(f"{where}: {table}: {name:.80}", entry, kind)
+    return _record(where, raw, Manifest)
 
 
-def _object(where: str, raw: Any, kinds: Mapping[str, type]) -> dict[str, Any]:
-    """Checks that `raw` has exactly these keys with values of these types."""
-    if not isinstance(raw, dict):
-        raise BundleError(f"{where}: expected an object, found {type(raw).__name__}")
-    missing, unknown = sorted(set(kinds) - set(raw)), sorted(set(raw) - set(kinds))
-    if missing or unknown:
-        what = f"lacks {missing[0]}" if missing else f"has the unknown key {unknown[0]!r:.40}"
-        raise BundleError(
-            f"{where}: {what}; expected the keys {', '.join(kinds)}; {_ANOTHER_VERSION}"
-        )
-    for key, kind in kinds.items():
-        if type(raw[key]) is not kind:
-            raise BundleError(
-                f"{where}: {key} is {type(raw[key]).__name__}; expected {kind.__name__}"
-            )
-    return raw
+def _record(where: str, raw: Any, kind: type[T]) -> T:
+    try:
+        return msgspec.convert(raw, kind)
+    except msgspec.ValidationError as error:
+        raise BundleError(f"{where}: {error}; {_ANOTHER_VERSION}") from error

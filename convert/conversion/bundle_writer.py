@@ -7,8 +7,9 @@ import json
 import platform
 import shutil
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
+
+from msgspec import structs
 
 from convert.bundle.journal import JOURNAL, Journal
 from convert.bundle.manifest import (
@@ -134,7 +135,7 @@ def add_golden(folder: Path, manifest: Manifest, progress: Progress) -> Manifest
         return manifest
     added = [folder / name for name in write_golden(bundle, HOST, progress)]
     files = {**manifest.files, **_file_records(folder, added, progress)}
-    manifest = replace(manifest, files=dict(sorted(files.items())))
+    manifest = structs.replace(manifest, files=dict(sorted(files.items())))
     manifest.write(folder)
     return manifest
 

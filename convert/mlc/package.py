@@ -12,9 +12,11 @@ from __future__ import annotations
 import json
 import platform
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from msgspec import structs
 
 from convert.bundle.manifest import GENERATION, BundleSource, FileRecord
 from convert.bundle.plan import Plan, Recipe, make_plan
@@ -115,12 +117,12 @@ def write_package(
         "pictures": False,
         "parameters": plan.parameters,
         "weights_bytes": nbytes,
-        "source": asdict(source),
+        "source": structs.asdict(source),
         "tools": {
             "python": platform.python_version(),
             **{name: package_version(name) for name in TOOLS},
         },
-        "files": {path.name: asdict(FileRecord.of(path)) for path in files},
+        "files": {path.name: structs.asdict(FileRecord.of(path)) for path in files},
     }
     _write_manifest(folder, manifest)
     return PackageReport(
@@ -221,7 +223,7 @@ def conversation_template(bos: int, eos: int) -> dict[str, Any]:
 def add_file(folder: Path, path: Path) -> None:
     """Adds a file of the folder to its manifest."""
     manifest = read_manifest(folder)
-    manifest["files"][path.name] = asdict(FileRecord.of(path))
+    manifest["files"][path.name] = structs.asdict(FileRecord.of(path))
     _write_manifest(folder, manifest)
 
 

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import onnx
+from msgspec import structs
 from onnx import TensorProto, helper
 from torch import Tensor
 
@@ -82,7 +83,7 @@ def write_onnx(
         "model": config.source,
         "source_sha256": source_sha256,
         "tools": {name: package_version(name) for name in TOOLS},
-        "files": {name: asdict(FileRecord.of(folder / name)) for name in (MODEL, DATA)},
+        "files": {name: structs.asdict(FileRecord.of(folder / name)) for name in (MODEL, DATA)},
     }
     text = json_text(manifest, indent=1) + "\n"
     (folder / MANIFEST).write_text(text, "utf-8")

@@ -7,9 +7,10 @@ from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from msgspec import Meta
 from torch import Tensor
 
 from runtime.inputs.prompt import Prompt
@@ -20,6 +21,9 @@ KINDS = ("image", "text", "answer")  # of positions
 TOP = 5
 # KL divergence, nats: the edges of the histogram, four to a decade; what is below or above counts.
 EDGES = tuple(10 ** (i / 4) for i in range(-28, 5))
+# As results on disk are checked when they are read back.
+Count = Annotated[int, Meta(ge=0)]
+Histogram = Annotated[tuple[Count, ...], Meta(min_length=len(EDGES) + 1, max_length=len(EDGES) + 1)]
 
 
 @dataclass(frozen=True)
@@ -27,9 +31,9 @@ class Sums:
     """What one model's logits say beside the reference's, summed over positions."""
 
     kl_nats: float
-    histogram: tuple[int, ...]  # positions by KL divergence, one count more than `EDGES`
-    top1: int  # positions whose likeliest token is the reference's
-    top5: int  # of the reference's five likeliest tokens, how many are among the model's
+    histogram: Histogram  # positions by KL divergence, one count more than `EDGES`
+    top1: Count  # positions whose likeliest token is the reference's
+    top5: Count  # of the reference's five likeliest tokens, how many are among the model's
     nll_nats: float  # of the next tokens, where they are known
 
     @property
@@ -55,8 +59,8 @@ class Sums:
 class Positions:
     """All positions of one kind."""
 
-    count: int
-    predicted: int  # positions whose next token is known, and no picture's
+    count: Count
+    predicted: Count  # positions whose next token is known, and no picture's
     reference_nll_nats: float  # of those tokens
     arithmetic: Sums
     bundle: Sums

@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import msgspec
+
 from convert.bundle.results_file import ResultsError, ResultsFile
 from runtime.verify.cases import Case
 from runtime.verify.check import Check
-from runtime.verify.logits import EDGES, KINDS, Logits, Positions, Sums
+from runtime.verify.logits import KINDS, Count, Logits, Positions
 from runtime.verify.report import AnswerComparison
 
 FORMAT, VERSION = "minicpmv-verify", 2
@@ -23,7 +25,7 @@ class CaseResult:
     checks: list[Check]
     answer: AnswerComparison
     positions: Mapping[str, Positions]  # by kind
-    tokens: int  # of the prompt and its answer
+    tokens: Count  # of the prompt and its answer
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ class FileResultCache(ResultCache):
             return None
         try:
             result = _read(line)
-        except (ValueError, TypeError, KeyError) as error:
+        except msgspec.ValidationError as error:
             raise ResultsError(
                 f"{self._file.path}: the result of {case.name} is damaged: {error}; remove the file"
             ) from error
@@ -127,80 +129,16 @@ def _as_text(value: Any) -> Any:
     return [_as_text(inner) for inner in value] if isinstance(value, (list, tuple)) else value
 
 
+def _as_numbers(value: Any) -> Any:
+    """Returns a value with the floats that `_as_text` spelled; of texts without any like them."""
+    if isinstance(value, dict):
+        return {name: _as_numbers(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_as_numbers(inner) for inner in value]
+    return float(value) if value in ("nan", "inf", "-inf") else value
+
+
 def _read(line: Mapping[str, Any]) -> CaseResult:
     """Reads a result back; what is not of its type raises."""
-    raw = line["answer"]
-    answer = AnswerComparison(
-        _text(raw["case"]),
-        _text(raw["question"]),
-        _text(raw["reference"]),
-        _text(raw["bundle"]),
-        _text(raw["arithmetic"]),
-        [_text(piece) for piece in _list(raw["reference_pieces"])],
-        [_text(piece) for piece in _list(raw["bundle_pieces"])],
-        _text(raw["given"]),
-    )
-    positions = {
-        _text(kind): Positions(
-            _count(found["count"]),
-            _count(found["predicted"]),
-            float(found["reference_nll_nats"]),
-            _sums(found["arithmetic"]),
-            _sums(found["bundle"]),
-        )
-        for kind, found in _object(line["positions"]).items()
-    }
-    checks = [_check(raw) for raw in _list(line["checks"])]
-    return CaseResult(checks, answer, positions, _count(line["tokens"]))
-
-
-def _check(raw: Mapping[str, Any]) -> Check:
-    return Check(
-        _text(raw["stage"]),
-        _text(raw["name"]),
-        _text(raw["metric"]),
-        _text(raw["unit"]),
-        float(raw["value"]),
-        float(raw["expected"]),
-        float(raw["threshold"]),
-        _bool(raw["higher_is_better"]),
-        {_text(name): float(value) for name, value in _object(raw["detail"]).items()},
-    )
-
-
-def _sums(raw: Mapping[str, Any]) -> Sums:
-    histogram = tuple(_count(value) for value in _list(raw["histogram"]))
-    if len(histogram) != len(EDGES) + 1:
-        raise ValueError(f"a histogram has {len(histogram)} counts")
-    top1, top5 = _count(raw["top1"]), _count(raw["top5"])
-    return Sums(float(raw["kl_nats"]), histogram, top1, top5, float(raw["nll_nats"]))
-
-
-def _list(value: Any) -> list[Any]:
-    if not isinstance(value, list):
-        raise TypeError(f"{value!r:.40} is no list")
-    return value
-
-
-def _object(value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise TypeError(f"{value!r:.40} is no object")
-    return value
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{value!r:.40} is no text")
-    return value
-
-
-def _bool(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise TypeError(f"{value!r:.40} is not true or false")
-    return value
-
-
-def _count(value: Any) -> int:
-    if type(value) is not int or value < 0:
-        raise TypeError(f"{value!r:.40} is no count")
-    return value
+    numbers = {name: _as_numbers(line.get(name)) for name in ("checks", "positions")}
+    return msgspec.convert({**line, **numbers}, CaseResult)

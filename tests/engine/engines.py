@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from msgspec import structs
 
 from convert.bundle.kv_cache import FP16
 from convert.bundle.manifest import Bundle, FileRecord
@@ -45,5 +47,5 @@ def add_phone(folder: Path) -> None:
     path = folder / "bundle.json"
     manifest = json.loads(path.read_text())
     manifest["targets"][PHONE] = {"program": program, "program_id": identity}
-    manifest["files"][program] = asdict(FileRecord.of(folder / program, lambda _: None))
+    manifest["files"][program] = structs.asdict(FileRecord.of(folder / program, lambda _: None))
     path.write_text(json.dumps(manifest))

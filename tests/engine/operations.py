@@ -6,11 +6,11 @@ import json
 import shutil
 import threading
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from msgspec import structs
 
 from convert.bundle.manifest import FileRecord
 from runtime.engine_client import protocol
@@ -86,7 +86,7 @@ def add_golden(
     (folder / "golden.json").write_text(json.dumps(golden))
     manifest = json.loads((folder / "bundle.json").read_text())
     for name in ("golden.json", "golden.picture"):
-        manifest["files"][name] = asdict(FileRecord.of(folder / name, lambda _: None))
+        manifest["files"][name] = structs.asdict(FileRecord.of(folder / name, lambda _: None))
     (folder / "bundle.json").write_text(json.dumps(manifest))
     return folder
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from convert import golden
 from convert.bundle.manifest import GOLDEN, GOLDEN_PICTURE, Bundle, FileRecord
@@ -114,7 +114,9 @@ def _check(
     change(golden["prompts"][0])
     path.write_text(json.dumps(golden))
     manifest = bundle.manifest
-    replace(manifest, files={**manifest.files, GOLDEN: FileRecord.of(path)}).write(path.parent)
+    structs.replace(manifest, files={**manifest.files, GOLDEN: FileRecord.of(path)}).write(
+        path.parent
+    )
     with EngineClient(engine_command(LOCAL, bundle.program(HOST))) as client:
         client.load(path.parent, window=256)
         passed = client.self_check()[Field.PASSED]

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from msgspec import structs
 from PIL import Image
 from sentencepiece import sentencepiece_model_pb2 as messages
 from torch import Tensor
@@ -116,7 +117,7 @@ def alter_config(bundle: Path, checkpoint: Path, to: Path, **changes: Any) -> Pa
     manifest = Bundle.open(bundle).manifest
     about = BundleSource(path=str(source), sha256=Checkpoint.open(source).source_hash(), demo=False)
     model = {**manifest.model, **changes}
-    replace(manifest, source=about, model=model).write(to / "bundle")
+    structs.replace(manifest, source=about, model=model).write(to / "bundle")
     return to / "bundle"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import re
@@ -11,6 +10,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 from PIL import Image
 
 from android.build.apk_info import ApkInfo
@@ -164,11 +164,11 @@ def test_an_apk_for_what_the_bundle_lacks(bundle: Bundle) -> None:
         plan_apk(bundle, ["mips"], embed=False)
     other = Bundle.open(bundle.path)
     phone = {"android-arm64": bundle.manifest.targets["android-arm64"]}
-    other.manifest = dataclasses.replace(bundle.manifest, targets=phone)
+    other.manifest = structs.replace(bundle.manifest, targets=phone)
     with pytest.raises(BundleError, match="no program for target 'android-x86_64'"):
         plan_apk(other, ["x86_64"], embed=False)
     host = {"host": next(iter(bundle.manifest.targets.values()))}
-    other.manifest = dataclasses.replace(bundle.manifest, targets=host)
+    other.manifest = structs.replace(bundle.manifest, targets=host)
     with pytest.raises(ApkError, match="only for host; convert again with --target host,android"):
         plan_apk(other, None, embed=False)
 
