@@ -20,7 +20,13 @@ from runtime.doctor.checks import BROKEN, MISSING, OLD, Finding, ask, first_line
 
 _IMPORT_SECONDS = 300.0
 # Names under which packages are imported, where they are others.
-_MODULES = {"apache-tvm": "tvm", "apache-tvm-ffi": "tvm_ffi", "pillow": "PIL"}
+_MODULES = {
+    "apache-tvm": "tvm",
+    "apache-tvm-ffi": "tvm_ffi",
+    "import-linter": "importlinter",
+    "pillow": "PIL",
+    "pytest-xdist": "xdist",
+}
 _IMPORT = """
 import importlib, json, sys
 for name in sys.argv[1:]:
