@@ -1,15 +1,23 @@
-"""What many tests share: the demo's bundle. And `pytest -v` lists at its end what was measured."""
+"""What many tests share: the demo's bundle. `pytest -v` lists what was measured at its end."""
 
 from __future__ import annotations
 
 import importlib.util
 import shutil
 import signal
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-from convert.bundle.targets import is_host
+from convert.cli import main
+from tests.support.fake_phone import FakePhone, fake_phone
+from tests.support.needs import need_host_engine
+from tests.support.once import once
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 
 def pytest_configure() -> None:
@@ -31,15 +39,32 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo, converted as its users do it, for this PC and for phones. Nobody alters it."""
-    from convert.cli import main
-    from runtime.engine_client.client import QEMU_PROGRAM
+    need_host_engine()
 
-    if not is_host():
-        pytest.skip("the host engine is for Linux on x86-64")
-    if importlib.util.find_spec("ziglang") is None:
-        pytest.skip("ziglang is not installed; it compiles the engine")
-    if shutil.which(QEMU_PROGRAM) is None:
-        pytest.skip(f"{QEMU_PROGRAM} is not installed; it runs the phone's program")
-    folder = tmp_path_factory.mktemp("demo") / "bundle"
-    assert main(["convert", "-o", str(folder), "--target", "host,android-arm64"]) == 0
-    return folder
+    def make(folder: Path) -> None:
+        command = ["convert", "-o", str(folder / "bundle"), "--target", "host,android-arm64"]
+        assert main(command) == 0
+
+    return once(tmp_path_factory, "demo", make) / "bundle"
+
+
+@pytest.fixture
+def phone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakePhone:
+    """A folder that plays a phone; the adb that is found talks to it."""
+    return fake_phone(tmp_path, monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Chromium without a screen."""
+    if importlib.util.find_spec("playwright") is None:
+        pytest.skip("playwright is not installed")
+    program = shutil.which("chromium")
+    if program is None:
+        pytest.skip("chromium is not installed; it is in Debian's package of that name")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield browser
+        browser.close()

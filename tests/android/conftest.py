@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import importlib.util
 import os
 import shutil
 from pathlib import Path
@@ -15,7 +14,8 @@ from convert.bundle.plan import Recipe, make_plan
 from convert.checkpoint.reader import Checkpoint
 from convert.conversion.bundle_writer import write_bundle
 from tests.support.conversions import conversion_of
-from tests.support.fake_phone import FakePhone, fake_phone
+from tests.support.needs import need_compiler
+from tests.support.once import once
 from tests.support.tiny import write_checkpoint
 
 JAVA = Path(__file__).parent / "java"
@@ -37,9 +37,12 @@ def java_tools() -> None:
 @pytest.fixture(scope="session")
 def java_classpath(java_tools: None, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The app's logic and its tests, compiled; Android's jar has the JSON that phones have."""
-    classes = tmp_path_factory.mktemp("java") / "classes"
     junit = [package(name).fetch() for name in ("junit", "hamcrest-core")]
-    compile_java([APP / "java" / "org" / "minicpmv" / "core", JAVA], classes, *junit)
+    sources = [APP / "java" / "org" / "minicpmv" / "core", JAVA]
+    made = once(
+        tmp_path_factory, "java", lambda folder: compile_java(sources, folder / "classes", *junit)
+    )
+    classes = made / "classes"
     return os.pathsep.join(map(str, [classes, *junit, package("android-all").fetch()]))
 
 
@@ -52,32 +55,31 @@ def tools(java_tools: None) -> None:
 
 @pytest.fixture(scope="session")
 def bundle(tools: None, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    if importlib.util.find_spec("ziglang") is None:
-        pytest.skip("ziglang is not installed; it compiles the engine")
-    folder = tmp_path_factory.mktemp("phone")
-    source = Checkpoint.open(write_checkpoint(folder / "checkpoint"))
-    plan = make_plan(source.config, source.untied_head, Recipe.load("q4f16_1"))
-    (folder / "bundle").mkdir()
-    conversion = conversion_of(source, "android-arm64", "android-x86_64")
-    write_bundle(conversion, plan, folder / "bundle")
-    return Bundle.open(folder / "bundle")
+    need_compiler()
+
+    def make(folder: Path) -> None:
+        source = Checkpoint.open(write_checkpoint(folder / "checkpoint"))
+        plan = make_plan(source.config, source.untied_head, Recipe.load("q4f16_1"))
+        (folder / "bundle").mkdir()
+        conversion = conversion_of(source, "android-arm64", "android-x86_64")
+        write_bundle(conversion, plan, folder / "bundle")
+
+    return Bundle.open(once(tmp_path_factory, "phones", make) / "bundle")
 
 
 @pytest.fixture(scope="session")
 def key(tools: None, tmp_path_factory: pytest.TempPathFactory) -> Key:
-    return debug_key(tmp_path_factory.mktemp("config"))
+    return debug_key(once(tmp_path_factory, "key", debug_key))
 
 
 @pytest.fixture(scope="session")
 def apk(bundle: Bundle, key: Key, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    output = tmp_path_factory.mktemp("apk") / "chat.apk"
-    build_apk(plan_apk(bundle, None, embed=False), key, output, _quiet, password="")
-    return output
 
+    def make(folder: Path) -> None:
+        plan = plan_apk(bundle, None, embed=False)
+        build_apk(plan, key, folder / "chat.apk", _quiet, password="")
 
-@pytest.fixture
-def phone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakePhone:
-    return fake_phone(tmp_path, monkeypatch)
+    return once(tmp_path_factory, "apk", make) / "chat.apk"
 
 
 def _quiet(stage: str, done: int, total: int) -> None:

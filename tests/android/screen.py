@@ -5,17 +5,12 @@ Screenshots lie in the folder that `MINICPMV_SCREENSHOTS` names, or in pytest's.
 
 from __future__ import annotations
 
-import importlib.util
 import os
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import pytest
-
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Page
 
 PICTURE = Path(__file__).resolve().parents[2] / "configs" / "demo" / "sample.png"
 AT_END = (  # of the chat: nothing is below what is seen
@@ -24,21 +19,6 @@ AT_END = (  # of the chat: nothing is below what is seen
 )
 GROUNDED = "<ref>cat</ref><box>1 2 3 4</box><img src=x onerror=document.title='hacked'>&lt;b&gt;"
 SIZES = {"small": (320, 568), "phone": (360, 720), "wide": (900, 700)}
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    if importlib.util.find_spec("playwright") is None:
-        pytest.skip("playwright is not installed")
-    program = shutil.which("chromium")
-    if program is None:
-        pytest.skip("chromium is not installed; it is in Debian's package of that name")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 class Screen:

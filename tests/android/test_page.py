@@ -15,8 +15,7 @@ from PIL import Image
 from android.build.builder import PAGE
 from convert.bundle.manifest import WEIGHTS
 from tests.android.bundle import FAKE_ENGINE, fake_bundle
-from tests.android.screen import PICTURE, SIZES, browser
-from tests.support.demo import demo
+from tests.android.screen import PICTURE, SIZES
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
     from tests.android.phone import Phone
 
 Start = Callable[..., "Phone"]
-__all__ = ["browser", "demo"]  # fixtures
 
 
 @pytest.fixture

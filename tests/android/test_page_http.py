@@ -12,15 +12,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from PIL import Image
 
-from tests.android.screen import AT_END, PICTURE, SIZES, Screen, browser
-from tests.support.demo import demo
+from tests.android.screen import AT_END, PICTURE, SIZES, Screen
 from tests.support.web import STAND_IN, WebServer
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 Show = Callable[..., Screen]
-__all__ = ["browser", "demo"]  # fixtures
 
 
 @pytest.fixture

@@ -1,21 +1,23 @@
 from __future__ import annotations
 
-import importlib.util
 import shutil
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from convert.bundle.manifest import Bundle
-from convert.bundle.targets import PHONE, is_host
+from convert.bundle.targets import HOST, PHONE
 from convert.engine.toolchain import Toolchain
 from convert.engine.units import ENGINE, SENTENCEPIECE, engine_unit, sentencepiece_unit
+from runtime.engine_client.client import QEMU_PROGRAM
 from tests.engine.components import Components
 from tests.engine.engines import Built, add_phone, build_host_engine
+from tests.support.needs import need_compiler, need_host_engine, need_qemu
+from tests.support.once import once
 
-QEMU = "qemu-aarch64-static"
 SOURCES = ["image_preprocessor.cc", "logprobs.cc", "picture_file.cc", "prompt.cc", "random.cc"]
 SOURCES += [
     "regular_file.cc",
@@ -27,10 +29,9 @@ SOURCES += [
 ]
 
 
-def _build(triple: str, program: Path) -> Path:
+def _build(triple: str, program: Path) -> None:
     """Builds the engine's components, with what the cache of compiled objects has of them."""
-    if importlib.util.find_spec("ziglang") is None:
-        pytest.skip("ziglang is not installed; it compiles the engine")
+    need_compiler()
     with (
         Toolchain(triple) as toolchain,
         SENTENCEPIECE.unpacked() as package,
@@ -43,21 +44,25 @@ def _build(triple: str, program: Path) -> Path:
         ]
         objects = [o for unit in units for o in toolchain.compile(unit, lambda *_: None)]
         toolchain.link(objects, program)
-    return program
 
 
 @pytest.fixture(scope="session")
 def components_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if not is_host():
-        pytest.skip("the host engine is for Linux on x86-64")
-    return _build("x86_64-linux-musl", tmp_path_factory.mktemp("components") / "host")
+    need_host_engine()
+    return _components(tmp_path_factory, "x86_64-linux-musl")
 
 
 @pytest.fixture(scope="session")
 def arm64_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if shutil.which(QEMU) is None:
-        pytest.skip(f"{QEMU} is not installed; it runs the phone's program")
-    return _build("aarch64-linux-musl", tmp_path_factory.mktemp("components") / "arm64")
+    need_qemu()
+    return _components(tmp_path_factory, "aarch64-linux-musl")
+
+
+def _components(factory: pytest.TempPathFactory, triple: str) -> Path:
+    folder = once(
+        factory, f"components-{triple}", lambda folder: _build(triple, folder / "program")
+    )
+    return folder / "program"
 
 
 @pytest.fixture
@@ -68,27 +73,28 @@ def components(components_program: Path) -> Iterator[Components]:
 
 @pytest.fixture
 def arm64(arm64_program: Path) -> Iterator[Components]:
-    with Components(QEMU, str(arm64_program)) as running:
+    with Components(QEMU_PROGRAM, str(arm64_program)) as running:
         yield running
 
 
 @pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     """A tiny model's bundle with its engine; nobody alters it."""
-    if not is_host():
-        pytest.skip("the host engine is for Linux on x86-64")
-    if importlib.util.find_spec("ziglang") is None:
-        pytest.skip("ziglang is not installed; it compiles the engine")
+    need_host_engine()
     # With a head of its own: where it is the embedding, a random model says one token for ever.
-    return build_host_engine(tmp_path_factory.mktemp("engine"), head="different")
+    make = partial(build_host_engine, head="different")
+    bundle = once(tmp_path_factory, "engine", make) / "bundle"
+    return Built(bundle, Bundle.open(bundle).program(HOST))
 
 
 @pytest.fixture(scope="session")
-def phone(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Built:
+def phone_built(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Built:
     """The same bundle with the phone's engine."""
-    if shutil.which(QEMU) is None:
-        pytest.skip(f"{QEMU} is not installed; it runs the phone's program")
-    bundle = tmp_path_factory.mktemp("phone") / "bundle"
-    shutil.copytree(built.bundle, bundle)
-    add_phone(bundle)
+    need_qemu()
+
+    def make(folder: Path) -> None:
+        shutil.copytree(built.bundle, folder / "bundle")
+        add_phone(folder / "bundle")
+
+    bundle = once(tmp_path_factory, "phone", make) / "bundle"
     return Built(bundle, Bundle.open(bundle).program(PHONE))

@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 
 from convert.cli import main
+from tests.support.needs import need_qemu
 
 
 def test_both_engines_pass_and_answer_alike(demo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    need_qemu()
     reports: list[dict[str, Any]] = []
     for engine in ("local", "qemu"):
         capsys.readouterr()

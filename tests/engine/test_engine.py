@@ -404,16 +404,16 @@ def test_the_end_of_its_input_ends_it(built: Built) -> None:
     ("cpu", "blocks"), [("cortex-a53", "neon_"), ("cortex-a76", "dotprod_"), ("max", "i8mm_")]
 )
 def test_the_phones_engine(
-    cpu: str, blocks: str, phone: Built, client: EngineClient, record_property: Record
+    cpu: str, blocks: str, phone_built: Built, client: EngineClient, record_property: Record
 ) -> None:
     """Under qemu, as it ships: the same answers, and nearly the same numbers.
 
     Vision's attention is in 16-bit words on x86 and in float32 on arm64: pictures come out alike,
     not equal, and random weights make much of the difference.
     """
-    with EngineClient(engine_command(QEMU, phone.program, cpu=cpu)) as arm64:
+    with EngineClient(engine_command(QEMU, phone_built.program, cpu=cpu)) as arm64:
         assert (arm64.hello[Field.TARGET], arm64.hello[Field.BLOCKS]) == (PHONE, blocks)
-        arm64.load(phone.bundle, window=WINDOW)
+        arm64.load(phone_built.bundle, window=WINDOW)
         picture = random_picture(80, 90)
         images = [one.image(picture)[Field.IMAGE] for one in (client, arm64)]
         assert images[0] == images[1]

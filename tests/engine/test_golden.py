@@ -21,10 +21,10 @@ from tests.engine.engines import Built
 
 
 @pytest.fixture(scope="module")
-def bundle(phone: Built, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+def bundle(phone_built: Built, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """A bundle for host and phone, with golden answers."""
     folder = tmp_path_factory.mktemp("golden") / "bundle"
-    shutil.copytree(phone.bundle, folder)
+    shutil.copytree(phone_built.bundle, folder)
     manifest = Bundle.open(folder).manifest
     stages: list[tuple[str, int, int]] = []
     added = add_golden(folder, manifest, lambda *stage: stages.append(stage))

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +11,15 @@ import pytest
 
 from convert.bundle.kv_cache import INT8
 from convert.bundle.manifest import GOLDEN, Bundle
-from convert.bundle.targets import is_host
 from convert.cli import main
 from runtime.engine_client.client import EngineClient, engine_command
 from runtime.engine_client.options import LOCAL, QEMU
 from runtime.engine_client.protocol import Field, Tap
 from runtime.inputs.prompt import Message
-from tests.engine.conftest import QEMU as QEMU_PROGRAM
 from tests.engine.engines import Built, add_phone, build_host_engine
 from tests.support.compare import Record, assert_close
 from tests.support.compiled import CompiledModel, compile_here
+from tests.support.needs import need_host_engine, need_qemu
 
 ROUNDING = 1e-5  # float32; the angles' cosines come from two libraries
 CODES = 2e-3  # a number on the border between two codes may be rounded to either
@@ -32,10 +29,7 @@ QUESTIONS = ("What colour is the shape?", "图片里有几个圆形？")
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Built:
     """A tiny decoder alone, with its engine for this PC."""
-    if not is_host():
-        pytest.skip("the host engine is for Linux on x86-64")
-    if importlib.util.find_spec("ziglang") is None:
-        pytest.skip("ziglang is not installed; it compiles the engine")
+    need_host_engine()
     folder = tmp_path_factory.mktemp("text")
     return build_host_engine(folder, INT8, decoder_only=True)
 
@@ -69,8 +63,7 @@ def test_the_phones_engine(
     cpu: str, text: Built, tmp_path_factory: pytest.TempPathFactory, record_property: Record
 ) -> None:
     """NEON, dot products, matrices of int8: each under qemu beside the PC's."""
-    if shutil.which(QEMU_PROGRAM) is None:
-        pytest.skip(f"{QEMU_PROGRAM} is not installed; it runs the phone's program")
+    need_qemu()
     if "android-arm64" not in Bundle.open(text.bundle).manifest.targets:
         add_phone(text.bundle)
     program = Bundle.open(text.bundle).program("android-arm64")

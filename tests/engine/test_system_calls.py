@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from convert.engine.toolchain import Toolchain, Tree, Unit
-from runtime.engine_client.client import QEMU_PROGRAM
 from tests.engine.engines import Built
 from tests.engine.operations import WatchedEngine, every_operation
 from tests.engine.system_calls import (
@@ -19,6 +17,7 @@ from tests.engine.system_calls import (
     traced_command,
 )
 from tests.support.compare import Record
+from tests.support.needs import need_qemu
 
 # What the operations cannot do without: reading, mapping, writing, renaming files; threads.
 EXPECTED = {
@@ -29,7 +28,7 @@ EXPECTED = {
 
 @pytest.mark.parametrize("threads", [1, 3])
 def test_every_operation_stays_within_androids_lists(
-    phone: Built,
+    phone_built: Built,
     tmp_path: Path,
     threads: int,
     monkeypatch: pytest.MonkeyPatch,
@@ -39,8 +38,8 @@ def test_every_operation_stays_within_androids_lists(
     monkeypatch.setenv("TVM_THREAD_POOL_SPIN_COUNT", "10")  # each turn is a line in the log
     log, folder = tmp_path / "log", tmp_path / "folder"
     folder.mkdir()
-    with WatchedEngine(traced_command(phone.program.path, log)) as client:
-        every_operation(client, phone.bundle, folder)
+    with WatchedEngine(traced_command(phone_built.program.path, log)) as client:
+        every_operation(client, phone_built.bundle, folder)
     calls = calls_in(log.read_text())
     record_property("system calls", " ".join(sorted(calls)))
     expected = EXPECTED if threads == 1 else EXPECTED | {"sched_yield"}
@@ -50,8 +49,7 @@ def test_every_operation_stays_within_androids_lists(
 
 def test_a_forbidden_call_is_found(tmp_path: Path) -> None:
     """In a program that makes some, one of them in a thread."""
-    if shutil.which(QEMU_PROGRAM) is None:
-        pytest.skip(f"{QEMU_PROGRAM} is not installed; it runs the phone's program")
+    need_qemu()
     tests = Tree(name="tests", folder=Path(__file__).parent)
     unit = Unit(
         name="forbidden",

@@ -18,6 +18,7 @@ from runtime.engine_client.client import (
 )
 from runtime.engine_client.protocol import ErrorCode, Field
 from tests.engine.engines import Built
+from tests.support.needs import need_qemu
 
 QEMU_X86 = "qemu-x86_64-static"
 PREFIX = "blocks_"
@@ -50,8 +51,7 @@ def test_this_processor(tmp_path: Path) -> None:
 
 
 def test_an_older_phone(tmp_path: Path) -> None:
-    if shutil.which(QEMU_PROGRAM) is None:
-        pytest.skip(f"{QEMU_PROGRAM} is not installed; it runs the phone's program")
+    need_qemu()
     program = _engine(PHONE, "aarch64-linux-musl", ("asimd", "dotprod"), tmp_path / "engine")
     old = [QEMU_PROGRAM, "-cpu", "cortex-a53", str(program)]
     assert _refused(old).endswith("needs also: dotprod")

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 import tvm
 from tvm import tirx
 
@@ -19,6 +17,7 @@ from convert.engine.build import compile_parts
 from convert.engine.compile import Target, build_blocks
 from convert.support.cache import CACHE_VARIABLE, cache_folder
 from tests.bench.convert import ROOT
+from tests.support.needs import need_compiler
 from tests.support.tiny import tiny_config
 
 # The library for the newest processors, with eyes: the one whose instructions came in another order
@@ -80,8 +79,7 @@ def test_sizes_are_stored_in_the_order_of_their_slots() -> None:
 
 
 def test_fresh_processes_build_the_same_engine(tmp_path: Path) -> None:
-    if importlib.util.find_spec("ziglang") is None:
-        pytest.skip("ziglang is not installed; it compiles the engine")
+    need_compiler()
     compile_parts("x86_64-linux-musl", lambda *_: None)  # what does not differ from model to model
     identity, engine = _engine(tmp_path, 1)
     assert identity.encode() in engine

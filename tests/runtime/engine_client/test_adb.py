@@ -9,15 +9,10 @@ import pytest
 
 from runtime.engine_client import adb as module
 from runtime.engine_client.adb import Adb, AdbError, connect
-from tests.support.fake_phone import SERIAL, FakePhone, fake_phone
+from tests.support.fake_phone import SERIAL, FakePhone
 
 FOLDER = "/sdcard/Android/data/org.minicpmv.app/files"
 TARGET = f"{FOLDER}/it's weights"  # a name that a shell must not take apart
-
-
-@pytest.fixture
-def phone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakePhone:
-    return fake_phone(tmp_path, monkeypatch)
 
 
 @pytest.fixture

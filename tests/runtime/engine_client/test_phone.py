@@ -25,7 +25,7 @@ from runtime.inputs.sampling import GenerationOptions
 from runtime.sessions.chat import ChatModel
 from runtime.sessions.engine_session import EngineSession
 from runtime.verify import run
-from tests.support.fake_phone import SERIAL, FakePhone, fake_phone
+from tests.support.fake_phone import SERIAL, FakePhone
 
 QUESTION = [{"role": "user", "content": "What colour is the shape?"}]
 ANSWER = GenerationOptions(max_new_tokens=8)
@@ -34,9 +34,8 @@ OPTIONS = EngineOptions(engine="adb", threads=1)
 
 
 @pytest.fixture
-def phone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakePhone:
+def phone(phone: FakePhone) -> FakePhone:
     """An emulator, so that this PC's engine runs on it."""
-    phone = fake_phone(tmp_path, monkeypatch)
     phone.abis("x86_64,arm64-v8a,x86,armeabi-v7a")
     return phone
 

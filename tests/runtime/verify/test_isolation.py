@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,17 +29,6 @@ from tests.support.faulty_engines import Arrays, Verified, alter_config, alter_t
 from tests.support.tiny import write_checkpoint
 
 SCHEME = GroupScheme.load("q4f16_1")
-
-
-@pytest.fixture(scope="module")
-def models(bundle: Path) -> Verified:
-    return Verified(bundle)
-
-
-@pytest.fixture
-def copy(bundle: Path, tmp_path: Path) -> Path:
-    """A copy of the bundle that a test may change."""
-    return shutil.copytree(bundle, tmp_path / "bundle")
 
 
 def _one_cause(found: Any, where: str, *words: str) -> None:

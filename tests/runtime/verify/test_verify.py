@@ -2,7 +2,6 @@
 
 import json
 import math
-import shutil
 
 import numpy as np
 import pytest
@@ -12,11 +11,11 @@ from convert.bundle.manifest import Bundle
 from convert.cli import main
 from quantize.activations import multiply_w4a8, quantize_activations
 from quantize.schemes import GroupScheme, quantize_groups
-from runtime.engine_client.client import QEMU_PROGRAM
 from runtime.reference import metrics
 from runtime.reference.arithmetic import QuantizedLinear, hold_in_format, round_to_int8
 from runtime.verify.check import Check
 from tests.engine.engines import add_phone
+from tests.support.needs import need_qemu
 from tests.support.tiny import write_checkpoint
 
 
@@ -62,12 +61,6 @@ def test_the_arithmetic_model_equals_the_numpy_reference():
     expected = multiply_w4a8(x, q, q_scale, scheme)
     # Only the order of float32 sums differs.
     np.testing.assert_allclose(linear(torch.from_numpy(x)).numpy(), expected, atol=2e-5)
-
-
-@pytest.fixture
-def copy(bundle, tmp_path):
-    """A copy of the bundle that a test may change."""
-    return shutil.copytree(bundle, tmp_path / "bundle")
 
 
 def _verify(capsys, *arguments):
@@ -122,8 +115,7 @@ def test_a_good_bundle_passes(bundle, capsys):
 
 
 def test_the_phones_engine_passes(copy, capsys):
-    if shutil.which(QEMU_PROGRAM) is None:
-        pytest.skip(f"{QEMU_PROGRAM} is not installed; it runs the phone's program")
+    need_qemu()
     add_phone(copy)
     code, report = _verify(capsys, copy, "--engine", "qemu")
     assert (code, report["failed_stages"], report["engine"]) == (0, [], "qemu")

@@ -17,7 +17,6 @@ import pytest
 
 from convert.cli import main
 from quantize.errors import BundleError
-from runtime.engine_client.client import QEMU_PROGRAM
 from runtime.inputs.prompt import Prompt
 from runtime.sessions.engine_session import EngineSession
 from runtime.verify import run
@@ -32,19 +31,9 @@ from tests.support.faulty_engines import (
     alter_tokenizer,
     exchange,
 )
+from tests.support.needs import need_qemu
 
 Json = dict[str, Any]
-
-
-@pytest.fixture(scope="module")
-def models(bundle: Path) -> Verified:
-    return Verified(bundle)
-
-
-@pytest.fixture
-def copy(bundle: Path, tmp_path: Path) -> Path:
-    """A copy of the bundle that a test may change."""
-    return shutil.copytree(bundle, tmp_path / "bundle")
 
 
 def _one_cause(found: Any, stages: set[str], where: str, *words: str) -> None:
@@ -417,8 +406,8 @@ def test_colours_exchanged_in_two_languages(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """The demo answers other colours than its checkpoint; nothing but the tokenizer is blamed."""
-    if engine == "qemu" and shutil.which(QEMU_PROGRAM) is None:
-        pytest.skip(f"{QEMU_PROGRAM} is not installed; it runs the phone's program")
+    if engine == "qemu":
+        need_qemu()
     folder = shutil.copytree(demo, tmp_path / "bundle")
     data = tmp_path / "red.jsonl"
     picture = Path(__file__).parents[3] / "configs/demo/sample.png"

@@ -21,12 +21,11 @@ from runtime.verify.page.plots import cosine_curve, kl_histogram, sqnr_curve
 from runtime.verify.page.render import render
 from runtime.verify.report import AnswerComparison, Report, TensorFormat
 from runtime.verify.report_folder import CASES, DATA, PAGE, ReportError, ReportFolder
-from tests.android.screen import Screen, browser
+from tests.android.screen import Screen
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
-__all__ = ["browser"]  # a fixture
 HOSTILE = '</script><script>window.hacked = 1</script><img src="http://localhost:9/x">'
 SIZES = {"phone": (320, 568), "desktop": (1200, 900)}
 
