@@ -1,6 +1,9 @@
 BIN := .venv/bin
 DEMO := build/demo
 PICTURE := configs/demo/sample.png
+# A worker for each core, but at most eight: each takes about 1 GiB. The tests of a file share what
+# it prepares, so they stay together, and files begin in their order: those that come late are short.
+PARALLEL := -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help setup android-tools demo test format bench screenshot train-demo clean
@@ -27,7 +30,7 @@ test: ## sets up, checks format, style, types and imports, and runs the tests
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-cache >/dev/null || $(BIN)/lint-imports --no-cache
-	@$(BIN)/pytest -m "not slow and not gpu and not device"
+	@$(BIN)/pytest -m "not slow and not gpu and not device" $(PARALLEL) --durations 20
 
 format: setup ## formats the code
 	$(BIN)/ruff format .

@@ -29,7 +29,7 @@ class WebServer:
         self._process = subprocess.Popen(
             command,
             cwd=ROOT,
-            env=os.environ | {"XDG_DATA_HOME": str(home), "OMP_NUM_THREADS": "1"},
+            env=os.environ | {"XDG_DATA_HOME": str(home)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE if log is None else log,
             text=True,

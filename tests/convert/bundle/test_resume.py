@@ -87,7 +87,6 @@ def break_off(
     command = [sys.executable, "-c", BROKEN, place, str(number), sent, str(checkpoint)]
     done = subprocess.run(
         [*command, "-o", str(output)],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         check=False,
