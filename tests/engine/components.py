@@ -32,7 +32,7 @@ class Components:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._process.communicate(timeout=10)
+        self._process.communicate(timeout=60)
         if error is None:
             assert self._process.returncode == 0, "the end of stdin ends the program"
 

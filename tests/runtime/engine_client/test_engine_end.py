@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -31,7 +30,7 @@ QUESTION: list[Message] = [{"role": "user", "content": "What colour is the shape
 ANSWER = GenerationOptions(max_new_tokens=8)
 LONG = GenerationOptions(max_new_tokens=100_000)
 HELLO = '{"event": "hello", "protocol": 1}'
-END_SECONDS = 12  # five for what is under way, five for the engine, and a busy machine
+END_SECONDS = 90  # ten are enough, but not on a busy machine; where it waits wrongly, 600 pass
 COMMANDS: dict[str, tuple[str, ...]] = {
     "chat": ("chat", "BUNDLE", "--prompt", "hello", "--max-new-tokens", "1000000"),
     "web": ("chat", "BUNDLE", "--web", "--no-open"),
@@ -40,6 +39,12 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "bench": ("bench", "BUNDLE"),
     "eval": ("eval", "BUNDLE", "--benchmark", "mmbench", "--data", "DATA", "--no-reference"),
 }
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine it takes time to notice that an engine is gone."""
+    monkeypatch.setattr("runtime.engine_client.client._IDLE_SECONDS", 60)
 
 
 @pytest.fixture
@@ -58,8 +63,8 @@ def is_gone(pid: int) -> bool:
         return True
 
 
-def until(condition: Callable[[], object], seconds: float = 300) -> None:
-    deadline = time.monotonic() + seconds
+def until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 300
     while not condition():
         assert time.monotonic() < deadline, "it never happened"
         time.sleep(0.02)
@@ -107,10 +112,14 @@ def test_one_that_is_killed_in_its_answer_is_missed(session: EngineSession) -> N
         ("kill -15 $$", True),
         ("kill -11 $$", False),  # a crash, which would come again
         ("exit 3", False),
-        ("sleep 1.5; kill -9 $$", False),  # it was at work
+        ("sleep 0.3; kill -9 $$", False),  # it was at work
     ],
 )
-def test_what_ended_from_outside_before_it_began(end: str, is_idle: bool) -> None:
+def test_what_ended_from_outside_before_it_began(
+    end: str, is_idle: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if "sleep" in end:
+        monkeypatch.setattr("runtime.engine_client.client._IDLE_SECONDS", 0.1)
     with EngineClient(["sh", "-c", f"echo '{HELLO}'; read line; {end}"], name="one") as client:
         with pytest.raises(EngineDiedError, match="one: has ended") as caught:
             client.request("reset")
@@ -143,12 +152,13 @@ def test_a_stuck_one_ends_with_its_session(session: EngineSession) -> None:
     assert is_gone(process.pid)
 
 
-def test_a_second_ctrl_c_leaves_no_orphan() -> None:
+def test_a_second_ctrl_c_leaves_no_orphan(monkeypatch: pytest.MonkeyPatch) -> None:
     """It comes while the end of a stuck engine is waited for."""
     process = EngineProcess(["sh", "-c", "exec sleep 1000"], name="sleeper", environment={})
     os.kill(process.pid, signal.SIGSTOP)
-    timer = threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT))
-    timer.start()
+    monkeypatch.setattr(
+        EngineProcess, "_ends_within", lambda *_: signal.raise_signal(signal.SIGINT)
+    )
     with pytest.raises(KeyboardInterrupt):
         process.close()
     assert is_gone(process.pid)
@@ -168,8 +178,8 @@ def test_a_child_that_holds_its_pipes_open_is_not_waited_for(
 ) -> None:
     """As the server does that the first call of adb leaves behind."""
     monkeypatch.setattr("runtime.engine_client.process._WORDS_SECONDS", 0.2)
-    process = EngineProcess(["sh", "-c", "sleep 30 & echo $!"], name="parent", environment={})
-    child = process.receive(lambda: time.monotonic() + 30)
+    process = EngineProcess(["sh", "-c", "sleep 1000 & echo $!"], name="parent", environment={})
+    child = process.receive(lambda: time.monotonic() + 300)
     process.close()
     os.kill(int(str(child)), signal.SIGKILL)
 
@@ -195,7 +205,7 @@ def test_all_are_killed_at_once() -> None:
 @contextmanager
 def started(commands: Sequence[Sequence[str]], home: Path) -> Iterator[list[subprocess.Popen[str]]]:
     """Runs commands at the same time; none outlives the test."""
-    environment = os.environ | {"XDG_DATA_HOME": str(home), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"XDG_DATA_HOME": str(home)}
     running = [
         subprocess.Popen(
             (sys.executable, "-m", "convert.cli", *command),
@@ -244,9 +254,9 @@ def test_ctrl_c_ends_every_command_whose_engine_is_stuck(bundle: Path, tmp_path:
             process.send_signal(signal.SIGINT)
         start = time.monotonic()
         for process, name in zip(running, COMMANDS, strict=True):
-            said = process.communicate(timeout=60)[1]
+            left = max(0, start + 2 * END_SECONDS - time.monotonic())
+            said = process.communicate(timeout=left)[1]
             assert process.returncode in (0, 130), (name, process.returncode, said)
-            assert time.monotonic() - start < 2 * END_SECONDS, name
         assert all(map(is_gone, engines))
 
 
@@ -276,7 +286,7 @@ def test_an_engine_ends_with_a_command_that_was_killed(
         time.sleep(0.5)
         process.kill()
         for engine in engines:
-            until(lambda engine=engine: is_gone(engine), 10)  # type: ignore[misc]
+            until(lambda engine=engine: is_gone(engine))  # type: ignore[misc]
 
 
 def test_a_cancel_is_no_death(session: EngineSession) -> None:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import base64
-import json
 import os
 import signal
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from typing import Any
 import openai
 import pytest
 
+from tests.runtime.serve.client import until_requests
 from tests.support.web import ROOT, WebServer
 
 SAMPLE = ROOT / "configs" / "demo" / "sample.png"
@@ -163,11 +162,7 @@ def test_a_client_that_goes_frees_the_engine(tiny_server: WebServer) -> None:
     speak(tiny_server).close()
     answer = ask(tiny_server, "hello", max_tokens=3)
     assert answer.usage.completion_tokens == 3
-    for _ in range(100):
-        if json.loads(tiny_server.request("GET", "/health")[2])["requests"] == 0:
-            return
-        time.sleep(0.05)
-    raise AssertionError("a request never ended")
+    until_requests(tiny_server, 0)
 
 
 def test_ctrl_c_leaves_nothing_behind(bundle: Path, tmp_path: Path) -> None:

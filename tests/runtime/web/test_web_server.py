@@ -230,7 +230,7 @@ def test_events_begin_with_what_there_is(tmp_path: Path) -> None:
             assert events.until("error")["code"] == "prompt_too_long"
             events.until_idle()
             server.command(do="delete", chat=chat["id"])
-            assert events.until_idle()["chats"] == []
+            events.until("state", chats=[])
             assert list((server.folder / "chats").iterdir()) == []
             assert server.interrupt() == 0  # though a page listens
             assert events.is_over()
