@@ -43,10 +43,15 @@ def check(tree: Path) -> subprocess.CompletedProcess[str]:
         ),
         (
             "runtime/reference/model.py",
-            "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import runtime.verify.run\n",
+            "import typing\nif typing.TYPE_CHECKING:\n    import runtime.verify.check\n",
             "runtime.verify",
         ),
         ("convert/pipeline.py", "import runtime.sessions.chat\n", "runtime.sessions"),
+        (
+            "runtime/verify/measure/run.py",
+            "def late() -> None:\n    import runtime.verify.diagnose.isolate\n",
+            "runtime.verify.diagnose",
+        ),
     ],
 )
 def test_an_arrow_drawn_backwards_is_seen(tree: Path, path: str, line: str, arrow: str) -> None:

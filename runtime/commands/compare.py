@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from convert.bundle.manifest import Bundle
-    from runtime.verify.report import Report
+    from runtime.verify.report.report import Report
 
 NAME = "compare"
 HELP = "compare bundles of one model: size, loss, accuracy, speed"

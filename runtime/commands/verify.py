@@ -31,10 +31,10 @@ if TYPE_CHECKING:
     from runtime.sessions.engine_session import EngineSession
     from runtime.verify.cases import Case
     from runtime.verify.check import Cause, Check
-    from runtime.verify.report import Report
-    from runtime.verify.report_folder import ReportFolder
-    from runtime.verify.results import Outcome, ResultCache
-    from runtime.verify.run import Models
+    from runtime.verify.measure.results import Outcome, ResultCache
+    from runtime.verify.measure.run import Models
+    from runtime.verify.report.folder import ReportFolder
+    from runtime.verify.report.report import Report
     from runtime.verify.stages import EngineStages
 
 NAME = "verify"
@@ -114,8 +114,8 @@ def run(args: argparse.Namespace) -> int:
     # Read when PyTorch is loaded: its idle threads else wait actively, where others have work.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from convert.support.console import Bars, results
-    from runtime.verify.report_folder import PAGE
-    from runtime.verify.table import print_report
+    from runtime.verify.report.folder import PAGE
+    from runtime.verify.report.table import print_report
 
     names = VerifyConfig.__dataclass_fields__.keys() - {"engine", "as_json"}
     config = VerifyConfig(
@@ -144,12 +144,12 @@ def verify(config: VerifyConfig, progress: Progress) -> Report:
     """
     from convert.bundle.manifest import Bundle
     from runtime.engine_client.places import open_place
-    from runtime.verify.page.render import render
-    from runtime.verify.provenance import what_ran
-    from runtime.verify.report import Report, stored_tensors
-    from runtime.verify.report_folder import ReportFolder
-    from runtime.verify.run import load_settings
-    from runtime.verify.weights import check_files
+    from runtime.verify.files.weights import check_files
+    from runtime.verify.measure.run import load_settings
+    from runtime.verify.report.folder import ReportFolder
+    from runtime.verify.report.page.render import render
+    from runtime.verify.report.provenance import what_ran
+    from runtime.verify.report.report import Report, stored_tensors
 
     started = time.monotonic()
     bundle = Bundle.open(config.bundle)
@@ -209,11 +209,11 @@ def _measure(
     progress: Progress,
 ) -> _Measured:
     from runtime.inputs.prompt import Tokenizer
-    from runtime.verify.contents import check_contents
-    from runtime.verify.isolate import find_causes
-    from runtime.verify.run import run_cases
+    from runtime.verify.diagnose.isolate import find_causes
+    from runtime.verify.files.contents import check_contents
+    from runtime.verify.files.weights import check_brought, check_tensors
+    from runtime.verify.measure.run import run_cases
     from runtime.verify.stages import EngineStages
-    from runtime.verify.weights import check_brought, check_tensors
 
     assert checkpoint.tokenizer is not None
     tokenizer, limits, window = (
@@ -269,7 +269,7 @@ def _open_reference(bundle: Bundle, config: VerifyConfig) -> tuple[Checkpoint, l
     """Returns the checkpoint, and what to be warned of."""
     from convert.bundle.manifest import MANIFEST
     from runtime.sessions.loader import find_source, source_problem
-    from runtime.verify.differences import differences, listed
+    from runtime.verify.files.differences import differences, listed
 
     checkpoint, warnings = find_source(bundle, config.reference), []
     problem = source_problem(bundle, checkpoint)
@@ -304,7 +304,7 @@ def _known(
     """Opens what an earlier run measured; nothing without a folder."""
     from convert.bundle.results_file import identity
     from convert.support.versions import VERSION
-    from runtime.verify.results import FileResultCache, ResultCache
+    from runtime.verify.measure.results import FileResultCache, ResultCache
 
     if folder is None:
         yield ResultCache()
@@ -333,9 +333,9 @@ def _load_models(
     from runtime.inputs.prompt import Tokenizer
     from runtime.reference.arithmetic import LOADING, RoundedKVCache, apply_arithmetic
     from runtime.reference.load import load_reference
-    from runtime.verify.run import EngineUnderTest, Models
+    from runtime.verify.files.stored_weights import load_stored
+    from runtime.verify.measure.run import EngineUnderTest, Models
     from runtime.verify.stages import TorchStages
-    from runtime.verify.stored_weights import load_stored
 
     assert bundle.tokenizer is not None, "the contents were checked"
 

@@ -2,9 +2,9 @@
 
 It is built from the full-precision checkpoint and the recipe alone, in other code than the
 bundle's kernels: quantized weights, int8 activations per group, float16 norms, the KV cache of
-the plan. Only what calibration chose comes from the bundle: see
-`runtime.verify.stored_weights`. What it loses against the reference is what the recipe costs; a
-bundle that loses more has a fault.
+the plan. Only what calibration chose comes from the bundle; see
+`runtime.verify.files.stored_weights`. What this model loses against the reference is the cost of
+the recipe; a bundle that loses more has a fault.
 """
 
 from __future__ import annotations
@@ -231,7 +231,7 @@ def apply_arithmetic(
         model: full precision.
         plan: how each tensor is stored.
         stored: the decoder's matrices are as a bundle stores them: see
-            `runtime.verify.stored_weights`.
+            `runtime.verify.files.stored_weights`.
         progress: counts the decoder's layers.
     """
     rounding, stack = _Rounding(plan), model.llm.model

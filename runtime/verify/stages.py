@@ -16,8 +16,15 @@ from runtime.engine_client.client import EngineClient
 from runtime.engine_client.protocol import Field, Tap
 from runtime.inputs.picture import preprocess
 from runtime.inputs.prompt import Message, Prompt
-from runtime.reference.kv_cache import KVCache
+from runtime.reference.kv_cache import ATTENTION_SINKS, KVCache
 from runtime.reference.model import MiniCPMV
+
+LAYER_TOKENS = 64  # fed to layers whose window is narrow; more tokens would show nothing new
+
+
+def narrow_window(tokens: int) -> int:
+    """Returns a window that even a short prompt's tokens overflow."""
+    return max(ATTENTION_SINKS + 2, min(24, tokens // 2))
 
 
 class Stages(Protocol):

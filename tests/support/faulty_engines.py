@@ -29,12 +29,12 @@ from runtime.reference.load import load_reference
 from runtime.sessions.engine_session import EngineSession
 from runtime.verify.cases import built_in_cases
 from runtime.verify.check import Cause, Check
-from runtime.verify.contents import check_contents
-from runtime.verify.isolate import find_causes
-from runtime.verify.results import ResultCache
-from runtime.verify.run import EngineUnderTest, Models, load_settings, run_cases
+from runtime.verify.diagnose.isolate import find_causes
+from runtime.verify.files.contents import check_contents
+from runtime.verify.files.weights import check_files, check_tensors
+from runtime.verify.measure.results import ResultCache
+from runtime.verify.measure.run import EngineUnderTest, Models, load_settings, run_cases
 from runtime.verify.stages import EngineStages, TorchStages
-from runtime.verify.weights import check_files, check_tensors
 
 WINDOW = 256  # tokens
 Arrays = dict[str, np.ndarray]

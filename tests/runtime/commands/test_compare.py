@@ -69,7 +69,8 @@ def test_the_table(
 ) -> None:
     """Of what verify and bench say; both are tested by themselves."""
     from runtime.verify.check import Check
-    from runtime.verify.report import AnswerComparison, Report
+    from runtime.verify.measure.answers import AnswerComparison
+    from runtime.verify.report.report import Report
 
     def verify(config: Any, progress: Any) -> Report:
         loss = 0.5 if config.bundle == bundle else 0.25

@@ -24,7 +24,7 @@ from runtime.engine_client.protocol import Field, Tap
 from runtime.inputs.sampling import GenerationOptions
 from runtime.sessions.chat import ChatModel
 from runtime.sessions.engine_session import EngineSession
-from runtime.verify import run
+from runtime.verify.measure import run
 from tests.support.fake_phone import SERIAL, FakePhone
 
 QUESTION = [{"role": "user", "content": "What colour is the shape?"}]

@@ -16,13 +16,13 @@ from PIL import Image
 from convert.bundle.results_file import ResultsError, ResultsFile
 from convert.cli import INTERRUPTED, main
 from runtime.inputs.prompt import Prompt
-from runtime.verify import run
 from runtime.verify.cases import Case, DataError, built_in_cases, read_cases
 from runtime.verify.check import Check
-from runtime.verify.logits import EDGES, Logits, Positions, Sums
-from runtime.verify.report import AnswerComparison
-from runtime.verify.report_folder import CASES, DATA, PAGE
-from runtime.verify.results import CaseResult, FileResultCache, merge
+from runtime.verify.measure import run
+from runtime.verify.measure.answers import AnswerComparison
+from runtime.verify.measure.logits import EDGES, Logits, Positions, Sums
+from runtime.verify.measure.results import CaseResult, FileResultCache, merge
+from runtime.verify.report.folder import CASES, DATA, PAGE
 from tests.support.tiny import write_checkpoint
 
 Verify = Callable[..., tuple[int, dict[str, Any] | str]]

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from runtime.verify.run import _Worst, load_settings
+from runtime.verify.measure.run import _Worst, load_settings
 
 
 @pytest.mark.parametrize(

@@ -19,11 +19,10 @@ from convert.checkpoint.config import DecoderConfig
 from runtime.reference import metrics
 from runtime.reference.kv_cache import ATTENTION_SINKS
 from runtime.verify.check import Cause
-from runtime.verify.stages import Stages
-from runtime.verify.stored_stages import Deviations, StoredStages
+from runtime.verify.diagnose.stored_stages import Deviations, StoredStages
+from runtime.verify.stages import LAYER_TOKENS, Stages, narrow_window
 
 ROPE_BASES = (1e3, 1e4, 1e5, 2.5e5, 5e5, 1e6, 5e6)
-TOKENS = 64  # that layers are fed; more would say no more
 _ALIKE = 8  # equal tokens
 _JUMP_DB = 15.0  # wrong positions grow worse little by little, a lost entry does so at once
 _ROTATIONS = {
@@ -40,11 +39,6 @@ _WINDOWS = {
 Variant = tuple[str, StoredStages]
 
 
-def narrow_window(tokens: int) -> int:
-    """Returns a window that even a short prompt's tokens do not fit into."""
-    return max(ATTENTION_SINKS + 2, min(24, tokens // 2))
-
-
 class DecoderFaults:
     """Experiments with an engine's layers, and with the model of its stored tensors."""
 
@@ -53,7 +47,7 @@ class DecoderFaults:
     ) -> None:
         """Args: inputs: a layer's each, (L, D). least_db: from where on two are the same."""
         self._bundle, self._stored, self._least_db = bundle, stored, least_db
-        self._inputs = [x[:TOKENS] for x in inputs]
+        self._inputs = [x[:LAYER_TOKENS] for x in inputs]
 
     def causes(self) -> list[Cause]:
         """Returns what is wrong; nothing where the stored tensors explain the layers."""

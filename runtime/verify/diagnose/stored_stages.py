@@ -22,7 +22,7 @@ from quantize.int8 import INT8_GROUP
 from quantize.schemes import Array
 from runtime.reference.arithmetic import round_cached, round_to_int8
 from runtime.reference.lazy_weights import GroupCodes, multiply
-from runtime.verify.weights import decode_tensor, hold_stored
+from runtime.verify.files.weights import decode_tensor, hold_stored
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,9 +15,9 @@ from runtime.engine_client.protocol import Field
 from runtime.inputs.picture_file import picture_bytes
 from runtime.inputs.prompt import Tokenizer
 from runtime.verify.check import Cause, Check
-from runtime.verify.differences import differences
+from runtime.verify.files.differences import differences
+from runtime.verify.files.tokenizer import prompt_check, text_check
 from runtime.verify.stages import EngineStages
-from runtime.verify.tokenizer import prompt_check, text_check
 
 STAGE, SELF_CHECK = "golden answers", "self-check"
 _ANSWERED = ("ids", "steps")  # of a prompt: what the engine said where the bundle was made

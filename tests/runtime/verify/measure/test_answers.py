@@ -25,10 +25,10 @@ from runtime.reference.model import MiniCPMV
 from runtime.reference.parallel import parallel_map
 from runtime.sessions.backend import ReferenceBackend
 from runtime.sessions.generate import generate
-from runtime.verify.answers import GreedyAnswer, Question, greedy_answer
 from runtime.verify.cases import Case
+from runtime.verify.measure.answers import GreedyAnswer, Question, greedy_answer
+from runtime.verify.measure.steps import Steps
 from runtime.verify.stages import TorchStages
-from runtime.verify.steps import Steps
 from tests.support.compare import randomize
 from tests.support.tiny import tiny_config
 

@@ -12,8 +12,8 @@ import msgspec
 from convert.bundle.results_file import ResultsError, ResultsFile
 from runtime.verify.cases import Case
 from runtime.verify.check import Check
-from runtime.verify.logits import KINDS, Count, Logits, Positions
-from runtime.verify.report import AnswerComparison
+from runtime.verify.measure.answers import AnswerComparison
+from runtime.verify.measure.logits import KINDS, Count, Logits, Positions
 
 FORMAT, VERSION = "minicpmv-verify", 2
 

@@ -16,13 +16,13 @@ from convert.cli import main
 from quantize.layout import pack_tiles, unpack_tiles
 from quantize.schemes import GroupScheme
 from runtime.sessions.engine_session import EngineSession
-from runtime.verify import run
 from runtime.verify.cases import built_in_cases
 from runtime.verify.check import Check
-from runtime.verify.choices import choice_checks, choices_causes
-from runtime.verify.isolate import Parts
+from runtime.verify.diagnose.isolate import Parts
+from runtime.verify.diagnose.stored_stages import Deviations, StoredStages
+from runtime.verify.measure import run
+from runtime.verify.measure.choices import choice_checks, choices_causes
 from runtime.verify.stages import EngineStages
-from runtime.verify.stored_stages import Deviations, StoredStages
 from tests.convert.bundles import write_bundle
 from tests.support import faulty_engines as planted
 from tests.support.faulty_engines import Arrays, Verified, alter_config, alter_tensors

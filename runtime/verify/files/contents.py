@@ -22,17 +22,17 @@ from runtime.engine_client.protocol import ErrorCode
 from runtime.inputs.prompt import Tokenizer
 from runtime.reference.kv_cache import ATTENTION_SINKS
 from runtime.verify.check import Cause, Check
-from runtime.verify.differences import differences, listed
-from runtime.verify.golden import (
+from runtime.verify.files.differences import differences, listed
+from runtime.verify.files.golden import (
     STAGE,
     answer_checks,
     file_problems,
     picture_problems,
     text_checks,
 )
+from runtime.verify.files.tokenizer import STAGE as TOKENIZER_STAGE
+from runtime.verify.files.tokenizer import file_check, vocabulary_check
 from runtime.verify.stages import EngineStages
-from runtime.verify.tokenizer import STAGE as TOKENIZER_STAGE
-from runtime.verify.tokenizer import file_check, vocabulary_check
 
 SETTINGS = "settings"  # a stage
 _ORDER = (TOKENIZER_STAGE, SETTINGS, STAGE)  # in which the stages are told

@@ -19,10 +19,11 @@ from PIL import Image
 from quantize.errors import PictureError
 from runtime.verify.cases import Case
 from runtime.verify.check import Check
-from runtime.verify.page.pipeline import pipeline
-from runtime.verify.page.plots import cosine_curve, kl_histogram, sqnr_curve
-from runtime.verify.report import AnswerComparison, Report, figure
-from runtime.verify.report_folder import DATA, MARK
+from runtime.verify.measure.answers import AnswerComparison
+from runtime.verify.report.folder import DATA, MARK
+from runtime.verify.report.page.pipeline import pipeline
+from runtime.verify.report.page.plots import cosine_curve, kl_histogram, sqnr_curve
+from runtime.verify.report.report import Report, figure
 
 _FOLDER = Path(__file__).parent
 # Stages that are rows of layers, with what their plots are called.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from runtime.verify.check import Check
-from runtime.verify.report import Report, bound, figure
+from runtime.verify.report.report import Report, bound, figure
 
 WIDTH = 320  # of the picture; a unit is a pixel on the smallest phone
 _LEFT, _RIGHT = 1, 319  # of boxes

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from runtime.verify.check import Check
-from runtime.verify.logits import EDGES, Positions
+from runtime.verify.measure.logits import EDGES, Positions
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -24,17 +24,15 @@ from runtime.inputs.sampling import GenerationOptions
 from runtime.reference import metrics
 from runtime.reference.kv_cache import ATTENTION_SINKS
 from runtime.sessions.session import Session
-from runtime.verify.answers import GreedyAnswer, Question, greedy_answer
 from runtime.verify.cases import Case
 from runtime.verify.check import Check
-from runtime.verify.choices import choice_checks
-from runtime.verify.decoder_faults import TOKENS, narrow_window
-from runtime.verify.logits import Logits
-from runtime.verify.report import AnswerComparison
-from runtime.verify.results import CaseResult, Outcome, ResultCache, Worst, merge
-from runtime.verify.stages import EngineStages, Stages
-from runtime.verify.steps import Steps
-from runtime.verify.tokenizer import prompt_check, text_check
+from runtime.verify.files.tokenizer import prompt_check, text_check
+from runtime.verify.measure.answers import AnswerComparison, GreedyAnswer, Question, greedy_answer
+from runtime.verify.measure.choices import choice_checks
+from runtime.verify.measure.logits import Logits
+from runtime.verify.measure.results import CaseResult, Outcome, ResultCache, Worst, merge
+from runtime.verify.measure.steps import Steps
+from runtime.verify.stages import LAYER_TOKENS, EngineStages, Stages, narrow_window
 
 _LOG = logging.getLogger(__name__)
 
@@ -301,7 +299,7 @@ def _compare_decoder(
 def _compare_window(models: Models, inputs: Sequence[Tensor], worst: _Worst) -> None:
     """Compares layers whose window is so narrow that these few tokens overflow it."""
     everyone = models.stages
-    rows = [x[:TOKENS] for x in inputs]
+    rows = [x[:LAYER_TOKENS] for x in inputs]
     narrow = narrow_window(len(rows[0]))
     outputs = [stages.layers(rows, narrow, ATTENTION_SINKS) for stages in everyone]
     for i, layer in enumerate(zip(*outputs, strict=True)):

@@ -1,7 +1,7 @@
 """Every file of a bundle with a fault in it, its hash corrected: verify notices, and names it.
 
-Faults of tensors stand in `test_isolation.py`; here are the files and fields that no tensor hangs
-on: what an engine reads as text, what a conversation is set up with, and what a phone checks
+Faults of tensors are in `diagnose/test_isolate.py`. Here are the files and fields that no tensor
+depends on: what an engine reads as text, what a conversation starts with, and what a phone checks
 itself against.
 """
 
@@ -19,10 +19,10 @@ from convert.cli import main
 from quantize.errors import BundleError
 from runtime.inputs.prompt import Prompt
 from runtime.sessions.engine_session import EngineSession
-from runtime.verify import run
-from runtime.verify.differences import differences, listed
+from runtime.verify.files.differences import differences, listed
+from runtime.verify.files.tokenizer import prompt_check, tokenizer_causes
+from runtime.verify.measure import run
 from runtime.verify.stages import EngineStages
-from runtime.verify.tokenizer import prompt_check, tokenizer_causes
 from tests.support import faulty_engines as planted
 from tests.support.faulty_engines import (
     Verified,
@@ -410,7 +410,7 @@ def test_colours_exchanged_in_two_languages(
         need_qemu()
     folder = shutil.copytree(demo, tmp_path / "bundle")
     data = tmp_path / "red.jsonl"
-    picture = Path(__file__).parents[3] / "configs/demo/sample.png"
+    picture = Path(__file__).parents[4] / "configs/demo/sample.png"
     questions = ["What colour is the shape?", "这个图形是什么颜色？"]
     lines = [json.dumps({"image": str(picture), "question": q}) for q in questions]
     data.write_text("\n".join(lines), "utf-8")

@@ -15,9 +15,9 @@ from convert.bundle.weights_writer import WeightsWriter
 from convert.checkpoint.reader import Checkpoint
 from runtime.reference.arithmetic import QuantizedLinear, apply_arithmetic
 from runtime.reference.load import load_reference
-from runtime.verify.run import load_settings
-from runtime.verify.stored_weights import load_stored
-from runtime.verify.weights import check_tensors, decode_tensor
+from runtime.verify.files.stored_weights import load_stored
+from runtime.verify.files.weights import check_tensors, decode_tensor
+from runtime.verify.measure.run import load_settings
 from tests.convert.bundles import convert, without_programs
 from tests.support.tiny import write_checkpoint
 

@@ -16,7 +16,7 @@ from runtime.reference import metrics
 from runtime.reference.arithmetic import hold_in_format, round_to_format
 from runtime.reference.lazy_weights import GroupCodes
 from runtime.verify.check import Cause, Check
-from runtime.verify.weights import hold_stored
+from runtime.verify.files.weights import hold_stored
 
 _MANY = 8  # causes of one kind that a reader wants to see
 _ENOUGH_DB = 60.0  # for formats that lose next to nothing

@@ -21,15 +21,15 @@ from runtime.inputs.prompt import Tokenizer
 from runtime.reference import metrics
 from runtime.verify.cases import Case
 from runtime.verify.check import Cause, Check
-from runtime.verify.choices import choices_causes
-from runtime.verify.contents import Contents
-from runtime.verify.decoder_faults import DecoderFaults
-from runtime.verify.picture_faults import preprocessing_cause
-from runtime.verify.run import Models
+from runtime.verify.diagnose.decoder_faults import DecoderFaults
+from runtime.verify.diagnose.picture_faults import preprocessing_cause
+from runtime.verify.diagnose.stored_stages import Deviations, StoredStages
+from runtime.verify.diagnose.weight_faults import weight_causes
+from runtime.verify.files.contents import Contents
+from runtime.verify.files.tokenizer import tokenizer_causes
+from runtime.verify.measure.choices import choices_causes
+from runtime.verify.measure.run import Models
 from runtime.verify.stages import Stages
-from runtime.verify.stored_stages import Deviations, StoredStages
-from runtime.verify.tokenizer import tokenizer_causes
-from runtime.verify.weight_faults import weight_causes
 
 # The stages whose parts are tried one by one; the rest is made of them.
 _VISION = frozenset({"vision encoder", "vision features"})

@@ -2,7 +2,7 @@
 
 Only plain rounding follows from the checkpoint alone. Where a method searches scales or calibrates,
 the model of the bundle's arithmetic takes the decoder's weights from the bundle; how far they are
-from the checkpoint's, `runtime.verify.weights` measures.
+from the checkpoint's, `runtime.verify.files.weights` measures.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from runtime.reference.arithmetic import LOADING, STACKS, linear_of, set_embeddi
 from runtime.reference.decoder import DecoderLayer
 from runtime.reference.lazy_weights import Weight
 from runtime.reference.model import MiniCPMV
-from runtime.verify.weights import hold_stored
+from runtime.verify.files.weights import hold_stored
 
 
 @torch.no_grad()

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from runtime.engine_client.protocol import Stop
-from runtime.inputs.prompt import Prompt
+from runtime.inputs.prompt import Prompt, Tokenizer
 from runtime.inputs.sampling import GenerationOptions, Sampler
 from runtime.reference.kv_cache import pinned_tokens
 from runtime.sessions.session import Reply
+from runtime.verify.cases import Case
 from runtime.verify.stages import Stages
 
 
@@ -67,6 +68,64 @@ class Question:
         """
         hidden = self.hidden(stages, answer, window)
         return stages.logits(hidden[len(self.prompt.ids) - 1 + start :].contiguous())
+
+
+@dataclass(frozen=True)
+class AnswerComparison:
+    """One conversation's greedy answers."""
+
+    case: str
+    question: str
+    reference: str
+    bundle: str
+    arithmetic: str
+    reference_pieces: list[str] = field(default_factory=list)  # the tokenizer's, without an end
+    bundle_pieces: list[str] = field(default_factory=list)
+    given: str = ""  # with the question: what the user holds for right
+
+    @staticmethod
+    def of(
+        case: Case,
+        reference: GreedyAnswer,
+        bundle: Reply,
+        arithmetic: GreedyAnswer,
+        tokenizer: Tokenizer,
+        own: Tokenizer,
+    ) -> AnswerComparison:
+        """Makes it of what the three models said.
+
+        Args:
+            case: what they were asked.
+            reference: its answer.
+            bundle: with the text that its engine itself makes of its ids.
+            arithmetic: the answer of the arithmetic's model.
+            tokenizer: of the reference.
+            own: of the bundle.
+        """
+        return AnswerComparison(
+            case.name,
+            case.messages[-1]["content"],
+            tokenizer.decode(reference.ids).strip(),
+            bundle.text.strip(),
+            tokenizer.decode(arithmetic.ids).strip(),
+            tokenizer.pieces(reference.ids),
+            own.pieces(bundle.ids),
+            case.answer,
+        )
+
+    @property
+    def same(self) -> bool:
+        """Says whether the bundle answers what the reference answers."""
+        return self.reference == self.bundle
+
+    @property
+    def first_difference(self) -> int | None:
+        """The index of the first token that differs, which may be the end; None: none does."""
+        if self.reference_pieces == self.bundle_pieces:
+            return None
+        pairs = zip(self.reference_pieces, self.bundle_pieces, strict=False)
+        shorter = min(len(self.reference_pieces), len(self.bundle_pieces))
+        return next((i for i, (a, b) in enumerate(pairs) if a != b), shorter)
 
 
 @torch.inference_mode()

@@ -16,11 +16,12 @@ from PIL import Image
 from quantize.errors import ConfigError
 from runtime.verify.cases import Case
 from runtime.verify.check import Cause, Check
-from runtime.verify.logits import EDGES, Positions, Sums
-from runtime.verify.page.plots import cosine_curve, kl_histogram, sqnr_curve
-from runtime.verify.page.render import render
-from runtime.verify.report import AnswerComparison, Report, TensorFormat
-from runtime.verify.report_folder import CASES, DATA, PAGE, ReportError, ReportFolder
+from runtime.verify.measure.answers import AnswerComparison
+from runtime.verify.measure.logits import EDGES, Positions, Sums
+from runtime.verify.report.folder import CASES, DATA, PAGE, ReportError, ReportFolder
+from runtime.verify.report.page.plots import cosine_curve, kl_histogram, sqnr_curve
+from runtime.verify.report.page.render import render
+from runtime.verify.report.report import Report, TensorFormat
 from tests.android.screen import Screen
 
 if TYPE_CHECKING:

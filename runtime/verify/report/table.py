@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 
 from convert.support.console import print_table
-from runtime.verify.report import Report, figure
+from runtime.verify.report.report import Report, figure
 
 _SHOWN_FAILURES, _SHOWN_ANSWERS = 12, 24
 

@@ -12,8 +12,8 @@ from convert.bundle.results_file import ResultsFile
 from convert.support.json_text import json_text
 from convert.support.whole_file import whole_file
 from quantize.errors import ConfigError, ToolkitError
-from runtime.verify import results
-from runtime.verify.report import FORMAT
+from runtime.verify.measure import results
+from runtime.verify.report.report import FORMAT
 
 PAGE, DATA, CASES = "index.html", "report.json", "cases.jsonl"
 MARK = '<meta name="generator" content="minicpmv verify">'  # by which a page is known as ours

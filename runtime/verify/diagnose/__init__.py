@@ -1,0 +1,1 @@
+"""Where a failed check comes from."""

@@ -1,0 +1,1 @@
+"""Runs the cases through every stage, and compares what the models give."""

@@ -1,0 +1,1 @@
+"""The verdict, as a table, as data and as a page."""
