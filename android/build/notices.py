@@ -9,9 +9,9 @@ from pathlib import Path
 
 from android.build.tools import ToolError
 from convert.engine.units import SENTENCEPIECE
+from convert.support.versions import TOOLKIT, package_version
 
-_OWN = Path(__file__).resolve().parents[2] / "LICENSE"
-_WHEELS = ("apache-tvm", "apache-tvm-ffi")
+_WHEELS = (TOOLKIT, "apache-tvm", "apache-tvm-ffi")
 _ZIG = {  # what zig links into a static program
     "musl": "lib/libc/musl/COPYRIGHT",
     "LLVM libc++": "lib/libcxx/LICENSE.TXT",
@@ -41,14 +41,13 @@ def third_party_notices() -> str:
 
 
 def _licences() -> Iterator[tuple[str, str]]:
-    yield "minicpmv", _OWN.read_text("utf-8")
     for name in _WHEELS:
         package = distribution(name)
         files = [f for f in package.files or [] if f.name in ("LICENSE", "NOTICE")]
         if not files:
             raise ToolError(f"{name} is installed without its licence, which the APK must carry")
         for file in files:
-            yield f"{name} {package.version}", Path(str(file.locate())).read_text("utf-8")
+            yield f"{name} {package_version(name)}", Path(str(file.locate())).read_text("utf-8")
     zig = importlib.util.find_spec("ziglang")
     if zig is None or zig.origin is None:
         raise ToolError("ziglang is not installed; its licences are part of the APK")

@@ -1,0 +1,1 @@
+"""The toolkit's data; a package so that a wheel carries it."""
