@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from convert.support.regular_file import open_regular
+from convert.support.strict_json import parse_json
 from quantize.errors import BundleError
 
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector of any target
@@ -140,19 +141,12 @@ def _read_header(path: Path, prefix: bytes, file: Any, size: int) -> _Header:
             f"{length:,} bytes, but the file has {size:,}"
         )
     try:
-        entries = json.loads(file.read(length), object_pairs_hook=_unique)
-    except (ValueError, RecursionError) as error:
+        entries = parse_json(file.read(length))
+    except ValueError as error:
         raise BundleError(f"{path}: its header is not the JSON it should be: {error}") from error
     if not isinstance(entries, dict):
         raise BundleError(f"{path}: its header is {type(entries).__name__}; expected an object")
     return _Header(entries, 8 + length)
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    names = dict(pairs)
-    if len(names) != len(pairs):
-        raise ValueError("a key stands there twice")
-    return names
 
 
 def _checked_entries(path: Path, header: _Header, size: int) -> dict[str, tuple[TensorSpec, int]]:

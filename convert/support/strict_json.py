@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +24,28 @@ def load_json(path: str | Path, limit: int = JSON_LIMIT) -> Any:
     return parse_json(read_regular(path, limit))
 
 
-def parse_json(content: bytes | str) -> Any:
+def parse_json(content: bytes | str, *, lone_surrogates: bool = False) -> Any:
     """Parses JSON.
 
+    Args:
+        content: UTF-8, with or without a byte-order mark.
+        lone_surrogates: accepts strings that are not valid Unicode, for a caller that reports
+            them itself.
+
     Raises:
-        ValueError: not UTF-8, not JSON, nested too deeply, NaN, infinity, a number beyond float64,
-            or a string that is not valid Unicode.
+        ValueError: not UTF-8, not JSON, nested too deeply, a duplicate key, NaN, infinity, a number
+            beyond float64, or a string that is not valid Unicode.
     """
     text = content if isinstance(content, str) else content.decode("utf-8-sig")
     try:
         value = json.loads(
-            text, parse_int=_integer, parse_float=_number, parse_constant=_refuse_constant
+            text,
+            object_pairs_hook=_unique,
+            parse_int=_integer,
+            parse_float=_number,
+            parse_constant=_refuse_constant,
         )
-        if "\\u" in text:  # the only way to write a lone surrogate
+        if "\\u" in text and not lone_surrogates:  # the only way to write a lone surrogate
             json.dumps(value, ensure_ascii=False).encode()
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
@@ -45,6 +55,14 @@ def parse_json(content: bytes | str) -> Any:
             f"not valid Unicode: a string holds the lone surrogate {half!a}"
         ) from error
     return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        ((name, _),) = Counter(name for name, _ in pairs).most_common(1)
+        raise ValueError(f"the duplicate key {name!a:.40}")
+    return found
 
 
 def _integer(text: str) -> int:

@@ -10,7 +10,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
+from convert.support.strict_json import parse_json
 from runtime.http.body import TooLargeError, TooSlowError, body_blocks, media_type
 from runtime.inputs.defaults import GenerationSet
 from runtime.inputs.logprobs import StepLogprobs
@@ -147,8 +147,8 @@ class _Bodies:
 
 def _parse(raw: bytes, served: Served) -> ChatRequest:
     try:
-        fields = json.loads(raw)
-    except (ValueError, RecursionError) as error:
+        fields = parse_json(raw, lone_surrogates=True)  # `read_request` names their field
+    except ValueError as error:
         raise ApiError(400, f"the body is no JSON: {error}", code="invalid_json") from error
     return read_request(fields, served.name, served.settings)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any, cast
 from PIL import Image
 
 from convert.support.regular_file import read_regular
+from convert.support.strict_json import parse_json
 from quantize.errors import PictureError, PromptError
 from runtime.engine_client.options import EngineOptions
 from runtime.inputs.base64_text import base64_bytes
@@ -241,8 +241,8 @@ def _decode(image: object) -> bytes:
 def _messages(msgs: Sequence[Message] | str) -> list[Message]:
     if isinstance(msgs, str):
         try:
-            msgs = json.loads(msgs)
-        except (ValueError, RecursionError) as error:
+            msgs = parse_json(msgs)
+        except ValueError as error:
             raise PromptError(f"the messages are not JSON: {error}") from error
     if not isinstance(msgs, (list, tuple)):
         raise PromptError(

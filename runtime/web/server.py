@@ -13,7 +13,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import BinaryIO
@@ -23,6 +22,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from convert.support.strict_json import parse_json
 from quantize.errors import PictureError
 from runtime.http.body import TooLargeError, TooSlowError, body_blocks, media_type
 from runtime.inputs.picture import MAX_BYTES
@@ -86,12 +86,13 @@ def web_app(
             return _wrong("expected application/json", 415)
         try:
             raw = b"".join([block async for block in body_blocks(request, COMMAND_LIMIT)])
-            await asyncio.to_thread(assistant.receive, json.loads(raw))
+            command = parse_json(raw, lone_surrogates=True)  # the assistant tells the page
+            await asyncio.to_thread(assistant.receive, command)
         except TooLargeError:
             return _wrong(f"a command has at most {COMMAND_LIMIT:,} bytes", 413)
         except TooSlowError:
             return _wrong("the command did not come whole", 408)
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             return _wrong(f"no command: {error}", 400)
         return Response(status_code=_NOTHING)
 

@@ -204,7 +204,7 @@ def test_numbers_out_of_their_range(key, value):
         (b"[" * 100_000, "cannot be read as JSON"),
         (b'{"rms_norm_eps": 1e400}', "cannot be read as JSON: the number 1e400 is out of range"),
         (b'{"vocab_size": 1' + b"0" * 4999 + b"}", "a number of 5,000 digits is out of range"),
-        (b'{"scale_emb": NaN}', "NaN is no number"),
+        (b'{"scale_emb": NaN}', "NaN is not a JSON number"),
         (b"[1]", "expected a JSON object, found list"),
         (b"{}", "architectures"),
     ],

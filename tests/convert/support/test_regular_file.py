@@ -98,6 +98,7 @@ def test_content_and_links(tmp_path: Path) -> None:
         (b"1" + b"0" * 400, "a number of 401 digits is out of range"),
         (b"[" * 100_000, "nested too deeply"),
         (b'{"a": "\\ud800"}', "not valid Unicode: a string holds the lone surrogate"),
+        (b'[{"a": {"b": 1, "c": 2, "b": 1}}]', "the duplicate key 'b'"),
         (b"\xff", "can't decode"),
         (b"{", "Expecting"),
     ],
@@ -105,6 +106,10 @@ def test_content_and_links(tmp_path: Path) -> None:
 def test_what_is_no_json(content: bytes, problem: str) -> None:
     with pytest.raises(ValueError, match=problem):
         parse_json(content)
+
+
+def test_lone_surrogates_pass_where_they_are_reported_later() -> None:
+    assert parse_json(b'{"a": "\\ud800"}', lone_surrogates=True) == {"a": "\ud800"}
 
 
 def test_json(tmp_path: Path) -> None:

@@ -82,11 +82,11 @@ def test_a_prompt_that_does_not_fit(client: openai.OpenAI, stream: bool) -> None
 
 def test_an_engine_that_dies(client: openai.OpenAI) -> None:
     with pytest.raises(openai.InternalServerError, match="has ended") as caught:
-        ask(client, "die")
+        ask(client, "signal 9")
     assert (caught.value.status_code, caught.value.code) == (503, "engine_died")
     said = []
     with pytest.raises(openai.APIError, match="has ended"):
-        for chunk in ask(client, "die", stream=True):
+        for chunk in ask(client, "signal 9", stream=True):
             said.append(chunk.choices[0].delta.content)
     assert said == ["", "half an ans"]
     assert ask(client, "hello").choices[0].message.content == "1: hello"
@@ -149,11 +149,21 @@ def test_other_media_types_and_paths(server: WebServer) -> None:
         assert (status, bool(json.loads(answer)["error"]["message"])) == (expected, True)
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"\xff", b"[" * 100_000, b"1" * 5000])
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"{", b"[]", b"\xff", b"[" * 100_000, b"1" * 5000],
+)
 def test_bodies_that_are_no_request(server: WebServer, body: bytes) -> None:
     status, answer = post(server, body)
     assert status == 400
     assert answer["error"]["message"]
+
+
+@pytest.mark.parametrize("more", ['"seed": NaN', '"seed": 1e999', '"n": 1, "n": 1'])
+def test_json_that_is_not_strict(server: WebServer, more: str) -> None:
+    body = f'{{"messages": [{{"role": "user", "content": "hello"}}], {more}}}'
+    status, answer = post(server, body.encode())
+    assert (status, answer["error"]["code"]) == (400, "invalid_json")
 
 
 def test_ctrl_c_ends_what_is_under_way(tmp_path: Path) -> None:

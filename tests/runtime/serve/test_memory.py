@@ -32,7 +32,7 @@ def server(tmp_path: Path) -> WebServer:
 
 
 @pytest.mark.parametrize(
-    ("question", "status"), [("hello", 200), ("refuse", 400), ("die", 503), ("mistake", 500)]
+    ("question", "status"), [("hello", 200), ("refuse", 400), ("signal 9", 503), ("mistake", 500)]
 )
 def test_serve(server: WebServer, question: str, status: int) -> None:
     url = "data:image/png;base64," + base64.b64encode(large_png()).decode()

@@ -149,6 +149,7 @@ def test_wrong_methods(server: WebServer, method: str, path: str) -> None:
         b"[" * 100_000, b'{"do": "send", "text": 1}', b'{"do": "send", "text": "x", "from": "y"}',
         b'{"do": "send", "text": "x", "picture": 1}', b'{"do": "open", "chat": []}',
         b'{"do": "send", "text": "x", "from": 1e400, "chat": []}',
+        b'{"do": "stop", "do": "hello"}', b'{"do": "hello", "x": NaN}',
     ],
 )  # fmt: skip
 def test_what_is_no_command(server: WebServer, body: bytes) -> None:
