@@ -1,4 +1,4 @@
-"""What Java classes have: read from class files, and from dexdump's description of an APK's."""
+"""Members of Java classes, read from class files and from dexdump's output for an APK."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _OF_ANY_OBJECT = {  # Java's own classes are in no jar of Android's
 
 @dataclass(frozen=True)
 class Member:
-    """A method or a field, as something else names it."""
+    """A reference to a method or field."""
 
     owner: str  # a class, with slashes
     name: str
@@ -43,14 +43,14 @@ class Member:
 
 @dataclass
 class JavaClass:
-    """What it has itself, and whom it takes after."""
+    """Its own members, and its parents."""
 
     parents: list[str] = field(default_factory=list)  # the class it extends first
     members: set[tuple[str, str]] = field(default_factory=set)  # names and types
 
 
 class Jar:
-    """The classes of a jar, read as they are asked for."""
+    """The classes of a jar, read on demand."""
 
     def __init__(self, path: Path) -> None:
         self._archive = zipfile.ZipFile(path)
@@ -106,7 +106,7 @@ def parse_class(data: bytes) -> JavaClass:
 
 
 def classes_in(dump: str) -> dict[str, JavaClass]:
-    """Reads what `dexdump -d` says of the classes that a dex file defines."""
+    """Parses the classes of a dex file from the output of `dexdump -d`."""
     found: dict[str, JavaClass] = {}
     for part in re.split(r"^Class #\d+", dump, flags=re.MULTILINE)[1:]:
         name = re.search(r"Class descriptor  : 'L([^;]+);'", part)
@@ -122,13 +122,13 @@ def classes_in(dump: str) -> dict[str, JavaClass]:
 
 
 def references_in(dump: str) -> set[Member]:
-    """Returns every method and field that `dexdump -d` says is used; arrays' own aside."""
+    """Returns every method and field that the code uses, except those of arrays."""
     found = (Member(owner, name, kind) for owner, name, kind in _CALL.findall(dump))
     return {Member(m.owner[1:-1], m.name, m.type) for m in found if not m.owner.startswith("[")}
 
 
 def is_there(member: Member, ours: dict[str, JavaClass], jar: Jar) -> bool:
-    """Whether a class has a member, itself or from whom it takes after.
+    """Tells whether a class has a member, its own or inherited.
 
     Of Java's own classes, which are not in the jar, all is believed, Object aside.
     """

@@ -1,4 +1,4 @@
-"""The page in a real browser, on a stand-in for the phone: the app's own logic and engine."""
+"""The page in a real browser, over the app's own logic in place of a phone."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _BRIDGE = "window.app = {send: (command) => { window.fromPage(command); }};"
 
 
 class Phone(Screen):
-    """The app's logic in a process of its own, wired to a page."""
+    """The app's logic in its own process, connected to a page."""
 
     def __init__(
         self,
@@ -66,11 +66,11 @@ class Phone(Screen):
         self.page.goto(ORIGIN + "index.html")
 
     def choose(self, path: Path) -> None:
-        """Says which file the user will choose next."""
+        """Sets the file that the user chooses next."""
         self._send(json.dumps({"host": "choose", "path": str(path)}))
 
     def pump(self) -> None:
-        """Hands over what events there are."""
+        """Delivers pending events to the page."""
         events = [self._events.get() for _ in range(self._events.qsize())]
         self.asked += [event for event in events if "host" in event]
         shown = [event for event in events if "host" not in event]

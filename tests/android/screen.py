@@ -1,4 +1,4 @@
-"""The page in headless Chromium, whichever host is behind it: what tests do and look at.
+"""The page in headless Chromium, with any host behind it: what tests do with it and check.
 
 Screenshots lie in the folder that `MINICPMV_SCREENSHOTS` names, or in pytest's.
 """
@@ -22,7 +22,7 @@ SIZES = {"small": (320, 568), "phone": (360, 720), "wide": (900, 700)}
 
 
 class Screen:
-    """A page, and what it complained of."""
+    """A page and the errors that it logged."""
 
     def __init__(self, page: Page) -> None:
         self.page = page
@@ -32,7 +32,7 @@ class Screen:
         page.on("console", lambda m: self.errors.append(m.text) if m.type == "error" else None)
 
     def pump(self) -> None:
-        """Hands over what the host has for the page, where that is the test's to do."""
+        """Delivers the host's events to the page, for hosts that do not do it themselves."""
 
     def until(self, expression: str, seconds: float = 60) -> None:
         """Waits until an expression holds on the page."""
@@ -44,7 +44,7 @@ class Screen:
         raise AssertionError(f"never: {expression}")
 
     def ready(self) -> None:
-        """Waits until something can be asked."""
+        """Waits until the page takes a question."""
         self.until(
             "document.querySelector('#start.empty') && document.querySelector('#progress').hidden"
         )
@@ -64,7 +64,7 @@ class Screen:
         return texts
 
     def shows_tags_as_text(self) -> None:
-        """Asks the stand-ins for what a page could take for its own."""
+        """Checks that tags in a question and its answer are shown as text."""
         self.ask(GROUNDED)
         self.answered(1)
         assert self.turns() == [GROUNDED, f"1: {GROUNDED}"]
@@ -76,7 +76,7 @@ class Screen:
         assert GROUNDED[:20] in self.page.inner_text("#chats .open")
 
     def stop_and_edit(self, text: str) -> None:
-        """Stops the first answer, and asks something else in its place."""
+        """Stops the first answer and asks something else instead."""
         assert self.page.is_hidden("#send")
         self.page.click("#stop")
         self.answered(1)
@@ -88,20 +88,20 @@ class Screen:
         self.answered(1)
 
     def answer_again(self, taps: int = 1) -> None:
-        """Has the only answer written anew, and waits for the new one."""
+        """Has the only answer regenerated and waits for it."""
         self.page.evaluate("document.querySelector('.turn.assistant').classList.add('earlier')")
         self.page.locator("text=Again").click(click_count=taps)
         self.until("document.querySelector('.earlier') === null")
         self.answered(1)
 
     def turn(self) -> None:
-        """Turns the phone: what was wide is high."""
+        """Rotates the phone: swaps width and height."""
         size = self.page.viewport_size
         assert size is not None
         self.page.set_viewport_size({"width": size["height"], "height": size["width"]})
 
     def turned_while_it_answers(self) -> None:
-        """Asks the stand-ins to count, turns the phone meanwhile, and looks at what there is.
+        """Asks the stand-in to count, rotates the phone meanwhile, and checks the page.
 
         Nothing is lost or doubled, what is being written stays, and the answer's end is in sight
         unless somebody scrolled away from it.
@@ -143,7 +143,7 @@ class Screen:
         assert self.turns()[2:] == ["the next", "3: the next"]
 
     def fits(self) -> bool:
-        """Whether nothing has to be scrolled sideways."""
+        """Tells whether nothing needs horizontal scrolling."""
         return bool(
             self.page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
             and self.page.evaluate(

@@ -21,7 +21,7 @@ def fake_program(config: Any, plan: Any, target: str, output: Path, *_: Any) -> 
 
 
 def without_programs(patch: pytest.MonkeyPatch) -> None:
-    """Puts stand-ins in the place of what compiles and of what runs engines."""
+    """Replaces compiling and running engines by stand-ins."""
     patch.setattr(bundle_writer, "compile_ahead", lambda *_: nullcontext())
     patch.setattr(bundle_writer, "build_program", fake_program)
     patch.setattr(bundle_product, "add_golden", lambda folder, manifest, progress: manifest)

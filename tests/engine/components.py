@@ -14,7 +14,7 @@ Field = bytes | str | int | Path
 
 
 class ComponentError(Exception):
-    """What the program answered with an error; its text is `CODE: MESSAGE`."""
+    """An error reply of the program; the text is `CODE: MESSAGE`."""
 
 
 class Components:
@@ -69,5 +69,5 @@ class Components:
 
 
 def numbers(values: Sequence[int] | np.ndarray[Any, Any]) -> str:
-    """Spells ids for a command."""
+    """Formats ids for a command."""
     return " ".join(map(str, values))

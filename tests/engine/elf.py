@@ -13,7 +13,7 @@ MACHINES = {62: "x86_64", 183: "aarch64"}
 
 @dataclass(frozen=True)
 class Segment:
-    """A part of the file that the kernel maps, or a note to it."""
+    """A program header: a part of the file that the kernel maps, or a note."""
 
     kind: int
     offset: int
@@ -24,7 +24,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class Elf:
-    """What a kernel reads of a program."""
+    """The parts of a program that the kernel reads."""
 
     machine: str
     kind: int  # 2: at a fixed address, 3: anywhere

@@ -34,11 +34,11 @@ WIDTH = 256  # of tests.support.tiny's hidden states
 
 
 class FuzzError(ToolkitError):
-    """An input that the engine cannot stand."""
+    """An input that crashes the engine, hangs it or takes too much memory."""
 
 
 def fuzz(built: Sanitized, target: str, seconds: int, found: Path, *, seed: int = 0) -> str:
-    """Runs one fuzzer, from the kept corpus on.
+    """Runs one fuzzer, starting from the kept corpus.
 
     Args:
         built: the programs.
@@ -79,7 +79,7 @@ def merge(built: Sanitized, target: str, found: Path) -> int:
 def _run(
     built: Sanitized, target: str, arguments: Sequence[str]
 ) -> subprocess.CompletedProcess[str]:
-    """Runs a fuzzer in a folder of its own, with files that its requests may name."""
+    """Runs a fuzzer in its own folder, with the files that its requests may name."""
     environment = dict(os.environ, MINICPMV_FUZZ_BUNDLE=str(built.bundle), TVM_NUM_THREADS="1")
     memory = Path("/dev/shm")  # thousands of files a second
     with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder:

@@ -1,4 +1,4 @@
-"""Every operation of the engine's protocol, once: what a test watches an engine do."""
+"""Runs every operation of the engine's protocol, for tests that watch the engine meanwhile."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ UNREACHABLE = {
 
 
 class WatchedEngine(EngineClient):
-    """An engine whose operations and errors are noted."""
+    """An engine client that records operations and errors."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         self.operations: set[str] = set()
@@ -47,7 +47,7 @@ class WatchedEngine(EngineClient):
         super().cancel()
 
     def refuses(self, code: str, op: str, **fields: Any) -> None:
-        """Checks that a request is an error."""
+        """Checks that a request fails with an error code."""
         try:
             self.request(op, fields)
         except EngineError as error:
@@ -58,13 +58,13 @@ class WatchedEngine(EngineClient):
             raise AssertionError(f"{op} was not refused: {fields}")
 
     def send_raw(self, data: bytes) -> None:
-        """Sends bytes that are no line of ours."""
+        """Sends raw bytes that the client would not send."""
         stdin = self._process._process.stdin
         assert stdin is not None
         self._process._write(stdin.fileno(), memoryview(data))
 
     def memory(self, name: str) -> int:
-        """Returns a figure of the process, bytes; for example VmRSS, VmHWM."""
+        """Returns a memory figure of the process in bytes; for example VmRSS, VmHWM."""
         status = Path(f"/proc/{self._process.pid}/status").read_text()
         line = next(line for line in status.splitlines() if line.startswith(f"{name}:"))
         return int(line.split()[1]) * 1024
@@ -97,7 +97,7 @@ def golden_prompt(question: str, image: str | None, ids: list[int]) -> dict[str,
 
 
 def every_operation(client: WatchedEngine, bundle: Path, folder: Path) -> list[Any]:
-    """Runs every operation and brings about every error that a client can.
+    """Runs every operation and provokes every error that a client can.
 
     Args:
         client: an engine without a bundle.

@@ -1,4 +1,4 @@
-"""Which system calls an arm64 program makes, as qemu writes them down, and which Android allows."""
+"""Which system calls an arm64 program makes, by qemu's log, and which Android allows."""
 
 from __future__ import annotations
 
@@ -44,6 +44,6 @@ def calls_in(log: str) -> set[str]:
 
 
 def forbidden_calls(names: set[str]) -> dict[str, list[str]]:
-    """Returns the versions of Android that kill a process, each with the calls that it dies of."""
+    """Returns the versions of Android that would kill the process, with the forbidden calls."""
     forbidden = {version: sorted(names - allowed) for version, allowed in allowed_calls().items()}
     return {version: calls for version, calls in forbidden.items() if calls}

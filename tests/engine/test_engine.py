@@ -226,7 +226,7 @@ def test_cancel(built: Built, client: EngineClient) -> None:
     ask, heard = _ask("What colour?"), threading.Event()
 
     def cancel() -> None:
-        heard.wait(30)
+        heard.wait(60)
         client.cancel()
 
     helper = threading.Thread(target=cancel)

@@ -1,4 +1,4 @@
-"""An engine that computes nothing: it answers over the protocol with times that a test knows."""
+"""A fake engine: it speaks the protocol and reports fixed times."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PEAK_RSS_BYTES = 3 * 2**20
 
 
 class StandIn:
-    """Answers requests; every picture is new unless it was the last."""
+    """Answers requests; remembers the last picture only."""
 
     def __init__(self) -> None:
         self._picture = ""
@@ -35,7 +35,7 @@ class StandIn:
         return {Field.IMAGE: name, Field.REMEMBERED: remembered, Field.ENCODE_MS: 400.0}
 
     def chat(self, request: dict) -> dict:
-        """A word is a token; 2 ms each in the prefill, 10 ms per step of decoding."""
+        """Counts a word as a token; prefill takes 2 ms per token, decode 10 ms per step."""
         text = request[Field.MESSAGES][0][Field.CONTENT]
         image = request.get(Field.IMAGE)
         tokens = len(text.split()) + (PICTURE_TOKENS if image else 0)
@@ -57,7 +57,7 @@ class StandIn:
         return {}
 
     def bandwidth(self, request: dict) -> dict:
-        """1 GB/s and 3 GB/s in turn."""
+        """Reports 1 GB/s and 3 GB/s in turn."""
         self._reads += 1
         rate = 1e6 if self._reads % 2 else 3e6  # bytes per millisecond
         return {
@@ -68,7 +68,7 @@ class StandIn:
 
 
 def main() -> None:
-    """Speaks the protocol; with the argument `OP`, dies when it is asked for that."""
+    """Speaks the protocol; given `OP` as an argument, exits when that operation is requested."""
     stand_in = StandIn()
     hello = {
         Field.EVENT: Event.HELLO,

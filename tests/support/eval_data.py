@@ -85,7 +85,7 @@ def mmmu_row(number: int, /, **more: Any) -> dict[str, Any]:
 
 
 def cmmmu_row(number: int, /, **more: Any) -> dict[str, Any]:
-    """As in the parquet files."""
+    """Returns a row as in the parquet files."""
     row: dict[str, Any] = {
         "id": number, "type": "选择", "source_type": "website", "source": "none",
         "question": "这个图形<图片 1>是什么颜色？",
@@ -113,7 +113,7 @@ def write_parquet(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
 
 
 def write_cmmmu_json(folder: Path, rows: Sequence[dict[str, Any]]) -> Path:
-    """As in the benchmark's repository: JSON lines, the pictures beside them."""
+    """Writes it as in the benchmark's repository: JSON lines, with the pictures beside them."""
     folder.mkdir(parents=True)
     lines = []
     for row in rows:

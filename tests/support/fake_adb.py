@@ -1,4 +1,4 @@
-"""An adb without a phone: a folder is the phone, and files beside its own say how adb fails.
+"""A fake adb: a folder stands in for the phone, and files in it say how adb fails.
 
 The phone's files lie in `sdcard`, `data` and `proc`; `programs` has what its shell finds besides
 this machine's; `getprop.NAME` are its properties. For adb:
@@ -37,7 +37,7 @@ def state(name: str) -> str | None:
 
 
 def here(text: str) -> str:
-    """Names the phone's files as this machine does."""
+    """Maps paths on the phone to paths on this machine."""
     for folder in FOLDERS:
         text = text.replace(folder, f"{STATE}{folder}")
     return text

@@ -1,4 +1,4 @@
-"""A folder that plays a phone for `fake_adb.py`."""
+"""A folder that stands in for a phone, for `fake_adb.py`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from runtime.engine_client.adb import SERIAL_VARIABLE
 
 FAKE_ADB = Path(__file__).with_name("fake_adb.py")
 SERIAL = "ABC"
-# What a phone's shell has and this machine's has not, or not so.
+# Commands of a phone's shell that this machine lacks or that behave differently here.
 PROGRAMS = {
     "getprop": 'echo "$(cat "$FAKE_ADB/getprop.$1" 2>/dev/null)"',
     "am": "exit 0",
@@ -21,7 +21,7 @@ _DF = "Filesystem 1K-blocks Used Available Use% Mounted on\n/dev/fuse 9 5 {} 50%
 
 
 class FakePhone:
-    """A folder that plays the phone, and says how adb fails."""
+    """The folder that stands in for the phone; its files also tell the fake adb how to fail."""
 
     def __init__(self, state: Path) -> None:
         self.state = state
@@ -58,7 +58,7 @@ class FakePhone:
         return self.state / target.lstrip("/")
 
     def calls(self) -> list[str]:
-        """What adb was asked since the last call."""
+        """Returns the commands that adb received since the last call."""
         log = self.state / "log"
         lines = log.read_text().splitlines() if log.exists() else []
         log.unlink(missing_ok=True)
@@ -66,7 +66,7 @@ class FakePhone:
 
 
 def fake_phone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> FakePhone:
-    """Makes a phone in a folder, and its adb the one that is found."""
+    """Makes a phone in a folder and puts its adb first on the PATH."""
     state, programs = folder / "phone", folder / "bin"
     state.mkdir()
     programs.mkdir()

@@ -1,4 +1,4 @@
-"""Faults for verify to find: altered bundles, and engines that do something else."""
+"""Faults for verify to find: altered bundles and faulty engines."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def alter_tokenizer(folder: Path, change: Callable[[Any], None]) -> None:
 
 
 def exchange(model: Any, *pairs: tuple[str, str]) -> None:
-    """Gives pieces of a SentencePiece model each other's ids."""
+    """Swaps ids of pieces of a SentencePiece model."""
     ids = {piece.piece: i for i, piece in enumerate(model.pieces)}
     for a, b in pairs:
         one, other = (model.pieces[ids[piece]] for piece in (a, b))
@@ -101,7 +101,7 @@ def exchange(model: Any, *pairs: tuple[str, str]) -> None:
 
 
 def alter_config(bundle: Path, checkpoint: Path, to: Path, **changes: Any) -> Path:
-    """Copies a bundle whose checkpoint and manifest say something else than its program does.
+    """Copies a bundle and makes its checkpoint and manifest disagree with its program.
 
     Args:
         bundle: stays as it is, as does its checkpoint.
@@ -122,7 +122,7 @@ def alter_config(bundle: Path, checkpoint: Path, to: Path, **changes: Any) -> Pa
 
 
 class OtherText(EngineStages):
-    """An engine that writes another letter."""
+    """An engine that replaces a letter of its text."""
 
     def text(self, ids: Sequence[int]) -> str:
         return super().text(ids).replace("e", "a")
@@ -138,7 +138,7 @@ class Bilinear(EngineStages):
 
 
 class BlueFirst(EngineStages):
-    """An engine that takes blue for red."""
+    """An engine that swaps the red and blue channels."""
 
     def preprocess(self, picture: Image.Image) -> Tensor:
         return super().preprocess(picture).flip(0)
@@ -152,14 +152,14 @@ class ShortWindow(EngineStages):
 
 
 class NothingPinned(EngineStages):
-    """An engine that pins one token alone, whatever it is told."""
+    """An engine that pins one token only, whatever was requested."""
 
     def layers(self, inputs: Sequence[Tensor], window: int, pinned: int) -> list[Tensor]:
         return super().layers(inputs, window, 1)
 
 
 class LostCache(EngineStages):
-    """An engine that does not find in its cache what the first 16 tokens left."""
+    """An engine whose cache has lost the entries of the first 16 tokens."""
 
     def layers(self, inputs: Sequence[Tensor], window: int, pinned: int) -> list[Tensor]:
         whole = super().layers(inputs, window, pinned)
@@ -170,7 +170,7 @@ class LostCache(EngineStages):
 
 
 class MixedCache(EngineStages):
-    """An engine whose second layer finds another token's entry in one of the cache's places."""
+    """An engine whose second layer reads another token's entry from one cache slot."""
 
     def layers(self, inputs: Sequence[Tensor], window: int, pinned: int) -> list[Tensor]:
         whole = super().layers(inputs, window, pinned)
@@ -183,7 +183,7 @@ class MixedCache(EngineStages):
 
 
 class BadBlock(EngineStages):
-    """An engine whose kernel leaves out the last outputs of the second vision block."""
+    """An engine whose kernel omits the last outputs of the second vision block."""
 
     def vision_block(self, index: int, x: Tensor) -> Tensor:
         out = super().vision_block(index, x)
@@ -193,7 +193,7 @@ class BadBlock(EngineStages):
 
 
 class BadLayer(EngineStages):
-    """An engine whose kernel leaves out outputs of the first decoder layer."""
+    """An engine whose kernel omits outputs of the first decoder layer."""
 
     def layers(self, inputs: Sequence[Tensor], window: int, pinned: int) -> list[Tensor]:
         outputs = super().layers(inputs, window, pinned)
@@ -202,14 +202,14 @@ class BadLayer(EngineStages):
 
 
 class Penalty(EngineSession):
-    """An engine whose greedy search avoids what it said before."""
+    """An engine whose greedy decoding penalises repetition."""
 
     def reply(self, messages: Any, picture: Any, options: Any, **hooks: Any) -> Any:
         return super().reply(messages, picture, replace(options, repetition_penalty=5.0), **hooks)
 
 
 class Shouting(EngineSession):
-    """An engine whose answers are written otherwise than its ids say."""
+    """An engine whose text does not match its token ids."""
 
     def reply(self, messages: Any, picture: Any, options: Any, **hooks: Any) -> Any:
         reply = super().reply(messages, picture, options, **hooks)
@@ -217,7 +217,7 @@ class Shouting(EngineSession):
 
 
 class Warm(EngineSession):
-    """An engine that draws its tokens where it should take the likeliest."""
+    """An engine that samples where it should take the likeliest token."""
 
     def reply(self, messages: Any, picture: Any, options: Any, **hooks: Any) -> Any:
         warm = replace(options, do_sample=True, temperature=3.0, seed=1)
@@ -225,7 +225,7 @@ class Warm(EngineSession):
 
 
 class Verified:
-    """The models that bundles of one checkpoint are compared with."""
+    """The reference models that the bundles of a checkpoint are compared with."""
 
     def __init__(self, folder: Path, checkpoint: Path | None = None) -> None:
         """Args: folder: a bundle. checkpoint: by default the one that its manifest names."""

@@ -1,4 +1,4 @@
-"""What a test needs of the machine; without it the test skips, and says why."""
+"""Programs and platforms that tests need; a test without them skips with the reason."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run of the tests makes once, whichever of its worker processes asks first."""
+"""Test data that is made once per run and shared by all worker processes."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import pytest
 
 
 def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
-    """Returns a folder of this run; the first process that asks for it fills it.
+    """Returns a folder of this run that the first process to ask fills; the others wait.
 
-    The others wait meanwhile. Nobody alters what is in it.
+    No test may alter it.
 
     Args:
-        factory: knows the run's base folder; that of a worker is a folder in it.
+        factory: has the run's base folder; a worker's base folder lies in it.
         name: of the folder, unique in the run.
-        make: gets the empty folder and fills it. What it raises fails this process's tests; the
-            next process tries again, in an empty folder of the next number.
+        make: fills the empty folder that it gets. If it raises, the tests that asked fail, and
+            the next process tries again in a new folder.
     """
     base = factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:

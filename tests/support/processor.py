@@ -1,4 +1,4 @@
-"""What this machine's processor can do, as the kernel says it; the engine asks the processor."""
+"""CPU features as the kernel reports them; the engine asks the CPU itself."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def processor_features() -> set[str]:
-    """Returns names of `runtime/engine/cpu_features.cc`; none where Linux or x86-64 is missing."""
+    """Returns names of `runtime/engine/cpu_features.cc`; empty unless this is Linux on x86-64."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""The bundle's arithmetic in numpy, from the tensors of a bundle: what compiled blocks must say.
+"""The bundle's arithmetic in numpy, on the tensors of a bundle: what compiled blocks must compute.
 
 Quantized weights times int8 activations per group, float16 weights, a KV cache of float16 or of
 int8 codes. Everything between is float64 here and float32 in the kernels.
@@ -129,7 +129,7 @@ class NumpyModel:
         return self._linear(head, c.vocab_size, normed)
 
     def _attend_window(self, q: Array, k: Array, v: Array, window: int, pinned: int) -> Array:
-        """Query by query, key by key, as the words of `runtime.reference.kv_cache` say it."""
+        """Computes query by query, key by key, as described in `runtime.reference.kv_cache`."""
         c = self.config.decoder
         groups = c.num_attention_heads // c.num_key_value_heads
         queries, keys, values = _heads(q, c.num_attention_heads), _heads(k, 0, c.head_dim), v

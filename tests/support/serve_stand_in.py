@@ -72,7 +72,7 @@ class Answering(Repeating):
 
 
 def _telling(on_text: OnText, on_logprobs: OnLogprobs, count: int) -> OnText:
-    """Makes a token of every piece."""
+    """Reports each piece of text as one token."""
 
     def tell(text: str) -> None:
         top = tuple(TokenLogprob(10 + i, -0.5 - i) for i in range(count))

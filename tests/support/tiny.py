@@ -155,7 +155,7 @@ def tokenizer_model() -> bytes:
 
 
 def wrong_tokenizers() -> dict[str, tuple[bytes, str]]:
-    """Returns files that no tiny model can read text with, and what is said of each.
+    """Returns tokenizer files that a tiny model cannot use, with the message about each.
 
     Keys: what is wrong.
     """

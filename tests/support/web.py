@@ -24,7 +24,7 @@ class WebServer:
     """A server; a context manager that interrupts it."""
 
     def __init__(self, command: Sequence[str], home: Path, log: BinaryIO | None = None) -> None:
-        """Args: home: for its chats, pictures and settings. log: for more than a pipe holds."""
+        """Args: home: holds chats, pictures and settings. log: for output larger than a pipe."""
         self.folder = home / "minicpmv" / "web"
         self._process = subprocess.Popen(
             command,
@@ -62,23 +62,23 @@ class WebServer:
 
     @property
     def pid(self) -> int:
-        """The number by which the system knows it."""
+        """The process id."""
         return self._process.pid
 
     @property
     def children(self) -> list[int]:
-        """Processes that it started, and that run."""
+        """Process ids of its running children."""
         path = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children")
         tasks = path.parent.parent.glob("*/children")
         return [int(pid) for task in tasks for pid in task.read_text().split()]
 
     def memory_bytes(self) -> int:
-        """What of it is resident."""
+        """Resident memory, bytes."""
         lines = Path(f"/proc/{self._process.pid}/status").read_text().splitlines()
         return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmRSS:"))
 
     def interrupt(self) -> int:
-        """Presses Ctrl-C; returns the exit code."""
+        """Sends SIGINT, as Ctrl-C does; returns the exit code."""
         self._process.send_signal(signal.SIGINT)
         return self._process.wait(_SECONDS)
 
@@ -89,7 +89,7 @@ class WebServer:
         body: bytes | None = None,
         headers: Mapping[str, str | None] | None = None,
     ) -> tuple[int, http.client.HTTPMessage, bytes]:
-        """Sends a request under the secret, as the page would but for `headers`; None leaves out.
+        """Sends a request as the page does, secret included; in `headers`, None omits one.
 
         A path that begins with `/` is taken as it is.
         """
@@ -118,12 +118,12 @@ class WebServer:
         return self.request("POST", "picture", content, headers)[0]
 
     def listen(self) -> Listening:
-        """Begins to hear events."""
+        """Opens the event stream."""
         return Listening(self)
 
 
 class Listening:
-    """A page that only listens; a context manager that hangs up."""
+    """A page that only listens to events; a context manager that closes the connection."""
 
     def __init__(self, server: WebServer) -> None:
         self._connection = http.client.HTTPConnection(server.host, server.port, timeout=_SECONDS)
@@ -176,6 +176,6 @@ class Listening:
                 return state
 
     def is_over(self) -> bool:
-        """Reads all that comes; says whether the stream ended well."""
+        """Reads the stream to its end; returns True unless that raises."""
         self._answer.read()
         return True

@@ -1,4 +1,4 @@
-"""The page's server with a model that computes nothing: what it does stands in the question.
+"""The page's server with a fake model that does what the question says.
 
 `count` counts until it is stopped, `signal 9` ends in the middle, `refuse CODE` is refused as a
 prompt that is too long; all else is repeated, with the number of turns before it and the size of
@@ -83,10 +83,10 @@ class Repeating:
         return Reply(said, [], statistics)
 
     def reset(self) -> None:
-        """Has nothing to forget."""
+        """Does nothing: there is no state."""
 
     def close(self) -> None:
-        """Has nothing to end."""
+        """Does nothing: there is no process."""
 
 
 def main() -> None:

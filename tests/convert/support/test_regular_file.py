@@ -31,7 +31,7 @@ def in_time(call: Callable[[], object]) -> BaseException | None:
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    thread.join(timeout=20)
+    thread.join(timeout=60)
     assert raised, "it waits for a file that never ends"
     return raised[0]
 

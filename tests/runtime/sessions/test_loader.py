@@ -95,11 +95,12 @@ def test_settings_of_the_reference_do_not_fit_a_bundle(bundle, setting):
 
 def test_a_conversation_survives_its_engine(bundle, monkeypatch, capsys):
     """In a terminal: the engine dies of the second question, which is then asked again."""
+    monkeypatch.setattr("runtime.engine_client.client._IDLE_SECONDS", 0)  # it was at work
     reply, turns = EngineSession.reply, []
 
     def dying(self, messages, *rest, **named):
         turns.append(len(messages))
-        if len(turns) == 2:  # later than what counts as idle
+        if len(turns) == 2:
             pid = self.client()._process.pid
             os.kill(pid, signal.SIGSTOP)
             threading.Timer(1.5, os.kill, (pid, signal.SIGKILL)).start()
