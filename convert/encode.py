@@ -1,4 +1,4 @@
-"""From a checkpoint's tensors to what a weights file holds: one planned tensor at a time."""
+"""Writes a bundle's weights: reads and encodes one planned tensor at a time."""
 
 from __future__ import annotations
 
@@ -81,13 +81,13 @@ def write_weights(
 
 
 class ReadOnce:
-    """Reads each of a checkpoint's tensors once, though several planned ones may need it.
+    """Reads each tensor of a checkpoint once, even if several planned tensors need it.
 
-    What is read is kept until the last of them was made.
+    A tensor is kept in memory until the last planned tensor that needs it has been made.
     """
 
     def __init__(self, read: Read, tensors: Sequence[PlannedTensor]) -> None:
-        """Args: read: from the checkpoint. tensors: what will be made, in any order."""
+        """Args: read: reads the checkpoint. tensors: those that will be made, in any order."""
         self._read = read
         self._uses = Counter(source for tensor in tensors for source in tensor.rule.sources)
         self._kept: dict[str, Tensor] = {}
@@ -102,15 +102,15 @@ class ReadOnce:
 
 
 def read_weight(checkpoint: Checkpoint, tensor: PlannedTensor, read: Read | None = None) -> Array:
-    """Reads a planned tensor: float32 where it is stored so, float16 otherwise.
+    """Reads a planned tensor: float32 if it is stored as float32, float16 otherwise.
 
     Args:
-        checkpoint: named in errors.
-        tensor: what to make.
-        read: of the checkpoint's tensors; None: `checkpoint.read`.
+        checkpoint: where it is read from.
+        tensor: the planned tensor.
+        read: reads a tensor of the checkpoint; None: `checkpoint.read`.
 
     Raises:
-        CheckpointError: it holds NaN, infinity, or more than its format can.
+        CheckpointError: it holds NaN, infinity, or a value beyond its format.
     """
     dtype = torch.float32 if tensor.format == "f32" else torch.float16
     try:
@@ -129,10 +129,10 @@ def read_weight(checkpoint: Checkpoint, tensor: PlannedTensor, read: Read | None
 def encode(
     weight: Array, tensor: PlannedTensor, scheme: GroupScheme, method: Method
 ) -> list[Array]:
-    """Brings a planned tensor, as `read_weight` gives it, into its stored form.
+    """Converts a planned tensor, as `read_weight` returns it, into its stored form.
 
     Returns:
-        What `tensor.stored` announces, in that order.
+        The arrays that `tensor.stored` describes, in that order.
     """
     if tensor.format not in ("q4", "q8"):
         return [tile_f16(weight) if tensor.format == "f16_tiled" else weight]
@@ -158,7 +158,7 @@ def encode(
 def encode_calibrated(
     tensor: PlannedTensor, plan: Plan, calibrated: CalibratedWeights
 ) -> list[Array] | None:
-    """Returns the stored form of what calibration made of a tensor; None if it made nothing."""
+    """Returns the stored form of a tensor that calibration changed; None for any other."""
     values = calibrated.replaced(tensor.name)
     if values is not None:
         return [values.astype(np.float16 if tensor.format == "f16" else np.float32)]

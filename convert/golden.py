@@ -1,4 +1,4 @@
-"""Golden prompts: what a bundle's engine answers here, so that it can check itself elsewhere."""
+"""Golden prompts: the host engine's answers, against which engines elsewhere check themselves."""
 
 from __future__ import annotations
 
@@ -33,22 +33,22 @@ _WINDOW = 1024  # tokens; no golden prompt is near it
 
 
 def can_answer(bundle: Bundle, target: str) -> bool:
-    """Says whether a bundle's engine runs here and can read text."""
+    """Tells whether a bundle's engine runs on this machine, and has a tokenizer."""
     return is_host() and target in bundle.manifest.targets and bundle.tokenizer is not None
 
 
 def write_golden(bundle: Bundle, target: str, progress: Progress) -> list[str]:
     """Answers the prompts of `configs/golden.json` greedily, and writes prompts and answers.
 
-    Beside the answers stand the likeliest tokens' logits: see `runtime/engine/PROTOCOL.md`.
+    With each answer go the logits of the likeliest tokens; see `runtime/engine/PROTOCOL.md`.
 
     Args:
-        bundle: whose folder gets the files; its engine answers.
-        target: whose engine runs on this machine.
-        progress: counts prompts.
+        bundle: its engine answers, and its folder gets the files.
+        target: one whose engine runs on this machine.
+        progress: receives the prompts answered.
 
     Returns:
-        The names of the files.
+        The names of the new files.
 
     Raises:
         ToolkitError: the engine fails.
@@ -87,10 +87,10 @@ def golden_settings() -> dict[str, Any]:
 
 
 def golden_questions(*, with_pictures: bool) -> dict[str, Any]:
-    """Returns all that `golden.json` says but answers and logits, which are the engine's.
+    """Returns the content of a bundle's `golden.json`, without the engine's answers and logits.
 
     Args:
-        with_pictures: false for a decoder-only model.
+        with_pictures: whether to ask about the picture, too; False for a decoder-only model.
     """
     settings = golden_settings()
     return {
@@ -110,15 +110,15 @@ def golden_questions(*, with_pictures: bool) -> dict[str, Any]:
 
 
 def golden_picture() -> Image.Image:
-    """Returns the picture that golden prompts are about."""
+    """Returns the picture that the golden prompts ask about."""
     return open_picture(CONFIGS / golden_settings()["picture"])
 
 
 @contextmanager
 def _where_it_may_run(program: Program) -> Iterator[Program]:
-    """Yields a program, or a copy of it where the bundle's own place lets nothing run.
+    """Yields a program, or a copy of it if the bundle is on a file system mounted `noexec`.
 
-    Such a bundle is still one for phones, so that converting to that place must work.
+    Converting to such a place must work, since the bundle may be meant for phones.
     """
     if forbidding_mount(program.path) is None:
         yield program
@@ -135,7 +135,7 @@ def _steps(
     ids: Sequence[int],
     top: int,
 ) -> list[dict[str, Any]]:
-    """Returns the likeliest tokens and their logits in the place of each of an answer's ids."""
+    """Returns the likeliest tokens and their logits at the position of each token of an answer."""
     assert bundle.tokenizer is not None
     tokens = None if picture is None else _image_tokens(engine, bundle, picture)
     prompt = Tokenizer(bundle.tokenizer, bundle.config).prompt(
@@ -145,7 +145,7 @@ def _steps(
     if tokens is not None and prompt.image_start is not None:
         embeds[prompt.image_start : prompt.image_start + len(tokens)] = tokens
     hidden = engine.tap(Tap.LAYERS, embeds, {Field.WINDOW: _WINDOW, Field.PINNED: 1})[-1]
-    first = len(prompt.ids) - 1  # what is likely behind the prompt stands in the first id's place
+    first = len(prompt.ids) - 1  # whose logits predict the first token of the answer
     steps = []
     for row in engine.tap(Tap.LOGITS, hidden[first:])[: len(ids)]:
         likeliest = np.argsort(-row, kind="stable")[:top]

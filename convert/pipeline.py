@@ -1,6 +1,6 @@
 """A conversion from request to summary: the loop over its products, and `convert` for Python.
 
-A further product is one more subclass of `Product`, and a line in `PRODUCTS`.
+To add a product, subclass `Product` and add the class to `PRODUCTS`.
 """
 
 from __future__ import annotations
@@ -26,14 +26,15 @@ from convert.support.phases import Phases, processor_seconds
 from convert.support.progress import Progress, silent
 from quantize.errors import ConfigError
 
-PRODUCTS: tuple[type[Product], ...] = (BundleProduct, OnnxProduct, MlcProduct)  # as they are made
+# In the order in which they are made.
+PRODUCTS: tuple[type[Product], ...] = (BundleProduct, OnnxProduct, MlcProduct)
 
 Summary = TypeVar("Summary")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConversionSummary:
-    """What a conversion made, and what it took."""
+    """What a conversion made, and the time and memory it took."""
 
     settings: Mapping[str, str]  # the request, in the user's words
     products: tuple[ProductSummary, ...]
@@ -92,7 +93,7 @@ def convert(
 ) -> ConversionSummary:
     """Converts a checkpoint, as `minicpmv convert` does.
 
-    Each product appears under its name when it is whole, and replaces an older one only then.
+    A product appears under its final name when it is complete, and replaces an older one only then.
 
     Args:
         checkpoint: a folder, a Hugging Face id such as `openbmb/MiniCPM-V`, or None for the demo
@@ -112,17 +113,17 @@ def convert(
         calibration: a JSON Lines file of calibration samples; None: the built-in ones.
         skip_bad: leave out lines of `calibration` that cannot be used.
         mlc_python: the Python of the environment that has `mlc_llm`; None: this one.
-        resume: go on with the bundle that an interrupted run of the same request left unfinished.
+        resume: continue the bundle that an interrupted run of the same request left unfinished.
         progress: receives the progress of every stage.
 
     Returns:
-        What was made, one summary per product, and what it took.
+        A summary per product, and the time and memory it took.
 
     Raises:
         ConfigError: an option is unknown, or does not apply to what is made.
         CheckpointError: the checkpoint is incomplete, damaged or of another model.
-        BundleError: something else stands in the output's place, or the disk is full.
-        ToolkitError: any other error that a user can mend; the base class of these.
+        BundleError: an output folder holds something else, or the disk is full.
+        ToolkitError: the base class of these, and of all other errors that a user can fix.
     """
     started = time.monotonic()
     config = resolve_config(
@@ -146,7 +147,7 @@ def convert(
 
 
 def known_targets() -> tuple[str, ...]:
-    """Returns what can be converted for."""
+    """Returns the names of all targets."""
     return *Target.names(), *(kind.target for kind in PRODUCTS if kind.target is not None)
 
 
@@ -183,7 +184,7 @@ def resolve_config(
     """Checks a request and gives every product its folder; see `convert`.
 
     Raises:
-        ConfigError: an unknown target or KV cache, or an option of a product that is not made.
+        ConfigError: the target or the KV cache is unknown, or an option does not apply.
     """
     targets = parse_targets(target)
     compiled = tuple(name for name in targets if name in Target.names())
@@ -209,7 +210,7 @@ def resolve_config(
 
 
 def settings(config: ConvertConfig) -> dict[str, str]:
-    """Names every setting of a request as the user would."""
+    """Returns the settings of a request, in the user's words."""
     named = {"checkpoint": config.checkpoint or "demo"}
     for kind in _kinds(config):
         named |= kind.settings(config)
@@ -219,15 +220,16 @@ def settings(config: ConvertConfig) -> dict[str, str]:
 def begin(
     config: ConvertConfig, progress: Progress, started: float
 ) -> tuple[Conversion, list[Product]]:
-    """Opens the checkpoint, and checks all that can be refused before the work.
+    """Opens the checkpoint, and checks everything that can be checked before the work.
 
     Args:
         config: the request.
         progress: receives the progress of every stage.
-        started: what `time.monotonic()` said when the command began.
+        started: the value of `time.monotonic()` when the command started.
 
     Raises:
-        ToolkitError: a product's place is taken, or the checkpoint cannot be converted.
+        ToolkitError: an output folder holds something else, or the checkpoint cannot be
+            converted.
     """
     products = [kind(config) for kind in _kinds(config)]
     phases = Phases()
@@ -240,10 +242,10 @@ def begin(
 
 
 def make_products(conversion: Conversion, products: Sequence[Product]) -> None:
-    """Makes planned products, one after another.
+    """Makes products that are planned, one after another.
 
-    Each appears before the next is begun; but what a cross-check follows appears after it, or not
-    at all.
+    Each one is committed before the next is started, unless the next is a cross-check: then it is
+    committed after the cross-check, and not at all if the cross-check fails.
     """
     with ExitStack() as unfinished:
         for product in products:
@@ -253,7 +255,7 @@ def make_products(conversion: Conversion, products: Sequence[Product]) -> None:
 
 
 def summarize(conversion: Conversion, products: Sequence[Product]) -> ConversionSummary:
-    """Says what was made, and what it took until now."""
+    """Returns what was made, and the time and memory it took so far."""
     return ConversionSummary(
         settings=settings(conversion.config),
         products=tuple(product.summary() for product in products),

@@ -1,4 +1,4 @@
-"""What a broken conversion leaves to go on with: marks of a weights file, and what they are of."""
+"""The journal of a conversion: records how much of the weights file is valid, so it can resume."""
 
 from __future__ import annotations
 
@@ -19,26 +19,28 @@ from convert.support.whole_file import whole_file
 
 JOURNAL = "journal.jsonl"
 FORMAT, FORMAT_VERSION = "minicpmv-journal", 1
-_LIMIT = 16 * 2**20  # bytes; the real model's has 60 KiB
+_LIMIT = 16 * 2**20  # bytes; the real model's takes 60 KiB
 
 _LOG = logging.getLogger(__name__)
 
 
 class Journal:
-    """A file beside the weights: first what the work follows from, then a line for each mark."""
+    """A file beside the weights: first a line on what they depend on, then a line for each mark."""
 
     def __init__(self, folder: Path, about: Mapping[str, Any]) -> None:
-        """Reads what an earlier run left in a work folder; all that it does not need goes.
+        """Reads what an earlier run left in a work folder, and removes all that it does not need.
 
         Args:
-            folder: of the bundle in the making; empty if nothing is to go on from.
-            about: all that the weights' bytes follow from, as JSON has it.
+            folder: the unfinished bundle's; empty if there is nothing to resume from.
+            about: everything that the weights' bytes depend on, as JSON values.
         """
         self._path = folder / JOURNAL
         self._first = {"format": FORMAT, "format_version": FORMAT_VERSION, "about": dict(about)}
-        self.marks: tuple[Mark, ...] = ()  # in the order of the file; not yet held against it
+        self.marks: tuple[
+            Mark, ...
+        ] = ()  # in the order of the file; not yet checked against the weights
         self._added = False
-        self.kept_tensors = 0  # of the weights file, which the writer found to be whole
+        self.kept_tensors = 0  # that the writer found valid in the weights file
         left = [path for path in folder.iterdir() if path.name not in (JOURNAL, WEIGHTS)]
         if os.path.lexists(self._path):
             self.marks = self._read()
@@ -47,7 +49,9 @@ class Journal:
             self.marks = ()
         if not self.marks:
             left = list(folder.iterdir())
-        self.nbytes = weights.stat().st_size if self.marks else 0  # that are there already
+        self.nbytes = (
+            weights.stat().st_size if self.marks else 0
+        )  # bytes written by the earlier run
         for path in left:
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
@@ -55,40 +59,42 @@ class Journal:
                 path.unlink()
 
     def begin(self, kept: Mark | None) -> None:
-        """Starts to write, after the mark up to which the weights were kept."""
+        """Starts writing, after the last mark whose weights were kept."""
         self.kept_tensors = 0 if kept is None else kept.tensors
         marks = [_line(mark) for mark in self.marks if mark.tensors <= self.kept_tensors]
         with whole_file(self._path) as file:
             file.write_text("".join([json.dumps(self._first) + "\n", *marks]), "utf-8")
 
     def add(self, mark: Mark) -> None:
-        """Notes a mark whose bytes are written."""
+        """Records a mark whose bytes have been written."""
         with self._path.open("a", encoding="utf-8") as file:
             file.write(_line(mark))
         self._added = True
 
     def has_marks(self) -> bool:
-        """Says whether there is anything to go on with."""
+        """Tells whether a later run could resume from this journal."""
         return bool(self.marks) or self._added
 
     def remove(self) -> None:
-        """Ends the work: the bundle has no such file."""
+        """Removes the file, which is not part of a finished bundle."""
         self._path.unlink(missing_ok=True)
 
     def _read(self) -> tuple[Mark, ...]:
-        """Returns the marks up to the first bad line; none if they are of other work."""
+        """Returns the marks up to the first bad line; none if they belong to another conversion."""
         try:
             if self._path.is_symlink():
-                raise ValueError("no journal of ours")
+                raise ValueError("not a journal of ours")
             content = read_regular(self._path, _LIMIT)
             first, *lines = [line for _, line in json_lines(content)]
             found = json.loads(first)
         except (OSError, ValueError, RecursionError):
-            _LOG.warning("%s: damaged; begins again", self._path)
+            _LOG.warning("%s: damaged; starting from the beginning", self._path)
             return ()
         if found != self._first:
             changed = _difference(found, self._first)
-            _LOG.warning("%s: of other work (%s); begins again", self._path, changed)
+            _LOG.warning(
+                "%s: of another conversion (%s); starting from the beginning", self._path, changed
+            )
             return ()
         return _marks(lines)
 
@@ -98,7 +104,7 @@ def _line(mark: Mark) -> str:
 
 
 def _marks(lines: Sequence[bytes]) -> tuple[Mark, ...]:
-    """Reads marks up to the first line that is none, as a broken run may leave it."""
+    """Reads marks up to the first invalid line, which an interrupted run may leave."""
     marks: list[Mark] = []
     for line in lines:
         try:
@@ -115,7 +121,7 @@ def _marks(lines: Sequence[bytes]) -> tuple[Mark, ...]:
 
 
 def _difference(found: Any, expected: Mapping[str, Any]) -> str:
-    """Names what is not the same."""
+    """Names what differs."""
     about = found.get("about") if isinstance(found, dict) else None
     if not isinstance(about, dict):
         return "damaged"

@@ -1,4 +1,4 @@
-"""The bundle: a folder that describes itself in `bundle.json`, read here and checked whole."""
+"""The bundle: a folder that `bundle.json` describes; read here, and checked completely."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from quantize.errors import BundleError, ToolkitError
 FORMAT_VERSION = 2
 MANIFEST, WEIGHTS = "bundle.json", "weights.safetensors"
 TOKENIZER, GENERATION = "tokenizer.model", "generation.json"
-GOLDEN, GOLDEN_PICTURE = "golden.json", "golden.picture"  # what an engine checks itself with
+GOLDEN, GOLDEN_PICTURE = "golden.json", "golden.picture"  # for the engine's self-check
 KIND = FolderKind(manifest=MANIFEST, format="minicpmv-bundle", noun="bundle")
 
 _ANOTHER_VERSION = (  # of the toolkit made it, or somebody altered it; what mends both:
@@ -39,7 +39,7 @@ T = TypeVar("T")
 
 
 class FileRecord(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a file must be."""
+    """A file's size and hash."""
 
     size: int  # bytes
     sha256: str
@@ -74,7 +74,7 @@ class TargetRecord(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class TensorRecord(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One artifact tensor, before tiles and packing."""
+    """One artifact tensor, before tiling and packing."""
 
     format: str  # a key of convert.bundle.plan.FORMATS
     shape: list[int]
@@ -137,7 +137,7 @@ _TABLES: Mapping[str, type[Struct]] = {
 
 
 class Bundle:
-    """An opened bundle; `open` checks everything but the files' hashes."""
+    """An open bundle; `open` checks everything except the files' hashes."""
 
     def __init__(
         self, path: Path, manifest: Manifest, config: ModelConfig, plan: Plan, weights: WeightsFile
@@ -150,11 +150,11 @@ class Bundle:
 
     @staticmethod
     def open(path: str | Path) -> Bundle:
-        """Opens a bundle and checks manifest, files' sizes, and every tensor's name and shape.
+        """Opens a bundle; checks the manifest, the files' sizes, and every tensor's name and shape.
 
         Raises:
-            BundleError: no bundle, or one that is truncated, altered or foreign: names the file
-                and what is wrong.
+            BundleError: not a bundle, or one that is truncated, altered or foreign; it names the
+                file and what is wrong.
         """
         path = Path(path)
         if not path.is_dir():
@@ -179,7 +179,7 @@ class Bundle:
 
     @property
     def tokenizer(self) -> Path | None:
-        """The SentencePiece model; a decoder-only bundle may lack it."""
+        """The SentencePiece model; None if a decoder-only bundle has none."""
         return self.path / TOKENIZER if TOKENIZER in self.manifest.files else None
 
     @property

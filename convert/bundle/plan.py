@@ -1,8 +1,8 @@
-"""What a conversion will store: every tensor, its format, and why; known before any work.
+"""The plan of a bundle: every tensor, its format, and the reason, decided before any work.
 
-A recipe (`configs/quant/NAME.json`) lists patterns with formats; the first that matches a tensor's
-name counts. A tensor that none matches, or that its format cannot hold, is an error: nothing
-falls back silently.
+A recipe (`configs/quant/NAME.json`) lists patterns with formats; the first pattern that matches a
+tensor's name applies. A tensor that no pattern matches, or whose shape its format cannot store, is
+an error: nothing falls back silently.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class FormatRule:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A quantization recipe: the number format of the groups, how, and which tensors get it."""
+    """A quantization recipe: the number format of groups, the method, and each tensor's format."""
 
     scheme: GroupScheme
     method: str  # a key of quantize.methods.METHODS
@@ -83,7 +83,7 @@ class Recipe:
         return Recipe(scheme, raw["method"], tuple(FormatRule(**row) for row in rows), raw)
 
     def with_method(self, method: str) -> Recipe:
-        """Returns the same recipe with another method; all but plain rounding use every code.
+        """Returns the same recipe with another method; only plain rounding leaves a code unused.
 
         Raises:
             ConfigError: no such method.
@@ -94,7 +94,7 @@ class Recipe:
         return Recipe.from_json({**self.source, "method": method, "max_code": codes})
 
     def format_of(self, name: str) -> FormatRule:
-        """Returns the row that counts for a tensor."""
+        """Returns the row that applies to a tensor."""
         for row in self.tensors:
             if fnmatchcase(name, row.pattern):
                 return row
@@ -112,23 +112,23 @@ class PlannedTensor:
 
     @property
     def name(self) -> str:
-        """The artifact's name; stored tensors of several parts add a suffix to it."""
+        """The artifact tensor's name; if it is stored in several parts, each adds a suffix."""
         return self.rule.name
 
     @property
     def parameters(self) -> int:
-        """Values of the tensor, padding left out."""
+        """The number of values, without padding."""
         return math.prod(self.rule.shape)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of what is stored, padding of tiles included."""
+        """The bytes stored, including the padding of tiles."""
         return sum(spec.nbytes for spec in self.stored)
 
 
 @dataclass(frozen=True)
 class PlannedGroup:
-    """Tensors of one part of the model that are stored alike for the same reason."""
+    """Tensors of one part of the model that have the same format for the same reason."""
 
     part: str
     why: str
@@ -137,12 +137,12 @@ class PlannedGroup:
 
     @property
     def parameters(self) -> int:
-        """Values of its tensors."""
+        """The number of values in the group's tensors."""
         return sum(tensor.parameters for tensor in self.tensors)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its tensors."""
+        """The bytes of the group's tensors."""
         return sum(tensor.nbytes for tensor in self.tensors)
 
 
@@ -156,26 +156,26 @@ class Plan:
 
     @property
     def stored(self) -> list[TensorSpec]:
-        """The tensors of the weights file."""
+        """The tensors of the weights file, in order."""
         return [spec for tensor in self.tensors for spec in tensor.stored]
 
     @property
     def parameters(self) -> int:
-        """Values of all tensors."""
+        """The number of values in all tensors."""
         return sum(tensor.parameters for tensor in self.tensors)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the weights file."""
+        """The size of the weights file in bytes."""
         return file_size(self.stored)
 
     @property
     def bits_per_weight(self) -> float:
-        """Bits that a parameter takes in the weights file, header and padding included."""
+        """The bits per parameter in the weights file, including header and padding."""
         return 8 * self.nbytes / self.parameters
 
     def groups(self) -> list[PlannedGroup]:
-        """Sums up tensors by part, reason and format, in the order of their first tensors."""
+        """Groups tensors by part, reason and format, in the order of their first tensors."""
         groups: dict[tuple[str, str, str], list[PlannedTensor]] = {}
         for tensor in self.tensors:
             part = tensor.name.partition(".")[0]
@@ -188,12 +188,12 @@ def make_plan(config: ModelConfig, untied_head: bool, recipe: Recipe, kv: str = 
 
     Args:
         config: the model's geometry.
-        untied_head: whether the LM head is not the embedding.
-        recipe: the formats of tensors.
+        untied_head: whether the LM head is a matrix of its own, not the embedding.
+        recipe: the tensors' formats.
         kv: the decoder's KV cache, a key of `convert.bundle.kv_cache.KV_FORMATS`.
 
     Raises:
-        ConfigError: the recipe says nothing about a tensor, or no such cache.
+        ConfigError: the recipe has no row for a tensor, or the KV cache is unknown.
         ShapeError: a tensor's shape does not suit its format.
     """
     find_kv_format(kv)
@@ -209,7 +209,7 @@ def make_plan(config: ModelConfig, untied_head: bool, recipe: Recipe, kv: str = 
 def stored_specs(
     name: str, shape: Shape, format: str, scheme: GroupScheme
 ) -> tuple[TensorSpec, ...]:
-    """Returns what the weights file holds for a tensor (N, K) or (N,) in a format of FORMATS.
+    """Returns the stored tensors of an artifact tensor (N, K) or (N,) in a format of FORMATS.
 
     Raises:
         ShapeError: the shape does not suit the format.
@@ -266,7 +266,7 @@ def _f32(name: str, shape: Shape, scheme: GroupScheme) -> tuple[TensorSpec, ...]
 
 FORMATS: dict[str, Callable[[str, Shape, GroupScheme], tuple[TensorSpec, ...]]] = {
     "q4": _q4,  # 4-bit codes and a scale per group, tiled
-    "q8": _q8,  # int8 codes and a scale per group, the last one filled with zeros; tiled
+    "q8": _q8,  # int8 codes and a scale per group, the last group padded with zeros; tiled
     "f16_tiled": _f16_tiled,  # float16 matrix, tiled
     "f16": _f16,
     "f32": _f32,

@@ -1,8 +1,8 @@
-"""An engine's file, which is run only as the very bytes that its bundle's manifest names.
+"""An engine's file, run only if its bytes are those that the bundle's manifest lists.
 
-The opened file is hashed, and what is started is that descriptor and not the path again: a file
-that takes its place meanwhile, as a conversion into the same folder puts one there, is never run
-unchecked. Looking at the path once more after the start would notice too, but too late.
+The file is opened once, and the hashed descriptor itself is executed rather than the path: a file
+that replaces it meanwhile, as a conversion into the same folder does, is never run unchecked.
+Checking the path again after the start would notice the change too late.
 """
 
 from __future__ import annotations
@@ -19,30 +19,30 @@ from pathlib import Path
 from convert.support.hashing import feed
 from quantize.errors import BundleError
 
-# A link is no file of a bundle, and a pipe must not make its reader wait.
+# A bundle contains no symbolic links, and opening a pipe must not block.
 _FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-# A file that was changed twice within a tick of the system's clock has the same times.
+# A file changed twice within one tick of the system clock keeps its times.
 _SETTLED_NS = 2_000_000_000
 
-# What files were when they were found right: path, device, inode, size, times, hash.
-_found_right: set[tuple[str | int, ...]] = set()
+# The state of files whose hash was right: path, device, inode, size, times, hash.
+_verified_states: set[tuple[str | int, ...]] = set()
 
 
 @dataclass(frozen=True)
 class Program:
-    """One engine."""
+    """The engine of one target."""
 
     path: Path
-    sha256: str  # as the manifest has it
+    sha256: str  # as the manifest lists it
 
     @contextmanager
     def opened(self) -> Iterator[int]:
-        """Opens the file, makes sure that it is the manifest's, and yields its descriptor.
+        """Opens the file, checks its hash, and yields the descriptor.
 
-        A file is read only once in a process, as long as nothing touches it.
+        Each process hashes a file only once, unless the file is modified.
 
         Raises:
-            BundleError: it is another, or cannot be read.
+            BundleError: the hash differs, or the file cannot be read.
         """
         try:
             descriptor = os.open(self.path, _FLAGS)
@@ -57,13 +57,13 @@ class Program:
             os.close(descriptor)
 
     def check(self) -> None:
-        """Raises BundleError unless the file is the manifest's."""
+        """Raises BundleError unless the file is the one that the manifest lists."""
         with self.opened():
             pass
 
     def _check(self, descriptor: int) -> None:
         state = self._state(descriptor)
-        if state in _found_right:
+        if state in _verified_states:
             return
         digest = hashlib.sha256()
         with open(descriptor, "rb", buffering=0, closefd=False) as file:
@@ -71,13 +71,13 @@ class Program:
         if digest.hexdigest() != self.sha256:
             raise BundleError(
                 f"{self.path}: altered: its SHA-256 is {digest.hexdigest()[:12]}…, the manifest "
-                f"says {self.sha256[:12]}…; a program that is not the bundle's own is not run. "
-                "Convert the checkpoint again; if that was done meanwhile, start this command again"
+                f"says {self.sha256[:12]}…; only the bundle's own program is run. "
+                "Convert the checkpoint again; if that was done meanwhile, run this command again"
             )
         if self._state(descriptor) != state:
-            raise BundleError(f"{self.path}: was written to while it was read; try again")
+            raise BundleError(f"{self.path}: was modified while it was read; try again")
         if time.time_ns() - os.fstat(descriptor).st_ctime_ns > _SETTLED_NS:
-            _found_right.add(state)
+            _verified_states.add(state)
 
     def _state(self, descriptor: int) -> tuple[str | int, ...]:
         s = os.fstat(descriptor)
@@ -88,7 +88,7 @@ class Program:
 
 
 def forbidding_mount(path: Path) -> Path | None:
-    """Returns where the file system is mounted that a file lies on, if nothing on it may run."""
+    """Returns the mount point of a file's file system if it is mounted `noexec`, else None."""
     if not os.statvfs(path).f_flag & os.ST_NOEXEC:
         return None
     return next(folder for folder in path.resolve().parents if os.path.ismount(folder))

@@ -1,7 +1,7 @@
-"""Results on disk: one JSON line each, only ever added to, so that a run can go on where it ended.
+"""Results on disk, one JSON line each, only ever appended, so that a run can resume.
 
-The first line says what was measured how. A result counts for a question only if it was given to
-the very same prompt and picture.
+The first line says what was measured, and how. A stored result is reused only for exactly the same
+prompt and picture.
 """
 
 from __future__ import annotations
@@ -23,28 +23,28 @@ Self = TypeVar("Self", bound="ResultsFile")
 
 
 def identity(bundle: Bundle) -> str:
-    """Returns what tells bundles apart: the hash of the manifest, which has all files' hashes."""
+    """Returns a bundle's identity: the hash of its manifest, which lists all files' hashes."""
     return FileRecord.of(bundle.path / MANIFEST).sha256
 
 
 class ResultsError(ToolkitError):
-    """A file of results is another run's, in use, or damaged."""
+    """A results file belongs to another run, is in use, or is damaged."""
 
 
 class ResultsFile:
-    """The results of one run, or of several that ended early; a context manager that closes it."""
+    """The results of one run, continued by later ones if interrupted. A context manager."""
 
     def __init__(self, path: Path, header: Mapping[str, Any], option: str) -> None:
-        """Opens a file, or makes it.
+        """Opens or creates a file.
 
         Args:
             path: the file.
-            header: its format, and what is measured how.
-            option: of the command line, that names another place.
+            header: its format, what is measured, and how.
+            option: the command-line option that chooses another path, for error messages.
 
         Raises:
-            ResultsError: it holds the results of another model, or another run writes it.
-            OutputFileError: it is no file.
+            ResultsError: it holds the results of another run, or another run is writing it.
+            OutputFileError: it is not a regular file.
         """
         self.path, self._option = path, option
         self._found: dict[tuple[str, str], dict[str, Any]] = {}
@@ -55,7 +55,9 @@ class ResultsFile:
             try:
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
-                raise ResultsError(f"{path}: another run writes it; wait for its end") from error
+                raise ResultsError(
+                    f"{path}: another run is writing it; wait until it ends"
+                ) from error
             self._read(header)
         except BaseException:
             self._file.close()
@@ -73,11 +75,11 @@ class ResultsFile:
         self._file.close()
 
     def get(self, key: str, digest: str) -> dict[str, Any] | None:
-        """Returns what is known of a question."""
+        """Returns the stored result of a question."""
         return self._found.get((key, digest))
 
     def add(self, key: str, digest: str, found: Mapping[str, Any]) -> None:
-        """Adds what is known of a question now; it is on disk when this returns."""
+        """Stores the result of a question; it is on disk when this returns."""
         line = {"key": key, "digest": digest, **found}
         self._write(line)
         self._found[key, digest] = line
@@ -100,7 +102,7 @@ class ResultsFile:
             self._found = {(line["key"], line["digest"]): line for line in rest}
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise ResultsError(
-                f"{self.path}: not a file of results, or damaged: {error}; {hint}"
+                f"{self.path}: not a results file, or damaged: {error}; {hint}"
             ) from error
         if given != json.loads(json.dumps(header)):
             differs = [key for key in header if header[key] != given.get(key)] or list(given)
@@ -108,5 +110,5 @@ class ResultsFile:
                 f"{self.path}: holds results of another run: {', '.join(differs)} differ; {hint}, "
                 "or remove the file"
             )
-        if len(whole) < len(content):  # a run was killed while it wrote a line
+        if len(whole) < len(content):  # a run was killed while writing a line
             os.ftruncate(self._file.fileno(), len(whole))

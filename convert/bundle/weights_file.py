@@ -1,8 +1,8 @@
-"""The bundle's weights file: safetensors, every tensor on a 64-byte border.
+"""The bundle's weights file: safetensors, with every tensor aligned to 64 bytes.
 
-Names, types and shapes are known before the first value is: the header comes first, then one
-tensor after the other. The format forbids holes, so what lies between two tensors is a tensor of
-bytes of its own, `__pad.N`. `convert.bundle.weights_writer` writes it.
+Names, types and shapes are known in advance, so the header is written first, then one tensor after
+another. The format forbids gaps; padding between two tensors is therefore a tensor of bytes itself,
+`__pad.N`. `convert.bundle.weights_writer` writes the file.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """What is known of a stored tensor before its values are."""
+    """Name, type and shape of a stored tensor."""
 
     name: str
     dtype: str  # a key of DTYPES
@@ -46,7 +46,7 @@ class TensorSpec:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its values."""
+        """The size of its values in bytes."""
         return math.prod(self.shape) * DTYPES[self.dtype].itemsize
 
 
@@ -57,7 +57,7 @@ def file_size(specs: Sequence[TensorSpec]) -> int:
 
 
 def layout(specs: Sequence[TensorSpec]) -> tuple[bytes, list[int]]:
-    """Returns the header's bytes, length field included, and each tensor's offset behind it."""
+    """Returns the header's bytes, including its length field, and each tensor's offset after it."""
     entries: dict[str, Any] = {}
     offsets: list[int] = []
     end = pads = 0
@@ -77,13 +77,13 @@ def layout(specs: Sequence[TensorSpec]) -> tuple[bytes, list[int]]:
 
 
 class WeightsFile(Mapping[str, Array]):
-    """Read-only views of a weights file, mapped into memory; padding is not shown."""
+    """Read-only views of a memory-mapped weights file, without padding tensors."""
 
     def __init__(self, path: Path) -> None:
-        """Maps the file and checks it whole before the first value is read.
+        """Maps the file, and validates the whole header before any value is read.
 
         Raises:
-            BundleError: truncated, overlapping, misaligned, or no safetensors file at all.
+            BundleError: truncated, overlapping, misaligned, or not a safetensors file.
         """
         self.path = path
         try:
@@ -98,12 +98,12 @@ class WeightsFile(Mapping[str, Array]):
         self._entries = _checked_entries(path, header, size)
 
     def specs(self) -> list[TensorSpec]:
-        """Returns the tensors in the order of the file, padding left out."""
+        """Returns the tensors in the order of the file, without padding."""
         return [spec for spec, _ in self._entries.values()]
 
     def release(self) -> None:
-        """Gives back the memory of what was read; views stay valid and read the file again."""
-        if hasattr(mmap, "MADV_DONTNEED"):  # not on every system
+        """Releases the memory of pages that were read; views stay valid and read the file again."""
+        if hasattr(mmap, "MADV_DONTNEED"):  # missing on some systems
             self._map.madvise(mmap.MADV_DONTNEED)
 
     def __getitem__(self, name: str) -> Array:
@@ -123,7 +123,7 @@ class WeightsFile(Mapping[str, Array]):
 
 @dataclass(frozen=True)
 class _Header:
-    """A parsed header and where the values start."""
+    """A parsed header, and the position where the values start."""
 
     entries: dict[str, Any]
     data_start: int  # bytes from the start of the file
@@ -137,20 +137,20 @@ def _read_header(path: Path, prefix: bytes, file: Any, size: int) -> _Header:
     length = int.from_bytes(prefix, "little")
     if len(prefix) < 8 or length > HEADER_LIMIT or 8 + length > size:
         raise BundleError(
-            f"{path}: truncated, or no safetensors file: its first 8 bytes say that the header has "
+            f"{path}: truncated, or not a safetensors file: its first 8 bytes announce a header of "
             f"{length:,} bytes, but the file has {size:,}"
         )
     try:
         entries = parse_json(file.read(length))
     except ValueError as error:
-        raise BundleError(f"{path}: its header is not the JSON it should be: {error}") from error
+        raise BundleError(f"{path}: its header is not valid JSON: {error}") from error
     if not isinstance(entries, dict):
         raise BundleError(f"{path}: its header is {type(entries).__name__}; expected an object")
     return _Header(entries, 8 + length)
 
 
 def _checked_entries(path: Path, header: _Header, size: int) -> dict[str, tuple[TensorSpec, int]]:
-    """Checks that the tensors lie side by side on their borders and fill the file exactly."""
+    """Checks that the tensors are aligned, adjacent, and fill the file exactly."""
     found: list[tuple[int, int, TensorSpec]] = []
     for name, entry in header.entries.items():
         if name != METADATA:
@@ -160,15 +160,13 @@ def _checked_entries(path: Path, header: _Header, size: int) -> dict[str, tuple[
     entries: dict[str, tuple[TensorSpec, int]] = {}
     for start, stop, spec in found:
         if start != end:
-            problem = "overlaps the tensor before it" if start < end else "leaves a hole before it"
+            problem = "overlaps the tensor before it" if start < end else "leaves a gap before it"
             raise BundleError(f"{path}: tensor {spec.name} starts at byte {start} and {problem}")
         end = stop
         if spec.name.startswith(PAD):
             continue
         if (header.data_start + start) % ALIGNMENT:
-            raise BundleError(
-                f"{path}: tensor {spec.name} does not lie on a border of {ALIGNMENT} bytes"
-            )
+            raise BundleError(f"{path}: tensor {spec.name} is not aligned to {ALIGNMENT} bytes")
         entries[spec.name] = (spec, start)
     if header.data_start + end != size:
         raise BundleError(
@@ -185,7 +183,7 @@ def _checked_entry(where: str, name: str, entry: Any) -> tuple[int, int, TensorS
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise BundleError(f"{where}: type {dtype!r:.40}; expected one of {', '.join(DTYPES)}")
     if not _is_counts(shape) or not _is_counts(offsets) or len(offsets) != 2:
-        raise BundleError(f"{where}: shape and data_offsets must be lists of whole numbers")
+        raise BundleError(f"{where}: shape and data_offsets must be lists of integers")
     spec = TensorSpec(name, dtype, tuple(shape))
     if offsets[1] - offsets[0] != spec.nbytes:
         raise BundleError(

@@ -1,8 +1,8 @@
-"""Writes a weights file: in a thread of its own, hashed on the way, to go on with if it breaks off.
+"""Writes a weights file in a thread of its own, hashes it on the way, and can resume.
 
-The thread writes and hashes one tensor while the next is made. After each piece of work the hash
-of all bytes so far is a mark: with the last mark that still fits, a broken file is cut there and
-goes on, and whoever needs the whole file's hash need not read it again.
+The thread writes and hashes one tensor while the next is computed. The hash of all bytes up to a
+tensor is a mark. An interrupted file is truncated at the last mark that still matches its bytes and
+continued from there. The finished file need not be read again for its hash.
 """
 
 from __future__ import annotations
@@ -24,28 +24,28 @@ from convert.bundle.weights_file import DTYPES, Array, TensorSpec, layout
 from convert.support.hashing import Digest, feed
 
 _CODES = {dtype: code for code, dtype in DTYPES.items()}
-_WAITING = 2  # tensors at most that are made but not written
+_WAITING = 2  # the most tensors that wait to be written
 
 
 @dataclass(frozen=True)
 class Mark:
-    """How far a file is good."""
+    """A position up to which a file is valid."""
 
-    tensors: int  # written, from the first on
-    sha256: str  # of the file up to there
+    tensors: int  # the number of tensors before the position
+    sha256: str  # of the file up to the position
 
 
 class WeightsWriter:
-    """Writes tensors in the order in which they were announced; a context manager."""
+    """Writes tensors in the order of their specs. A context manager."""
 
     def __init__(self, path: Path, specs: Sequence[TensorSpec], marks: Sequence[Mark] = ()) -> None:
-        """Creates the file and writes its header, or goes on with one that broke off.
+        """Creates the file and writes its header, or continues an interrupted one.
 
         Args:
-            path: the file; with marks it may be there already.
+            path: the file; it must not exist unless there are marks.
             specs: of all tensors.
-            marks: of the broken file, in their order; what lies behind the last one that fits
-                its bytes is cut off.
+            marks: of the interrupted file, in order; it is truncated at the last one that matches
+                its bytes.
         """
         header, offsets = layout(specs)
         self._path, self._specs = path, tuple(specs)
@@ -63,37 +63,37 @@ class WeightsWriter:
             raise
         self._thread = ThreadPoolExecutor(1, "weights")
         self._waiting: deque[Future[None]] = deque()
-        self._broken = False  # something could not be written
+        self._broken = False  # a write failed
 
     @property
     def kept(self) -> Mark | None:
-        """What the file began with, other than its header."""
+        """The last mark of the interrupted file that was kept; None if nothing was."""
         return self._kept
 
     def write(self, name: str, values: Array) -> None:
-        """Hands over the next tensor; its name, type and shape must be the announced ones.
+        """Queues the next tensor; its name, type and shape must be those of its spec.
 
-        The values may not change any more: they may be written later.
+        The values must not change afterwards, because they may be written later.
 
         Raises:
             OSError: an earlier tensor could not be written.
         """
-        assert self._next < len(self._specs), f"{name}: every announced tensor is written"
+        assert self._next < len(self._specs), f"{name}: all tensors have been written"
         spec = self._specs[self._next]
         found = (name, _CODES.get(values.dtype), values.shape)
-        assert found == (spec.name, spec.dtype, spec.shape), f"{found} comes where {spec} should"
+        assert found == (spec.name, spec.dtype, spec.shape), f"found {found}; expected {spec}"
         self._submit(lambda at=self._next: self._write(at, values))  # type: ignore[misc]
         self._next += 1
 
     def mark(self, note: Callable[[Mark], None]) -> None:
-        """Calls `note`, in the writer's thread, when all that was handed over is written."""
+        """Calls `note` in the writer's thread when all queued tensors have been written."""
         tensors = self._next
         self._submit(lambda: note(Mark(tensors, self._digest.hexdigest())))
 
     def sha256(self) -> str:
-        """Returns the whole file's hash, when everything is written."""
+        """Waits until everything is written, and returns the hash of the whole file."""
         self._wait(0)
-        assert self._next == len(self._specs), "asked too early"
+        assert self._next == len(self._specs), "some tensors are still to come"
         return self._digest.hexdigest()
 
     def __enter__(self) -> WeightsWriter:
@@ -108,14 +108,14 @@ class WeightsWriter:
         try:
             if kind is None:
                 missing = [spec.name for spec in self._specs[self._next :]]
-                assert not missing, f"{self._path}: announced but never written: {missing}"
+                assert not missing, f"{self._path}: never written: {missing}"
                 self._wait(0)
         finally:
             self._thread.shutdown(cancel_futures=True)
             self._file.close()
 
     def _recover(self, header: bytes, marks: Sequence[Mark]) -> Mark | None:
-        """Returns the last mark that fits, with the file and its hash at that place."""
+        """Returns the last mark that matches; leaves the file and the hash at its position."""
         if not marks:
             return None
         found = self._file.read(len(header))
@@ -142,12 +142,12 @@ class WeightsWriter:
         self._put(header)
 
     def _end(self, tensors: int) -> int:
-        """Returns where the first `tensors` tensors end."""
+        """Returns the position at which the first `tensors` tensors end."""
         return self._starts[tensors - 1] + self._specs[tensors - 1].nbytes
 
     def _write(self, at: int, values: Array) -> None:
         padding = bytes(self._starts[at] - self._file.tell())
-        # A view of nothing cannot be cast.
+        # An empty view cannot be cast.
         raw = np.ascontiguousarray(values).data.cast("B") if values.size else b""
         for data in (padding, raw):
             self._put(data)
@@ -160,7 +160,7 @@ class WeightsWriter:
 
     def _submit(self, work: Callable[[], None]) -> None:
         def unless_broken() -> None:
-            if not self._broken:  # what comes behind a hole would be lost
+            if not self._broken:  # later writes would leave a gap
                 self._broken = True
                 work()
                 self._broken = False
@@ -169,15 +169,15 @@ class WeightsWriter:
         self._waiting.append(self._thread.submit(unless_broken))
 
     def _wait(self, most: int) -> None:
-        """Waits until at most `most` pieces of work are left; raises what one of them raised."""
+        """Waits until at most `most` jobs are left; raises the exception of a failed one."""
         while len(self._waiting) > most:
             self._waiting.popleft().result()
 
 
 def _open_plain(path: str, flags: int) -> int:
-    """Opens a plain file, and nothing through a link."""
+    """Opens a regular file, and does not follow symbolic links."""
     descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise OSError(f"{path}: not a plain file")
+        raise OSError(f"{path}: not a regular file")
     return descriptor

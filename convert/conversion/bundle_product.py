@@ -1,4 +1,4 @@
-"""The bundle as a product: planned, calibrated, written, and put in its place."""
+"""The bundle as a product: planned, calibrated, written and committed."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class BundleSummary:
         return values
 
     def shown(self) -> list[tuple[str, str]]:
-        """Returns names and texts, as the command prints them."""
+        """Returns the lines that the command prints, each as a name and a text."""
         counts = f"{self.tensors:,} tensors, {self.parameters:,} parameters"
         size = f"{Size(self.weights_bytes)}, {self.bits_per_weight:.2f} bits per weight"
         rows = [("weights", f"{counts}, {size}")]
@@ -64,7 +64,7 @@ class BundleProduct(Product):
 
     @staticmethod
     def settings(config: ConvertConfig) -> Mapping[str, str]:
-        """Names what a request says of the bundle, as the user would."""
+        """Returns the settings of the bundle in a request, in the user's words."""
         chosen = [config.method, config.target_size]
         return {
             "bundle": str(config.outputs[BundleProduct.name]),
@@ -74,7 +74,7 @@ class BundleProduct(Product):
         }
 
     def __init__(self, config: ConvertConfig) -> None:
-        """Checks that the bundle's place is free."""
+        """Checks that the bundle's folder may be written."""
         self._output = OutputFolder(config.outputs[self.name], KIND, resume=config.resume)
         self._plan: Plan | None = None
         self._summary: BundleSummary | None = None
@@ -133,7 +133,7 @@ class BundleProduct(Product):
         )
 
     def summary(self) -> BundleSummary:
-        """Says what was made."""
+        """Returns what was made."""
         assert self._summary is not None, "made first"
         return self._summary
 

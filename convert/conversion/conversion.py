@@ -1,4 +1,4 @@
-"""What one conversion knows, and its products share."""
+"""The state of one conversion, which its products share."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ class Conversion:
 
     @cached_property
     def source(self) -> BundleSource:
-        """Where the weights come from; the checkpoint is hashed at the first use.
+        """The source of the weights, by which `verify` finds the checkpoint again.
 
-        `verify` finds the checkpoint again by it.
+        The checkpoint is hashed on first use.
         """
         name = self.config.checkpoint
         if name is None:
@@ -48,7 +48,7 @@ class Conversion:
         return BundleSource(path=path, sha256=digest, demo=name is None)
 
     def load_recipe(self, name: str) -> Recipe:
-        """Reads a recipe, and gives it the method that was asked for.
+        """Reads a recipe, and applies the requested method.
 
         Raises:
             ConfigError: no such recipe or method.

@@ -1,4 +1,4 @@
-"""What every product of a conversion does."""
+"""The interface of a conversion's products."""
 
 from __future__ import annotations
 
@@ -13,46 +13,46 @@ from convert.conversion.conversion import Conversion
 
 
 class ProductSummary(Protocol):
-    """What became of a product."""
+    """What was made of one product."""
 
     def to_json(self) -> dict[str, Any]:
         """Returns this product's part of the command's `--json`."""
 
     def shown(self) -> list[tuple[str, str]]:
-        """Returns names and texts, as the command prints them."""
+        """Returns the lines that the command prints, each as a name and a text."""
 
 
 class Product(ABC):
-    """A folder that a conversion makes. The pipeline calls the methods in this order."""
+    """A folder that a conversion makes. The pipeline calls the methods in the order below."""
 
     name: ClassVar[str]  # its key in `ConvertConfig.outputs`
-    target: ClassVar[str | None] = None  # asks for it; None: every target with an engine does
-    # Whether it checks the products before it, which then must not appear unless it can be made.
+    target: ClassVar[str | None] = None  # that selects it; None: each target with an engine
+    # Whether it also checks the products before it, which must not appear unless it succeeds.
     is_cross_check: ClassVar[bool] = False
 
     @staticmethod
     @abstractmethod
     def settings(config: ConvertConfig) -> Mapping[str, str]:
-        """Names what a request says of this product, as the user would."""
+        """Returns the settings of this product in a request, in the user's words."""
 
     @abstractmethod
     def __init__(self, config: ConvertConfig) -> None:
-        """Checks, before the checkpoint is opened, all that does not depend on it.
+        """Checks, before the checkpoint is opened, everything that does not depend on it.
 
         Raises:
-            ToolkitError: something else stands in its place, or a tool is not usable.
+            ToolkitError: its folder holds something else, or a tool cannot be used.
         """
 
     @abstractmethod
     def check(self, conversion: Conversion) -> None:
-        """Checks, before any work, that it can be made of this checkpoint.
+        """Checks, before any work, that it can be made from this checkpoint.
 
         Raises:
             ToolkitError: it cannot.
         """
 
     def plan(self, conversion: Conversion) -> Plan | None:
-        """Decides how its tensors are stored; None where there is nothing to decide.
+        """Decides how its tensors are stored; None if there is nothing to decide.
 
         Raises:
             ToolkitError: the recipe does not suit the model.
@@ -61,12 +61,12 @@ class Product(ABC):
 
     @abstractmethod
     def make(self, conversion: Conversion) -> AbstractContextManager[None]:
-        """Makes it; it appears under its name when the `with` block ends, not before.
+        """Makes it; it appears under its final name when the `with` block ends.
 
         Raises:
-            ToolkitError: it could not be made; what stood in its place is still there.
+            ToolkitError: it could not be made; an older one is still in its place.
         """
 
     @abstractmethod
     def summary(self) -> ProductSummary:
-        """Says what was made."""
+        """Returns what was made."""

@@ -50,7 +50,7 @@ class MlcSummary:
         return {"mlc": values | {"library": str(self.library), "mlc_llm": self.mlc_llm}}
 
     def shown(self) -> list[tuple[str, str]]:
-        """Returns names and texts, as the command prints them."""
+        """Returns the lines that the command prints, each as a name and a text."""
         bits = f"{self.bits_per_weight:.2f} bits per weight"
         if self.library is None:
             how = f"mlc_llm is not installed here; to compile it: {self.compile_with}"
@@ -68,13 +68,13 @@ class MlcProduct(Product):
 
     @staticmethod
     def settings(config: ConvertConfig) -> Mapping[str, str]:
-        """Names what a request says of the MLC package, as the user would."""
+        """Returns the settings of the MLC package in a request, in the user's words."""
         method = f", {config.method}" if config.method else ""
         package = config.outputs[MlcProduct.name]
         return {"mlc package": f"{package} ({_recipe_name(config)}{method})"}
 
     def __init__(self, config: ConvertConfig) -> None:
-        """Checks that the package's place is free, and looks for MLC-LLM."""
+        """Checks that the package's folder may be written, and looks for MLC-LLM."""
         self._output = OutputFolder(config.outputs[self.name], KIND)
         self._compiler = find_compiler(config.mlc_python)
         self._plan: Plan | None = None
@@ -96,7 +96,7 @@ class MlcProduct(Product):
 
     @contextmanager
     def make(self, conversion: Conversion) -> Iterator[None]:
-        """Writes the package; compiles it when it is in its place."""
+        """Writes the package; compiles it when it is complete."""
         assert self._plan is not None, "planned first"
         plan, output, compiler = self._plan, self._output, self._compiler
         checkpoint, source = conversion.checkpoint, conversion.source
@@ -128,7 +128,7 @@ class MlcProduct(Product):
         )
 
     def summary(self) -> MlcSummary:
-        """Says what was made."""
+        """Returns what was made."""
         assert self._summary is not None, "made first"
         return self._summary
 

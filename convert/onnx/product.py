@@ -44,7 +44,7 @@ class OnnxSummary:
         return {"onnx": values}
 
     def shown(self) -> list[tuple[str, str]]:
-        """Returns names and texts, as the command prints them."""
+        """Returns the lines that the command prints, each as a name and a text."""
         worst = ", ".join(f"{name} {value:.1e}" for name, value in self.differences.items())
         differs = f"largest difference from the reference, of its scale: {worst}"
         return [("onnx", f"{Size(self.nbytes)}, {differs}")]
@@ -59,11 +59,11 @@ class OnnxProduct(Product):
 
     @staticmethod
     def settings(config: ConvertConfig) -> Mapping[str, str]:
-        """Names what a request says of the ONNX export, as the user would."""
+        """Returns the settings of the ONNX export in a request, in the user's words."""
         return {"onnx": str(config.outputs[OnnxProduct.name])}
 
     def __init__(self, config: ConvertConfig) -> None:
-        """Checks that the export's place is free."""
+        """Checks that the export's folder may be written."""
         self._output = OutputFolder(config.outputs[self.name], KIND)
         self._summary: OnnxSummary | None = None
 
@@ -102,7 +102,7 @@ class OnnxProduct(Product):
         )
 
     def summary(self) -> OnnxSummary:
-        """Says what was made."""
+        """Returns what was made."""
         assert self._summary is not None, "made first"
         return self._summary
 

@@ -123,7 +123,7 @@ Entry ParseEntry(const std::string& path, const std::string& name, const json::V
   auto shape = Counts(*entry, "shape");
   const auto offsets = Counts(*entry, "data_offsets");
   if (!shape.has_value() || !offsets.has_value() || offsets->size() != 2) {
-    Refuse(where, "shape and data_offsets must be lists of whole numbers");
+    Refuse(where, "shape and data_offsets must be lists of integers");
   }
   const auto begin = static_cast<uint64_t>((*offsets)[0]),
              end = static_cast<uint64_t>((*offsets)[1]);
@@ -154,7 +154,7 @@ std::vector<Entry> ParseHeader(const std::string& path, std::string_view text, u
   for (const Entry& entry : entries) {
     if (entry.begin != end) {
       Refuse(path + ": tensor " + entry.name,
-             entry.begin < end ? "overlaps the tensor before it" : "leaves a hole before it");
+             entry.begin < end ? "overlaps the tensor before it" : "leaves a gap before it");
     }
     end = entry.end;
   }
@@ -198,7 +198,7 @@ WeightsFile::WeightsFile(const std::string& path) : path_(path) {
   Mapping mapping(path);
   const uint64_t length = LittleEndian64(mapping.data());
   if (length > kHeaderLimit || length > mapping.size() - kLengthBytes) {
-    Refuse(path, "truncated, or no safetensors file: its first bytes say that the header has " +
+    Refuse(path, "truncated, or not a safetensors file: its first bytes announce a header of " +
                      std::to_string(length) + " bytes, but the file has " +
                      std::to_string(mapping.size()));
   }
@@ -210,7 +210,7 @@ WeightsFile::WeightsFile(const std::string& path) : path_(path) {
     const size_t offset = start + static_cast<size_t>(entry.begin);
     if (offset % kWeightAlignment != 0) {
       Refuse(path + ": tensor " + entry.name,
-             "does not lie on a border of " + std::to_string(kWeightAlignment) + " bytes");
+             "is not aligned to " + std::to_string(kWeightAlignment) + " bytes");
     }
     tensors_.emplace(std::move(entry.name),
                      TensorView{entry.dtype, std::move(entry.shape), mapping.data() + offset,

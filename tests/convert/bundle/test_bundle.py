@@ -165,7 +165,7 @@ def test_another_target_is_said_to_be_missing(whole: Path) -> None:
         (lambda b: os.truncate(b / "weights.safetensors", 9999), r"weights.*: truncated: it has"),
         (lambda b: os.remove(b / "engine" / "host"), r"host: missing"),
         (link, r"tokenizer\.model: a link"),
-        (overwrite("weights.safetensors", 8, b"[]"), "not the JSON it should be"),
+        (overwrite("weights.safetensors", 8, b"[]"), "its header is not valid JSON"),
         (swap_names, "tensor llm.layers.0.o.q_weight is not as bundle.json"),
         (put("architecture", value="MiniCPMForCausalLM"), "architecture is 'MiniCPMForCausalLM'"),
         (put("model", "hidden_size", value=255), r"bundle\.json: hidden_size 255"),

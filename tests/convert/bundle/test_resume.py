@@ -270,7 +270,7 @@ def test_other_work_begins_again(
     capsys.readouterr()
     assert convert(checkpoint, tmp_path / "w" / "b", *arguments, "--resume", "--json") == 0
     assert json.loads(capsys.readouterr().out)["resumed_tensors"] == 0
-    assert f"of other work (another {what}" in caplog.text
+    assert f"of another conversion (another {what}" in caplog.text
     assert snapshot(tmp_path / "w" / "b") == snapshot(tmp_path / "expected")
 
 

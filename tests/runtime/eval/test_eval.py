@@ -153,7 +153,7 @@ def test_an_engine_may_die_once(data: Path, tmp_path: Path) -> None:
 
 def test_files_of_answers_that_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "answers.jsonl"
-    with Results(path, ABOUT), pytest.raises(ResultsError, match="another run writes it"):
+    with Results(path, ABOUT), pytest.raises(ResultsError, match="another run is writing it"):
         Results(path, ABOUT)
     with pytest.raises(ResultsError, match="results of another run: model differ"):
         Results(path, ABOUT | {"model": "two"})
