@@ -1,4 +1,4 @@
-"""The command line `minicpmv`: finds the subcommand, runs it, turns errors into one line."""
+"""The command line `minicpmv`: runs a command, and reports an error in one line."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from convert.support import streams
 from convert.support.versions import VERSION
 from quantize.errors import ToolkitError
 
-# The user's steps, each with the modules of its commands. They import what is heavy in `run`.
+# The user's steps, each with the modules of its commands. These import heavy packages in `run`.
 COMMANDS = {
     "convert a model and check the result": (
         "convert.commands.convert",
@@ -52,11 +52,11 @@ FAILED, INTERRUPTED, BROKEN_PIPE = 2, 128 + signal.SIGINT, 128 + signal.SIGPIPE
 
 
 class Command(Protocol):
-    """What a command's module offers."""
+    """What a command's module defines."""
 
     NAME: str
     HELP: str  # one line
-    EXAMPLES: tuple[tuple[str, str], ...]  # what one does, and its command line
+    EXAMPLES: tuple[tuple[str, str], ...]  # pairs: what it does, command line
 
     def configure(self, parser: argparse.ArgumentParser) -> None:
         """Declares the arguments."""
@@ -74,10 +74,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             return _run(argv)
         finally:
-            streams.flush()  # of help, too, after which the parser ends the program
+            streams.flush()  # also after --help, where the parser exits
     except BrokenPipeError:
         return BROKEN_PIPE
-    except OSError as error:  # a full disk, behind stdout
+    except OSError as error:  # stdout is a file on a full disk
         streams.tell(_line(error))
         return FAILED
     finally:
@@ -85,12 +85,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str] | None) -> int:
-    """Runs the command line, and tells of errors."""
+    """Runs the command line and reports errors."""
     parser = make_parser()
-    if COMPLETION in os.environ:  # the shell asks how the line could go on
+    if COMPLETION in os.environ:  # the shell asks for completions
         import argcomplete
 
-        argcomplete.autocomplete(parser)  # ends the program
+        argcomplete.autocomplete(parser)  # exits
     args = parser.parse_args(argv)
     _show_logs(verbose=getattr(args, "verbose", False))
     try:
@@ -108,7 +108,7 @@ def _run(argv: Sequence[str] | None) -> int:
         return FAILED
     except Exception:
         streams.tell_trace()
-        streams.tell("This is a mistake of minicpmv itself; please report it.")
+        streams.tell("This is a bug in minicpmv; please report it.")
         return FAILED
 
 
@@ -161,7 +161,7 @@ def _overview(steps: dict[str, dict[str, str]]) -> str:
 
 
 def _line(error: BaseException) -> str:
-    """Says in one line what is wrong."""
+    """Describes an error in one line."""
     text = str(error)
     if isinstance(error, OSError) and error.filename is not None:
         text = f"{error.filename}: {error.strerror}"
@@ -169,7 +169,7 @@ def _line(error: BaseException) -> str:
 
 
 def _show_logs(*, verbose: bool) -> None:
-    """Shows this toolkit's log messages; others' only when they warn."""
+    """Shows all log messages of this toolkit, and warnings of other packages."""
     from convert.support.console import LogHandler
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[LogHandler()])
@@ -178,7 +178,7 @@ def _show_logs(*, verbose: bool) -> None:
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
-    """Ends the program on a signal as an exception does: half-written folders are removed."""
+    """Turns a signal into an exception, so that half-written folders are removed."""
     raise SystemExit(128 + number)
 
 

@@ -1,4 +1,4 @@
-"""`minicpmv convert`: from a checkpoint to a bundle, to ONNX, and to a package for MLC-LLM."""
+"""`minicpmv convert`: converts a checkpoint to a bundle, to ONNX, or to an MLC-LLM package."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`minicpmv info`: what a checkpoint, a bundle, an MLC package or a configuration holds."""
+"""`minicpmv info`: describes a checkpoint, a bundle, an MLC package, a configuration, a recipe."""
 
 from __future__ import annotations
 
@@ -24,8 +24,7 @@ EXAMPLES = (
     ("describe a recipe, as JSON", "minicpmv info configs/quant/small.json --json"),
 )
 
-# Parts of the model, by the start of their tensors' names: as the reference has them, and as a
-# bundle has them.
+# Parts of the model, each with the prefixes of its tensors' names in the reference and in a bundle.
 PARTS = {
     "vision encoder": ("vpm.", "vision."),
     "resampler": ("resampler.",),
@@ -49,7 +48,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Shows it and returns the exit code."""
+    """Prints the description and returns the exit code."""
     from convert.support.console import results
 
     info = describe(args.path)
@@ -61,10 +60,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def describe(source: str | None) -> dict[str, Any]:
-    """Returns what there is to say about a path, as JSON has it.
+    """Describes a path; returns what `--json` prints.
 
     Raises:
-        ToolkitError: nothing there that is known, or a damaged one.
+        ToolkitError: the path holds nothing that is known, or something damaged.
     """
     from convert.bundle.manifest import MANIFEST
     from convert.commands.recipe_info import describe_mlc_package, describe_recipe, is_recipe
@@ -102,7 +101,7 @@ def _describe_config(path: Path) -> dict[str, Any]:
         "kv_caches": _kv_caches(config),
         "converted": _converted(config, untied_head=False),
     }
-    # Whether a stored head is the embedding's copy, only the weights tell.
+    # Only the weights show whether a stored head is a copy of the embedding.
     if config.source.get("tie_word_embeddings") is False:
         info["converted_own_head"] = _converted(config, untied_head=True)
     return info
@@ -169,7 +168,7 @@ def _describe_model(config: ModelConfig) -> dict[str, Any]:
 
 
 def _stored(config: ModelConfig) -> dict[str, Any]:
-    """Returns what a checkpoint's files take, in the type that the configuration names."""
+    """Returns the size of a checkpoint's files, in the type that the configuration names."""
     from convert.checkpoint.shards import FLOATS
     from convert.checkpoint.synth import stored_tensors
 
@@ -182,7 +181,7 @@ def _stored(config: ModelConfig) -> dict[str, Any]:
 
 
 def _parts(sizes: Iterable[tuple[str, int, int | None]]) -> dict[str, Any]:
-    """Sums up tensors (name, parameters, bytes if known) by part, and in all."""
+    """Adds up tensors (name, parameters, bytes if known) by part and in total."""
     parts: dict[str, dict[str, Any]] = {}
     for name, parameters, nbytes in sizes:
         part = next(part for part, starts in PARTS.items() if name.startswith(starts))
@@ -199,7 +198,7 @@ def _parts(sizes: Iterable[tuple[str, int, int | None]]) -> dict[str, Any]:
 
 
 def _converted(config: ModelConfig, untied_head: bool) -> dict[str, Any]:
-    """Returns what a bundle's weights file would take, by recipe."""
+    """Returns the size of a bundle's weights file, by recipe."""
     from convert.bundle.plan import Recipe, make_plan
     from quantize.schemes import RECIPES
 
@@ -214,7 +213,7 @@ def _converted(config: ModelConfig, untied_head: bool) -> dict[str, Any]:
 
 
 def _kv_caches(config: ModelConfig) -> dict[str, int]:
-    """Returns what a token takes in a bundle's KV cache, bytes, by its format."""
+    """Returns the bytes of a token in the KV cache, by the cache's format."""
     from convert.bundle.kv_cache import KV_FORMATS
 
     return {name: one.token_bytes(config.decoder) for name, one in KV_FORMATS.items()}

@@ -1,4 +1,4 @@
-"""What `minicpmv info` says of a recipe and of an MLC package."""
+"""The description of a recipe and of an MLC package, for `minicpmv info`."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from convert.support.strict_json import load_json
 from quantize.errors import ConfigError
 
 FULL_SIZE = CONFIGS / "model" / "minicpm-v-1.0.json"
-ORIGINAL_PORT_BYTES = 2_952_110_912  # of the original phone port, from its own manifest
+ORIGINAL_PORT_BYTES = 2_952_110_912  # weights of the original phone port, from its manifest
 
 
 def is_recipe(path: Path) -> bool:
-    """Says whether a file is a quantization recipe rather than a model's configuration."""
+    """Returns whether a file is a quantization recipe and not a model's configuration."""
     try:
         raw = load_json(path)
     except (OSError, ValueError):
@@ -25,7 +25,7 @@ def is_recipe(path: Path) -> bool:
 
 
 def describe_recipe(path: Path) -> dict[str, Any]:
-    """Returns what a recipe does, and what it makes of the real model.
+    """Describes a recipe, and the sizes that it gives the real model.
 
     Raises:
         ConfigError: a missing, unknown or contradictory key.
@@ -53,7 +53,7 @@ def describe_recipe(path: Path) -> dict[str, Any]:
 
 
 def groups(plan: Plan) -> list[dict[str, Any]]:
-    """Sums up a plan's tensors by part, reason and format."""
+    """Adds up a plan's tensors by part, reason and format."""
     return [
         {
             "part": group.part,
@@ -68,7 +68,7 @@ def groups(plan: Plan) -> list[dict[str, Any]]:
 
 
 def describe_mlc_package(path: Path) -> dict[str, Any]:
-    """Returns what an MLC package holds.
+    """Describes an MLC package.
 
     Raises:
         BundleError: not one of ours, or damaged.
@@ -96,7 +96,7 @@ def describe_mlc_package(path: Path) -> dict[str, Any]:
 
 
 def lines(info: dict[str, Any]) -> list[tuple[str, str]]:
-    """Returns what to print of either, as pairs of key and text."""
+    """Returns the lines to print for either, as pairs of key and text."""
     from convert.support.console import Size, megabytes
 
     rows = [(info["kind"], info["path"])]

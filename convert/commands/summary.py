@@ -1,4 +1,4 @@
-"""What `minicpmv convert` shows: settings, the plan before the work, and what came of it."""
+"""What `minicpmv convert` prints: settings, the plan before the work, and the result."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _SHOWN_SECONDS = 0.1  # shorter phases are in the JSON only
 
 
 def print_plan(console: Console, plan: Plan, *, verbose: bool) -> None:
-    """Shows how tensors will be stored: by part, or each of them."""
+    """Prints how tensors will be stored, by part or one by one."""
     console.print()
     if verbose:
         header = ["tensor", "format", "shape", "size", "why"]
@@ -29,18 +29,20 @@ def print_plan(console: Console, plan: Plan, *, verbose: bool) -> None:
 
 
 def print_summary(console: Console, summary: ConversionSummary) -> None:
-    """Shows what was made, and what it took."""
+    """Prints what was made, and the time and memory that it took."""
     for product in summary.products:
         for key, text in product.shown():
             say(console, key, text)
     for name, phase in summary.phases.items():
         if phase["seconds"] >= _SHOWN_SECONDS:
-            spent = f"{phase['seconds']:.1f} s, {phase['processor_seconds']:.1f} s of processors"
+            spent = (
+                f"{phase['seconds']:.1f} s, {phase['processor_seconds']:.1f} s of processor time"
+            )
             say(console, name, spent)
     peak = Size(summary.peak_rss_bytes)
     say(console, "took", f"{summary.seconds:.1f} s, peak memory {peak}")
 
 
 def say(console: Console, key: str, value: object) -> None:
-    """Shows a value under its name."""
+    """Prints a value beside its name."""
     console.print(f"{key:16}{value}", markup=False, soft_wrap=True)

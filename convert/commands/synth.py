@@ -1,4 +1,4 @@
-"""`minicpmv synth`: a checkpoint with random weights, to try and measure at any size."""
+"""`minicpmv synth`: writes a checkpoint with random weights, for experiments at any size."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class SynthConfig:
     tokenizer: Path | None  # None: a generated one
 
     def shown(self) -> dict[str, str]:
-        """Names every setting as the user would."""
+        """Returns the settings by the names that users know."""
         shown = {key: str(value) for key, value in asdict(self).items()}
         return shown | {"tokenizer": str(self.tokenizer or "generated")}
 
@@ -158,14 +158,14 @@ def _tokenizer(path: Path | None, config: ModelConfig) -> bytes:
     if pieces.vocab_size() != vocab_size:
         raise CheckpointError(
             f"{path}: has {pieces.vocab_size():,} pieces; the configuration's vocab_size is "
-            f"{vocab_size:,}: take the model's own, or leave out --tokenizer"
+            f"{vocab_size:,}: use the model's own tokenizer, or leave out --tokenizer"
         )
     check_tokenizer(path, pieces, config)
     return read_regular(path)
 
 
 def _write_manifest(folder: Path, asked: SynthConfig) -> None:
-    """Says what made the folder, so that another run may replace it."""
+    """Records what wrote the folder, so that another run may replace it."""
     files = {path.name: {"size": path.stat().st_size} for path in sorted(folder.iterdir())}
     shown = asked.shown()
     del shown["output"]

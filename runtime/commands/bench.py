@@ -1,4 +1,4 @@
-"""`minicpmv bench`: how fast does a bundle run, and how near is that to the memory's limit?"""
+"""`minicpmv bench`: measures a bundle's speed, and the speed that memory allows."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from runtime.bench.profile import ProfiledPhase
     from runtime.bench.runners import Runner
 
-_LEAST_SHARE = 0.002  # of a phase's time; what takes less is not shown
+_LEAST_SHARE = 0.002  # of a phase's time; kernels below it are not shown
 NAME = "bench"
 HELP = "measure a bundle's speed, and the speed that memory bandwidth allows"
 EXAMPLES = (
@@ -56,9 +56,7 @@ class BenchConfig:
             if value is not None and value < 1:
                 raise ConfigError(f"--{name} is {value}; expected a positive number")
         if self.profile and self.engine.engine == REFERENCE:
-            raise ConfigError(
-                "--profile looks into our engine; the reference has no kernels of ours"
-            )
+            raise ConfigError("--profile measures the engine's kernels; the reference has none")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -93,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def bench(config: BenchConfig) -> dict[str, Any]:
-    """Measures a bundle; returns the report, as JSON has it.
+    """Measures a bundle; returns what `--json` prints.
 
     Raises:
         ToolkitError: no bundle, or an engine that cannot run it.
@@ -163,7 +161,7 @@ def _measured(measured: Measurements) -> dict[str, Any]:
 def _runner(
     bundle: Bundle, config: BenchConfig, window: int, progress: Progress
 ) -> Iterator[tuple[Runner, dict[str, Any]]]:
-    """Gives what is measured, and what there is to say of where it runs."""
+    """Yields the model to measure, and a description of where it runs."""
     from runtime.bench.runners import EngineRunner
     from runtime.engine_client.places import open_place
     from runtime.engine_client.protocol import Field
@@ -197,7 +195,9 @@ def _reference(bundle: Bundle, config: BenchConfig, window: int) -> tuple[Runner
         torch.set_num_threads(config.engine.threads)
     checkpoint = open_source(bundle)
     if checkpoint.tokenizer is None:
-        raise CheckpointError(f"{checkpoint.path}: has no tokenizer.model, so it cannot be asked")
+        raise CheckpointError(
+            f"{checkpoint.path}: has no tokenizer.model, so it cannot answer questions"
+        )
     tokenizer = Tokenizer(checkpoint.tokenizer)
     device = choose_device(None)
     dtype = choose_dtype(None, device)
@@ -272,7 +272,7 @@ def _print_phase(phase: dict[str, Any], console: Console) -> None:
 
 
 def _rows(report: dict[str, Any]) -> dict[str, tuple[str, str, float, str]]:
-    """Returns the table: figure to title, unit, factor of that unit, note."""
+    """Returns the rows of the table: figure to title, unit, factor, note."""
     from convert.support.console import Size
     from runtime.bench.measure import PREFILL_LENGTHS
 
@@ -299,8 +299,8 @@ def _rows(report: dict[str, Any]) -> dict[str, tuple[str, str, float, str]]:
             for n in PREFILL_LENGTHS
         },
         "decode_tok_s": ("decode", "tok/s", 1, "{tokens} tokens"),
-        "launch_us": ("launch", "µs", 1, "of a kernel on all threads; in all figures above"),
-        "read_bytes_s": ("memory read", "GB/s", 1e-9, "just before and after decoding"),
+        "launch_us": ("launch", "µs", 1, "of a kernel on all threads; included above"),
+        "read_bytes_s": ("memory read", "GB/s", 1e-9, "right before and after decoding"),
         "decode_limit_tok_s": ("decode at this bandwidth", "tok/s", 1, per_token),
         "decode_share_of_limit": ("decode, of that", "%", 100, ""),
     }

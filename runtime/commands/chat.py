@@ -1,4 +1,4 @@
-"""`minicpmv chat`: one answer, or a conversation in the terminal or in the browser."""
+"""`minicpmv chat`: answers one question, or chats in the terminal or in the browser."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ EXAMPLES = (
     ),
     ("chat in the browser", "minicpmv chat build/demo --web"),
 )
-COMMANDS = "/image FILE shows a picture, /reset starts anew, /quit ends; Ctrl-C stops an answer"
+COMMANDS = "/image FILE shows a picture, /reset starts again, /quit ends; Ctrl-C stops an answer"
 _FAILED = 2
 
 
@@ -112,7 +112,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _open(config: ChatConfig) -> Conversation:
-    """Loads picture and model, and says what runs how."""
+    """Loads the picture and the model, and prints which model runs with which settings."""
     from runtime.inputs.picture import open_picture
     from runtime.inputs.sampling import GenerationOptions
     from runtime.sessions.session import require_vision
@@ -181,7 +181,7 @@ def _handle(chat: Conversation, line: str) -> None:
     elif command == "/image" and argument:
         chat.show_picture(Path(argument).expanduser())
     elif command.startswith("/"):
-        raise PromptError(f"{command!r} is no command with what it needs: {COMMANDS}")
+        raise PromptError(f"{command!r} is not a command, or lacks its argument: {COMMANDS}")
     else:
         with _interruptible() as cancelled:
             chat.ask(line, cancelled)
@@ -189,7 +189,7 @@ def _handle(chat: Conversation, line: str) -> None:
 
 @contextmanager
 def _interruptible() -> Iterator[Cancelled]:
-    """Makes Ctrl-C end the answer after its current token; a second one ends it at once."""
+    """Makes Ctrl-C stop the answer after its current token; a second one stops at once."""
     pressed = False
 
     def press(number: int, frame: FrameType | None) -> None:
@@ -213,7 +213,7 @@ def _enable_line_editing() -> None:
 
 
 def _how(options: GenerationOptions) -> str:
-    """Describes the way of generating."""
+    """Describes how tokens are chosen."""
     if not options.do_sample:
         return "greedy"
     seed = "" if options.seed is None else f", seed {options.seed}"

@@ -1,4 +1,4 @@
-"""What `minicpmv chat` is asked for, in the terminal and in the browser, and the model for it."""
+"""The request of `minicpmv chat`, in the terminal and in the browser, and its model."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from runtime.engine_client.options import EngineOptions
 if TYPE_CHECKING:
     from runtime.sessions.loader import Loaded
 
-SETTINGS = "OmniLMMChat"  # whose sampling it uses; beam search, the other original's, cannot stream
+SETTINGS = "OmniLMMChat"  # samples; the other class of the original searches, and cannot stream
 
 _LAST_PORT = 65535
 
 
 @dataclass(frozen=True, kw_only=True)
 class ChatConfig:
-    """What the command line says."""
+    """What the user asked for."""
 
     source: str | None  # None: the demo checkpoint
     image: Path | None
@@ -42,21 +42,21 @@ class ChatConfig:
     no_open: bool
 
     def __post_init__(self) -> None:
-        """Refuses arguments that mean nothing beside others."""
+        """Refuses arguments that have no effect beside others."""
         names = ("temperature", "top_p", "top_k", "seed")
         given = [f"--{n.replace('_', '-')}" for n in names if getattr(self, n) is not None]
         if self.greedy and given:
-            raise ConfigError(f"--greedy does not sample, so {', '.join(given)} mean nothing")
+            raise ConfigError(f"--greedy does not sample; leave out {', '.join(given)}")
         if self.web and (self.prompt is not None or self.json):
-            raise ConfigError("--prompt and --json are for the terminal, --web is for the browser")
+            raise ConfigError("--prompt and --json do not work with --web")
         if not self.web and (self.port is not None or self.no_open):
-            raise ConfigError("--port and --no-open are for --web")
+            raise ConfigError("--port and --no-open need --web")
         if self.port is not None and not 0 <= self.port <= _LAST_PORT:
             raise ConfigError(f"--port is {self.port}; expected 0 (any) to {_LAST_PORT}")
 
 
 def load_model(config: ChatConfig, engine: EngineOptions) -> Loaded:
-    """Loads what the command line names, and shows how far it is."""
+    """Loads the model that the user named, and shows the progress."""
     from runtime.sessions.loader import load
 
     with messages().status("loading the model") as status:

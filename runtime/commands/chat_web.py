@@ -1,4 +1,4 @@
-"""`minicpmv chat --web`: what the command line says, as the server needs it."""
+"""`minicpmv chat --web`: passes the command line to the server of the page."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from runtime.web.files import data_folder
 from runtime.web.model import LoadedModel
 from runtime.web.serve import serve
 
-# What both the command line and the page's settings have.
+# Settings that both the command line and the page have.
 _SHARED = ("temperature", "top_p", "top_k", "max_new_tokens", "window")
 
 
@@ -57,7 +57,7 @@ def chat_on_page(config: ChatConfig) -> int:
 
 
 def _choices(config: ChatConfig) -> dict[str, Any]:
-    """Returns the settings that the command line names."""
+    """Returns the settings that the user gave."""
     named = {name: getattr(config, name) for name in _SHARED}
     choices = {name: value for name, value in named.items() if value is not None}
     if config.greedy:

@@ -1,4 +1,4 @@
-"""`minicpmv compare`: several bundles of one model in a table: size, loss, accuracy, speed."""
+"""`minicpmv compare`: prints size, loss, accuracy and speed of bundles of one model."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ EXAMPLES = (
     ("compare two recipes", "minicpmv compare build/small build/best"),
     ("also draw size against loss", "minicpmv compare build/small build/best --plot loss.svg"),
 )
-_KINDS = ("image", "text", "answer")  # of positions
+_KINDS = ("image", "text", "answer")  # kinds of positions
 _SPEEDS = ("image_encode_ms", "ttft_first_ms", "decode_tok_s")
 
 
@@ -42,7 +42,7 @@ class CompareConfig:
 
     bundles: tuple[Path, ...]
     engine: EngineOptions
-    reference: str | None  # None: where the bundles say
+    reference: str | None  # None: the checkpoint that the bundles name
     window: int
     rounds: int  # of speed measurements
     benchmark: str | None
@@ -59,9 +59,9 @@ class CompareConfig:
             if value is not None and value < 1:
                 raise ConfigError(f"--{name} is {value}; expected a positive number")
         if (self.benchmark is None) != (self.data is None):
-            raise ConfigError("--benchmark and --data go together")
+            raise ConfigError("--benchmark and --data need each other")
         if self.limit is not None and self.benchmark is None:
-            raise ConfigError("--limit is for --benchmark")
+            raise ConfigError("--limit needs --benchmark")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -132,7 +132,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def compare(config: CompareConfig) -> list[dict[str, Any]]:
-    """Measures all bundles; returns a row for each, as JSON has it.
+    """Measures all bundles; returns a row for each, as `--json` prints it.
 
     Raises:
         ConfigError: the bundles were made from different checkpoints.
@@ -184,7 +184,7 @@ def _row(config: CompareConfig, path: Path, bundle: Bundle) -> dict[str, Any]:
 
 
 def _losses(report: Report) -> dict[str, Any]:
-    """Returns what verify found of the whole: KL divergence and top-1 by position, answers."""
+    """Returns the results of verify: KL divergence and top-1 by position, answers."""
     found = {(c.stage, c.name, c.metric): c.value for c in report.checks}
     kl, top1 = (
         {
@@ -199,7 +199,7 @@ def _losses(report: Report) -> dict[str, Any]:
 
 
 def _benchmark(config: CompareConfig, path: Path) -> dict[str, Any]:
-    """Returns a bundle's figure of the benchmark, if one is asked for."""
+    """Returns a bundle's score in the benchmark, if one was asked for."""
     from runtime.commands.eval import BUNDLE, EvalConfig, evaluate
 
     if config.benchmark is None or config.data is None:
@@ -230,7 +230,7 @@ def _benchmark(config: CompareConfig, path: Path) -> dict[str, Any]:
 
 
 def _recipe(row: dict[str, Any]) -> str:
-    """Names a recipe, and what is not as usual."""
+    """Names a recipe, and settings that are not the default."""
     method = [row["method"]] if row["method"] != "rtn" else []
     cache = [f"{row['kv_cache']} KV cache"] if row["kv_cache"] != FP16 else []
     return ", ".join([row["quantization"], *method, *cache])

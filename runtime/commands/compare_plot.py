@@ -1,4 +1,4 @@
-"""A plot of what bundles weigh against what they lose."""
+"""A plot of the bundles' sizes against their loss."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MARKS = {"image": "s", "text": "o", "answer": "^"}  # by the kind of position
 
 
 def check_plot(path: Path) -> None:
-    """Checks, before anything takes long, that a plot can be drawn.
+    """Checks before the measurement that a plot can be drawn.
 
     Raises:
         ConfigError: a format that is not drawn, no such folder, or matplotlib is not installed.
@@ -70,5 +70,5 @@ def draw(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _without_date(path: Path) -> dict[str, None]:
-    """Returns the metadata that make the same plot the same file."""
+    """Returns metadata with which the same plot gives the same file."""
     return {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(path.suffix, {})

@@ -1,4 +1,4 @@
-"""`minicpmv doctor`: what is there of all that the toolkit needs, and what mends the rest."""
+"""`minicpmv doctor`: checks what the toolkit needs, and prints how to install what is missing."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Examines; returns 0 if what was asked for works, 1 if not."""
+    """Checks; returns 0 if the commands asked for work, 1 if not."""
     from convert.support.console import messages
     from runtime.doctor.doctor import examine, parse_areas
 

@@ -1,4 +1,4 @@
-"""`minicpmv eval`: a benchmark's figure for a bundle, beside full precision and the published."""
+"""`minicpmv eval`: scores a bundle and the full-precision model beside published scores."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ EXAMPLES = (
 )
 BENCHMARKS = ("mmbench", "mme", "mmmu", "cmmmu")
 FULL, BUNDLE = "full precision", "this bundle"
-_SETTINGS = "minicpm-v-1.0"  # whose search without sampling the published figures come from
+_SETTINGS = "minicpm-v-1.0"  # its search without sampling gave the published scores
 _OUTPUT_SUFFIX = "-eval"
 
 
@@ -49,11 +49,11 @@ class EvalConfig:
     benchmark: str
     data: Path
     engine: EngineOptions
-    reference: str | None  # None: where the bundle says
+    reference: str | None  # None: the checkpoint that the bundle names
     no_reference: bool
     limit: int | None
     beams: int  # of the reference
-    window: int | None  # tokens; None: what no prompt of the original exceeds
+    window: int | None  # tokens; None: fits every prompt of the original
     output: Path | None
 
     def __post_init__(self) -> None:
@@ -64,9 +64,9 @@ class EvalConfig:
                 raise ConfigError(f"--{name} is {value}; expected a positive number")
         only_bundle = self.no_reference and self.engine.engine != REFERENCE
         if self.no_reference and not only_bundle:
-            raise ConfigError("--no-reference and --engine reference leave nothing to run")
+            raise ConfigError("--no-reference and --engine reference leave no model to score")
         if only_bundle and (self.beams > 1 or self.reference is not None):
-            raise ConfigError("--beams and --reference are for the reference, not --no-reference")
+            raise ConfigError("--beams and --reference do not work with --no-reference")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -132,7 +132,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def evaluate(config: EvalConfig) -> dict[str, Any]:
-    """Evaluates; returns the report as JSON has it.
+    """Evaluates; returns what `--json` prints.
 
     Raises:
         ToolkitError: no bundle, no benchmark, or an engine that cannot run it.
@@ -171,7 +171,7 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
 
 
 def _models(config: EvalConfig) -> dict[str, EngineOptions]:
-    """Returns what runs, by the column's name."""
+    """Returns the models to run, by the title of their column."""
     full = FULL if config.beams == 1 else f"{FULL}, {config.beams} beams"
     if config.engine.engine == REFERENCE:
         return {full: config.engine}

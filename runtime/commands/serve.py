@@ -1,4 +1,4 @@
-"""`minicpmv serve`: a bundle behind the interface of OpenAI's chat completions."""
+"""`minicpmv serve`: serves a model through OpenAI's chat completions interface."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _KEY_LIMIT = 4096  # bytes of its file
 
 @dataclass(frozen=True, kw_only=True)
 class ServeConfig:
-    """What the command line says."""
+    """What the user asked for."""
 
     source: Path
     engine: EngineOptions
@@ -56,7 +56,9 @@ class ServeConfig:
             raise ConfigError(f"--queue is {self.waiting}; expected 0 or more")
         key = self.key
         if key is not None and not (key.isascii() and key.isprintable() and key.strip()):
-            raise ConfigError("the API key is empty, not ASCII, or of several lines")
+            raise ConfigError(
+                "the API key is empty, not ASCII, or has several lines; expected one line"
+            )
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -136,10 +138,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _key(args: argparse.Namespace) -> str | None:
-    """Returns the API key, from where the user has it.
+    """Returns the API key from the option, the file or the environment.
 
     Raises:
-        ConfigError: its file cannot be read.
+        ConfigError: the file cannot be read.
     """
     if args.api_key is not None:
         return str(args.api_key)
@@ -154,7 +156,7 @@ def _key(args: argparse.Namespace) -> str | None:
 
 
 def serve_source(config: ServeConfig) -> None:
-    """Loads what the command line names and serves it."""
+    """Loads the model and serves it."""
     from convert.bundle.manifest import Bundle
     from runtime.commands.chat_options import SETTINGS
     from runtime.serve.app import Served
@@ -164,7 +166,7 @@ def serve_source(config: ServeConfig) -> None:
     from runtime.web.model import LoadedModel
 
     check_address(config.host, config.key)
-    Cors(config.origins)  # before a model is loaded
+    Cors(config.origins)  # checks them before the model is loaded
     is_reference = config.engine.engine == REFERENCE or not is_bundle(config.source)
     model = LoadedModel(
         lambda threads: load(config.source, config.engine),

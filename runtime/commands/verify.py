@@ -1,4 +1,4 @@
-"""`minicpmv verify`: does a bundle still say what the full-precision model says?"""
+"""`minicpmv verify`: compares a bundle with the full-precision model, stage by stage."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ EXAMPLES = (
 
 @dataclass(frozen=True)
 class VerifyConfig:
-    """What the command line says."""
+    """What the user asked for."""
 
     bundle: Path
     reference: str | None
@@ -65,7 +65,7 @@ class VerifyConfig:
     def __post_init__(self) -> None:
         """Checks combinations."""
         if self.skip_bad and self.data is None:
-            raise ConfigError("--skip-bad is for --data")
+            raise ConfigError("--skip-bad needs --data")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -111,7 +111,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Verifies; returns 0 if all checks passed, 1 if one failed."""
-    # Read when PyTorch is loaded: its idle threads else wait actively, where others have work.
+    # Read when PyTorch is loaded. Its idle threads would otherwise spin and slow the engine down.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from convert.support.console import Bars, results
     from runtime.verify.report.folder import PAGE
@@ -135,7 +135,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def verify(config: VerifyConfig, progress: Progress) -> Report:
-    """Runs all checks, and writes the report if one is asked for.
+    """Runs all checks, and writes the report if one was asked for.
 
     Raises:
         BundleError: no bundle, or one whose program was altered.
@@ -159,7 +159,7 @@ def verify(config: VerifyConfig, progress: Progress) -> Report:
     place = open_place(bundle, config.engine)
     files = check_files(bundle, place.target, progress)
     checkpoint, warnings = _open_reference(bundle, config)
-    # What is known holds for the bundle as it was made.
+    # Stored results hold for the bundle as it was made.
     kept = folder if all(check.passed for check in files) else None
     with _known(kept, bundle, checkpoint, place, config, settings) as known:
         found = _measure(config, bundle, checkpoint, place, files, cases, known, settings, progress)
@@ -188,7 +188,7 @@ def verify(config: VerifyConfig, progress: Progress) -> Report:
 
 @dataclass(frozen=True)
 class _Measured:
-    """What files, tensors and cases gave."""
+    """The results for files, tensors and cases."""
 
     checks: list[Check]
     outcome: Outcome
@@ -243,7 +243,7 @@ def _measure(
 
 
 def _start(place: Device, bundle: Bundle, window: int, checks: Sequence[Check]) -> EngineSession:
-    """Starts the engine; where it refuses the bundle, says which file was altered."""
+    """Starts the engine; if it refuses the bundle, reports which file was altered."""
     from runtime.sessions.engine_session import EngineSession
 
     try:
@@ -266,7 +266,7 @@ def _cases(config: VerifyConfig, settings: Mapping[str, Any], *, with_pictures: 
 
 
 def _open_reference(bundle: Bundle, config: VerifyConfig) -> tuple[Checkpoint, list[str]]:
-    """Returns the checkpoint, and what to be warned of."""
+    """Returns the checkpoint, and warnings about it."""
     from convert.bundle.manifest import MANIFEST
     from runtime.sessions.loader import find_source, source_problem
     from runtime.verify.files.differences import differences, listed
@@ -275,8 +275,10 @@ def _open_reference(bundle: Bundle, config: VerifyConfig) -> tuple[Checkpoint, l
     problem = source_problem(bundle, checkpoint)
     if problem is not None:
         if not config.force:
-            raise CheckpointError(f"{problem}; convert again, or compare all the same with --force")
-        warnings.append(f"{problem}: what differs may be the reference, not the bundle")
+            raise CheckpointError(f"{problem}; convert again, or compare anyway with --force")
+        warnings.append(
+            f"{problem}: differences may come from the reference and not from the bundle"
+        )
     head = any(tensor.name == "llm.head" for tensor in bundle.plan.tensors)
     if checkpoint.config != bundle.config or checkpoint.untied_head != head:
         wrong = [*differences(bundle.config.source, checkpoint.config.source, "model")]
@@ -287,7 +289,7 @@ def _open_reference(bundle: Bundle, config: VerifyConfig) -> tuple[Checkpoint, l
         )
     if checkpoint.tokenizer is None:
         raise CheckpointError(
-            f"{checkpoint.path}: has no tokenizer.model; without one nothing can be asked"
+            f"{checkpoint.path}: has no tokenizer.model, so it cannot answer questions"
         )
     return checkpoint, warnings
 
@@ -301,7 +303,7 @@ def _known(
     config: VerifyConfig,
     settings: Mapping[str, Any],
 ) -> Iterator[ResultCache]:
-    """Opens what an earlier run measured; nothing without a folder."""
+    """Opens the results of an earlier run; none without a folder."""
     from convert.bundle.results_file import identity
     from convert.support.versions import VERSION
     from runtime.verify.measure.results import FileResultCache, ResultCache

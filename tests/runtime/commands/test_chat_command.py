@@ -137,8 +137,8 @@ def test_a_piped_question_that_fails_is_reported_and_the_next_one_answered(
     assert seen == [(1, False)]
     err = capsys.readouterr().err
     assert "PictureError: /no/such.png: no such file" in err
-    assert "PromptError: '/foo' is no command" in err
-    assert "PromptError: '/image' is no command with what it needs" in err
+    assert "PromptError: '/foo' is not a command" in err
+    assert "PromptError: '/image' is not a command, or lacks its argument" in err
 
 
 def test_a_turn_that_does_not_fit_is_left_out(checkpoint, monkeypatch, capsys, seen):
@@ -209,7 +209,7 @@ def test_a_second_ctrl_c_ends_an_answer_at_once():
     [
         (["--prompt", " "], "PromptError: --prompt is empty"),
         (["--prompt", "x", "--image", "/no/such.png"], "PictureError: /no/such.png: no such file"),
-        (["--prompt", "x", "--greedy", "--seed", "1", "--top-k", "3"], "--top-k, --seed mean"),
+        (["--prompt", "x", "--greedy", "--seed", "1", "--top-k", "3"], "leave out --top-k, --seed"),
         (["--prompt", "x", "--temperature", "-1"], "temperature is -1.0"),
         (["--prompt", "x", "--top-k", "-1"], "top_k is -1"),
         (["--prompt", "x", "--max-new-tokens", "0"], "max_new_tokens is 0"),

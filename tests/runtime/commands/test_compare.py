@@ -134,9 +134,9 @@ def config(*bundles: str, **more: Any) -> compare_command.CompareConfig:
         (("a", "b", "a"), {}, "two or more different"),
         (("a", "b"), {"rounds": 0}, "--rounds is 0"),
         (("a", "b"), {"window": -1}, "--window is -1"),
-        (("a", "b"), {"benchmark": "mme"}, "go together"),
-        (("a", "b"), {"data": Path("x")}, "go together"),
-        (("a", "b"), {"limit": 3}, "--limit is for"),
+        (("a", "b"), {"benchmark": "mme"}, "need each other"),
+        (("a", "b"), {"data": Path("x")}, "need each other"),
+        (("a", "b"), {"limit": 3}, "--limit needs"),
     ],
 )
 def test_what_is_refused(bundles: tuple[str, ...], more: dict[str, Any], expected: str) -> None:

@@ -251,8 +251,8 @@ def test_the_command(
         (["--limit", "0"], "--limit is 0"),
         (["--beams", "0"], "--beams is 0"),
         (["--window", "-1"], "--window is -1"),
-        (["--no-reference", "--beams", "3"], "are for the reference"),
-        (["--no-reference", "--engine", "reference"], "leave nothing to run"),
+        (["--no-reference", "--beams", "3"], "do not work with --no-reference"),
+        (["--no-reference", "--engine", "reference"], "leave no model to score"),
         ([], "nothing"),
     ],
 )

@@ -306,4 +306,4 @@ def test_an_altered_bundle_takes_nothing_from_an_earlier_run(
 def test_options_that_do_not_go_together(bundle: Path, verify: Verify) -> None:
     code, said = verify(bundle, "--skip-bad")
     assert code == 2
-    assert "--skip-bad is for --data" in said
+    assert "--skip-bad needs --data" in said

@@ -314,10 +314,10 @@ def test_one_server_per_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        (["--web", "--prompt", "x"], "--prompt and --json are for the terminal"),
-        (["--web", "--json"], "--prompt and --json are for the terminal"),
-        (["--port", "1"], "--port and --no-open are for --web"),
-        (["--no-open"], "--port and --no-open are for --web"),
+        (["--web", "--prompt", "x"], "--prompt and --json do not work with --web"),
+        (["--web", "--json"], "--prompt and --json do not work with --web"),
+        (["--port", "1"], "--port and --no-open need --web"),
+        (["--no-open"], "--port and --no-open need --web"),
         (["--web", "--port", "65536"], "--port is 65536"),
         (["/no/such/model", "--web"], "/no/such/model"),
         (["--web", "--no-open", "--image", "/no/such.png"], "/no/such.png: No such file"),
