@@ -1,5 +1,6 @@
 #include "runtime/engine/float_file.h"
 
+#include <fcntl.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -7,9 +8,12 @@
 #include <utility>
 
 #include "runtime/engine/error.h"
+#include "runtime/engine/output_path.h"
 
 namespace minicpmv {
 namespace {
+
+constexpr int kFileMode = 0644;
 
 [[noreturn]] void Refuse(const std::string& path, const std::string& problem) {
   throw EngineError(error_code::kFileError, path + ": " + problem);
@@ -38,9 +42,11 @@ int64_t Fit(const std::string& path, const RegularFile& file, std::vector<int64_
 }
 
 int Create(const std::string& path) {
-  std::string problem;
-  const int fd = CreateRegularFile(path, &problem);
-  if (fd < 0) Refuse(path, problem);
+  const std::string place = FindOutput(path).path;
+  // Does not wait for the other end of a path that became a pipe since.
+  constexpr int kFlags = O_WRONLY | O_CREAT | O_TRUNC | O_NONBLOCK | O_CLOEXEC;
+  const int fd = open(place.c_str(), kFlags, kFileMode);
+  if (fd < 0) Refuse(path, std::strerror(errno));
   return fd;
 }
 

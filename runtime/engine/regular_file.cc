@@ -10,14 +10,11 @@
 namespace minicpmv {
 namespace {
 
-constexpr int kFileMode = 0644;
-constexpr char kNotRegular[] = "not a file";
-
 // Returns what is wrong with an open file; empty if it is a regular one.
 std::string Check(int fd, struct stat* status) {
   if (fd < 0) return std::strerror(errno);
   if (fstat(fd, status) != 0) return std::strerror(errno);
-  return S_ISREG(status->st_mode) ? "" : kNotRegular;
+  return S_ISREG(status->st_mode) ? "" : "not a file";
 }
 
 }  // namespace
@@ -37,16 +34,6 @@ bool RegularFile::Read(void* data, size_t size) const {
     done += static_cast<size_t>(count);
   }
   return true;
-}
-
-int CreateRegularFile(const std::string& path, std::string* problem) {
-  const int fd = open(path.c_str(), O_WRONLY | O_CREAT | O_NONBLOCK | O_CLOEXEC, kFileMode);
-  struct stat status;
-  *problem = Check(fd, &status);
-  if (problem->empty() && ftruncate(fd, 0) != 0) *problem = std::strerror(errno);
-  if (problem->empty()) return fd;
-  if (fd >= 0) close(fd);
-  return -1;
 }
 
 }  // namespace minicpmv

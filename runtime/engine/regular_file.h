@@ -1,4 +1,4 @@
-// Opens untrusted paths, and only if they are regular files.
+// Opens untrusted paths for reading, and only if they are regular files; see also output_path.h.
 #ifndef MINICPMV_ENGINE_REGULAR_FILE_H_
 #define MINICPMV_ENGINE_REGULAR_FILE_H_
 
@@ -30,10 +30,6 @@ class RegularFile {
   std::string problem_;
   int64_t size_ = 0;
 };
-
-// Creates or truncates a regular file for writing; anything else is rejected.
-// Returns the descriptor; on failure a negative number, and sets `problem`.
-int CreateRegularFile(const std::string& path, std::string* problem);
 
 }  // namespace minicpmv
 

@@ -19,7 +19,7 @@ import pytest
 from convert.bundle.manifest import Bundle, FileRecord
 from convert.conversion import bundle_writer
 from runtime.engine_client.client import LOCAL, EngineClient, EngineError, engine_command
-from runtime.engine_client.protocol import ErrorCode, Field, Op, Stage
+from runtime.engine_client.protocol import ErrorCode, Field, Op, Stage, Tap
 from tests.engine.engines import Built
 from tests.engine.operations import (
     QUESTIONS,
@@ -143,24 +143,34 @@ def test_a_picture_that_cannot_be_saved(client: WatchedEngine, tmp_path: Path) -
     assert not list(tmp_path.iterdir())
 
 
-def test_only_regular_files_are_replaced(client: WatchedEngine, tmp_path: Path) -> None:
+@pytest.mark.parametrize("op", [Op.SAVE_IMAGE, Op.TAP])
+def test_only_regular_files_are_replaced(
+    client: WatchedEngine, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, op: str
+) -> None:
     """A file keeps its permissions, a link leads where it led, a pipe stays a pipe."""
-    image = client.image(random_picture(20, 40))[Field.IMAGE]
+    where, fields = Field.PATH, {Field.IMAGE: client.image(random_picture(20, 40))[Field.IMAGE]}
+    if op == Op.TAP:
+        values = tmp_path_factory.mktemp("input") / "values"
+        values.write_bytes(bytes(4 * 256))
+        where, fields = Field.OUTPUT, {Field.WHAT: Tap.LOGITS, Field.INPUT: str(values)}
     pipe, nowhere, device = tmp_path / "pipe", tmp_path / "nowhere", tmp_path / "device"
     os.mkfifo(pipe)
     nowhere.symlink_to(tmp_path / "missing")
     device.symlink_to("/dev/null")
     for path in (pipe, nowhere, device):
-        client.refuses(ErrorCode.FILE_ERROR, Op.SAVE_IMAGE, image=image, path=str(path))
+        client.refuses(ErrorCode.FILE_ERROR, op, **fields, **{where: str(path)})
     assert stat.S_ISFIFO(pipe.lstat().st_mode) and stat.S_ISCHR(device.stat().st_mode)
     assert not nowhere.exists()
     file, link = tmp_path / "file", tmp_path / "link"
-    file.write_bytes(b"old")
+    file.write_bytes(bytes(1 << 20))
     file.chmod(0o640)
     link.symlink_to(file.name)
-    client.save_image(image, link)
+    line = client.request(op, {**fields, where: str(link)})
     assert link.is_symlink() and stat.S_IMODE(file.stat().st_mode) == 0o640
-    assert file.read_bytes().startswith(b"MCPMVEMB")
+    if op == Op.TAP:
+        assert file.stat().st_size == 4 * np.prod(line[Field.SHAPE])
+    else:
+        assert file.read_bytes().startswith(b"MCPMVEMB")
     assert {p.name for p in tmp_path.iterdir()} == {"pipe", "nowhere", "device", "file", "link"}
 
 
