@@ -48,8 +48,8 @@ def open_tokenizer(path: Path) -> sentencepiece.SentencePieceProcessor:
     starts_as_is = not "".join(pieces.encode("a", out_type=str)).startswith(_SPACE)
     if not starts_as_is or pieces.decode(pieces.encode(_KEPT_TEXT)) != _KEPT_TEXT:
         raise CheckpointError(
-            f"{path}: does not keep text as it is, as MiniCPM-V's does (no space added or removed, "
-            "unknown characters as bytes); it is another model's, or its end is missing"
+            f"{path}: does not round-trip text as MiniCPM-V's does (no space added or removed, "
+            "unknown characters as bytes); it belongs to another model, or is truncated"
         )
     return pieces
 

@@ -18,15 +18,16 @@ using tvm::runtime::memory::MemoryManager;
 
 constexpr AllocatorType kAllocator = AllocatorType::kPooled;
 
-ffi::Module LoadMachine(const std::string& prefix) {
+ffi::Module LoadVm(const std::string& prefix) {
   const ffi::Function load = ffi::Function::GetGlobalRequired("ffi.SystemLib");
   const auto library = load(prefix).cast<ffi::Module>();
   const auto make = library->GetFunction("vm_load_executable", true);
-  if (!make.has_value()) throw EngineError(error_code::kInternal, "the blocks have no program");
-  const auto machine = (*make)().cast<ffi::Module>();
-  (*machine->GetFunction("vm_initialization", true))(static_cast<int>(kDLCPU), 0,
-                                                     static_cast<int>(kAllocator));
-  return machine;
+  if (!make.has_value())
+    throw EngineError(error_code::kInternal, "the compiled blocks contain no VM program");
+  const auto vm = (*make)().cast<ffi::Module>();
+  (*vm->GetFunction("vm_initialization", true))(static_cast<int>(kDLCPU), 0,
+                                                static_cast<int>(kAllocator));
+  return vm;
 }
 
 // Appends the names of a linear layer's or a norm's weight and bias.
@@ -39,37 +40,37 @@ void AddPair(const std::string& name, std::vector<std::string>* names) {
 
 Blocks::Blocks(const std::string& prefix, const Bundle& bundle)
     : bundle_(bundle), config_(bundle.config()) {
-  machine_ = LoadMachine(prefix);
+  vm_ = LoadVm(prefix);
   if (config_.vision) {
-    vision_embed_ = Take("vision_embed", {"vision.patch_embed.weight", "vision.patch_embed.bias",
+    vision_embed_ = Bind("vision_embed", {"vision.patch_embed.weight", "vision.patch_embed.bias",
                                           "vision.pos_embed"});
     for (int64_t i = 0; i < config_.vision->depth; ++i) {
       std::vector<std::string> names;
       for (const char* part : {"norm1", "qkv", "proj", "norm2", "fc1", "fc2"}) {
         AddPair("vision.blocks." + std::to_string(i) + "." + part, &names);
       }
-      vision_blocks_.push_back(Take("vision_block", names));
+      vision_blocks_.push_back(Bind("vision_block", names));
     }
-    vision_norm_ = Take("vision_norm", {"vision.norm.weight", "vision.norm.bias"});
+    vision_norm_ = Bind("vision_norm", {"vision.norm.weight", "vision.norm.bias"});
     resampler_ =
-        Take("resampler",
+        Bind("resampler",
              {"resampler.kv_proj.weight", "resampler.ln_kv.weight", "resampler.ln_kv.bias",
               "resampler.query", "resampler.k_proj.weight", "resampler.key_positions",
               "resampler.v_proj.weight", "resampler.v_proj.bias", "resampler.out_proj.weight",
               "resampler.out_proj.bias", "resampler.ln_post.weight", "resampler.ln_post.bias",
               "resampler.proj.weight"});
   }
-  embed_ = Take("embed", {"llm.embed"});
+  embed_ = Bind("embed", {"llm.embed"});
   for (int64_t i = 0; i < config_.decoder.num_hidden_layers; ++i) {
     std::vector<std::string> names;
     for (const char* part :
          {"input_norm.weight", "qkv", "o", "post_norm.weight", "gate_up", "down"}) {
       names.push_back("llm.layers." + std::to_string(i) + "." + part);
     }
-    layers_.push_back(Take("decoder_layer", names));
+    layers_.push_back(Bind("decoder_layer", names));
   }
   step_ = Find("decoder_step");
-  lm_head_ = Take("lm_head", {"llm.norm.weight", config_.untied_head ? "llm.head" : "llm.embed"});
+  lm_head_ = Bind("lm_head", {"llm.norm.weight", config_.untied_head ? "llm.head" : "llm.embed"});
 }
 
 Tensor Blocks::VisionEmbed(const Tensor& pixels) const { return Call(vision_embed_, {pixels}); }
@@ -84,11 +85,11 @@ Tensor Blocks::Resample(const Tensor& features) const { return Call(resampler_, 
 
 Tensor Blocks::Embed(const Tensor& ids) const { return Call(embed_, {ids}); }
 
-Tensor Blocks::DecoderLayer(int64_t index, const Tensor& x, const CachePlace& place) const {
-  const ffi::Shape numbers{place.start, place.window, place.pinned};
+Tensor Blocks::DecoderLayer(int64_t index, const Tensor& x, const LayerCache& cache) const {
+  const ffi::Shape numbers{cache.start, cache.window, cache.pinned};
   const Block& layer = layers_.at(static_cast<size_t>(index));
-  std::vector<ffi::AnyView> inputs{x, place.angles};
-  inputs.insert(inputs.end(), place.cache.begin(), place.cache.end());
+  std::vector<ffi::AnyView> inputs{x, cache.angles};
+  inputs.insert(inputs.end(), cache.tensors.begin(), cache.tensors.end());
   inputs.emplace_back(numbers);
   return Call(x.size(0) == 1 ? step_ : layer.function, layer.weights, std::move(inputs));
 }
@@ -111,8 +112,9 @@ std::map<std::string, Profile::Time> Blocks::TakeProfile() {
       }
       *result = kGoOn;
     };
-    const auto set = machine_.cast<ffi::Module>()->GetFunction("set_instrument", true);
-    if (!set.has_value()) throw EngineError(error_code::kInternal, "the blocks cannot be measured");
+    const auto set = vm_.cast<ffi::Module>()->GetFunction("set_instrument", true);
+    if (!set.has_value())
+      throw EngineError(error_code::kInternal, "the compiled blocks cannot be profiled");
     (*set)(ffi::Function::FromPacked(record));
   }
   return profile_->Take();
@@ -123,14 +125,14 @@ void Blocks::ReleaseMemory() const {
 }
 
 ffi::Function Blocks::Find(const char* function) const {
-  const auto found = machine_.cast<ffi::Module>()->GetFunction(function, true);
+  const auto found = vm_.cast<ffi::Module>()->GetFunction(function, true);
   if (!found.has_value()) {
     throw EngineError(error_code::kInternal, std::string("no compiled block ") + function);
   }
   return *found;
 }
 
-Blocks::Block Blocks::Take(const char* function, const std::vector<std::string>& weights) const {
+Blocks::Block Blocks::Bind(const char* function, const std::vector<std::string>& weights) const {
   Block block{Find(function), {}};
   for (const std::string& name : weights) {
     for (const TensorView& part : bundle_.Parts(name)) block.weights.emplace_back(Borrow(part));
@@ -149,7 +151,8 @@ Tensor Blocks::Call(const ffi::Function& function, const Arguments& weights,
   try {
     function.CallPacked(arguments.data(), static_cast<int32_t>(arguments.size()), &result);
   } catch (const ffi::Error& error) {
-    throw EngineError(error_code::kInternal, std::string("a compiled block: ") + error.what());
+    throw EngineError(error_code::kInternal,
+                      std::string("a compiled block failed: ") + error.what());
   }
   return result.cast<Tensor>();
 }

@@ -18,10 +18,10 @@
 namespace minicpmv {
 
 // What a decoder layer needs of the KV cache; see `convert/blocks/cached_attention.py`.
-struct CachePlace {
-  Tensor angles;              // (L, 4, head_dim / 2) float32
-  std::vector<Tensor> cache;  // the layer's cache tensors, which the call updates
-  int64_t start;              // index of the first new token
+struct LayerCache {
+  Tensor angles;                // (L, 4, head_dim / 2) float32
+  std::vector<Tensor> tensors;  // the layer's cache tensors, which the call updates
+  int64_t start;                // index of the first new token
   int64_t window, pinned;
 };
 
@@ -46,7 +46,7 @@ class Blocks {
 
   // ids: (L,) int32, each inside the vocabulary.
   Tensor Embed(const Tensor& ids) const;  // -> (L, D), scaled
-  Tensor DecoderLayer(int64_t index, const Tensor& x, const CachePlace& place) const;  // (L, D)
+  Tensor DecoderLayer(int64_t index, const Tensor& x, const LayerCache& cache) const;  // (L, D)
   Tensor Logits(const Tensor& hidden) const;  // (L, D) -> (L, V)
 
   // Returns the kernel times since the last call. The first call turns profiling on, for the
@@ -67,14 +67,14 @@ class Blocks {
   };
 
   tvm::ffi::Function Find(const char* function) const;
-  Block Take(const char* function, const std::vector<std::string>& weights) const;
+  Block Bind(const char* function, const std::vector<std::string>& weights) const;
   static Tensor Call(const Block& block, std::vector<tvm::ffi::AnyView> inputs);
   static Tensor Call(const tvm::ffi::Function& function, const Arguments& weights,
                      std::vector<tvm::ffi::AnyView> arguments);
 
   const Bundle& bundle_;
   const ModelConfig& config_;
-  tvm::ffi::Any machine_;  // keeps the functions alive
+  tvm::ffi::Any vm_;  // keeps the functions alive
   Block vision_embed_, vision_norm_, resampler_, embed_, lm_head_;
   std::vector<Block> vision_blocks_, layers_;
   tvm::ffi::Function step_;           // a layer for one token

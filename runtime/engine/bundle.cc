@@ -39,7 +39,9 @@ int64_t FileSize(const std::string& path) {
 std::string ReadFile(const std::string& path) {
   const RegularFile file(path);
   if (!file.problem().empty()) RefuseFile(path, file.problem());
-  if (file.size() > kFileLimit) RefuseFile(path, "larger than any of ours");
+  if (file.size() > kFileLimit) {
+    RefuseFile(path, "larger than " + std::to_string(kFileLimit >> 20) + " MiB");
+  }
   std::string text(static_cast<size_t>(file.size()), '\0');
   if (!file.Read(text.data(), text.size())) RefuseFile(path, "cannot be read");
   return text;
@@ -75,7 +77,7 @@ std::vector<Part> PartsOf(const TensorRecord& tensor, int64_t group_size, int64_
 }
 
 KVFormat ReadKVFormat(Fields* manifest) {
-  const std::string name = manifest->Text("kv_cache");
+  const std::string name = manifest->String("kv_cache");
   if (name == "fp16") return KVFormat::kFp16;
   if (name == "int8") return KVFormat::kInt8;
   manifest->Refuse("kv_cache is " + name + "; this engine knows fp16 and int8");
@@ -85,7 +87,7 @@ TensorRecords ReadTensors(Fields table) {
   TensorRecords records;
   for (const std::string& name : table.Names()) {
     Fields entry = table.Object(name);
-    records[name] = {entry.Text("format"), entry.Integers("shape")};
+    records[name] = {entry.String("format"), entry.Integers("shape")};
   }
   return records;
 }
@@ -99,7 +101,7 @@ Bundle::Bundle(const std::string& folder, const std::string& target, const std::
   if (!IsValidUtf8(text)) RefuseFile(path, "not UTF-8");
   Fields manifest(ParseJson(text, error_code::kInvalidBundle, path), error_code::kInvalidBundle,
                   path);
-  if (manifest.OptionalText("format") != kFormat) {
+  if (manifest.OptionalString("format") != kFormat) {
     manifest.Refuse(std::string("not a bundle's manifest: its format is not ") + kFormat);
   }
   const int64_t version = manifest.Integer("format_version", 0);
@@ -112,14 +114,16 @@ Bundle::Bundle(const std::string& folder, const std::string& target, const std::
   for (const std::string& name : files.Names()) {
     sizes_[name] = files.Object(name).Integer("size", 0);
   }
-  weights_sha256_ = files.Object(kWeights).Text("sha256");
+  weights_sha256_ = files.Object(kWeights).String("sha256");
   Find(kWeights);
   Fields quantization = manifest.Object("quantization");
   group_size_ = quantization.Integer("group_size", 1);
   code_bits_ = quantization.Integer("bits", 1);
-  if (code_bits_ > kMaxCodeBits) quantization.Refuse("more bits than any of our formats has");
+  if (code_bits_ > kMaxCodeBits) {
+    quantization.Refuse("bits: expected at most " + std::to_string(kMaxCodeBits));
+  }
   tensors_ = ReadTensors(manifest.Object("tensors"));
-  config_ = ReadModelConfig(manifest.Object("model"), manifest.Text("architecture"),
+  config_ = ReadModelConfig(manifest.Object("model"), manifest.String("architecture"),
                             ReadKVFormat(&manifest), tensors_);
   tokenizer_ = Read(kTokenizer);
   weights_.emplace(folder + "/" + kWeights);
@@ -158,13 +162,13 @@ void Bundle::CheckProgram(Fields targets, const std::string& target,
                           const std::string& program_id) {
   if (!targets.Has(target)) {
     throw EngineError(error_code::kOtherProgram,
-                      folder_ + ": made for other targets than " + target + ": convert again");
+                      folder_ + ": not made for the target " + target + ": convert again");
   }
-  const std::string found = targets.Object(target).Text("program_id");
+  const std::string found = targets.Object(target).String("program_id");
   if (found != program_id) {
     throw EngineError(error_code::kOtherProgram,
                       folder_ + ": made for the program " + found + "; this one is " + program_id +
-                          ": convert again, or take the engine that came with the bundle");
+                          ": convert again, or use the engine that came with the bundle");
   }
 }
 
@@ -173,7 +177,7 @@ void Bundle::CheckTensors() const {
   for (const auto& [name, shape] : TensorShapes(config_)) {
     const auto found = tensors_.find(name);
     if (found == tensors_.end() || found->second.shape != shape) {
-      Refuse(kManifest, "tensor " + name + " does not follow from its model");
+      Refuse(kManifest, "tensor " + name + " does not fit its model");
     }
     if (PartsOf(found->second, group_size_, code_bits_).empty()) {
       Refuse(kManifest, "tensor " + name + " cannot have the format " + found->second.format);

@@ -17,8 +17,8 @@ double Rate(int64_t tokens, double ms) {
 std::vector<Message> TakeMessages(Fields* request) {
   std::vector<Message> messages;
   for (Fields& message : request->Objects(field::kMessages)) {
-    messages.push_back({message.Text(field::kRole), message.Text(field::kContent)});
-    message.RefuseOthers();
+    messages.push_back({message.String(field::kRole), message.String(field::kContent)});
+    message.RefuseUnknown();
   }
   return messages;
 }

@@ -103,8 +103,8 @@ const BlockLibrary& ChooseBlocks(const BlockLibrary* libraries,
     const std::string missing = Missing(library->features, features);
     if (missing.empty()) return *library;
     problem =
-        "this processor cannot run any of the compiled blocks; the least that would do "
-        "needs also: " +
+        "this processor cannot run any of the compiled blocks; the least demanding ones "
+        "also need: " +
         missing;
   }
   throw EngineError(error_code::kUnsupportedCpu, problem);

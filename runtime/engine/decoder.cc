@@ -31,7 +31,7 @@ std::optional<Tensor> Decoder::Forward(Tensor x, KVCache* cache,
   const int64_t rows = x.size(0);
   for (int64_t i = 0; i < blocks_.config().decoder.num_hidden_layers; ++i) {
     if (cancelled()) return std::nullopt;
-    x = blocks_.DecoderLayer(i, x, cache->Place(i, rows));
+    x = blocks_.DecoderLayer(i, x, cache->Layer(i, rows));
   }
   cache->Append(rows);
   return x;

@@ -126,7 +126,7 @@ EncodedPicture LoadEmbeddings(const std::string& path, const EmbeddingsIdentity&
   const size_t start = kHeaderBytes + TextOf(identity).size();
   std::string content = ReadWhole(path, start + ValueBytes(identity));
   const uint64_t checksum = TakeChecksum(&content);
-  if (content.compare(0, sizeof(kMagic) - 1, kMagic) != 0) Refuse(path, "not a file of embeddings");
+  if (content.compare(0, sizeof(kMagic) - 1, kMagic) != 0) Refuse(path, "not an embeddings file");
   if (HashBytes(content.data(), content.size()) != checksum) Refuse(path, "damaged or altered");
   const auto key = NumberAt<uint64_t>(content, 16);
   if (key == 0 || content.compare(0, start, HeaderOf(identity, key)) != 0) {
@@ -135,7 +135,7 @@ EncodedPicture LoadEmbeddings(const std::string& path, const EmbeddingsIdentity&
   EncodedPicture picture{key, std::vector<float>(ValueBytes(identity) / sizeof(float))};
   std::memcpy(picture.tokens.data(), content.data() + start, ValueBytes(identity));
   for (const float value : picture.tokens) {
-    if (!std::isfinite(value)) Refuse(path, "a value is no number");
+    if (!std::isfinite(value)) Refuse(path, "a value is not finite");
   }
   return picture;
 }

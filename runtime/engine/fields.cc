@@ -43,21 +43,21 @@ bool Fields::Has(std::string_view name) const {
   return found != object_.end() && (*found).second != nullptr;
 }
 
-std::string Fields::Text(std::string_view name) {
+std::string Fields::String(std::string_view name) {
   const auto text = Require(name).as<ffi::String>();
-  if (!text.has_value()) Expected(name, "a text");
+  if (!text.has_value()) Expected(name, "a string");
   return std::string(*text);
 }
 
-std::optional<std::string> Fields::OptionalText(std::string_view name) {
+std::optional<std::string> Fields::OptionalString(std::string_view name) {
   if (!Take(name)) return std::nullopt;
-  return Text(name);
+  return String(name);
 }
 
 int64_t Fields::Integer(std::string_view name, int64_t least) {
   const auto number = AsInteger(Require(name));
   if (!number || *number < least) {
-    Expected(name, "a whole number of at least " + std::to_string(least));
+    Expected(name, "an integer of at least " + std::to_string(least));
   }
   return *number;
 }
@@ -89,14 +89,14 @@ json::Value Fields::Id(std::string_view name) {
   const auto value = Take(name);
   if (!value) return nullptr;
   if (AsInteger(*value) || value->as<ffi::String>().has_value()) return *value;
-  Expected(name, "a whole number or a text");
+  Expected(name, "an integer or a string");
 }
 
-std::vector<std::string> Fields::Texts(std::string_view name) {
+std::vector<std::string> Fields::Strings(std::string_view name) {
   std::vector<std::string> texts;
   for (const json::Value& value : List(name)) {
     const auto text = value.as<ffi::String>();
-    if (!text.has_value()) Expected(name, "a list of texts");
+    if (!text.has_value()) Expected(name, "a list of strings");
     texts.emplace_back(*text);
   }
   return texts;
@@ -106,7 +106,7 @@ std::vector<int64_t> Fields::Integers(std::string_view name) {
   std::vector<int64_t> integers;
   for (const json::Value& value : List(name)) {
     const auto number = AsInteger(value);
-    if (!number || *number < 0) Expected(name, "a list of whole numbers, 0 or more");
+    if (!number || *number < 0) Expected(name, "a list of integers, 0 or more");
     integers.push_back(*number);
   }
   return integers;
@@ -131,7 +131,7 @@ std::vector<std::string> Fields::Names() const {
   return names;
 }
 
-void Fields::RefuseOthers() const {
+void Fields::RefuseUnknown() const {
   for (const std::string& name : Names()) {
     if (taken_.count(name) == 0) Refuse("unknown field " + name);
   }

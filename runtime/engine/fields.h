@@ -24,8 +24,8 @@ class Fields {
 
   bool Has(std::string_view name) const;
 
-  std::string Text(std::string_view name);
-  std::optional<std::string> OptionalText(std::string_view name);
+  std::string String(std::string_view name);
+  std::optional<std::string> OptionalString(std::string_view name);
 
   // An integer of at least `least`.
   int64_t Integer(std::string_view name, int64_t least);
@@ -40,7 +40,7 @@ class Fields {
   // An integer or a string, unchanged; null if it is missing.
   json::Value Id(std::string_view name);
 
-  std::vector<std::string> Texts(std::string_view name);
+  std::vector<std::string> Strings(std::string_view name);
   // Integers, 0 or more.
   std::vector<int64_t> Integers(std::string_view name);
 
@@ -52,7 +52,7 @@ class Fields {
   std::vector<std::string> Names() const;
 
   // Throws if there is a field that no method has read.
-  void RefuseOthers() const;
+  void RefuseUnknown() const;
 
   // Throws an error that names this object.
   [[noreturn]] void Refuse(const std::string& problem) const;

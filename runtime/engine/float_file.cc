@@ -20,23 +20,24 @@ constexpr int kFileMode = 0644;
 }
 
 // Returns a file's size in values, and resolves the extent of -1.
-int64_t Fit(const std::string& path, const RegularFile& file, std::vector<int64_t>* shape) {
+int64_t ResolveShape(const std::string& path, const RegularFile& file,
+                     std::vector<int64_t>* shape) {
   if (!file.problem().empty()) Refuse(path, file.problem());
   constexpr auto kValueBytes = static_cast<int64_t>(sizeof(float));
-  int64_t known = 1, *open = nullptr;
+  int64_t known = 1, *unknown = nullptr;
   for (int64_t& extent : *shape) {
     if (extent < 0) {
-      open = &extent;
+      unknown = &extent;
     } else {
       known *= extent;
     }
   }
   const int64_t values = file.size() / kValueBytes;
-  if (open != nullptr) *open = values / known;
-  const int64_t expected = known * (open == nullptr ? 1 : *open);
+  if (unknown != nullptr) *unknown = values / known;
+  const int64_t expected = known * (unknown == nullptr ? 1 : *unknown);
   if (values == 0 || expected * kValueBytes != file.size()) {
-    Refuse(path, std::to_string(file.size()) + " bytes are not float32 values of the shape " +
-                     "that this block takes");
+    Refuse(path, std::to_string(file.size()) + " bytes do not match the float32 shape that this " +
+                     "block takes");
   }
   return values;
 }
@@ -55,10 +56,9 @@ int Create(const std::string& path) {
 FloatInput::FloatInput(const std::string& path, std::vector<int64_t> shape)
     : FloatInput(path, RegularFile(path), std::move(shape)) {}
 
-FloatInput::FloatInput(const std::string& path, const RegularFile& file,
-                       std::vector<int64_t> shape)
+FloatInput::FloatInput(const std::string& path, const RegularFile& file, std::vector<int64_t> shape)
     : shape_(std::move(shape)),
-      values_(static_cast<size_t>(Fit(path, file, &shape_)) * sizeof(float)) {
+      values_(static_cast<size_t>(ResolveShape(path, file, &shape_)) * sizeof(float)) {
   if (!file.Read(values_.data(), values_.size())) Refuse(path, "cannot be read");
 }
 

@@ -16,9 +16,9 @@ namespace {
 
 constexpr int kFixedBits = 22;  // fractional bits of a weight
 constexpr int32_t kHalf = 1 << (kFixedBits - 1);
-constexpr int64_t kWeightsKept = 1 << 21;      // 8 MiB of weights at a time
-constexpr double kBicubicSupport = 2.0;        // pixels on each side
-constexpr int64_t kRowsBetweenQuestions = 64;  // whether it is cancelled
+constexpr int64_t kWeightsKept = 1 << 21;  // 8 MiB of weights at a time
+constexpr double kBicubicSupport = 2.0;    // pixels on each side
+constexpr int64_t kRowsBetweenPolls = 64;  // whether it is cancelled
 
 // Keys' bicubic kernel with a = -0.5.
 double Bicubic(double x) {
@@ -133,7 +133,7 @@ const uint8_t* ImagePreprocessor::Resize(const RgbPicture& picture,
     }
     int64_t top = 0;  // the first resized row that later picture rows still contribute to
     for (int64_t y = 0; y < picture.height; ++y) {
-      if (y % kRowsBetweenQuestions == 0 && cancelled()) return nullptr;
+      if (y % kRowsBetweenPolls == 0 && cancelled()) return nullptr;
       ResizeRow(across, begin, end, picture.pixels + 3 * picture.width * y, weights_.data(),
                 row_.data());
       while (top < image_size_ && down.end(top) <= y) ++top;

@@ -38,7 +38,7 @@ json::Value ParseJson(std::string_view text, const std::string& code, const std:
   }
   tvm::ffi::String problem;
   json::Value value = json::Parse(tvm::ffi::String(text.data(), text.size()), &problem);
-  if (!problem.empty()) throw EngineError(code, where + ": no JSON: " + std::string(problem));
+  if (!problem.empty()) throw EngineError(code, where + ": not JSON: " + std::string(problem));
   return value;
 }
 

@@ -71,7 +71,7 @@ int64_t KVCache::Rewind(const std::vector<CacheKey>& cached, const std::vector<C
   return window_.Rewind(cached, request, pinned);
 }
 
-CachePlace KVCache::Place(int64_t layer, int64_t rows) {
+LayerCache KVCache::Layer(int64_t layer, int64_t rows) {
   const int64_t start = window_.length();
   Rotate(start, rows);
   uint8_t* const begin = memory_.data() + static_cast<size_t>(layer) * layer_bytes_;

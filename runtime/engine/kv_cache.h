@@ -34,7 +34,7 @@ class KVCache {
 
   // Returns a layer's arguments for the next `rows` tokens, at most kPrefillChunk. The tokens do
   // not count as cached until Append, so a pass through the layers may be aborted.
-  CachePlace Place(int64_t layer, int64_t rows);
+  LayerCache Layer(int64_t layer, int64_t rows);
 
   // Commits tokens that have passed through all layers.
   void Append(int64_t rows) { window_.Append(rows); }

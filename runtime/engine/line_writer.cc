@@ -11,7 +11,7 @@
 namespace minicpmv {
 namespace {
 
-constexpr int kNobodyReads = 1;  // exit code
+constexpr int kReaderGone = 1;  // exit code
 
 }  // namespace
 
@@ -37,7 +37,7 @@ void LineWriter::Write(const Line& line) const {
     if (count >= 0) {
       written += static_cast<size_t>(count);
     } else if (errno != EINTR) {
-      std::_Exit(kNobodyReads);
+      std::_Exit(kReaderGone);
     }
   }
 }

@@ -56,7 +56,7 @@ int Read(int task, TVMParallelGroupEnv* tasks, void* argument) {
   return 0;
 }
 
-int Nothing(int /*task*/, TVMParallelGroupEnv* /*tasks*/, void* /*argument*/) { return 0; }
+int EmptyTask(int /*task*/, TVMParallelGroupEnv* /*tasks*/, void* /*argument*/) { return 0; }
 
 double Median(std::vector<double>* values) {
   const auto middle = values->begin() + static_cast<std::ptrdiff_t>(values->size() / 2);
@@ -122,7 +122,7 @@ double MeasureLaunchUs() {
   std::vector<double> times;
   for (int i = 0; i < kLaunches; ++i) {
     const auto start = Clock::now();
-    TVMBackendParallelLaunch(Nothing, nullptr, 0);
+    TVMBackendParallelLaunch(EmptyTask, nullptr, 0);
     times.push_back(std::chrono::duration<double, std::micro>(Clock::now() - start).count());
   }
   return Median(&times);

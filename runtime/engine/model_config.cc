@@ -11,7 +11,7 @@ constexpr int64_t kMaxExtent = 1 << 24;
 // Reads an extent; names are those of the checkpoint's configuration.
 int64_t Extent(Fields* model, const char* name) {
   const int64_t extent = model->Integer(name, 1);
-  if (extent > kMaxExtent) model->Refuse(std::string(name) + " is larger than any model's");
+  if (extent > kMaxExtent) model->Refuse(std::string(name) + " is larger than in any model");
   return extent;
 }
 
@@ -53,9 +53,9 @@ DecoderConfig ReadDecoder(Fields* model) {
   c.eos_token_id = model->OptionalInteger("eos_token_id", 0).value_or(2);
   if (c.hidden_size % c.num_attention_heads != 0 || c.head_dim() % 2 != 0 ||
       c.num_attention_heads % c.num_key_value_heads != 0 || c.rope_theta <= 0) {
-    model->Refuse("the numbers of its heads do not fit its width");
+    model->Refuse("the numbers of heads do not fit hidden_size");
   }
-  if (c.eos_token_id >= c.vocab_size) model->Refuse("eos_token_id is outside of the vocabulary");
+  if (c.eos_token_id >= c.vocab_size) model->Refuse("eos_token_id is outside the vocabulary");
   return c;
 }
 
@@ -133,7 +133,7 @@ ModelConfig ReadModelConfig(Fields model, const std::string& architecture, KVFor
   config.decoder.kv_cache = kv_cache;
   // The claimed number of layers must not allocate more than the manifest itself.
   if (static_cast<size_t>(config.decoder.num_hidden_layers) > tensors.size()) {
-    model.Refuse("num_hidden_layers is more than there are tensors");
+    model.Refuse("num_hidden_layers is larger than the number of tensors");
   }
   if (tensors.count("vision.pos_embed") != 0) config.vision = ReadVision(&model, tensors);
   config.untied_head = tensors.count("llm.head") != 0;

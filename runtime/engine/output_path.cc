@@ -24,7 +24,7 @@ OutputPath FindOutput(const std::string& path) {
   struct stat status;
   if (stat(path.c_str(), &status) != 0) {
     if (errno != ENOENT) Refuse(path, std::strerror(errno));
-    if (lstat(path.c_str(), &status) == 0) Refuse(path, "a link that leads nowhere");
+    if (lstat(path.c_str(), &status) == 0) Refuse(path, "a dangling link");
     return {path, std::nullopt};
   }
   if (!S_ISREG(status.st_mode)) Refuse(path, "not a regular file, so it is not replaced");

@@ -37,8 +37,8 @@ RgbPicture ParseHeader(const std::string& path, const uint8_t* header, uint64_t 
   // The product of two 32-bit numbers fits into 64 bits; three times that may not.
   const uint64_t body = file_size - kPictureHeaderBytes;
   if (body % 3 != 0 || body / 3 != width * height) {
-    Refuse(path, size + " do not take " + std::to_string(body) + " bytes; the file is cut short, " +
-                     "or longer than its header says");
+    Refuse(path, size + " do not match " + std::to_string(body) + " bytes; the file is " +
+                     "truncated, or longer than its header says");
   }
   return {nullptr, static_cast<int64_t>(width), static_cast<int64_t>(height)};
 }

@@ -27,7 +27,7 @@ bool IsCancel(const std::string& text) {
   try {
     Fields request(ParseJson(text, error_code::kInvalidRequest, "request"),
                    error_code::kInvalidRequest, "request");
-    return request.OptionalText(protocol::field::kOp) == protocol::op::kCancel;
+    return request.OptionalString(protocol::field::kOp) == protocol::op::kCancel;
   } catch (const EngineError&) {
     return false;  // the server reports what is wrong with the line
   }

@@ -26,7 +26,7 @@ constexpr char kFormat[] = "minicpmv-golden";
 constexpr int64_t kFormatVersion = 2;
 
 // One of the likeliest tokens at a step, recorded when the bundle was made.
-struct Likely {
+struct TopToken {
   int32_t id;
   double logit;
 };
@@ -37,7 +37,7 @@ struct GoldenPrompt {
   int64_t max_new_tokens;
   std::vector<int32_t> ids;  // the expected answer
   // For the first of these ids: the likeliest tokens at that step, likeliest first.
-  std::vector<std::vector<Likely>> steps;
+  std::vector<std::vector<TopToken>> steps;
 };
 
 struct Golden {
@@ -45,36 +45,36 @@ struct Golden {
   std::vector<GoldenPrompt> prompts;
 };
 
-int32_t Id(int64_t id) {
+int32_t ClampId(int64_t id) {
   // Clamped: an id that is too large matches no answer.
   return static_cast<int32_t>(std::min<int64_t>(id, std::numeric_limits<int32_t>::max()));
 }
 
-std::vector<Likely> TakeStep(Fields* step) {
-  std::vector<Likely> likely;
+std::vector<TopToken> TakeStep(Fields* step) {
+  std::vector<TopToken> tokens;
   for (Fields& entry : step->Objects("top")) {
-    likely.push_back({Id(entry.Integer("id", 0)), entry.Number("logit")});
-    entry.RefuseOthers();
+    tokens.push_back({ClampId(entry.Integer("id", 0)), entry.Number("logit")});
+    entry.RefuseUnknown();
   }
-  step->RefuseOthers();
-  if (likely.empty()) step->Refuse("no likely tokens");
-  return likely;
+  step->RefuseUnknown();
+  if (tokens.empty()) step->Refuse("no tokens");
+  return tokens;
 }
 
 GoldenPrompt TakePrompt(Fields* entry, const DecoderConfig& c) {
   GoldenPrompt prompt{TakeMessages(entry),
-                      entry->OptionalText(field::kImage),
+                      entry->OptionalString(field::kImage),
                       entry->Integer(field::kMaxNewTokens, 1),
                       {},
                       {}};
-  for (const int64_t id : entry->Integers(field::kIds)) prompt.ids.push_back(Id(id));
+  for (const int64_t id : entry->Integers(field::kIds)) prompt.ids.push_back(ClampId(id));
   for (Fields& step : entry->Objects("steps")) prompt.steps.push_back(TakeStep(&step));
-  entry->RefuseOthers();
+  entry->RefuseUnknown();
   if (prompt.messages.empty()) entry->Refuse("no messages");
   if (prompt.steps.size() > prompt.ids.size()) entry->Refuse("more steps than ids");
-  for (const std::vector<Likely>& step : prompt.steps) {
-    for (const Likely& likely : step) {
-      if (likely.id >= c.vocab_size) entry->Refuse("a likely token is outside the vocabulary");
+  for (const std::vector<TopToken>& step : prompt.steps) {
+    for (const TopToken& token : step) {
+      if (token.id >= c.vocab_size) entry->Refuse("a token is outside the vocabulary");
     }
   }
   return prompt;
@@ -88,19 +88,19 @@ Golden ReadGolden(const Bundle& bundle) {
   }
   Fields golden(ParseJson(*text, error_code::kInvalidBundle, kGolden), error_code::kInvalidBundle,
                 kGolden);
-  if (golden.Text("format") != kFormat || golden.Integer("format_version", 0) != kFormatVersion) {
-    golden.Refuse("of another format or version; convert again");
+  if (golden.String("format") != kFormat || golden.Integer("format_version", 0) != kFormatVersion) {
+    golden.Refuse("unknown format or version; convert again");
   }
   Golden made{golden.Number("tolerance"), {}};
   for (Fields& entry : golden.Objects("prompts")) {
     made.prompts.push_back(TakePrompt(&entry, bundle.config().decoder));
   }
-  golden.RefuseOthers();
+  golden.RefuseUnknown();
   if (made.prompts.empty()) golden.Refuse("no prompts");
   return made;
 }
 
-[[noreturn]] void Cancel() {
+[[noreturn]] void ThrowCancelled() {
   throw EngineError(error_code::kCancelled, "the self-check was cancelled");
 }
 
@@ -111,14 +111,14 @@ EncodedPicture Encode(Model* model, const std::string& name, const WorkHooks& ho
                       std::string(kGolden) + ": the bundle lacks the picture " + name);
   }
   auto picture = model->pictures().Compute(PictureFile(*path).picture(), hooks);
-  if (!picture) Cancel();
+  if (!picture) ThrowCancelled();
   return *std::move(picture);
 }
 
 // Teacher forcing: feeds a prompt and its expected answer to the decoder, in a separate cache.
-class Follower {
+class TeacherForcing {
  public:
-  Follower(const Model& model, const GoldenPrompt& golden, const EncodedPicture* picture)
+  TeacherForcing(const Model& model, const GoldenPrompt& golden, const EncodedPicture* picture)
       : decoder_(model.blocks()),
         picture_(picture),
         width_(model.config().decoder.hidden_size),
@@ -136,9 +136,9 @@ class Follower {
     for (int64_t start = 0; start < total; start += kPrefillChunk) {
       const int64_t count = std::min(kPrefillChunk, total - start);
       const Tensor x = decoder_.Embed(prompt_.ids.data() + start, count);
-      for (int64_t row = 0; row < count; ++row) ShowPicture(start + row, x, row);
+      for (int64_t row = 0; row < count; ++row) PutImageToken(start + row, x, row);
       hidden = decoder_.Forward(x, &cache_, hooks.cancelled);
-      if (!hidden) Cancel();
+      if (!hidden) ThrowCancelled();
     }
     return decoder_.LastLogits(*hidden);
   }
@@ -146,7 +146,7 @@ class Follower {
   // Returns the logits (V,) after one more token.
   const float* Next(int32_t token, const WorkHooks& hooks) {
     const auto hidden = decoder_.Forward(decoder_.Embed(&token, 1), &cache_, hooks.cancelled);
-    if (!hidden) Cancel();
+    if (!hidden) ThrowCancelled();
     return decoder_.LastLogits(*hidden);
   }
 
@@ -156,7 +156,7 @@ class Follower {
   }
 
   // Copies an image token over a row of embeddings, if its position is a placeholder.
-  void ShowPicture(int64_t place, const Tensor& x, int64_t row) const {
+  void PutImageToken(int64_t place, const Tensor& x, int64_t row) const {
     if (picture_ == nullptr) return;
     const int64_t at = place - *prompt_.image_start;
     if (at < 0 || at >= ImageTokens()) return;
@@ -175,13 +175,13 @@ class Follower {
 bool SameLogits(const Model& model, const GoldenPrompt& golden, const EncodedPicture* picture,
                 double tolerance, const WorkHooks& hooks) {
   if (golden.steps.empty()) return true;
-  Follower follower(model, golden, picture);
-  const float* logits = follower.Prefill(hooks);
+  TeacherForcing forced(model, golden, picture);
+  const float* logits = forced.Prefill(hooks);
   for (size_t i = 0; i < golden.steps.size(); ++i) {
-    if (i > 0) logits = follower.Next(golden.ids[i - 1], hooks);
-    for (const Likely& likely : golden.steps[i]) {
+    if (i > 0) logits = forced.Next(golden.ids[i - 1], hooks);
+    for (const TopToken& token : golden.steps[i]) {
       // Negated, so that NaN fails.
-      if (!(std::abs(logits[likely.id] - likely.logit) <= tolerance)) return false;
+      if (!(std::abs(logits[token.id] - token.logit) <= tolerance)) return false;
     }
   }
   return true;
@@ -196,13 +196,14 @@ bool SameIds(const std::vector<int32_t>& ids, int32_t end, const GoldenPrompt& g
   const auto at = static_cast<size_t>(expected - golden.ids.begin());
   if (at >= golden.steps.size()) return false;
   const int32_t chosen = mine == ids.end() ? end : *mine;
-  const std::vector<Likely>& step = golden.steps[at];
-  return std::any_of(step.begin(), step.end(), [&](const Likely& likely) {
-    return likely.id == chosen && step.front().logit - likely.logit <= tolerance;
+  const std::vector<TopToken>& step = golden.steps[at];
+  return std::any_of(step.begin(), step.end(), [&](const TopToken& token) {
+    return token.id == chosen && step.front().logit - token.logit <= tolerance;
   });
 }
 
-Check Ask(Model* model, const GoldenPrompt& prompt, double tolerance, const WorkHooks& hooks) {
+Check RunPrompt(Model* model, const GoldenPrompt& prompt, double tolerance,
+                const WorkHooks& hooks) {
   ChatRequest request;
   request.messages = prompt.messages;
   request.max_new_tokens = prompt.max_new_tokens;
@@ -212,10 +213,9 @@ Check Ask(Model* model, const GoldenPrompt& prompt, double tolerance, const Work
     request.picture = &*picture;
   }
   model->generator().Reset();
-  const Answer answer = model->generator().Generate(
-      request, [](std::string_view) {}, hooks);
+  const Answer answer = model->generator().Generate(request, [](std::string_view) {}, hooks);
   model->generator().Reset();
-  if (answer.stop == StopReason::kCancelled) Cancel();
+  if (answer.stop == StopReason::kCancelled) ThrowCancelled();
   const bool passed =
       SameIds(answer.ids, model->config().decoder.eos_token_id, prompt, tolerance) &&
       SameLogits(*model, prompt, request.picture, tolerance, hooks);
@@ -233,7 +233,7 @@ std::vector<Check> RunSelfCheck(Model* model, const WorkHooks& hooks) {
   std::vector<Check> checks;
   for (const GoldenPrompt& prompt : golden.prompts) {
     hooks.progress(static_cast<int64_t>(checks.size()), total);
-    checks.push_back(Ask(model, prompt, golden.tolerance, inner));
+    checks.push_back(RunPrompt(model, prompt, golden.tolerance, inner));
   }
   hooks.progress(total, total);
   return checks;

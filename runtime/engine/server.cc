@@ -77,7 +77,7 @@ void Server::Answer(const RequestLine& line) {
 }
 
 Line Server::Dispatch(Fields* request) {
-  const std::string name = request->Text(field::kOp);
+  const std::string name = request->String(field::kOp);
   if (name == op::kLoad) return Load(request);
   if (name == op::kImage) return Image(request);
   if (name == op::kChat) return Chat(request);
@@ -93,13 +93,13 @@ Line Server::Dispatch(Fields* request) {
     return Line().Set(field::kShape, ToJson(RunTap(request, &RequireModel(), cancelled)));
   }
   if (name == op::kReset) {
-    request->RefuseOthers();
+    request->RefuseUnknown();
     RequireModel().generator().Reset();
     return Line();
   }
   // A cancel took effect when it was read; here it is only answered.
   if (name == op::kCancel) {
-    request->RefuseOthers();
+    request->RefuseUnknown();
     return Line();
   }
   request->Refuse("unknown op " + name);
@@ -107,9 +107,9 @@ Line Server::Dispatch(Fields* request) {
 
 Line Server::Load(Fields* request) {
   const auto started = Clock::now();
-  const std::string folder = request->Text(field::kBundle);
+  const std::string folder = request->String(field::kBundle);
   const int64_t window = request->Integer(field::kWindow, 1);
-  request->RefuseOthers();
+  request->RefuseUnknown();
   // The previous model stays until the new one is complete.
   model_ = std::make_unique<Model>(folder, program_.target, program_.program_id, program_.prefix,
                                    window);
@@ -123,8 +123,8 @@ Line Server::Load(Fields* request) {
 
 Line Server::Image(Fields* request) {
   const auto started = Clock::now();
-  const std::string path = request->Text(field::kPath);
-  request->RefuseOthers();
+  const std::string path = request->String(field::kPath);
+  request->RefuseUnknown();
   PictureEncoder& pictures = RequireModel().pictures();
   WorkHooks hooks = Hooks(protocol::stage::kEncode);
   bool ran = false;
@@ -148,10 +148,10 @@ Line Server::Chat(Fields* request) {
   chat.picture = FindPicture(request);
   chat.sampling = TakeSampling(request);
   chat.max_new_tokens = request->Integer(field::kMaxNewTokens, 1);
-  if (request->Has(field::kStop)) chat.stops = request->Texts(field::kStop);
+  if (request->Has(field::kStop)) chat.stops = request->Strings(field::kStop);
   chat.as_original = request->OptionalFlag(field::kAsOriginal).value_or(false);
   chat.top_logprobs = request->OptionalInteger(field::kTopLogprobs, 0);
-  request->RefuseOthers();
+  request->RefuseUnknown();
   if (chat.top_logprobs.value_or(0) > kMaxTopLogprobs) {
     request->Refuse("top_logprobs: expected at most " + std::to_string(kMaxTopLogprobs));
   }
@@ -174,16 +174,16 @@ Line Server::Chat(Fields* request) {
 
 Line Server::SaveImage(Fields* request) {
   const EncodedPicture* picture = FindPicture(request);
-  const std::string path = request->Text(field::kPath);
-  request->RefuseOthers();
+  const std::string path = request->String(field::kPath);
+  request->RefuseUnknown();
   if (picture == nullptr) request->Refuse("lacks the field image");
   return Line().Set(field::kBytes, SaveEmbeddings(path, Identity(), *picture));
 }
 
 Line Server::RestoreImage(Fields* request) {
   PictureEncoder& pictures = RequireModel().pictures();
-  const std::string path = request->Text(field::kPath);
-  request->RefuseOthers();
+  const std::string path = request->String(field::kPath);
+  request->RefuseUnknown();
   EncodedPicture loaded = LoadEmbeddings(path, Identity());
   const EncodedPicture* picture = pictures.Find(loaded.key);
   const bool remembered = picture != nullptr;
@@ -192,7 +192,7 @@ Line Server::RestoreImage(Fields* request) {
 }
 
 Line Server::SelfCheck(Fields* request) {
-  request->RefuseOthers();
+  request->RefuseUnknown();
   json::Array checks;
   bool passed = true;
   for (const Check& check : RunSelfCheck(&RequireModel(), Hooks(protocol::stage::kSelfCheck))) {
@@ -213,7 +213,7 @@ Line Server::SelfCheck(Fields* request) {
 Line Server::Bandwidth(Fields* request) {
   const int64_t bytes =
       request->OptionalInteger(field::kBytes, kMinBandwidthBytes).value_or(kBandwidthBytes);
-  request->RefuseOthers();
+  request->RefuseUnknown();
   if (bytes > kMaxBandwidthBytes) {
     request->Refuse("bytes: expected at most " + std::to_string(kMaxBandwidthBytes));
   }
@@ -226,7 +226,7 @@ Line Server::Bandwidth(Fields* request) {
 }
 
 Line Server::TakeProfile(Fields* request) {
-  request->RefuseOthers();
+  request->RefuseUnknown();
   json::Array kernels;
   for (const auto& [kernel, time] : RequireModel().blocks().TakeProfile()) {
     kernels.push_back(Line()
@@ -241,18 +241,18 @@ Line Server::TakeProfile(Fields* request) {
 
 Line Server::Tokenize(Fields* request) {
   const Tokenizer& tokenizer = RequireModel().tokenizer();
-  if (const auto text = request->OptionalText(field::kText)) {
-    request->RefuseOthers();
+  if (const auto text = request->OptionalString(field::kText)) {
+    request->RefuseUnknown();
     return Line().Set(field::kIds, ToJson(tokenizer.Encode(*text)));
   }
   const std::vector<Message> messages = TakeMessages(request);
   const int64_t image_tokens = request->OptionalInteger(field::kImageTokens, 0).value_or(0);
   const bool as_original = request->OptionalFlag(field::kAsOriginal).value_or(false);
-  request->RefuseOthers();
+  request->RefuseUnknown();
   CheckConversation(messages, as_original);
   const auto& vision = model_->config().vision;
   if (image_tokens != 0 && image_tokens != (vision ? vision->query_num : 0)) {
-    request->Refuse("image_tokens: expected 0 or those of this model");
+    request->Refuse("image_tokens: expected 0 or this model's number");
   }
   const Prompt prompt = BuildPrompt(tokenizer, messages, image_tokens);
   Line line;
@@ -268,7 +268,7 @@ Line Server::Detokenize(Fields* request) {
     // Clamped: ids without a piece are dropped, however large they are.
     ids.push_back(static_cast<int32_t>(std::min<int64_t>(id, tokenizer.vocab_size())));
   }
-  request->RefuseOthers();
+  request->RefuseUnknown();
   return Line().Set(field::kText, tokenizer.Decode(ids));
 }
 
@@ -278,7 +278,7 @@ Model& Server::RequireModel() const {
 }
 
 const EncodedPicture* Server::FindPicture(Fields* request) const {
-  const auto name = request->OptionalText(field::kImage);
+  const auto name = request->OptionalString(field::kImage);
   if (!name) return nullptr;
   uint64_t key = 0;
   const char* end = name->data() + name->size();
@@ -286,7 +286,7 @@ const EncodedPicture* Server::FindPicture(Fields* request) const {
   const EncodedPicture* picture = parsed.ptr == end ? RequireModel().pictures().Find(key) : nullptr;
   if (picture == nullptr) {
     throw EngineError(error_code::kUnknownPicture,
-                      "no picture " + *name + " is remembered; send it again");
+                      "picture " + *name + " is not in the cache; send it again");
   }
   return picture;
 }

@@ -22,7 +22,7 @@ struct Files {
 };
 
 Files TakeFiles(Fields* request) {
-  return {request->Text(field::kInput), request->Text(field::kOutput)};
+  return {request->String(field::kInput), request->String(field::kOutput)};
 }
 
 void StopIfCancelled(const Cancelled& cancelled) {
@@ -43,7 +43,7 @@ Shape TapVision(const std::string& what, Fields* request, Model* model) {
   const bool from_pixels = what == tap::kVisionEmbed;
   const Files files = TakeFiles(request);
   const int64_t index = what == tap::kVisionBlock ? request->Integer(field::kIndex, 0) : 0;
-  request->RefuseOthers();
+  request->RefuseUnknown();
   if (index >= c.depth) request->Refuse("there are only " + std::to_string(c.depth) + " blocks");
   const FloatInput input(files.input, from_pixels ? Shape{3, c.image_size, c.image_size}
                                                   : Shape{c.num_patches(), c.embed_dim});
@@ -56,7 +56,7 @@ Shape TapVision(const std::string& what, Fields* request, Model* model) {
 
 Shape TapPreprocess(Fields* request, Model* model) {
   const Files files = TakeFiles(request);
-  request->RefuseOthers();
+  request->RefuseUnknown();
   const PictureFile picture(files.input);
   return WriteWhole(model->pictures().Preprocess(picture.picture()), files.output);
 }
@@ -68,8 +68,8 @@ Shape TapEmbed(Fields* request, Model* model, const Cancelled& cancelled) {
     ids.push_back(static_cast<int32_t>(std::min(id, c.vocab_size)));  // clamped; still outside
   }
   if (ids.empty()) request->Refuse("no ids");
-  const std::string path = request->Text(field::kOutput);
-  request->RefuseOthers();
+  const std::string path = request->String(field::kOutput);
+  request->RefuseUnknown();
   Decoder decoder(model->blocks());
   const FloatOutput output(path);
   const auto total = static_cast<int64_t>(ids.size());
@@ -87,7 +87,7 @@ Shape TapLayers(Fields* request, Model* model, const Cancelled& cancelled) {
   const bool per_layer = request->OptionalFlag(field::kPerLayer).value_or(false);
   const int64_t window = request->Integer(field::kWindow, 1);
   const int64_t pinned = request->Integer(field::kPinned, 1);
-  request->RefuseOthers();
+  request->RefuseUnknown();
   const FloatInput input(files.input, {per_layer ? c.num_hidden_layers : 1, -1, c.hidden_size});
   const int64_t total = input.shape()[1];
   KVCache cache(c, window);
@@ -99,7 +99,7 @@ Shape TapLayers(Fields* request, Model* model, const Cancelled& cancelled) {
     for (int64_t i = 0; i < c.num_hidden_layers; ++i) {
       StopIfCancelled(cancelled);
       if (per_layer) x = input.Rows(i * total + start, count);
-      x = model->blocks().DecoderLayer(i, x, cache.Place(i, count));
+      x = model->blocks().DecoderLayer(i, x, cache.Layer(i, count));
       output.Write(x, (i * total + start) * c.hidden_size);
     }
     cache.Append(count);
@@ -110,7 +110,7 @@ Shape TapLayers(Fields* request, Model* model, const Cancelled& cancelled) {
 Shape TapLogits(Fields* request, Model* model, const Cancelled& cancelled) {
   const DecoderConfig& c = model->config().decoder;
   const Files files = TakeFiles(request);
-  request->RefuseOthers();
+  request->RefuseUnknown();
   const FloatInput input(files.input, {-1, c.hidden_size});
   const FloatOutput output(files.output);
   const int64_t total = input.shape()[0];
@@ -123,7 +123,7 @@ Shape TapLogits(Fields* request, Model* model, const Cancelled& cancelled) {
 }
 
 Shape Dispatch(Fields* request, Model* model, const Cancelled& cancelled) {
-  const std::string what = request->Text(field::kWhat);
+  const std::string what = request->String(field::kWhat);
   if (what == tap::kPreprocess) return TapPreprocess(request, model);
   if (what == tap::kEmbed) return TapEmbed(request, model, cancelled);
   if (what == tap::kLayers) return TapLayers(request, model, cancelled);
@@ -132,7 +132,7 @@ Shape Dispatch(Fields* request, Model* model, const Cancelled& cancelled) {
        {tap::kVisionEmbed, tap::kVisionBlock, tap::kVisionNorm, tap::kResampler}) {
     if (what == known) return TapVision(what, request, model);
   }
-  request->Refuse("nothing to tap is called " + what);
+  request->Refuse("unknown tap " + what);
 }
 
 }  // namespace

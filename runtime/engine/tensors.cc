@@ -11,7 +11,7 @@ namespace minicpmv {
 namespace {
 
 // An allocator for TVM that returns existing memory.
-struct Lender {
+struct BorrowedMemory {
   void* data;
 
   void AllocData(DLTensor* tensor) { tensor->data = data; }
@@ -35,8 +35,8 @@ DLDataType TypeOf(DType dtype) {
 }  // namespace
 
 Tensor Borrow(void* data, const std::vector<int64_t>& shape, DLDataType dtype) {
-  return Tensor::FromNDAlloc(Lender{data}, tvm::ffi::ShapeView(shape.data(), shape.size()), dtype,
-                             kCpu);
+  return Tensor::FromNDAlloc(BorrowedMemory{data}, tvm::ffi::ShapeView(shape.data(), shape.size()),
+                             dtype, kCpu);
 }
 
 Tensor Borrow(const TensorView& weight) {
@@ -47,7 +47,7 @@ AlignedBuffer::AlignedBuffer(size_t size) : size_(std::max<size_t>(size, 1)) {
   data_ = mmap(nullptr, size_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (data_ == MAP_FAILED) {
     throw EngineError(error_code::kOutOfMemory,
-                      "the system has no " + std::to_string(size) + " bytes of memory left");
+                      "cannot allocate " + std::to_string(size) + " bytes of memory");
   }
 }
 

@@ -12,9 +12,9 @@ namespace minicpmv {
 namespace {
 
 // Most padding rows of an embedding: its size is rounded up to a multiple of a power of two.
-constexpr int64_t kMostPadding = 255;
+constexpr int64_t kMaxPadding = 255;
 // Must survive a round trip unchanged, spaces and a character outside any vocabulary included.
-constexpr char kKeptText[] = "  a  \n\U0010fffe";
+constexpr char kRoundTripText[] = "  a  \n\U0010fffe";
 constexpr char kSpace[] = "\u2581";  // SentencePiece's symbol for a space
 
 [[noreturn]] void Refuse(const std::string& problem) {
@@ -44,17 +44,17 @@ Tokenizer::Tokenizer(std::string_view model)
   }
   const std::vector<int32_t> letter = Encode("a");
   if (letter.empty() || processor_->IdToPiece(letter[0]).rfind(kSpace, 0) == 0 ||
-      Decode(Encode(kKeptText)) != kKeptText) {
-    Refuse("does not keep text as it is; it is another model's, or its end is missing");
+      Decode(Encode(kRoundTripText)) != kRoundTripText) {
+    Refuse("does not round-trip text; it belongs to another model, or is truncated");
   }
 }
 
 Tokenizer::~Tokenizer() = default;
 
 void Tokenizer::RequireFit(int64_t rows, bool pictures) const {
-  if (vocab_size_ > rows || vocab_size_ < rows - kMostPadding) {
+  if (vocab_size_ > rows || vocab_size_ < rows - kMaxPadding) {
     Refuse("has " + std::to_string(vocab_size_) + " pieces, the embedding has " +
-           std::to_string(rows) + " rows; they are of two models");
+           std::to_string(rows) + " rows; they belong to different models");
   }
   if (pictures && (image_start_id_ == kUnknownId || image_end_id_ == kUnknownId)) {
     Refuse("lacks the pieces <image> and </image>");
@@ -101,9 +101,8 @@ bool Tokenizer::IsWhole(int32_t id) const {
 
 // Returns whether a picture tag begins at `start`.
 bool Tokenizer::IsTagAt(std::string_view text, size_t start) const {
-  return std::any_of(picture_tags_.begin(), picture_tags_.end(), [&](std::string_view tag) {
-    return text.substr(start, tag.size()) == tag;
-  });
+  return std::any_of(picture_tags_.begin(), picture_tags_.end(),
+                     [&](std::string_view tag) { return text.substr(start, tag.size()) == tag; });
 }
 
 void Tokenizer::Append(std::string_view text, std::vector<int32_t>* ids) const {

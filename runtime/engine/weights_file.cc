@@ -119,7 +119,7 @@ Entry ParseEntry(const std::string& path, const std::string& name, const json::V
     Refuse(where, "expected the keys dtype, shape, data_offsets");
   }
   const auto dtype = TypeOf(*entry);
-  if (!dtype.has_value()) Refuse(where, "its type is none of U8, I8, F16, F32");
+  if (!dtype.has_value()) Refuse(where, "its type is not one of U8, I8, F16, F32");
   auto shape = Counts(*entry, "shape");
   const auto offsets = Counts(*entry, "data_offsets");
   if (!shape.has_value() || !offsets.has_value() || offsets->size() != 2) {
@@ -130,7 +130,7 @@ Entry ParseEntry(const std::string& path, const std::string& name, const json::V
   const auto size = SizeOf(*dtype, *shape);
   if (end < begin || !size.has_value() || end - begin != *size) {
     Refuse(where, std::string(NameOf(*dtype)) + " of shape " + Join(*shape) +
-                      " does not take the bytes from " + std::to_string(begin) + " to " +
+                      " does not match the bytes from " + std::to_string(begin) + " to " +
                       std::to_string(end));
   }
   return {name, *dtype, std::move(*shape), begin, end};
@@ -141,7 +141,7 @@ Entry ParseEntry(const std::string& path, const std::string& name, const json::V
 std::vector<Entry> ParseHeader(const std::string& path, std::string_view text, uint64_t size) {
   const auto header =
       ParseJson(text, error_code::kInvalidBundle, path + ": the header").as<json::Object>();
-  if (!header.has_value()) Refuse(path, "the header is no JSON object");
+  if (!header.has_value()) Refuse(path, "the header is not a JSON object");
   std::vector<Entry> entries;
   for (const auto& [key, value] : *header) {
     const auto name = key.cast<ffi::String>();

@@ -85,7 +85,7 @@ void Window::Append(int64_t count) {
 }
 
 bool Window::Truncate(int64_t length) {
-  Require(length >= 0 && length <= length_, "the cache is shorter than what it should go back to");
+  Require(length >= 0 && length <= length_, "the cache cannot rewind past its end");
   if (length > pinned_ && OldestKeptAt(length_) > OldestKeptAt(length)) return false;
   length_ = length;
   return true;
@@ -93,7 +93,8 @@ bool Window::Truncate(int64_t length) {
 
 int64_t Window::Rewind(const std::vector<CacheKey>& cached, const std::vector<CacheKey>& request,
                        int64_t pinned) {
-  Require(static_cast<int64_t>(cached.size()) == length_, "the cache's keys are not its tokens");
+  Require(static_cast<int64_t>(cached.size()) == length_,
+          "the keys do not match the cached tokens");
   const int64_t limit = static_cast<int64_t>(request.size()) - 1;
   const int64_t reused = std::min(CommonPrefix(cached, request), limit);
   if (pinned != pinned_ || reused <= 0 || !Truncate(reused)) {

@@ -101,7 +101,7 @@ def _file(width: int, height: int, body: int, **header: int | bytes) -> bytes:
 BAD_FILES = {
     "empty": (b"", "too short"),
     "half a header": (_file(1, 1, 3)[:12], "too short"),
-    "a header alone": (_file(1, 1, 0), "1 x 1 pixels do not take 0 bytes"),
+    "a header alone": (_file(1, 1, 0), "1 x 1 pixels do not match 0 bytes"),
     "another magic": (_file(1, 1, 3, magic=b"MCPMVRGC"), "not a file of decoded pixels"),
     "a PNG": (b"\x89PNG\r\n\x1a\n" + bytes(100), "not a file of decoded pixels"),
     "a later version": (_file(1, 1, 3, version=2), "version 2; expected 1"),
@@ -109,13 +109,13 @@ BAD_FILES = {
     "no rows": (_file(1, 0, 3), "1 x 0 pixels; expected at least one"),
     "no pixels": (_file(0, 0, 1), "0 x 0 pixels; expected at least one"),
     "reserved": (_file(1, 1, 3, zero=1), "reserved"),
-    "one byte short": (_file(7, 5, 104), "7 x 5 pixels do not take 104 bytes"),
-    "one byte long": (_file(7, 5, 106), "7 x 5 pixels do not take 106 bytes"),
-    "a row short": (_file(7, 5, 84), "cut short"),
-    "a product beyond 32 bits": (_file(2**16, 2**16, 3), "do not take 3 bytes"),
-    "a product beyond 64 bits": (_file(2**32 - 1, 2**32 - 1, 3), "do not take 3 bytes"),
+    "one byte short": (_file(7, 5, 104), "7 x 5 pixels do not match 104 bytes"),
+    "one byte long": (_file(7, 5, 106), "7 x 5 pixels do not match 106 bytes"),
+    "a row short": (_file(7, 5, 84), "truncated"),
+    "a product beyond 32 bits": (_file(2**16, 2**16, 3), "do not match 3 bytes"),
+    "a product beyond 64 bits": (_file(2**32 - 1, 2**32 - 1, 3), "do not match 3 bytes"),
     # 3 * width * height is 2^64 + 3.
-    "a product that wraps": (_file(3_074_457_347, 2_000_000_000, 3), "do not take 3 bytes"),
+    "a product that wraps": (_file(3_074_457_347, 2_000_000_000, 3), "do not match 3 bytes"),
 }
 
 

@@ -47,14 +47,14 @@ def _refused(command: list[str]) -> str:
 
 def test_this_processor(tmp_path: Path) -> None:
     program = _engine(HOST, "x86_64-linux-musl", ("x86-64-v2", "warp"), tmp_path / "engine")
-    assert _refused([str(program)]).endswith("needs also: warp")
+    assert _refused([str(program)]).endswith("also need: warp")
 
 
 def test_an_older_phone(tmp_path: Path) -> None:
     need_qemu()
     program = _engine(PHONE, "aarch64-linux-musl", ("asimd", "dotprod"), tmp_path / "engine")
     old = [QEMU_PROGRAM, "-cpu", "cortex-a53", str(program)]
-    assert _refused(old).endswith("needs also: dotprod")
+    assert _refused(old).endswith("also need: dotprod")
     with EngineClient([QEMU_PROGRAM, "-cpu", "cortex-a76", str(program)]) as client:
         assert client.hello[Field.BLOCKS] == PREFIX
 

@@ -173,7 +173,7 @@ def wrong_tokenizers() -> dict[str, tuple[bytes, str]]:
         cut.ClearField(name)
     larger = sentencepiece_model_pb2.ModelProto.FromString(whole)
     larger.pieces.add(piece="another", type=1)
-    as_it_is = "does not keep text as it is"
+    as_it_is = "does not round-trip text"
     return {
         "empty": (b"", "is empty|not a SentencePiece model"),
         "no model": (b"no model", "not a SentencePiece model"),

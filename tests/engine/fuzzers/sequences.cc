@@ -262,18 +262,18 @@ class Client {
     try {
       Fields event(ParseJson(line, "broken", line), "broken", line);
       const auto id = event.OptionalInteger(field::kId, 0);  // none where the line had none to read
-      const std::string name = event.Text(field::kEvent);
+      const std::string name = event.String(field::kEvent);
       if (id && *id != waiting_.front()) Break("the order of answers", line);
       if (name == event::kText) {
-        text_ += event.Text(field::kText);
+        text_ += event.String(field::kText);
       } else if (name == event::kError) {
-        if (event.Text(field::kCode) == error_code::kInternal) Break("no mistake of ours", line);
-        if (event.Text(field::kMessage).empty()) Break("a reason", line);
+        if (event.String(field::kCode) == error_code::kInternal) Break("no mistake of ours", line);
+        if (event.String(field::kMessage).empty()) Break("a reason", line);
         EndAnswer(false);
       } else if (name == event::kDone) {
         if (event.Has(field::kStatistics)) CheckAnswer(&event, line);
         if (event.Has(field::kLoadMs)) ++loads_;
-        if (event.Has(field::kImage)) image_ = event.Text(field::kImage);
+        if (event.Has(field::kImage)) image_ = event.String(field::kImage);
         EndAnswer(true);
       } else if (name != event::kProgress) {
         Break("a known event", line);
@@ -284,7 +284,7 @@ class Client {
   }
 
   void CheckAnswer(Fields* event, const std::string& line) {
-    if (event->Text(field::kText) != text_) Break("an answer is what was passed on", line);
+    if (event->String(field::kText) != text_) Break("an answer is what was passed on", line);
     Fields statistics = event->Object(field::kStatistics);
     const int64_t prompt = statistics.Integer(field::kPromptTokens, 1);
     if (statistics.Integer(field::kReusedTokens, 0) >= prompt) Break("a token to compute", line);
