@@ -48,7 +48,7 @@ def picture_format(start: bytes) -> str:
     if kind == "HEIC":
         raise PictureError(f"HEIC pictures cannot be decoded here; {ADVICE}")
     if kind not in TAKEN:
-        raise PictureError(f"{kind} pictures are not taken; {ADVICE}")
+        raise PictureError(f"{kind} pictures are not supported; {ADVICE}")
     return kind
 
 

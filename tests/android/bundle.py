@@ -1,4 +1,4 @@
-"""A bundle for the fake engine: what the app reads of one, and nothing else."""
+"""A bundle for the fake engine: only the parts that the app reads."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ FAKE_ENGINE = Path(__file__).parent / "fake_engine.py"
 
 
 def fake_bundle(folder: Path) -> Path:
-    """Writes it and returns its folder."""
+    """Writes the bundle and returns its folder."""
     folder.mkdir()
     weights = b"weights" * 1000
     (folder / WEIGHTS).write_bytes(weights)

@@ -26,7 +26,7 @@ TOOLS = ("aapt2", "zipalign", "apksigner", "dexdump", "keytool", "qemu-aarch64-s
 def java_tools() -> None:
     for tool in ("javac", "java"):
         if shutil.which(tool) is None:
-            pytest.skip(f"{tool} is not installed; it is in Debian's default-jdk-headless")
+            pytest.skip(f"{tool} is not installed; Debian's default-jdk-headless has it")
     try:
         for name in ("android-all", "dalvik-dx", "junit", "hamcrest-core"):
             package(name).fetch()
@@ -36,7 +36,7 @@ def java_tools() -> None:
 
 @pytest.fixture(scope="session")
 def java_classpath(java_tools: None, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The app's logic and its tests, compiled; Android's jar has the JSON that phones have."""
+    """The compiled app logic and its tests; Android's jar provides org.json."""
     junit = [package(name).fetch() for name in ("junit", "hamcrest-core")]
     sources = [APP / "java" / "org" / "minicpmv" / "core", JAVA]
     made = once(
@@ -50,7 +50,7 @@ def java_classpath(java_tools: None, tmp_path_factory: pytest.TempPathFactory) -
 def tools(java_tools: None) -> None:
     missing = [tool for tool in TOOLS if shutil.which(tool) is None]
     if missing:
-        pytest.skip(f"not installed: {', '.join(missing)}; Debian has them")
+        pytest.skip(f"not installed: {', '.join(missing)}; Debian has packages of them")
 
 
 @pytest.fixture(scope="session")
@@ -83,4 +83,4 @@ def apk(bundle: Bundle, key: Key, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 def _quiet(stage: str, done: int, total: int) -> None:
-    """Shows nothing."""
+    """Reports nothing."""

@@ -1,8 +1,8 @@
-"""An engine without a model: what it does stands in the question.
+"""An engine without a model; the question says what it should do.
 
-`die 3` ends with code 3, `signal 9` by a signal, `garbage` says what is no JSON, `slow` speaks
-until it is cancelled, `count` counts until then, `refuse CODE` answers with an error; all else is
-repeated. A file `forget-pictures` in the bundle makes it forget every picture once.
+`die 3` exits with code 3, `signal 9` kills it with a signal, `garbage` sends invalid JSON, `slow`
+streams text until it is cancelled, `count` streams numbers, `refuse CODE` fails with an error;
+anything else is echoed. A file `forget-pictures` in the bundle makes it evict all pictures once.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The app's logic, tested by JUnit on this machine's Java."""
+"""Runs the app logic's JUnit tests with this machine's Java."""
 
 from __future__ import annotations
 

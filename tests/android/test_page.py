@@ -307,7 +307,7 @@ def test_pictures_upright_and_refused(start: Start, tmp_path: Path) -> None:
     phone.answered(1)
     assert phone.turns()[1] == "1: first seeing 40x60"
     assert phone.page.eval_on_selector(".picture", "e => e.naturalHeight") == 60
-    for name, said in (("moving.gif", "GIF pictures are not taken"), ("new.heic", "HEIC")):
+    for name, said in (("moving.gif", "GIF pictures are not supported"), ("new.heic", "HEIC")):
         phone.choose(tmp_path / name)
         phone.page.click("#gallery")
         phone.until(f"document.querySelector('#alert').innerText.includes('{said}')")

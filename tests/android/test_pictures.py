@@ -167,7 +167,7 @@ def test_both_hosts_know_the_same_formats(java_classpath: str, tmp_path: Path) -
         PICTURE.save(stream, kind)
         contents.append(stream.getvalue())
     expected = ["JPEG 1", "PNG 1", "WEBP 1", "BMP 1"]
-    expected.append("TIFF pictures are not taken; choose a JPEG, PNG or WebP")
+    expected.append("TIFF pictures are not supported; choose a JPEG, PNG or WebP")
     assert TAKEN == ("JPEG", "PNG", "WebP", "BMP", "TIFF")
     assert looked_at(java_classpath, tmp_path, contents) == expected
 

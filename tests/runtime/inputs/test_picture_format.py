@@ -44,7 +44,7 @@ def encoded(kind: str, mode: str = "RGB") -> bytes:
 def test_formats_that_are_refused_are_named(name: str) -> None:
     with pytest.raises(PictureError) as error:
         open_picture(REFUSED[name])
-    assert str(error.value) == f"{name} pictures are not taken; {ADVICE}"
+    assert str(error.value) == f"{name} pictures are not supported; {ADVICE}"
 
 
 @pytest.mark.parametrize("kind", ["GIF", "EPS", "PDF", "ICO", "JPEG2000", "AVIF", "PPM", "TGA"])

@@ -193,7 +193,7 @@ def huge_png() -> bytes:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (encoded("GIF", Image.new("RGB", (9, 9))), "GIF pictures are not taken"),
+        (encoded("GIF", Image.new("RGB", (9, 9))), "GIF pictures are not supported"),
         (b"\0\0\0\x18ftypheic" + b"\0" * 99, "HEIC"),
         (b"\0\0\0\x18ftypmif1" + b"\0" * 99, "HEIC"),
         (encoded("JPEG", Image.effect_noise((99, 99), 50))[:-500], "decoded"),
@@ -201,7 +201,7 @@ def huge_png() -> bytes:
         (huge_png(), "200,000,000 pixels"),
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not a picture"),
         (b"", "not a picture"),
-        (b"\0\0\0\x1cftypavif" + b"\0" * 99, "AVIF pictures are not taken"),
+        (b"\0\0\0\x1cftypavif" + b"\0" * 99, "AVIF pictures are not supported"),
     ],
 )
 def test_pictures_that_are_refused(tmp_path: Path, content: bytes, said: str) -> None:

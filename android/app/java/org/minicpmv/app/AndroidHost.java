@@ -13,17 +13,17 @@ import java.io.IOException;
 import java.io.InputStream;
 import java.util.Locale;
 import org.json.JSONObject;
-import org.minicpmv.core.Decoder;
 import org.minicpmv.core.Host;
 import org.minicpmv.core.Json;
+import org.minicpmv.core.PictureDecoder;
 
-/** The phone, as the assistant needs it. Everything that the screen does is on the main thread. */
+/** Implements {@link Host} on Android. All access to the screen is on the main thread. */
 final class AndroidHost implements Host {
   private final App app;
   private final Handler main = new Handler(Looper.getMainLooper());
-  private final Decoder decoder = new AndroidDecoder();
-  private MainActivity screen; // null: there is none; this and the next are of the main thread
-  private boolean seen;
+  private final PictureDecoder decoder = new AndroidPictureDecoder();
+  private MainActivity screen; // null if there is none; main thread only, like the next field
+  private boolean visible;
 
   AndroidHost(App app) {
     this.app = app;
@@ -42,8 +42,8 @@ final class AndroidHost implements Host {
   }
 
   /** Called on the main thread. */
-  void setSeen(boolean isSeen) {
-    seen = isSeen;
+  void setVisible(boolean isVisible) {
+    visible = isVisible;
   }
 
   @Override
@@ -59,12 +59,12 @@ final class AndroidHost implements Host {
   }
 
   @Override
-  public void working(final boolean busy) {
+  public void setBusy(final boolean busy) {
     main.post(
         new Runnable() {
           @Override
           public void run() {
-            WorkService.set(app, busy, seen);
+            WorkService.set(app, busy, visible);
           }
         });
   }
@@ -171,7 +171,7 @@ final class AndroidHost implements Host {
   }
 
   @Override
-  public Decoder decoder() {
+  public PictureDecoder decoder() {
     return decoder;
   }
 

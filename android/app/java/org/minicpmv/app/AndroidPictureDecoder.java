@@ -15,20 +15,20 @@ import java.io.FileOutputStream;
 import java.io.IOException;
 import java.io.OutputStream;
 import java.nio.ByteBuffer;
-import org.minicpmv.core.Cancel;
-import org.minicpmv.core.Decoder;
+import org.minicpmv.core.CancelToken;
 import org.minicpmv.core.EngineException;
 import org.minicpmv.core.Orientation;
+import org.minicpmv.core.PictureDecoder;
 import org.minicpmv.core.PictureFile;
 import org.minicpmv.core.PictureStrips;
 import org.minicpmv.core.Progress;
 
-/** Decodes pictures with Android's own decoders, in strips: a 48-megapixel photo fits, too. */
-final class AndroidDecoder implements Decoder {
-  private static final int SMALL = 640; // pixels of the longer side, on the screen
-  private static final int QUALITY = 85; // of the small JPEG
+/** Decodes pictures with Android's decoders, in strips, so that a 48-megapixel photo fits. */
+final class AndroidPictureDecoder implements PictureDecoder {
+  private static final int PREVIEW_SIDE = 640; // pixels, the longer side
+  private static final int QUALITY = 85; // of the preview's JPEG
   private static final int STRIP_BYTES = 16 << 20;
-  private static final long WHOLE_PIXELS = 16_000_000; // of a format that only decodes at once
+  private static final long WHOLE_PIXELS = 16_000_000; // limit for formats without region decoding
 
   @Override
   public boolean decodesHeic() {
@@ -42,7 +42,8 @@ final class AndroidDecoder implements Decoder {
     PictureStrips strips = picture.strips(bounds.outWidth, bounds.outHeight, STRIP_BYTES);
     BitmapFactory.Options options = new BitmapFactory.Options();
     options.inSampleSize = 1;
-    while (Math.max(bounds.outWidth, bounds.outHeight) / (options.inSampleSize * 2) >= SMALL) {
+    int longer = Math.max(bounds.outWidth, bounds.outHeight);
+    while (longer / (options.inSampleSize * 2) >= PREVIEW_SIDE) {
       options.inSampleSize *= 2;
     }
     Bitmap small = BitmapFactory.decodeFile(source.getPath(), options);
@@ -50,12 +51,13 @@ final class AndroidDecoder implements Decoder {
       throw new IOException("not a picture that this phone can decode");
     }
     Matrix matrix = matrix(picture.orientation(bounds.outWidth, bounds.outHeight));
-    Bitmap upright =
-        onWhite(Bitmap.createBitmap(small, 0, 0, small.getWidth(), small.getHeight(), matrix, true));
-    // Not into the file at once: `compress` does not tell why that could not be written.
+    Bitmap turned =
+        Bitmap.createBitmap(small, 0, 0, small.getWidth(), small.getHeight(), matrix, true);
+    Bitmap upright = onWhite(turned);
+    // Compress to memory first: `compress` does not report why a file could not be written.
     ByteArrayOutputStream encoded = new ByteArrayOutputStream();
     if (!upright.compress(Bitmap.CompressFormat.JPEG, QUALITY, encoded)) {
-      throw new IOException("the picture cannot be shown");
+      throw new IOException("the preview cannot be encoded");
     }
     try (OutputStream target = new FileOutputStream(jpeg)) {
       encoded.writeTo(target);
@@ -64,15 +66,15 @@ final class AndroidDecoder implements Decoder {
   }
 
   @Override
-  public void pixels(PictureFile picture, File output, Progress progress, Cancel cancel)
+  public void pixels(PictureFile picture, File output, Progress progress, CancelToken cancel)
       throws IOException, EngineException {
     File source = picture.file;
     BitmapFactory.Options bounds = bounds(source);
     BitmapRegionDecoder regions = regions(source);
     if (regions == null && (long) bounds.outWidth * bounds.outHeight > WHOLE_PIXELS) {
-      throw new IOException("a picture of this format and size does not fit into memory");
+      throw new IOException("a picture of this format and size does not fit in memory");
     }
-    int stripBytes = regions == null ? Integer.MAX_VALUE : STRIP_BYTES; // at once: one strip
+    int stripBytes = regions == null ? Integer.MAX_VALUE : STRIP_BYTES; // no regions: one strip
     PictureStrips strips = picture.strips(bounds.outWidth, bounds.outHeight, stripBytes);
     try (OutputStream target = new BufferedOutputStream(new FileOutputStream(output))) {
       strips.writeHeader(target);
@@ -97,7 +99,7 @@ final class AndroidDecoder implements Decoder {
     }
   }
 
-  /** Shows what the model sees: JPEG would make black of what is transparent. */
+  /** Composites onto white, as for the model: JPEG would turn transparent pixels black. */
   private static Bitmap onWhite(Bitmap picture) {
     if (!picture.hasAlpha()) {
       return picture;
@@ -118,16 +120,16 @@ final class AndroidDecoder implements Decoder {
       PictureStrips strips, PictureStrips.Strip strip, Bitmap bitmap, OutputStream target)
       throws IOException {
     if (bitmap.getWidth() != strip.width || bitmap.getHeight() != strip.height) {
-      throw new IOException("the picture was decoded to another size than its own");
+      throw new IOException("the decoded picture has the wrong size");
     }
-    // The bitmap's own bytes: getPixels would convert colours, which the reference does not.
+    // Read the raw bytes: getPixels would convert colours, which the reference does not do.
     ByteBuffer pixels = ByteBuffer.allocate(bitmap.getByteCount());
     bitmap.copyPixelsToBuffer(pixels);
     strips.write(strip, pixels.array(), bitmap.getRowBytes(), target);
     bitmap.recycle();
   }
 
-  /** Returns null for a format that cannot be decoded in parts. */
+  /** Returns null for a format without region decoding. */
   private static BitmapRegionDecoder regions(File source) {
     try {
       return BitmapRegionDecoder.newInstance(source.getPath(), false);
@@ -149,7 +151,7 @@ final class AndroidDecoder implements Decoder {
   private static BitmapFactory.Options raw() {
     BitmapFactory.Options options = new BitmapFactory.Options();
     options.inPreferredConfig = Bitmap.Config.ARGB_8888;
-    options.inPremultiplied = false; // `PictureStrips` mixes it with white, exactly
+    options.inPremultiplied = false; // `PictureStrips` composites onto white, exactly
     options.inScaled = false;
     return options;
   }

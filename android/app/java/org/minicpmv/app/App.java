@@ -6,14 +6,14 @@ import java.io.IOException;
 import java.util.Arrays;
 import java.util.Collections;
 import java.util.List;
+import org.minicpmv.core.AppPaths;
 import org.minicpmv.core.Assistant;
-import org.minicpmv.core.Places;
 import org.minicpmv.core.Weights;
 
-/** Has the assistant, which outlives the screen. */
+/** Owns the assistant, which outlives the activity. */
 public final class App extends Application {
   private static final String ENGINE = "libengine.so";
-  // Where apps may read what a PC put, on phones on which a PC cannot write to the app's folder.
+  // Apps can read this folder. A PC pushes weights here if it cannot write to the app's own folder.
   private static final File SHELL_FOLDER = new File("/data/local/tmp/minicpmv");
 
   private AndroidHost host;
@@ -24,7 +24,7 @@ public final class App extends Application {
     super.onCreate();
     host = new AndroidHost(this);
     try {
-      assistant = new Assistant(host, places());
+      assistant = new Assistant(host, paths());
     } catch (IOException e) {
       throw new IllegalStateException("the app's own folder cannot be used", e);
     }
@@ -46,14 +46,14 @@ public final class App extends Application {
     return assistant;
   }
 
-  private Places places() {
+  private AppPaths paths() {
     String engine = new File(getApplicationInfo().nativeLibraryDir, ENGINE).getPath();
-    File beside = getExternalFilesDir(null); // null while a memory card is away
+    File external = getExternalFilesDir(null); // null while a memory card is removed
     File shell = new File(SHELL_FOLDER, Weights.NAME);
     List<File> outside =
-        beside == null
+        external == null
             ? Collections.singletonList(shell)
-            : Arrays.asList(new File(beside, Weights.NAME), shell);
-    return new Places(Collections.singletonList(engine), getFilesDir(), getCacheDir(), outside);
+            : Arrays.asList(new File(external, Weights.NAME), shell);
+    return new AppPaths(Collections.singletonList(engine), getFilesDir(), getCacheDir(), outside);
   }
 }

@@ -2,7 +2,7 @@ package org.minicpmv.app;
 
 import android.webkit.JavascriptInterface;
 
-/** What the page can call; only the app's own page is ever shown. */
+/** The object that the page calls. The web view only ever shows the app's own page. */
 final class Bridge {
   private final App app;
 

@@ -7,8 +7,8 @@ import java.io.IOException;
 import java.io.InputStream;
 
 /**
- * Opens what the user chose, off the main thread: it may come from far away. Other apps bring it,
- * and their mistakes are not to end this one.
+ * Opens the file that the user chose, off the main thread, as it may come over a network. Other
+ * apps' providers serve it; their exceptions must not crash this app.
  */
 final class ChosenFileReader implements Runnable {
   private final App app;
@@ -34,7 +34,7 @@ final class ChosenFileReader implements Runnable {
     try (InputStream source = app.getContentResolver().openInputStream(chosen)) {
       app.assistant().addPicture(source);
     } catch (IOException | RuntimeException e) {
-      app.assistant().addPicture(nothing()); // says that it is no picture
+      app.assistant().addPicture(nothing()); // reports an invalid picture
     } finally {
       PhotoProvider.forget(app);
     }
@@ -45,7 +45,7 @@ final class ChosenFileReader implements Runnable {
       AssetFileDescriptor file = app.getContentResolver().openAssetFileDescriptor(chosen, "r");
       app.assistant().importWeights(file.createInputStream(), file.getLength());
     } catch (IOException | RuntimeException e) {
-      app.assistant().importWeights(nothing(), 0); // says what is wrong with it
+      app.assistant().importWeights(nothing(), 0); // reports the wrong size
     }
   }
 

@@ -21,22 +21,22 @@ import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import org.minicpmv.core.PageFiles;
 
-/** The screen: a web view, and the system's own pickers. */
+/** The screen: a web view and the system's pickers. */
 public final class MainActivity extends Activity {
   private static final int PICTURE = 1;
   private static final int PHOTO = 2;
   private static final int WEIGHTS = 3;
   private static final int SAVE = 4;
-  private static final String TO_SAVE = "to-save.txt"; // in the cache: it outlives this process
+  private static final String TO_SAVE = "to-save.txt"; // a cache file, which outlives the process
 
-  private WebView view; // null: the system has none
+  private WebView view; // null if the system has no WebView
 
   @Override
   protected void onCreate(Bundle state) {
     super.onCreate(state);
     try {
       view = new WebView(this);
-    } catch (AndroidRuntimeException e) { // missing, switched off, or just being updated
+    } catch (AndroidRuntimeException e) { // WebView is missing, disabled, or being updated
       TextView text = new TextView(this);
       text.setText(R.string.no_web_view);
       setContentView(text);
@@ -61,20 +61,20 @@ public final class MainActivity extends Activity {
   @Override
   protected void onStart() {
     super.onStart();
-    app().host().setSeen(true);
+    app().host().setVisible(true);
     app().assistant().foreground();
   }
 
   @Override
   protected void onStop() {
-    app().host().setSeen(false);
+    app().host().setVisible(false);
     super.onStop();
   }
 
   @Override
   public void onConfigurationChanged(Configuration configuration) {
     super.onConfigurationChanged(configuration);
-    app().assistant().onChange(); // the language and light or dark may be others
+    app().assistant().onChange(); // the language or the theme may have changed
   }
 
   @Override
@@ -86,7 +86,7 @@ public final class MainActivity extends Activity {
     super.onDestroy();
   }
 
-  /** The page decides: it closes what is open, or leaves. */
+  /** The page handles Back: it closes an open panel, or leaves the app. */
   @Override
   public void onBackPressed() {
     if (view == null) {
@@ -121,7 +121,7 @@ public final class MainActivity extends Activity {
     try {
       Files.write(toSave().toPath(), text.getBytes(StandardCharsets.UTF_8));
     } catch (IOException e) {
-      tell(e);
+      showError(e);
       return;
     }
     Intent intent = document(Intent.ACTION_CREATE_DOCUMENT, "text/plain");
@@ -132,7 +132,7 @@ public final class MainActivity extends Activity {
   protected void onActivityResult(int request, int result, Intent data) {
     if (result != RESULT_OK) {
       if (request == PHOTO) {
-        PhotoProvider.forget(this); // what the camera may have begun to write
+        PhotoProvider.forget(this); // the camera may have written part of a file
       }
       return;
     }
@@ -152,14 +152,14 @@ public final class MainActivity extends Activity {
   private void write(Uri target) {
     try (OutputStream stream = getContentResolver().openOutputStream(target)) {
       Files.copy(toSave().toPath(), stream);
-    } catch (IOException | RuntimeException e) { // another app's mistakes are not to end this one
-      tell(e);
+    } catch (IOException | RuntimeException e) { // another app's provider may fail in any way
+      showError(e);
     } finally {
       toSave().delete();
     }
   }
 
-  private void tell(Exception e) {
+  private void showError(Exception e) {
     Toast.makeText(this, String.valueOf(e.getMessage()), Toast.LENGTH_LONG).show();
   }
 

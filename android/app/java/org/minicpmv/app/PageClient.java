@@ -13,7 +13,7 @@ import java.io.IOException;
 import java.io.InputStream;
 import org.minicpmv.core.PageFiles;
 
-/** Serves the page from the APK, and nothing else. */
+/** Serves the page from the APK, and blocks everything else. */
 final class PageClient extends WebViewClient {
   private static final String TEXT = "text/plain";
   private static final int OK = 200;
@@ -53,7 +53,7 @@ final class PageClient extends WebViewClient {
     return !PageFiles.START.equals(request.getUrl().toString());
   }
 
-  /** Memory was short, and the system ended the page's process: it is begun anew. */
+  /** The system killed the renderer process, usually for memory: recreate the page. */
   @Override
   public boolean onRenderProcessGone(WebView view, RenderProcessGoneDetail detail) {
     ((MainActivity) view.getContext()).recreate();

@@ -11,12 +11,12 @@ import android.provider.OpenableColumns;
 import java.io.File;
 import java.io.FileNotFoundException;
 
-/** Lends the camera one file to write a photo into. */
+/** Offers the camera app one file to write a photo into. */
 public final class PhotoProvider extends ContentProvider {
   private static final String AUTHORITY = "org.minicpmv.app.photos";
   private static final String NAME = "photo.jpg";
 
-  /** Returns where the camera writes; what was there is gone. */
+  /** Returns the URI that the camera writes to, after deleting the previous photo. */
   static Uri newPhoto(Context context) {
     forget(context);
     return photo(context);
@@ -46,12 +46,12 @@ public final class PhotoProvider extends ContentProvider {
     return "image/jpeg";
   }
 
-  /** Whether a place is this app's own: what others bring as chosen by the user must not be. */
+  /** Whether a URI points into this app. A URI from another app's picker must not. */
   static boolean isOurs(Uri uri) {
     return !"content".equals(uri.getScheme()) || AUTHORITY.equals(uri.getAuthority());
   }
 
-  /** Some cameras ask for the file's name and size before they write. */
+  /** Some camera apps query the file's name and size before they write. */
   @Override
   public Cursor query(
       Uri uri, String[] projection, String selection, String[] arguments, String order) {
@@ -63,12 +63,12 @@ public final class PhotoProvider extends ContentProvider {
 
   @Override
   public Uri insert(Uri uri, ContentValues values) {
-    throw new UnsupportedOperationException("there is one file");
+    throw new UnsupportedOperationException("there is only one file");
   }
 
   @Override
   public int delete(Uri uri, String selection, String[] arguments) {
-    throw new UnsupportedOperationException("the file is the app's to delete");
+    throw new UnsupportedOperationException("only the app deletes the file");
   }
 
   @Override

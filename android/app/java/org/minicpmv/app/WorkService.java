@@ -12,29 +12,29 @@ import android.os.Build;
 import android.os.IBinder;
 import android.os.PowerManager;
 
-/** Keeps the app running and the processor awake while it works, seen or not. */
+/** A foreground service that keeps the app alive and the CPU awake while a job runs. */
 public final class WorkService extends Service {
   private static final String CHANNEL = "work";
   private static final int NOTIFICATION = 1;
-  private static final long AWAKE_MILLIS = 3_600_000; // at most, should this be forgotten
+  private static final long AWAKE_MILLIS = 3_600_000; // upper limit, in case release is missed
 
-  private static boolean wanted; // these two are of the main thread
-  private static WorkService running; // null: not started yet, or ended
+  private static boolean wanted; // main thread only, like the next field
+  private static WorkService running; // null: not started yet, or stopped
 
   private PowerManager.WakeLock awake;
-  private int latest; // the start that was heard last
+  private int latest; // id of the latest start command
 
-  /** Starts or ends it; called on the main thread. Only an app that is seen may start it. */
-  static void set(Context context, boolean busy, boolean isSeen) {
+  /** Starts or stops it; called on the main thread. Only a visible app may start it. */
+  static void set(Context context, boolean busy, boolean isVisible) {
     wanted = busy;
-    if (busy && isSeen) {
+    if (busy && isVisible) {
       try {
         context.startForegroundService(new Intent(context, WorkService.class));
       } catch (IllegalStateException e) {
-        return; // it was left just now; then the work goes on while the system lets it
+        return; // the app just left the screen; the job continues while the system allows it
       }
     } else if (!busy && running != null) {
-      running.stopSelf(running.latest); // a start that is on its way must be heard all the same
+      running.stopSelf(running.latest); // by id, so that a pending start is still delivered
     }
   }
 
@@ -52,13 +52,13 @@ public final class WorkService extends Service {
     latest = id;
     try {
       show();
-    } catch (IllegalStateException e) { // left just now: the work goes on while the system lets it
+    } catch (IllegalStateException e) { // as in `set`
       wanted = false;
     }
     if (wanted) {
       awake.acquire(AWAKE_MILLIS);
     } else {
-      stopSelf(id); // the work was done before the system started this; it must start all the same
+      stopSelf(id); // the job ended before the service started; it still had to call `show`
     }
     return START_NOT_STICKY;
   }

@@ -5,17 +5,17 @@ import java.util.ArrayList;
 import java.util.Collections;
 import java.util.List;
 
-/** Where things are on this system. */
-public final class Places {
-  public final List<String> engine; // how to start it
-  public final File files; // the app's own folder
-  public final File cache; // likewise, for what may go at any time
-  public final List<File> outsideWeights; // where a PC may have put the weights
+/** The paths that the app uses on this system. */
+public final class AppPaths {
+  public final List<String> engine; // the engine's command line
+  public final File files; // the app's private folder
+  public final File cache; // for files that may be deleted at any time
+  public final List<File> externalWeights; // where a PC may have pushed the weights
 
-  public Places(List<String> engine, File files, File cache, List<File> outsideWeights) {
+  public AppPaths(List<String> engine, File files, File cache, List<File> externalWeights) {
     this.engine = Collections.unmodifiableList(new ArrayList<>(engine));
     this.files = files;
     this.cache = cache;
-    this.outsideWeights = Collections.unmodifiableList(new ArrayList<>(outsideWeights));
+    this.externalWeights = Collections.unmodifiableList(new ArrayList<>(externalWeights));
   }
 }

@@ -11,42 +11,42 @@ import org.json.JSONException;
 import org.json.JSONObject;
 
 /**
- * The app without its screen: takes commands from the page, has the work done, tells the page.
+ * The app without its screen: handles the page's commands and publishes events to it.
  *
- * <p>android/page/BRIDGE.md lists commands and events. Its methods come from any thread and return
- * at once.
+ * <p>android/page/BRIDGE.md lists commands and events. Methods may be called from any thread and
+ * return at once.
  */
-public final class Assistant implements Closeable, Work.Changes {
+public final class Assistant implements Closeable, ChatWorker.ChangeListener {
   private static final String LOG_NAME = "minicpmv-log.txt";
   private static final List<String> ABILITIES =
       Arrays.asList("camera", "import", "check", "threads", "notices");
 
   private final Host host;
-  private final Places places;
+  private final AppPaths paths;
   private final Log log;
   private final ChatStore chats;
   private final Pictures pictures;
-  private final Work work;
-  private final Object publishing = new Object(); // what is published last is the latest
-  private volatile String current; // the chat on the page; null: a new one
-  private volatile JSONObject chosen; // a picture that is not asked about yet; null: none
+  private final ChatWorker worker;
+  private final Object publishing = new Object(); // lock: events are published in order
+  private volatile String current; // id of the chat on the page; null: a new one
+  private volatile JSONObject chosen; // a picture for the next question; null: none
 
-  public Assistant(Host host, Places places) throws IOException {
+  public Assistant(Host host, AppPaths paths) throws IOException {
     this.host = host;
-    this.places = places;
-    FileTools.makeFolder(places.files);
-    FileTools.makeFolder(places.cache);
-    log = new Log(new File(places.files, "log.txt"));
-    chats = new ChatStore(new File(places.files, "chats"), log);
-    pictures = new Pictures(new File(places.files, "pictures"), host.decoder());
-    if (chats.isWhole()) {
+    this.paths = paths;
+    FileTools.makeFolder(paths.files);
+    FileTools.makeFolder(paths.cache);
+    log = new Log(new File(paths.files, "log.txt"));
+    chats = new ChatStore(new File(paths.files, "chats"), log);
+    pictures = new Pictures(new File(paths.files, "pictures"), host.decoder());
+    if (chats.isComplete()) {
       pictures.keepOnly(chats.pictures());
     }
-    work = new Work(host, places, log, chats, pictures, this);
-    work.prepare();
+    worker = new ChatWorker(host, paths, log, chats, pictures, this);
+    worker.prepare();
   }
 
-  /** Takes a command of the page; what is no command is noted and ignored. */
+  /** Handles a command of the page; anything else is logged and ignored. */
   public void receive(String text) {
     try {
       JSONObject command = Json.parse(text);
@@ -54,11 +54,11 @@ public final class Assistant implements Closeable, Work.Changes {
     } catch (EngineException e) {
       fail(e);
     } catch (JSONException | IllegalArgumentException e) {
-      log.add("the page sent what is no command: " + e.getMessage());
+      log.add("the page sent an invalid command: " + e.getMessage());
     }
   }
 
-  /** Takes the picture that the user chose; does not close the source. */
+  /** Adds the picture that the user chose; does not close the source. */
   public void addPicture(InputStream source) {
     try {
       chosen = pictures.add(source);
@@ -68,50 +68,50 @@ public final class Assistant implements Closeable, Work.Changes {
     }
   }
 
-  /** Takes the weights that the user chose, and closes the source; -1: of unknown length. */
+  /** Imports the weights that the user chose, and closes the source; length -1: unknown. */
   public void importWeights(InputStream source, long length) {
     try {
-      work.importWeights(source, length);
+      worker.importWeights(source, length);
     } catch (EngineException e) {
       fail(e);
     }
   }
 
-  /** The app is not seen and the system wants memory: an idle engine goes, chats stay. */
+  /** Unloads an idle engine: the system is short of memory. Chats stay. */
   public void trimMemory() {
-    work.rest();
+    worker.unload();
   }
 
-  /** The app is seen again. */
+  /** Reloads the engine: the app is visible again. */
   public void foreground() {
-    work.wake();
+    worker.reload();
     onChange();
   }
 
-  /** Returns a picture for the screen, or null. */
+  /** Returns a picture's preview, or null. */
   public File picture(String id) {
     File file = pictures.small(id);
     return file.isFile() ? file : null;
   }
 
-  /** Tells the page what is different now. */
+  /** Publishes the current state to the page. */
   @Override
   public void onChange() {
     publishState();
     publishChat();
   }
 
-  /** Ends the engine. */
+  /** Stops all work and the engine. */
   @Override
   public void close() {
-    work.close();
+    worker.close();
   }
 
   private void handle(String name, JSONObject command) throws EngineException {
     switch (name) {
       case "hello":
         onChange();
-        if (chosen != null) { // the page was ended while the user was in the camera
+        if (chosen != null) { // the page was destroyed while the camera was open
           host.toPage(Json.object("event", "picture", "picture", chosen));
         }
         break;
@@ -125,7 +125,7 @@ public final class Assistant implements Closeable, Work.Changes {
         send(command);
         break;
       case "stop":
-        work.stop();
+        worker.stop();
         break;
       case "picture":
         host.choosePicture(command.optBoolean("camera"));
@@ -140,10 +140,10 @@ public final class Assistant implements Closeable, Work.Changes {
         change(command.optJSONObject("settings"));
         break;
       case "check":
-        work.check();
+        worker.check();
         break;
       case "retry":
-        work.prepare();
+        worker.prepare();
         break;
       case "copy":
         host.copy(command.optString("text"));
@@ -155,7 +155,7 @@ public final class Assistant implements Closeable, Work.Changes {
         host.leave();
         break;
       default:
-        throw new IllegalArgumentException(name + " is no command");
+        throw new IllegalArgumentException("unknown command " + name);
     }
   }
 
@@ -165,9 +165,9 @@ public final class Assistant implements Closeable, Work.Changes {
   }
 
   private void delete(String id) {
-    Job answering = work.answering();
+    Job answering = worker.answering();
     if (answering != null && answering.chat.equals(id)) {
-      work.stop();
+      worker.stop();
     }
     synchronized (this) {
       if (id != null && id.equals(current)) {
@@ -178,21 +178,21 @@ public final class Assistant implements Closeable, Work.Changes {
     onChange();
   }
 
-  /** Takes a question: a new one, or one in place of an earlier one. */
+  /** Adds a question, or replaces an earlier one, and starts the answer. */
   private synchronized void send(JSONObject command) throws EngineException {
     String text = command.optString("text").trim();
     String picture = Json.text(command, "picture");
     if (text.isEmpty()) {
       return;
     }
-    if (!Json.isUnicode(text)) { // what is shown can be kept
+    if (!Json.isUnicode(text)) { // it could not be saved
       throw new EngineException(
-          EngineException.INVALID_TEXT, "the text holds half of a UTF-16 pair; remove it");
+          EngineException.INVALID_TEXT, "the text contains half of a UTF-16 pair; remove it");
     }
-    if (work.answering() != null) {
-      throw new EngineException(EngineException.BUSY, "an answer is under way");
+    if (worker.answering() != null) {
+      throw new EngineException(EngineException.BUSY, "another answer is running");
     }
-    if (work.settings() == null) {
+    if (worker.settings() == null) {
       throw new EngineException(EngineException.BUSY, "the app is still starting");
     }
     if (picture != null && !pictures.has(picture)) {
@@ -206,13 +206,13 @@ public final class Assistant implements Closeable, Work.Changes {
     chat.ask(command.optInt("from", chat.turns().size()), Turn.question(text, picture), now);
     current = chat.id;
     chosen = null;
-    work.answer(chat);
+    worker.answer(chat);
     publishChat();
-    chats.save(chat); // last: where storage is full, there is an answer all the same
+    chats.save(chat); // last: if storage is full, the answer still starts
   }
 
   private void change(JSONObject choices) throws EngineException {
-    Settings settings = work.settings();
+    Settings settings = worker.settings();
     if (settings == null) {
       return;
     }
@@ -242,7 +242,7 @@ public final class Assistant implements Closeable, Work.Changes {
       Chat chat = chats.get(current);
       JSONObject event =
           Json.object("event", "chat", "chat", chat == null ? null : chat.toJson());
-      Job answering = work.answering();
+      Job answering = worker.answering();
       if (chat != null && answering != null && chat.id.equals(answering.chat)) {
         Json.put(event, "partial", answering.text());
       }
@@ -252,12 +252,12 @@ public final class Assistant implements Closeable, Work.Changes {
 
   private JSONObject state() {
     JSONObject state = Json.object("event", "state", "dark", host.isDark(), "about", host.about());
-    Settings settings = work.settings();
+    Settings settings = worker.settings();
     boolean isChosen = settings != null && !settings.language().equals("system");
     Json.put(state, "language", isChosen ? settings.language() : host.language());
-    work.describe(state);
+    worker.describe(state);
     JSONArray where = new JSONArray();
-    for (File file : places.outsideWeights) {
+    for (File file : paths.externalWeights) {
       where.put(file.getPath());
     }
     Json.put(state, "places", where);
@@ -265,7 +265,7 @@ public final class Assistant implements Closeable, Work.Changes {
     return state;
   }
 
-  /** What a report of a mistake needs; no chats and no pictures. */
+  /** Returns the contents of a bug report: state and log, without chats and pictures. */
   private String report() {
     JSONObject state = state();
     state.remove("ranges");

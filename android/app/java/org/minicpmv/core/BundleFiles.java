@@ -13,7 +13,7 @@ import java.util.List;
 import org.json.JSONException;
 import org.json.JSONObject;
 
-/** The bundle's small files, which the app carries and the engine reads from a folder. */
+/** The bundle's small files: packaged in the app, unpacked into a folder for the engine. */
 public final class BundleFiles {
   private static final String MANIFEST = "bundle.json";
   private static final String GENERATION = "generation.json";
@@ -22,7 +22,7 @@ public final class BundleFiles {
   public final JSONObject manifest;
   public final JSONObject generation;
 
-  /** Brings the folder up to date with the app, which may have been updated. */
+  /** Unpacks the files, or updates them after an app update. */
   public BundleFiles(File folder, Host host) throws EngineException {
     this.folder = folder;
     try {
@@ -43,14 +43,14 @@ public final class BundleFiles {
     }
   }
 
-  /** Returns what the manifest says of a file; an empty object if it does not know it. */
+  /** Returns the manifest's entry for a file; an empty object if there is none. */
   public JSONObject record(String name) {
     JSONObject files = manifest.optJSONObject("files");
     JSONObject record = files == null ? null : files.optJSONObject(name);
     return record == null ? new JSONObject() : record;
   }
 
-  /** Returns what people want to know of the bundle. */
+  /** Returns the facts about the bundle that the page shows. */
   public JSONObject about() {
     return Json.object(
         "architecture", manifest.opt("architecture"),
@@ -58,7 +58,7 @@ public final class BundleFiles {
         "quantization", manifest.opt("quantization"));
   }
 
-  /** Lists the files that the app carries: all but the weights and the engines. */
+  /** Lists the files that are packaged in the app: all but the weights and the engines. */
   private static List<String> carried(JSONObject manifest) {
     List<String> names = new ArrayList<>();
     JSONObject files = manifest.optJSONObject("files");
@@ -67,7 +67,7 @@ public final class BundleFiles {
     }
     for (Iterator<String> keys = files.keys(); keys.hasNext(); ) {
       String name = keys.next();
-      // Engines lie in a folder of their own in a bundle, and elsewhere on a phone.
+      // Engines are in a subfolder of a bundle, and elsewhere on a phone.
       if (!name.equals(Weights.NAME) && name.indexOf('/') < 0) {
         names.add(name);
       }

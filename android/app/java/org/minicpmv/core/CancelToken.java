@@ -1,20 +1,20 @@
 package org.minicpmv.core;
 
-/** A wish to stop, which work that takes long looks at. */
-public final class Cancel {
-  private volatile boolean wished;
+/** A cancellation flag that long operations poll. */
+public final class CancelToken {
+  private volatile boolean cancelled;
 
-  public void wish() {
-    wished = true;
+  public void cancel() {
+    cancelled = true;
   }
 
-  public boolean isWished() {
-    return wished;
+  public boolean isCancelled() {
+    return cancelled;
   }
 
-  /** Ends work that nobody waits for any more. */
+  /** Throws an exception if the operation was cancelled. */
   public void check() throws EngineException {
-    if (wished) {
+    if (cancelled) {
       throw new EngineException(EngineException.CANCELLED, "cancelled");
     }
   }

@@ -6,10 +6,10 @@ import org.json.JSONArray;
 import org.json.JSONException;
 import org.json.JSONObject;
 
-/** A conversation: users' turns and answers, pictures among them. */
+/** A conversation: questions, some with pictures, and answers. */
 public final class Chat {
   private static final int TITLE = 60; // characters
-  private static final long LATEST = 1L << 53; // milliseconds since 1970: what JSON can count
+  private static final long MAX_TIME = 1L << 53; // milliseconds since 1970; exact in JSON
 
   public final String id;
   private final List<Turn> turns = new ArrayList<>();
@@ -28,7 +28,7 @@ public final class Chat {
     return changed;
   }
 
-  /** The first question, or as much of it as a list shows. */
+  /** The first question, shortened for lists. */
   public synchronized String title() {
     String text = turns.isEmpty() ? "" : turns.get(0).text.trim().replaceAll("\\s+", " ");
     if (text.codePointCount(0, text.length()) <= TITLE) {
@@ -38,14 +38,14 @@ public final class Chat {
   }
 
   /**
-   * Asks: at the end, or in place of an earlier question, which goes with all that follows it.
+   * Appends a question, or replaces an earlier one and removes everything after it.
    *
-   * @param from index of the question that this one replaces; the number of turns adds one
+   * @param from index of the question to replace; the number of turns to append
    */
   public synchronized void ask(int from, Turn question, long now) {
     boolean isQuestion = from == turns.size() || (from >= 0 && from < turns.size());
     if (!isQuestion || (from < turns.size() && !turns.get(from).isUser())) {
-      throw new IllegalArgumentException("no question at " + from);
+      throw new IllegalArgumentException("no question at index " + from);
     }
     turns.subList(from, turns.size()).clear();
     turns.add(question);
@@ -59,9 +59,9 @@ public final class Chat {
   }
 
   /**
-   * Returns what the engine hears: the model sees one picture, before the first question, so its
-   * conversation begins with the question that brought the latest picture. Questions without an
-   * answer are left out, but the last.
+   * Returns the messages for the engine. The model sees one picture, before the first question, so
+   * its conversation begins at the question with the latest picture. Unanswered questions are
+   * skipped, except the last.
    */
   public synchronized JSONArray messages() {
     JSONArray messages = new JSONArray();
@@ -79,7 +79,7 @@ public final class Chat {
     return messages;
   }
 
-  /** Returns the id of the picture that the engine's conversation is about, or null. */
+  /** Returns the id of the picture in the engine's conversation, or null. */
   public synchronized String picture() {
     return turns.isEmpty() ? null : turns.get(pictureIndex()).picture;
   }
@@ -106,13 +106,13 @@ public final class Chat {
   /**
    * Reads what {@link #toJson} wrote.
    *
-   * @throws JSONException if it is no chat, or not as it was written
+   * @throws JSONException if it is not a valid chat
    */
   static Chat fromJson(String id, JSONObject json) throws JSONException {
     Object changed = json.opt("changed");
-    boolean isWhole = changed instanceof Long || changed instanceof Integer;
-    long time = isWhole ? ((Number) changed).longValue() : -1;
-    if (time < 0 || time > LATEST) {
+    boolean isInteger = changed instanceof Long || changed instanceof Integer;
+    long time = isInteger ? ((Number) changed).longValue() : -1;
+    if (time < 0 || time > MAX_TIME) {
       throw new JSONException("changed is " + changed + "; expected milliseconds since 1970");
     }
     Chat chat = new Chat(id, time);

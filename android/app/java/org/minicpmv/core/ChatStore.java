@@ -14,16 +14,16 @@ import java.util.UUID;
 import org.json.JSONArray;
 import org.json.JSONException;
 
-/** Conversations that outlive the app: one file each. */
+/** Saved conversations, one file each. */
 public final class ChatStore {
   private static final String SUFFIX = ".json";
 
   private final File folder;
   private final Log log;
   private final Map<String, Chat> chats = new TreeMap<>();
-  private boolean isWhole = true;
+  private boolean isComplete = true;
 
-  /** Reads what is there; what cannot be read is left as it is. */
+  /** Reads the saved chats; files that cannot be read are left untouched. */
   public ChatStore(File folder, Log log) throws IOException {
     this.folder = folder;
     this.log = log;
@@ -31,24 +31,24 @@ public final class ChatStore {
     File[] files = folder.listFiles();
     if (files == null) {
       log.add("chats cannot be listed");
-      isWhole = false;
+      isComplete = false;
       return;
     }
     for (File file : files) {
       if (FileTools.isPartial(file)) {
-        file.delete(); // of an app that was killed as it wrote; what was there is whole
+        file.delete(); // the app was killed during a write; the chat's own file is intact
       } else {
         read(file);
       }
     }
   }
 
-  /** Whether every file was read: one that was not may show any picture, once it is mended. */
-  public synchronized boolean isWhole() {
-    return isWhole;
+  /** Whether every file could be read. One that could not may refer to any picture. */
+  public synchronized boolean isComplete() {
+    return isComplete;
   }
 
-  /** Begins a chat; it is kept once it is saved. */
+  /** Creates a chat in memory; {@link #save} writes it. */
   public synchronized Chat create(long now) {
     Chat chat = new Chat(UUID.randomUUID().toString(), now);
     chats.put(chat.id, chat);
@@ -62,12 +62,12 @@ public final class ChatStore {
 
   public synchronized void save(Chat chat) throws EngineException {
     if (!chats.containsKey(chat.id)) {
-      return; // deleted meanwhile
+      return; // deleted in the meantime
     }
     try {
       FileTools.write(new File(folder, chat.id + SUFFIX), chat.toJson().toString());
     } catch (IOException e) {
-      throw FileTools.failure(EngineException.FILE_ERROR, "the chat could not be kept", e);
+      throw FileTools.failure(EngineException.FILE_ERROR, "the chat could not be saved", e);
     }
   }
 
@@ -77,7 +77,7 @@ public final class ChatStore {
     }
   }
 
-  /** Returns what a list of chats shows, the latest first. */
+  /** Returns the entries for the list of chats, latest first. */
   public synchronized JSONArray list() {
     List<Chat> sorted = new ArrayList<>(chats.values());
     Collections.sort(
@@ -95,7 +95,7 @@ public final class ChatStore {
     return list;
   }
 
-  /** Returns the pictures that some chat shows, of those that can be read. */
+  /** Returns the ids of the pictures in all readable chats. */
   public synchronized Set<String> pictures() {
     Set<String> pictures = new HashSet<>();
     for (Chat chat : chats.values()) {
@@ -108,13 +108,13 @@ public final class ChatStore {
     String name = file.getName();
     try {
       if (!name.endsWith(SUFFIX)) {
-        throw new IOException("not the name of a chat");
+        throw new IOException("not a chat's file name");
       }
       String id = name.substring(0, name.length() - SUFFIX.length());
       chats.put(id, Chat.fromJson(id, Json.parse(FileTools.read(file))));
     } catch (IOException | JSONException e) {
-      log.add(name + " cannot be read and is left as it is: " + e.getMessage());
-      isWhole = false;
+      log.add(name + " cannot be read and is left untouched: " + e.getMessage());
+      isComplete = false;
     }
   }
 }

@@ -10,15 +10,15 @@ import org.json.JSONArray;
 import org.json.JSONObject;
 
 /**
- * Does what takes long, on one thread, one thing after the other.
+ * Runs long operations on one worker thread, one at a time.
  *
- * <p>Its methods come from any thread and return at once.
+ * <p>Methods may be called from any thread and return at once.
  */
-final class Work implements Closeable, Model.Watcher {
+final class ChatWorker implements Closeable, LoadedModel.VerificationListener {
   private static final long END_SECONDS = 30;
 
-  /** Hears that something is different now. */
-  interface Changes {
+  /** Called when the state has changed. */
+  interface ChangeListener {
     void onChange();
   }
 
@@ -26,84 +26,89 @@ final class Work implements Closeable, Model.Watcher {
   private final Log log;
   private final ChatStore chats;
   private final Pictures pictures;
-  private final Changes changes;
-  private final Model model;
+  private final ChangeListener changes;
+  private final LoadedModel model;
   private final ExecutorService worker = Executors.newSingleThreadExecutor();
 
-  private Job job; // what is under way; null: nothing
-  private Job waiting; // an answer that waits for what is under way; null: none
+  private Job job; // the running job; null: none
+  private Job waiting; // an answer that waits for the running job; null: none
 
-  Work(
-      Host host, Places places, Log log, ChatStore chats, Pictures pictures, Changes changes) {
+  ChatWorker(
+      Host host,
+      AppPaths paths,
+      Log log,
+      ChatStore chats,
+      Pictures pictures,
+      ChangeListener changes) {
     this.host = host;
     this.log = log;
     this.chats = chats;
     this.pictures = pictures;
     this.changes = changes;
-    model = new Model(host, places, log, this);
+    model = new LoadedModel(host, paths, log, this);
   }
 
-  /** Reads what the app carries, finds the weights, and loads. */
+  /** Unpacks the bundle's files, finds the weights, and loads the model. */
   void prepare() {
-    model.forgive();
-    begin(new Preparing());
+    model.reset();
+    begin(new PrepareTask());
   }
 
   /** Answers a chat's last question. */
   void answer(Chat chat) {
-    begin(new Answering(chat));
+    begin(new AnswerTask(chat));
   }
 
   /** Copies weights into the app, and closes the source. */
   void importWeights(InputStream source, long length) throws EngineException {
-    if (!begin(new Importing(source, length))) {
+    if (!begin(new ImportTask(source, length))) {
       closeQuietly(source);
-      throw new EngineException(EngineException.BUSY, "something else is under way");
+      throw new EngineException(EngineException.BUSY, "another job is running");
     }
   }
 
-  /** Checks that everything works; the result is an event. */
+  /** Runs the self-check; its results are sent as an event. */
   void check() {
-    begin(new Checking());
+    begin(new CheckTask());
   }
 
-  /** Ends what is under way and what waits. */
+  /** Stops the running job and the waiting answer. */
   void stop() {
     synchronized (this) {
       if (waiting != null) {
-        waiting.cancel.wish();
+        waiting.cancel.cancel();
       }
       if (job == null) {
         return;
       }
-      job.cancel.wish();
+      job.cancel.cancel();
     }
     model.cancel();
   }
 
-  /** Returns the answer to a chat that is under way or waits; null if there is none. */
+  /** Returns the running or waiting answer; null if there is none. */
   synchronized Job answering() {
     return job != null && job.chat != null ? job : waiting;
   }
 
-  /** Returns null until the first job has read them. */
+  /** Returns the settings; null until the first job has read them. */
   Settings settings() {
     return model.settings();
   }
 
-  /** Frees the engine's memory, unless it is at work. */
-  void rest() {
-    begin(new Unloading());
+  /** Unloads the engine to free its memory, unless a job is running. */
+  void unload() {
+    begin(new UnloadTask());
   }
 
-  /** Loads what {@link #rest} freed. */
-  void wake() {
-    if (model.isAsleep()) {
-      begin(new Loading());
+  /** Loads the engine again after {@link #unload}. */
+  void reload() {
+    if (model.isUnloaded()) {
+      begin(new LoadTask());
     }
   }
 
-  /** Adds to the page's state what is known here. */
+  /** Adds jobs and model to the page's state. */
   void describe(JSONObject state) {
     synchronized (this) {
       Json.put(state, "job", job == null ? null : job.toJson());
@@ -113,22 +118,22 @@ final class Work implements Closeable, Model.Watcher {
     model.describe(state);
   }
 
-  /** Weights that are damaged are not used any longer. */
+  /** Stops using damaged weights. */
   @Override
   public void onVerified(EngineException found) {
     if (found != null) {
-      rest();
+      unload();
       fail(found, null);
     }
     changes.onChange();
   }
 
-  /** Ends everything. */
+  /** Stops all jobs and the engine. */
   @Override
   public void close() {
     model.end();
     stop();
-    worker.execute(new Unloading());
+    worker.execute(new UnloadTask());
     worker.shutdown();
     try {
       worker.awaitTermination(END_SECONDS, TimeUnit.SECONDS);
@@ -137,7 +142,7 @@ final class Work implements Closeable, Model.Watcher {
     }
   }
 
-  /** Begins a task, unless another is under way; an answer waits for what is no answer, though. */
+  /** Starts a task if none is running. An answer is queued behind any job but another answer. */
   private boolean begin(Task task) {
     synchronized (this) {
       if (job != null) {
@@ -167,15 +172,15 @@ final class Work implements Closeable, Model.Watcher {
     try {
       source.close();
     } catch (IOException e) {
-      return; // it was only read
+      return; // it was only read, so nothing is lost
     }
   }
 
-  /** Hears the engine and tells the page. */
-  private final class Listening implements Engine.Listener {
+  /** Forwards the engine's events to the page. */
+  private final class JobListener implements Engine.Listener {
     private final Job running;
 
-    Listening(Job running) {
+    JobListener(Job running) {
       this.running = running;
     }
 
@@ -186,25 +191,25 @@ final class Work implements Closeable, Model.Watcher {
           Json.object(
               "event", "progress", "kind", running.kind, "chat", running.chat,
               "stage", stage, "done", done, "total", total));
-      heed();
+      repeatCancel();
     }
 
     @Override
     public void onText(String text) {
       int at = running.add(text);
       host.toPage(Json.object("event", "text", "chat", running.chat, "at", at, "text", text));
-      heed();
+      repeatCancel();
     }
 
-    /** A wish that came before the engine had the request is told again. */
-    private void heed() {
-      if (running.cancel.isWished()) {
+    /** Repeats a cancel that may have come before the engine had the request. */
+    private void repeatCancel() {
+      if (running.cancel.isCancelled()) {
         model.cancel();
       }
     }
   }
 
-  /** Something to do for a job. */
+  /** A job's work on the worker thread. */
   private abstract class Task implements Runnable {
     final Job job;
 
@@ -216,30 +221,30 @@ final class Work implements Closeable, Model.Watcher {
 
     @Override
     public void run() {
-      synchronized (Work.this) {
-        Work.this.job = job;
+      synchronized (ChatWorker.this) {
+        ChatWorker.this.job = job;
         waiting = waiting == job ? null : waiting;
       }
-      host.working(!job.kind.equals(Job.REST));
+      host.setBusy(!job.kind.equals(Job.UNLOAD));
       boolean goesOn = false;
       try {
         perform();
       } catch (EngineException e) {
-        if (model.note(e)) {
-          worker.execute(new Loading());
+        if (model.recordFailure(e)) {
+          worker.execute(new LoadTask());
           goesOn = true;
         }
         fail(e, job.chat);
       } catch (RuntimeException e) {
-        log.add("a mistake of the app: " + where(e));
+        log.add("internal error: " + where(e));
         fail(new EngineException("internal", String.valueOf(e), e), job.chat);
       } finally {
-        synchronized (Work.this) {
-          Work.this.job = null;
+        synchronized (ChatWorker.this) {
+          ChatWorker.this.job = null;
           goesOn |= waiting != null;
         }
-        if (!goesOn) { // an app that is not seen could not begin again to be kept
-          host.working(false);
+        if (!goesOn) { // stay busy: an app in the background could not become busy again
+          host.setBusy(false);
         }
         changes.onChange();
       }
@@ -251,37 +256,37 @@ final class Work implements Closeable, Model.Watcher {
     }
   }
 
-  private final class Preparing extends Task {
-    Preparing() {
+  private final class PrepareTask extends Task {
+    PrepareTask() {
       super(new Job(Job.LOAD, null));
     }
 
     @Override
     void perform() throws EngineException {
-      Listening listening = new Listening(job);
+      JobListener listener = new JobListener(job);
       model.read();
       changes.onChange();
-      model.takeEmbedded(listening, job.cancel);
-      model.load(listening);
+      model.extractEmbedded(listener, job.cancel);
+      model.load(listener);
     }
   }
 
-  private final class Loading extends Task {
-    Loading() {
+  private final class LoadTask extends Task {
+    LoadTask() {
       super(new Job(Job.LOAD, null));
     }
 
     @Override
     void perform() throws EngineException {
-      model.load(new Listening(job));
+      model.load(new JobListener(job));
     }
   }
 
-  private final class Importing extends Task {
+  private final class ImportTask extends Task {
     private final InputStream source;
     private final long length;
 
-    Importing(InputStream source, long length) {
+    ImportTask(InputStream source, long length) {
       super(new Job(Job.IMPORT, null));
       this.source = source;
       this.length = length;
@@ -289,45 +294,45 @@ final class Work implements Closeable, Model.Watcher {
 
     @Override
     void perform() throws EngineException {
-      Listening listening = new Listening(job);
+      JobListener listener = new JobListener(job);
       try {
-        model.importWeights(source, length, listening, job.cancel);
+        model.importWeights(source, length, listener, job.cancel);
       } finally {
         closeQuietly(source);
       }
-      model.load(listening);
+      model.load(listener);
     }
   }
 
-  private final class Answering extends Task {
+  private final class AnswerTask extends Task {
     private final Chat chat;
 
-    Answering(Chat chat) {
+    AnswerTask(Chat chat) {
       super(new Job(Job.ANSWER, chat.id));
       this.chat = chat;
     }
 
     @Override
     void perform() throws EngineException {
-      Listening listening = new Listening(job);
+      JobListener listener = new JobListener(job);
       JSONObject speed = new JSONObject();
       String stop = "failed";
       try {
-        model.load(listening);
+        model.load(listener);
         job.cancel.check();
         JSONObject line =
-            model.keeper().chat(
+            model.manager().chat(
                 chat.messages(),
                 chat.picture(),
                 pictures,
                 settings().sampling(),
-                listening,
+                listener,
                 job.cancel,
                 speed);
         stop = line.optString("stop");
         Json.put(speed, "statistics", line.optJSONObject("statistics"));
       } finally {
-        if (!job.text().isEmpty()) { // what was said before an engine died is kept, too
+        if (!job.text().isEmpty()) { // also if the engine died midway
           chat.answer(Turn.answer(job.text(), stop, speed), System.currentTimeMillis());
           chats.save(chat);
         }
@@ -335,23 +340,23 @@ final class Work implements Closeable, Model.Watcher {
     }
   }
 
-  private final class Checking extends Task {
-    Checking() {
+  private final class CheckTask extends Task {
+    CheckTask() {
       super(new Job(Job.CHECK, null));
     }
 
     @Override
     void perform() throws EngineException {
       JSONArray results =
-          model.selfCheck(new Listening(job), job.cancel).run(model.weights());
+          model.selfCheck(new JobListener(job), job.cancel).run(model.weights());
       log.add("self-check: " + results);
       host.toPage(Json.object("event", "check", "results", results));
     }
   }
 
-  private final class Unloading extends Task {
-    Unloading() {
-      super(new Job(Job.REST, null));
+  private final class UnloadTask extends Task {
+    UnloadTask() {
+      super(new Job(Job.UNLOAD, null));
     }
 
     @Override

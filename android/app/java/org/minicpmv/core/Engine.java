@@ -17,19 +17,19 @@ import org.json.JSONException;
 import org.json.JSONObject;
 
 /**
- * A running engine: a child process that speaks JSON lines, see runtime/engine/PROTOCOL.md.
+ * A running engine: a child process that exchanges JSON lines, see runtime/engine/PROTOCOL.md.
  *
- * <p>One thread reads its lines. Requests come one after the other from one thread; only {@link
- * #cancel} and {@link #close} may be called from another.
+ * <p>A background thread reads its output. All requests come from one thread; only {@link #cancel}
+ * and {@link #close} may be called from another.
  */
 public final class Engine implements AutoCloseable {
   private static final int PROTOCOL = 1;
   private static final long START_SECONDS = 60;
   private static final long END_SECONDS = 5;
-  private static final int CANCEL_ID = 0; // no request's
-  private static final String END = ""; // never a line of the engine
-  private static final int LAST_WORDS = 2000; // bytes of stderr that are told
-  private static final int SIGNALLED = 128; // more than this: ended by a signal
+  private static final int CANCEL_ID = 0; // requests count from 1
+  private static final String END = ""; // end of output; empty lines are not queued
+  private static final int STDERR_TAIL = 2000; // bytes of stderr in error messages
+  private static final int SIGNALLED = 128; // exit codes above this: killed by a signal
   private static final int SIGILL = 4;
   private static final int SIGABRT = 6;
   private static final int SIGBUS = 7;
@@ -38,34 +38,34 @@ public final class Engine implements AutoCloseable {
   private static final int SIGSEGV = 11;
   private static final int SIGSYS = 31;
 
-  /** Hears an answer as it grows, and of work that takes long. */
+  /** Receives streamed text and progress. */
   public interface Listener extends Progress {
     void onText(String text);
   }
 
   private final Process process;
   private final OutputStream input;
-  private final File words;
-  private final long quietSeconds;
+  private final File stderr;
+  private final long timeoutSeconds;
   private final BlockingQueue<String> lines = new LinkedBlockingQueue<>();
   private final JSONObject hello;
-  private int number;
+  private int lastId;
   private volatile boolean closed;
 
   /**
-   * Starts an engine and hears its first line.
+   * Starts an engine and reads its first line.
    *
    * @param command the program and its arguments
-   * @param threads how many it computes with; 0 lets it choose
-   * @param words where its stderr goes
-   * @param quietSeconds after how long without a line an engine at work counts as dead
+   * @param threads number of compute threads; 0 lets the engine choose
+   * @param stderr file for its stderr
+   * @param timeoutSeconds a busy engine that sends nothing for this long counts as hung
    */
-  public Engine(List<String> command, int threads, File words, long quietSeconds)
+  public Engine(List<String> command, int threads, File stderr, long timeoutSeconds)
       throws EngineException {
-    this.words = words;
-    this.quietSeconds = quietSeconds;
+    this.stderr = stderr;
+    this.timeoutSeconds = timeoutSeconds;
     ProcessBuilder builder = new ProcessBuilder(command);
-    builder.redirectError(ProcessBuilder.Redirect.to(words));
+    builder.redirectError(ProcessBuilder.Redirect.to(stderr));
     if (threads > 0) {
       builder.environment().put("TVM_NUM_THREADS", String.valueOf(threads));
     }
@@ -83,7 +83,7 @@ public final class Engine implements AutoCloseable {
       if (hello.optInt("protocol") != PROTOCOL) {
         throw new EngineException(
             EngineException.NO_ENGINE,
-            "the engine speaks version " + hello.opt("protocol") + " of the protocol, not 1");
+            "the engine uses protocol version " + hello.opt("protocol") + "; expected 1");
       }
     } catch (EngineException e) {
       close();
@@ -91,7 +91,7 @@ public final class Engine implements AutoCloseable {
     }
   }
 
-  /** What the engine said of itself. */
+  /** The engine's first event, which describes it. */
   public JSONObject hello() {
     return hello;
   }
@@ -99,7 +99,7 @@ public final class Engine implements AutoCloseable {
   /** Sends a request and waits for its last event. */
   public JSONObject request(String op, JSONObject fields, Listener listener)
       throws EngineException {
-    int id = ++number;
+    int id = ++lastId;
     JSONObject request = Json.object("op", op, "id", id);
     for (Iterator<String> names = fields.keys(); names.hasNext(); ) {
       String name = names.next();
@@ -107,9 +107,9 @@ public final class Engine implements AutoCloseable {
     }
     send(request);
     while (true) {
-      JSONObject line = receive(quietSeconds);
+      JSONObject line = receive(timeoutSeconds);
       if (line.optInt("id", id) != id) {
-        continue; // of a cancel
+        continue; // the reply to a cancel
       }
       String event = checked(line).optString("event");
       if (event.equals("done")) {
@@ -122,16 +122,16 @@ public final class Engine implements AutoCloseable {
     }
   }
 
-  /** Ends the request that is under way; an answer then stops with reason `cancelled`. */
+  /** Cancels the running request; an answer then stops with reason `cancelled`. */
   public void cancel() {
     try {
       send(Json.object("op", "cancel", "id", CANCEL_ID));
     } catch (EngineException e) {
-      return; // it is dead, so nothing is under way; whoever waits for it hears of that
+      return; // the engine is gone; the thread that waits for a reply gets the error
     }
   }
 
-  /** Ends the engine; what it was doing is cancelled. Later calls throw. */
+  /** Stops the engine and cancels its running request. Later calls throw. */
   @Override
   public void close() {
     closed = true;
@@ -161,7 +161,7 @@ public final class Engine implements AutoCloseable {
         input.flush();
       }
     } catch (IOException e) {
-      throw death();
+      throw exitError();
     }
   }
 
@@ -176,17 +176,17 @@ public final class Engine implements AutoCloseable {
     if (line == null) {
       process.destroyForcibly();
       throw new EngineException(
-          EngineException.SILENT, "the engine said nothing for " + seconds + " s");
+          EngineException.SILENT, "the engine sent nothing for " + seconds + " s");
     }
     if (line.equals(END)) {
-      lines.add(END); // for whoever asks next
-      throw death();
+      lines.add(END); // for later calls
+      throw exitError();
     }
     try {
       return new JSONObject(line);
     } catch (JSONException e) {
       process.destroyForcibly();
-      throw new EngineException(EngineException.CRASHED, "the engine said what is no JSON", e);
+      throw new EngineException(EngineException.CRASHED, "the engine sent invalid JSON", e);
     }
   }
 
@@ -197,8 +197,8 @@ public final class Engine implements AutoCloseable {
     return line;
   }
 
-  /** Tells why the engine ended, as far as its end shows. */
-  private EngineException death() {
+  /** Returns why the engine exited, as far as its exit code and stderr show. */
+  private EngineException exitError() {
     int code;
     try {
       if (!process.waitFor(END_SECONDS, TimeUnit.SECONDS)) {
@@ -211,10 +211,12 @@ public final class Engine implements AutoCloseable {
       return new EngineException(EngineException.DIED, "interrupted", e);
     }
     String end =
-        code > SIGNALLED ? "ended by signal " + (code - SIGNALLED) : "ended with code " + code;
-    String last = lastWords();
-    String said = last.isEmpty() ? "" : ": " + last;
-    return new EngineException(reason(code), "the engine " + end + said);
+        code > SIGNALLED
+            ? "was killed by signal " + (code - SIGNALLED)
+            : "exited with code " + code;
+    String tail = stderrTail();
+    String detail = tail.isEmpty() ? "" : ": " + tail;
+    return new EngineException(reason(code), "the engine " + end + detail);
   }
 
   private static String reason(int code) {
@@ -234,17 +236,17 @@ public final class Engine implements AutoCloseable {
     }
   }
 
-  private String lastWords() {
+  private String stderrTail() {
     try {
-      byte[] all = Files.readAllBytes(words.toPath());
-      int from = Math.max(0, all.length - LAST_WORDS);
+      byte[] all = Files.readAllBytes(stderr.toPath());
+      int from = Math.max(0, all.length - STDERR_TAIL);
       return new String(all, from, all.length - from, StandardCharsets.UTF_8).trim();
     } catch (IOException e) {
       return "";
     }
   }
 
-  /** Moves lines from the pipe to the queue until the pipe ends. */
+  /** Moves lines from the pipe to the queue until the end of the pipe. */
   private final class Reader implements Runnable {
     private final InputStream stream;
 
@@ -263,7 +265,7 @@ public final class Engine implements AutoCloseable {
           }
         }
       } catch (IOException e) {
-        process.destroyForcibly(); // the pipe broke; nobody can hear it any more
+        process.destroyForcibly(); // the pipe broke; nothing can be read any more
       } finally {
         lines.add(END);
       }

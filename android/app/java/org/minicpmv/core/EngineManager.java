@@ -9,32 +9,32 @@ import org.json.JSONArray;
 import org.json.JSONObject;
 
 /**
- * Has one engine running and loaded when it is needed, and none when it is not.
+ * Starts one engine on demand, loads the bundle into it, and stops it when it is not needed.
  *
- * <p>All but {@link #cancel} is called from one thread.
+ * <p>All methods except {@link #cancel} are called from one thread.
  */
-final class EngineKeeper {
-  private static final long QUIET_SECONDS = 600; // a slow phone takes minutes for a picture
+final class EngineManager {
+  private static final long TIMEOUT_SECONDS = 600; // a slow phone takes minutes for a picture
   private static final String UNKNOWN_PICTURE = "unknown_picture";
 
   private final List<String> command;
   private final File bundle;
   private final File cache;
   private final Log log;
-  private final Map<String, String> names = new LinkedHashMap<>(); // of pictures, to the engine
+  private final Map<String, String> names = new LinkedHashMap<>(); // picture id to engine's name
   private volatile Engine engine;
-  private volatile JSONObject loaded; // what the engine said of the bundle; null: none is loaded
+  private volatile JSONObject loaded; // the reply to `load`; null: no bundle is loaded
   private int window;
   private int threads;
 
-  EngineKeeper(List<String> command, File bundle, File cache, Log log) {
+  EngineManager(List<String> command, File bundle, File cache, Log log) {
     this.command = command;
     this.bundle = bundle;
     this.cache = cache;
     this.log = log;
   }
 
-  /** Returns what a running engine said of itself; null if there is none. */
+  /** Returns the running engine's description of itself; null if there is none. */
   JSONObject hello() {
     Engine running = engine;
     return running == null ? null : running.hello();
@@ -44,7 +44,7 @@ final class EngineKeeper {
     return engine != null && loaded != null;
   }
 
-  /** Starts and loads what is not yet; returns what the engine said of the bundle. */
+  /** Starts the engine and loads the bundle if necessary; returns the reply to `load`. */
   JSONObject ready(Settings settings, Engine.Listener listener) throws EngineException {
     if (engine != null && threads != settings.threads()) {
       unload();
@@ -52,7 +52,7 @@ final class EngineKeeper {
     try {
       if (engine == null) {
         threads = settings.threads();
-        engine = new Engine(command, threads, new File(cache, "engine.stderr"), QUIET_SECONDS);
+        engine = new Engine(command, threads, new File(cache, "engine.stderr"), TIMEOUT_SECONDS);
         log.add("engine started: " + engine.hello());
       }
       if (loaded == null || window != settings.window()) {
@@ -65,7 +65,7 @@ final class EngineKeeper {
       }
       return loaded;
     } catch (EngineException e) {
-      throw noted(e);
+      throw handleFailure(e);
     }
   }
 
@@ -79,16 +79,16 @@ final class EngineKeeper {
     try {
       return running.request(op, fields, listener);
     } catch (EngineException e) {
-      throw noted(e);
+      throw handleFailure(e);
     }
   }
 
   /**
    * Answers a conversation.
    *
-   * @param messages as the protocol has them
-   * @param picture the id of the picture that they are about, or null
-   * @param speed gets what the picture took
+   * @param messages in the protocol's format
+   * @param picture the id of the picture in the conversation, or null
+   * @param speed receives the picture's encoding time
    */
   JSONObject chat(
       JSONArray messages,
@@ -96,7 +96,7 @@ final class EngineKeeper {
       Pictures pictures,
       JSONObject sampling,
       Engine.Listener listener,
-      Cancel cancel,
+      CancelToken cancel,
       JSONObject speed)
       throws EngineException {
     String name = picture == null ? null : names.get(picture);
@@ -111,12 +111,12 @@ final class EngineKeeper {
       if (!isRemembered || !e.code().equals(UNKNOWN_PICTURE)) {
         throw e;
       }
-      name = encode(picture, pictures, listener, cancel, speed); // it has seen many others since
+      name = encode(picture, pictures, listener, cancel, speed); // it was evicted
       return request("chat", chatFields(messages, name, sampling), listener);
     }
   }
 
-  /** Ends what is under way. */
+  /** Cancels the running request. */
   void cancel() {
     Engine running = engine;
     if (running != null) {
@@ -124,7 +124,7 @@ final class EngineKeeper {
     }
   }
 
-  /** Ends the engine, so that its memory is free. */
+  /** Stops the engine to free its memory. */
   void unload() {
     Engine running = engine;
     engine = null;
@@ -132,13 +132,17 @@ final class EngineKeeper {
     names.clear();
     if (running != null) {
       running.close();
-      log.add("engine ended");
+      log.add("engine stopped");
     }
   }
 
-  /** Brings a picture to the engine: what was computed of it before, or the picture itself. */
+  /** Sends a picture to the engine: its saved embeddings, or else its pixels. */
   private String encode(
-      String picture, Pictures pictures, Engine.Listener listener, Cancel cancel, JSONObject speed)
+      String picture,
+      Pictures pictures,
+      Engine.Listener listener,
+      CancelToken cancel,
+      JSONObject speed)
       throws EngineException {
     File embeddings = pictures.embeddings(picture);
     String name = restore(embeddings, listener);
@@ -159,7 +163,7 @@ final class EngineKeeper {
     return name;
   }
 
-  /** Returns null if nothing was kept, or what an older program or other weights computed. */
+  /** Returns null if there are no embeddings, or if they come from another program or weights. */
   private String restore(File embeddings, Engine.Listener listener) throws EngineException {
     if (!embeddings.isFile()) {
       return null;
@@ -168,7 +172,7 @@ final class EngineKeeper {
       JSONObject fields = Json.object("path", embeddings.getPath());
       return request("restore_image", fields, listener).optString("image");
     } catch (EngineException e) {
-      if (e.isDeath()) {
+      if (e.isEngineLost()) {
         throw e;
       }
       embeddings.delete();
@@ -176,22 +180,22 @@ final class EngineKeeper {
     }
   }
 
-  /** A picture takes long to encode: what came out is kept for the next time the app starts. */
+  /** Saves the embeddings for the next start: encoding a picture takes long. */
   private void keep(String name, File embeddings, Engine.Listener listener)
       throws EngineException {
     try {
       JSONObject fields = Json.object("image", name, "path", embeddings.getPath());
       request("save_image", fields, listener);
     } catch (EngineException e) {
-      if (e.isDeath()) {
-        throw e; // without space, the picture is encoded again another time
+      if (e.isEngineLost()) {
+        throw e; // other errors are harmless: the picture will be encoded again
       }
     }
   }
 
-  private EngineException noted(EngineException e) {
+  private EngineException handleFailure(EngineException e) {
     log.add("engine: " + e.code() + ": " + e.getMessage());
-    if (e.isDeath()) {
+    if (e.isEngineLost()) {
       unload();
     }
     return e;

@@ -7,12 +7,12 @@ import java.util.regex.Matcher;
 import java.util.regex.Pattern;
 
 /**
- * The orientation out of a picture's EXIF or, where that has none, XMP; as Pillow reads them.
+ * Reads the orientation from a picture's EXIF or, failing that, its XMP, as Pillow does.
  *
- * <p>What is damaged says nothing: the picture is shown as it is stored.
+ * <p>Damaged metadata is ignored: the picture is shown as stored.
  */
 final class Exif {
-  static final byte[] NAME = {'E', 'x', 'i', 'f', 0, 0}; // stands before it in many files
+  static final byte[] NAME = {'E', 'x', 'i', 'f', 0, 0}; // a prefix in many files
   private static final int NONE = -1;
   private static final int HEADER = 8;
   private static final int TIFF = 42;
@@ -24,7 +24,7 @@ final class Exif {
 
   private Exif() {}
 
-  /** Returns what both say. Either may be empty. */
+  /** Returns the orientation. Either argument may be empty. */
   static Orientation orientation(byte[] exif, byte[] xmp) {
     int number = ofExif(exif);
     return Orientation.of(number == NONE ? ofXmp(xmp) : number);
@@ -62,7 +62,7 @@ final class Exif {
     return NONE;
   }
 
-  /** Returns 0, which is no orientation, for what is no single number. */
+  /** Returns the value of an entry; 0, which is not an orientation, if it is not one number. */
   private static int number(ByteBuffer tiff, int entry) {
     int type = tiff.getShort(entry + 2);
     if (tiff.getInt(entry + 4) != 1 || (type != SHORT && type != LONG)) {

@@ -11,7 +11,7 @@ import java.nio.file.LinkOption;
 import java.nio.file.Path;
 import java.nio.file.StandardCopyOption;
 
-/** Files that appear whole or not at all. */
+/** Atomic file writes and related helpers. */
 final class FileTools {
   private static final String[] FULL = {"ENOSPC", "No space left", "EDQUOT", "quota exceeded"};
 
@@ -20,7 +20,7 @@ final class FileTools {
 
   private FileTools() {}
 
-  /** Whether a file is one that was left half written. */
+  /** Whether a file is the remains of an interrupted write. */
   static boolean isPartial(File file) {
     return file.getName().endsWith(PARTIAL);
   }
@@ -35,15 +35,15 @@ final class FileTools {
       Files.write(partial.toPath(), content);
       move(partial, file);
     } finally {
-      partial.delete(); // the full storage that stopped it is not made fuller
+      partial.delete(); // after a failure, do not leave it on full storage
     }
   }
 
   /**
-   * Returns what the page is told of a failure: that storage or memory is full, or something else.
+   * Returns the error for a failure: out of storage, out of memory, or `otherCode`.
    *
-   * @param otherCode of something else
-   * @param what failed; empty if the cause says enough
+   * @param otherCode the code if neither storage nor memory is exhausted
+   * @param what what failed; empty if the cause says enough
    */
   static EngineException failure(String otherCode, String what, Throwable cause) {
     String begin = what.isEmpty() ? "" : what + ": ";
@@ -63,17 +63,17 @@ final class FileTools {
   /**
    * Returns a file's text.
    *
-   * @throws IOException if it cannot be read, is no file, or not UTF-8
+   * @throws IOException if it cannot be read, is not a file, or is not UTF-8
    */
   static String read(File file) throws IOException {
-    if (file.exists() && !file.isFile()) { // a pipe would be waited for
+    if (file.exists() && !file.isFile()) { // reading a pipe would block
       throw new IOException(file + ": not a file");
     }
     byte[] content = Files.readAllBytes(file.toPath());
     return StandardCharsets.UTF_8.newDecoder().decode(ByteBuffer.wrap(content)).toString();
   }
 
-  /** Returns all that is left of a stream. */
+  /** Reads a stream to its end. */
   static byte[] read(InputStream source) throws IOException {
     ByteArrayOutputStream content = new ByteArrayOutputStream();
     byte[] block = new byte[BLOCK];
@@ -83,7 +83,7 @@ final class FileTools {
     return content.toByteArray();
   }
 
-  /** Moves a file into its place; a link that stands there stays, its file is replaced. */
+  /** Moves a file to its destination. A symbolic link there is kept, and its target replaced. */
   static void move(File from, File to) throws IOException {
     Path place = to.toPath();
     if (Files.isRegularFile(place)) {
@@ -102,7 +102,7 @@ final class FileTools {
     Files.createDirectories(folder.toPath());
   }
 
-  /** Returns a folder's files; none if it is no folder. */
+  /** Returns a folder's files; none if it is not a folder. */
   static File[] list(File folder) {
     File[] files = folder.listFiles();
     return files == null ? new File[0] : files;

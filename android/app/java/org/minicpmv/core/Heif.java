@@ -6,9 +6,9 @@ import java.util.ArrayList;
 import java.util.List;
 
 /**
- * What a HEIF file's boxes say of its primary picture: its size as stored, and how to turn it.
+ * The primary picture's stored size and orientation, from a HEIF file's boxes.
  *
- * <p>The boxes count; EXIF beside them is for information only (ISO/IEC 23008-12, 6.5.10).
+ * <p>The boxes are authoritative; EXIF is informative only (ISO/IEC 23008-12, 6.5.10).
  */
 final class Heif {
   private static final int PRIMARY = 0x7069746d; // pitm
@@ -18,8 +18,8 @@ final class Heif {
   private static final int SIZE = 0x69737065; // ispe
   private static final int ROTATION = 0x69726f74; // irot
   private static final int MIRROR = 0x696d6972; // imir
-  private static final int LONG_SIZE = 1; // a box's size follows in eight bytes
-  private static final int MOST = 10_000; // boxes or entries of one list
+  private static final int LONG_SIZE = 1; // the box's real size follows as eight bytes
+  private static final int MAX_ENTRIES = 10_000; // boxes or entries of one list
 
   final int width;
   final int height;
@@ -32,9 +32,9 @@ final class Heif {
   }
 
   /**
-   * Reads the content of a file's box `meta`.
+   * Reads the content of a file's `meta` box.
    *
-   * @return null if it does not say what it is to say
+   * @return null if it lacks the required boxes
    */
   static Heif read(byte[] content) {
     try {
@@ -58,7 +58,7 @@ final class Heif {
     Orientation orientation = Orientation.UPRIGHT;
     for (int index : indices) {
       if (index == 0) {
-        continue; // of no property
+        continue; // 0 means no property
       }
       Box box = boxes.get(index - 1);
       ByteBuffer content = box.content.duplicate();
@@ -79,12 +79,12 @@ final class Heif {
     return new Heif(width, height, orientation);
   }
 
-  /** Lists the properties of an item, as indices that count from 1. */
+  /** Lists the properties of an item as 1-based indices. */
   private static List<Integer> associations(ByteBuffer table, int item) {
     int head = table.getInt();
-    boolean isWide = (head & 1) == 1; // an index takes two bytes
+    boolean isWide = (head & 1) == 1; // two-byte indices
     List<Integer> found = new ArrayList<>();
-    for (int entries = Math.min(table.getInt(), MOST); entries > 0; entries--) {
+    for (int entries = Math.min(table.getInt(), MAX_ENTRIES); entries > 0; entries--) {
       int id = head >>> 24 == 0 ? table.getShort() & 0xffff : table.getInt();
       for (int count = table.get() & 0xff; count > 0; count--) {
         int index = isWide ? table.getShort() & 0x7fff : table.get() & 0x7f;
@@ -105,15 +105,15 @@ final class Heif {
     throw new BufferUnderflowException();
   }
 
-  /** Lists the boxes that are there whole; the file's last may be cut off. */
+  /** Lists the complete boxes; the last one may be truncated. */
   private static List<Box> boxes(ByteBuffer parent) {
     List<Box> boxes = new ArrayList<>();
-    while (parent.remaining() >= 8 && boxes.size() < MOST) {
+    while (parent.remaining() >= 8 && boxes.size() < MAX_ENTRIES) {
       long size = parent.getInt() & 0xffffffffL;
       int type = parent.getInt();
       long content = size == LONG_SIZE ? parent.getLong() - 16 : size - 8;
       if (content < 0 || content > parent.remaining()) {
-        break; // to the end of the file, beyond what is here, or nonsense
+        break; // extends to the end of the file, is truncated, or is invalid
       }
       ByteBuffer inside = parent.slice();
       inside.limit((int) content);

@@ -4,44 +4,44 @@ import java.io.IOException;
 import java.io.InputStream;
 import org.json.JSONObject;
 
-/** What the assistant needs of the system that it runs on. */
+/** The platform services that the assistant needs. */
 public interface Host {
-  /** Brings an event to the page, if there is one. */
+  /** Sends an event to the page, if there is one. */
   void toPage(JSONObject event);
 
-  /** Keeps the system from stopping the app while it works. */
-  void working(boolean busy);
+  /** Keeps the system from stopping the app while it is busy. */
+  void setBusy(boolean busy);
 
-  /** Asks the user for a picture; it comes back through {@link Assistant#addPicture}. */
+  /** Lets the user choose a picture, which arrives at {@link Assistant#addPicture}. */
   void choosePicture(boolean camera);
 
-  /** Asks the user for the weights; they come back through {@link Assistant#importWeights}. */
+  /** Lets the user choose the weights, which arrive at {@link Assistant#importWeights}. */
   void chooseWeights();
 
   void copy(String text);
 
-  /** Asks the user where a text is kept. */
+  /** Lets the user choose where to save a text. */
   void save(String name, String text);
 
   /** Leaves the app. */
   void leave();
 
-  /** The system's language, as in `zh`. */
+  /** The system's language code, for example `zh`. */
   String language();
 
   boolean isDark();
 
-  /** What a report of a mistake says of the phone. */
+  /** Facts about the app and the phone, for the page and for bug reports. */
   JSONObject about();
 
-  /** Bytes of memory that are free; -1 where nobody knows. */
+  /** Available memory, bytes; -1 if unknown. */
   long availableMemory();
 
-  /** Opens one of the bundle's small files, which the app carries. */
+  /** Opens one of the bundle's files that are packaged in the app. */
   InputStream bundleFile(String name) throws IOException;
 
-  /** Opens a file of the toolkit's `configs`, which the app carries. */
+  /** Opens one of the toolkit's `configs` that are packaged in the app. */
   InputStream configFile(String name) throws IOException;
 
-  Decoder decoder();
+  PictureDecoder decoder();
 }

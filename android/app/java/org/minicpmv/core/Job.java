@@ -2,18 +2,18 @@ package org.minicpmv.core;
 
 import org.json.JSONObject;
 
-/** Work that is under way: the page shows how far it is, and can end it. */
+/** A unit of work: the page shows its progress and can stop it. */
 final class Job {
   static final String ANSWER = "answer";
   static final String LOAD = "load";
   static final String IMPORT = "import";
   static final String CHECK = "check";
   static final String VERIFY = "verify";
-  static final String REST = "rest"; // the engine ends, to free its memory
+  static final String UNLOAD = "rest"; // stops the engine to free its memory
 
   final String kind;
-  final String chat; // of an answer; else null
-  final Cancel cancel = new Cancel();
+  final String chat; // an answer's chat; else null
+  final CancelToken cancel = new CancelToken();
   private final StringBuilder text = new StringBuilder();
   private String stage = "";
   private long done;
@@ -30,7 +30,7 @@ final class Job {
     total = newTotal;
   }
 
-  /** Adds a piece to an answer; returns where it begins. */
+  /** Appends a piece to an answer; returns its offset. */
   synchronized int add(String piece) {
     int at = text.length();
     text.append(piece);

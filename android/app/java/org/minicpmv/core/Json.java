@@ -8,11 +8,11 @@ import org.json.JSONException;
 import org.json.JSONObject;
 import org.json.JSONTokener;
 
-/** Android's JSON without the checked exceptions that cannot happen. */
+/** Helpers for org.json, without checked exceptions that cannot occur. */
 public final class Json {
   private Json() {}
 
-  /** Makes an object of names and values in turn; a value that is null is left out. */
+  /** Builds an object from alternating names and values; null values are left out. */
   public static JSONObject object(Object... pairs) {
     JSONObject object = new JSONObject();
     for (int i = 0; i < pairs.length; i += 2) {
@@ -26,20 +26,20 @@ public final class Json {
     try {
       object.put(name, value);
     } catch (JSONException e) {
-      throw new IllegalArgumentException(name + ": no JSON value: " + value, e);
+      throw new IllegalArgumentException(name + ": not a JSON value: " + value, e);
     }
   }
 
-  /** Returns a text, or null if there is none of this name. */
+  /** Returns a string, or null if there is none of this name. */
   public static String text(JSONObject object, String name) {
     Object value = object.opt(name);
     return value instanceof String ? (String) value : null;
   }
 
   /**
-   * Reads an object, and nothing behind it.
+   * Parses exactly one object.
    *
-   * @throws JSONException if the text is something else
+   * @throws JSONException if the text is anything else
    */
   public static JSONObject parse(String text) throws JSONException {
     JSONTokener tokener = new JSONTokener(text);
@@ -58,12 +58,12 @@ public final class Json {
     return (JSONObject) value;
   }
 
-  /** Whether a text can be kept in a file: half of a UTF-16 pair cannot. */
+  /** Whether a text can be encoded as UTF-8: half of a UTF-16 pair cannot. */
   public static boolean isUnicode(String text) {
     return StandardCharsets.UTF_8.newEncoder().canEncode(text);
   }
 
-  /** Returns the objects in an array; what is none is left out. */
+  /** Returns the objects in an array; other values are skipped. */
   public static List<JSONObject> objects(JSONArray array) {
     List<JSONObject> objects = new ArrayList<>();
     for (int i = 0; array != null && i < array.length(); i++) {
@@ -76,8 +76,8 @@ public final class Json {
   }
 
   /**
-   * Writes an object so that it can stand in a script. Two line separators are allowed in JSON but
-   * end a line in scripts before ES2019, which old WebViews speak.
+   * Serializes an object for use in a script. JSON allows two line separators that end a line in
+   * JavaScript before ES2019, which old WebViews run.
    */
   public static String forScript(JSONObject object) {
     return object.toString().replace("\u2028", "\\u2028").replace("\u2029", "\\u2029");

@@ -8,66 +8,66 @@ import java.util.concurrent.Executors;
 import org.json.JSONObject;
 
 /**
- * The bundle, its weights and the engine: found, verified, loaded, freed.
+ * The bundle, its weights and the engine: finds, verifies, loads and unloads them.
  *
- * <p>What takes long is called from one thread, except that weights are hashed on another; the rest
- * comes from any thread.
+ * <p>Slow methods are called from one thread; weights are hashed on another. All other methods may
+ * be called from any thread.
  */
-final class Model {
+final class LoadedModel {
   private static final String UNKNOWN = "no";
   private static final String RUNNING = "running";
   private static final String VERIFIED = "yes";
   private static final String DAMAGED = "failed";
   private static final long MEMORY_BESIDE_WEIGHTS = 300L << 20; // bytes: cache, buffers, the page
 
-  /** Hears what was found out in the background. */
-  interface Watcher {
-    /** Weights are what they should be, or not. */
+  /** Receives the result of the background verification. */
+  interface VerificationListener {
+    /** Called with null if the weights are intact. */
     void onVerified(EngineException problem);
   }
 
   private final Host host;
-  private final Places places;
+  private final AppPaths paths;
   private final Log log;
-  private final Watcher watcher;
+  private final VerificationListener watcher;
   private final RestartPolicy policy = new RestartPolicy();
   private final ExecutorService verifier = Executors.newSingleThreadExecutor();
-  private final Cancel end = new Cancel();
+  private final CancelToken end = new CancelToken();
 
-  private BundleFiles bundle; // these four stand once `read` has run
+  private BundleFiles bundle; // null until `read` has run, like the next three
   private Settings settings;
   private Weights weights;
-  private EngineKeeper keeper;
-  private EngineException problem; // why nothing can be asked; null: all is well
-  private JSONObject loaded; // what the engine said of the bundle; null: not loaded
+  private EngineManager manager;
+  private EngineException problem; // why the model cannot be used; null: none
+  private JSONObject loaded; // the reply to `load`; null: not loaded
   private String verified = UNKNOWN;
 
-  Model(Host host, Places places, Log log, Watcher watcher) {
+  LoadedModel(Host host, AppPaths paths, Log log, VerificationListener watcher) {
     this.host = host;
-    this.places = places;
+    this.paths = paths;
     this.log = log;
     this.watcher = watcher;
   }
 
-  /** Reads what the app carries. */
+  /** Unpacks and reads the files that are packaged in the app. */
   void read() throws EngineException {
-    BundleFiles files = new BundleFiles(new File(places.files, "bundle"), host);
+    BundleFiles files = new BundleFiles(new File(paths.files, "bundle"), host);
     JSONObject ranges = Settings.readRanges(host);
     synchronized (this) {
       bundle = files;
       settings =
-          new Settings(new File(places.files, "settings.json"), files.generation, ranges, log);
-      weights = new Weights(files.folder, places.outsideWeights, files.record(Weights.NAME));
-      if (keeper == null) {
-        keeper = new EngineKeeper(places.engine, files.folder, places.cache, log);
+          new Settings(new File(paths.files, "settings.json"), files.generation, ranges, log);
+      weights = new Weights(files.folder, paths.externalWeights, files.record(Weights.NAME));
+      if (manager == null) {
+        manager = new EngineManager(paths.engine, files.folder, paths.cache, log);
       }
       problem = null;
       verified = verified.equals(DAMAGED) ? UNKNOWN : verified;
     }
   }
 
-  /** Weights that the app carries are copied out, so that the engine can map them. */
-  void takeEmbedded(Progress progress, Cancel cancel) throws EngineException {
+  /** Copies embedded weights out of the app, so that the engine can map them. */
+  void extractEmbedded(Progress progress, CancelToken cancel) throws EngineException {
     try {
       weights.find();
       return;
@@ -75,7 +75,7 @@ final class Model {
       try (InputStream source = host.bundleFile(Weights.NAME)) {
         weights.importFrom(source, -1, progress, cancel);
       } catch (IOException e) {
-        throw missing; // the app carries none
+        throw missing; // no weights are embedded
       } catch (EngineException e) {
         throw e.code().equals(EngineException.CANCELLED) ? missing : e;
       }
@@ -83,19 +83,19 @@ final class Model {
   }
 
   /** Copies weights into the app. */
-  void importWeights(InputStream source, long length, Progress progress, Cancel cancel)
+  void importWeights(InputStream source, long length, Progress progress, CancelToken cancel)
       throws EngineException {
-    weights.requireRoom(length); // else the model stays as it is
-    keeper.unload(); // it has the file mapped that goes
+    weights.requireSpace(length); // before anything changes
+    manager.unload(); // it has the old file mapped
     weights.importFrom(source, length, progress, cancel);
     synchronized (this) {
       problem = null;
       verified = UNKNOWN;
     }
-    policy.forgive();
+    policy.reset();
   }
 
-  /** Finds the weights, loads them, and has them verified in the background. */
+  /** Finds the weights, loads them, and verifies them in the background. */
   void load(Engine.Listener listener) throws EngineException {
     synchronized (this) {
       if (verified.equals(DAMAGED) && problem != null) {
@@ -103,41 +103,42 @@ final class Model {
       }
     }
     File file = weights.find();
-    JSONObject said = keeper.ready(settings, listener);
+    JSONObject said = manager.ready(settings, listener);
     synchronized (this) {
       problem = null;
       loaded = said;
       if (weights.isVerified(file)) {
         verified = VERIFIED;
-      } else if (!verified.equals(RUNNING) && !end.isWished()) {
+      } else if (!verified.equals(RUNNING) && !end.isCancelled()) {
         verified = RUNNING;
-        verifier.execute(new Verifying(file));
+        verifier.execute(new VerifyTask(file));
       }
     }
   }
 
   /** Frees the engine's memory. */
   void unload() {
-    EngineKeeper running;
+    EngineManager running;
     synchronized (this) {
       loaded = null;
-      running = keeper;
+      running = manager;
     }
     if (running != null) {
       running.unload();
     }
   }
 
-  /** Returns what checks everything. */
-  SelfCheck selfCheck(Engine.Listener listener, Cancel cancel) {
-    return new SelfCheck(keeper, settings, bundle, listener, cancel);
+  /** Creates a self-check. */
+  SelfCheck selfCheck(Engine.Listener listener, CancelToken cancel) {
+    return new SelfCheck(manager, settings, bundle, listener, cancel);
   }
 
-  /** Keeps in mind what stands in the way; says whether to start an engine again that died. */
-  boolean note(EngineException e) {
-    boolean again = e.isDeath() && policy.died(System.currentTimeMillis()) && !end.isWished();
+  /** Records a failure; returns whether to restart an engine that died. */
+  boolean recordFailure(EngineException e) {
+    boolean isLost = e.isEngineLost();
+    boolean again = isLost && policy.died(System.currentTimeMillis()) && !end.isCancelled();
     synchronized (this) {
-      loaded = e.isDeath() ? null : loaded;
+      loaded = isLost ? null : loaded;
       if (loaded == null && !again && !e.code().equals(EngineException.CANCELLED)) {
         problem = e;
       }
@@ -145,22 +146,22 @@ final class Model {
     return again;
   }
 
-  /** The user asked for another try. */
-  void forgive() {
-    policy.forgive();
+  /** Allows restarts again: the user asked for a retry. */
+  void reset() {
+    policy.reset();
   }
 
-  /** Ends what is under way in the engine. */
+  /** Cancels the engine's running request. */
   void cancel() {
-    EngineKeeper running = keeper();
+    EngineManager running = manager();
     if (running != null) {
       running.cancel();
     }
   }
 
-  /** Whether nothing but rest keeps it from answering. */
-  synchronized boolean isAsleep() {
-    return keeper != null && !keeper.isReady() && problem == null;
+  /** Whether the engine is merely unloaded, and could be loaded. */
+  synchronized boolean isUnloaded() {
+    return manager != null && !manager.isReady() && problem == null;
   }
 
   /** Returns null until {@link #read} has run, as the next two do. */
@@ -168,21 +169,21 @@ final class Model {
     return settings;
   }
 
-  synchronized EngineKeeper keeper() {
-    return keeper;
+  synchronized EngineManager manager() {
+    return manager;
   }
 
   synchronized Weights weights() {
     return weights;
   }
 
-  /** Adds to the page's state what is known here. */
+  /** Adds the model's part to the page's state. */
   synchronized void describe(JSONObject state) {
     Json.put(state, "model", loaded);
     Json.put(state, "verified", verified);
     Json.put(state, "settings", settings == null ? null : settings.all());
     Json.put(state, "ranges", settings == null ? null : settings.ranges());
-    Json.put(state, "engine", keeper == null ? null : keeper.hello());
+    Json.put(state, "engine", manager == null ? null : manager.hello());
     if (problem != null) {
       Json.put(
           state, "problem", Json.object("code", problem.code(), "message", problem.getMessage()));
@@ -198,17 +199,17 @@ final class Model {
     Json.put(state, "low_memory", loaded == null && isLow ? available : null);
   }
 
-  /** Nothing begins any more. */
+  /** Cancels the verification and prevents restarts. */
   void end() {
-    end.wish();
+    end.cancel();
     verifier.shutdown();
   }
 
-  /** Hashes the weights while the user may already ask. */
-  private final class Verifying implements Runnable {
+  /** Hashes the weights while the model is already usable. */
+  private final class VerifyTask implements Runnable {
     private final File file;
 
-    Verifying(File file) {
+    VerifyTask(File file) {
       this.file = file;
     }
 
@@ -216,14 +217,14 @@ final class Model {
     public void run() {
       EngineException found = null;
       try {
-        weights.verify(file, new Announcing(), end);
+        weights.verify(file, new VerifyProgress(), end);
       } catch (EngineException e) {
         found = e;
       }
-      if (end.isWished()) {
+      if (end.isCancelled()) {
         return;
       }
-      synchronized (Model.this) {
+      synchronized (LoadedModel.this) {
         verified = found == null ? VERIFIED : DAMAGED;
         problem = found == null ? problem : found;
       }
@@ -231,8 +232,8 @@ final class Model {
     }
   }
 
-  /** Tells the page how far the hash is. */
-  private final class Announcing implements Progress {
+  /** Publishes the verification's progress. */
+  private final class VerifyProgress implements Progress {
     @Override
     public void onProgress(String stage, long done, long total) {
       host.toPage(

@@ -9,7 +9,7 @@ import java.text.SimpleDateFormat;
 import java.util.Date;
 import java.util.Locale;
 
-/** What happened, for whoever looks for a mistake: never what the user said or showed. */
+/** A log for bug reports. It never contains chats or pictures. */
 public final class Log {
   private static final long LIMIT = 128 << 10; // bytes of each of two files
 
@@ -35,13 +35,13 @@ public final class Log {
     }
   }
 
-  /** Returns all that is kept. */
+  /** Returns the whole log. */
   public synchronized String text() {
     StringBuilder text = new StringBuilder();
     for (File part : new File[] {older, file}) {
       try {
         byte[] content = part.exists() ? Files.readAllBytes(part.toPath()) : new byte[0];
-        text.append(new String(content, StandardCharsets.UTF_8)); // a cut character costs itself
+        text.append(new String(content, StandardCharsets.UTF_8)); // tolerates a split character
       } catch (IOException e) {
         text.append("(").append(e.getMessage()).append(")\n");
       }

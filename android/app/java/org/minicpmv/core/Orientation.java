@@ -1,21 +1,21 @@
 package org.minicpmv.core;
 
 /**
- * How a stored picture becomes the upright one, numbered as EXIF does.
+ * How to turn a stored picture upright, numbered as in EXIF.
  *
- * <p>A pixel's place when it is seen comes from its row and column as stored: they change places if
- * it {@link #turned}, and are counted from the right or the bottom. All that turns a picture, be it
- * pixel by pixel or with a matrix, follows from these three.
+ * <p>An upright pixel's coordinates follow from its stored row and column: the two are swapped if
+ * {@link #turned}, and are counted from the right or the bottom. Everything that turns a picture,
+ * pixel by pixel or with a matrix, derives from these three flags.
  */
 public final class Orientation {
   public static final Orientation UPRIGHT = new Orientation(1);
   public static final Orientation MIRRORED = new Orientation(2);
   public static final Orientation HALF_TURN = new Orientation(3);
-  public static final Orientation UPSIDE_DOWN = new Orientation(4); // in a mirror
-  public static final Orientation CLOCKWISE = new Orientation(6); // a quarter, to be upright
+  public static final Orientation UPSIDE_DOWN = new Orientation(4); // flipped vertically
+  public static final Orientation CLOCKWISE = new Orientation(6); // turn 90 degrees clockwise
   public static final Orientation COUNTER_CLOCKWISE = new Orientation(8);
   private static final int LAST = 8;
-  private static final int FIRST_TURNED = 5; // from here on width and height change places
+  private static final int FIRST_TURNED = 5; // from here on width and height are swapped
 
   public final int number;
   public final boolean turned;
@@ -29,12 +29,12 @@ public final class Orientation {
     fromBottom = number == 3 || number == 4 || number == 7 || number == 8;
   }
 
-  /** Returns the one of a number; whatever is none of EXIF's counts as upright. */
+  /** Returns the orientation with an EXIF number; invalid numbers count as upright. */
   public static Orientation of(int number) {
     return number >= 1 && number <= LAST ? new Orientation(number) : UPRIGHT;
   }
 
-  /** Returns what this and then another do. */
+  /** Returns the composition of this orientation and then another. */
   public Orientation then(Orientation next) {
     boolean right = next.fromRight ^ (next.turned ? fromBottom : fromRight);
     boolean bottom = next.fromBottom ^ (next.turned ? fromRight : fromBottom);
@@ -45,12 +45,12 @@ public final class Orientation {
         return both;
       }
     }
-    throw new IllegalStateException("eight are all that there are");
+    throw new IllegalStateException("there are only eight orientations");
   }
 
   /**
-   * Returns a matrix of three rows that turns places (column, row, 1), as graphics libraries take
-   * it. It does not move what it turned back to the right of and below the origin.
+   * Returns a row-major 3 x 3 matrix that transforms (column, row, 1), in the format of graphics
+   * libraries. It does not translate the result back to positive coordinates.
    */
   public float[] matrix() {
     float x = fromRight ? -1 : 1;

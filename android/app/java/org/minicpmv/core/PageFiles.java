@@ -7,7 +7,7 @@ import java.util.Locale;
 import java.util.Map;
 import java.util.regex.Pattern;
 
-/** Which of the app's files the page may have, and how they are served. */
+/** The files that the page may load, and how they are served. */
 public final class PageFiles {
   public static final String ORIGIN = "https://app.local";
   public static final String START = ORIGIN + "/index.html";
@@ -35,26 +35,26 @@ public final class PageFiles {
 
   private PageFiles() {}
 
-  /** Headers of every answer. */
+  /** Headers of every response. */
   public static Map<String, String> headers() {
     return HEADERS;
   }
 
-  /** Returns the asset of a path, or null if the page has none such. */
+  /** Returns the asset for a path, or null if there is none. */
   public static String asset(String path) {
     return path != null && NAME.matcher(path).matches() && type(path) != null
         ? "page" + path
         : null;
   }
 
-  /** Returns the id of the picture that a path asks for, or null. */
+  /** Returns the id of the picture that a path requests, or null. */
   public static String picture(String path) {
     return path != null && PICTURE.matcher(path).matches()
         ? path.substring(PICTURES.length())
         : null;
   }
 
-  /** Returns the MIME type of a name, or null if it is none of ours. */
+  /** Returns the MIME type for a file name, or null if it is unknown. */
   public static String type(String name) {
     int dot = name.lastIndexOf('.');
     return TYPES.get(name.substring(dot + 1).toLowerCase(Locale.ROOT));

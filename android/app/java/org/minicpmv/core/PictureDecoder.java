@@ -3,15 +3,15 @@ package org.minicpmv.core;
 import java.io.File;
 import java.io.IOException;
 
-/** Decodes pictures, as the phone's system does. */
-public interface Decoder {
-  /** Whether it decodes HEIC. */
+/** Decodes pictures with the system's decoders. */
+public interface PictureDecoder {
+  /** Whether it can decode HEIC. */
   boolean decodesHeic();
 
-  /** Writes a small upright JPEG for the screen; returns the picture's upright width and height. */
+  /** Writes an upright JPEG preview; returns the picture's upright width and height. */
   int[] preview(PictureFile source, File jpeg) throws IOException;
 
-  /** Writes every pixel into the engine's file, see {@link PictureStrips}. */
-  void pixels(PictureFile source, File output, Progress progress, Cancel cancel)
+  /** Writes all pixels in the engine's file format, see {@link PictureStrips}. */
+  void pixels(PictureFile source, File output, Progress progress, CancelToken cancel)
       throws IOException, EngineException;
 }

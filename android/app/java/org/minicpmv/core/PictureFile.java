@@ -8,20 +8,19 @@ import java.util.Arrays;
 import java.util.List;
 
 /**
- * What a picture's file says of itself before it is decoded: its format, and how it is turned.
+ * A picture file before decoding: its format and orientation.
  *
- * <p>The table of formats, and what is said of one that is refused, are those of
- * runtime/inputs/picture_format.py, but for what only one of the two hosts can decode. Files come from
- * anywhere: nothing in them is believed.
+ * <p>The table of formats and the error messages are those of runtime/inputs/picture_format.py,
+ * except for formats that only one of the two hosts can decode. Files are untrusted.
  */
 public final class PictureFile {
   private static final String ADVICE = "; choose a JPEG, PNG or WebP";
-  private static final int START = 16; // bytes that tell the format
+  private static final int START = 16; // bytes that identify the format
   private static final List<String> HEIC_BRANDS =
       Arrays.asList("heic", "heix", "hevc", "heim", "heis", "mif1", "msf1");
   private static final List<String> AVIF_BRANDS = Arrays.asList("avif", "avis");
 
-  /** What the bytes are, whatever the file's name says. */
+  /** The format according to the bytes, whatever the file's name. */
   public enum Format {
     JPEG("JPEG", "\u00ff\u00d8\u00ff"),
     PNG("PNG", "\u0089PNG\r\n\32\n"),
@@ -31,7 +30,7 @@ public final class PictureFile {
     HEIC("HEIC"),
     AVIF("AVIF"),
     GIF("GIF", "GIF8"),
-    POSTSCRIPT("PostScript", "%!PS", "\u00c5\u00d0\u00d3\u00c6"), // alone; with a small picture
+    POSTSCRIPT("PostScript", "%!PS", "\u00c5\u00d0\u00d3\u00c6"), // plain; with a preview
     PDF("PDF", "%PDF"),
     PSD("PSD", "8BPS"),
     ICO("ICO", "\0\0\1\0"),
@@ -68,7 +67,7 @@ public final class PictureFile {
   public final File file;
   public final Format format;
   private final Orientation orientation;
-  private final Heif heif; // null: it is none, or does not say
+  private final Heif heif; // null: not a HEIF file, or without the required boxes
 
   private PictureFile(File file, Format format, Orientation orientation, Heif heif) {
     this.file = file;
@@ -78,10 +77,10 @@ public final class PictureFile {
   }
 
   /**
-   * Looks at a file.
+   * Reads a file's format and orientation.
    *
-   * @param decodesHeic whether this system does; Android does from version 9 on
-   * @throws IOException a format that is not taken: says so, and what to choose
+   * @param decodesHeic whether this system decodes HEIC; Android does since version 9
+   * @throws IOException if the format is not supported; the message says what to choose instead
    */
   public static PictureFile open(File file, boolean decodesHeic) throws IOException {
     try (RandomAccessFile bytes = new RandomAccessFile(file, "r")) {
@@ -106,19 +105,19 @@ public final class PictureFile {
         case UNKNOWN:
           throw new IOException("this is not a picture that can be decoded" + ADVICE);
         default:
-          throw new IOException(format.label + " pictures are not taken" + ADVICE);
+          throw new IOException(format.label + " pictures are not supported" + ADVICE);
       }
     }
   }
 
   /**
-   * Returns how a decoder's pixels become upright.
+   * Returns how to turn a decoder's output upright.
    *
-   * <p>Android's decoder of HEIC leaves pixels as they are stored. One that turns them itself shows
-   * it in the size: then they are not turned twice.
+   * <p>Android's HEIC decoder returns pixels as stored. The size shows if a decoder has already
+   * turned them; then they are not turned again.
    *
-   * @param width of what the decoder brings
-   * @param height likewise
+   * @param width of the decoder's output
+   * @param height of the decoder's output
    */
   public Orientation orientation(int width, int height) {
     if (heif == null) {
@@ -131,9 +130,9 @@ public final class PictureFile {
   }
 
   /**
-   * Cuts what a decoder brings into upright strips.
+   * Cuts a decoder's output into upright strips.
    *
-   * @throws IOException it is larger than what is decoded
+   * @throws IOException if the picture is too large
    */
   public PictureStrips strips(int width, int height, int stripBytes) throws IOException {
     return new PictureStrips(width, height, orientation(width, height), stripBytes);

@@ -10,12 +10,12 @@ import java.util.zip.DataFormatException;
 import java.util.zip.Inflater;
 
 /**
- * Walks through a file of a known format to its EXIF and XMP. Files that are damaged or cut off
- * say what was found until there; whether they can be decoded is the decoder's to say.
+ * Finds EXIF and XMP in a file of a known format. For a damaged or truncated file it returns what
+ * was found before the damage; whether the picture can be decoded is up to the decoder.
  */
 final class PictureMetadata {
-  private static final int LIMIT = 1 << 20; // bytes of metadata that are looked at
-  private static final int MOST = 100_000; // pieces of a file
+  private static final int LIMIT = 1 << 20; // bytes of metadata that are read
+  private static final int MAX_PARTS = 100_000; // segments, chunks or boxes of a file
   private static final byte[] ADOBE = ascii("http://ns.adobe.com/xap/1.0/\0");
   private static final String XMP_KEY = "XML:com.adobe.xmp\0";
   private static final String PROFILE_KEY = "Raw profile type exif\0";
@@ -32,12 +32,12 @@ final class PictureMetadata {
   Orientation ofJpeg() throws IOException {
     try {
       file.seek(2);
-      for (int i = 0; i < MOST; i++) {
+      for (int i = 0; i < MAX_PARTS; i++) {
         int marker = marker();
-        if (marker == 0xda || marker == 0xd9) { // the pixels, or the end
+        if (marker == 0xda || marker == 0xd9) { // start of scan, end of image
           break;
         } else if (marker == 0x01 || (marker >= 0xd0 && marker <= 0xd7)) {
-          continue; // nothing belongs to it
+          continue; // a marker without a segment
         }
         int size = file.readUnsignedShort() - 2;
         long next = file.getFilePointer() + size;
@@ -50,14 +50,14 @@ final class PictureMetadata {
         file.seek(next);
       }
     } catch (EOFException e) {
-      return found(); // it ends early
+      return found(); // truncated
     }
     return found();
   }
 
   private int marker() throws IOException {
     int value = file.readUnsignedByte();
-    while (value != 0xff) { // what stands between segments belongs to none
+    while (value != 0xff) { // skip bytes between segments
       value = file.readUnsignedByte();
     }
     while (value == 0xff) {
@@ -67,7 +67,7 @@ final class PictureMetadata {
   }
 
   private void takeSegment(byte[] segment) {
-    if (Exif.startsWith(segment, Exif.NAME)) { // a long one comes in several segments
+    if (Exif.startsWith(segment, Exif.NAME)) { // long EXIF is split over several segments
       exif.write(segment, Exif.NAME.length, segment.length - Exif.NAME.length);
     } else if (Exif.startsWith(segment, ADOBE)) {
       xmp = Arrays.copyOfRange(segment, ADOBE.length, segment.length);
@@ -77,7 +77,7 @@ final class PictureMetadata {
   Orientation ofPng() throws IOException {
     try {
       file.seek(8);
-      for (int i = 0; i < MOST; i++) {
+      for (int i = 0; i < MAX_PARTS; i++) {
         long size = file.readInt() & 0xffffffffL;
         String type = name();
         long next = file.getFilePointer() + size + 4; // a checksum follows
@@ -113,7 +113,7 @@ final class PictureMetadata {
     }
   }
 
-  /** Returns the text of an iTXt chunk: flag, method, language, translated key, text. */
+  /** Returns the text of an iTXt chunk, after flag, method, language and translated key. */
   private static byte[] international(byte[] content, int begin) {
     int at = begin + 2;
     for (int ends = 0; ends < 2 && at < content.length; at++) {
@@ -126,7 +126,7 @@ final class PictureMetadata {
         ? inflated(content, at) : Arrays.copyOfRange(content, at, content.length);
   }
 
-  /** Inflates no more than what is looked at: a few bytes may stand for gigabytes. */
+  /** Inflates at most LIMIT bytes: a few bytes may expand to gigabytes. */
   private static byte[] inflated(byte[] content, int begin) {
     if (begin >= content.length) {
       return new byte[0];
@@ -147,7 +147,7 @@ final class PictureMetadata {
     return Arrays.copyOf(text, size);
   }
 
-  /** Reads a profile: an empty line, its name, its length, and lines of digits. */
+  /** Decodes a raw profile: an empty line, its name, its length, and lines of hex digits. */
   private static byte[] hexadecimal(byte[] profile) {
     ByteArrayOutputStream bytes = new ByteArrayOutputStream();
     int lines = 0;
@@ -169,7 +169,7 @@ final class PictureMetadata {
   Orientation ofWebp() throws IOException {
     try {
       file.seek(12);
-      for (int i = 0; i < MOST; i++) {
+      for (int i = 0; i < MAX_PARTS; i++) {
         String type = name();
         long size = Integer.reverseBytes(file.readInt()) & 0xffffffffL;
         long next = file.getFilePointer() + size + (size & 1);
@@ -181,20 +181,20 @@ final class PictureMetadata {
         file.seek(next);
       }
     } catch (EOFException e) {
-      return found(); // the usual end
+      return found(); // the normal end
     }
     return found();
   }
 
-  /** Returns null where the file does not say. */
+  /** Returns null if the file lacks the required boxes. */
   Heif ofHeic() throws IOException {
     try {
       long at = 0;
-      for (int i = 0; i < MOST; i++) {
+      for (int i = 0; i < MAX_PARTS; i++) {
         file.seek(at);
         long size = file.readInt() & 0xffffffffL;
         String type = name();
-        size = size == 1 ? file.readLong() : size == 0 ? file.length() - at : size; // codes
+        size = size == 1 ? file.readLong() : size == 0 ? file.length() - at : size; // 0, 1: codes
         long head = file.getFilePointer() - at;
         if (size < head || size > file.length()) {
           return null;
@@ -219,7 +219,7 @@ final class PictureMetadata {
     return new String(name, StandardCharsets.ISO_8859_1);
   }
 
-  /** Reads a piece, or its beginning if it is long. */
+  /** Reads a part, up to LIMIT bytes. */
   private byte[] content(long size) throws IOException {
     byte[] content = new byte[(int) Math.min(size, LIMIT)];
     file.readFully(content);

@@ -7,20 +7,20 @@ import java.nio.ByteOrder;
 import java.nio.charset.StandardCharsets;
 
 /**
- * Cuts a picture of any size into strips that fit into memory, and turns them upright.
+ * Cuts a picture of any size into strips that fit in memory, and turns them upright.
  *
- * <p>A strip is a rectangle of the stored picture that becomes whole rows of the upright one, so
- * that the engine's pixel file (runtime/engine/picture_file.h) is written from its top to its end.
+ * <p>A strip is a rectangle of the stored picture that maps to whole rows of the upright one, so
+ * that the engine's pixel file (runtime/engine/picture_file.h) is written sequentially.
  */
 public final class PictureStrips {
-  public static final long MAX_PIXELS = 200_000_000; // no phone's camera takes more
+  public static final long MAX_PIXELS = 200_000_000; // no phone camera takes more
   private static final String MAGIC = "MCPMVRGB";
   private static final int VERSION = 1;
   private static final int HEADER = 24;
   private static final int SOURCE_BYTES = 4; // a pixel: red, green, blue, alpha
   private static final int WHITE = 255;
   private static final int TARGET_BYTES = 3;
-  private static final int ALIGNMENT = 16; // rows: JPEG's blocks are decoded whole
+  private static final int ALIGNMENT = 16; // rows; JPEG decodes whole blocks
 
   /** A rectangle of the stored picture, in pixels. */
   public static final class Strip {
@@ -47,7 +47,7 @@ public final class PictureStrips {
    * @param height of the stored picture
    * @param orientation of the stored picture
    * @param stripBytes how much memory a strip may take
-   * @throws IOException it has no pixels, or more than are decoded
+   * @throws IOException if it has no pixels, or too many
    */
   public PictureStrips(int width, int height, Orientation orientation, int stripBytes)
       throws IOException {
@@ -56,7 +56,7 @@ public final class PictureStrips {
     }
     if ((long) width * height > MAX_PIXELS) {
       throw new IOException(
-          width + " x " + height + " is larger than the 200,000,000 pixels that are decoded");
+          width + " x " + height + " is larger than the limit of 200,000,000 pixels");
     }
     this.width = width;
     this.height = height;
@@ -78,18 +78,18 @@ public final class PictureStrips {
     return (uprightHeight() + rows - 1) / rows;
   }
 
-  /** Returns the rectangle to decode for the strip that is `index`-th from the upright top. */
+  /** Returns the rectangle to decode for a strip, counted from the top of the upright picture. */
   public Strip strip(int index) {
     int first = index * rows;
     int length = Math.min(rows, uprightHeight() - first);
-    // Rows of the upright picture are rows or columns of the stored one, counted from either end.
+    // Rows of the upright picture are rows or columns of the stored one, from either end.
     int start = orientation.fromBottom ? uprightHeight() - first - length : first;
     return orientation.turned
         ? new Strip(start, 0, length, height)
         : new Strip(0, start, width, length);
   }
 
-  /** Writes what stands before the pixels. */
+  /** Writes the file's header. */
   public void writeHeader(OutputStream target) throws IOException {
     ByteBuffer header = ByteBuffer.allocate(HEADER).order(ByteOrder.LITTLE_ENDIAN);
     header.put(MAGIC.getBytes(StandardCharsets.US_ASCII));
@@ -98,11 +98,11 @@ public final class PictureStrips {
   }
 
   /**
-   * Writes a strip as upright rows of red, green and blue; what is transparent stands on white.
+   * Writes a strip as upright RGB rows; transparent pixels are composited onto white.
    *
    * @param strip a rectangle of this picture
-   * @param pixels its rows of red, green, blue and alpha, not multiplied with each other
-   * @param rowBytes from one row to the next
+   * @param pixels its rows of RGBA, not premultiplied
+   * @param rowBytes offset from one row to the next
    */
   public void write(Strip strip, byte[] pixels, int rowBytes, OutputStream target)
       throws IOException {
@@ -121,7 +121,7 @@ public final class PictureStrips {
     }
   }
 
-  /** Mixes a level with white, to the nearest level, as runtime/inputs/picture_modes.py does. */
+  /** Composites a level onto white, rounded, as runtime/inputs/picture_modes.py does. */
   private static byte onWhite(byte level, int alpha) {
     if (alpha == WHITE) {
       return level;
@@ -129,7 +129,7 @@ public final class PictureStrips {
     return (byte) (((level & 0xff) * alpha + WHITE * (WHITE - alpha) + WHITE / 2) / WHITE);
   }
 
-  /** Returns where a pixel of the upright strip stands in the stored one. */
+  /** Returns the offset, in the stored strip, of a pixel of the upright strip. */
   private int sourceOffset(Strip strip, int x, int y, int rowBytes) {
     int wide = orientation.turned ? strip.height : strip.width;
     int high = orientation.turned ? strip.width : strip.height;

@@ -9,23 +9,23 @@ import java.util.Set;
 import java.util.UUID;
 import org.json.JSONObject;
 
-/** Pictures of the chats: each as it came, and a small one for the screen. */
+/** The pictures of the chats: each original file, and a preview for the screen. */
 public final class Pictures {
   private static final String SMALL = ".jpg";
   private static final String EMBEDDINGS = ".embeddings";
-  private static final long LIMIT = 200L << 20; // bytes of a file; more than any camera writes
+  private static final long LIMIT = 200L << 20; // bytes of a file; larger than any photo
   private static final int BLOCK = 1 << 16;
 
   private final File folder;
-  private final Decoder decoder;
+  private final PictureDecoder decoder;
 
-  public Pictures(File folder, Decoder decoder) throws IOException {
+  public Pictures(File folder, PictureDecoder decoder) throws IOException {
     this.folder = folder;
     this.decoder = decoder;
     FileTools.makeFolder(folder);
   }
 
-  /** Keeps a picture; returns its id, width and height. */
+  /** Stores a picture; returns its id, width and height. */
   public JSONObject add(InputStream source) throws EngineException {
     String id = UUID.randomUUID().toString();
     File partial = new File(folder, id + ".partial");
@@ -34,7 +34,7 @@ public final class Pictures {
       int[] size = decoder.preview(open(partial), small(id));
       FileTools.move(partial, original(id));
       return Json.object("id", id, "width", size[0], "height", size[1]);
-    } catch (IOException | RuntimeException | OutOfMemoryError e) { // so end damaged files, too
+    } catch (IOException | RuntimeException | OutOfMemoryError e) { // damaged files cause any
       small(id).delete();
       throw FileTools.failure(EngineException.INVALID_PICTURE, "", e);
     } finally {
@@ -46,18 +46,18 @@ public final class Pictures {
     return original(id).isFile();
   }
 
-  /** The file for the screen. */
+  /** The preview's file. */
   public File small(String id) {
     return new File(folder, id + SMALL);
   }
 
-  /** Where the engine keeps what it computed of a picture. */
+  /** The file of a picture's embeddings, written by the engine. */
   public File embeddings(String id) {
     return new File(folder, id + EMBEDDINGS);
   }
 
-  /** Decodes a picture into the engine's form. */
-  public void pixels(String id, File output, Progress progress, Cancel cancel)
+  /** Decodes a picture to the engine's file format. */
+  public void pixels(String id, File output, Progress progress, CancelToken cancel)
       throws EngineException {
     try {
       decoder.pixels(open(original(id)), output, progress, cancel);
@@ -67,13 +67,13 @@ public final class Pictures {
     }
   }
 
-  /** Removes all that no chat shows. */
+  /** Deletes the pictures that no chat uses. */
   public void keepOnly(Set<String> used) {
     for (File file : FileTools.list(folder)) {
       String name = file.getName();
       int dot = name.indexOf('.');
       if (!used.contains(dot < 0 ? name : name.substring(0, dot))) {
-        file.delete(); // what cannot be deleted now goes another time
+        file.delete(); // if this fails, a later start tries again
       }
     }
   }

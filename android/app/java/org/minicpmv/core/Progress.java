@@ -1,6 +1,6 @@
 package org.minicpmv.core;
 
-/** Hears of work that takes long. */
+/** Receives the progress of a long operation. */
 public interface Progress {
   void onProgress(String stage, long done, long total);
 }

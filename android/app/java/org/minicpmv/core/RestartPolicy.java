@@ -3,14 +3,14 @@ package org.minicpmv.core;
 import java.util.ArrayDeque;
 import java.util.Deque;
 
-/** Says whether a dead engine is started again: not if it keeps dying. */
+/** Decides whether to restart a dead engine: not if it keeps dying. */
 public final class RestartPolicy {
   private static final int DEATHS = 3;
   private static final long WITHIN_MILLIS = 120_000;
 
   private final Deque<Long> deaths = new ArrayDeque<>();
 
-  /** Notes a death; returns whether to start again by itself. */
+  /** Records a death; returns whether to restart the engine automatically. */
   public synchronized boolean died(long nowMillis) {
     deaths.addLast(nowMillis);
     while (nowMillis - deaths.peekFirst() > WITHIN_MILLIS) {
@@ -19,8 +19,8 @@ public final class RestartPolicy {
     return deaths.size() < DEATHS;
   }
 
-  /** Begins anew: the user asked for another try. */
-  public synchronized void forgive() {
+  /** Forgets past deaths: the user asked for a retry. */
+  public synchronized void reset() {
     deaths.clear();
   }
 }

@@ -4,29 +4,29 @@ import java.io.File;
 import org.json.JSONArray;
 import org.json.JSONObject;
 
-/** Proves on this very phone that everything that an answer goes through works. */
+/** Tests on this phone everything that an answer depends on. */
 final class SelfCheck {
-  private final EngineKeeper keeper;
+  private final EngineManager manager;
   private final Settings settings;
   private final BundleFiles bundle;
   private final Engine.Listener listener;
-  private final Cancel cancel;
+  private final CancelToken cancel;
   private final JSONArray results = new JSONArray();
 
   SelfCheck(
-      EngineKeeper keeper,
+      EngineManager manager,
       Settings settings,
       BundleFiles bundle,
       Engine.Listener listener,
-      Cancel cancel) {
-    this.keeper = keeper;
+      CancelToken cancel) {
+    this.manager = manager;
     this.settings = settings;
     this.bundle = bundle;
     this.listener = listener;
     this.cancel = cancel;
   }
 
-  /** Runs all checks; wrong weights do not keep the engine from being tried. */
+  /** Runs all checks; the engine is tried even if the weights are wrong. */
   JSONArray run(Weights weights) throws EngineException {
     File file;
     try {
@@ -37,8 +37,8 @@ final class SelfCheck {
       failed("weights", e);
     }
     try {
-      JSONObject loaded = keeper.ready(settings, listener);
-      JSONObject hello = keeper.hello();
+      JSONObject loaded = manager.ready(settings, listener);
+      JSONObject hello = manager.hello();
       add("engine", true, hello.optString("version") + ", " + hello.optString("target"));
       add("processor", true, hello.optString("cpu") + " " + hello.opt("cpu_features"));
       add("load", true, loaded.optLong("load_ms") + " ms");
@@ -59,11 +59,11 @@ final class SelfCheck {
     add("program", found.equals(wanted), found.substring(0, Math.min(found.length(), 16)));
   }
 
-  /** The prompts whose answers were computed where the bundle was made. */
+  /** Runs the bundle's golden prompts. */
   private void checkAnswers() throws EngineException {
     JSONObject line;
     try {
-      line = keeper.request("selfcheck", new JSONObject(), listener);
+      line = manager.request("selfcheck", new JSONObject(), listener);
     } catch (EngineException e) {
       failed("answer", e);
       return;
@@ -78,7 +78,7 @@ final class SelfCheck {
   }
 
   private void failed(String name, EngineException e) throws EngineException {
-    if (cancel.isWished()) {
+    if (cancel.isCancelled()) {
       throw e;
     }
     add(name, false, e.code() + ": " + e.getMessage());

@@ -8,10 +8,10 @@ import java.util.Iterator;
 import org.json.JSONException;
 import org.json.JSONObject;
 
-/** What the user chose; where nothing is chosen, what the bundle says. */
+/** The user's settings, with defaults from the bundle. */
 public final class Settings {
-  private static final String DEFAULTS = "OmniLMMChat"; // the set of generation.json
-  private static final int MAX_NEW_TOKENS = 1024; // by default: a phone's patience
+  private static final String DEFAULTS = "OmniLMMChat"; // a set in generation.json
+  private static final int MAX_NEW_TOKENS = 1024; // the default; phones are slow
   private static final String RANGES = "setting_ranges.json";
 
   private final File file;
@@ -20,9 +20,9 @@ public final class Settings {
   private JSONObject chosen = new JSONObject();
 
   /**
-   * @param file where choices are kept
+   * @param file where the user's choices are saved
    * @param generation the bundle's generation.json
-   * @param ranges what each number may be, see {@link #readRanges}
+   * @param ranges the numbers' ranges, see {@link #readRanges}
    */
   public Settings(File file, JSONObject generation, JSONObject ranges, Log log) {
     this.file = file;
@@ -46,33 +46,33 @@ public final class Settings {
       JSONObject kept = file.exists() ? Json.parse(FileTools.read(file)) : new JSONObject();
       chosen = valid(kept);
     } catch (IOException | JSONException e) {
-      log.add("settings cannot be read, so all are as at first: " + e.getMessage());
+      log.add("settings cannot be read, so the defaults are used: " + e.getMessage());
     }
   }
 
-  /** Reads what each number may be: its `min`, `max` and `step`; of 1 means whole numbers. */
+  /** Reads the numbers' ranges: `min`, `max` and `step`; a step of 1 means integers. */
   public static JSONObject readRanges(Host host) throws EngineException {
     try (InputStream source = host.configFile(RANGES)) {
       return new JSONObject(new String(FileTools.read(source), StandardCharsets.UTF_8));
     } catch (IOException | JSONException e) {
-      throw new EngineException("invalid_bundle", "the app's own file is damaged: " + RANGES, e);
+      throw new EngineException("invalid_bundle", "the app's file " + RANGES + " is damaged", e);
     }
   }
 
-  /** Takes choices over those before; what is out of its range is left out. */
+  /** Merges choices into the saved ones; values out of range are ignored. */
   public synchronized void choose(JSONObject choices) throws EngineException {
     JSONObject valid = valid(choices);
     for (Iterator<String> names = valid.keys(); names.hasNext(); ) {
       String name = names.next();
       Json.put(chosen, name, valid.opt(name));
     }
-    keep();
+    save();
   }
 
   /** Forgets all choices. */
   public synchronized void reset() throws EngineException {
     chosen = new JSONObject();
-    keep();
+    save();
   }
 
   /** Returns all settings. */
@@ -85,7 +85,7 @@ public final class Settings {
     return all;
   }
 
-  /** Returns what each number may be. */
+  /** Returns the numbers' ranges. */
   public JSONObject ranges() {
     return ranges;
   }
@@ -120,11 +120,11 @@ public final class Settings {
     return fields;
   }
 
-  private void keep() throws EngineException {
+  private void save() throws EngineException {
     try {
       FileTools.write(file, chosen.toString());
     } catch (IOException e) {
-      throw FileTools.failure(EngineException.FILE_ERROR, "settings could not be kept", e);
+      throw FileTools.failure(EngineException.FILE_ERROR, "the settings could not be saved", e);
     }
   }
 

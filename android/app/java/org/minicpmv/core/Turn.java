@@ -10,9 +10,9 @@ public final class Turn {
 
   public final String role;
   public final String text;
-  public final String picture; // of a user's turn: its id, or null
-  public final String stop; // of an answer: why it ended
-  public final JSONObject speed; // of an answer: what it took, or null
+  public final String picture; // a question's picture id, or null
+  public final String stop; // why an answer ended
+  public final JSONObject speed; // an answer's timings, or null
 
   private Turn(String role, String text, String picture, String stop, JSONObject speed) {
     this.role = role;
@@ -42,7 +42,7 @@ public final class Turn {
   /**
    * Reads what {@link #toJson} wrote.
    *
-   * @throws JSONException if it is no turn, or not as it was written
+   * @throws JSONException if it is not a valid turn
    */
   static Turn fromJson(JSONObject json) throws JSONException {
     String role = Json.text(json, "role");
@@ -54,17 +54,17 @@ public final class Turn {
     }
     return new Turn(
         role,
-        kept(json, "text"),
-        kept(json, "picture"),
-        kept(json, "stop"),
+        string(json, "text"),
+        string(json, "picture"),
+        string(json, "stop"),
         json.optJSONObject("speed"));
   }
 
-  /** Returns a text, or null where there is none of this name. */
-  private static String kept(JSONObject json, String name) throws JSONException {
+  /** Returns a string, or null if there is none of this name. */
+  private static String string(JSONObject json, String name) throws JSONException {
     String text = Json.text(json, name);
     if (!json.isNull(name) && (text == null || !Json.isUnicode(text))) {
-      throw new JSONException(name + " of a turn is no text");
+      throw new JSONException(name + " of a turn is not a valid string");
     }
     return text;
   }

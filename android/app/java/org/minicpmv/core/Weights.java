@@ -13,17 +13,17 @@ import java.util.List;
 import org.json.JSONObject;
 
 /**
- * The weights: one file, in the app's own folder or beside it where a PC put it.
+ * The weights: one file, in the app's private folder or in one of the folders that a PC pushes to.
  *
- * <p>The engine reads a bundle's folder; weights that lie elsewhere stand in it as a link.
+ * <p>The engine reads a bundle's folder; weights stored elsewhere are linked into it.
  */
 public final class Weights {
   public static final String NAME = "weights.safetensors";
   public static final String PARTIAL = NAME + ".partial";
   private static final String VERIFIED = "weights.verified";
   private static final int BLOCK = 1 << 20;
-  private static final long SPARE = 64L << 20; // bytes that a phone's storage keeps free
-  private static final long TOLD_EVERY = 8L << 20; // bytes between two words of progress
+  private static final long SPARE = 64L << 20; // bytes of storage that stay free
+  private static final long PROGRESS_BYTES = 8L << 20; // between two progress reports
 
   private final File folder;
   private final List<File> outside;
@@ -31,9 +31,9 @@ public final class Weights {
   private final String sha256;
 
   /**
-   * @param folder the bundle's
-   * @param outside files that may be the weights, too
-   * @param record what the manifest says of them: `size`, `sha256`
+   * @param folder the bundle's folder
+   * @param outside other files that may be the weights
+   * @param record the manifest's entry: `size`, `sha256`
    */
   public Weights(File folder, List<File> outside, JSONObject record) {
     this.folder = folder;
@@ -46,7 +46,7 @@ public final class Weights {
     return size;
   }
 
-  /** Finds the weights; afterwards the bundle's folder has them, if this does not throw. */
+  /** Finds the weights and makes sure that the bundle's folder has them. */
   public synchronized File find() throws EngineException {
     File own = new File(folder, NAME);
     try {
@@ -65,7 +65,7 @@ public final class Weights {
         }
       }
       if (isLink) {
-        Files.delete(own.toPath()); // what it led to is gone, or another
+        Files.delete(own.toPath()); // its target is gone or has another size
       }
     } catch (IOException e) {
       throw new EngineException(EngineException.FILE_ERROR, String.valueOf(e.getMessage()), e);
@@ -83,12 +83,12 @@ public final class Weights {
   }
 
   /**
-   * Says whether an import can begin: the file has the right size, and there is space for a copy.
-   * Weights of another bundle make room for it; those that this one can use stay.
+   * Checks that an import can succeed: the file has the right size and a copy fits. Deletes weights
+   * of another bundle if their space is needed; weights that this bundle can use stay.
    *
-   * @param length of the file; -1: unknown
+   * @param length the file's size; -1 if unknown
    */
-  public void requireRoom(long length) throws EngineException {
+  public void requireSpace(long length) throws EngineException {
     requireSize(length < 0 ? size : length);
     File own = new File(folder, NAME);
     boolean isOther = own.isFile() && !Files.isSymbolicLink(own.toPath()) && own.length() != size;
@@ -106,16 +106,16 @@ public final class Weights {
     }
   }
 
-  /** Copies weights into the app; a copy that is cancelled or wrong leaves nothing behind. */
-  public void importFrom(InputStream source, long length, Progress progress, Cancel cancel)
+  /** Copies weights into the app; a cancelled or wrong copy is deleted. */
+  public void importFrom(InputStream source, long length, Progress progress, CancelToken cancel)
       throws EngineException {
-    requireRoom(length);
+    requireSpace(length);
     File partial = new File(folder, PARTIAL);
     File own = new File(folder, NAME);
     try {
       String found;
       try (OutputStream target = Files.newOutputStream(partial.toPath())) {
-        found = pump(source, target, "import", progress, cancel);
+        found = copy(source, target, "import", progress, cancel);
       }
       requireSize(partial.length());
       requireHash(found);
@@ -129,7 +129,7 @@ public final class Weights {
     }
   }
 
-  /** Whether a file that {@link #find} found was hashed before, and has not changed since. */
+  /** Whether a file found by {@link #find} was verified before and has not changed since. */
   public boolean isVerified(File file) {
     try {
       return FileTools.read(new File(folder, VERIFIED)).equals(mark(file));
@@ -138,10 +138,10 @@ public final class Weights {
     }
   }
 
-  /** Hashes the weights. */
-  public void verify(File file, Progress progress, Cancel cancel) throws EngineException {
+  /** Checks the weights' SHA-256. */
+  public void verify(File file, Progress progress, CancelToken cancel) throws EngineException {
     try (InputStream source = Files.newInputStream(file.toPath())) {
-      requireHash(pump(source, null, "verify", progress, cancel));
+      requireHash(copy(source, null, "verify", progress, cancel));
     } catch (IOException e) {
       throw new EngineException(
           EngineException.DAMAGED_WEIGHTS, file + " cannot be read: " + e.getMessage(), e);
@@ -149,9 +149,9 @@ public final class Weights {
     markVerified(file);
   }
 
-  /** Copies until the end, to nowhere if there is no target; returns the SHA-256. */
-  private String pump(
-      InputStream source, OutputStream target, String stage, Progress progress, Cancel cancel)
+  /** Copies the source to the target, or only reads it if there is none; returns its SHA-256. */
+  private String copy(
+      InputStream source, OutputStream target, String stage, Progress progress, CancelToken cancel)
       throws IOException, EngineException {
     MessageDigest digest;
     try {
@@ -161,7 +161,7 @@ public final class Weights {
     }
     byte[] block = new byte[BLOCK];
     long done = 0;
-    long told = 0;
+    long reported = 0;
     progress.onProgress(stage, 0, size);
     for (int count; (count = source.read(block)) >= 0; ) {
       cancel.check();
@@ -174,9 +174,9 @@ public final class Weights {
         throw new EngineException(
             EngineException.WRONG_WEIGHTS, "the file is longer than the " + size + " bytes needed");
       }
-      if (done - told >= TOLD_EVERY || done == size) {
+      if (done - reported >= PROGRESS_BYTES || done == size) {
         progress.onProgress(stage, done, size);
-        told = done;
+        reported = done;
       }
     }
     return hex(digest.digest());
@@ -198,7 +198,7 @@ public final class Weights {
     }
   }
 
-  /** Where that cannot be kept, weights are hashed again the next time. */
+  /** Remembers the result; if that fails, the weights are hashed again next time. */
   private synchronized void markVerified(File file) {
     File mark = new File(folder, VERIFIED);
     try {

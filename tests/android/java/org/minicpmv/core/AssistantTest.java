@@ -22,8 +22,8 @@ import org.junit.Before;
 import org.junit.Test;
 
 /**
- * The app without its screen, from the page's commands to the page's events: what only the app does.
- * What `chat --web` does, too, is in tests/android/contract.
+ * The app without its screen: the page's commands in, events out. What `chat --web` does, too, is
+ * tested by tests/android/contract.
  */
 public final class AssistantTest {
   private Fixture app;
@@ -59,13 +59,13 @@ public final class AssistantTest {
     app.say("do", "send", "text", "and now", "chat", chat.getString("id"));
     app.await("text");
     JSONArray turns = app.awaitAnswer().getJSONArray("turns");
-    // What the engine computed of the picture was kept: nothing is encoded again.
+    // The embeddings were saved: nothing is encoded again.
     assertEquals("5: and now seeing 5x3 again", turns.getJSONObject(5).getString("text"));
     assertFalse(turns.getJSONObject(5).getJSONObject("speed").has("encode_ms"));
   }
 
   @Test
-  public void aPictureThatTheEngineForgotIsBroughtAgain() throws Exception {
+  public void aPictureThatTheEngineEvictedIsSentAgain() throws Exception {
     app.ready().say("do", "picture", "camera", false);
     String picture = app.await("picture").getJSONObject("picture").getString("id");
     app.say("do", "send", "text", "what", "picture", picture);
@@ -78,7 +78,7 @@ public final class AssistantTest {
   }
 
   @Test
-  public void whatIsNoPictureIsRefused() throws Exception {
+  public void invalidPicturesAreRefused() throws Exception {
     app.ready().assistant.addPicture(new ByteArrayInputStream(new byte[0]));
     assertEquals("invalid_picture", app.await("error").getString("code"));
     app.say("do", "send", "text", "what", "picture", "gone");
@@ -104,16 +104,16 @@ public final class AssistantTest {
     app.placeWeights();
     app.start();
     while (!app.await("state").has("settings")) {
-      continue; // before that, the app does not know its bundle
+      continue; // before that, the app has not read its bundle
     }
     app.say("do", "send", "text", "early");
     assertEquals("1: early", turn(app.awaitAnswer(), 1).getString("text"));
     app.awaitIdle();
-    assertEquals(Arrays.asList(true, true, false), app.worked); // kept in between, too
+    assertEquals(Arrays.asList(true, true, false), app.worked); // busy in between, too
   }
 
   @Test
-  public void aDeadEngineIsStartedAgainAndTheChatIsKept() throws Exception {
+  public void aDeadEngineIsRestartedAndTheChatIsKept() throws Exception {
     app.ready().say("do", "send", "text", "die 3");
     JSONObject error = app.await("error");
     assertEquals("engine_died", error.getString("code"));
@@ -128,7 +128,7 @@ public final class AssistantTest {
   }
 
   @Test
-  public void whyItDiedIsTold() throws Exception {
+  public void theCauseOfDeathIsReported() throws Exception {
     app.ready();
     for (String[] pair :
         new String[][] {
@@ -143,7 +143,7 @@ public final class AssistantTest {
   }
 
   @Test
-  public void anEngineThatKeepsDyingIsLeftUntilTheUserWants() throws Exception {
+  public void anEngineThatKeepsDyingIsNotRestartedUntilTheUserAsks() throws Exception {
     app.ready();
     JSONObject state = null;
     for (int i = 0; i < 3; i++) {
@@ -154,12 +154,12 @@ public final class AssistantTest {
     assertEquals("engine_died", state.getJSONObject("problem").getString("code"));
     app.say("do", "retry");
     while (!app.awaitIdle().has("model")) {
-      continue; // the state before
+      continue; // the earlier state
     }
   }
 
   @Test
-  public void anEngineThatDoesNotStartIsAProblem() throws Exception {
+  public void anEngineThatDoesNotStartIsReported() throws Exception {
     app.placeWeights();
     app.start(Collections.singletonList(new File(app.folder, "none").getPath()));
     JSONObject state = app.awaitIdle();
@@ -173,7 +173,7 @@ public final class AssistantTest {
   public void withoutWeightsTheUserIsAsked() throws Exception {
     JSONObject state = app.start().awaitIdle();
     assertEquals("no_weights", state.getJSONObject("problem").getString("code"));
-    assertEquals(app.beside.getPath(), state.getJSONArray("places").getString(0));
+    assertEquals(app.external.getPath(), state.getJSONArray("places").getString(0));
     app.placeWeights();
     app.say("do", "retry");
     while (!app.awaitIdle().has("model")) {
@@ -222,8 +222,8 @@ public final class AssistantTest {
   }
 
   @Test
-  public void halfAndForeignWeightsAreRefused() throws Exception {
-    Files.write(app.beside.toPath(), "these are".getBytes(StandardCharsets.UTF_8));
+  public void truncatedAndForeignWeightsAreRefused() throws Exception {
+    Files.write(app.external.toPath(), "these are".getBytes(StandardCharsets.UTF_8));
     JSONObject state = app.start().awaitIdle();
     assertEquals("wrong_weights", state.getJSONObject("problem").getString("code"));
     app.assistant.importWeights(new ByteArrayInputStream(new byte[3]), 3);
@@ -236,10 +236,10 @@ public final class AssistantTest {
   }
 
   @Test
-  public void damagedWeightsAreFoundInTheBackground() throws Exception {
+  public void damagedWeightsAreDetectedInTheBackground() throws Exception {
     byte[] other = Fixture.WEIGHTS.clone();
     other[0]++;
-    Files.write(app.beside.toPath(), other);
+    Files.write(app.external.toPath(), other);
     app.start();
     assertEquals("damaged_weights", app.await("error").getString("code"));
     JSONObject state = app.awaitIdle();
@@ -252,7 +252,7 @@ public final class AssistantTest {
   }
 
   @Test
-  public void anUpdateOfTheAppWantsItsOwnWeights() throws Exception {
+  public void anAppUpdateNeedsItsOwnWeights() throws Exception {
     app.ready().close();
     app.carry("weights of another bundle".getBytes(StandardCharsets.UTF_8));
     JSONObject state = app.start().awaitIdle();
@@ -263,13 +263,13 @@ public final class AssistantTest {
   }
 
   @Test
-  public void weightsThatTheAppCarriesAreCopiedOut() throws Exception {
+  public void embeddedWeightsAreCopiedOut() throws Exception {
     app.carried.put(Weights.NAME, Fixture.WEIGHTS);
     assertTrue(app.start().awaitIdle().has("model"));
   }
 
   @Test
-  public void memoryIsFreedInTheBackgroundAndTakenAgain() throws Exception {
+  public void theEngineIsUnloadedInTheBackgroundAndReloaded() throws Exception {
     app.ready().say("do", "send", "text", "one");
     String id = app.awaitAnswer().getString("id");
     app.awaitIdle();
@@ -292,7 +292,7 @@ public final class AssistantTest {
         Json.object("window", 256, "threads", 2, "top_p", 7, "language", "en"));
     JSONObject state = app.awaitIdle();
     assertEquals(256, state.getJSONObject("settings").getInt("window"));
-    assertEquals(0.8, state.getJSONObject("settings").getDouble("top_p"), 0); // 7 is no share
+    assertEquals(0.8, state.getJSONObject("settings").getDouble("top_p"), 0); // 7 is out of range
     assertEquals("en", state.getString("language"));
     app.say("do", "send", "text", "one");
     app.awaitAnswer();
@@ -304,7 +304,7 @@ public final class AssistantTest {
   }
 
   @Test
-  public void theSelfCheckTellsWhatItFound() throws Exception {
+  public void theSelfCheckReportsItsResults() throws Exception {
     app.ready().say("do", "check");
     JSONArray results = app.await("check").getJSONArray("results");
     for (JSONObject result : Json.objects(results)) {
@@ -322,7 +322,7 @@ public final class AssistantTest {
     app.events.clear();
     app.say("do", "hello");
     String id = app.await("chat").getJSONObject("chat").getString("id");
-    app.say("do", "delete", "chat", id); // in the middle of its answer
+    app.say("do", "delete", "chat", id); // during its answer
     assertEquals(0, app.awaitIdle().getJSONArray("chats").length());
     assertEquals(0, new File(app.files, "chats").list().length);
     app.close();
@@ -347,13 +347,13 @@ public final class AssistantTest {
     app.close();
     assertArrayEquals(damaged, Files.readAllBytes(file.toPath()));
     assertEquals(count, new File(app.files, "pictures").list().length);
-    Files.write(file.toPath(), whole); // it was mended
+    Files.write(file.toPath(), whole); // repaired
     assertEquals(1, app.start().awaitIdle().getJSONArray("chats").length());
     assertTrue(app.assistant.picture(picture).isFile());
   }
 
   @Test
-  public void theLogSaysNothingOfTheChats() throws Exception {
+  public void theLogDoesNotContainChats() throws Exception {
     app.ready().say("do", "send", "text", "my secret");
     app.awaitAnswer();
     app.say("do", "log");

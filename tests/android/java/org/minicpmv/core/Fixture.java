@@ -22,33 +22,33 @@ import java.util.concurrent.LinkedBlockingQueue;
 import java.util.concurrent.TimeUnit;
 import javax.imageio.ImageIO;
 import org.json.JSONObject;
-import org.minicpmv.desktop.DesktopDecoder;
+import org.minicpmv.desktop.DesktopPictureDecoder;
 
-/** An assistant in a folder of its own, with a fake engine and a page that only listens. */
+/** An assistant in a temporary folder, with a fake engine and a page that records events. */
 final class Fixture implements Host, AutoCloseable {
   static final byte[] WEIGHTS = "these are the weights".getBytes(StandardCharsets.UTF_8);
   private static final long SECONDS = 60;
 
   final File folder;
   final File files;
-  final File beside; // where a PC puts the weights
+  final File external; // the weights file that a PC pushes
   final Map<String, byte[]> carried = new HashMap<>();
   final BlockingQueue<JSONObject> events = new LinkedBlockingQueue<>();
   volatile boolean working;
   final List<Boolean> worked = Collections.synchronizedList(new ArrayList<Boolean>());
   volatile String copied;
   volatile String saved;
-  volatile Decoder decoder = new DesktopDecoder();
+  volatile PictureDecoder decoder = new DesktopPictureDecoder();
   Assistant assistant;
 
   Fixture() throws Exception {
     folder = Files.createTempDirectory("assistant").toFile();
     files = new File(folder, "files");
-    beside = new File(folder, "beside.safetensors");
+    external = new File(folder, "beside.safetensors");
     carry(WEIGHTS);
   }
 
-  /** Makes the app that of a bundle with these weights. */
+  /** Packages a bundle with these weights into the app. */
   void carry(byte[] weights) throws Exception {
     JSONObject file = Json.object("size", weights.length, "sha256", sha256(weights));
     JSONObject manifest =
@@ -60,7 +60,8 @@ final class Fixture implements Host, AutoCloseable {
                     "engine/host", new JSONObject()),
             "targets", Json.object("host", Json.object("program_id", "program")));
     carried.put("bundle.json", manifest.toString().getBytes(StandardCharsets.UTF_8));
-    carried.put("generation.json", "{\"window\": 512, \"sets\": {}}".getBytes(StandardCharsets.UTF_8));
+    String generation = "{\"window\": 512, \"sets\": {}}";
+    carried.put("generation.json", generation.getBytes(StandardCharsets.UTF_8));
   }
 
   static List<String> fakeEngine() {
@@ -68,10 +69,10 @@ final class Fixture implements Host, AutoCloseable {
   }
 
   void placeWeights() throws IOException {
-    Files.write(beside.toPath(), WEIGHTS);
+    Files.write(external.toPath(), WEIGHTS);
   }
 
-  /** Starts the app, as the user does. */
+  /** Starts the app with the fake engine. */
   Fixture start() throws Exception {
     return start(fakeEngine());
   }
@@ -79,17 +80,17 @@ final class Fixture implements Host, AutoCloseable {
   Fixture start(List<String> engine) throws Exception {
     events.clear();
     File cache = new File(folder, "cache");
-    assistant =
-        new Assistant(this, new Places(engine, files, cache, Collections.singletonList(beside)));
+    List<File> pushed = Collections.singletonList(external);
+    assistant = new Assistant(this, new AppPaths(engine, files, cache, pushed));
     return this;
   }
 
-  /** Starts the app with weights beside it, and waits until it can be asked. */
+  /** Starts the app with weights in place, and waits until the model is ready. */
   Fixture ready() throws Exception {
     placeWeights();
     start();
     while (!awaitIdle().getString("verified").equals("yes")) {
-      continue; // they are hashed in the background
+      continue; // the weights are hashed in the background
     }
     return this;
   }
@@ -111,7 +112,7 @@ final class Fixture implements Host, AutoCloseable {
     }
   }
 
-  /** Waits until nothing is under way, whatever was heard before; returns that state. */
+  /** Waits until no job is running, ignoring earlier events; returns that state. */
   JSONObject awaitIdle() throws Exception {
     events.clear();
     say("do", "hello");
@@ -124,7 +125,7 @@ final class Fixture implements Host, AutoCloseable {
     }
   }
 
-  /** Waits until an answer is there, and returns its chat. */
+  /** Waits for a complete answer, and returns its chat. */
   JSONObject awaitAnswer() throws Exception {
     while (true) {
       JSONObject chat = await("chat").optJSONObject("chat");
@@ -147,7 +148,7 @@ final class Fixture implements Host, AutoCloseable {
   }
 
   @Override
-  public void working(boolean busy) {
+  public void setBusy(boolean busy) {
     working = busy;
     worked.add(busy);
   }
@@ -210,17 +211,17 @@ final class Fixture implements Host, AutoCloseable {
   }
 
   @Override
-  public Decoder decoder() {
+  public PictureDecoder decoder() {
     return decoder;
   }
 
-  /** Returns a PNG of a size. */
+  /** Returns a PNG of this size. */
   static byte[] png(int width, int height) {
     ByteArrayOutputStream content = new ByteArrayOutputStream();
     try {
       ImageIO.write(new BufferedImage(width, height, BufferedImage.TYPE_INT_RGB), "png", content);
     } catch (IOException e) {
-      throw new IllegalStateException("memory takes it", e);
+      throw new IllegalStateException("writing to memory cannot fail", e);
     }
     return content.toByteArray();
   }

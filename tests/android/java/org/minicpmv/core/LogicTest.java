@@ -14,7 +14,7 @@ import org.json.JSONArray;
 import org.json.JSONObject;
 import org.junit.Test;
 
-/** The parts that need no engine. */
+/** The classes that need no engine. */
 public final class LogicTest {
   private static Chat chat(Turn... turns) {
     Chat chat = new Chat("id", 0);
@@ -36,7 +36,7 @@ public final class LogicTest {
     return Turn.answer(text, "eos", null);
   }
 
-  private static String spoken(Chat chat) throws Exception {
+  private static String messages(Chat chat) throws Exception {
     StringBuilder text = new StringBuilder();
     JSONArray messages = chat.messages();
     for (int i = 0; i < messages.length(); i++) {
@@ -47,38 +47,39 @@ public final class LogicTest {
   }
 
   @Test
-  public void theEngineHearsWhatBelongsToTheLatestPicture() throws Exception {
+  public void theConversationBeginsAtTheLatestPicture() throws Exception {
     Chat chat =
         chat(
             Turn.question("1", "a"), answer("2"), question("3"), answer("4"),
             Turn.question("5", "b"), answer("6"), question("7"));
-    assertEquals("u5a6u7", spoken(chat));
+    assertEquals("u5a6u7", messages(chat));
     assertEquals("b", chat.picture());
-    assertEquals("u1a2u3", spoken(chat(Turn.question("1", "a"), answer("2"), question("3"))));
+    assertEquals("u1a2u3", messages(chat(Turn.question("1", "a"), answer("2"), question("3"))));
     assertNull(chat(question("1")).picture());
   }
 
   @Test
-  public void questionsWithoutAnswerAreLeftOut() throws Exception {
-    assertEquals("u3", spoken(chat(question("1"), question("2"), question("3"))));
-    assertEquals("u2a3u4", spoken(chat(question("1"), question("2"), answer("3"), question("4"))));
-    assertEquals("u3", spoken(chat(question("1"), answer(""), question("3"))));
+  public void unansweredQuestionsAreSkipped() throws Exception {
+    assertEquals("u3", messages(chat(question("1"), question("2"), question("3"))));
+    Chat chat = chat(question("1"), question("2"), answer("3"), question("4"));
+    assertEquals("u2a3u4", messages(chat));
+    assertEquals("u3", messages(chat(question("1"), answer(""), question("3"))));
     Chat late = chat(Turn.question("1", "a"), question("2"));
-    assertEquals("u2", spoken(late));
+    assertEquals("u2", messages(late));
     assertEquals("a", late.picture());
   }
 
   @Test
-  public void titlesAreShortAndWholeCharacters() {
+  public void titlesAreShortAndDoNotSplitCharacters() {
     assertEquals("one two", chat(question(" one\n two ")).title());
     String title = chat(question(new String(new char[200]).replace("\0", "\uD83D\uDE00"))).title();
     assertEquals(61, title.codePointCount(0, title.length()));
   }
 
   @Test
-  public void chatsAreReadAsTheyWereWritten() throws Exception {
-    Chat chat =
-        chat(Turn.question("图 \u2028 \uD83D\uDE00", "p"), Turn.answer("a", "length", new JSONObject()));
+  public void chatsSurviveARoundTrip() throws Exception {
+    Turn question = Turn.question("图 \u2028 \uD83D\uDE00", "p");
+    Chat chat = chat(question, Turn.answer("a", "length", new JSONObject()));
     JSONObject json = chat.toJson();
     assertEquals(json.toString(), Chat.fromJson("id", json).toJson().toString());
     File folder = Files.createTempDirectory("chats").toFile();
@@ -88,12 +89,12 @@ public final class LogicTest {
     kept.ask(0, question("x"), 2);
     store.save(kept);
     ChatStore again = new ChatStore(folder, log);
-    assertTrue(again.isWhole());
+    assertTrue(again.isComplete());
     assertEquals(kept.toJson().toString(), again.get(kept.id).toJson().toString());
   }
 
   @Test
-  public void damagedChatsAreLeftAsTheyAre() throws Exception {
+  public void damagedChatsAreLeftUntouched() throws Exception {
     String deep = new String(new char[100_000]).replace("\0", "[");
     String digits = new String(new char[5000]).replace("\0", "9");
     for (String content : new String[] {
@@ -116,7 +117,7 @@ public final class LogicTest {
       Files.write(file.toPath(), bytes);
       Log log = new Log(File.createTempFile("log", ""));
       ChatStore store = new ChatStore(folder, log);
-      assertFalse(content, store.isWhole());
+      assertFalse(content, store.isComplete());
       assertNull(content, store.get("bad"));
       assertArrayEquals(content, bytes, Files.readAllBytes(file.toPath()));
       assertTrue(log.text().contains("bad.json cannot be read"));
@@ -124,17 +125,17 @@ public final class LogicTest {
   }
 
   @Test
-  public void whatIsNoChatMayShowAnyPicture() throws Exception {
+  public void unreadableFilesMakeTheStoreIncomplete() throws Exception {
     File folder = Files.createTempDirectory("chats").toFile();
     Log log = new Log(File.createTempFile("log", ""));
     Files.write(new File(folder, "half.json.partial").toPath(), new byte[] {'{'});
-    assertTrue(new ChatStore(folder, log).isWhole());
+    assertTrue(new ChatStore(folder, log).isComplete());
     assertFalse(new File(folder, "half.json.partial").exists());
     assertTrue(new File(folder, "a.json").mkdir());
-    assertFalse(new ChatStore(folder, log).isWhole());
+    assertFalse(new ChatStore(folder, log).isComplete());
     assertTrue(new File(folder, "a.json").delete());
     Files.write(new File(folder, "copy of a chat").toPath(), new byte[] {'{'});
-    assertFalse(new ChatStore(folder, log).isWhole());
+    assertFalse(new ChatStore(folder, log).isComplete());
   }
 
   @Test
@@ -181,24 +182,24 @@ public final class LogicTest {
   }
 
   @Test
-  public void anEngineMayDieNowAndThen() {
+  public void anEngineIsRestartedUnlessItKeepsDying() {
     RestartPolicy policy = new RestartPolicy();
     assertTrue(policy.died(0));
     assertTrue(policy.died(1_000));
     assertFalse(policy.died(2_000));
-    policy.forgive();
+    policy.reset();
     assertTrue(policy.died(3_000));
     assertTrue(policy.died(4_000));
-    assertTrue(policy.died(1_000_000)); // those before are long ago
+    assertTrue(policy.died(1_000_000)); // the earlier deaths have expired
   }
 
   @Test
-  public void settingsAreCheckedAndKept() throws Exception {
+  public void settingsAreCheckedAndSaved() throws Exception {
     File folder = Files.createTempDirectory("settings").toFile();
     File file = new File(folder, "settings.json");
     Log log = new Log(new File(folder, "log"));
-    JSONObject generation =
-        new JSONObject("{\"window\": 300, \"sets\": {\"OmniLMMChat\": {\"sample\": {\"top_k\": 7}}}}");
+    JSONObject sets = new JSONObject("{\"OmniLMMChat\": {\"sample\": {\"top_k\": 7}}}");
+    JSONObject generation = Json.object("window", 300, "sets", sets);
     JSONObject ranges = Settings.readRanges(new Fixture());
     Settings settings = new Settings(file, generation, ranges, log);
     assertEquals(300, settings.window());
@@ -219,7 +220,7 @@ public final class LogicTest {
   }
 
   @Test
-  public void eventsCanStandInOldScripts() {
+  public void eventsAreValidInOldScripts() {
     String text = Json.forScript(Json.object("text", "a\u2028b\u2029c"));
     assertFalse(text.contains("\u2028"));
     assertEquals("{\"text\":\"a\\u2028b\\u2029c\"}", text);

@@ -14,12 +14,12 @@ import java.util.Arrays;
 import java.util.Random;
 import org.junit.Test;
 
-/** Formats, orientations and strips; real files of other programs are in test_pictures.py. */
+/** Formats, orientations and strips; test_pictures.py has real files from other programs. */
 public final class PictureTest {
   private static final String HEIC = "\0\0\0\30ftypheic\0\0\0\0mif1heic";
 
   @Test
-  public void stripsPutTogetherAreTheUprightPicture() throws Exception {
+  public void stripsJoinToTheUprightPicture() throws Exception {
     Random random = new Random(0);
     for (int orientation = 0; orientation <= 9; orientation++) {
       for (int[] size : new int[][] {{1, 1}, {37, 50}, {50, 37}, {16, 64}, {1, 40}}) {
@@ -33,7 +33,7 @@ public final class PictureTest {
     }
   }
 
-  /** Writes a picture through strips; a strip's rows are longer than its pixels, as bitmaps' are. */
+  /** Writes a picture in strips, whose rows are padded as those of bitmaps. */
   private static byte[] written(int[] size, int orientation, byte[] stored, int memory)
       throws Exception {
     PictureStrips strips = new PictureStrips(size[0], size[1], Orientation.of(orientation), memory);
@@ -56,7 +56,7 @@ public final class PictureTest {
     return Arrays.copyOfRange(file, 24, file.length);
   }
 
-  /** EXIF's own words: where row 0 and column 0 of what is stored stand in what is seen. */
+  /** EXIF's definition: where row 0 and column 0 of the stored picture appear when upright. */
   private static byte[] upright(int[] size, int orientation, byte[] stored) {
     boolean turned = orientation >= 5 && orientation <= 8;
     int wide = turned ? size[1] : size[0];
@@ -66,17 +66,15 @@ public final class PictureTest {
       for (int column = 0; column < size[0]; column++) {
         int x = turned ? row : column;
         int y = turned ? column : row;
-        boolean right = orientation == 2 || orientation == 3 || orientation == 6 || orientation == 7;
-        boolean bottom = orientation == 3 || orientation == 4 || orientation == 7 || orientation == 8;
-        x = right ? wide - 1 - x : x;
-        y = bottom ? high - 1 - y : y;
+        x = "2367".indexOf('0' + orientation) >= 0 ? wide - 1 - x : x;
+        y = "3478".indexOf('0' + orientation) >= 0 ? high - 1 - y : y;
         mix(stored, (row * size[0] + column) * 4, seen, (y * wide + x) * 3);
       }
     }
     return seen;
   }
 
-  /** What is seen of a pixel on white paper, by arithmetic of its own. */
+  /** Composites a pixel onto white, with arithmetic independent of the app's. */
   private static void mix(byte[] stored, int from, byte[] seen, int to) {
     double opacity = (stored[from + 3] & 0xff) / 255.0;
     for (int i = 0; i < 3; i++) {
@@ -85,7 +83,7 @@ public final class PictureTest {
   }
 
   @Test
-  public void everyLevelMixesWithWhiteByEveryAlpha() throws Exception {
+  public void everyLevelIsCompositedOntoWhiteWithEveryAlpha() throws Exception {
     byte[] stored = new byte[256 * 256 * 4];
     byte[] seen = new byte[256 * 256 * 3];
     for (int i = 0; i < 256 * 256; i++) {
@@ -95,14 +93,15 @@ public final class PictureTest {
     }
     byte[] pixels = pixels(written(new int[] {256, 256}, 1, stored, 1 << 20));
     assertArrayEquals(seen, pixels);
-    assertEquals(255, pixels[0] & 0xff); // black, but not there
+    assertEquals(255, pixels[0] & 0xff); // black, transparent
     assertEquals(0, pixels[255 * 3]); // black
-    assertEquals(127, pixels[128 * 3] & 0xff); // black by halves: 255 * 127 / 255
-    assertEquals(227, pixels[(200 * 256 + 128) * 3] & 0xff); // (200 * 128 + 255 * 127) / 255 is 227.4
+    assertEquals(127, pixels[128 * 3] & 0xff); // black, half transparent: 255 * 127 / 255
+    // (200 * 128 + 255 * 127) / 255 is 227.4.
+    assertEquals(227, pixels[(200 * 256 + 128) * 3] & 0xff);
   }
 
   @Test
-  public void aLargePhotoIsCutIntoStripsThatFit() throws Exception {
+  public void aLargePhotoIsCutIntoStripsThatFitInMemory() throws Exception {
     PictureStrips strips = new PictureStrips(8000, 6000, Orientation.CLOCKWISE, 16 << 20);
     assertEquals(6000, strips.uprightWidth());
     int columns = 0;
@@ -115,7 +114,7 @@ public final class PictureTest {
   }
 
   @Test
-  public void theMatrixTurnsAsTheStripsDo() throws Exception {
+  public void theMatrixAgreesWithTheStrips() throws Exception {
     int[] size = {3, 2};
     byte[] stored = new byte[size[0] * size[1] * 4];
     new Random(1).nextBytes(stored);
@@ -129,7 +128,7 @@ public final class PictureTest {
         for (int column = 0; column < size[0]; column++) {
           float x = m[0] * column + m[1] * row;
           float y = m[3] * column + m[4] * row;
-          int right = Math.round(m[0] + m[1] < 0 ? x + wide - 1 : x); // as Bitmap moves it
+          int right = Math.round(m[0] + m[1] < 0 ? x + wide - 1 : x); // as Bitmap translates it
           int down = Math.round(m[3] + m[4] < 0 ? y + high - 1 : y);
           int from = (row * size[0] + column) * 4;
           mix(stored, from, seen, (down * wide + right) * 3);
@@ -182,23 +181,23 @@ public final class PictureTest {
   }
 
   @Test
-  public void formatsThatAreNotTakenAreNamed() throws Exception {
-    refused("GIF pictures are not taken", "GIF89a\1\0\1\0");
-    refused("TIFF pictures are not taken", "II*\0\10\0\0\0");
-    refused("TIFF pictures are not taken", "MM\0*\0\0\0\10");
-    refused("AVIF pictures are not taken", "\0\0\0\34ftypavif\0\0\0\0");
-    refused("PostScript pictures are not taken", "%!PS-Adobe-3.0 EPSF-3.0");
-    refused("JPEG 2000 pictures are not taken", "\0\0\0\14jP  \r\n\u0087\n");
+  public void unsupportedFormatsAreNamed() throws Exception {
+    refused("GIF pictures are not supported", "GIF89a\1\0\1\0");
+    refused("TIFF pictures are not supported", "II*\0\10\0\0\0");
+    refused("TIFF pictures are not supported", "MM\0*\0\0\0\10");
+    refused("AVIF pictures are not supported", "\0\0\0\34ftypavif\0\0\0\0");
+    refused("PostScript pictures are not supported", "%!PS-Adobe-3.0 EPSF-3.0");
+    refused("JPEG 2000 pictures are not supported", "\0\0\0\14jP  \r\n\u0087\n");
     refused("HEIC pictures cannot be decoded here", HEIC);
     for (String other : new String[] {"", "x", "<svg/>", "\0\0\0\30ftypisom\0\0\0\0"}) {
       refused("this is not a picture", other);
     }
-    assertEquals(PictureFile.Format.HEIC, open(bytes(HEIC), true).format); // of Android 9
+    assertEquals(PictureFile.Format.HEIC, open(bytes(HEIC), true).format); // since Android 9
     assertEquals(PictureFile.Format.JPEG, open(bytes("\u00ff\u00d8\u00ff"), false).format);
     assertEquals(PictureFile.Format.BMP, open(bytes("BM"), false).format);
   }
 
-  /** A HEIF of one picture: stored 60 x 40, mirrored or turned by boxes. */
+  /** A HEIF with one picture: stored as 60 x 40, mirrored or turned by boxes. */
   private static byte[] heif(String properties, String associations) {
     String ispe = box("ispe", "\0\0\0\0\0\0\0\74\0\0\0\50");
     String ipco = box("ipco", ispe + properties);
@@ -218,35 +217,35 @@ public final class PictureTest {
   }
 
   @Test
-  public void heicIsTurnedOnceWhicheverWayTheDecoderBringsIt() throws Exception {
+  public void heicIsTurnedExactlyOnce() throws Exception {
     String rotated = box("irot", "\3"); // three quarters counter-clockwise
     String mirrored = box("imir", "\1");
     assertEquals(6, turned(heif(rotated, "\1\u0082"), 60, 40));
-    assertEquals(1, turned(heif(rotated, "\1\u0082"), 40, 60)); // it was turned by the decoder
-    assertEquals(1, turned(heif(rotated, "\1"), 60, 40)); // of another picture in the file
+    assertEquals(1, turned(heif(rotated, "\1\u0082"), 40, 60)); // the decoder has turned it
+    assertEquals(1, turned(heif(rotated, "\1"), 60, 40)); // the box belongs to another picture
     assertEquals(5, turned(heif(rotated + mirrored, "\1\u0082\u0083"), 60, 40));
     assertEquals(7, turned(heif(rotated + mirrored, "\1\u0083\u0082"), 60, 40));
     assertEquals(4, turned(heif(box("imir", "\0"), "\1\u0082"), 60, 40));
     assertEquals(3, turned(heif(box("irot", "\2"), "\1\u0082"), 60, 40));
     String pixels = box("mdat", new String(new char[99]));
-    String wide = "\0\0\0\1mdat\0\0\0\0\0\0\0\24ABCD"; // its size takes eight bytes
+    String wide = "\0\0\0\1mdat\0\0\0\0\0\0\0\24ABCD"; // an eight-byte size
     for (String before : new String[] {pixels, wide, pixels + wide}) {
       String whole = new String(heif(rotated, "\1\u0082"), StandardCharsets.ISO_8859_1);
       String late = HEIC + before + whole.substring(HEIC.length());
       assertEquals(6, turned(bytes(late), 60, 40));
     }
     String open = new String(heif(rotated, "\1\u0082"), StandardCharsets.ISO_8859_1);
-    int size = HEIC.length() + 3; // the meta box's, which 0 says reaches to the end
+    int size = HEIC.length() + 3; // the meta box's size; 0 means to the end of the file
     assertEquals(
         6, turned(bytes(open.substring(0, size) + '\0' + open.substring(size + 1)), 60, 40));
     for (String odd : new String[] {"\0\0\0\7mdat", "\0\0\0\1mdat\u00ff\0\0\0\0\0\0\0"}) {
       assertEquals(1, turned(bytes(HEIC + odd + open.substring(HEIC.length())), 60, 40));
     }
-    assertEquals(1, turned(heif(rotated, "\1\u0089"), 60, 40)); // there is no such property
+    assertEquals(1, turned(heif(rotated, "\1\u0089"), 60, 40)); // no such property
   }
 
   @Test
-  public void damagedMetadataTurnsNothingAndEndsNothing() throws Exception {
+  public void damagedMetadataIsIgnored() throws Exception {
     byte[] whole = heif(box("irot", "\1"), "\1\u0082");
     for (int length = 24; length < whole.length; length++) {
       assertEquals(1, turned(Arrays.copyOf(whole, length), 60, 40));
@@ -282,7 +281,7 @@ public final class PictureTest {
   }
 
   @Test
-  public void whatIsLargerThanAnyCameraTakesIsRefused() throws Exception {
+  public void picturesBeyondTheSizeLimitAreRefused() throws Exception {
     PictureFile file = open(bytes("BM"), false);
     assertEquals(20_000, file.strips(20_000, 10_000, 1 << 20).uprightWidth());
     for (int[] size : new int[][] {{20_001, 10_000}, {65_536, 65_536}, {0, 1}, {-1, 1}}) {

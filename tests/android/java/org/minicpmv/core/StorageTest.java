@@ -18,9 +18,9 @@ import org.junit.After;
 import org.junit.Assume;
 import org.junit.Before;
 import org.junit.Test;
-import org.minicpmv.desktop.DesktopDecoder;
+import org.minicpmv.desktop.DesktopPictureDecoder;
 
-/** Storage that is full: `/dev/full` answers as such a phone does. */
+/** Full storage: writes to `/dev/full` fail as they do on a full phone. */
 public final class StorageTest {
   private static final Path FULL = new File("/dev/full").toPath();
   private static final int SPARE = 64 << 20;
@@ -45,22 +45,22 @@ public final class StorageTest {
     }
   }
 
-  /** Fails as a write to full storage does. */
-  private static void runFull() throws IOException {
+  /** Throws the exception of a write to full storage. */
+  private static void failFull() throws IOException {
     Files.write(FULL, new byte[1]);
   }
 
-  /** Where the app writes next, storage is full. */
+  /** Makes the app's next write to this file fail. */
   private static void fill(File partial) throws IOException {
     Files.createSymbolicLink(partial.toPath(), FULL);
   }
 
-  /** A folder on storage with so many bytes free. */
-  private static final class Tight extends File {
+  /** A folder on storage with this many bytes free. */
+  private static final class LimitedFolder extends File {
     private static final long serialVersionUID = 1;
     private final long free;
 
-    Tight(File folder, long free) {
+    LimitedFolder(File folder, long free) {
       super(folder.getPath());
       this.free = free;
     }
@@ -71,23 +71,23 @@ public final class StorageTest {
     }
   }
 
-  private static final class Unread extends InputStream {
+  private static final class UnreadStream extends InputStream {
     @Override
     public int read() {
-      throw new AssertionError("an import began that cannot end");
+      throw new AssertionError("an import started that cannot succeed");
     }
   }
 
   private Weights weights(long free) throws Exception {
     JSONObject record =
         Json.object("size", Fixture.WEIGHTS.length, "sha256", Fixture.sha256(Fixture.WEIGHTS));
-    return new Weights(new Tight(app.folder, free), Collections.<File>emptyList(), record);
+    return new Weights(new LimitedFolder(app.folder, free), Collections.<File>emptyList(), record);
   }
 
   @Test
-  public void thereIsSpaceForTheWholeOrNothingBegins() throws Exception {
+  public void anImportThatDoesNotFitIsNotStarted() throws Exception {
     try {
-      weights(SPARE).importFrom(new Unread(), -1, QUIET, new Cancel());
+      weights(SPARE).importFrom(new UnreadStream(), -1, QUIET, new CancelToken());
       fail();
     } catch (EngineException e) {
       assertEquals(EngineException.NO_SPACE, e.code());
@@ -97,23 +97,23 @@ public final class StorageTest {
   }
 
   @Test
-  public void weightsOfAnotherBundleMakeRoomAndUsableOnesStay() throws Exception {
+  public void weightsOfAnotherBundleAreDeletedForSpaceAndUsableOnesStay() throws Exception {
     File own = new File(app.folder, Weights.NAME);
     Files.write(own.toPath(), Fixture.WEIGHTS);
     try {
-      weights(SPARE).importFrom(new Unread(), -1, QUIET, new Cancel());
+      weights(SPARE).importFrom(new UnreadStream(), -1, QUIET, new CancelToken());
       fail();
     } catch (EngineException e) {
       assertEquals(own, weights(SPARE).find());
     }
-    Files.write(own.toPath(), new byte[1000]); // the app was updated since
+    Files.write(own.toPath(), new byte[1000]); // the app was updated in the meantime
     weights(SPARE).importFrom(
-        new ByteArrayInputStream(Fixture.WEIGHTS), -1, QUIET, new Cancel());
+        new ByteArrayInputStream(Fixture.WEIGHTS), -1, QUIET, new CancelToken());
     assertArrayEquals(Fixture.WEIGHTS, Files.readAllBytes(own.toPath()));
   }
 
   @Test
-  public void anImportThatFillsStorageLeavesTheModelThatWasThere() throws Exception {
+  public void anImportThatFillsStorageLeavesTheOldModel() throws Exception {
     app.ready();
     File folder = new File(app.files, "bundle");
     fill(new File(folder, Weights.PARTIAL));
@@ -129,14 +129,14 @@ public final class StorageTest {
   }
 
   @Test
-  public void withoutAModelTheFirstPageSaysThatStorageIsFull() throws Exception {
+  public void withoutAModelTheStartScreenReportsFullStorage() throws Exception {
     app.start().awaitIdle();
     fill(new File(app.files, "bundle/" + Weights.PARTIAL));
     app.assistant.importWeights(new ByteArrayInputStream(Fixture.WEIGHTS), -1);
     app.await("error");
     JSONObject problem = app.awaitIdle().getJSONObject("problem");
     assertEquals("no_space", problem.getString("code"));
-    app.say("do", "import"); // the user made room
+    app.say("do", "import"); // the user freed space
     while (!app.awaitIdle().has("model")) {
       continue;
     }
@@ -152,7 +152,7 @@ public final class StorageTest {
           @Override
           public int read() throws IOException {
             if (++count > 9) {
-              runFull();
+              failFull();
             }
             return 'x';
           }
@@ -170,16 +170,16 @@ public final class StorageTest {
   }
 
   @Test
-  public void aSmallPictureThatFillsStorageLeavesNothing() throws Exception {
-    app.decoder = new FullDecoder();
+  public void aPreviewThatFillsStorageLeavesNothing() throws Exception {
+    app.decoder = new FullStorageDecoder();
     app.ready().say("do", "picture", "camera", false);
     assertEquals("no_space", app.await("error").getString("code"));
     assertEquals(0, new File(app.files, "pictures").list().length);
   }
 
   @Test
-  public void pixelsThatFillStorageLeaveThePictureToBeAskedAboutAgain() throws Exception {
-    FullDecoder decoder = new FullDecoder();
+  public void pixelsThatFillStorageLeaveThePictureUsable() throws Exception {
+    FullStorageDecoder decoder = new FullStorageDecoder();
     decoder.isFull = false;
     app.decoder = decoder;
     app.ready().say("do", "picture", "camera", false);
@@ -198,7 +198,7 @@ public final class StorageTest {
   }
 
   @Test
-  public void aChatThatCannotBeKeptIsAnsweredAllTheSame() throws Exception {
+  public void aChatThatCannotBeSavedIsStillAnswered() throws Exception {
     app.ready().say("do", "send", "text", "one");
     String id = app.awaitAnswer().getString("id");
     app.awaitIdle();
@@ -208,10 +208,10 @@ public final class StorageTest {
     app.say("do", "send", "text", "slow", "chat", id);
     JSONObject error = app.await("error");
     assertEquals("no_space", error.getString("code"));
-    assertEquals("the chat could not be kept: storage is full", error.getString("message"));
+    assertEquals("the chat could not be saved: storage is full", error.getString("message"));
     assertArrayEquals(before, Files.readAllBytes(file.toPath()));
     app.await("text");
-    app.say("do", "stop"); // then it is kept again: there is room
+    app.say("do", "stop"); // then it can be saved: there is space
     assertEquals(4, app.awaitAnswer().getJSONArray("turns").length());
     app.awaitIdle();
     assertTrue(FileTools.read(file).contains("bla"));
@@ -219,7 +219,7 @@ public final class StorageTest {
   }
 
   @Test
-  public void anAppThatCannotUnpackItsFilesSaysSo() throws Exception {
+  public void anAppThatCannotUnpackItsFilesReportsIt() throws Exception {
     Files.createDirectories(new File(app.files, "bundle").toPath());
     fill(new File(app.files, "bundle/generation.json.partial"));
     app.placeWeights();
@@ -231,9 +231,9 @@ public final class StorageTest {
     }
   }
 
-  /** Runs into the end of storage in the middle of a file. */
-  private static final class FullDecoder implements Decoder {
-    private final DesktopDecoder decoder = new DesktopDecoder();
+  /** Runs out of storage in the middle of a file. */
+  private static final class FullStorageDecoder implements PictureDecoder {
+    private final DesktopPictureDecoder decoder = new DesktopPictureDecoder();
     volatile boolean isFull = true;
 
     @Override
@@ -248,7 +248,7 @@ public final class StorageTest {
     }
 
     @Override
-    public void pixels(PictureFile source, File output, Progress progress, Cancel cancel)
+    public void pixels(PictureFile source, File output, Progress progress, CancelToken cancel)
         throws IOException, EngineException {
       fillUp(output);
       decoder.pixels(source, output, progress, cancel);
@@ -257,7 +257,7 @@ public final class StorageTest {
     private void fillUp(File file) throws IOException {
       if (isFull) {
         Files.write(file.toPath(), new byte[9]);
-        runFull();
+        failFull();
       }
     }
   }

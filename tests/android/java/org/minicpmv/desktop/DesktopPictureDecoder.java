@@ -9,18 +9,18 @@ import java.io.IOException;
 import java.io.OutputStream;
 import java.nio.file.Files;
 import javax.imageio.ImageIO;
-import org.minicpmv.core.Cancel;
-import org.minicpmv.core.Decoder;
+import org.minicpmv.core.CancelToken;
 import org.minicpmv.core.EngineException;
 import org.minicpmv.core.Orientation;
+import org.minicpmv.core.PictureDecoder;
 import org.minicpmv.core.PictureFile;
 import org.minicpmv.core.PictureStrips;
 import org.minicpmv.core.Progress;
 
-/** Decodes as AndroidDecoder does, with this machine's Java: JPEG, PNG and BMP. */
-public final class DesktopDecoder implements Decoder {
+/** The desktop's counterpart of AndroidPictureDecoder: decodes JPEG, PNG and BMP with ImageIO. */
+public final class DesktopPictureDecoder implements PictureDecoder {
   private static final int SMALL = 640;
-  private static final int STRIP_BYTES = 1 << 16; // several strips even of a small picture
+  private static final int STRIP_BYTES = 1 << 16; // gives several strips even for a small picture
 
   @Override
   public boolean decodesHeic() {
@@ -50,7 +50,7 @@ public final class DesktopDecoder implements Decoder {
   }
 
   @Override
-  public void pixels(PictureFile source, File output, Progress progress, Cancel cancel)
+  public void pixels(PictureFile source, File output, Progress progress, CancelToken cancel)
       throws IOException, EngineException {
     BufferedImage picture = read(source);
     PictureStrips strips = source.strips(picture.getWidth(), picture.getHeight(), STRIP_BYTES);
@@ -80,7 +80,7 @@ public final class DesktopDecoder implements Decoder {
   private static BufferedImage read(PictureFile source) throws IOException {
     BufferedImage picture = ImageIO.read(source.file);
     if (picture == null) {
-      throw new IOException("this is not a picture that can be decoded");
+      throw new IOException("the picture cannot be decoded");
     }
     return picture;
   }

@@ -2,16 +2,16 @@ package org.minicpmv.desktop;
 
 import java.io.File;
 import java.io.IOException;
-import org.minicpmv.core.Cancel;
+import org.minicpmv.core.CancelToken;
 import org.minicpmv.core.PictureFile;
 import org.minicpmv.core.Progress;
 
 /**
- * Says of picture files what the app sees in them: a line of format and orientation each, or why
- * one is refused.
+ * Prints what the app reads from picture files: for each its format and orientation, or why it is
+ * refused.
  *
- * <p>Arguments: the pictures' width and height as stored, then files. Beside a PNG, the pixels that
- * the engine would get are written.
+ * <p>Arguments: the pictures' stored width and height, then files. For a PNG, also writes the pixel
+ * file that the engine would get.
  */
 public final class DumpPicture {
   private DumpPicture() {}
@@ -35,7 +35,7 @@ public final class DumpPicture {
               public void onProgress(String stage, long done, long total) {}
             };
         File output = new File(arguments[i] + ".pixels");
-        new DesktopDecoder().pixels(picture, output, quiet, new Cancel());
+        new DesktopPictureDecoder().pixels(picture, output, quiet, new CancelToken());
       }
     }
   }

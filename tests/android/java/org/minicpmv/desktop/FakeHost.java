@@ -12,20 +12,19 @@ import java.util.Arrays;
 import java.util.Collections;
 import org.json.JSONException;
 import org.json.JSONObject;
+import org.minicpmv.core.AppPaths;
 import org.minicpmv.core.Assistant;
-import org.minicpmv.core.Decoder;
 import org.minicpmv.core.Host;
 import org.minicpmv.core.Json;
-import org.minicpmv.core.Places;
+import org.minicpmv.core.PictureDecoder;
 
 /**
- * Runs the app's logic on a desktop computer, with stand-ins for what only a phone has, so that a
- * test can drive the page.
+ * Runs the app's logic on a desktop computer with a fake phone, so that a test can drive the page.
  *
- * <p>Arguments: a folder for the app, the bundle that it carries, where a PC puts the weights, and
- * how to start the engine. A line of stdin is a command of the page, or with `host` one of the
- * user's hands: `picture` or `weights` with a `path` is what is chosen next. A line of stdout is
- * an event, or with `host` what the app asked the phone to do.
+ * <p>Arguments: the app's folder, the bundle packaged in it, the path that a PC pushes weights to,
+ * and the engine's command line. A line of stdin is a command of the page or, with `host`, the
+ * user's next choice: `picture` or `weights` with a `path`. A line of stdout is an event or, with
+ * `host`, a request of the app to the phone.
  */
 public final class FakeHost implements Host {
   private final File bundle;
@@ -41,13 +40,13 @@ public final class FakeHost implements Host {
   public static void main(String[] arguments) throws IOException, JSONException {
     FakeHost host = new FakeHost(new File(arguments[1]));
     File folder = new File(arguments[0]);
-    Places places =
-        new Places(
+    AppPaths paths =
+        new AppPaths(
             Arrays.asList(arguments).subList(3, arguments.length),
             new File(folder, "files"),
             new File(folder, "cache"),
             Collections.singletonList(new File(arguments[2])));
-    host.assistant = new Assistant(host, places);
+    host.assistant = new Assistant(host, paths);
     host.listen();
   }
 
@@ -83,7 +82,7 @@ public final class FakeHost implements Host {
   }
 
   @Override
-  public void working(boolean busy) {
+  public void setBusy(boolean busy) {
     write(asked("working", "busy", busy));
   }
 
@@ -133,7 +132,10 @@ public final class FakeHost implements Host {
   @Override
   public JSONObject about() {
     return Json.object(
-        "app", System.getProperty("version"), "phone", "a desktop", "android", "14", "memory_bytes", 8L << 30,
+        "app", System.getProperty("version"),
+        "phone", "a desktop",
+        "android", "14",
+        "memory_bytes", 8L << 30,
         "free_space_bytes", 50L << 30);
   }
 
@@ -145,7 +147,7 @@ public final class FakeHost implements Host {
   @Override
   public InputStream bundleFile(String name) throws IOException {
     if (name.equals("weights.safetensors")) {
-      throw new FileNotFoundException(name); // this app carries none
+      throw new FileNotFoundException(name); // no weights are embedded
     }
     return new FileInputStream(new File(bundle, name));
   }
@@ -156,7 +158,7 @@ public final class FakeHost implements Host {
   }
 
   @Override
-  public Decoder decoder() {
-    return new DesktopDecoder();
+  public PictureDecoder decoder() {
+    return new DesktopPictureDecoder();
   }
 }
