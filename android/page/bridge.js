@@ -1,13 +1,13 @@
-// The way to the host; BRIDGE.md lists what goes over it.
+// The connection to the host; BRIDGE.md lists the commands and events.
 
 import {toServer} from './http.js';
 
-/** Begins to listen; returns how to send a command. */
+/** Starts listening for events; returns a function that sends a command. */
 export function connect(onEvent) {
   return window.app ? toApp(onEvent) : toServer(onEvent);
 }
 
-/** The app offers an object to the page, and calls a function of it. */
+/** In the app: it injects the object `app`, and calls the function `receive`. */
 function toApp(onEvent) {
   window.receive = onEvent;
   return (name, fields) => window.app.send(JSON.stringify(Object.assign({do: name}, fields)));

@@ -1,33 +1,33 @@
-// The chat on the screen: turns, the answer that grows, editing.
+// The chat on the screen: turns, the streamed answer, editing.
 
 import {announce, button, fill, find, make} from './dom.js';
 import {say} from './texts.js';
 
-const NEAR_END = 80; // pixels: closer to its end, the chat follows the answer
+const NEAR_END = 80; // pixels; closer to the end than this, the view scrolls with the answer
 
 let send; // to the host
-let chat = null; // what is shown; null: a new chat
-let live = null; // the element of the answer that grows; null: none
+let chat = null; // the chat shown; null: a new chat
+let live = null; // the element of the answer being streamed; null: none
 let answering = false;
 
-/** Begins: `sender` brings commands to the host. */
+/** Sets up the chat; `sender` sends commands to the host. */
 export function start(sender) {
   send = sender;
-  let follows = true; // the end of the chat is in sight
+  let follows = true; // the end of the chat is visible
   find('main').addEventListener('scroll', () => { follows = isNearEnd(); });
-  new ResizeObserver(() => { // the screen was turned, the keyboard came, or a message
+  new ResizeObserver(() => { // the screen was rotated, or the keyboard or a message appeared
     if (follows && chat !== null) {
       toEnd();
     }
   }).observe(find('main'));
 }
 
-/** Returns the id of the chat that is shown; undefined for a new one. */
+/** Returns the id of the chat shown; undefined for a new one. */
 export function shownChat() {
   return chat === null ? undefined : chat.id;
 }
 
-/** Shows a chat as the host has it. */
+/** Shows a chat from the host. */
 export function showChat(newChat, partial) {
   const before = chat;
   const isSame = before !== null && newChat !== undefined && before.id === newChat.id;
@@ -35,7 +35,7 @@ export function showChat(newChat, partial) {
   chat = newChat === undefined ? null : newChat;
   answering = partial !== undefined;
   if (editing && !answering && before.turns.length === chat.turns.length) {
-    return; // nothing that is shown is different, and somebody is writing
+    return; // nothing has changed, and the user is editing
   }
   live = null;
   const turns = chat === null ? [] : chat.turns;
@@ -52,8 +52,8 @@ export function showChat(newChat, partial) {
 }
 
 /**
- * Adds a piece that begins at a place of the answer that grows. What is shown of it already is not
- * shown again; says false if something before it is missing.
+ * Appends a piece of the streamed answer that starts at an offset. Text already shown is skipped.
+ * Returns false if text before the piece is missing.
  */
 export function addText(id, at, text) {
   if (live === null || id !== shownChat()) {
@@ -144,7 +144,7 @@ function copyButton(text) {
   return element;
 }
 
-/** Lets the user change a question in its place. */
+/** Lets the user edit a question in place. */
 function edit(element, turn, index) {
   const box = make('textarea', {value: turn.text, rows: 3, 'aria-label': say('edit')});
   const done = make('button', {type: 'submit', className: 'strong'}, say('send'));
@@ -166,7 +166,7 @@ function edit(element, turn, index) {
   box.focus();
 }
 
-/** Asks again, in place of a question. */
+/** Asks again, replacing an earlier question. */
 function ask(turn, index, text) {
   send('send', {chat: chat.id, from: index, text, picture: turn.picture});
 }

@@ -1,13 +1,13 @@
-// Small helpers to make elements.
+// Helpers for DOM elements.
 
 const SVG = 'http://www.w3.org/2000/svg';
 
-/** Returns the element of an id. */
+/** Returns the element with an id. */
 export function find(id) {
   return document.getElementById(id);
 }
 
-/** Makes an element: its properties, then its children; texts stand as they are. */
+/** Creates an element with properties and children; strings become text nodes. */
 export function make(name, properties, ...children) {
   const element = document.createElement(name);
   for (const key of Object.keys(properties || {})) {
@@ -21,19 +21,19 @@ export function make(name, properties, ...children) {
   return element;
 }
 
-/** Makes a button with a text, and perhaps an icon of index.html. */
+/** Creates a button with a text and, optionally, an icon from index.html. */
 export function button(text, onClick, icon, style) {
   const element = make('button', {type: 'button', className: style || ''});
   if (icon) {
-    element.append(drawing(icon));
+    element.append(makeIcon(icon));
   }
   element.append(text);
   element.addEventListener('click', onClick);
   return element;
 }
 
-/** Makes one of the icons of index.html. */
-export function drawing(name) {
+/** Creates an icon from index.html. */
+export function makeIcon(name) {
   const svg = document.createElementNS(SVG, 'svg');
   const use = document.createElementNS(SVG, 'use');
   use.setAttribute('href', '#i-' + name);
@@ -42,7 +42,7 @@ export function drawing(name) {
   return svg;
 }
 
-/** Puts children in place of those before. */
+/** Replaces an element's children. */
 export function fill(element, ...children) {
   while (element.firstChild) {
     element.firstChild.remove();
@@ -50,7 +50,7 @@ export function fill(element, ...children) {
   element.append(...children.filter((child) => child !== null));
 }
 
-/** Says something to a screen reader. */
+/** Announces a text to screen readers. */
 export function announce(text) {
   find('announce').textContent = text;
 }

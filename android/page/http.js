@@ -1,45 +1,45 @@
-// The way to a host on this PC: `minicpmv chat --web`; commands are posted, events are streamed.
+// The connection to `minicpmv chat --web`: commands are posted, events are streamed.
 
 const TYPES = '.jpg,.jpeg,.png,.webp,.bmp,.tif,.tiff';
 
-/** Begins to listen; returns how to send a command. */
+/** Starts listening for events; returns a function that sends a command. */
 export function toServer(onEvent) {
   const isDark = window.matchMedia('(prefers-color-scheme: dark)');
   let isLost = false;
-  let sent = Promise.resolve(); // one command after the other
+  let sent = Promise.resolve(); // keeps commands in order
 
-  function hear(event) {
-    if (event.event === 'state') { // what the browser knows, and the host does not
+  function publish(event) {
+    if (event.event === 'state') { // add what only the browser knows
       event.dark = isDark.matches;
       event.language = event.language || navigator.language;
     }
     onEvent(event);
   }
 
-  function lose() {
+  function reportLost() {
     if (!isLost) {
-      isLost = true; // said once
-      hear({event: 'error', code: 'no_server', message: ''});
+      isLost = true; // report it only once
+      publish({event: 'error', code: 'no_server', message: ''});
     }
   }
 
   function post(fields) {
     const headers = {'Content-Type': 'application/json'};
     sent = sent.then(() => fetch('command', {method: 'POST', headers, body: JSON.stringify(fields)}))
-      .catch(lose);
+      .catch(reportLost);
   }
 
   const source = new EventSource('events');
-  source.onmessage = (message) => hear(JSON.parse(message.data));
-  source.onopen = () => { isLost = false; }; // the host tells all anew
-  source.onerror = lose;
+  source.onmessage = (message) => publish(JSON.parse(message.data));
+  source.onopen = () => { isLost = false; }; // the host sends the whole state again
+  source.onerror = reportLost;
   isDark.addListener(() => post({do: 'hello'}));
-  takeGifts();
+  acceptFiles();
 
-  const own = { // what a browser does itself
+  const own = { // commands that the browser handles itself
     picture: () => choosePicture(),
     copy: (fields) => navigator.clipboard.writeText(fields.text).catch((error) =>
-      hear({event: 'error', code: 'unknown', message: String(error)})),
+      publish({event: 'error', code: 'unknown', message: String(error)})),
     log: () => save('log'),
   };
   return (name, fields) => {
@@ -56,32 +56,32 @@ function choosePicture() {
   const input = document.createElement('input');
   input.type = 'file';
   input.accept = TYPES;
-  input.addEventListener('change', () => bring(input.files[0]));
+  input.addEventListener('change', () => upload(input.files[0]));
   input.click();
 }
 
-/** Takes pictures that are dropped on the page or pasted into it. */
-function takeGifts() {
+/** Accepts pictures that are dropped on the page or pasted into it. */
+function acceptFiles() {
   document.addEventListener('dragover', (event) => {
     if (event.dataTransfer.types.includes('Files')) {
-      event.preventDefault(); // else the browser would show the file in place of the page
+      event.preventDefault(); // otherwise the browser would navigate to the file
     }
   });
   const take = (event, given) => {
     if (given.files.length > 0) {
       event.preventDefault();
-      bring(given.files[0]);
+      upload(given.files[0]);
     }
   };
   document.addEventListener('drop', (event) => take(event, event.dataTransfer));
   document.addEventListener('paste', (event) => take(event, event.clipboardData));
 }
 
-/** Brings a picture to the host, which says what it thinks of it. */
-function bring(file) {
+/** Uploads a picture to the host, which accepts or refuses it. */
+function upload(file) {
   const headers = {'Content-Type': 'application/octet-stream'};
   fetch('picture', {method: 'POST', headers, body: file}).catch(() => {
-    // The host told of it already: it hangs up on what is too large.
+    // The host has already reported the error: it closes the connection if the file is too large.
   });
 }
 

@@ -1,4 +1,4 @@
-// The screen: hears the host, shows where everything stands, takes questions.
+// The screen: handles the host's events, shows the state, and sends questions.
 
 import {connect} from './bridge.js';
 import * as chatView from './chat.js';
@@ -12,13 +12,13 @@ const STAGES = {
   load: 'loading', import: 'importing', verify: 'verifying', decode: 'decoding',
   encode: 'encoding', prefill: 'reading', selfcheck: 'checking',
 };
-const STOPPABLE = ['import', 'check']; // an answer has a button of its own
+const STOPPABLE = ['import', 'check']; // an answer has its own stop button
 
-let state = null; // the host's latest
-let picture = null; // chosen and not yet asked about
-let progress = null; // the latest of what is under way
-let failed = null; // the text of a question that the host has not taken yet
-let drawn = ''; // what stands before the chat, so that it is not drawn twice
+let state = null; // the latest from the host
+let picture = null; // chosen for the next question
+let progress = null; // the latest of the running job
+let pending = null; // a question that the host has not accepted yet
+let drawn = ''; // identifies the current start screen, so that it is not redrawn
 
 const send = connect(onEvent);
 chatView.start(send);
@@ -53,7 +53,7 @@ function onState(event) {
 }
 
 function onChat(event) {
-  failed = null; // the host took what was asked
+  pending = null; // the host has accepted the question
   chatView.showChat(event.chat, event.partial);
   const first = event.chat && event.chat.turns[0];
   find('title').textContent = first ? first.text : say('title');
@@ -66,7 +66,7 @@ function onChat(event) {
 
 function onText(event) {
   if (!chatView.addText(event.chat, event.at, event.text)) {
-    send('hello'); // then the chat comes whole
+    send('hello'); // the host then sends the whole chat
   }
   progress = null;
   drawProgress();
@@ -89,13 +89,13 @@ function onPicture(event) {
 }
 
 function onError(event) {
-  if (failed !== null && find('question').value === '') {
-    find('question').value = failed; // it was not taken: nobody writes it twice
+  if (pending !== null && find('question').value === '') {
+    find('question').value = pending; // it was refused: restore it for the user
     grow();
   }
-  failed = null;
+  pending = null;
   if (isAboutWeights(event.code) && !state.model && event.code !== 'no_space') {
-    return; // the screen for that says more, and it is about nothing but weights
+    return; // the start screen explains it in detail
   }
   find('alert').querySelector('span').textContent = sayError(event.code) + '\n' + event.message;
   find('alert').hidden = false;
@@ -138,7 +138,7 @@ function wire() {
   });
 }
 
-/** Enter sends where there is a real keyboard; an input method's Enter is its own. */
+/** Enter sends on a hardware keyboard, but not while an input method is composing. */
 function onKey(event) {
   const isTouch = window.matchMedia('(pointer: coarse)').matches;
   if (event.key === 'Enter' && !event.shiftKey && !event.isComposing && !isTouch) {
@@ -152,7 +152,7 @@ function ask() {
   if (text === '' || find('send').disabled || find('send').hidden) {
     return;
   }
-  failed = text;
+  pending = text;
   find('alert').hidden = true;
   find('question').value = '';
   const asked = picture;
@@ -163,7 +163,7 @@ function ask() {
   drawComposer();
 }
 
-/** Writes what does not change but with the language. */
+/** Sets the labels that depend only on the language. */
 function label() {
   const names = {
     'open-history': 'history', 'new-chat': 'newChat', 'open-settings': 'settings',
@@ -176,7 +176,7 @@ function label() {
   find('alert').querySelector('button').setAttribute('aria-label', say('close'));
   find('attached').querySelector('button').setAttribute('aria-label', say('removePicture'));
   find('progress').querySelector('button').textContent = say('cancel');
-  send('hello'); // turns are written in the language, too
+  send('hello'); // to redraw the turns in the new language
 }
 
 function drawComposer() {
@@ -210,7 +210,7 @@ function drawProgress() {
     bar.max = progress.total;
     bar.value = progress.done;
   } else {
-    bar.removeAttribute('value'); // nobody knows how far it is
+    bar.removeAttribute('value'); // indeterminate
   }
   bar.setAttribute('aria-label', name);
   const share = progress.total > 0 ? Math.floor(100 * progress.done / progress.total) : null;
@@ -219,7 +219,7 @@ function drawProgress() {
     && !STOPPABLE.includes(progress.kind);
 }
 
-/** What stands before the chat: what is missing, or what to do first. */
+/** Draws the area above the chat: a problem, a warning, or a hint for the first question. */
 function drawStart() {
   const problem = state.job && state.job.kind !== 'answer' ? null : state.problem;
   const start = find('start');
@@ -228,7 +228,7 @@ function drawStart() {
   start.className = problem || state.low_memory ? 'card' : 'empty';
   const key = JSON.stringify([problem, state.low_memory, state.language, state.model, isEmpty]);
   if (key === drawn) {
-    return; // a button that has the focus keeps it
+    return; // unchanged; redrawing would take the focus from a button
   }
   drawn = key;
   if (problem && isAboutWeights(problem.code)) {
@@ -248,12 +248,12 @@ function drawStart() {
   }
 }
 
-/** Whether an error means that the user has to bring weights, where the host takes them. */
+/** Whether an error means that the user has to provide weights, if the host imports them. */
 function isAboutWeights(code) {
   return state !== null && state.can.includes('import') && NEEDS_WEIGHTS.includes(code);
 }
 
-/** The first start: where the weights go. */
+/** Draws the first start: how to provide the weights. */
 function drawWeights(start, problem) {
   const titles = {wrong_weights: 'startWrong', damaged_weights: 'startDamaged'};
   const intro = say('startIntro', {

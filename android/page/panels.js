@@ -1,17 +1,17 @@
-// What opens over the chat: the list of chats, settings, self-check, about.
+// The dialogs over the chat: history, settings, self-check, about.
 
-import {button, drawing, fill, find, make} from './dom.js';
+import {button, fill, find, make, makeIcon} from './dom.js';
 import {say, sayBytes, sayError} from './texts.js';
 
 const PANELS = ['history', 'settings', 'check', 'about'];
-const SAMPLING = ['temperature', 'top_p', 'top_k']; // without meaning while answers do not vary
+const SAMPLING = ['temperature', 'top_p', 'top_k']; // disabled for greedy decoding
 
 let send; // to the host
-let state = null; // the host's latest
+let state = null; // the latest from the host
 let results = null; // of the latest self-check
-let notices = null; // licences, once they are read
+let notices = null; // third-party licences, once loaded
 
-/** Begins: `sender` brings commands to the host. */
+/** Sets up the panels; `sender` sends commands to the host. */
 export function start(sender) {
   send = sender;
   for (const name of PANELS) {
@@ -19,21 +19,21 @@ export function start(sender) {
   }
 }
 
-/** Opens a panel in place of those that are open. */
+/** Opens a panel and closes the others. */
 export function open(name) {
   closeAll();
   draw(name);
   find(name).showModal();
 }
 
-/** Closes what is open; says whether something was. */
+/** Closes all panels; returns whether one was open. */
 export function closeAll() {
   const opened = PANELS.filter((name) => find(name).open);
   opened.forEach((name) => find(name).close());
   return opened.length > 0;
 }
 
-/** Shows the host's latest state in what is open. */
+/** Updates the open panels with the latest state. */
 export function update(newState) {
   const isFirst = state === null || state.language !== newState.language;
   state = newState;
@@ -45,7 +45,7 @@ export function update(newState) {
   }
 }
 
-/** Shows what a self-check found. */
+/** Shows the results of a self-check. */
 export function showResults(found) {
   results = found;
   draw('check');
@@ -59,7 +59,7 @@ function draw(name) {
   }
 }
 
-/** Whether the host has something that not all have. */
+/** Whether the host has an optional ability. */
 function can(what) {
   return state.can.includes(what);
 }
@@ -82,9 +82,9 @@ function drawHistory() {
   fill(find('chats'), ...(rows.length > 0 ? rows : [empty]));
 }
 
-/** The first press asks, the second deletes. */
+/** Creates a button that asks on the first press and deletes on the second. */
 function deleteButton(chat, label) {
-  const element = make('button', {type: 'button', className: 'icon'}, drawing('delete'));
+  const element = make('button', {type: 'button', className: 'icon'}, makeIcon('delete'));
   element.setAttribute('aria-label', say('delete') + ': ' + label);
   let isSure = false;
   element.addEventListener('click', () => {
@@ -153,7 +153,7 @@ function numberField(name, settings) {
     if (box.value !== '' && box.checkValidity()) {
       send('settings', {settings: {[name]: Number(box.value)}});
     } else {
-      box.value = state.settings[name]; // out of its range: as it was
+      box.value = state.settings[name]; // out of range: restore the old value
     }
   });
   return make('div', {className: 'field'},

@@ -90,7 +90,7 @@ class Screen:
     def answer_again(self, taps: int = 1) -> None:
         """Has the only answer regenerated and waits for it."""
         self.page.evaluate("document.querySelector('.turn.assistant').classList.add('earlier')")
-        self.page.locator("text=Again").click(click_count=taps)
+        self.page.locator("text=Regenerate").click(click_count=taps)
         self.until("document.querySelector('.earlier') === null")
         self.answered(1)
 

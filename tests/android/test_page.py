@@ -91,7 +91,7 @@ def test_a_picture_two_turns_and_history(start: Start, tmp_path: Path) -> None:
     phone.answered(2)
     page.click("#open-history")
     page.click("#chats .icon")
-    page.click("text=Delete for good?")
+    page.click("text=Delete permanently?")
     phone.until("document.querySelectorAll('#chats .open').length === 0")
     page.keyboard.press("Escape")
     phone.until("document.querySelector('.turn') === null")
@@ -139,7 +139,7 @@ def test_an_engine_that_dies_is_told_of(start: Start, tmp_path: Path) -> None:
     phone = start()
     phone.ask("signal 9")
     phone.until("!document.querySelector('#alert').hidden")
-    assert "The system ended the model" in phone.page.inner_text("#alert")
+    assert "The system stopped the model" in phone.page.inner_text("#alert")
     phone.until("document.querySelector('.note.bad') !== null")
     phone.shoot("died", tmp_path)
     phone.until(
@@ -163,7 +163,7 @@ def test_the_first_start(start: Start, tmp_path: Path, dark: bool) -> None:
     other.write_bytes(b"x")
     phone.choose(other)
     page.click("text=Choose the file")
-    phone.until("document.querySelector('#start').innerText.includes('not the weights')")
+    phone.until("document.querySelector('#start').innerText.includes('do not belong')")
     phone.choose(tmp_path / "bundle" / WEIGHTS)
     page.click("#start .strong")
     phone.until("document.querySelector('#start.empty') !== null")
@@ -220,11 +220,11 @@ def test_settings_and_self_check(start: Start) -> None:
     page.select_option("#set-language", "en")
     phone.until("document.documentElement.lang === 'en'")
     assert page.input_value("#set-window") == "256"
-    page.click("text=All as at first")
+    page.click("text=Reset all settings")
     phone.until("document.querySelector('#set-window').value === '1024'")
     page.click("text=Self-check")
     page.click("text=Run the check")
-    phone.until("document.body.innerText.includes('All is well.')")
+    phone.until("document.body.innerText.includes('All checks passed.')")
     assert page.locator(".results .failed").count() == 0
 
 
@@ -348,7 +348,7 @@ def test_the_demo_answers(
     phone.page.click("#open-settings")
     phone.page.click("text=Self-check")
     phone.page.click("text=Run the check")
-    phone.until("document.body.innerText.includes('All is well.')")
+    phone.until("document.body.innerText.includes('All checks passed.')")
     phone.shoot("demo-check", tmp_path)
     phone.close()
     assert phone.errors == []

@@ -75,12 +75,12 @@ def test_the_demo(demo: Path, show: Show, tmp_path: Path) -> None:
         screen.answered(2)
         assert screen.turns()[1::2] == ["Red.", "A star."]
         assert page.eval_on_selector(".picture", "e => e.naturalWidth") == 320
-        assert "remembered" in page.locator(".speed").nth(1).inner_text()
+        assert "cached" in page.locator(".speed").nth(1).inner_text()
         screen.shoot("web-demo", tmp_path)
         page.click("#open-settings")
         page.click("text=Self-check")
         page.click("text=Run the check")
-        screen.until("document.body.innerText.includes('All is well.')")
+        screen.until("document.body.innerText.includes('All checks passed.')")
         screen.shoot("web-check", tmp_path)
         page.keyboard.press("Escape")
         page.reload()
@@ -126,7 +126,7 @@ def test_stream_stop_edit_and_copy(show: Show, tmp_path: Path) -> None:
         screen.ask("count")
         count_shown(screen, 2)
         screen.stop_and_edit("better")
-        page.click("text=Again")
+        page.click("text=Regenerate")
         screen.answered(1)
         assert screen.turns() == ["better", "1: better"]
         page.click(".turn.assistant >> text=Copy")
@@ -226,7 +226,7 @@ def test_a_dead_engine_and_a_dead_server_are_told_of(show: Show, tmp_path: Path)
         screen = show(server)
         screen.ready()
         screen.ask("signal 9")
-        screen.until("document.querySelector('#alert').innerText.includes('system ended')")
+        screen.until("document.querySelector('#alert').innerText.includes('system stopped')")
         assert "signal 9" in screen.page.inner_text("#alert")
         screen.until("document.querySelector('.note.bad') !== null")
         screen.page.click("#alert button")
@@ -235,7 +235,7 @@ def test_a_dead_engine_and_a_dead_server_are_told_of(show: Show, tmp_path: Path)
         screen.answered(1)
         assert screen.turns()[-1] == "3: still there"
         assert server.interrupt() == 0
-        screen.until("document.querySelector('#alert').innerText.includes('does not answer')")
+        screen.until("document.querySelector('#alert').innerText.includes('is not responding')")
 
 
 @pytest.mark.parametrize("size", SIZES)
