@@ -1,4 +1,4 @@
-"""`minicpmv apk`: makes an installable app of a bundle."""
+"""`minicpmv apk`: builds an installable app from a bundle."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ EXAMPLES = (
 
 @dataclass(frozen=True, kw_only=True)
 class ApkConfig:
-    """What the command line says."""
+    """The parsed command line."""
 
     bundle: Path
     output: Path
-    abi: tuple[str, ...] | None  # None: all that the bundle has
+    abi: tuple[str, ...] | None  # None: all that the bundle supports
     embed: bool
     key: Path | None  # None: the debug key
     key_alias: str | None
@@ -71,7 +71,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Builds the APK and says what it is."""
+    """Builds the APK and prints a summary."""
     from android.build.apk_info import ApkInfo
     from android.build.builder import build_apk, plan_apk
     from convert.bundle.manifest import Bundle
@@ -112,11 +112,11 @@ def _key(config: ApkConfig) -> Key:
         key = own_key(config.key, config.key_alias, config.key_pass)
         if key.password == "stdin" and not sys.stdin.isatty():
             raise ToolError(
-                "--key needs --key-pass env:NAME or file:PATH where there is no terminal to ask at"
+                "--key needs --key-pass env:NAME or file:PATH if there is no terminal to ask on"
             )
         return key
     if config.key_alias is not None or config.key_pass is not None:
-        raise ToolError("--key-alias and --key-pass are of your own key; give it with --key")
+        raise ToolError("--key-alias and --key-pass need your own key; give it with --key")
     return debug_key()
 
 
@@ -125,8 +125,8 @@ def _print(config: ApkConfig, plan: ApkPlan, info: ApkInfo) -> None:
     from convert.support.console import Size, results
 
     weights = Size((plan.bundle.path / WEIGHTS).stat().st_size)
-    where = "inside" if plan.embed else "not inside; `minicpmv sideload` puts them on the phone"
-    key = "debug key: installs, but no store takes it" if config.key is None else str(config.key)
+    where = "embedded" if plan.embed else "not embedded; `minicpmv sideload` pushes them"
+    key = "debug key: installs, but stores reject it" if config.key is None else str(config.key)
     lines = {
         "apk": f"{config.output}, {Size(info.size)}",
         "app": f"{info.package} {info.version_name} ({info.version_code})",
@@ -142,7 +142,7 @@ def _print(config: ApkConfig, plan: ApkPlan, info: ApkInfo) -> None:
     source = plan.bundle.manifest.source
     if plan.embed and not source.demo:
         results().print(
-            f"Whoever gets this APK gets the weights of {source.path}: its licence applies to it.",
+            f"This APK contains the weights of {source.path}, so their licence applies to it.",
             markup=False,
             soft_wrap=True,
         )

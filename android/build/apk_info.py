@@ -1,4 +1,4 @@
-"""What an APK says of itself, as Android will read it."""
+"""Reads an APK's metadata, as Android does."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class ApkInfo:
     size: int  # bytes
     abis: tuple[str, ...]
     permissions: tuple[str, ...]
-    schemes: tuple[str, ...]  # of the signature
+    schemes: tuple[str, ...]  # signature schemes
     certificate_sha256: str
 
     @staticmethod
@@ -30,16 +30,16 @@ class ApkInfo:
         """Reads an APK and verifies its signature.
 
         Raises:
-            ToolError: no APK, or its signature does not hold.
+            ToolError: not an APK, or its signature is invalid.
         """
         if not apk.is_file():
             what = "a folder" if apk.is_dir() else "no such file"
-            raise ToolError(f"{apk}: {what}; expected an APK, as `minicpmv apk` makes it")
+            raise ToolError(f"{apk}: {what}; expected an APK made by `minicpmv apk`")
         badging = run([program("aapt2"), "dump", "badging", str(apk)], f"{apk}: not an APK")
         head = _find(r"package: name='([^']+)' versionCode='(\d+)' versionName='([^']*)'", badging)
         signature = run(
             [program("apksigner"), "verify", "--verbose", "--print-certs", str(apk)],
-            f"{apk}: the signature does not hold",
+            f"{apk}: the signature is invalid",
         )
         with zipfile.ZipFile(apk) as archive:
             parts = [name.split("/") for name in archive.namelist() if name.startswith("lib/")]
@@ -60,5 +60,5 @@ class ApkInfo:
 def _find(pattern: str, text: str) -> re.Match[str]:
     match = re.search(pattern, text)
     if match is None:
-        raise ToolError(f"the APK's description lacks {pattern}: {text[:80]!r}")
+        raise ToolError(f"the APK's metadata lacks {pattern}: {text[:80]!r}")
     return match

@@ -1,6 +1,6 @@
 """Builds the APK from sources: javac, dx, aapt2, zipalign, apksigner; no Android SDK.
 
-Everything but the signature follows from the inputs: the same inputs give the same bytes.
+The build is reproducible up to the signature: the same inputs give the same bytes.
 """
 
 from __future__ import annotations
@@ -29,29 +29,29 @@ from convert.support.whole_file import check_replaceable, whole_file
 
 ROOT = Path(__file__).parents[1]
 APP, PAGE = ROOT / "app", ROOT / "page"
-ENGINE = "libengine.so"  # Android only unpacks and runs files that are called like a library
-EMBED_LIMIT = 1 << 30  # bytes; a larger APK is not installed by every phone
-JAVA_LEVEL = "8"  # the newest whose classes dx understands
+ENGINE = "libengine.so"  # Android unpacks and executes only files named like libraries
+EMBED_LIMIT = 1 << 30  # bytes; some phones do not install larger APKs
+JAVA_LEVEL = "8"  # the newest level that dx supports
 _RELEASE = 100  # the end of a release's version code; development versions are below
-_DATE = (1981, 1, 1, 0, 0, 0)  # of every file in the APK
+_DATE = (1981, 1, 1, 0, 0, 0)  # the date of every file in the APK
 _CONFIGS = ("setting_ranges.json",)  # that the app reads
 _PAGE_SUFFIXES = {".html", ".css", ".js", ".svg", ".txt"}
 
 
 class ApkError(ToolError):
-    """An APK cannot be made of this bundle."""
+    """An APK cannot be built from this bundle."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ApkPlan:
-    """What goes into an APK."""
+    """The contents of an APK."""
 
     bundle: Bundle
     abis: tuple[str, ...]
-    embed: bool  # the weights too
+    embed: bool  # include the weights
 
     def __post_init__(self) -> None:
-        """Checks that the bundle has an engine for every ABI, and that embedding makes sense."""
+        """Checks that the bundle has all engines, and that the weights can be embedded."""
         for abi in self.abis:
             if abi not in ABIS:
                 raise ApkError(f"ABI {abi!r:.40} is unknown; known: {', '.join(ABIS)}")
@@ -59,24 +59,24 @@ class ApkPlan:
         size = (self.bundle.path / WEIGHTS).stat().st_size
         if self.embed and size > EMBED_LIMIT:
             raise ApkError(
-                f"{self.bundle.path / WEIGHTS}: {size / 2**20:,.0f} MiB are too many for --embed, "
-                f"whose limit is {EMBED_LIMIT >> 20:,} MiB; `minicpmv sideload` puts the weights "
-                "beside the app"
+                f"{self.bundle.path / WEIGHTS}: {size / 2**20:,.0f} MiB is too large for --embed, "
+                f"whose limit is {EMBED_LIMIT >> 20:,} MiB; `minicpmv sideload` pushes the weights "
+                "separately"
             )
 
 
 def plan_apk(bundle: Bundle, abis: Sequence[str] | None, *, embed: bool) -> ApkPlan:
-    """Chooses the ABIs: those that are asked for, else all that the bundle has engines for.
+    """Chooses the ABIs: the requested ones, or all that the bundle has engines for.
 
     Raises:
-        ApkError: the bundle has no engine for a phone.
-        BundleError: it has none for an ABI that is asked for.
+        ApkError: the bundle has no engine for phones.
+        BundleError: it has none for a requested ABI.
     """
     if abis is None:
         abis = [abi for abi, target in ABIS.items() if target in bundle.manifest.targets]
         if not abis:
             raise ApkError(
-                f"{bundle.path}: holds no engine for phones, only for "
+                f"{bundle.path}: has no engine for phones, only for "
                 f"{', '.join(bundle.manifest.targets)}; convert again with --target "
                 f"{','.join([*bundle.manifest.targets, PHONE])}"
             )
@@ -84,14 +84,14 @@ def plan_apk(bundle: Bundle, abis: Sequence[str] | None, *, embed: bool) -> ApkP
 
 
 def build_apk(plan: ApkPlan, key: Key, output: Path, progress: Progress, *, password: str) -> None:
-    """Builds and signs; `output` appears whole or not at all.
+    """Builds and signs the APK; writes `output` atomically.
 
     Args:
-        plan: what goes in.
-        key: whose signature.
+        plan: the contents.
+        key: the signing key.
         output: the APK.
         progress: receives every step.
-        password: of the keystore, where `key` reads it from stdin; else empty.
+        password: of the keystore, if `key` reads it from stdin; else empty.
 
     Raises:
         ToolError: a tool is missing or fails.
@@ -110,10 +110,10 @@ def build_apk(plan: ApkPlan, key: Key, output: Path, progress: Progress, *, pass
 
 
 def build_unsigned(plan: ApkPlan, output: Path, progress: Progress) -> None:
-    """Builds the APK as it is before the signature.
+    """Builds the unsigned APK.
 
     Raises:
-        ToolError: a tool is missing or fails, or a file of the bundle is not as it was written.
+        ToolError: a tool is missing or fails, or a file of the bundle was altered.
     """
     _check_files(plan, progress)
     with scratch_folder() as scratch:
@@ -156,10 +156,10 @@ def compile_java(sources: Sequence[Path], output: Path, *classpath: Path) -> Non
 
 
 def dex(classes: Path, output: Path) -> None:
-    """Translates compiled classes into Android's form.
+    """Translates compiled classes to Android's bytecode (DEX).
 
     Raises:
-        ToolError: a class uses what Android does not have.
+        ToolError: a class uses features that Android lacks.
     """
     command = [program("java"), "-cp", str(package("dalvik-dx").fetch())]
     command += ["com.android.dx.command.Main", "--dex", f"--min-sdk-version={MIN_SDK}"]
@@ -167,7 +167,7 @@ def dex(classes: Path, output: Path) -> None:
 
 
 def version_code(name: str) -> int:
-    """Returns the number by which Android tells an update from a step back.
+    """Returns the version number that Android compares; an update must have a higher one.
 
     A development version is below its release: 1.3.0.dev0 is 1030001, 1.3.0 is 1030100.
     """
@@ -193,7 +193,7 @@ def _link_resources(scratch: Path) -> None:
 
 
 def _entries(plan: ApkPlan, scratch: Path) -> Iterator[tuple[str, Path | bytes]]:
-    """Lists what the APK holds: names, and files or their content."""
+    """Lists the entries of the APK: names, and files or their contents."""
     with zipfile.ZipFile(scratch / "resources.apk") as linked:
         for name in linked.namelist():
             yield name, linked.read(name)
@@ -207,14 +207,14 @@ def _entries(plan: ApkPlan, scratch: Path) -> Iterator[tuple[str, Path | bytes]]
         yield f"assets/configs/{name}", CONFIGS / name
     yield "assets/page/notices.txt", third_party_notices().encode()
     yield f"assets/bundle/{MANIFEST}", plan.bundle.path / MANIFEST
-    for name in _carried(plan):
+    for name in _packaged(plan):
         yield f"assets/bundle/{name}", plan.bundle.path / name
 
 
 def _check_files(plan: ApkPlan, progress: Progress) -> None:
-    """What goes into the APK must be what the bundle's manifest, which goes in too, says."""
+    """Checks the packaged files against the bundle's manifest, which is packaged with them."""
     manifest = plan.bundle.manifest
-    names = [*_carried(plan), *(manifest.targets[ABIS[abi]].program for abi in plan.abis)]
+    names = [*_packaged(plan), *(manifest.targets[ABIS[abi]].program for abi in plan.abis)]
     for done, name in enumerate(sorted(names)):
         progress("check the bundle", done, len(names))
         if FileRecord.of(plan.bundle.path / name) != manifest.files[name]:
@@ -225,18 +225,18 @@ def _check_files(plan: ApkPlan, progress: Progress) -> None:
     progress("check the bundle", len(names), len(names))
 
 
-def _carried(plan: ApkPlan) -> set[str]:
-    """Returns the bundle's files that travel in the APK: not the engines, which lie in `lib`."""
+def _packaged(plan: ApkPlan) -> set[str]:
+    """Returns the bundle's files that become assets; engines go to `lib` instead."""
     manifest = plan.bundle.manifest
-    carried = set(manifest.files) - {target.program for target in manifest.targets.values()}
-    return carried if plan.embed else carried - {WEIGHTS}
+    packaged = set(manifest.files) - {target.program for target in manifest.targets.values()}
+    return packaged if plan.embed else packaged - {WEIGHTS}
 
 
 def _add(archive: zipfile.ZipFile, name: str, content: Path | bytes) -> None:
-    """Adds a file; nothing of this machine or this moment gets into the archive."""
+    """Adds a file, without metadata of this machine or the current time."""
     info = zipfile.ZipInfo(name, _DATE)
     info.create_system, info.external_attr = 0, 0
-    # Android maps the table of resources; weights hardly shrink and are copied out faster as is.
+    # Android maps the resource table; weights hardly compress and are copied out faster stored.
     stored = name == "resources.arsc" or name.endswith(WEIGHTS)
     info.compress_type = zipfile.ZIP_STORED if stored else zipfile.ZIP_DEFLATED
     with _source(content) as source, archive.open(info, "w") as target:

@@ -1,8 +1,8 @@
-"""Installs what building the app, sideloading and tests need.
+"""Installs the tools for building the app, for sideloading and for tests.
 
-`make android-tools` and the set-up of tests run it (`python -m android.build.install_tools`).
-Programs come from Debian, where this user may install, jars from Maven Central; `tools.json` says
-which.
+`make android-tools` and the test set-up run it (`python -m android.build.install_tools`). Programs
+come from Debian, if this user may install packages, and jars from Maven Central; `tools.json` lists
+them.
 """
 
 from __future__ import annotations
@@ -28,10 +28,11 @@ from quantize.errors import ToolkitError
 
 
 def install(areas: Sequence[str]) -> None:
-    """Installs what is missing of some areas' programs, files and packages.
+    """Installs the missing programs, files and packages of some areas.
 
     Raises:
-        ToolError: this user may not install; names what is missing. Or a package cannot be had.
+        ToolError: this user may not install packages (the message lists the missing ones), or a
+            download failed.
     """
     _install_debian(areas)
     for package in packages(areas):
@@ -58,11 +59,11 @@ def _install_debian(areas: Sequence[str]) -> None:
             raise ToolError(f"`{' '.join(command)}` failed with exit code {done.returncode}")
     still = [entry.name for entry in missing if not entry.is_there]
     if still:
-        raise ToolError(f"{' '.join(debian)} did not bring {', '.join(still)}")
+        raise ToolError(f"installed {' '.join(debian)}, but still missing: {', '.join(still)}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns 2 if something is missing still."""
+    """Runs the command line; returns 2 if something is still missing."""
     parser = argparse.ArgumentParser(
         prog="python -m android.build.install_tools", description=__doc__
     )

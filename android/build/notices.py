@@ -1,4 +1,4 @@
-"""The licences of what others wrote and the APK carries, from the packages that it came with."""
+"""Collects the licences of third-party code in the APK from the installed packages."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ _SENTENCEPIECE = {
 
 
 def third_party_notices() -> str:
-    """Returns all licences, each text once, under the names of those that it is of.
+    """Returns all licences, each text once, under the names of the projects that use it.
 
     Raises:
         ToolError: an installed package lacks its licence.
-        BuildError: SentencePiece's sources cannot be had.
+        BuildError: SentencePiece's sources are not available.
     """
     owners: dict[str, list[str]] = {}
     for name, text in _licences():
@@ -45,7 +45,7 @@ def _licences() -> Iterator[tuple[str, str]]:
         package = distribution(name)
         files = [f for f in package.files or [] if f.name in ("LICENSE", "NOTICE")]
         if not files:
-            raise ToolError(f"{name} is installed without its licence, which the APK must carry")
+            raise ToolError(f"{name} is installed without its licence, which the APK must include")
         for file in files:
             yield f"{name} {package_version(name)}", Path(str(file.locate())).read_text("utf-8")
     zig = importlib.util.find_spec("ziglang")
@@ -63,5 +63,5 @@ def _read(path: Path) -> str:
         return path.read_text("utf-8")
     except OSError as error:
         raise ToolError(
-            f"{path}: {error.strerror}; the licence is part of the APK. Install the package anew"
+            f"{path}: {error.strerror}; the APK must include this licence. Reinstall the package"
         ) from error

@@ -1,4 +1,4 @@
-"""What the app runs on."""
+"""The phones that the app supports."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ MIN_SDK, TARGET_SDK = 26, 34  # Android 8 and 14, as API levels
 
 
 def misfit(phone: PhoneInfo) -> str | None:
-    """Says why a phone cannot run any app of ours; None if it can."""
+    """Returns why a phone cannot run the app; None if it can."""
     if phone.api < MIN_SDK:
         return f"has Android API {phone.api}; the app needs {MIN_SDK} (Android 8)"
     if not set(ABIS) & set(phone.abis):

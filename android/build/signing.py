@@ -1,4 +1,4 @@
-"""Keys: the user's own, or one that is made once and kept in the user's configuration."""
+"""Signing keys: the user's own, or a debug key generated once and kept in the user's folder."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from convert.support.scratch import scratch_folder
 from convert.support.user_folders import user_folder
 from convert.support.whole_file import whole_file
 
-DEBUG_ALIAS, DEBUG_PASSWORD = "debug", "android"  # as everyone's debug key: it protects nothing
+DEBUG_ALIAS, DEBUG_PASSWORD = "debug", "android"  # the usual ones; a debug key needs no secrecy
 _DEBUG_DAYS = 10000
 
 
@@ -21,12 +21,12 @@ class Key:
     """A key in a keystore."""
 
     keystore: Path
-    alias: str | None  # None: the only one there is
-    password: str  # as apksigner takes it: pass:TEXT, env:NAME, file:PATH or stdin
+    alias: str | None  # None: the keystore's only key
+    password: str  # in apksigner's syntax: pass:TEXT, env:NAME, file:PATH or stdin
 
 
 def debug_key(folder: Path | None = None) -> Key:
-    """Returns the debug key; makes it the first time.
+    """Returns the debug key; generates it on first use.
 
     Raises:
         ToolError: keytool is missing or fails.
@@ -44,7 +44,7 @@ def debug_key(folder: Path | None = None) -> Key:
                     *("-alias", DEBUG_ALIAS, "-keyalg", "RSA", "-keysize", "2048"),
                     *("-validity", str(_DEBUG_DAYS), "-dname", "CN=minicpmv debug"),
                 ],
-                f"{keystore}: cannot be made",
+                f"{keystore}: cannot be created",
             )
             made.chmod(0o600)
             with whole_file(keystore) as file:
@@ -53,25 +53,25 @@ def debug_key(folder: Path | None = None) -> Key:
 
 
 def own_key(keystore: Path, alias: str | None, password: str | None) -> Key:
-    """Returns a key of the user's.
+    """Returns the user's own key.
 
     Args:
-        keystore: a file as keytool makes it.
-        alias: which key of it; None: the only one.
-        password: env:NAME or file:PATH; None: it is read from stdin.
+        keystore: a file created by keytool.
+        alias: a key in it; None: the only one.
+        password: env:NAME or file:PATH; None: read from stdin.
 
     Raises:
-        ToolError: no such file or variable, or a password in the open.
+        ToolError: no such file or variable, or a password in plain text.
     """
     if not keystore.is_file():
-        raise ToolError(f"{keystore}: no such keystore; expected a file as keytool makes it")
+        raise ToolError(f"{keystore}: no such keystore; expected a file created by keytool")
     if password is not None:
         kind, _, where = password.partition(":")
         if kind not in ("env", "file") or not where:
-            # Not repeated here: it may be the password itself.
+            # Do not print the value: it may be the password itself.
             raise ToolError(
-                "--key-pass says where the password is: env:NAME for a variable of the "
-                "environment, or file:PATH for a file's first line"
+                "--key-pass: expected env:NAME for an environment variable, or file:PATH for the "
+                "first line of a file"
             )
         if kind == "env" and where not in os.environ:
             raise ToolError(f"--key-pass {password}: there is no variable {where}")
@@ -84,10 +84,10 @@ def sign(apk: Path, key: Key, output: Path, *, password: str | None = None) -> N
     """Signs an aligned APK with schemes v2 and v3.
 
     Args:
-        apk: unsigned.
-        key: whose signature.
+        apk: the unsigned APK.
+        key: the signing key.
         output: the signed APK.
-        password: of the keystore, where `key` says that it is read from stdin.
+        password: of the keystore, if `key` reads it from stdin.
 
     Raises:
         ToolError: wrong password, no such key, damaged keystore.

@@ -1,4 +1,4 @@
-"""The programs and packages that the APK is built with; `tools.json` has their names and hashes."""
+"""Finds the programs and packages that build the APK; `tools.json` lists them with their hashes."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from typing import Any
 from convert.support.cache import cache_folder, has_hash, pinned_file
 from quantize.errors import ToolkitError
 
-AREAS = ("apk", "sideload", "qemu", "tests")  # what programs are for
-# Copies one file of a package, by its coordinates, from wherever the user's settings of Maven say.
+AREAS = ("apk", "sideload", "qemu", "tests")  # the purposes of programs
+# Copies one artifact, by its coordinates, from the repositories in the user's Maven settings.
 _COPY = "org.apache.maven.plugins:maven-dependency-plugin:3.6.1:copy"
 
 
@@ -26,31 +26,31 @@ class ToolError(ToolkitError):
 
 @dataclass(frozen=True, kw_only=True)
 class BuildTool:
-    """A program of Debian's."""
+    """A program from a Debian package."""
 
     name: str
-    what: str  # it does here
-    areas: tuple[str, ...]  # names of `AREAS`: what needs it
+    what: str  # what it does here; completes "it …"
+    areas: tuple[str, ...]  # those of `AREAS` that need it
     debian: tuple[str, ...]  # packages
-    ask: tuple[str, ...]  # arguments that make it say what it is
-    answer: str  # a regular expression of what it then says; a group in it is the version
-    oldest: str | None = None  # version that will do
-    tried: str | None = None  # version with which it was tested
+    ask: tuple[str, ...]  # arguments that print its version or usage
+    answer: str  # a regular expression that the output matches; its group is the version
+    oldest: str | None = None  # oldest version that works
+    tried: str | None = None  # version that was tested
 
     @property
     def is_there(self) -> bool:
-        """Whether it is found; it may still not work."""
+        """Whether it is on the PATH; it may still not work."""
         return shutil.which(self.name) is not None
 
     @property
     def mend(self) -> str:
-        """The command that brings it."""
+        """The command that installs it."""
         return install_command(self.debian)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DebianFile:
-    """A file of Debian's."""
+    """A file from a Debian package."""
 
     name: str
     what: str
@@ -61,20 +61,20 @@ class DebianFile:
 
     @property
     def is_there(self) -> bool:
-        """Whether there is such a file."""
+        """Whether the file exists."""
         return Path(self.path).is_file()
 
     @property
     def mend(self) -> str:
-        """The command that brings it."""
+        """The command that installs it."""
         return install_command(self.debian)
 
 
 @dataclass(frozen=True, kw_only=True)
 class MavenPackage:
-    """A jar, pinned to the bit."""
+    """A jar from Maven, pinned by its hash."""
 
-    name: str  # by which this toolkit knows it
+    name: str  # in this toolkit
     what: str
     areas: tuple[str, ...]
     group: str
@@ -84,22 +84,22 @@ class MavenPackage:
 
     @property
     def file_name(self) -> str:
-        """What Maven calls it."""
+        """The file name in Maven."""
         return f"{self.artifact}-{self.version}.jar"
 
     def kept(self, folder: Path | None = None) -> Path:
-        """Returns where the cache has it, or would."""
+        """Returns its path in the cache, whether or not it exists."""
         return (folder or cache_folder()) / "packages" / self.file_name
 
     def is_right(self, path: Path) -> bool:
-        """Says whether a file is this package, to the bit."""
+        """Returns whether a file is this package, by its hash."""
         return has_hash(path, self.sha256)
 
     def fetch(self, folder: Path | None = None) -> Path:
-        """Returns the package's jar; Maven downloads it if the cache has no whole one.
+        """Returns the package's jar; Maven downloads it if the cache has no intact copy.
 
         Raises:
-            ToolError: Maven could not get it, or got another file.
+            ToolError: Maven could not download it, or the file has another hash.
             CacheError: the cache cannot be written.
         """
         return pinned_file(self.kept(folder), self.sha256, self._bring)
@@ -118,7 +118,7 @@ class MavenPackage:
         found = folder / self.file_name
         if not self.is_right(found):
             raise ToolError(
-                f"{self.file_name}: Maven did not bring the file with SHA-256 {self.sha256}"
+                f"{self.file_name}: Maven's file does not have the SHA-256 {self.sha256}"
             )
         return found
 
@@ -139,28 +139,28 @@ def packages(areas: Collection[str] = AREAS) -> list[MavenPackage]:
 
 
 def package(name: str) -> MavenPackage:
-    """Returns a package that `tools.json` names."""
+    """Returns a package listed in `tools.json`."""
     return MavenPackage(**_entry("packages", name))
 
 
 def program(name: str) -> str:
-    """Returns the path of a program that `tools.json` names.
+    """Returns the path of a program listed in `tools.json`.
 
     Raises:
-        ToolError: it is not installed; says which Debian package has it.
+        ToolError: it is not installed; the message names the Debian package.
     """
     entry = _program(name)
     found = shutil.which(name)
     if found is None:
         raise ToolError(
             f"{name} is not installed; it {entry.what}. Debian has it: {entry.mend}; "
-            "`minicpmv doctor` lists all that is needed"
+            "`minicpmv doctor` lists all requirements"
         )
     return found
 
 
 def framework() -> Path:
-    """Returns Android's own resources.
+    """Returns the APK of Android's own resources.
 
     Raises:
         ToolError: they are not installed.
@@ -169,7 +169,7 @@ def framework() -> Path:
     if not entry.is_there:
         raise ToolError(
             f"{entry.path} is missing: {entry.what}. Debian has it: {entry.mend}; "
-            "`minicpmv doctor` lists all that is needed"
+            "`minicpmv doctor` lists all requirements"
         )
     return Path(entry.path)
 
@@ -185,10 +185,10 @@ def run(command: Sequence[str], problem: str, *, stdin: str | None = None) -> st
     Args:
         command: the program and its arguments.
         problem: begins the message if it fails.
-        stdin: what it reads; None lets it read nothing.
+        stdin: its input; None: empty.
 
     Raises:
-        ToolError: it ended with another code than 0; carries its first line that tells of an error.
+        ToolError: it failed; the message has the first line of its output that mentions an error.
     """
     done = subprocess.run(
         command,
@@ -203,7 +203,7 @@ def run(command: Sequence[str], problem: str, *, stdin: str | None = None) -> st
         lines = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
         errors = [line for line in lines if re.search("error|Exception", line, re.IGNORECASE)]
         first = (errors or lines or ["no message"])[0].strip()
-        first = re.sub(r"^[\w.]+Exception: ", "", first)  # of Java, whose names help nobody
+        first = re.sub(r"^[\w.]+Exception: ", "", first)  # Java's class names do not help
         raise ToolError(f"{problem}: {Path(command[0]).name}: {first}")
     return done.stdout
 

@@ -1,1 +1,1 @@
-"""The app on a phone: sideloading."""
+"""Sideloading: installs the app on a phone."""

@@ -1,4 +1,4 @@
-"""Installs an app through adb, and explains why a phone refuses it."""
+"""Installs an app with adb, and explains why a phone refuses it."""
 
 from __future__ import annotations
 
@@ -7,41 +7,43 @@ from pathlib import Path
 
 from runtime.engine_client.adb import Adb, AdbError
 
-_SECONDS = 600.0  # an embedded APK on a slow phone, with its owner asked on the screen
+_SECONDS = 600.0  # enough for a large APK on a slow phone, and for the user to confirm
 _DEVELOPER = "in the phone's developer options"
-# Android's codes, by how they begin.
+_OTHER_KEY = (
+    "an app signed with another key is installed; remove it first: adb uninstall {package} "
+    "(this deletes its chats)"
+)
+# Prefixes of Android's error codes.
 _WHY = {
-    "FAILED_UPDATE_INCOMPATIBLE": "an app of another key is installed; remove it first: "
-    "adb uninstall {package} (its chats go with it)",
-    "FAILED_SHARED_USER_INCOMPATIBLE": "an app of another key is installed; remove it first: "
-    "adb uninstall {package} (its chats go with it)",
+    "FAILED_UPDATE_INCOMPATIBLE": _OTHER_KEY,
+    "FAILED_SHARED_USER_INCOMPATIBLE": _OTHER_KEY,
     "FAILED_VERSION_DOWNGRADE": "a newer version is installed; remove it first: adb uninstall "
-    "{package} (its chats go with it)",
+    "{package} (this deletes its chats)",
     "FAILED_INSUFFICIENT_STORAGE": "the phone has too little free space",
-    "FAILED_USER_RESTRICTED": f"the phone does not allow it: allow installing over USB {_DEVELOPER}"
-    ", and answer on its screen",
-    "FAILED_ABORTED": "somebody said no on the phone's screen; try again, and allow it",
+    "FAILED_USER_RESTRICTED": f"the phone does not allow it: enable install via USB {_DEVELOPER}"
+    ", and confirm on the phone's screen",
+    "FAILED_ABORTED": "the installation was declined on the phone; try again, and allow it",
     "FAILED_NO_MATCHING_ABIS": "the APK has no engine for this phone's processor",
     "FAILED_CPU_ABI_INCOMPATIBLE": "the APK has no engine for this phone's processor",
     "FAILED_OLDER_SDK": "the phone's Android is too old",
-    "FAILED_VERIFICATION": f"the phone refused it; switch the verification of apps over USB off "
+    "FAILED_VERIFICATION": f"the phone refused it; disable the verification of apps over USB "
     f"{_DEVELOPER}",
-    "FAILED_TEST_ONLY": "the APK is marked as a test; make it anew: minicpmv apk",
-    "FAILED_INVALID_APK": "the APK is damaged; make it anew: minicpmv apk",
-    "PARSE_FAILED": "the APK is damaged, or not signed; make it anew: minicpmv apk",
+    "FAILED_TEST_ONLY": "the APK is marked as test-only; build it again: minicpmv apk",
+    "FAILED_INVALID_APK": "the APK is damaged; build it again: minicpmv apk",
+    "PARSE_FAILED": "the APK is damaged, or not signed; build it again: minicpmv apk",
 }
 
 
 def install(adb: Adb, apk: Path, package: str) -> None:
-    """Installs an app, over an older version of it.
+    """Installs an app, or updates an older version of it.
 
     Args:
         adb: the phone.
-        apk: what to install.
-        package: the app's name.
+        apk: the APK to install.
+        package: the app's package name.
 
     Raises:
-        AdbError: the phone refuses; says why, as far as it is known.
+        AdbError: the phone refuses the app; the message says why, if known.
     """
     said = adb.run(f"install {apk.name}", "install", "-r", str(apk), seconds=_SECONDS)
     if said.code == 0 and "Failure" not in said.out:

@@ -1,4 +1,4 @@
-"""`minicpmv sideload`: installs the app on a phone and puts the weights beside it."""
+"""`minicpmv sideload`: installs the app on a phone and pushes the weights."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ EXAMPLES = (
     ),
 )
 log = logging.getLogger(__name__)
-_SPARE_BYTES = 200 << 20  # that stay free on the phone
-_SYSTEM_BYTES = 1 << 30  # of memory that a phone needs for itself
+_SPARE_BYTES = 200 << 20  # of storage that stay free on the phone
+_SYSTEM_BYTES = 1 << 30  # of memory that the system itself needs
 _MANIFEST_IN_APK = "assets/bundle/bundle.json"
 _WEIGHTS_IN_APK = "assets/bundle/weights.safetensors"
-# Where the app looks; the second for phones on which a PC may not write into an app's folder.
+# Where the app looks; the second is for phones on which a PC cannot write to an app's folder.
 _FOLDERS = ("/sdcard/Android/data/{package}/files", "/data/local/tmp/minicpmv")
 
 
 @dataclass(frozen=True, kw_only=True)
 class SideloadConfig:
-    """What the command line says."""
+    """The parsed command line."""
 
     apk: Path
-    bundle: Path | None  # None: the weights are in the APK, or on the phone already
+    bundle: Path | None  # None: the weights are in the APK, or already on the phone
     serial: str | None
     json: bool
 
@@ -73,7 +73,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Installs, copies, starts."""
+    """Installs the app, pushes the weights, and starts the app."""
     from android.build.apk_info import ApkInfo
     from android.device.installing import install
     from convert.bundle.manifest import Bundle
@@ -113,7 +113,7 @@ def _say(text: str) -> None:
 
 
 def _check_pair(apk: Path, bundle: Bundle | None) -> None:
-    """An app takes the weights of its own bundle only."""
+    """Checks that the app was built from this bundle: it accepts only its own weights."""
     from convert.bundle.manifest import MANIFEST
 
     with zipfile.ZipFile(apk) as archive:
@@ -123,10 +123,10 @@ def _check_pair(apk: Path, bundle: Bundle | None) -> None:
         inside = archive.read(_MANIFEST_IN_APK)
     if bundle is None:
         if _WEIGHTS_IN_APK not in names:
-            raise ToolError(f"{apk}: has no weights inside; say with --bundle where they are")
+            raise ToolError(f"{apk}: has no embedded weights; give their bundle with --bundle")
     elif inside != (bundle.path / MANIFEST).read_bytes():
         raise ToolError(
-            f"{apk}: was made of another bundle than {bundle.path}; make it anew: minicpmv apk "
+            f"{apk}: was not built from {bundle.path}; build it again: minicpmv apk "
             f"{bundle.path} -o {apk}"
         )
 
@@ -145,20 +145,20 @@ def _check_phone(app: ApkInfo, phone: PhoneInfo) -> None:
 
 
 def _check_memory(bundle: Bundle, phone: PhoneInfo) -> None:
-    """Weights that do not fit into memory are read again and again: slow, but not wrong."""
+    """Warns if the weights do not fit in memory: paging them in again and again is slow."""
     from convert.bundle.manifest import WEIGHTS
     from convert.support.console import Size
 
     size = bundle.manifest.files[WEIGHTS].size
     if phone.memory_bytes < size + _SYSTEM_BYTES:
         log.warning(
-            f"{phone.model} has {Size(phone.memory_bytes)} of memory, the weights take "
-            f"{Size(size)}: the app will be slow, or Android will end it"
+            f"{phone.model} has {Size(phone.memory_bytes)} of memory, and the weights take "
+            f"{Size(size)}: the app will be slow, or Android will kill it"
         )
 
 
 def _copy_weights(adb: Adb, package: str, bundle: Bundle) -> str:
-    """Puts the weights where the app finds them; returns the folder."""
+    """Pushes the weights to a folder that the app reads; returns the folder."""
     from convert.bundle.manifest import WEIGHTS
     from convert.support.console import Bars, Size
     from runtime.engine_client.adb import AdbError
@@ -170,9 +170,9 @@ def _copy_weights(adb: Adb, package: str, bundle: Bundle) -> str:
         raise AdbError(f"{adb.serial}: can write neither to {folders[0]} nor to {folders[1]}")
     target = f"{folder}/{WEIGHTS}"
     if adb.size(target) == record.size and adb.sha256(target, record.size) == record.sha256:
-        _say("the weights are on the phone already")
+        _say("the weights are already on the phone")
         return folder
-    adb.clear(target, record.sha256)  # another bundle's are of no use to the app that is there now
+    adb.clear(target, record.sha256)  # weights of another bundle, which the app cannot use
     free, needed = adb.free_bytes(folder), record.size - adb.arrived(target, record.sha256)
     if free < needed + _SPARE_BYTES:
         raise AdbError(
@@ -180,7 +180,7 @@ def _copy_weights(adb: Adb, package: str, bundle: Bundle) -> str:
             f"and {Size(_SPARE_BYTES)} must stay free"
         )
     if folder == folders[1]:
-        adb.shell(f"chmod 755 {folder}")  # an app may read there what everybody may
+        adb.shell(f"chmod 755 {folder}")  # so that the app can read it
     with Bars() as bars:
         adb.push(
             bundle.path / WEIGHTS,

@@ -203,7 +203,7 @@ def test_keys(bundle: Bundle, key: Key, apk: Path, tmp_path: Path) -> None:
 
 
 def _quiet(stage: str, done: int, total: int) -> None:
-    """Shows nothing."""
+    """Reports nothing."""
 
 
 def test_missing_tools_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -225,7 +225,7 @@ def test_packages_are_fetched_by_maven(monkeypatch: pytest.MonkeyPatch, tmp_path
         '#!/bin/sh\nfor a; do case "$a" in -DoutputDirectory=*) '
         f'echo other > "${{a#*=}}/{wanted.file_name}";; esac; done\n'
     )
-    with pytest.raises(ToolError, match="did not bring the file with SHA-256 8e495b"):
+    with pytest.raises(ToolError, match="file does not have the SHA-256 8e495b"):
         wanted.fetch(tmp_path)
     assert not (tmp_path / "packages").exists()
 
@@ -244,7 +244,7 @@ def test_keys_of_the_users_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     keystore.touch()
     assert own_key(keystore, None, None).password == "stdin"
     for open_password in ("swordfish", "pass:swordfish", "env:"):
-        with pytest.raises(ToolError, match="--key-pass says where the password is") as caught:
+        with pytest.raises(ToolError, match="--key-pass: expected env:NAME") as caught:
             own_key(keystore, None, open_password)
         assert "swordfish" not in str(caught.value)
     with pytest.raises(ToolError, match="there is no variable SWORD"):
@@ -267,9 +267,9 @@ def test_the_command_refuses(
         ("-o", folder): f"{folder}: a folder; expected the name of an APK, such as {folder}/chat",
         ("--abi", "arm64-v8a, arm64"): "ABI 'arm64' is unknown",
         ("--abi", ""): "ABI '' is unknown",
-        ("--key-alias", "me"): "are of your own key; give it with --key",
+        ("--key-alias", "me"): "need your own key; give it with --key",
         ("--key", str(tmp_path / "keys")): "no such keystore",
-        ("--key", __file__): "--key needs --key-pass env:NAME or file:PATH where there is no term",
+        ("--key", __file__): "--key needs --key-pass env:NAME or file:PATH if there is no term",
     }
     for arguments, said in refused.items():
         assert main([*command, *arguments]) == 2
@@ -288,9 +288,9 @@ def test_the_command_tells_what_it_made(
     command = ["apk", str(bundle.path), "--abi", "arm64-v8a, x86_64", "-o", str(output), "--embed"]
     assert main(command) == 0
     out = capsys.readouterr().out
-    for part in ("arm64-v8a, x86_64", "26 and later, made for 34", "v2 + v3", ", inside"):
+    for part in ("arm64-v8a, x86_64", "26 and later, made for 34", "v2 + v3", ", embedded"):
         assert part in out
-    assert "Whoever gets this APK gets the weights of" in out  # not the demo's
+    assert "This APK contains the weights of" in out  # not the demo's
     assert sorted(path.name for path in output.parent.iterdir()) == ["chat.apk"]
     assert main([*command, "--json"]) == 0  # in the place of the other
     assert json.loads(capsys.readouterr().out)["abis"] == ["arm64-v8a", "x86_64"]

@@ -116,7 +116,7 @@ def test_debian_cannot_be_reached(machine: Machine, capsys: pytest.CaptureFixtur
     (machine.root / "offline").unlink()
     (machine.root / "empty").touch()
     assert main(["sideload"]) == 2
-    assert "adb did not bring adb" in capsys.readouterr().err
+    assert "installed adb, but still missing: adb" in capsys.readouterr().err
 
 
 def test_jars_are_checked(
@@ -126,7 +126,7 @@ def test_jars_are_checked(
     assert main(["apk"]) == 2
     err = capsys.readouterr().err
     assert "Downloading android-all-14-robolectric-10818077.jar: Android 14's API" in err
-    assert "Maven did not bring the file with SHA-256 6be2218c" in err
+    assert "Maven's file does not have the SHA-256 6be2218c" in err
     assert not machine.cache.exists()
     monkeypatch.setattr(cache, "sha256_file", lambda path: tools.package(_name(path)).sha256)
     assert main(["apk"]) == 0

@@ -48,14 +48,14 @@ def test_phones_that_the_app_does_not_run_on(phone: FakePhone) -> None:
 @pytest.mark.parametrize(
     ("code", "said"),
     [
-        ("FAILED_UPDATE_INCOMPATIBLE", r"adb uninstall org\.x \(its chats go with it\)"),
+        ("FAILED_UPDATE_INCOMPATIBLE", r"adb uninstall org\.x \(this deletes its chats\)"),
         ("FAILED_VERSION_DOWNGRADE", "newer version"),
         ("FAILED_INSUFFICIENT_STORAGE", "too little free space"),
         ("FAILED_USER_RESTRICTED", "developer options"),
         ("FAILED_NO_MATCHING_ABIS", "no engine for this phone"),
-        ("FAILED_ABORTED", "somebody said no"),
+        ("FAILED_ABORTED", "was declined"),
         ("FAILED_OLDER_SDK", "Android is too old"),
-        ("FAILED_VERIFICATION_FAILURE", "switch the verification of apps over USB off"),
+        ("FAILED_VERIFICATION_FAILURE", "disable the verification of apps over USB"),
         ("FAILED_INVALID_APK", "the APK is damaged"),
         ("FAILED_SOMETHING_NEW", "INSTALL_FAILED_SOMETHING_NEW"),
         ("PARSE_FAILED_NO_CERTIFICATES", "not signed; .*INSTALL_PARSE_FAILED_NO_CERTIFICATES"),
@@ -86,7 +86,7 @@ def test_the_command(
     found = [next(i for i, call in enumerate(calls) if word in call) for word in order]
     assert found == sorted(found)
     assert main(command) == 0
-    assert "on the phone already" in capsys.readouterr().err
+    assert "already on the phone" in capsys.readouterr().err
 
 
 def test_the_command_where_the_apps_folder_is_closed(
@@ -161,9 +161,9 @@ def test_an_app_takes_the_weights_of_its_own_bundle(
     shutil.copytree(bundle.path, other)
     (other / MANIFEST).write_text((other / MANIFEST).read_text() + "\n")
     assert main(["sideload", str(apk), "--bundle", str(other)]) == 2
-    assert "was made of another bundle than" in capsys.readouterr().err
+    assert "was not built from" in capsys.readouterr().err
     assert main(["sideload", str(apk)]) == 2
-    assert "has no weights inside; say with --bundle" in capsys.readouterr().err
+    assert "has no embedded weights; give their bundle with --bundle" in capsys.readouterr().err
     for name, said in (
         ("none.apk", "no such file; expected an APK"),
         ("", "a folder; expected an APK"),
