@@ -12,7 +12,7 @@ from convert.engine.units import SENTENCEPIECE
 from convert.support.versions import TOOLKIT, package_version
 
 _WHEELS = (TOOLKIT, "apache-tvm", "apache-tvm-ffi")
-_ZIG = {  # what zig links into a static program
+_ZIG = {  # parts that zig links into a static program
     "musl": "lib/libc/musl/COPYRIGHT",
     "LLVM libc++": "lib/libcxx/LICENSE.TXT",
     "LLVM libc++abi": "lib/libcxxabi/LICENSE.TXT",

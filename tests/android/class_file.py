@@ -8,7 +8,7 @@ import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
-# Constants by their tags: how many bytes follow. A text is apart, as it says its length itself.
+# Sizes of constants by tag, bytes. Strings are not listed: they store their own length.
 _TEXT, _CLASS, _WIDE = 1, 7, (5, 6)
 _SIZES = {3: 4, 4: 4, 5: 8, 6: 8, 7: 2, 8: 2, 9: 4, 10: 4, 11: 4, 12: 4, 15: 3, 16: 2, 18: 4}
 _CALL = re.compile(
@@ -16,7 +16,7 @@ _CALL = re.compile(
 )
 
 
-_OF_ANY_OBJECT = {  # Java's own classes are in no jar of Android's
+_OF_ANY_OBJECT = {  # Android's jars do not contain Java's own classes
     ("<init>", "()V"),
     ("equals", "(Ljava/lang/Object;)Z"),
     ("getClass", "()Ljava/lang/Class;"),
@@ -45,7 +45,7 @@ class Member:
 class JavaClass:
     """Its own members, and its parents."""
 
-    parents: list[str] = field(default_factory=list)  # the class it extends first
+    parents: list[str] = field(default_factory=list)  # the superclass first
     members: set[tuple[str, str]] = field(default_factory=set)  # names and types
 
 

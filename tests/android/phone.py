@@ -20,7 +20,7 @@ from convert.support.versions import VERSION
 from tests.android.screen import Screen
 
 ORIGIN = "https://app.local/"
-# Chromium's own bridge to this process stands in for the one that Android offers a page.
+# Playwright's bridge to this process replaces the object that Android injects into the page.
 _BRIDGE = "window.app = {send: (command) => { window.fromPage(command); }};"
 
 
@@ -41,7 +41,7 @@ class Phone(Screen):
     ) -> None:
         super().__init__(page)
         self._folder = folder
-        self.asked: list[dict[str, Any]] = []  # what the app wanted of the phone
+        self.asked: list[dict[str, Any]] = []  # the app's requests to the phone
         self._events: queue.Queue[dict[str, Any]] = queue.Queue()
         command = ["java", "-Djava.awt.headless=true", f"-Dlanguage={language}"]
         command += [f"-Dconfigs={CONFIGS}"]
@@ -62,7 +62,7 @@ class Phone(Screen):
         page.route(ORIGIN + "**", self._serve)
 
     def open(self) -> None:
-        """Shows the page, as the app does when it starts."""
+        """Loads the page, as the app does when it starts."""
         self.page.goto(ORIGIN + "index.html")
 
     def choose(self, path: Path) -> None:
@@ -113,7 +113,7 @@ class Phone(Screen):
 
 
 def content_policy() -> str:
-    """Returns the content security policy that the app gives its page."""
+    """Returns the app's content security policy for the page."""
     source = (APP / "java/org/minicpmv/core/PageFiles.java").read_text("utf-8")
     match = re.search(r'"Content-Security-Policy",((?:[^;"]|"[^"]*")*)\);', source)
     assert match is not None

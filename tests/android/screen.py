@@ -1,6 +1,6 @@
 """The page in headless Chromium, with any host behind it: what tests do with it and check.
 
-Screenshots lie in the folder that `MINICPMV_SCREENSHOTS` names, or in pytest's.
+Screenshots are saved in the folder `MINICPMV_SCREENSHOTS`, or in pytest's temporary folder.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Page
 
 PICTURE = Path(__file__).resolve().parents[2] / "configs" / "demo" / "sample.png"
-AT_END = (  # of the chat: nothing is below what is seen
+AT_END = (  # the chat is scrolled to its end
     "(() => { const m = document.querySelector('#main');"
     " return m.scrollHeight - m.scrollTop - m.clientHeight < 2; })()"
 )
@@ -35,7 +35,7 @@ class Screen:
         """Delivers the host's events to the page, for hosts that do not do it themselves."""
 
     def until(self, expression: str, seconds: float = 60) -> None:
-        """Waits until an expression holds on the page."""
+        """Waits until a JavaScript expression is true."""
         for _ in range(int(seconds * 20)):
             self.pump()
             if self.page.evaluate(expression):
@@ -103,13 +103,13 @@ class Screen:
     def turned_while_it_answers(self) -> None:
         """Asks the stand-in to count, rotates the phone meanwhile, and checks the page.
 
-        Nothing is lost or doubled, what is being written stays, and the answer's end is in sight
-        unless somebody scrolled away from it.
+        Nothing is lost or repeated, the question being typed stays, and the view follows the end of
+        the answer unless the user scrolled away from it.
         """
         page = self.page
         self.ask("count")
         counted = "(document.querySelector('.waiting') || {innerText: ''}).innerText"
-        self.until(f"{counted}.includes(' 99 ')")  # by then it is longer than the lying screen
+        self.until(f"{counted}.includes(' 99 ')")  # longer than the screen in landscape
         page.focus("#question")
         page.keyboard.type("the next")
         for _ in range(2):

@@ -79,7 +79,7 @@ PROOFS: dict[str, tuple[tuple[str, str], ...]] = {
 
 
 @pytest.mark.parametrize("accident", PROOFS)
-def test_every_proof_is_there(accident: str) -> None:
+def test_every_listed_test_exists(accident: str) -> None:
     for name, test in PROOFS[accident]:
         source = (TESTS / name).read_text("utf-8")
         begin = r"@Test\s+public void" if name.endswith(".java") else r"^def"

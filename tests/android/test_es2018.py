@@ -15,10 +15,10 @@ LOCK = Path(__file__).parent / "es2018"
 
 @pytest.fixture(scope="module")
 def parser(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """acorn, pinned by the lock file."""
+    """The parser acorn, pinned by the lock file."""
     npm, node = shutil.which("npm"), shutil.which("node")
     if npm is None or node is None:
-        pytest.skip("npm is not installed; it is in Debian's package of that name")
+        pytest.skip("npm is not installed; Debian's package npm has it")
     folder = tmp_path_factory.mktemp("acorn")
     for name in ("package.json", "package-lock.json"):
         shutil.copy(LOCK / name, folder)

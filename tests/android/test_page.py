@@ -1,4 +1,4 @@
-"""The page in headless Chromium, over the app's own logic and a bundle's engine."""
+"""The page in headless Chromium, with the app's logic and a fake engine."""
 
 from __future__ import annotations
 
@@ -214,7 +214,7 @@ def test_settings_and_self_check(start: Start) -> None:
     page.press("#set-window", "Tab")
     page.fill("#set-top_p", "7")
     page.press("#set-top_p", "Tab")
-    assert page.input_value("#set-top_p") == "0.8"  # 7 is no share
+    assert page.input_value("#set-top_p") == "0.8"  # 7 is out of range
     page.select_option("#set-language", "zh")
     phone.until("document.documentElement.lang === 'zh-CN'")
     page.select_option("#set-language", "en")
@@ -285,7 +285,7 @@ def test_no_piece_of_an_answer_is_shown_twice(start: Start) -> None:
     assert phone.turns()[-1] == "one two three"
     missing = {"event": "text", "chat": "x", "at": 99, "text": "more"}
     phone.page.evaluate("e => window.receive(e)", missing)
-    phone.until("document.querySelector('.waiting') === null")  # the host told how it is
+    phone.until("document.querySelector('.waiting') === null")  # the host sent its own state
 
 
 def test_the_screen_is_turned_while_it_answers(start: Start) -> None:
@@ -319,7 +319,7 @@ def test_pictures_upright_and_refused(start: Start, tmp_path: Path) -> None:
 def test_the_demo_answers(
     browser: Browser, java_classpath: str, demo: Path, tmp_path: Path
 ) -> None:
-    """The same page and logic over the real engine, which really sees the picture."""
+    """The same page and logic with the real engine, which really sees the picture."""
     from convert.bundle.manifest import Bundle
     from convert.bundle.targets import HOST
     from tests.android.phone import Phone

@@ -38,7 +38,7 @@ def show(browser: Browser) -> Iterator[Show]:
     yield begin
     for screen in screens:
         screen.page.context.close()
-        # The server ended before its page, which looked for it in vain.
+        # The server stops before its page, which then fails to reconnect.
         assert [error for error in screen.errors if "net::ERR_" not in error] == []
 
 
@@ -87,7 +87,7 @@ def test_the_demo(demo: Path, show: Show, tmp_path: Path) -> None:
         screen.answered(2)
         (engine,) = server.children
         os.kill(engine, signal.SIGKILL)
-        screen.ask("Still there?")  # it was idle: another takes its place, and nobody hears of it
+        screen.ask("Still there?")  # an idle engine is replaced silently
         screen.answered(3)
         assert not page.inner_text("#alert")
         (engine,) = server.children
@@ -198,7 +198,7 @@ def test_pictures_upright_and_refused(show: Show, tmp_path: Path) -> None:
         choose(screen, tmp_path / "moving.gif")
         screen.until("document.querySelector('#alert').innerText.includes('GIF')")
         assert screen.page.is_hidden("#attached")
-        screen.until(AT_END)  # what the message stands in front of is moved up
+        screen.until(AT_END)  # the chat scrolls up to make room for the message
         screen.shoot("web-gif", tmp_path)
 
 

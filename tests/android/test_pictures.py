@@ -1,4 +1,4 @@
-"""What the app's own code reads of pictures that other programs wrote, held against Pillow."""
+"""The app's reading of pictures from other programs, compared with Pillow."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ XMP = '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="{}
 Save = Callable[[int], bytes]
 
 
-def looked_at(classpath: str, folder: Path, contents: list[bytes]) -> list[str]:
-    """Returns what the app says of each; the files are `0`, `1` and so on."""
+def dump_pictures(classpath: str, folder: Path, contents: list[bytes]) -> list[str]:
+    """Returns the app's line for each picture; the files are named `0`, `1` and so on."""
     for i, content in enumerate(contents):
         (folder / str(i)).write_bytes(content)
     paths = [str(folder / str(i)) for i in range(len(contents))]
@@ -83,7 +83,7 @@ def png_text(*, compressed: bool) -> Save:
 
 
 def png_profile(*, compressed: bool) -> Save:
-    """As ImageMagick wrote EXIF before PNG had a chunk for it."""
+    """ImageMagick's way to store EXIF from before PNG had a chunk for it."""
 
     def save(orientation: int) -> bytes:
         stream, info, data = io.BytesIO(), PngInfo(), exif(orientation)
@@ -124,12 +124,12 @@ def late_png(orientation: int) -> bytes:
 def test_pictures_are_upright_as_pillow_turns_them(
     java_classpath: str, tmp_path: Path, kind: str, save: Save
 ) -> None:
-    numbers = range(10)  # 0 and 9 are none
+    numbers = range(10)  # 0 and 9 are invalid
     contents = [save(number) for number in numbers]
     read = [Image.open(io.BytesIO(content)).getexif().get(0x0112) for content in contents]
     assert read == list(numbers)  # Pillow finds it, too
     expected = [f"{kind} {number if 1 <= number <= 8 else 1}" for number in numbers]
-    assert looked_at(java_classpath, tmp_path, contents) == expected
+    assert dump_pictures(java_classpath, tmp_path, contents) == expected
     if kind != "PNG":
         return
     for number, content in enumerate(contents):
@@ -145,7 +145,7 @@ def test_transparency_is_mixed_with_white_as_in_python(java_classpath: str, tmp_
     picture = Image.fromarray(np.stack([levels, 255 - levels, alpha, alpha], -1).astype(np.uint8))
     stream = io.BytesIO()
     picture.save(stream, "PNG")
-    assert looked_at(java_classpath, tmp_path, [stream.getvalue()]) == ["PNG 1"]
+    assert dump_pictures(java_classpath, tmp_path, [stream.getvalue()]) == ["PNG 1"]
     written = (tmp_path / "0.pixels").read_bytes()[HEADER_BYTES:]
     assert written == open_picture(stream.getvalue()).tobytes()
 
@@ -157,7 +157,7 @@ def test_both_hosts_refuse_with_the_same_words(java_classpath: str, tmp_path: Pa
         with pytest.raises(PictureError) as error:
             open_picture(content)
         said.append(str(error.value))
-    assert looked_at(java_classpath, tmp_path, contents) == said
+    assert dump_pictures(java_classpath, tmp_path, contents) == said
 
 
 def test_both_hosts_know_the_same_formats(java_classpath: str, tmp_path: Path) -> None:
@@ -169,29 +169,29 @@ def test_both_hosts_know_the_same_formats(java_classpath: str, tmp_path: Path) -
     expected = ["JPEG 1", "PNG 1", "WEBP 1", "BMP 1"]
     expected.append("TIFF pictures are not supported; choose a JPEG, PNG or WebP")
     assert TAKEN == ("JPEG", "PNG", "WebP", "BMP", "TIFF")
-    assert looked_at(java_classpath, tmp_path, contents) == expected
+    assert dump_pictures(java_classpath, tmp_path, contents) == expected
 
 
 def test_exif_counts_more_than_xmp(java_classpath: str, tmp_path: Path) -> None:
     stream = io.BytesIO()
     PICTURE.save(stream, "JPEG", exif=exif(6), xmp=XMP.format(3).encode())
-    assert looked_at(java_classpath, tmp_path, [stream.getvalue()]) == ["JPEG 6"]
+    assert dump_pictures(java_classpath, tmp_path, [stream.getvalue()]) == ["JPEG 6"]
 
 
 @pytest.mark.skipif(not features.check("avif"), reason="this Pillow writes no AVIF")
 def test_boxes_of_heif(java_classpath: str, tmp_path: Path) -> None:
-    """Pillow writes the same boxes as HEIC's into AVIF; the brand is all that is different."""
+    """Pillow writes the same boxes into AVIF as HEIC has; only the brand differs."""
     contents = []
     for number in range(1, 9):
         stream = io.BytesIO()
         PICTURE.save(stream, "AVIF", exif=exif(number))
         contents.append(stream.getvalue().replace(b"ftypavif", b"ftypmif1", 1))
     expected = [f"HEIC {number}" for number in range(1, 9)]
-    assert looked_at(java_classpath, tmp_path, contents) == expected
+    assert dump_pictures(java_classpath, tmp_path, contents) == expected
 
 
 def test_a_text_that_swells_is_not_waited_for(java_classpath: str, tmp_path: Path) -> None:
     stream, info = io.BytesIO(), PngInfo()
     info.add_itxt("XML:com.adobe.xmp", " " * (64 << 20), zip=True)
     PICTURE.save(stream, "PNG", pnginfo=info)
-    assert looked_at(java_classpath, tmp_path, [stream.getvalue()]) == ["PNG 1"]
+    assert dump_pictures(java_classpath, tmp_path, [stream.getvalue()]) == ["PNG 1"]

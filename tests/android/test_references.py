@@ -1,4 +1,4 @@
-"""What the app calls exists: on Android 14, and what it does not ask for first, on Android 8."""
+"""All API that the app calls exists on Android 14, and on Android 8 unless guarded by a check."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from tests.android.class_file import (
     references_in,
 )
 
-# What Android 8 lacks, with the version that brought it: the code asks for the version first.
+# API that Android 8 lacks, with the level that introduced it: the code must check the level.
 NEWER = {
     "android/os/Build.SOC_MODEL:Ljava/lang/String;": 31,
     "org/minicpmv/app/WorkService.startForeground:(ILandroid/app/Notification;I)V": 29,
 }
-# Packages of Java that Android 8 has, too. `javac --release 8` sees to what is in them.
+# Java packages that Android 8 also has. `javac --release 8` checks their contents.
 JAVA = {
     "java/io",
     "java/lang",
@@ -70,7 +70,7 @@ def test_the_classes_are_those_that_the_manifest_names(
 ) -> None:
     for name in ("App", "MainActivity", "WorkService", "PhotoProvider", "Bridge", "PageClient"):
         assert f"org/minicpmv/app/{name}" in ours
-    assert "invoke-custom" not in dump  # what Android 8 does not know
+    assert "invoke-custom" not in dump  # an instruction that Android 8 lacks
     assert {name.rpartition("/")[0] for name in ours} == {"org/minicpmv/app", "org/minicpmv/core"}
 
 

@@ -1,9 +1,8 @@
-// Runs what the build gives an engine, for tests: one command, one JSON line
-// each.
+// Runs parts of an engine's build, for tests. Each command prints one JSON line.
 //
-//   choose [PREFIX=FEATURES]…  features, and which of these block libraries
-//   would be taken weights FILE…              what a weights file holds, or why
-//   it is refused proof                      a compiled block's result
+//   choose [PREFIX=FEATURES]…  the CPU features, and which of these block libraries is chosen
+//   weights FILE…              the contents of a weights file, or why it is refused
+//   proof                      the result of a compiled block
 #include <tvm/ffi/container/shape.h>
 #include <tvm/ffi/extra/module.h>
 #include <tvm/ffi/function.h>
@@ -37,17 +36,14 @@ json::Object Choose(const Words &words) {
     parts.emplace_back(word.substr(0, at), word.substr(at + 1));
   }
   std::vector<BlockLibrary> libraries;
-  for (const auto &part : parts)
-    libraries.push_back({part.first.c_str(), part.second.c_str()});
+  for (const auto &part : parts) libraries.push_back({part.first.c_str(), part.second.c_str()});
   libraries.push_back({nullptr, nullptr});
   const auto features = CpuFeatures();
   json::Array names;
-  for (const std::string &feature : features)
-    names.push_back(ffi::String(feature));
+  for (const std::string &feature : features) names.push_back(ffi::String(feature));
   json::Object line;
   line.Set(ffi::String("features"), names);
-  line.Set(ffi::String("prefix"),
-           ffi::String(ChooseBlocks(libraries.data(), features).prefix));
+  line.Set(ffi::String("prefix"), ffi::String(ChooseBlocks(libraries.data(), features).prefix));
   return line;
 }
 
@@ -56,27 +52,22 @@ json::Object Describe(const std::string &path) {
   json::Object line;
   for (const auto &[name, tensor] : file.tensors()) {
     json::Array shape;
-    for (int64_t extent : tensor.shape)
-      shape.push_back(extent);
+    for (int64_t extent : tensor.shape) shape.push_back(extent);
     int64_t sum = 0;
-    for (size_t i = 0; i < tensor.size; ++i)
-      sum += tensor.data[i];
+    for (size_t i = 0; i < tensor.size; ++i) sum += tensor.data[i];
     file.Get(name, tensor.dtype, tensor.shape);
-    line.Set(ffi::String(name),
-             json::Array{ffi::String(NameOf(tensor.dtype)), shape, sum});
+    line.Set(ffi::String(name), json::Array{ffi::String(NameOf(tensor.dtype)), shape, sum});
   }
   return line;
 }
 
-// Fills a tensor with eighths, which every type holds exactly.
+// Fills a tensor with multiples of 1/8, which all types represent exactly.
 template <typename T>
-Tensor Filled(const ffi::Shape &shape, DLDataType dtype, int64_t factor,
-              int64_t modulus) {
+Tensor Filled(const ffi::Shape &shape, DLDataType dtype, int64_t factor, int64_t modulus) {
   Tensor tensor = Tensor::Empty(shape, dtype, DLDevice{kDLCPU, 0});
   T *values = static_cast<T *>(tensor->data);
   for (int64_t i = 0; i < shape.Product(); ++i) {
-    values[i] = static_cast<T>(
-        static_cast<float>(i * factor % modulus - modulus / 2) / 8);
+    values[i] = static_cast<T>(static_cast<float>(i * factor % modulus - modulus / 2) / 8);
   }
   return tensor;
 }
@@ -84,21 +75,17 @@ Tensor Filled(const ffi::Shape &shape, DLDataType dtype, int64_t factor,
 json::Object Prove() {
   const ffi::Function load = ffi::Function::GetGlobalRequired("ffi.SystemLib");
   const auto library = load(kBlockLibraries[0].prefix).cast<ffi::Module>();
-  const auto vm =
-      (*library->GetFunction("vm_load_executable", true))().cast<ffi::Module>();
+  const auto vm = (*library->GetFunction("vm_load_executable", true))().cast<ffi::Module>();
   (*vm->GetFunction("vm_initialization", true))(
-      static_cast<int>(kDLCPU), 0,
-      static_cast<int>(tvm::runtime::memory::AllocatorType::kPooled));
+      static_cast<int>(kDLCPU), 0, static_cast<int>(tvm::runtime::memory::AllocatorType::kPooled));
   const DLDataType f32{kDLFloat, 32, 1}, f16{kDLFloat, 16, 1};
   const Tensor x = Filled<float>({5, 64}, f32, 7, 13);
   const Tensor weight = Filled<_Float16>({8, 64, 16}, f16, 5, 17);
   const Tensor bias = Filled<float>({128}, f32, 3, 11);
-  const auto y =
-      (*vm->GetFunction("proof", true))(x, weight, bias).cast<Tensor>();
+  const auto y = (*vm->GetFunction("proof", true))(x, weight, bias).cast<Tensor>();
   json::Array values;
   const float *data = static_cast<const float *>(y->data);
-  for (int64_t i = 0; i < y.shape().Product(); ++i)
-    values.push_back(double{data[i]});
+  for (int64_t i = 0; i < y.shape().Product(); ++i) values.push_back(double{data[i]});
   json::Object line;
   line.Set(ffi::String("values"), values);
   return line;
@@ -111,7 +98,8 @@ json::Object Failure(const EngineError &error) {
   return line;
 }
 
-template <typename Command> void Print(const Command &command) {
+template <typename Command>
+void Print(const Command &command) {
   json::Object line;
   try {
     line = command();
@@ -121,22 +109,18 @@ template <typename Command> void Print(const Command &command) {
   std::printf("%s\n", json::Stringify(line).c_str());
 }
 
-} // namespace
-} // namespace minicpmv
+}  // namespace
+}  // namespace minicpmv
 
 int main(int argc, char **argv) {
   using namespace minicpmv;
   const Words words(argv + 1, argv + argc);
-  if (words.empty())
-    return 2;
+  if (words.empty()) return 2;
   const Words rest(words.begin() + 1, words.end());
-  if (words[0] == "choose")
-    Print([&] { return Choose(rest); });
-  if (words[0] == "proof")
-    Print([] { return Prove(); });
+  if (words[0] == "choose") Print([&] { return Choose(rest); });
+  if (words[0] == "proof") Print([] { return Prove(); });
   if (words[0] == "weights") {
-    for (const std::string &path : rest)
-      Print([&] { return Describe(path); });
+    for (const std::string &path : rest) Print([&] { return Describe(path); });
   }
   return 0;
 }

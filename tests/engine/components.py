@@ -1,4 +1,4 @@
-"""The engine's components as a program: how tests start it and talk to it."""
+"""Runs the engine's components as a program that tests can drive."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class ComponentError(Exception):
 
 
 class Components:
-    """A running `components_main.cc`; a context manager that ends it."""
+    """A running `components_main.cc`; a context manager that stops it."""
 
     def __init__(self, *command: str) -> None:
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -63,7 +63,7 @@ class Components:
         reply, texts = self.call(name, *fields), []
         while reply:
             size, _, reply = reply.partition(b"\n")
-            texts.append(reply[: int(size)].decode())  # strict: a cut character is an error
+            texts.append(reply[: int(size)].decode())  # strict: a split character is an error
             reply = reply[int(size) :]
         return texts
 

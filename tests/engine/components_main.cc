@@ -87,7 +87,7 @@ class Components {
     return std::to_string(TurnTokens(*tokenizer_, fields.at(0)));
   }
 
-  // image tokens, whether as the original, then role and content of each turn
+  // image tokens, as_original, then role and content of each turn
   // -> first placeholder or -1, then ids
   std::string MakePrompt(const Fields& fields) {
     std::vector<Message> messages;
@@ -99,7 +99,7 @@ class Components {
     return std::to_string(prompt.image_start.value_or(-1)) + " " + Join(prompt.ids);
   }
 
-  // ids, then stop strings -> what each id and the end passed on, whether stopped, the answer
+  // ids, then stop strings -> the text sent for each id and at the end, whether stopped, the answer
   std::string Stream(const Fields& fields) {
     std::string passed, reply;
     const std::vector<int32_t> ids = Numbers<int32_t>(fields.at(0));
@@ -209,7 +209,7 @@ class Components {
            Bytes(logprobs.data(), logprobs.size() * sizeof(float));
   }
 
-  // A key is a token's id, or PICTURE:INDEX.
+  // A key is a token id, or PICTURE:INDEX.
   static std::vector<CacheKey> Keys(const std::string& text) {
     std::vector<CacheKey> keys;
     for (const std::string& word : Numbers<std::string>(text)) {
@@ -221,7 +221,7 @@ class Components {
     return keys;
   }
 
-  // One operation: a verb and its numbers; `rewind` takes cached and requested keys besides.
+  // One operation: a verb and its numbers; `rewind` also takes the cached and requested keys.
   std::string RunWindow(const Fields& fields) {
     std::istringstream words(fields.at(0));
     std::string verb;

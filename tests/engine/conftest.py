@@ -30,7 +30,7 @@ SOURCES += [
 
 
 def _build(triple: str, program: Path) -> None:
-    """Builds the engine's components, with what the cache of compiled objects has of them."""
+    """Builds the engine's components, reusing objects from the cache."""
     need_compiler()
     with (
         Toolchain(triple) as toolchain,
@@ -79,9 +79,9 @@ def arm64(arm64_program: Path) -> Iterator[Components]:
 
 @pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
-    """A tiny model's bundle with its engine; nobody alters it."""
+    """A tiny model's bundle with its engine; tests must not alter it."""
     need_host_engine()
-    # With a head of its own: where it is the embedding, a random model says one token for ever.
+    # With an untied LM head: with tied embeddings, a random model repeats one token for ever.
     make = partial(build_host_engine, head="different")
     bundle = once(tmp_path_factory, "engine", make) / "bundle"
     return Built(bundle, Bundle.open(bundle).program(HOST))

@@ -30,7 +30,7 @@ class Built:
 
 
 def build_host_engine(folder: Path, kv: str = FP16, **checkpoint: Any) -> Built:
-    """Writes a tiny checkpoint and converts it, with a KV cache of a kind."""
+    """Writes a tiny checkpoint and converts it, with a KV cache of the given format."""
     source = Checkpoint.open(write_checkpoint(folder / "checkpoint", **checkpoint))
     plan = make_plan(source.config, source.untied_head, Recipe.load("q4f16_1"), kv)
     bundle = folder / "bundle"

@@ -1,4 +1,4 @@
-// Makes system calls that Android 8 forbids: a test of the test that looks for them.
+// Makes system calls that Android 8 forbids, to test the test that detects them.
 #include <fcntl.h>
 #include <sys/syscall.h>
 #include <unistd.h>

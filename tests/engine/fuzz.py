@@ -1,7 +1,7 @@
-"""Runs libFuzzer on what the engine reads from outside: `python -m tests.engine.fuzz`.
+"""Runs libFuzzer on the engine's untrusted inputs: `python -m tests.engine.fuzz`.
 
-Inputs that lead somewhere new are kept in `corpus/`; `--merge` keeps only those that it takes to
-reach what is reached.
+Inputs that reach new code are kept in `corpus/`; `--merge` minimises the corpus to the inputs that
+are needed for the same coverage.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from tests.engine.sanitized import TARGETS, Sanitized, build_sanitized
 from tests.engine.test_picture import random_picture
 
 CORPUS = Path(__file__).resolve().parent / "corpus"
-MAX_BYTES = {"bundle": 1 << 15, "sequences": 512}  # of an input; what nobody names has 4 KiB
-_INPUT_SECONDS = 20  # after which an input counts as endless
+MAX_BYTES = {"bundle": 1 << 15, "sequences": 512}  # of an input; 4 KiB for other targets
+_INPUT_SECONDS = 20  # after which an input counts as hanging
 _MEMORY_MIB = 2048  # of one allocation
-# Of the whole process: the system counts what its parent held when it was started, and a suite of
-# tests has held more than 2 GiB by then.
+# Of the whole process: the system's figure includes the parent's memory at the start, and a test
+# suite may have held more than 2 GiB by then.
 _PEAK_MIB = 8192
 WIDTH = 256  # of tests.support.tiny's hidden states
 
@@ -42,13 +42,13 @@ def fuzz(built: Sanitized, target: str, seconds: int, found: Path, *, seed: int 
 
     Args:
         built: the programs.
-        target: which one.
-        seconds: how long; 0 runs the kept inputs and no other.
+        target: the fuzzer's name.
+        seconds: how long; 0 runs only the inputs of the corpus.
         found: a folder for new inputs.
-        seed: of the random numbers; 0 takes another each time.
+        seed: of the random numbers; 0: a random seed.
 
     Returns:
-        libFuzzer's last figures.
+        libFuzzer's final statistics.
 
     Raises:
         FuzzError: an input crashes it, or takes too long or too much memory; it is kept in the
@@ -64,10 +64,10 @@ def fuzz(built: Sanitized, target: str, seconds: int, found: Path, *, seed: int 
 
 
 def merge(built: Sanitized, target: str, found: Path) -> int:
-    """Minimises the kept corpus, together with what was found; returns how many inputs it has."""
+    """Merges the found inputs into the corpus and minimises it; returns its number of inputs."""
     kept = CORPUS / target
     with tempfile.TemporaryDirectory() as folder:
-        # Few inputs that reach every place, not every count of visits.
+        # Keep inputs that reach new code, not those that only change execution counts.
         options = ["-merge=1", "-set_cover_merge=1", "-use_counters=0"]
         options.append(f"-max_len={MAX_BYTES.get(target, 4096)}")
         _run(built, target, [*options, folder, str(kept), str(found)])
@@ -81,7 +81,7 @@ def _run(
 ) -> subprocess.CompletedProcess[str]:
     """Runs a fuzzer in its own folder, with the files that its requests may name."""
     environment = dict(os.environ, MINICPMV_FUZZ_BUNDLE=str(built.bundle), TVM_NUM_THREADS="1")
-    memory = Path("/dev/shm")  # thousands of files a second
+    memory = Path("/dev/shm")  # fuzzers write thousands of files per second
     with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder:
         write_picture_file(Path(folder) / "picture", random_picture(30, 20))
         np.ones((5, WIDTH), np.float32).tofile(Path(folder) / "row")
@@ -101,7 +101,7 @@ def _run(
 
 
 def main() -> int:
-    """Builds the fuzzers and runs them one after the other."""
+    """Builds the fuzzers and runs them in turn."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=int, default=60, help="for all targets together")
     parser.add_argument("--target", action="append", choices=TARGETS, help="by default all")

@@ -23,7 +23,7 @@ from tests.engine.test_picture import random_picture
 WINDOW = 160
 QUESTIONS = ("What colour is the shape?", "图片里有几个圆形？")
 BANDWIDTH_BYTES = 1 << 20
-# What no request brings about: of the machine, of the model's numbers, of our mistakes.
+# Errors that no request can cause: they depend on the machine, the model's numbers, or a bug.
 UNREACHABLE = {
     *(ErrorCode.UNSUPPORTED_CPU, ErrorCode.OUT_OF_MEMORY),
     *(ErrorCode.INVALID_LOGITS, ErrorCode.INTERNAL),
@@ -78,7 +78,7 @@ def ask(*turns: str) -> list[Message]:
 def add_golden(
     source: Path, folder: Path, prompts: list[dict[str, Any]], tolerance: float = 0.5
 ) -> Path:
-    """Copies a bundle and adds golden prompts, and the picture that they may name."""
+    """Copies a bundle and adds golden prompts and a picture for them."""
     shutil.copytree(source, folder)
     write_picture_file(folder / "golden.picture", random_picture(33, 21, seed=5))
     golden: dict[str, Any] = {"format": "minicpmv-golden", "format_version": 2}
@@ -127,14 +127,14 @@ def every_operation(client: WatchedEngine, bundle: Path, folder: Path) -> list[A
     assert client.profile() == []
     _errors(client, golden, folder)
     missing = {name for name in _names(Op) if name not in client.operations}
-    assert not missing, f"operations that nobody tried: {missing}"
+    assert not missing, f"operations not covered: {missing}"
     missing = _names(ErrorCode) - UNREACHABLE - client.errors
-    assert not missing, f"errors that nobody brought about: {missing}"
+    assert not missing, f"errors not covered: {missing}"
     return [*results, [check[Field.TEXT] for check in checks]]
 
 
 def _text(client: WatchedEngine) -> list[Any]:
-    """The first result is the answer to the second question."""
+    """Chats and tokenizes; the first result is the answer to the second question."""
     greedy = client.chat(ask(QUESTIONS[1]), max_new_tokens=8)
     sampling: Mapping[str, Any] = {"do_sample": True, "temperature": 1.5, "seed": 1}
     sampled = client.chat(ask(QUESTIONS[0]), max_new_tokens=8, options=sampling)
@@ -151,7 +151,7 @@ def _text(client: WatchedEngine) -> list[Any]:
 
 
 def cancelled_answer(client: EngineClient) -> EngineAnswer:
-    """Asks for an endless answer and cancels it in the middle, from another thread."""
+    """Asks for an endless answer and cancels it from another thread."""
     heard = threading.Event()
 
     def cancel() -> None:
@@ -166,7 +166,7 @@ def cancelled_answer(client: EngineClient) -> EngineAnswer:
 
 
 def _pictures(client: WatchedEngine, folder: Path) -> list[Any]:
-    """Encodes a picture, forgets it, takes it from a file, and talks about it."""
+    """Encodes a picture, evicts it, restores it from a file, and asks about it."""
     picture = random_picture(80, 90)
     image = client.image(picture)[Field.IMAGE]
     assert client.image(picture)[Field.REMEMBERED]
@@ -192,7 +192,7 @@ def _pictures(client: WatchedEngine, folder: Path) -> list[Any]:
 
 
 def _taps(client: WatchedEngine) -> list[Any]:
-    """Runs every stage; the numbers differ from one kind of processor to another."""
+    """Runs every stage; the numbers differ between processors."""
     pixels = client.tap(Tap.PREPROCESS, random_picture(20, 30))
     x = client.tap(Tap.VISION_EMBED, pixels)
     x = client.tap(Tap.VISION_BLOCK, x, {"index": 0})
@@ -220,13 +220,13 @@ def _errors(client: WatchedEngine, bundle: Path, folder: Path) -> None:
 
 
 def _refuses_lines(client: WatchedEngine) -> None:
-    """Lines that cannot be read are answered without an id."""
+    """Checks that invalid lines are answered without an id."""
     for line, code in (
         (b'{"op": "r\xff"}\n', ErrorCode.INVALID_TEXT),
         (b"x" * (protocol.LINE_LIMIT + 1) + b"\n", ErrorCode.INVALID_REQUEST),
     ):
         client.send_raw(line)
-        client.refuses(code, Op.RESET)  # hears the answer to the line before
+        client.refuses(code, Op.RESET)  # receives the reply to the previous line
         client.reset()
 
 
@@ -241,14 +241,14 @@ def _refuses_another_program(client: WatchedEngine, bundle: Path, folder: Path) 
 
 
 def _cancels_while_waiting(client: WatchedEngine) -> None:
-    """A request that waits behind an endless one when the cancel comes is never begun."""
+    """Checks that a cancel also ends a queued request before it starts."""
     chat = {"messages": ask(QUESTIONS[0]), "max_new_tokens": 1_000_000}
     endless = {Field.OP: Op.CHAT, Field.ID: "nobody's", **chat}
     waiting = {Field.OP: Op.BANDWIDTH}
     lines = [json.dumps(line).encode() + b"\n" for line in (endless, waiting)]
     client.send_raw(b"".join(lines))
     client.cancel()
-    client.refuses(ErrorCode.CANCELLED, Op.RESET)  # hears the answer to the second line
+    client.refuses(ErrorCode.CANCELLED, Op.RESET)  # receives the reply to the second line
     client.reset()
 
 

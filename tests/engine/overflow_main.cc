@@ -1,5 +1,5 @@
-// Reads behind a buffer, counts beyond a number, or loses memory: a test of the test that looks
-// for it.
+// Reads past a buffer, overflows an integer, or leaks memory, to test that the sanitizers detect
+// it.
 #include <cstdint>
 #include <cstdio>
 #include <limits>

@@ -1,7 +1,7 @@
 """Programs under AddressSanitizer and UndefinedBehaviorSanitizer, built with clang and glibc.
 
-zig's musl cannot link sanitizers. TVM comes from its wheels' libraries as it is, SentencePiece is
-compiled without checks: what is checked is our own C++.
+zig's musl cannot link sanitizers. TVM comes from the libraries of its wheels, and SentencePiece is
+compiled without instrumentation: only this project's C++ is checked.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from convert.support.progress import Progress, silent
 CLANG = "clang++"
 FUZZERS = Path(__file__).resolve().parent / "fuzzers"
 TARGETS = tuple(sorted(path.stem for path in FUZZERS.glob("*.cc")))
-_PLATFORM = "x86_64-linux-gnu-sanitized"  # a name for the cache
-# vptr wants the types of TVM's classes, which its libraries keep to themselves.
+_PLATFORM = "x86_64-linux-gnu-sanitized"  # the platform's name in the cache
+# vptr needs type information of TVM's classes, which its libraries do not export.
 _SANITIZE = (
     *("-fsanitize=address,undefined", "-fno-sanitize=vptr", "-fno-sanitize-recover=all"),
     "-fno-omit-frame-pointer",
 )
-_COVERAGE = "-fsanitize=fuzzer-no-link"  # what libFuzzer is guided by; others do without
-_FUZZER = "-fsanitize=fuzzer"  # brings `main`
+_COVERAGE = "-fsanitize=fuzzer-no-link"  # coverage feedback for libFuzzer, harmless elsewhere
+_FUZZER = "-fsanitize=fuzzer"  # provides `main`
 
 
 @dataclass(frozen=True)
 class Sanitized:
-    """What was built, and the bundle that goes with it."""
+    """The programs, and the bundle for them."""
 
     engine: Path
     fuzzers: dict[str, Path]
@@ -51,7 +51,7 @@ def clang() -> Compiler:
         BuildError: it is not installed, or another platform.
     """
     if not is_host():
-        raise BuildError("sanitizers are tried on Linux on x86-64 only")
+        raise BuildError("sanitizers are supported on Linux on x86-64 only")
     if shutil.which(CLANG) is None:
         raise BuildError(f"{CLANG} is not installed; Debian has it in the package clang")
     resources = Path(_said("-print-resource-dir"))
@@ -72,13 +72,13 @@ def clang() -> Compiler:
 
 
 def _said(option: str) -> str:
-    """Returns the first line that clang answers."""
+    """Returns the first line of clang's output."""
     done = subprocess.run([CLANG, option], capture_output=True, text=True, check=True)
     return done.stdout.splitlines()[0]
 
 
 def link_sanitized(source: Path, output: Path) -> None:
-    """Builds a program of one file, with every check."""
+    """Builds a program from one file, with all sanitizers."""
     with SENTENCEPIECE.unpacked() as package:
         unit = engine_unit("sanitized", source.parent, [source.name], package)
         _link(_compile([unit], _SANITIZE, lambda *_: None, None), (), output)
@@ -92,7 +92,7 @@ def build_sanitized(
     *,
     jobs: int | None = None,
 ) -> Sanitized:
-    """Builds the engine and fuzzers for a bundle; what was compiled before is taken from a cache.
+    """Builds the engine and fuzzers for a bundle, reusing objects from the cache.
 
     Args:
         bundle: one for this PC; its engine is the one that is built again.
@@ -108,7 +108,7 @@ def build_sanitized(
     with tempfile.TemporaryDirectory() as scratch, SENTENCEPIECE.unpacked() as package:
         generated, blocks = Path(scratch) / "generated", Path(scratch) / "blocks"
         generated.mkdir()
-        # The blocks are the compiler's, not ours: those for one kind of processor are enough.
+        # Blocks are generated code, which is not checked: one level of CPU features is enough.
         host = Target.load(HOST)
         host = replace(host, variants=host.variants[-1:])
         compiled = compile_blocks(opened.config, opened.plan, host, blocks)
@@ -153,7 +153,7 @@ def _link(objects: Sequence[Path], flags: Sequence[str], output: Path) -> None:
 
 
 def _tvm_libraries() -> list[Path]:
-    """Finds TVM's runtime, as Python uses it."""
+    """Finds the TVM runtime that Python uses."""
     libraries = []
     for package, library in (("tvm", "libtvm_runtime.so"), ("tvm_ffi", "libtvm_ffi.so")):
         found = importlib.util.find_spec(package)

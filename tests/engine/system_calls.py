@@ -16,7 +16,7 @@ _RESULTS = re.compile(r"( = -?(0x)?[0-9a-f]+( errno=\d+)?( \([^()]*\))?)*")
 
 
 def traced_command(program: Path, log: Path, *, cpu: str = "cortex-a53") -> list[str]:
-    """Returns how to start a program so that its system calls are written to a log."""
+    """Returns a command that logs a program's system calls."""
     return [QEMU_PROGRAM, "-cpu", cpu, "-strace", "-D", str(log), str(program)]
 
 
@@ -39,7 +39,7 @@ def calls_in(log: str) -> set[str]:
             names.update(pattern.findall(rest))
             rest = pattern.sub("", rest)
         if not _RESULTS.fullmatch(rest):
-            raise ValueError(f"line {number} of the log is not understood: {line!r}")
+            raise ValueError(f"line {number} of the log cannot be parsed: {line!r}")
     return names
 
 

@@ -1,4 +1,4 @@
-"""The components compiled for phones answer as those of the PC do, to the bit."""
+"""The components compiled for phones give bit-identical results to those for the PC."""
 
 from __future__ import annotations
 

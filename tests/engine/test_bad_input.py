@@ -1,4 +1,4 @@
-"""What is wrong is refused with a code and a sentence; what was loaded stays, the next works."""
+"""Bad input is refused with a code and a message; the bundle stays loaded and usable."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_numbers(client: WatchedEngine, field: str) -> None:
     rest = "" if "max_new_tokens" in field else ', "max_new_tokens": 1'
     line = f'{{"op": "chat", "do_sample": true, "messages": [{message}], {field}{rest}}}\n'
     client.send_raw(line.encode())
-    client.refuses(ErrorCode.INVALID_REQUEST, Op.RESET)  # hears the answer to the line before
+    client.refuses(ErrorCode.INVALID_REQUEST, Op.RESET)  # receives the previous line's reply
     client.reset()
 
 
@@ -98,7 +98,7 @@ def test_prompts_longer_than_the_window(client: WatchedEngine, pictured: bool) -
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "tokenizer.model"])
 def test_files_of_bundles(client: WatchedEngine, built: Built, tmp_path: Path, name: str) -> None:
-    """Truncated, longer, missing, a folder; of the right size and no such file."""
+    """Truncated, longer, missing, a folder, and garbage of the right size."""
     folder = tmp_path / "bundle"
     shutil.copytree(built.bundle, folder)
     path = folder / name
@@ -115,7 +115,7 @@ def test_files_of_bundles(client: WatchedEngine, built: Built, tmp_path: Path, n
 
 @pytest.mark.parametrize("which", wrong_tokenizers())
 def test_tokenizers(client: WatchedEngine, built: Built, tmp_path: Path, which: str) -> None:
-    """Files that the manifest names just so."""
+    """Invalid tokenizers that the manifest lists with the right size and hash."""
     folder = tmp_path / "bundle"
     shutil.copytree(built.bundle, folder)
     content, says = wrong_tokenizers()[which]
@@ -138,7 +138,7 @@ def test_a_pipe_in_a_bundle(client: WatchedEngine, built: Built, tmp_path: Path,
 
 
 def test_pipes_and_devices_as_files(client: WatchedEngine, tmp_path: Path) -> None:
-    """Opening the one would wait for its other end, reading the other never ends."""
+    """Opening a pipe would block until its other end opens; reading a device might never end."""
     pipe, floats = tmp_path / "pipe", tmp_path / "floats"
     os.mkfifo(pipe)
     floats.write_bytes(bytes(4 * 256))
@@ -174,7 +174,7 @@ def test_numbers_of_a_model(
     shutil.copytree(built.bundle, folder)
     manifest = json.loads((folder / "bundle.json").read_text())
     model = manifest["model"]
-    for given in ({"patch_size": 14}, {"patch_size": None}):  # both are right
+    for given in ({"patch_size": 14}, {"patch_size": None}):  # both are valid
         (folder / "bundle.json").write_text(json.dumps(manifest | {"model": model | given}))
         client.load(folder, window=WINDOW)
     text = json.dumps(manifest | {"model": model | change}).replace('"1e400"', "1e400")

@@ -1,4 +1,4 @@
-"""The demo, from its checkpoint to the phone's engine: what users do first, whole."""
+"""The demo end to end, from its checkpoint to the phone's engine, as users run it first."""
 
 from __future__ import annotations
 

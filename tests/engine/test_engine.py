@@ -32,7 +32,7 @@ from tests.engine.test_picture import random_picture
 from tests.support.compare import Record, assert_close
 from tests.support.compiled import CompiledBackend, CompiledModel, compile_here
 
-ROUNDING = 1e-5  # float32; the angles' cosines come from two libraries
+ROUNDING = 1e-5  # float32; the cosines of the RoPE angles come from two libraries
 WINDOW = 160
 WIDE = 4096  # an answer is cancelled long before it fills this window
 LONG = 150  # tokens: more than one chunk
@@ -54,7 +54,7 @@ def running(built: Built) -> Iterator[EngineClient]:
 
 @pytest.fixture
 def client(built: Built, running: EngineClient) -> EngineClient:
-    """An engine with the bundle, fresh."""
+    """An engine with the bundle freshly loaded."""
     running.load(built.bundle, window=WINDOW)
     return running
 
@@ -114,7 +114,7 @@ def test_vision_stages(client: EngineClient, model: CompiledModel, record_proper
 def test_decoder_stages(
     client: EngineClient, model: CompiledModel, record_property: Record
 ) -> None:
-    """Past the window, too: the ring has gone round."""
+    """Including past the window, where the ring buffer wraps around."""
     ids = [int(i) for i in np.random.default_rng(0).integers(0, 501, LONG * 3)]
     x = model.embed(ids)
     np.testing.assert_array_equal(client.tap(Tap.EMBED, ids), x)
@@ -135,7 +135,7 @@ def test_decoder_stages(
 
 
 def _assert_mostly_close(name: str, actual: Any, expected: Any, record: Record) -> None:
-    """A value on the border between two int8 codes may be rounded to either: few rows have one."""
+    """A value halfway between two int8 codes may round to either; few rows have one."""
     assert actual.shape == expected.shape
     error = np.abs(actual - expected).max(-1) / np.abs(expected).max(-1)
     record(name, f"median {np.median(error):.1e}, largest {error.max():.1e}")
@@ -221,7 +221,7 @@ def test_texts(client: EngineClient, session: ReferenceSession) -> None:
 
 
 def test_cancel(built: Built, client: EngineClient) -> None:
-    """Another thread cancels in the middle of an answer; the conversation goes on."""
+    """Another thread cancels an answer midway; the conversation continues."""
     client.load(built.bundle, window=WIDE)
     ask, heard = _ask("What colour?"), threading.Event()
 
@@ -305,7 +305,7 @@ def test_bad_taps(client: EngineClient, tmp_path: Path) -> None:
 
 
 def test_bad_bundles(built: Built, client: EngineClient, tmp_path: Path) -> None:
-    """Each is refused, and the bundle that was loaded stays."""
+    """Each is refused, and the loaded bundle stays."""
 
     def refused(folder: Path, code: str, **manifest: Any) -> None:
         if manifest:
@@ -388,7 +388,7 @@ def test_a_dead_engine_is_reported(built: Built) -> None:
 
 
 def test_the_end_of_its_input_ends_it(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a signal, even in the middle of an answer, which would take minutes."""
+    """It exits without a signal, even during an answer that would take minutes."""
     monkeypatch.setattr("runtime.engine_client.process._TERM_SECONDS", 60)
     client = EngineClient(engine_command(LOCAL, built.program))
     client.load(built.bundle, window=WINDOW)

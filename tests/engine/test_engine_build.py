@@ -1,4 +1,4 @@
-"""The built engine: a static file for every platform, whose compiled blocks give the same numbers.
+"""The built engine: a static program for every platform, with identical results of its blocks.
 
 The first run compiles TVM's runtime and SentencePiece, which takes minutes; they are kept (see
 convert/engine/toolchain.py).
@@ -50,7 +50,7 @@ Run = Callable[..., list[dict[str, Any]]]
 
 
 def eighths(shape: Sequence[int], dtype: str, factor: int, modulus: int) -> Array:
-    """Makes the inputs that build_main.cc makes: every sum of products of them is exact."""
+    """Makes the same inputs as build_main.cc: all sums of their products are exact."""
     count = np.arange(int(np.prod(shape)))
     return ((count * factor % modulus - modulus // 2) / 8).astype(dtype).reshape(shape)
 
@@ -87,7 +87,7 @@ def compiled_proof(target: dict[str, Any], prefix: str | None) -> Any:
 
 @pytest.fixture(scope="module", params=TARGETS)
 def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> EngineReport:
-    """Builds build_main.cc for a target, as an engine is built."""
+    """Builds build_main.cc for a target, in the same way as an engine."""
     try:
         SENTENCEPIECE.fetch()
     except BuildError as error:
@@ -141,7 +141,7 @@ def test_segments_fit_large_pages(built: EngineReport) -> None:
     for segment in loads:
         assert segment.alignment >= PAGE_BYTES and segment.alignment % PAGE_BYTES == 0
         assert (segment.address - segment.offset) % segment.alignment == 0
-    # No page may need two kinds of protection.
+    # No page may need two different protections.
     ends = [s.address + s.file_bytes for s in loads]
     for end, after in zip(ends, loads[1:], strict=False):
         assert (end - 1) // PAGE_BYTES < after.address // PAGE_BYTES
@@ -192,7 +192,7 @@ def test_the_engine_says_what_it_is(built: EngineReport, tmp_path: Path) -> None
 
 
 def test_blocks_give_the_same_numbers(built: EngineReport) -> None:
-    """Exactly those of numpy, in float64: the inputs leave nothing to round."""
+    """They equal numpy's in float64 exactly: with these inputs nothing is rounded."""
     x, weight, bias = (value.astype(np.float64) for value in INPUTS)
     expected = np.einsum("lk,tkr->ltr", x, weight).reshape(len(x), -1) + bias
     for cpu in ARM_CPUS:
@@ -213,7 +213,7 @@ def test_python_gives_the_same_numbers(built: EngineReport) -> None:
 
 
 def test_processor_features(built: EngineReport) -> None:
-    """On arm64 those of the imitated cores, on x86-64 what the kernel says of this processor."""
+    """On arm64 those of the emulated cores; on x86-64 those that the kernel reports."""
     if built.target.endswith("arm64"):
         for cpu, features in ARM_CPUS.items():
             assert run(built, "choose", "any=", cpu=cpu)[0]["features"] == features
@@ -258,7 +258,7 @@ def weights(tmp_path: Path) -> Path:
 
 
 def described(path: Path) -> dict[str, Any]:
-    """Says of a file what build_main.cc says, with the Python reader."""
+    """Describes a file as build_main.cc does, using the Python reader."""
     file = WeightsFile(path)
     return {
         spec.name: [

@@ -1,4 +1,4 @@
-"""What convert has the host's engine answer, every engine of the bundle must answer too."""
+"""Every engine of a bundle must give the golden answers that convert recorded on the host."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_logits_are_compared_within_a_tolerance(
 def test_an_answer_may_differ_where_two_tokens_were_as_likely(
     gap: float | None, tolerance: float, passed: bool, bundle: Bundle, tmp_path: Path
 ) -> None:
-    """As if the machine that made the bundle had found another token a little likelier."""
+    """Simulates a bundle whose converting machine found another token slightly likelier."""
 
     def change(prompt: dict[str, Any]) -> None:
         first, second = prompt["steps"][0]["top"][:2]
@@ -105,7 +105,7 @@ def _check(
     change: Callable[[dict[str, Any]], None],
     tolerance: float | None = None,
 ) -> bool:
-    """Has the host's engine check itself with an altered last prompt, one without a picture."""
+    """Runs the host engine's self-check with an altered last prompt, one without a picture."""
     shutil.copytree(bundle.path, folder / "bundle")
     path = folder / "bundle" / GOLDEN
     golden = json.loads(path.read_text())

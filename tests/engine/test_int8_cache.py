@@ -21,14 +21,14 @@ from tests.support.compare import Record, assert_close
 from tests.support.compiled import CompiledModel, compile_here
 from tests.support.needs import need_host_engine, need_qemu
 
-ROUNDING = 1e-5  # float32; the angles' cosines come from two libraries
-CODES = 2e-3  # a number on the border between two codes may be rounded to either
+ROUNDING = 1e-5  # float32; the cosines of the RoPE angles come from two libraries
+CODES = 2e-3  # a number halfway between two codes may round to either
 QUESTIONS = ("What colour is the shape?", "图片里有几个圆形？")
 
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Built:
-    """A tiny decoder alone, with its engine for this PC."""
+    """A tiny text-only model, with its engine for this PC."""
     need_host_engine()
     folder = tmp_path_factory.mktemp("text")
     return build_host_engine(folder, INT8, decoder_only=True)
@@ -43,7 +43,7 @@ def _layers(client: EngineClient, x: np.ndarray, window: int, pinned: int) -> np
 def test_the_engine_is_its_blocks(
     window: int, pinned: int, text: Built, record_property: Record
 ) -> None:
-    """Also where the ring is overwritten; chunks are the engine's own."""
+    """Including where the ring buffer wraps around; with the engine's chunk size."""
     bundle = Bundle.open(text.bundle)
     machine = compile_here(bundle.config, bundle.plan)
     model = CompiledModel(bundle.config, machine, bundle.weights(), bundle.plan.kv)
@@ -62,7 +62,7 @@ def test_the_engine_is_its_blocks(
 def test_the_phones_engine(
     cpu: str, text: Built, tmp_path_factory: pytest.TempPathFactory, record_property: Record
 ) -> None:
-    """NEON, dot products, matrices of int8: each under qemu beside the PC's."""
+    """NEON, dotprod and i8mm: each under qemu, compared with the PC's engine."""
     need_qemu()
     if "android-arm64" not in Bundle.open(text.bundle).manifest.targets:
         add_phone(text.bundle)
@@ -80,7 +80,7 @@ def test_the_phones_engine(
 
 
 def test_the_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str], text: Built) -> None:
-    """Converted as its users do it: verified against int8 arithmetic, its golden answers too."""
+    """Converted as users do: verified against int8 arithmetic and by its golden answers."""
     folder = tmp_path / "demo"
     assert main(["convert", "-o", str(folder), "--target", "host", "--kv", INT8]) == 0
     capsys.readouterr()
@@ -89,7 +89,7 @@ def test_the_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str], text: Buil
     assert (report["kv_cache"], report["failed_stages"]) == (INT8, [])
     same = [c for c in report["checks"] if c["metric"] == "SQNR, same arithmetic"]
     layers = [c["value"] for c in same if c["stage"] in ("decoder layers", "sliding window")]
-    # To float16 arithmetic they would be some 35 dB, which would pass, too.
+    # Against float16 arithmetic it would be about 35 dB, which would also pass.
     assert np.median([float(value) for value in layers]) > 45
     bundle = Bundle.open(folder)
     assert GOLDEN in bundle.manifest.files

@@ -1,4 +1,4 @@
-"""The engine's log-probabilities are those of PyTorch's log-softmax, and go with the answer."""
+"""The engine's log-probabilities equal PyTorch's log-softmax and belong to the answer's tokens."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_they_are_the_log_softmax(
     rng = np.random.default_rng(size + count)
     logits = rng.normal(0, 8, size).astype(np.float32)
     if count == 5:
-        logits = np.round(logits)  # many tie: the lowest id comes first
+        logits = np.round(logits)  # many ties: the lowest id comes first
     chosen = int(rng.integers(size))
     reply = components.call("logprobs", logits.tobytes(), chosen, count)
     half = len(reply) // 2
@@ -85,7 +85,7 @@ SAMPLED: dict[str, Any] = {"do_sample": True, "temperature": 2.0, "seed": 3}
 def test_an_answer_with_them(
     client: EngineClient, reference: ReferenceSession, options: dict[str, Any]
 ) -> None:
-    """They are of the model's own distribution, whatever the sampling is."""
+    """They describe the model's own distribution, whatever the sampling options."""
     steps: list[StepLogprobs] = []
     heard: list[tuple[str, int]] = []
     answer = client.chat(

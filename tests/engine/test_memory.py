@@ -1,4 +1,4 @@
-"""After warm-up the engine's memory does not grow, whatever is asked of it."""
+"""After warm-up the engine's memory does not grow, whatever the requests."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def client(built: Built, monkeypatch: pytest.MonkeyPatch) -> Iterator[WatchedEng
 
 
 def _conversation(client: WatchedEngine, number: int, turns: int) -> None:
-    """Talks until the window is full; every third time about a new picture, sampled or greedy."""
+    """Chats until the window is full; every third time about a new picture, sampled or greedy."""
     image = None
     if number % 3 == 0:
         image = client.image(random_picture(30 + number % 50, 40, number))[Field.IMAGE]
@@ -57,7 +57,7 @@ def test_a_thousand_turns(client: WatchedEngine, record_property: Record) -> Non
 
 
 def test_many_pictures(client: WatchedEngine, tmp_path: Path, record_property: Record) -> None:
-    """Of all sizes, encoded, kept in files, taken back."""
+    """Pictures of many sizes: encoded, saved to files, restored."""
     sizes = [(7, 300), (300, 7), (100, 100), (640, 480)]
 
     def look(number: int) -> None:
@@ -93,7 +93,7 @@ def test_bundles_again_and_again(client: WatchedEngine, built: Built) -> None:
 def test_bad_requests_leak_nothing(
     client: WatchedEngine, built: Built, tmp_path: Path, record_property: Record
 ) -> None:
-    """Neither memory nor open files; the next request works."""
+    """Neither memory nor file descriptors; the next request works."""
     picture = tmp_path / "picture"
     write_picture_file(picture, random_picture(40, 40))
     (tmp_path / "short").write_bytes(picture.read_bytes()[:-1])
@@ -126,7 +126,7 @@ def test_bad_requests_leak_nothing(
 
 
 def test_a_line_of_100_megabytes(client: WatchedEngine) -> None:
-    """Is skipped, not kept."""
+    """It is skipped, not buffered."""
     before = client.memory("VmHWM")
     part = b"x" * 1_000_000
     client.send_raw(b'{"op": "reset", "text": "')

@@ -1,4 +1,4 @@
-"""Pictures kept in files, the self-check, measurements, threads: what the engine does besides."""
+"""The engine's other operations: saved pictures, the self-check, measurements, threads."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def running(built: Built) -> Iterator[WatchedEngine]:
 
 @pytest.fixture
 def client(built: Built, running: WatchedEngine) -> WatchedEngine:
-    """An engine with the bundle, fresh."""
+    """An engine with the bundle freshly loaded."""
     running.load(built.bundle, window=WINDOW)
     return running
 
@@ -75,7 +75,7 @@ def test_hello_names_the_machine(running: WatchedEngine) -> None:
 def test_a_saved_picture_answers_as_the_encoded(
     client: WatchedEngine, built: Built, tmp_path: Path
 ) -> None:
-    """In another run of the engine, too."""
+    """Including in another run of the engine."""
     path = tmp_path / "embeddings"
     image = client.image(random_picture(70, 40))[Field.IMAGE]
     client.save_image(image, path)
@@ -89,7 +89,7 @@ def test_a_saved_picture_answers_as_the_encoded(
     values = np.frombuffer(content[HEADER.size + length :], "<f4").reshape(tokens, width)
     assert values.shape == (9, 256) and np.ptp(values) > 0.1
     assert [p.name for p in tmp_path.iterdir()] == ["embeddings"], "no half-written file"
-    client.load(built.bundle, window=WINDOW)  # forgets the picture
+    client.load(built.bundle, window=WINDOW)  # evicts the picture
     for remembered in (False, True):
         line = client.restore_image(path)
         assert (line[Field.IMAGE], line[Field.REMEMBERED]) == (image, remembered)
@@ -214,7 +214,7 @@ def test_a_converted_bundle_checks_itself(
 def test_self_check_finds_altered_weights(
     client: WatchedEngine, built: Built, tmp_path: Path
 ) -> None:
-    """A file with the right size and other bytes is loaded: hashes are not read at a start."""
+    """A file of the right size with altered bytes is loaded: loading does not check hashes."""
     answer = client.chat(ask(QUESTIONS[0]), max_new_tokens=8)
     folder = add_golden(
         built.bundle, tmp_path / "altered", [golden_prompt(QUESTIONS[0], None, answer.ids)]
@@ -284,7 +284,7 @@ def test_bandwidth(client: WatchedEngine) -> None:
 
 
 def test_profile(client: WatchedEngine, built: Built) -> None:
-    """Every kernel of what ran since the last look, and no more time than passed."""
+    """Every kernel that ran since the last profile, and no more time than elapsed."""
     assert client.profile() == []
     started = time.perf_counter()
     client.chat(ask(QUESTIONS[0]), max_new_tokens=3)
@@ -304,7 +304,7 @@ def test_profile(client: WatchedEngine, built: Built) -> None:
 
 
 def test_too_little_memory(built: Built) -> None:
-    """A named error; what was loaded stays."""
+    """It is a named error, and the loaded bundle stays."""
     with EngineClient(engine_command(LOCAL, built.program)) as client:
         client.load(built.bundle, window=WINDOW)
         pid = client._process.pid

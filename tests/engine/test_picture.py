@@ -1,4 +1,4 @@
-"""The engine resizes as Pillow does, to the bit, and in little memory; bad files are refused."""
+"""The engine resizes bit-exactly like Pillow, in little memory, and refuses bad files."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MEMORY_LIMIT = 50 * 2**20  # bytes beyond the picture's own
 
 
 def random_picture(width: int, height: int, seed: int = 0) -> Image.Image:
-    """Noise, so that every rounding counts; with black and white, so that results are clipped."""
+    """Noise, so that every rounding shows; with black and white, so that results are clipped."""
     rng = np.random.default_rng(seed)
     levels = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
     levels[rng.random((height, width)) < 0.3] = 0
@@ -40,7 +40,7 @@ def _resized(components: Components, path: Path, size: int) -> tuple[np.ndarray,
 
 
 def _columns_first(picture: Image.Image, size: int) -> np.ndarray:
-    """Resizes with Pillow; one call would begin with the rows of a tall picture since 13.0."""
+    """Resizes with Pillow in two calls: since 13.0, one call starts with a tall picture's rows."""
     wide = picture.resize((size, picture.height), Image.Resampling.BICUBIC)
     return np.asarray(wide.resize((size, size), Image.Resampling.BICUBIC))
 
@@ -72,7 +72,7 @@ def test_random_sizes(components: Components, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("shape", [(1, 200_000), (600_000, 2), (900_000, 1)])
 def test_very_long_pictures(components: Components, tmp_path: Path, shape: tuple[int, int]) -> None:
-    """So wide that the weights are made for some columns at a time."""
+    """So wide that the weights are computed for a few columns at a time."""
     _assert_same(components, random_picture(*shape), tmp_path / "picture", 56)
 
 

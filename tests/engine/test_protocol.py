@@ -1,4 +1,4 @@
-"""The names that C++ and Python share are the same."""
+"""C++ and Python use the same protocol names."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NAMESPACES = {
 
 
 def _header_names() -> dict[str, dict[str, str]]:
-    """Returns what each namespace of the headers defines, under Python's names."""
+    """Returns the constants of each namespace in the headers, by their Python names."""
     text = "".join((ENGINE / name).read_text("utf-8") for name in ("protocol.h", "error.h"))
     found: dict[str, dict[str, str]] = {}
     for name, body in re.findall(

@@ -1,4 +1,4 @@
-"""The engine's sampler keeps the tokens that `runtime.inputs.sampling` keeps, and is repeatable."""
+"""The engine's sampler keeps the same tokens as `runtime.inputs.sampling` and is reproducible."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_greedy_takes_the_first_of_the_likeliest(components: Components) -> None
 
 
 class Xoshiro:
-    """xoshiro256** with a state from splitmix64, written down once more."""
+    """xoshiro256** seeded with splitmix64, implemented independently."""
 
     MASK = 2**64 - 1
 

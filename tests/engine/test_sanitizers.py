@@ -1,4 +1,4 @@
-"""The engine under AddressSanitizer and UndefinedBehaviorSanitizer, and for a minute under fuzz."""
+"""The engine under AddressSanitizer and UndefinedBehaviorSanitizer, and fuzzed for a minute."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_every_operation(
     monkeypatch.setenv("TVM_NUM_THREADS", str(threads))
     with WatchedEngine([str(sanitized.engine)]) as client:
         every_operation(client, sanitized.bundle, tmp_path)
-    # A leak is told of at the end, and changes the exit code.
+    # A leak is reported at exit and changes the exit code.
     assert client._process.exit_code == 0, client._process._last_words
 
 
@@ -50,7 +50,7 @@ def test_fuzz(
     monkeypatch: pytest.MonkeyPatch,
     record_property: Record,
 ) -> None:
-    monkeypatch.chdir(tmp_path)  # gets an input that is too much
+    monkeypatch.chdir(tmp_path)  # where libFuzzer writes a failing input
     found = tmp_path / "found"
     found.mkdir()
     record_property(target, fuzz(sanitized, target, SECONDS, found))

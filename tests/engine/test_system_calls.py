@@ -1,4 +1,4 @@
-"""Android kills an app's processes for system calls outside a list; the engine makes none."""
+"""Android kills processes for system calls that are not on its list; the engine makes none."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.engine.system_calls import (
 from tests.support.compare import Record
 from tests.support.needs import need_qemu
 
-# What the operations cannot do without: reading, mapping, writing, renaming files; threads.
+# Calls that the operations need: reading, mapping, writing and renaming files; threads.
 EXPECTED = {
     *("openat", "read", "readv", "mmap", "munmap", "write", "pwrite64", "fstat"),
     *("renameat", "fchmod", "clone", "futex", "exit_group"),
@@ -48,7 +48,7 @@ def test_every_operation_stays_within_androids_lists(
 
 
 def test_a_forbidden_call_is_found(tmp_path: Path) -> None:
-    """In a program that makes some, one of them in a thread."""
+    """In a program that makes several, one of them in a thread."""
     need_qemu()
     tests = Tree(name="tests", folder=Path(__file__).parent)
     unit = Unit(
@@ -90,7 +90,7 @@ def test_logs_are_read_whole() -> None:
 
 
 def test_the_lists() -> None:
-    """They differ from version to version, and the oldest has what any program needs."""
+    """They differ between versions; the oldest has the calls that every program needs."""
     allowed = allowed_calls()
     assert list(allowed) == ["8.0", "10", "12", "15"]
     assert allowed["8.0"] >= EXPECTED

@@ -1,4 +1,4 @@
-"""Tokenizer, prompt and text stream of the engine give what their Python originals give."""
+"""The engine's tokenizer, prompt and text stream give the same results as the Python ones."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def model(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def tokenizer(model: Path, components: Components) -> Tokenizer:
-    """The original, while the engine's has the same file."""
+    """The Python tokenizer; the engine loads the same file."""
     components.call("load", model.read_bytes())
     return Tokenizer(model)
 
@@ -66,7 +66,7 @@ def _text(rng: random.Random, longest: int = 12) -> str:
 
 
 def _merging(tokenizer: Tokenizer) -> list[str]:
-    """Returns texts whose last character is in one piece with a `<` that follows."""
+    """Returns texts whose last character forms one piece with a following `<`."""
     pieces = map(tokenizer._sp.id_to_piece, range(tokenizer.vocab_size))
     return [piece[:-1].replace("▁", " ") for piece in pieces if piece[1:].endswith("<")]
 
@@ -192,7 +192,7 @@ def test_files_that_are_no_model_are_refused(components: Components, damage: byt
 
 
 def _answer(rng: random.Random, tokenizer: Tokenizer) -> list[int]:
-    """Returns random ids, many of them bytes: of whole characters, of cut ones, of none."""
+    """Returns random ids, many of them bytes: of whole, truncated and invalid characters."""
     byte = {i: tokenizer._sp.piece_to_id(f"<0x{i:02X}>") for i in range(256)}
     ids: list[int] = []
     for _ in range(rng.randrange(1, 25)):
@@ -207,9 +207,9 @@ def _answer(rng: random.Random, tokenizer: Tokenizer) -> list[int]:
         elif kind == 3:
             ids += tokenizer.encode(rng.choice([" ", "\n", "\u3000", "\ufffd", " \n ", "\u00a0"]))
         elif kind == 4:
-            ids.append(rng.randrange(tokenizer.vocab_size + 50))  # some are no piece's
+            ids.append(rng.randrange(tokenizer.vocab_size + 50))  # some have no piece
         elif kind == 5:
-            ids += rng.choices(range(3), k=rng.choice([1, 1, 2, 3]))  # control pieces
+            ids += rng.choices(range(3), k=rng.choice([1, 1, 2, 3]))  # control tokens
         else:
             ids += tokenizer.encode(rng.choice(PIECES))
     return ids
@@ -234,7 +234,7 @@ def test_streams_are_the_same_piece_by_piece(tokenizer: Tokenizer, components: C
 
 
 def test_stop_strings_end_an_answer(tokenizer: Tokenizer, components: Components) -> None:
-    """Where the first stop string begins, whatever tokens it comes in; nothing of it is passed."""
+    """The answer ends before the first stop string, however it is split into tokens."""
     rng = random.Random(5)
     stops = ["ab", "abc", "。中", "\n\n", "xyx"]
     stopped = 0

@@ -50,7 +50,7 @@ def unit(tmp_path: Path) -> Unit:
 
 
 def compiled(cache: Path, unit: Unit) -> tuple[list[Path], int]:
-    """Compiles; returns the objects, and how many of them were missing."""
+    """Compiles; returns the objects, and how many were not in the cache."""
     heard: list[tuple[int, int]] = []
     with Toolchain(TRIPLE, cache=cache, jobs=1) as toolchain:
         objects = toolchain.compile(unit, lambda _, done, total: heard.append((done, total)))
@@ -151,7 +151,7 @@ def test_a_missing_symbol_is_named(cache: Path, unit: Unit, tmp_path: Path) -> N
 
 
 class Zig:
-    """A stand-in for zig, installed in some folder: what its libraries hold tells how it ran."""
+    """A fake zig in some folder; the contents of its libraries record how it was run."""
 
     SCRIPT = """
 echo ran >> {log}
@@ -166,7 +166,7 @@ echo "ld.lld -o empty global/o/1/{ordered}" >&2
         self.log.touch()
 
     def compiler(self, place: str, names: Sequence[str] = LINKED, text: str = "") -> Compiler:
-        """Installs it; `names` are those of what it links with."""
+        """Installs it; `names` are the libraries that it links."""
         library = self._home / place / "lib"
         library.mkdir(parents=True, exist_ok=True)
         script = self.SCRIPT.format(

@@ -1,4 +1,4 @@
-"""A processor that can run nothing of what was compiled gets an error with a name."""
+"""On a processor that supports none of the compiled blocks, the engine reports a named error."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PREFIX = "blocks_"
 
 
 def _engine(target: str, triple: str, requires: tuple[str, ...], program: Path) -> Path:
-    """Links an engine that says it has blocks; it never comes to call them."""
+    """Links an engine that claims to have blocks, which it never calls."""
     library = BlockLibrary(prefix=PREFIX, requires=requires, objects=())
     try:
         build_engine(target, triple, [library], program, "program")
@@ -62,5 +62,5 @@ def test_an_older_phone(tmp_path: Path) -> None:
 def test_an_older_pc(built: Built) -> None:
     """The host's engine as it is converted: its blocks need AVX2."""
     if shutil.which(QEMU_X86) is None:
-        pytest.skip(f"{QEMU_X86} is not installed; it imitates old PCs")
+        pytest.skip(f"{QEMU_X86} is not installed; it emulates old PCs")
     assert "x86-64-v3" in _refused([QEMU_X86, "-cpu", "Nehalem", str(built.program.path)])

@@ -1,4 +1,4 @@
-"""The window's integer rules against the reference's KV cache, and its slots against a ring."""
+"""The window's rules, compared with the reference's KV cache, and its slots, with a ring buffer."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ WINDOWS = [
 
 
 class Ring:
-    """What is in the slots of a cache, from the tokens that were written to them."""
+    """The contents of a cache's slots, from the tokens written to them."""
 
     def __init__(self, window: int, pinned: int, chunk: int, tile: int) -> None:
         def up(value: int) -> int:
@@ -68,7 +68,7 @@ def test_random_appends_and_truncations(
 
 
 def _append(components: Components, cache: KVCache, ring: Ring, count: int) -> None:
-    """Appends to both; every key that a query sees must be in its slot, whatever came before."""
+    """Appends to both; every key that a query sees must be in its slot."""
     queries = torch.arange(cache.length, cache.length + count)
     cache.extend(queries)
     visible = cache.visible(queries)

@@ -1,4 +1,4 @@
-"""What `make android-tools` and the set-up of tests install, with a stand-in for apt-get."""
+"""`make android-tools` and the test set-up, with a fake apt-get."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ echo "apt-get $*" >> "$MACHINE/log"
 [ ! -e "$MACHINE/empty" ] || exit 0
 for name in $(cat "$MACHINE/brings"); do ln -s /bin/true "$MACHINE/bin/$name"; done
 """
-# As Maven does: the file that is asked for, into the folder that is named.
+# Like Maven: copies the requested artifact into the given folder.
 MAVEN = """#!/bin/sh
 for argument; do case $argument in
 -Dartifact=*) IFS=: read -r group name version <<END
@@ -34,7 +34,7 @@ cp "$MACHINE/jar" "$folder/$name-$version.jar"
 
 
 class Machine:
-    """A machine with no programs but what a test puts on it."""
+    """A machine on which only a test's programs are installed."""
 
     def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.root, self.bin, self.cache = root, root / "bin", root / "cache"
@@ -61,7 +61,7 @@ class Machine:
         (self.bin / name).chmod(0o755)
 
     def lacks(self, *names: str) -> None:
-        """Takes programs away; apt-get brings them."""
+        """Removes programs, which apt-get then installs."""
         self.add("apt-get")
         (self.root / "brings").write_text(" ".join(names))
         for name in names:

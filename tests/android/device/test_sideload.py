@@ -1,4 +1,4 @@
-"""`minicpmv sideload` on a stand-in for adb, which fails in the ways that adb fails."""
+"""`minicpmv sideload` with a fake adb that fails in the same ways as the real one."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def test_the_command_goes_on_with_half_copied_weights(
     )
     (folder / f"{weights.name}.part-01234567").write_bytes(b"of another bundle")
     (folder / weights.name).write_bytes(b"of an older bundle")
-    phone.free((200 << 20) + weights.stat().st_size - (1 << 19))  # for the rest it is enough
+    phone.free((200 << 20) + weights.stat().st_size - (1 << 19))  # enough for the rest
     assert main(["sideload", str(apk), "--bundle", str(bundle.path)]) == 0
     assert [path.name for path in folder.iterdir()] == [weights.name]
     assert sha256(folder / weights.name) == sha256(weights)

@@ -1,4 +1,4 @@
-// A bundle from outside: the manifest, a byte of zero, the weights file.
+// Fuzzes bundles. The input is the manifest, a zero byte, and the weights file.
 #include "runtime/engine/bundle.h"
 
 #include <cstdint>
@@ -18,7 +18,7 @@ void Write(const std::string& path, std::string_view content) {
   if (!file) std::abort();
 }
 
-// Reads every byte that a bundle says is a tensor's.
+// Reads every byte of every tensor in a bundle.
 void ReadAll(const minicpmv::Bundle& bundle) {
   uint64_t sum = 0;
   for (const auto& [name, shape] : minicpmv::TensorShapes(bundle.config())) {
@@ -26,7 +26,7 @@ void ReadAll(const minicpmv::Bundle& bundle) {
       for (size_t i = 0; i < part.size; ++i) sum += part.data[i];
     }
   }
-  __asm__ volatile("" : : "r"(sum));  // the sum counts as used
+  __asm__ volatile("" : : "r"(sum));  // keeps the reads from being optimized away
 }
 
 }  // namespace

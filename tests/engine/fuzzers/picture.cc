@@ -1,4 +1,4 @@
-// Files from outside that one request reads: decoded pixels, and kept image tokens.
+// Fuzzes files that a request reads: decoded pixels and saved image tokens.
 #include <cstdint>
 #include <cstdlib>
 #include <fstream>
@@ -24,7 +24,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   } catch (const EngineError&) {
   }
   try {
-    // What is taken is written again as it was.
+    // An accepted file must survive a round trip.
     const EncodedPicture picture = LoadEmbeddings("file", identity);
     if (SaveEmbeddings("again", identity, picture) != static_cast<int64_t>(size)) std::abort();
   } catch (const EngineError&) {

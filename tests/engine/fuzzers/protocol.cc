@@ -1,6 +1,6 @@
-// Lines from outside, through a server with a loaded model.
+// Fuzzes request lines, with a server that has a model loaded.
 //
-// MINICPMV_FUZZ_BUNDLE names the bundle. The end of the input cancels what takes long.
+// MINICPMV_FUZZ_BUNDLE is the bundle's path. The end of the input cancels long requests.
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -21,10 +21,10 @@ namespace minicpmv {
 namespace {
 
 constexpr size_t kLineLimit = 4096;
-// While as many wait, the queue does not read on, and would not hear of the end.
+// With this many lines queued, the queue stops reading and would not see the end of the input.
 constexpr int64_t kMaxLines = 15;
 
-// Says whether a request could name a file outside the working folder.
+// Returns whether a request could name a file outside the working folder.
 bool LeavesFolder(std::string_view input) {
   return input.find('/') != std::string_view::npos ||
          input.find("\\u002") != std::string_view::npos ||

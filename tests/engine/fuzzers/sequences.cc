@@ -1,8 +1,8 @@
-// Sequences of requests, through a server in this process: right ones and wrong ones in any order,
-// more than the window holds, numbers that no type holds, cancels in the middle of an answer.
+// Fuzzes sequences of requests to a server in this process: valid and invalid ones in any order,
+// longer than the window, numbers out of range, cancels in the middle of an answer.
 //
-// MINICPMV_FUZZ_BUNDLE names the bundle. The input chooses requests; a client sends them, hears
-// the events, and ends the process where the protocol is broken.
+// MINICPMV_FUZZ_BUNDLE is the bundle's path. The input chooses the requests; a client sends them,
+// reads the events, and aborts if the protocol is violated.
 #include <fcntl.h>
 #include <fuzzer/FuzzedDataProvider.h>
 #include <poll.h>
@@ -36,45 +36,84 @@ using Clock = std::chrono::steady_clock;
 
 constexpr size_t kLineLimit = 1 << 15;
 constexpr int kMaxSteps = 12;
-constexpr int kMaxBatch = 8;        // lines at once; from 16 on the queue does not read on
+constexpr int kMaxBatch = 8;        // lines at once; with 16 queued, the queue stops reading
 constexpr int64_t kMaxEvents = 40;  // of a request, before it is cancelled
 constexpr int kQuietMs = 40;        // without an event, before it is cancelled
 constexpr int kEndlessMs = 10'000;  // after a cancel
 
 const char* const kNumbers[] = {
-    "1", "2", "7", "0", "-1", "64", "20000", "2147483648", "4294967296", "1048577",
-    "9007199254740993", "9223372036854775807", "9223372036854775808", "-9223372036854775808",
-    "18446744073709551616", "123456789012345678901234567890", "1e308", "1e999", "-1e999", "0.5",
-    "1.0", "-0", "5e-324", "NaN", "null", "true", "\"1\"", "[]", "{}",
+    "1",
+    "2",
+    "7",
+    "0",
+    "-1",
+    "64",
+    "20000",
+    "2147483648",
+    "4294967296",
+    "1048577",
+    "9007199254740993",
+    "9223372036854775807",
+    "9223372036854775808",
+    "-9223372036854775808",
+    "18446744073709551616",
+    "123456789012345678901234567890",
+    "1e308",
+    "1e999",
+    "-1e999",
+    "0.5",
+    "1.0",
+    "-0",
+    "5e-324",
+    "NaN",
+    "null",
+    "true",
+    "\"1\"",
+    "[]",
+    "{}",
 };
-// What an int64 holds, and hardly any field means.
+// Extreme int64 values, which hardly any field accepts.
 const char* const kLarge[] = {"20000", "2147483648", "4294967296", "9223372036854775807"};
-// Of a buffer; more would be slow. By default it has 256 MiB.
+// Size of a buffer; the default of 256 MiB would be slow.
 const char* const kSizes[] = {"1048576", "1048575", "1073741825", "9223372036854775808", "-1"};
 const char* const kTexts[] = {
-    "What colour?", "图片里有几个圆形？", "", " ", "<image>", "</image>",
-    "<ref>cat</ref><box>1</box>", "<unk><s></s>", "\\ud83d\\ude00", "\\ud800", "\\u0000",
-    "a\\nb", "<用户>", "<AI>", "\xff",
+    "What colour?",
+    "图片里有几个圆形？",
+    "",
+    " ",
+    "<image>",
+    "</image>",
+    "<ref>cat</ref><box>1</box>",
+    "<unk><s></s>",
+    "\\ud83d\\ude00",
+    "\\ud800",
+    "\\u0000",
+    "a\\nb",
+    "<用户>",
+    "<AI>",
+    "\xff",
 };
 const char* const kRoles[] = {"user", "assistant", "system", ""};
 const char* const kPaths[] = {"picture", "row", "missing", ".", "saved", "output", ""};
 const char* const kImages[] = {"0", "ffffffffffffffff", "10000000000000000", "", "x", "-1"};
-const char* const kTaps[] = {"preprocess",  "vision_embed", "vision_block", "vision_norm",
-                             "resampler",   "embed",        "layers",       "logits", "none"};
-const char* const kOthers[] = {"reset",  "selfcheck", "profile", "cancel",
+const char* const kTaps[] = {"preprocess",  "vision_embed", "vision_block",
+                             "vision_norm", "resampler",    "embed",
+                             "layers",      "logits",       "none"};
+const char* const kOthers[] = {"reset",  "selfcheck", "profile",  "cancel",
                                "status", "",          "tokenize", "load"};
-const char* const kGarbage[] = {"",  "{",     "null", "[1]", "{\"op\": 1}", "{\"op\": \"reset\"",
-                                "x", "\xff\xfe", "{\"op\": \"cancel\", \"x\": 1}"};
+const char* const kGarbage[] = {"",    "{",           "null",
+                                "[1]", "{\"op\": 1}", "{\"op\": \"reset\"",
+                                "x",   "\xff\xfe",    "{\"op\": \"cancel\", \"x\": 1}"};
 
 constexpr char kQuestion[] =
     R"({"op": "chat", "messages": [{"role": "user", "content": "What?"}], "max_new_tokens": 1})";
 
 [[noreturn]] void Break(const std::string& rule, const std::string& line) {
-  std::fprintf(stderr, "broken: %s: %s\n", rule.c_str(), line.c_str());
+  std::fprintf(stderr, "violated: %s: %s\n", rule.c_str(), line.c_str());
   std::abort();
 }
 
-// Makes requests out of an input.
+// Generates requests from an input.
 class Requests {
  public:
   Requests(FuzzedDataProvider* input, std::string bundle)
@@ -82,10 +121,10 @@ class Requests {
 
   bool done() const { return input_.remaining_bytes() == 0; }
   bool Flag() { return input_.ConsumeBool(); }
-  bool Rarely() { return Below(8) == 7; }  // not where the input is at its end
+  bool Rarely() { return Below(8) == 7; }  // never once the input is exhausted
   int Below(int limit) { return input_.ConsumeIntegralInRange<int>(0, limit - 1); }
 
-  // Returns a line with an id; what a picture is called is the client's to know.
+  // Returns a line with an id; the client fills in the name of the picture.
   std::string Next(int64_t id, const std::string& image) {
     image_ = image;
     const std::string fields = Fields();
@@ -161,7 +200,7 @@ class Requests {
            Perhaps("per_layer", One(kFlags));
   }
 
-  // Mostly turns that a model may answer.
+  // Mostly valid conversations.
   std::string Messages() {
     std::string turns;
     const int count = Rarely() ? Below(4) : 1 + 2 * Below(3);
@@ -173,7 +212,7 @@ class Requests {
     return With("messages", "[" + turns + "]");
   }
 
-  // Now and then more than any window here holds, or a line.
+  // Now and then longer than any window here, or than a line may be.
   std::string Text() {
     const std::string text = Rarely() ? One(kTexts) : kTexts[Below(2)];
     const int times[] = {1, 1, 1, 1, 2, 3, 9, Rarely() ? 3000 : 40};
@@ -197,13 +236,13 @@ class Requests {
   std::string image_;
 };
 
-// Sends lines and hears what comes back.
+// Sends lines and checks the replies.
 class Client {
  public:
-  // requests: a pipe's writing end; events: a pipe's reading end.
+  // requests: the write end of a pipe; events: the read end of a pipe.
   Client(int requests, int events) : requests_(requests), events_(events) {}
 
-  // Sends lines in one go; they have the ids from the next on.
+  // Sends lines at once, with consecutive ids.
   void Send(const std::vector<std::string>& lines) {
     std::string bytes;
     for (const std::string& line : lines) {
@@ -215,7 +254,7 @@ class Client {
     }
   }
 
-  // Waits until everything is answered. What takes more than `patience` events is cancelled.
+  // Waits for all replies. Requests with more than `patience` events are cancelled.
   void HearAll(int64_t patience) {
     std::optional<Clock::time_point> cancelled;
     for (int64_t heard = 0; !waiting_.empty(); ++heard) {
@@ -233,11 +272,11 @@ class Client {
 
   int64_t next_id() const { return next_id_; }
   const std::string& image() const { return image_; }
-  bool answered() const { return answered_; }  // the latest, and not with an error
-  int loads() const { return loads_; }         // bundles that are loaded
+  bool answered() const { return answered_; }  // the last request succeeded
+  int loads() const { return loads_; }         // bundles loaded
 
  private:
-  // Waits for a whole line.
+  // Waits for a complete line.
   bool Wait(int ms) {
     while (buffer_.find('\n') == std::string::npos) {
       pollfd ready{events_, POLLIN, 0};
@@ -257,7 +296,7 @@ class Client {
     return line;
   }
 
-  // Every event is of the oldest request that has no answer; its last one is `done` or `error`.
+  // Events belong to the oldest unanswered request; its last one is `done` or `error`.
   void Hear(const std::string& line) {
     try {
       Fields event(ParseJson(line, "broken", line), "broken", line);
@@ -301,7 +340,7 @@ class Client {
 
   const int requests_, events_;
   int64_t next_id_ = 1;
-  std::deque<int64_t> waiting_;  // ids of requests without an answer
+  std::deque<int64_t> waiting_;  // ids of unanswered requests
   std::string buffer_, text_, image_;
   bool answered_ = false;
   int loads_ = 0;
@@ -310,7 +349,7 @@ class Client {
 struct Pipe {
   Pipe() {
     if (pipe2(ends, O_CLOEXEC) != 0) std::abort();
-    fcntl(ends[1], F_SETPIPE_SZ, 1 << 20);  // nobody waits for a reader
+    fcntl(ends[1], F_SETPIPE_SZ, 1 << 20);  // so that writers do not block
   }
   ~Pipe() {
     close(ends[0]);
@@ -329,7 +368,7 @@ std::string BundleFolder() {
   return bundle;
 }
 
-// Sends what the input says, then a question that must be answered whatever was before.
+// Sends the requests of the input, then a question that must always be answered.
 void Talk(FuzzedDataProvider* input, bool is_loaded, Client* client) {
   const std::string bundle = BundleFolder();
   const std::string load = R"({"op": "load", "window": 40, "bundle": ")" + bundle + "\"}";
@@ -378,7 +417,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   static const LineWriter writer(events.ends[1]);
   static const BlockLibrary& blocks = ChooseBlocks(kBlockLibraries, CpuFeatures());
   static const Program program{kTarget, kProgramId, blocks.prefix};
-  // Loading takes longer than most sequences: what is loaded stays for the next input.
+  // Loading takes longer than most sequences, so the model stays loaded for the next input.
   static Server loaded(program, &writer);
   static bool is_loaded = false;
   FuzzedDataProvider input(data, size);

@@ -1,6 +1,6 @@
-// Text from outside: encoded, decoded, and streamed.
+// Fuzzes text: encoding, decoding and streaming.
 //
-// MINICPMV_FUZZ_BUNDLE names the bundle whose tokenizer is taken.
+// MINICPMV_FUZZ_BUNDLE is the path of the bundle whose tokenizer is used.
 #include <cstdint>
 #include <cstdlib>
 #include <fstream>
