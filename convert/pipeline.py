@@ -122,7 +122,7 @@ def convert(
     Raises:
         ConfigError: an option is unknown, or does not apply to what is made.
         CheckpointError: the checkpoint is incomplete, damaged or of another model.
-        BundleError: an output folder holds something else, or the disk is full.
+        OutputFolderError: an output folder holds something else, or the disk is full.
         ToolkitError: the base class of these, and of all other errors that a user can fix.
     """
     started = time.monotonic()

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import msgspec
 from msgspec import Struct
 
+from convert.bundle.errors import BundleError
 from convert.bundle.plan import Plan, Recipe, make_plan
 from convert.bundle.program import Program
 from convert.bundle.weights_file import WeightsFile
@@ -22,7 +23,7 @@ from convert.support.output_folder import FolderKind
 from convert.support.progress import Progress, silent
 from convert.support.regular_file import open_regular
 from convert.support.strict_json import load_json
-from quantize.errors import BundleError, ToolkitError
+from quantize.errors import ToolkitError
 
 FORMAT_VERSION = 2
 MANIFEST, WEIGHTS = "bundle.json", "weights.safetensors"

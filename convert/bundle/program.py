@@ -16,8 +16,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from convert.bundle.errors import BundleError
 from convert.support.hashing import feed
-from quantize.errors import BundleError
 
 # A bundle contains no symbolic links, and opening a pipe must not block.
 _FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from convert.bundle.errors import BundleError
 from convert.support.regular_file import open_regular
 from convert.support.strict_json import parse_json
-from quantize.errors import BundleError
 
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector of any target
 PAD = "__pad."

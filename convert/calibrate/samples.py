@@ -21,11 +21,12 @@ from convert.checkpoint.reader import Checkpoint
 from convert.support.json_text import json_lines
 from convert.support.regular_file import read_regular
 from convert.support.strict_json import parse_json
-from quantize.errors import CalibrationError, PictureError, PromptError
+from quantize.errors import ToolkitError
 from runtime.demo.questions import LANGUAGES, random_example
 from runtime.demo.scenes import draw, random_scene
 from runtime.inputs.picture import open_picture, preprocess
-from runtime.inputs.prompt import Message, Tokenizer, check_question
+from runtime.inputs.picture_format import PictureError
+from runtime.inputs.prompt import Message, PromptError, Tokenizer, check_question
 
 SETTINGS = CONFIGS / "calibration.json"
 _KEYS = {"image", "question", "answer"}
@@ -33,6 +34,10 @@ _LINE_BYTES = 1 << 20
 _MAX_TOKENS = 2048  # of a sample
 
 _LOG = logging.getLogger(__name__)
+
+
+class CalibrationError(ToolkitError):
+    """A calibration sample is missing, malformed, or does not suit the model."""
 
 
 @dataclass(frozen=True)

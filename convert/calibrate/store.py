@@ -23,8 +23,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from torch import Tensor
 
+from convert.calibrate.samples import CalibrationError
 from convert.support.cache import hash_file, is_damaged, is_whole, keep, kept_entry, writing
-from quantize.errors import CalibrationError
 from quantize.layout import pack_mlc, unpack_mlc
 from quantize.schemes import Array
 

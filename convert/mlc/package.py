@@ -18,6 +18,7 @@ from typing import Any
 
 from msgspec import structs
 
+from convert.bundle.errors import BundleError
 from convert.bundle.manifest import GENERATION, BundleSource, FileRecord
 from convert.bundle.plan import Plan, Recipe, make_plan
 from convert.calibrate.store import CalibratedWeights
@@ -30,7 +31,7 @@ from convert.support.progress import Progress
 from convert.support.strict_json import load_json
 from convert.support.versions import TOOLKIT, package_version
 from convert.support.whole_file import whole_file
-from quantize.errors import BundleError, ConfigError
+from quantize.errors import ConfigError
 from runtime.inputs.prompt import ASSISTANT, USER
 
 MANIFEST, CHAT_CONFIG, TOKENIZER = "mlc-package.json", "mlc-chat-config.json", "tokenizer.model"

@@ -10,9 +10,9 @@ import onnxruntime
 import torch
 from torch import Tensor
 
+from convert.bundle.errors import BundleError
 from convert.checkpoint.config import VisionConfig
 from convert.onnx.graph import FEATURES, INPUT, TOKENS
-from quantize.errors import BundleError
 from runtime.reference.model import MiniCPMV
 
 

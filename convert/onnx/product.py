@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from convert.bundle.errors import BundleError
 from convert.conversion.config import ConvertConfig
 from convert.conversion.conversion import Conversion
 from convert.conversion.product import Product
@@ -15,7 +16,6 @@ from convert.onnx.check import Difference, compare_onnx, sample_pixels
 from convert.onnx.export import KIND, MODEL, onnx_bytes, write_onnx
 from convert.support.console import Size
 from convert.support.output_folder import OutputFolder
-from quantize.errors import BundleError
 from runtime.reference.load import VISION, load_reference
 
 # The exported graph sums in another order than PyTorch does; both in float32.

@@ -23,7 +23,7 @@ from types import TracebackType
 
 from convert.support.scratch import ScratchError
 from convert.support.strict_json import load_json
-from quantize.errors import BundleError
+from quantize.errors import ToolkitError
 
 _MIB = 2**20
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -40,7 +40,11 @@ class FolderKind:
     noun: str  # what messages call it
 
 
-class SpaceError(BundleError):
+class OutputFolderError(ToolkitError):
+    """An output path is taken: it holds files that are not ours."""
+
+
+class SpaceError(OutputFolderError):
     """The disk is full, or has too little space for the output."""
 
 
@@ -64,7 +68,7 @@ class OutputFolder:
             resume: continue with what an interrupted run left, if anything.
 
         Raises:
-            BundleError: something else is there; it is left alone.
+            OutputFolderError: something else is there; it is left alone.
         """
         self.path = Path(
             os.path.realpath(path)
@@ -150,23 +154,23 @@ class OutputFolder:
 
 
 def check_free(path: Path, kind: FolderKind) -> None:
-    """Raises BundleError if replacing `path` would remove files that are not ours."""
+    """Raises OutputFolderError if replacing `path` would remove files that are not ours."""
     if not os.path.lexists(path):
         return
     if not path.is_dir():
-        raise BundleError(f"{path}: exists and is not a folder; choose another output")
+        raise OutputFolderError(f"{path}: exists and is not a folder; choose another output")
     if not any(path.iterdir()):
         return
     listed = _listed_files(path, kind)
     if listed is None:
-        raise BundleError(
+        raise OutputFolderError(
             f"{path}: exists but holds no {kind.noun} ({kind.manifest} is missing or not ours); "
             "choose another output, or remove it yourself"
         )
     names = {str(p.relative_to(path)) for p in path.rglob("*") if not p.is_dir() or p.is_symlink()}
     foreign = sorted(names - listed - {kind.manifest})
     if foreign:
-        raise BundleError(
+        raise OutputFolderError(
             f"{path}: holds {foreign[0]}, which is not part of the {kind.noun} and would be lost; "
             "move it away, or choose another output"
         )

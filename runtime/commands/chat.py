@@ -12,7 +12,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from convert.support.console import messages, results
-from quantize.errors import PromptError, ToolkitError
+from quantize.errors import ToolkitError
 from runtime.commands.chat_options import SETTINGS, ChatConfig, load_model
 from runtime.engine_client.options import add_engine_arguments, engine_options
 from runtime.sessions.conversation import Conversation, say
@@ -99,6 +99,8 @@ def run(args: argparse.Namespace) -> int:
     )
     is_empty = config.prompt is not None and not config.prompt.strip()
     if is_empty and not config.as_original:
+        from runtime.inputs.prompt import PromptError
+
         raise PromptError("--prompt is empty; expected a question")
     if config.web:
         from runtime.commands.chat_web import chat_on_page
@@ -181,6 +183,8 @@ def _handle(chat: Conversation, line: str) -> None:
     elif command == "/image" and argument:
         chat.show_picture(Path(argument).expanduser())
     elif command.startswith("/"):
+        from runtime.inputs.prompt import PromptError
+
         raise PromptError(f"{command!r} is not a command, or lacks its argument: {COMMANDS}")
     else:
         with _interruptible() as cancelled:

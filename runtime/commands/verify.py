@@ -12,9 +12,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from convert.bundle.errors import BundleError
 from convert.support.progress import Progress
 from convert.support.streams import print_json
-from quantize.errors import BundleError, CheckpointError, ConfigError
+from quantize.errors import CheckpointError, ConfigError
 from runtime.engine_client.options import (
     ADB,
     LOCAL,

@@ -9,10 +9,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from convert.bundle.errors import BundleError
 from convert.bundle.manifest import MANIFEST, Bundle, FileRecord
 from convert.bundle.targets import ABIS
 from convert.support.progress import Progress
-from quantize.errors import BundleError
 from runtime.engine_client.adb import Adb, AdbError, PhoneInfo
 from runtime.engine_client.client import SLOW_CANCEL_SECONDS, EngineClient
 from runtime.engine_client.options import ADB

@@ -13,10 +13,11 @@ from typing import Any
 from PIL import Image
 
 from convert.support.regular_file import read_regular
-from quantize.errors import PictureError, PromptError, ToolkitError
+from quantize.errors import ToolkitError
 from runtime.inputs.base64_text import base64_bytes
 from runtime.inputs.picture import open_picture
-from runtime.inputs.prompt import check_text
+from runtime.inputs.picture_format import PictureError
+from runtime.inputs.prompt import PromptError, check_text
 
 CHOICE_TOKENS, YES_NO_TOKENS, OPEN_TOKENS = 20, 100, 1024  # of answers, as OpenBMB's evaluation
 

@@ -9,12 +9,12 @@ from types import ModuleType
 from typing import Any
 
 from convert.support.progress import Progress
-from quantize.errors import PictureError, PromptError
 from runtime.engine_client.process import EngineDiedError
 from runtime.eval import cmmmu, mmbench, mme, mmmu
 from runtime.eval.items import BadRow, BenchmarkScore, EvalDataError, EvalItem, Questions, rows_of
 from runtime.eval.results import Results
-from runtime.inputs.prompt import Message
+from runtime.inputs.picture_format import PictureError
+from runtime.inputs.prompt import Message, PromptError
 from runtime.inputs.sampling import GenerationOptions
 from runtime.sessions.session import Session
 

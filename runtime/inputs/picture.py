@@ -13,8 +13,7 @@ from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
 from convert.support.regular_file import open_regular, require_regular
-from quantize.errors import PictureError
-from runtime.inputs.picture_format import START_BYTES, picture_format
+from runtime.inputs.picture_format import START_BYTES, PictureError, picture_format
 from runtime.inputs.picture_modes import to_rgb
 
 MAX_BYTES = 200 << 20  # of a file; more than any camera writes

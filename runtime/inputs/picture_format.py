@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from quantize.errors import PictureError
+from quantize.errors import ToolkitError
 
 START_BYTES = 32  # tell the format, and how many bits a PNG has
 ADVICE = "choose a JPEG, PNG or WebP"
@@ -31,6 +31,10 @@ _BRANDS: tuple[tuple[str, tuple[bytes, ...]], ...] = (
     ("HEIC", (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")),
     ("AVIF", (b"avif", b"avis")),
 )
+
+
+class PictureError(ToolkitError):
+    """A file is no picture, or one that is too large to decode safely."""
 
 
 def picture_format(start: bytes) -> str:

@@ -7,7 +7,7 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageChops, ImageCms
 
-from quantize.errors import PictureError
+from runtime.inputs.picture_format import PictureError
 
 _STRIP_PIXELS = 1 << 20  # converted at once: steps in between take little memory
 _WHITE = (255, 255, 255)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
 from convert.checkpoint.tokenizer_file import check_tokenizer, open_tokenizer
-from quantize.errors import PromptError
+from quantize.errors import ToolkitError
 
 if TYPE_CHECKING:
     from convert.checkpoint.config import ModelConfig
@@ -24,6 +24,10 @@ IMAGE_START, IMAGE_END = "<image>", "</image>"
 _SLICE_START, _SLICE_END = "<slice>", "</slice>"
 UNKNOWN_ID, BOS_ID, EOS_ID = 0, 1, 2
 ORIGINAL_PROMPT_LIMIT = 2048  # ids; the original silently drops what follows
+
+
+class PromptError(ToolkitError):
+    """A conversation is malformed or does not fit into the context window."""
 
 
 class Message(TypedDict):

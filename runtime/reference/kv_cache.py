@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from quantize.errors import PromptError
+from runtime.inputs.prompt import PromptError
 
 ATTENTION_SINKS = 4
 

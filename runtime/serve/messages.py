@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from quantize.errors import PromptError
-from runtime.inputs.prompt import Message, check_messages, check_question
+from runtime.inputs.prompt import Message, PromptError, check_messages, check_question
 from runtime.serve.data_url import picture_of, read_url
 from runtime.serve.errors import ApiError
 from runtime.serve.fields import unsupported, wrong

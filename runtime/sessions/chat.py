@@ -13,11 +13,11 @@ from PIL import Image
 
 from convert.support.regular_file import read_regular
 from convert.support.strict_json import parse_json
-from quantize.errors import PictureError, PromptError
 from runtime.engine_client.options import EngineOptions
 from runtime.inputs.base64_text import base64_bytes
 from runtime.inputs.picture import open_picture
-from runtime.inputs.prompt import Message, Tokenizer
+from runtime.inputs.picture_format import PictureError
+from runtime.inputs.prompt import Message, PromptError, Tokenizer
 from runtime.inputs.sampling import GenerationOptions
 from runtime.sessions.loader import load
 from runtime.sessions.session import Session

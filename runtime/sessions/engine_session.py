@@ -9,16 +9,18 @@ from typing import Any
 
 from PIL import Image
 
+from convert.bundle.errors import BundleError
 from convert.checkpoint.config import ModelConfig
 from convert.support.progress import Progress, silent
-from quantize.errors import BundleError, ConfigError, PictureError, PromptError, ToolkitError
+from quantize.errors import ConfigError, ToolkitError
 from runtime.engine_client.client import EngineAnswer, EngineClient, EngineError, EngineGoneError
 from runtime.engine_client.place import Device
 from runtime.engine_client.process import EngineDiedError
 from runtime.engine_client.protocol import ErrorCode, Field, Stop
 from runtime.inputs.callbacks import Cancelled, OnLogprobs, OnText
 from runtime.inputs.picture_file import rgb_strips
-from runtime.inputs.prompt import Message, check_question
+from runtime.inputs.picture_format import PictureError
+from runtime.inputs.prompt import Message, PromptError, check_question
 from runtime.inputs.sampling import GenerationOptions
 from runtime.sessions.session import Reply, Statistics, check_window, require_vision
 

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
+from convert.bundle.errors import BundleError
 from convert.bundle.manifest import MANIFEST, Bundle
 from convert.checkpoint.config import ModelConfig
 from convert.checkpoint.hub import is_hub_id
 from convert.checkpoint.reader import Checkpoint
 from convert.support.progress import Progress, silent
-from quantize.errors import BundleError, CheckpointError, ConfigError
+from quantize.errors import CheckpointError, ConfigError
 from runtime.engine_client.options import REFERENCE, EngineOptions
 from runtime.engine_client.places import open_place
 from runtime.inputs.defaults import DEFAULTS, GenerationDefaults

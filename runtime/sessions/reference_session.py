@@ -18,7 +18,6 @@ from PIL import Image
 from torch import Tensor
 
 from convert.support.progress import Progress, silent
-from quantize.errors import PromptError
 from runtime.engine_client.protocol import Stage, Stop
 from runtime.inputs.callbacks import Cancelled, OnLogprobs, OnText
 from runtime.inputs.picture import preprocess
@@ -28,6 +27,7 @@ from runtime.inputs.prompt import (
     USER,
     Message,
     Prompt,
+    PromptError,
     Tokenizer,
     check_question,
 )

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from convert.support.progress import Progress
-from quantize.errors import PictureError, PromptError
 from runtime.inputs.callbacks import Cancelled, OnLogprobs, OnText
+from runtime.inputs.picture_format import PictureError
+from runtime.inputs.prompt import PromptError
 
 if TYPE_CHECKING:
     from PIL import Image

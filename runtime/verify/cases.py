@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from convert.calibrate.samples import read_samples
-from quantize.errors import CalibrationError, ToolkitError
+from convert.calibrate.samples import CalibrationError, read_samples
+from quantize.errors import ToolkitError
 from runtime.demo.questions import LANGUAGES, random_example
 from runtime.demo.scenes import draw, random_scene
 from runtime.inputs.prompt import Message

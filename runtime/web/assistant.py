@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from convert.support.versions import VERSION
-from quantize.errors import PictureError, PromptError, ToolkitError
+from quantize.errors import ToolkitError
 from runtime.inputs.memory import give_back_memory
-from runtime.inputs.prompt import check_text
+from runtime.inputs.picture_format import PictureError
+from runtime.inputs.prompt import PromptError, check_text
 from runtime.web.chats import USER, ChatStore, Turn
 from runtime.web.events import Event
 from runtime.web.failures import BusyError, InvalidTextError, error_code

@@ -13,8 +13,7 @@ from typing import Any
 
 from convert.support.strict_json import load_json
 from convert.support.whole_file import is_partial
-from quantize.errors import PromptError
-from runtime.inputs.prompt import Message, check_text
+from runtime.inputs.prompt import Message, PromptError, check_text
 from runtime.web.files import write_json
 
 USER, ASSISTANT = "user", "assistant"

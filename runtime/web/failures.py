@@ -5,11 +5,14 @@ from __future__ import annotations
 import errno
 import logging
 
+from convert.bundle.errors import BundleError
 from convert.support.scratch import ScratchError
-from quantize.errors import BundleError, PictureError, PromptError, ToolkitError
+from quantize.errors import ToolkitError
 from runtime.engine_client.client import EngineError
 from runtime.engine_client.process import EngineDiedError
 from runtime.engine_client.protocol import ErrorCode
+from runtime.inputs.picture_format import PictureError
+from runtime.inputs.prompt import PromptError
 
 UNKNOWN, BUSY, NO_SPACE = "unknown", "busy", "no_space"
 _FULL = (errno.ENOSPC, errno.EDQUOT)

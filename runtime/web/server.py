@@ -23,9 +23,9 @@ from starlette.responses import FileResponse, PlainTextResponse, Response, Strea
 from starlette.routing import Route
 
 from convert.support.strict_json import parse_json
-from quantize.errors import PictureError
 from runtime.http.body import TooLargeError, TooSlowError, body_blocks, media_type
 from runtime.inputs.picture import MAX_BYTES
+from runtime.inputs.picture_format import PictureError
 from runtime.web.assistant import Assistant
 from runtime.web.events import Events
 from runtime.web.pictures import Pictures

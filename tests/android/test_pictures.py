@@ -15,9 +15,8 @@ from numpy.testing import assert_array_equal
 from PIL import Image, ImageOps, features
 from PIL.PngImagePlugin import PngInfo
 
-from quantize.errors import PictureError
 from runtime.inputs.picture import open_picture
-from runtime.inputs.picture_format import TAKEN
+from runtime.inputs.picture_format import TAKEN, PictureError
 from tests.runtime.inputs.test_picture_format import REFUSED
 
 SIZE = (12, 7)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from convert import cli
-from quantize.errors import BundleError
+from convert.bundle.errors import BundleError
 
 HEAVY = ("torch", "tvm", "numpy", "onnx", "sentencepiece")
 

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from convert.bundle.errors import BundleError
 from convert.bundle.weights_file import TensorSpec, WeightsFile
 from convert.bundle.weights_writer import WeightsWriter
 from convert.engine.build import (
@@ -30,7 +31,6 @@ from convert.engine.build import (
 from convert.engine.compile import Target
 from convert.engine.toolchain import PAGE_BYTES, BuildError
 from convert.engine.units import SENTENCEPIECE
-from quantize.errors import BundleError
 from tests.engine.elf import DYNAMIC, INTERPRETER, LOAD, Elf
 from tests.support.processor import processor_features
 

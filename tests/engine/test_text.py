@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from quantize.errors import PromptError
-from runtime.inputs.prompt import ASSISTANT, USER, Message, Tokenizer, check_question
+from runtime.inputs.prompt import ASSISTANT, USER, Message, PromptError, Tokenizer, check_question
 from runtime.sessions.streaming import TextStream
 from tests.engine.components import ComponentError, Components, numbers
 from tests.support.tiny import tokenizer_model

@@ -8,8 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from quantize.errors import PromptError
-from runtime.inputs.prompt import Message, Prompt, Tokenizer
+from runtime.inputs.prompt import Message, Prompt, PromptError, Tokenizer
 from runtime.reference.kv_cache import KVCache
 from runtime.sessions.reference_session import Key, ReferenceSession, _Request
 from tests.engine.components import ComponentError, Components, numbers

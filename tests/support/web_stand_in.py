@@ -16,12 +16,11 @@ from PIL import Image
 
 from convert.checkpoint.config import ModelConfig
 from convert.support.progress import Progress
-from quantize.errors import PromptError
 from runtime.engine_client.process import Death, EngineDiedError
 from runtime.engine_client.protocol import Stage, Stop
 from runtime.inputs.callbacks import Cancelled, OnLogprobs, OnText
 from runtime.inputs.defaults import GenerationDefaults
-from runtime.inputs.prompt import Message
+from runtime.inputs.prompt import Message, PromptError
 from runtime.inputs.sampling import GenerationOptions
 from runtime.sessions.loader import Loaded
 from runtime.sessions.session import Reply, Statistics

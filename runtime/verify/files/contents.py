@@ -10,13 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from convert.bundle.errors import BundleError
 from convert.bundle.manifest import GENERATION, GOLDEN, GOLDEN_PICTURE, MANIFEST, TOKENIZER, Bundle
 from convert.bundle.plan import Recipe
 from convert.checkpoint.config import CONFIGS
 from convert.checkpoint.reader import Checkpoint
 from convert.support.progress import Progress
 from convert.support.strict_json import load_json
-from quantize.errors import BundleError, ConfigError
+from quantize.errors import ConfigError
 from runtime.engine_client.client import EngineError
 from runtime.engine_client.protocol import ErrorCode
 from runtime.inputs.prompt import Tokenizer

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from convert.bundle.errors import BundleError
 from convert.bundle.manifest import Bundle, FileRecord
 from convert.bundle.plan import PlannedTensor
 from convert.checkpoint.reader import Checkpoint
 from convert.support.progress import Progress
-from quantize.errors import BundleError
 from quantize.layout import unpack_int8_tiles, unpack_tiles, untile_f16
 from quantize.methods import find_method
 from quantize.schemes import Array, GroupScheme

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from convert.checkpoint.config import CONFIGS
 from convert.support.progress import Progress
-from quantize.errors import PictureError, PromptError
-from runtime.inputs.prompt import Prompt, Tokenizer
+from runtime.inputs.picture_format import PictureError
+from runtime.inputs.prompt import Prompt, PromptError, Tokenizer
 from runtime.inputs.sampling import GenerationOptions
 from runtime.reference import metrics
 from runtime.reference.kv_cache import ATTENTION_SINKS

@@ -17,10 +17,10 @@ from android.build.apk_info import ApkInfo
 from android.build.builder import PAGE, ApkError, build_apk, build_unsigned, plan_apk, version_code
 from android.build.signing import Key, debug_key, own_key
 from android.build.tools import ToolError, package, run
+from convert.bundle.errors import BundleError
 from convert.bundle.manifest import Bundle
 from convert.checkpoint.config import CONFIGS
 from convert.cli import main
-from quantize.errors import BundleError
 from runtime.engine_client.client import EngineClient
 from runtime.engine_client.protocol import Field
 from tests.engine.elf import INTERPRETER, LOAD, Elf

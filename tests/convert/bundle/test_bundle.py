@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
+from convert.bundle.errors import BundleError
 from convert.bundle.manifest import Bundle
 from convert.checkpoint.reader import Checkpoint
-from quantize.errors import BundleError
 from quantize.int8 import quantize_int8
 from quantize.layout import unpack_int8_tiles, unpack_tiles, untile_f16
 from quantize.schemes import quantize_groups

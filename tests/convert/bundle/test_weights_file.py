@@ -8,6 +8,7 @@ import pytest
 import safetensors.numpy
 from numpy.testing import assert_array_equal
 
+from convert.bundle.errors import BundleError
 from convert.bundle.weights_file import (
     ALIGNMENT,
     DTYPES,
@@ -17,7 +18,6 @@ from convert.bundle.weights_file import (
     file_size,
 )
 from convert.bundle.weights_writer import WeightsWriter
-from quantize.errors import BundleError
 
 SHAPES = {
     "codes": ("U8", (3, 5, 7)),

@@ -20,11 +20,17 @@ from convert.bundle.weights_file import WeightsFile
 from convert.calibrate import calibration
 from convert.calibrate.calibration import calibrate
 from convert.calibrate.layer import STAGES, LayerWalk, fold_layer
-from convert.calibrate.samples import CalibrationSample, default_samples, read_samples, tokenize
+from convert.calibrate.samples import (
+    CalibrationError,
+    CalibrationSample,
+    default_samples,
+    read_samples,
+    tokenize,
+)
 from convert.calibrate.store import CalibratedWeights
 from convert.checkpoint.reader import Checkpoint
 from convert.encode import write_weights
-from quantize.errors import CalibrationError, CheckpointError
+from quantize.errors import CheckpointError
 from runtime.reference import metrics
 from runtime.reference.arithmetic import apply_arithmetic
 from runtime.reference.load import load_reference

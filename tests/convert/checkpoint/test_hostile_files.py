@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 
 from convert import cli
+from convert.bundle.errors import BundleError
 from convert.bundle.manifest import Bundle
-from convert.calibrate.samples import read_samples
+from convert.calibrate.samples import CalibrationError, read_samples
 from convert.checkpoint.reader import Checkpoint
 from convert.mlc.package import KIND, MANIFEST, read_manifest
-from convert.support.output_folder import OutputFolder
-from quantize.errors import BundleError, CalibrationError, CheckpointError, ConfigError
+from convert.support.output_folder import OutputFolder, OutputFolderError
+from quantize.errors import CheckpointError, ConfigError
 from runtime.inputs.defaults import DEFAULTS, GenerationDefaults
 from runtime.inputs.prompt import Tokenizer
 from runtime.sessions.chat import img2base64
@@ -106,7 +107,7 @@ def test_in_a_bundle(
 def test_an_mlc_package(tmp_path: Path) -> None:
     pipe(tmp_path / MANIFEST)
     assert isinstance(in_time(lambda: read_manifest(tmp_path)), BundleError)
-    assert isinstance(in_time(lambda: OutputFolder(tmp_path, KIND)), BundleError)
+    assert isinstance(in_time(lambda: OutputFolder(tmp_path, KIND)), OutputFolderError)
 
 
 @pytest.mark.parametrize("record", [None, 7, {}, {"size": "7"}, {"size": True}, {"size": 1.5}])

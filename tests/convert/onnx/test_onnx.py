@@ -13,6 +13,7 @@ import pytest
 import torch
 from onnx.external_data_helper import load_external_data_for_model
 
+from convert.bundle.errors import BundleError
 from convert.checkpoint.config import CONFIGS, ModelConfig
 from convert.checkpoint.reader import Checkpoint
 from convert.checkpoint.tensor_tables import Rule, bundle_rules
@@ -29,8 +30,8 @@ from convert.onnx.export import (
     write_onnx,
 )
 from convert.onnx.graph import FEATURES, INPUT, TOKENS, build_graph
-from convert.support.output_folder import OutputFolder
-from quantize.errors import BundleError, CheckpointError, ConfigError
+from convert.support.output_folder import OutputFolder, SpaceError
+from quantize.errors import CheckpointError, ConfigError
 from runtime.reference.load import VISION, load_reference
 from tests.support.compare import Record
 from tests.support.tiny import random_state, tiny_config, write_checkpoint
@@ -245,7 +246,7 @@ def test_a_full_disk_leaves_nothing_behind(
         raise OSError(28, "No space left on device", str(path))
 
     monkeypatch.setattr(onnx_export.FileRecord, "of", full)
-    with pytest.raises(BundleError, match="disk became full while the ONNX export"):
+    with pytest.raises(SpaceError, match="disk became full while the ONNX export"):
         _export(checkpoint, tmp_path / "out")
     assert not list(tmp_path.iterdir())
 

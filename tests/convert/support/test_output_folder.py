@@ -8,15 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from convert.support.output_folder import FolderKind, OutputFolder
-from quantize.errors import BundleError
+from convert.support.output_folder import FolderKind, OutputFolder, OutputFolderError
 
 KIND = FolderKind(manifest="thing.json", format="a-thing", noun="thing")
 
 WRITER = """
 import sys, time
 from pathlib import Path
-from convert.support.output_folder import FolderKind, OutputFolder
+from convert.support.output_folder import FolderKind, OutputFolder, OutputFolderError
 kind = FolderKind(manifest="thing.json", format="a-thing", noun="thing")
 with OutputFolder(Path(sys.argv[1]), kind) as folder:
     (folder / "half").write_text("half")
@@ -111,7 +110,7 @@ def test_other_things_are_left_alone(tmp_path: Path) -> None:
         (foreign, "exists but holds no thing"),
         (extra, "holds sub/notes, which is not part of the thing"),
     ):
-        with pytest.raises(BundleError, match=f"{path.name}: {problem}"):
+        with pytest.raises(OutputFolderError, match=f"{path.name}: {problem}"):
             OutputFolder(path, KIND)
     assert file.read_text() == (folder / "mine").read_text() == "mine"
     assert (extra / "sub" / "notes").read_text() == "mine"
@@ -119,7 +118,7 @@ def test_other_things_are_left_alone(tmp_path: Path) -> None:
 
 def test_what_appears_meanwhile_is_left_alone(tmp_path: Path) -> None:
     output = OutputFolder(tmp_path / "out", KIND)
-    with pytest.raises(BundleError, match="exists but holds no thing"), output as folder:
+    with pytest.raises(OutputFolderError, match="exists but holds no thing"), output as folder:
         fill(folder, "a")
         output.path.mkdir()
         (output.path / "mine").write_text("mine")
@@ -131,13 +130,13 @@ def test_what_appears_meanwhile_is_left_alone(tmp_path: Path) -> None:
 def test_space_is_asked_for(tmp_path: Path) -> None:
     output = OutputFolder(tmp_path / "not" / "there", KIND)
     output.require_space(1)
-    with pytest.raises(BundleError, match=r"the disk has .* MiB free, the thing takes about"):
+    with pytest.raises(OutputFolderError, match=r"the disk has .* MiB free, the thing takes about"):
         output.require_space(1 << 60)
 
 
 def test_a_disk_that_runs_full_is_said_in_one_line(tmp_path: Path) -> None:
     with (
-        pytest.raises(BundleError, match="the disk became full"),
+        pytest.raises(OutputFolderError, match="the disk became full"),
         OutputFolder(tmp_path / "o", KIND),
     ):
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from convert import cli
+from convert.bundle.errors import BundleError
 from convert.bundle.manifest import Bundle
 from convert.bundle.targets import EMULATOR
-from quantize.errors import BundleError
 from runtime.engine_client.adb import AdbError
 from runtime.engine_client.options import EngineOptions
 from runtime.engine_client.phone import ROOT

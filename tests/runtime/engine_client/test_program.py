@@ -20,9 +20,9 @@ from PIL import Image
 
 from convert import cli
 from convert.bundle import program
+from convert.bundle.errors import BundleError
 from convert.bundle.program import Program
 from convert.golden import _where_it_may_run
-from quantize.errors import BundleError
 from runtime.engine_client import process as engine_process
 from runtime.engine_client.process import EngineDiedError, EngineProcess
 from runtime.sessions.chat import ChatModel, OmniLMMChat

@@ -13,13 +13,12 @@ from PIL import Image
 from convert import cli
 from convert.bundle.results_file import ResultsError
 from convert.checkpoint.config import ModelConfig
-from quantize.errors import PromptError
 from runtime.engine_client.process import EngineDiedError
 from runtime.eval.items import EvalDataError
 from runtime.eval.report import PUBLISHED, print_report, report
 from runtime.eval.results import Results
 from runtime.eval.run import Column, answer_all, read_questions
-from runtime.inputs.prompt import Message
+from runtime.inputs.prompt import Message, PromptError
 from runtime.inputs.sampling import GenerationOptions
 from runtime.sessions.session import Reply, Statistics
 from tests.support.eval_data import (

@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from convert.calibrate.samples import read_samples
-from quantize.errors import CalibrationError
+from convert.calibrate.samples import CalibrationError, read_samples
 from runtime.eval import cmmmu, mmbench, mme, mmmu
 from runtime.eval.items import BadRow, EvalDataError, EvalItem, Questions, cell
 from runtime.eval.report import report

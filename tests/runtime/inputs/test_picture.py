@@ -15,8 +15,8 @@ import pytest
 import torch
 from PIL import Image
 
-from quantize.errors import PictureError
 from runtime.inputs.picture import MAX_BYTES, MAX_PIXELS, open_picture, preprocess
+from runtime.inputs.picture_format import PictureError
 
 
 def _noise(width: int, height: int, channels: int = 3) -> np.ndarray:

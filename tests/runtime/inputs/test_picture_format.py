@@ -12,11 +12,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from convert.calibrate.samples import read_samples
-from quantize.errors import CalibrationError, PictureError
+from convert.calibrate.samples import CalibrationError, read_samples
 from runtime.eval import mmbench
 from runtime.inputs.picture import MAX_PIXELS, open_picture
-from runtime.inputs.picture_format import ADVICE, TAKEN, picture_format
+from runtime.inputs.picture_format import ADVICE, TAKEN, PictureError, picture_format
 from runtime.web.pictures import Pictures
 from tests.support.eval_data import mmbench_row, write_mmbench
 from tests.support.web import ROOT

@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 from PIL.TiffImagePlugin import OPEN_INFO
 
-from quantize.errors import PictureError
 from runtime.inputs.picture import open_picture, preprocess
 from runtime.inputs.picture_file import rgb_strips
+from runtime.inputs.picture_format import PictureError
 from runtime.inputs.picture_modes import to_rgb
 
 GREY, COLOURS, PALETTE, GREY_ALPHA, COLOURS_ALPHA = 0, 2, 3, 4, 6  # PNG's colour types

@@ -10,8 +10,8 @@ import pytest
 import sentencepiece
 
 from convert.checkpoint.config import ModelConfig
-from quantize.errors import CheckpointError, PromptError
-from runtime.inputs.prompt import Message, Prompt, Tokenizer, check_messages
+from quantize.errors import CheckpointError
+from runtime.inputs.prompt import Message, Prompt, PromptError, Tokenizer, check_messages
 from tests.support.tiny import renamed_piece, tiny_config, tokenizer_model, wrong_tokenizers
 
 REAL = Path(__file__).resolve().parents[3] / "../shared/model/minicpm-v/tokenizer.model"

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from convert.checkpoint.config import CONFIGS, DecoderConfig, ModelConfig
-from quantize.errors import PromptError
+from runtime.inputs.prompt import PromptError
 from runtime.reference.decoder import Decoder
 from runtime.reference.kv_cache import KVCache
 from tests.support.compare import Record, assert_close, randomize

@@ -9,8 +9,11 @@ from dataclasses import replace
 import pytest
 from PIL import Image
 
-from quantize.errors import BundleError, CheckpointError, ConfigError, PictureError, PromptError
+from convert.bundle.errors import BundleError
+from quantize.errors import CheckpointError, ConfigError
 from runtime.inputs.defaults import DEFAULTS, GenerationDefaults
+from runtime.inputs.picture_format import PictureError
+from runtime.inputs.prompt import PromptError
 from runtime.inputs.sampling import GenerationOptions
 from runtime.sessions.chat import ChatModel, OmniLMMChat, img2base64
 from runtime.sessions.reference_session import ReferenceSession

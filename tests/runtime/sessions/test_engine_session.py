@@ -17,17 +17,19 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
+from convert.bundle.errors import BundleError
 from convert.bundle.manifest import Bundle
 from convert.bundle.program import Program
 from convert.support.scratch import ScratchError
-from quantize.errors import BundleError, ConfigError, PictureError, PromptError
+from quantize.errors import ConfigError
 from runtime.engine_client import client as engine_client
 from runtime.engine_client.client import EngineClient, EngineError, engine_command
 from runtime.engine_client.options import LOCAL, QEMU, EngineOptions
 from runtime.engine_client.places import open_place
 from runtime.engine_client.process import EngineDiedError
 from runtime.engine_client.protocol import ErrorCode, Field, Stage, Stop
-from runtime.inputs.prompt import Message, Tokenizer
+from runtime.inputs.picture_format import PictureError
+from runtime.inputs.prompt import Message, PromptError, Tokenizer
 from runtime.inputs.sampling import GenerationOptions
 from runtime.sessions.engine_session import EngineSession
 

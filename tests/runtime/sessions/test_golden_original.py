@@ -16,9 +16,14 @@ import torch
 from torch import Tensor
 
 from convert.checkpoint.reader import Checkpoint
-from quantize.errors import PromptError
 from runtime.inputs.picture import open_picture, preprocess
-from runtime.inputs.prompt import ORIGINAL_PROMPT_LIMIT, UNKNOWN_ID, Tokenizer, check_question
+from runtime.inputs.prompt import (
+    ORIGINAL_PROMPT_LIMIT,
+    UNKNOWN_ID,
+    PromptError,
+    Tokenizer,
+    check_question,
+)
 from runtime.inputs.sampling import GenerationOptions
 from runtime.reference.load import load_reference
 from runtime.sessions.backend import ReferenceBackend

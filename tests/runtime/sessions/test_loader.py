@@ -19,8 +19,9 @@ import pytest
 from PIL import Image
 
 from convert import cli
+from convert.bundle.errors import BundleError
 from convert.bundle.manifest import MANIFEST, TOKENIZER, FileRecord
-from quantize.errors import BundleError, CheckpointError, ConfigError
+from quantize.errors import CheckpointError, ConfigError
 from runtime.engine_client.options import EngineOptions
 from runtime.inputs.sampling import GenerationOptions
 from runtime.sessions.chat import ChatModel, OmniLMMChat, img2base64

@@ -10,8 +10,8 @@ from PIL import Image
 from torch import Tensor
 
 from convert.checkpoint.config import ModelConfig
-from quantize.errors import PictureError, PromptError
-from runtime.inputs.prompt import Message, Tokenizer
+from runtime.inputs.picture_format import PictureError
+from runtime.inputs.prompt import Message, PromptError, Tokenizer
 from runtime.inputs.sampling import GenerationOptions
 from runtime.reference.model import MiniCPMV
 from runtime.sessions.backend import ReferenceBackend

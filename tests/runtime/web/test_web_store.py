@@ -15,11 +15,14 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from convert.bundle.errors import BundleError
 from convert.support.scratch import ScratchError
-from quantize.errors import BundleError, ConfigError, PictureError, PromptError, ToolkitError
+from quantize.errors import ConfigError, ToolkitError
 from runtime.engine_client.client import EngineError
 from runtime.engine_client.process import Death, EngineDiedError, EngineProcess
 from runtime.inputs.defaults import GenerationDefaults
+from runtime.inputs.picture_format import PictureError
+from runtime.inputs.prompt import PromptError
 from runtime.web.chats import ASSISTANT, USER, Chat, ChatStore, Turn
 from runtime.web.failures import BusyError, InvalidTextError, error_code
 from runtime.web.files import data_folder, owned

@@ -16,7 +16,7 @@ import jinja2
 from markupsafe import Markup
 from PIL import Image
 
-from quantize.errors import PictureError
+from runtime.inputs.picture_format import PictureError
 from runtime.verify.cases import Case
 from runtime.verify.check import Check
 from runtime.verify.measure.answers import AnswerComparison

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
+from convert.bundle.errors import BundleError
 from convert.cli import main
-from quantize.errors import BundleError
 from runtime.inputs.prompt import Prompt
 from runtime.sessions.engine_session import EngineSession
 from runtime.verify.files.differences import differences, listed
