@@ -1,8 +1,8 @@
 """Calibration: quantizes the decoder layer by layer, on samples that run through the model.
 
-Two streams of hidden states go from layer to layer: `wanted`, the full-precision model's, and
-`seen`, what the layers quantized so far make of the same samples. One layer is in memory at a
-time, and after each one all that is known is on disk.
+Two streams of hidden states pass from layer to layer: `wanted`, those of the full-precision model,
+and `seen`, those of the layers quantized so far, for the same samples. One layer is in memory at a
+time, and the state after each layer is saved to disk.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from runtime.reference.arithmetic import round_to_format, round_to_int8
 from runtime.reference.decoder import DecoderLayer, RMSNorm
 from runtime.reference.load import VISION, load_reference
 
-VERSION = 2  # of what calibration computes; another one does not go on from its folders
-# A tied embedding is looked up, too: what its error costs there, of the mean power of the head's
-# inputs. Half or twice of it measures alike.
+VERSION = 2  # of the computation; folders of another version are not resumed
+# A tied embedding is also looked up: the weight of its error there, as a fraction of the mean power
+# of the head's inputs. Half or twice this value measured about the same.
 _LOOKUP = 0.3
-_CHUNK_TOKENS = 2048  # whose inputs are summed up at once
+_CHUNK_TOKENS = 2048  # whose inputs are accumulated at once
 
 
 @torch.no_grad()
@@ -44,14 +44,14 @@ def calibrate(
     home: Path,
     progress: Progress,
 ) -> CalibratedWeights:
-    """Quantizes what a plan stores in 4 bits with its recipe's method.
+    """Quantizes the tensors that a plan stores in 4 bits with its recipe's method.
 
     Args:
-        checkpoint: with its tokenizer.
-        plan: of the checkpoint; what it stores otherwise counts as exact.
-        samples: conversations, with pictures where the model has eyes.
-        home: a folder for the work; a broken run of the same work goes on there.
-        progress: counts layers.
+        checkpoint: must have a tokenizer.
+        plan: of the checkpoint; tensors outside the decoder count as exact.
+        samples: conversations, with pictures if the model has a vision encoder.
+        home: the folder for results; an interrupted run of the same work resumes there.
+        progress: receives the stages completed.
 
     Raises:
         CalibrationError: a sample does not suit the model.
@@ -96,7 +96,7 @@ class _Run:
         return self._store.finish()
 
     def _begin(self, samples: Sequence[TokenizedSample]) -> tuple[int, list[Stream]]:
-        """Returns how many layers are quantized already, and the streams behind them."""
+        """Returns how many layers are quantized already, and the streams after them."""
         resumed = self._store.load_stream("layers")
         if resumed is not None and all(self._store.has(_part(i)) for i in range(resumed[0])):
             return resumed
@@ -111,7 +111,7 @@ class _Run:
         return 0, streams
 
     def _reference_stream(self, samples: Sequence[TokenizedSample]) -> Stream:
-        """Returns what the full-precision model's last layer gives."""
+        """Returns the output of the full-precision model's last layer."""
         resumed = self._store.load_stream("reference")
         if resumed is None:
             images = self._encode_pictures(samples)
@@ -127,7 +127,7 @@ class _Run:
         return stream
 
     def _quantize_embedding(self, hidden: Stream) -> None:
-        """Quantizes an embedding that is the LM head, too."""
+        """Quantizes an embedding that is also the LM head."""
         inputs = self._head_inputs(hidden, hidden)
         compensation = Compensation(inputs.damped(_LOOKUP), self._scheme)
         codes = compensation.round(self._checkpoint.read(EMBEDDING), name=EMBEDDING)
@@ -146,7 +146,7 @@ class _Run:
         self._report(self._first + 4 * self._depth)
 
     def _quantize_layer(self, i: int, streams: list[Stream]) -> list[Stream]:
-        """Quantizes layer i, saves it, and returns the streams behind it."""
+        """Quantizes layer i, saves it, and returns the streams after it."""
         layer = self._load_layer(i)
         small: dict[str, Tensor] = {}
         if self._method.fold:
@@ -196,7 +196,7 @@ class _Run:
         return Inputs.of(self._pairs(*streams), config.hidden_size)
 
     def _pairs(self, seen: Stream, wanted: Stream) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yields tokens of both streams, the seen ones rounded as kernels do."""
+        """Yields tokens of both streams; those of `seen` are rounded as the kernels round them."""
         first = tokens = 0
         for i, sample in enumerate(seen):
             tokens += len(sample)
@@ -237,7 +237,7 @@ class _Run:
     def _embed(
         self, samples: Sequence[TokenizedSample], images: Sequence[Tensor | None], *, rounded: bool
     ) -> Stream:
-        """Returns the first layer's inputs; `rounded`: with the embedding as it is quantized."""
+        """Returns the first layer's inputs; `rounded`: from the quantized embedding."""
         used, places = torch.unique(torch.cat([s.ids for s in samples]), return_inverse=True)
         rows = self._checkpoint.read(EMBEDDING)[used]
         if rounded and self._tied_head:

@@ -1,4 +1,4 @@
-"""One decoder layer as calibration needs it: stopped before each of its four linears."""
+"""One decoder layer for calibration: its computation stops before each of four linears."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from quantize.schemes import GroupScheme
 from runtime.reference.arithmetic import QuantizedLinear, round_to_int8
 from runtime.reference.decoder import DecoderLayer, RMSNorm
 
-_FOLD_TOKENS = 4096  # whose activations choose AWQ's factors
+_FOLD_TOKENS = 4096  # whose activations determine AWQ's factors
 
 
 @dataclass(frozen=True)
 class LinearGroup:
     """Linears that share their inputs: one tensor of a bundle, rows stacked."""
 
-    name: str  # of the bundle's tensor, behind `llm.layers.N.`
+    name: str  # of the bundle's tensor, after `llm.layers.N.`
     linears: tuple[str, ...]  # submodules of the reference's layer
 
 
@@ -36,15 +36,15 @@ STAGES = (
 
 
 class LayerWalk:
-    """Takes a stream through a layer; `inputs` is what the linears of the next stage get.
+    """Runs a stream through a layer stage by stage; `inputs` are those of the next stage's linears.
 
-    The layer's linears may be replaced before `advance` passes them.
+    The layer's linears may be replaced before `advance` runs them.
     """
 
     def __init__(self, layer: DecoderLayer, stream: Stream) -> None:
-        """Args: layer: becomes the walk's own. stream: each sample's hidden states (L, D)."""
+        """Args: layer: is modified. stream: each sample's hidden states (L, D)."""
         self._layer, self.stream = layer, stream
-        # Attention and MLP stop before their last linears, which run here.
+        # Attention and MLP stop before their last linear, which `advance` runs.
         self._last = {"o": layer.self_attn.o_proj, "down": layer.mlp.down_proj}
         layer.self_attn.o_proj = nn.Identity()  # type: ignore[assignment]
         layer.mlp.down_proj = nn.Identity()  # type: ignore[assignment]
@@ -52,19 +52,19 @@ class LayerWalk:
         self.inputs: Stream = [layer.input_layernorm(x) for x in stream]
 
     def weight(self, stage: LinearGroup) -> Tensor:
-        """Returns a stage's linears, stacked: (N, K) float32."""
+        """Returns the weights of a stage's linears, stacked: (N, K) float32."""
         return torch.cat([linear.weight for linear in map(self._linear, stage.linears)])
 
     def set_weight(
         self, stage: LinearGroup, weight: Tensor, form: str, scheme: GroupScheme
     ) -> None:
-        """Gives a stage's linears the rows of `weight` (N, K), and a format's activations.
+        """Replaces a stage's linears by the rows of `weight` (N, K), with a format's arithmetic.
 
         Args:
-            stage: the present one, or a later one.
-            weight: as it is stored.
-            form: a format of a plan; `q4` and `q8` have activations rounded to int8.
-            scheme: of the 4-bit format.
+            stage: the current one, or a later one.
+            weight: the weights with the rounding of their stored form.
+            form: a format of a plan; `q4` and `q8` round activations to int8.
+            scheme: that of the 4-bit format.
         """
         sizes = [len(linear.weight) for linear in map(self._linear, stage.linears)]
         for name, rows in zip(stage.linears, torch.split(weight, sizes), strict=True):
@@ -76,7 +76,7 @@ class LayerWalk:
                 setattr(self._layer.get_submodule(parent), child, linear)
 
     def advance(self) -> None:
-        """Runs the linears of this stage, and what follows up to the next one's inputs."""
+        """Runs this stage's linears, and everything up to the inputs of the next stage."""
         layer, stage = self._layer, STAGES[self._stage].name
         if stage == "qkv":
             self.inputs = [self._attend(x) for x in self.inputs]
@@ -103,7 +103,7 @@ class LayerWalk:
 
 
 def round_inputs(x: Tensor, form: str, scheme: GroupScheme) -> Tensor:
-    """Rounds a linear's inputs (L, K) as its format's kernel does."""
+    """Rounds a linear's inputs (L, K) as the kernel of its format does."""
     group = _group_size(form, scheme)
     return x if group is None else round_to_int8(x, group)
 
@@ -122,12 +122,12 @@ def _linear_of(weight: Tensor, form: str, scheme: GroupScheme) -> nn.Module:
 
 
 def fold_layer(layer: DecoderLayer, stream: Stream, scheme: GroupScheme) -> None:
-    """Folds AWQ's factors into a layer's norms, values and up projection; it computes the same.
+    """Folds AWQ's factors into a layer's norms, values and up projection; its output is the same.
 
     Args:
-        layer: is changed.
-        stream: what it gets: each sample's hidden states (L, D).
-        scheme: the number format whose losses choose the factors.
+        layer: is modified.
+        stream: its input: each sample's hidden states (L, D).
+        scheme: the number format whose loss determines the factors.
     """
     inputs = _stage_inputs(layer, stream)
     attention, mlp = layer.self_attn, layer.mlp
@@ -146,12 +146,12 @@ def fold_layer(layer: DecoderLayer, stream: Stream, scheme: GroupScheme) -> None
             linear.get_parameter("weight").mul_(exact)
     if attention.v_proj.weight.shape[0] == attention.o_proj.weight.shape[1]:
         _fold_rows(attention.v_proj, attention.o_proj, factors("o"))
-    # Where heads share keys and values, a row of values makes several inputs: nothing is folded.
+    # With grouped-query attention a row of values feeds several inputs, so nothing is folded.
     _fold_rows(mlp.up_proj, mlp.down_proj, factors("down"))
 
 
 def _fold_norm(norm: RMSNorm, factors: Tensor) -> Tensor:
-    """Divides a norm's weight, in float16, and returns what it was divided by, exactly."""
+    """Divides a norm's weight, rounds it to float16, and returns the exact divisors."""
     before = norm.weight.clone()
     after = (before / factors).half().float()
     usable = (after != 0) & after.isfinite()
@@ -165,7 +165,7 @@ def _fold_rows(before: nn.Linear, after: nn.Linear, factors: Tensor) -> None:
 
 
 def _stage_inputs(layer: DecoderLayer, stream: Stream) -> dict[str, Tensor]:
-    """Returns what each stage's linears get, (L, K) for some thousand tokens."""
+    """Returns the inputs of each stage's linears, (L, K) for a few thousand tokens."""
     some: Stream = []
     for sample in stream:
         if sum(map(len, some)) >= _FOLD_TOKENS:
@@ -180,7 +180,7 @@ def _stage_inputs(layer: DecoderLayer, stream: Stream) -> dict[str, Tensor]:
 
 
 def _searched(weight: Tensor, scheme: GroupScheme) -> Tensor:
-    """Returns what searched scales leave of weights (N, K)."""
+    """Returns weights (N, K) rounded to codes with searched scales."""
     groups = weight.view(len(weight), -1, scheme.group_size)
     scale = search_scales(groups, scheme, None)
     return (nearest_codes(groups, scale, scheme) * scale).view_as(weight)

@@ -1,4 +1,4 @@
-"""What calibration shows the model: conversations with answers, most of them about a picture."""
+"""Calibration samples: conversations with answers, most of them about a picture."""
 
 from __future__ import annotations
 
@@ -42,36 +42,37 @@ class CalibrationError(ToolkitError):
 
 @dataclass(frozen=True)
 class CalibrationSample:
-    """A conversation, the answer to it, and the picture that it is about."""
+    """A conversation, its answer, and the picture it is about."""
 
     messages: tuple[Message, ...]
     answer: str
-    where: str  # for messages: a file's line
+    where: str  # the line of a file, for error messages
     picture: Callable[[], Image.Image] | None = None
     picture_digest: str = ""
 
 
 @dataclass(frozen=True)
 class TokenizedSample:
-    """A sample as the decoder gets it."""
+    """A sample in the form that the decoder takes."""
 
-    ids: Tensor  # (L,) int64, image tokens' placeholders among them
+    ids: Tensor  # (L,) int64, including the image tokens' placeholders
     image_start: int | None
     picture_digest: str
     pixels: Callable[[], Tensor] | None  # (1, 3, S, S) float32
 
     @property
     def digest(self) -> str:
-        """Tells samples apart."""
+        """A hash that identifies the sample."""
         return hashlib.sha256(self.ids.numpy().tobytes() + self.picture_digest.encode()).hexdigest()
 
 
 def default_samples(*, demo: bool, pictures: bool) -> list[CalibrationSample]:
-    """Returns the built-in samples, drawn and written here.
+    """Returns the built-in samples: drawn pictures with questions, and texts.
 
     Args:
-        demo: for the demo checkpoint: pictures and questions as it was trained on, all unseen.
-        pictures: whether the model has eyes; without, the built-in texts are all.
+        demo: whether the model is the demo checkpoint: then all samples are pictures of the kind
+            that it was trained on, none of which it has seen.
+        pictures: whether the model has a vision encoder; if not, only texts are returned.
     """
     settings = json.loads(SETTINGS.read_text("utf-8"))
     count = settings["demo_pictures" if demo else "pictures"] if pictures else 0
@@ -93,15 +94,16 @@ def default_samples(*, demo: bool, pictures: bool) -> list[CalibrationSample]:
 
 
 def read_samples(path: Path, *, pictures: bool, skip_bad: bool) -> list[CalibrationSample]:
-    """Reads JSON lines: `question`, and if there are `image`, a path beside the file, `answer`.
+    """Reads JSON Lines: `question`, and optionally `answer` and `image`, a path next to the file.
 
     Args:
         path: the file.
-        pictures: whether the model has eyes.
-        skip_bad: warn of lines that cannot be used, and go on.
+        pictures: whether the model has a vision encoder.
+        skip_bad: skip lines that cannot be used, with a warning.
 
     Raises:
-        CalibrationError: no such file, nothing in it, or a bad line, by its number.
+        CalibrationError: the file does not exist or holds no sample, or a line, given by its
+            number, cannot be used.
     """
     samples = []
     lines = list(json_lines(_content(path)))
@@ -111,7 +113,7 @@ def read_samples(path: Path, *, pictures: bool, skip_bad: bool) -> list[Calibrat
         except (CalibrationError, PictureError, PromptError) as error:
             problem = f"{path}, line {number}: {error}"
             if not skip_bad:
-                hint = "mend it, or leave out such lines with --skip-bad"
+                hint = "correct it, or leave out such lines with --skip-bad"
                 raise CalibrationError(f"{problem}; {hint}") from error
             _LOG.warning("%s: left out", problem)
     if len(samples) < len(lines):
@@ -126,14 +128,14 @@ def read_samples(path: Path, *, pictures: bool, skip_bad: bool) -> list[Calibrat
 
 
 def tokenize(samples: Sequence[CalibrationSample], checkpoint: Checkpoint) -> list[TokenizedSample]:
-    """Returns samples as the decoder gets them.
+    """Returns samples in the form that the decoder takes.
 
     Raises:
         CalibrationError: the checkpoint has no tokenizer, or a sample is too long.
     """
     if checkpoint.tokenizer is None:
         raise CalibrationError(
-            f"{checkpoint.path}: has no tokenizer.model, so it cannot read calibration's samples; "
+            f"{checkpoint.path}: has no tokenizer.model to tokenize the calibration samples; "
             "choose a method without calibration, --method mse"
         )
     tokenizer = Tokenizer(checkpoint.tokenizer)
@@ -146,7 +148,7 @@ def tokenize(samples: Sequence[CalibrationSample], checkpoint: Checkpoint) -> li
         ids = torch.tensor(prompt.ids + answer)
         if len(ids) > _MAX_TOKENS:
             raise CalibrationError(
-                f"{sample.where}: has {len(ids)} tokens; at most {_MAX_TOKENS} are used"
+                f"{sample.where}: has {len(ids)} tokens; at most {_MAX_TOKENS} are allowed"
             )
         pixels = None
         if sample.picture is not None and vision is not None:
@@ -173,13 +175,15 @@ def _content(path: Path) -> bytes:
 
 def _read_line(line: bytes, path: Path, where: str, pictures: bool) -> CalibrationSample:
     if len(line) > _LINE_BYTES:
-        raise CalibrationError(f"has {len(line):,} bytes; at most {_LINE_BYTES:,} are read")
+        raise CalibrationError(f"has {len(line):,} bytes; at most {_LINE_BYTES:,} are allowed")
     try:
         raw: Any = parse_json(line)
     except ValueError as error:
         raise CalibrationError(f"not a line of JSON: {error}") from error
     if not isinstance(raw, dict) or not all(isinstance(value, str) for value in raw.values()):
-        raise CalibrationError("expected an object of texts: question, and maybe image and answer")
+        raise CalibrationError(
+            "expected an object of strings: question, and optionally image and answer"
+        )
     unknown = sorted(set(raw) - _KEYS)
     if unknown or "question" not in raw:
         what = f"has the unknown key {unknown[0]!r:.40}" if unknown else "lacks the key question"

@@ -1,9 +1,9 @@
-"""What calibration made, on disk: a folder that a broken run goes on from.
+"""Calibration results on disk: a folder from which an interrupted run can resume.
 
-A file for each decoder layer and one for embedding and head: codes, scales, and what was folded
-into norms. Beside them the hidden states at which the next layer begins. The folder's name is a
-hash of all that the result follows from, so another checkpoint, recipe or sample has another.
-Results that are not used for long go, see `convert.support.cache`.
+It holds a file per decoder layer, and one each for the embedding and the head: codes, scales, and
+norms with folded factors. Beside them are the hidden states at the input of the next layer. The
+folder's name is a hash of everything that the result depends on, so another checkpoint, recipe or
+sample has another folder. Results unused for long are removed, see `convert.support.cache`.
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ from convert.support.cache import hash_file, is_damaged, is_whole, keep, kept_en
 from quantize.layout import pack_mlc, unpack_mlc
 from quantize.schemes import Array
 
-MOST_BYTES = 8 * 2**30  # of all results; the real model's has 1.5 GiB
+MOST_BYTES = 8 * 2**30  # of all results; one of the real model takes 1.5 GiB
 _STREAM = "stream"
 _LOG = logging.getLogger(__name__)
 Stream = list[Tensor]  # each sample's hidden states (L, D) float32
 
 
 class CalibratedWeights:
-    """Quantized tensors by their artifact names; each is read when it is asked for."""
+    """Quantized tensors by their artifact names, each read on request."""
 
     def __init__(self, folder: Path) -> None:
-        """Opens what a finished calibration left in a folder."""
-        self.identity = folder.name  # a hash of all that it follows from
+        """Opens the folder of a finished calibration."""
+        self.identity = folder.name  # a hash of everything that it depends on
         self._files: dict[str, Path] = {}
         for path in sorted(folder.glob("part-*.safetensors")):
             with _opened(path) as file:
                 self._files |= dict.fromkeys(file.keys(), path)
 
     def has(self, name: str) -> bool:
-        """Says whether calibration made anything of a tensor."""
+        """Tells whether calibration changed or quantized a tensor."""
         return name in self._files or f"{name}.q_scale" in self._files
 
     def codes(self, name: str) -> tuple[Array, Array] | None:
@@ -56,7 +56,7 @@ class CalibratedWeights:
         return unpack_mlc(self._read(f"{name}.q_weight")), self._read(f"{name}.q_scale")
 
     def replaced(self, name: str) -> Array | None:
-        """Returns float32 values that take the place of a small tensor's; None if none do."""
+        """Returns the new float32 values of a small tensor (a norm); None if it is unchanged."""
         return self._read(name) if name in self._files else None
 
     def _read(self, key: str) -> Array:
@@ -66,10 +66,10 @@ class CalibratedWeights:
 
 
 class CalibrationStore:
-    """The folder of one calibration, finished or not."""
+    """The folder of one calibration, complete or not."""
 
     def __init__(self, parent: Path, about: Mapping[str, Any]) -> None:
-        """Args: parent: where such folders are. about: all that the result follows from."""
+        """Args: parent: of all such folders. about: everything that the result depends on."""
         text = json.dumps(about, sort_keys=True)
         name = hashlib.sha256(text.encode()).hexdigest()[:24]
         self.folder = kept_entry(parent, name, MOST_BYTES)
@@ -77,13 +77,13 @@ class CalibrationStore:
             self.folder.mkdir(exist_ok=True)
 
     def has(self, part: str) -> bool:
-        """Says whether a part is done and whole."""
+        """Tells whether a part is there and undamaged."""
         return _is_there(self._part(part))
 
     def save(
         self, part: str, codes: Mapping[str, tuple[Tensor, Tensor]], small: Mapping[str, Tensor]
     ) -> None:
-        """Writes a part: codes (N, K) uint8 with scales, and small tensors by their names."""
+        """Writes a part: codes (N, K) uint8 with their scales, and small tensors, by name."""
         tensors = {name: values.float().contiguous().numpy() for name, values in small.items()}
         for name, (q, scale) in codes.items():
             tensors[f"{name}.q_weight"] = pack_mlc(q.numpy())
@@ -91,14 +91,14 @@ class CalibrationStore:
         _write(self._part(part), tensors, {})
 
     def save_stream(self, stage: str, done: int, streams: Sequence[Stream]) -> None:
-        """Keeps the hidden states before layer `done` of a stage, in the place of earlier ones."""
+        """Saves the hidden states before layer `done` of a stage; replaces earlier ones."""
         tensors = {
             f"{i}.{k}": sample.numpy() for i, s in enumerate(streams) for k, sample in enumerate(s)
         }
         _write(self.folder / f"{_STREAM}.safetensors", tensors, {"stage": stage, "done": str(done)})
 
     def load_stream(self, stage: str) -> tuple[int, list[Stream]] | None:
-        """Returns how many layers of a stage are done, and its streams; None if it never began."""
+        """Returns how many layers of a stage are done, and its streams; None if none was saved."""
         path = self.folder / f"{_STREAM}.safetensors"
         if not _is_there(path):
             return None
@@ -112,13 +112,13 @@ class CalibrationStore:
                 for i, k in places:
                     streams[i].append(torch.from_numpy(np.array(file.get_tensor(f"{i}.{k}"))))
                 return int(about["done"]), streams
-        except (OSError, SafetensorError):  # gone meanwhile, or unreadable: begin again
+        except (OSError, SafetensorError):  # removed meanwhile, or unreadable: start again
             return None
 
     def finish(self) -> CalibratedWeights:
-        """Drops the hidden states and opens the result."""
+        """Removes the hidden states and opens the result."""
         stream = self.folder / f"{_STREAM}.safetensors"
-        with suppress(OSError):  # nothing needs it, it only takes room
+        with suppress(OSError):  # no longer needed; it only takes space
             stream.unlink(missing_ok=True)
             hash_file(stream).unlink(missing_ok=True)
         return CalibratedWeights(self.folder)
@@ -131,31 +131,31 @@ def _is_there(path: Path) -> bool:
     if is_damaged(path):
         _LOG.warning("%s: damaged; calibrated again", path)
         with writing(path.parent):
-            path.unlink()  # said once
+            path.unlink()  # so that the warning appears once
     return is_whole(path)
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    """Opens a part, or says what to do about a damaged one."""
+    """Opens a part; the error for a damaged one says what to do."""
     try:
         with safe_open(path, "numpy") as file:
             yield file
     except (OSError, SafetensorError) as error:
         raise CalibrationError(
-            f"{path}: damaged: {error}; remove the file, and calibration makes it anew"
+            f"{path}: damaged: {error}; remove the file, and calibration will make it again"
         ) from error
 
 
 def _write(path: Path, tensors: Mapping[str, Array], metadata: Mapping[str, str]) -> None:
-    """Writes a file that appears only when it is whole."""
+    """Writes a file that appears only when it is complete."""
     partial = path.with_suffix(f".{os.getpid()}.partial")
     contiguous = {name: np.ascontiguousarray(values) for name, values in tensors.items()}
     with writing(path.parent):
         try:
             save_file(contiguous, partial, metadata=dict(metadata))
             keep(partial, path)
-        except SafetensorError as error:  # what it makes of the system's errors
+        except SafetensorError as error:  # safetensors wraps the system's errors in it
             raise OSError(str(error)) from error
         finally:
             partial.unlink(missing_ok=True)

@@ -1,10 +1,10 @@
-"""`--target-size`: which formats lose least within a number of bytes, by measuring each part.
+"""`--target-size`: chooses the formats that lose least within a number of bytes, by measurement.
 
-Every part of the model (the vision encoder, the token embedding, all layers' qkv, …) is stored in
-every format that has a kernel, one at a time, the rest of the model in full precision; what that
-costs is the KL divergence of the logits. Losses of several parts add up, nearly, so the best
-choice within a size follows from a table. Float16 counts as lossless. 4-bit codes have searched
-scales here; calibration, which loses less, comes after the choice.
+Each part of the model (the vision encoder, the token embedding, all layers' qkv, …) is stored in
+each format that has a kernel, one part at a time, with the rest of the model in full precision. The
+loss is the KL divergence of the logits. Losses of several parts nearly add up, so the best choice
+within a size follows from a table. Float16 counts as lossless. 4-bit codes are measured with
+searched scales; calibration, which loses less, comes after the choice.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ from runtime.reference.load import VISION, load_reference
 from runtime.reference.model import MiniCPMV
 
 LOSSLESS = "f16_tiled"
-_PLAIN = ("f16", "f32")  # formats of what no kernel multiplies
-_SAMPLES = 16  # whose logits are compared
+_PLAIN = ("f16", "f32")  # formats of tensors that no kernel multiplies
+_SAMPLES = 16  # the number of samples whose logits are compared
 _UNITS = {"MB": 10**6, "GB": 10**9, "MiB": 2**20, "GiB": 2**30}
-# The patterns of the bundle's tensors that get one format together.
+# Patterns of the bundle's tensors that share one format.
 PARTS = {
     "vision encoder": tuple(f"vision.blocks.*.{n}.weight" for n in ("qkv", "proj", "fc1", "fc2")),
     "resampler": ("resampler.*proj.weight",),
@@ -46,18 +46,18 @@ PARTS = {
     "LM head": ("llm.head",),
     **{f"layers' {stage.name}": (f"llm.layers.*.{stage.name}",) for stage in STAGES},
 }
-_SEES = ("vision encoder", "resampler")
+_VISUAL = ("vision encoder", "resampler")
 
 Losses = Mapping[tuple[str, str], float]  # by part and format: mean KL divergence, nats
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A recipe that fits, and what it is expected to lose."""
+    """A recipe that fits the size, and its expected loss."""
 
     recipe: Recipe
     formats: Mapping[str, str]  # by part
-    loss: float  # mean KL divergence, nats: the sum of what its parts lose alone
+    loss: float  # mean KL divergence, nats: the sum of the losses of its parts
 
 
 def parse_size(text: str) -> int:
@@ -74,16 +74,16 @@ def parse_size(text: str) -> int:
 
 
 def choose_recipe(checkpoint: Checkpoint, base: Recipe, size: int, losses: Losses) -> Choice:
-    """Returns the recipe that loses least within a size.
+    """Returns the recipe with the smallest loss within a size.
 
     Args:
-        checkpoint: what it is for.
-        base: whose number format and method it has, and whose formats of all that is in no part.
+        checkpoint: the model to convert.
+        base: gives the number format, the method, and the formats of tensors outside all parts.
         size: bytes of the weights file.
         losses: from `measure_losses`.
 
     Raises:
-        ConfigError: no choice is so small; see `smallest_size`.
+        ConfigError: no choice fits; see `smallest_size`.
     """
     frontier: list[tuple[int, float, dict[str, str]]] = [(0, 0.0, {})]
     for part, formats in part_formats(checkpoint, base).items():
@@ -94,18 +94,18 @@ def choose_recipe(checkpoint: Checkpoint, base: Recipe, size: int, losses: Losse
         ]
         frontier = []
         for state in sorted(grown, key=lambda state: state[:2]):
-            if not frontier or state[1] < frontier[-1][1]:  # larger ones must lose less
+            if not frontier or state[1] < frontier[-1][1]:  # a larger one must lose less
                 frontier.append(state)
     smallest_size(checkpoint, base, size)
     for _, loss, chosen in reversed(frontier):
         recipe = _with_formats(base, chosen, losses)
         if make_plan(checkpoint.config, checkpoint.untied_head, recipe).nbytes <= size:
             return Choice(recipe, chosen, loss)
-    raise AssertionError("the smallest fits")
+    raise AssertionError("the smallest choice fits")
 
 
 def smallest_size(checkpoint: Checkpoint, base: Recipe, size: int) -> int:
-    """Returns the bytes of the smallest choice.
+    """Returns the size in bytes of the smallest choice.
 
     Raises:
         ConfigError: it is larger than `size`.
@@ -116,8 +116,8 @@ def smallest_size(checkpoint: Checkpoint, base: Recipe, size: int) -> int:
     smallest = make_plan(checkpoint.config, checkpoint.untied_head, recipe).nbytes
     if smallest > size:
         raise ConfigError(
-            f"--target-size {size / 1e6:,.2f} MB: no recipe is so small; the smallest that this "
-            f"model can have takes {smallest / 1e6:,.2f} MB"
+            f"--target-size {size / 1e6:,.2f} MB: too small; the smallest recipe for this model "
+            f"takes {smallest / 1e6:,.2f} MB"
         )
     return smallest
 
@@ -126,13 +126,13 @@ def smallest_size(checkpoint: Checkpoint, base: Recipe, size: int) -> int:
 def measure_losses(
     checkpoint: Checkpoint, base: Recipe, samples: Sequence[CalibrationSample], progress: Progress
 ) -> Losses:
-    """Measures what each part loses in each format; one decoder layer is in memory at a time.
+    """Measures the loss of each part in each format; one decoder layer is in memory at a time.
 
     Args:
-        checkpoint: with its tokenizer.
-        base: the number format.
-        samples: conversations; a few of them are used.
-        progress: counts layers.
+        checkpoint: must have a tokenizer.
+        base: gives the number format.
+        samples: conversations, of which a few are used.
+        progress: receives the layers done.
 
     Raises:
         CalibrationError: a sample does not suit the model.
@@ -156,7 +156,7 @@ _EXACT: Variant = ("", LOSSLESS)
 
 
 class _Measurement:
-    """Streams of the same samples through variants of a model."""
+    """Runs the same samples through variants of a model."""
 
     def __init__(
         self, checkpoint: Checkpoint, base: Recipe, samples: Sequence[TokenizedSample]
@@ -165,20 +165,20 @@ class _Measurement:
         self._scheme: GroupScheme = base.scheme
 
     def begin(self, variants: Sequence[Variant]) -> dict[Variant, Stream]:
-        """Returns the first layer's inputs in every variant."""
+        """Returns the first layer's inputs of every variant."""
         used = torch.unique(torch.cat([sample.ids for sample in self._samples]))
         rows = self._checkpoint.read(EMBEDDING)[used].float()
         exact = self._images(None)
         streams = {_EXACT: self._embed(used, rows, exact)}
         for variant in variants:
             part, form = variant
-            images = self._images(variant) if part in _SEES else exact
+            images = self._images(variant) if part in _VISUAL else exact
             mine = self._rounded(rows, form, EMBEDDING) if part == "token embedding" else rows
             streams[variant] = self._embed(used, mine, images)
         return streams
 
     def layer(self, i: int, streams: dict[Variant, Stream]) -> None:
-        """Takes all streams through a layer."""
+        """Runs all streams through a layer."""
         layer = load_reference(self._checkpoint, only=(f"llm.model.layers.{i}.",)).llm.model.layers[
             i
         ]
@@ -193,7 +193,7 @@ class _Measurement:
             streams[variant] = walk.stream
 
     def losses(self, streams: Mapping[Variant, Stream]) -> Losses:
-        """Compares the variants' logits with the exact model's."""
+        """Compares the logits of the variants with those of the exact model."""
         untied, c = self._checkpoint.untied_head, self._checkpoint.config.decoder
         norm = load_reference(self._checkpoint, only=("llm.model.norm.",)).llm.model.norm
         exact = self._checkpoint.read(HEAD if untied else EMBEDDING).float()
@@ -225,7 +225,7 @@ class _Measurement:
         return stream
 
     def _images(self, variant: Variant | None) -> list[Tensor | None]:
-        """Returns each sample's image tokens, with one part of what sees in another format."""
+        """Returns each sample's image tokens, with one visual part in another format."""
         if all(sample.pixels is None for sample in self._samples):
             return [None] * len(self._samples)
         model = load_reference(self._checkpoint, only=VISION)
@@ -234,8 +234,8 @@ class _Measurement:
         return [None if s.pixels is None else _image(model, s.pixels()) for s in self._samples]
 
     def _vision_plan(self, part: str, form: str) -> Plan:
-        """Returns a plan that stores one part in a format and the rest without loss."""
-        lossless = dict.fromkeys(_SEES, LOSSLESS) | {part: form}
+        """Returns a plan that stores one part in a format, and the rest without loss."""
+        lossless = dict.fromkeys(_VISUAL, LOSSLESS) | {part: form}
         recipe = _with_formats(self._base, lossless)
         return make_plan(self._checkpoint.config, self._checkpoint.untied_head, recipe)
 
@@ -253,7 +253,7 @@ def _image(model: MiniCPMV, pixels: Tensor) -> Tensor:
 
 
 def part_formats(checkpoint: Checkpoint, base: Recipe) -> dict[str, dict[str, int]]:
-    """Returns the bytes that each part of a model takes in each format that can hold it."""
+    """Returns the size in bytes of each part of a model in each format that can store it."""
     table: dict[str, dict[str, int]] = {}
     for part, patterns in PARTS.items():
         probe = _with_formats(base, {part: LOSSLESS})
@@ -265,14 +265,14 @@ def part_formats(checkpoint: Checkpoint, base: Recipe) -> dict[str, dict[str, in
         for form in (form for form in FORMATS if form not in _PLAIN):
             try:
                 specs = [stored_specs(t.name, t.rule.shape, form, base.scheme) for t in mine]
-            except ShapeError:  # a width without whole groups
+            except ShapeError:  # the width is not a multiple of the group size
                 continue
             table[part][form] = sum(spec.nbytes for tensor in specs for spec in tensor)
     return table
 
 
 def _with_formats(base: Recipe, formats: Mapping[str, str], losses: Losses | None = None) -> Recipe:
-    """Returns a recipe with other formats for some parts, and why."""
+    """Returns a recipe with other formats for some parts, and the reasons."""
     rows = []
     for part, form in formats.items():
         why = part

@@ -1,4 +1,4 @@
-"""The exported ONNX model in onnxruntime, compared with the reference."""
+"""Runs the exported ONNX model in onnxruntime and compares it with the reference."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from runtime.reference.model import MiniCPMV
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """How far an output is from the reference's."""
+    """The difference of an output from the reference's."""
 
     output: str
     max_abs: float
@@ -26,12 +26,12 @@ class Difference:
 
     @property
     def relative(self) -> float:
-        """The largest difference, as part of the output's scale."""
+        """The largest difference, relative to the output's scale."""
         return self.max_abs / self.scale
 
 
 def sample_pixels(c: VisionConfig, count: int = 2) -> Tensor:
-    """Draws normalised pixels (count, 3, S, S): colour ramps with noise, always the same."""
+    """Returns normalised pixels (count, 3, S, S): colour ramps with noise, from a fixed seed."""
     generator = torch.Generator().manual_seed(0)
     ramp = torch.linspace(-1, 1, c.image_size)
     slopes = torch.rand(count, 3, 2, 1, 1, generator=generator) * 2 - 1
@@ -46,10 +46,10 @@ def compare_onnx(
     """Runs `vision.onnx` and the reference on the same pixels.
 
     Args:
-        path: the graph; its data lies beside it.
+        path: the graph, with its data file in the same folder.
         model: the reference, float32 on the CPU.
         pixels: (B, 3, S, S) float32, normalised.
-        threads: of onnxruntime; 0 lets it choose.
+        threads: of onnxruntime; 0: its own choice.
 
     Raises:
         BundleError: the files are missing, damaged or not ours.
@@ -70,14 +70,14 @@ def compare_onnx(
 
 
 def run_onnx(path: Path, pixels: Tensor, *, threads: int = 0) -> tuple[Tensor, Tensor]:
-    """Returns features (B, P, D) and image tokens (B, Q, E) of normalised pixels; see above."""
+    """Returns features (B, P, D) and image tokens (B, Q, E) of normalised pixels (B, 3, S, S)."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    options.log_severity_level = 4  # its errors come as exceptions, said once
+    options.log_severity_level = 4  # errors are raised as exceptions and need no log line
     try:
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         outputs = session.run([FEATURES, TOKENS], {INPUT: pixels.numpy()})
-    # onnxruntime's exceptions share no base of their own.
+    # onnxruntime's exceptions have no common base class.
     except Exception as error:
         reason = " ".join(str(error).split())
         raise BundleError(f"{path}: onnxruntime cannot run it: {reason}") from error

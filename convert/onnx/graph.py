@@ -1,4 +1,4 @@
-"""The vision encoder and the resampler as an ONNX graph, weights named but not yet there.
+"""The vision encoder and the resampler as an ONNX graph; weights are named, not yet read.
 
 Axes: B batch (dynamic), P patches, D width, Q queries, E the decoder's width, H heads.
 """
@@ -17,8 +17,8 @@ from convert.checkpoint.config import ModelConfig, ResamplerConfig, VisionConfig
 from convert.checkpoint.tensor_tables import Rule, bundle_rules, same, transpose
 from quantize.errors import ConfigError
 
-# The first with a native Gelu; LayerNormalization is older. Attention (23) is younger than many
-# phones' runtimes, so it is spelled out.
+# The first opset with Gelu; LayerNormalization is older. Attention came with opset 23, which many
+# phones' runtimes lack, so it is composed of simpler operators.
 OPSET = 20
 INPUT, TOKENS, FEATURES = "pixels", "image_tokens", "features"
 _BATCH = "batch"
@@ -26,14 +26,14 @@ _BATCH = "batch"
 
 @dataclass(frozen=True)
 class OnnxWeight:
-    """A weight of the graph: what its rule makes, arranged as the graph's operator wants it."""
+    """A weight of the graph: its table row, and the layout that the graph's operator expects."""
 
     rule: Rule
     arrange: Callable[[Tensor], Tensor]
 
     @property
     def name(self) -> str:
-        """The initializer's name: that of the bundle's tensor."""
+        """The initializer's name, which is that of the bundle's tensor."""
         return self.rule.name
 
     @property
@@ -47,13 +47,13 @@ class OnnxWeight:
         return 4 * torch.Size(self.shape).numel()
 
     def make(self, read: Callable[[str], Tensor]) -> Tensor:
-        """Reads the checkpoint's tensors and returns this one, contiguous float32."""
+        """Reads the checkpoint's tensors and returns this weight, contiguous float32."""
         return self.arrange(self.rule.make(read)).contiguous()
 
 
 @dataclass(frozen=True)
 class OnnxGraph:
-    """Nodes in order, and what they take and give."""
+    """Nodes in order, with constants, weights, inputs and outputs."""
 
     nodes: Sequence[Any]
     constants: Sequence[Any]  # small, stored in the graph
@@ -117,12 +117,12 @@ def _vision(b: _Builder, c: VisionConfig) -> str:
 
 def _resampler(b: _Builder, c: ResamplerConfig, features: str) -> str:
     at = "resampler"
-    # (H, Q, d), the same for every picture: it broadcasts over the batch.
+    # (H, Q, d), the same for every picture: broadcasts over the batch.
     queries = b.weight(
         f"{at}.query", lambda w: w.reshape(-1, c.num_heads, c.head_dim).transpose(0, 1)
     )
     kv = b.layer_norm(b.linear(features, f"{at}.kv_proj", bias=""), f"{at}.ln_kv", c.norm_eps)
-    # The projected positions hold the keys' bias.
+    # The projected positions include the keys' bias.
     k = b.linear(kv, f"{at}.k_proj", bias=f"{at}.key_positions")
     v = b.linear(kv, f"{at}.v_proj")
     mixed = b.attention(queries, k, v, c.num_heads, c.head_dim, at)
@@ -131,7 +131,7 @@ def _resampler(b: _Builder, c: ResamplerConfig, features: str) -> str:
 
 
 class _Builder:
-    """Collects nodes; every method returns the name of a tensor."""
+    """Collects nodes; each method returns the name of its output tensor."""
 
     def __init__(self, rules: Iterable[Rule]) -> None:
         self.nodes: list[Any] = []

@@ -269,13 +269,13 @@ def test_reads_json_lines(tmp_path: Path, checkpoint: Checkpoint) -> None:
         ({"image": "a\0b.png", "question": "?"}, "no file can have this name"),
         ('{"question": "?"', "not a line of JSON"),
         ("[" * 100_000, "not a line of JSON"),
-        ('"text"', "expected an object of texts"),
-        ({"question": 5}, "expected an object of texts"),
+        ('"text"', "expected an object of strings"),
+        ({"question": 5}, "expected an object of strings"),
         ({"image": "red.png"}, "lacks the key question"),
         ({"question": "?", "img": "red.png"}, "unknown key 'img'"),
         ({"question": "  "}, "the prompt is empty"),
         ({"question": "\ud800"}, "not valid Unicode"),
-        ({"question": "x" * 2_000_000}, "at most 1,048,576 are read"),
+        ({"question": "x" * 2_000_000}, "at most 1,048,576 are allowed"),
     ],
 )
 def test_bad_lines_are_named(
