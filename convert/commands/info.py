@@ -127,6 +127,8 @@ def _describe_checkpoint(source: str | None) -> dict[str, Any]:
 
 
 def _describe_bundle(path: Path) -> dict[str, Any]:
+    import msgspec
+
     from convert.bundle.kv_cache import describe_kv
     from convert.bundle.manifest import Bundle
 
@@ -141,7 +143,7 @@ def _describe_bundle(path: Path) -> dict[str, Any]:
         "method": bundle.plan.recipe.method,
         "kv_cache": describe_kv(bundle.plan.kv, bundle.config.decoder),
         "tokenizer": _pieces(bundle.tokenizer, bundle.config),
-        "source": vars(manifest.source),
+        "source": msgspec.structs.asdict(manifest.source),
         "programs": {name: record.program_id for name, record in manifest.targets.items()},
         "tools": manifest.tools,
         **_parts(sizes),
@@ -237,39 +239,61 @@ def _pieces(tokenizer: Path | None, config: ModelConfig) -> dict[str, Any] | Non
 
 def _print(console: Console, info: dict[str, Any]) -> None:
     from convert.commands.recipe_info import lines
-    from convert.support.console import Size, megabytes, print_table
-
-    def say(key: str, value: Any) -> None:
-        console.print(f"{key:14}{value}", markup=False, soft_wrap=True)
 
     if info["kind"] in ("recipe", "MLC package"):
         for key, text in lines(info):
-            say(key, text)
+            _say(console, key, text)
         return
-    say(info["kind"], info["path"])
+    _print_facts(console, info)
+    console.print()
+    _print_tables(console, info)
+    for name, nbytes in info.get("kv_caches", {}).items():
+        console.print()
+        _say(console, "KV cache", f"with --kv {name}: {nbytes:,} bytes per token")
+    _print_conversions(console, info)
+
+
+def _say(console: Console, key: str, value: object) -> None:
+    """Prints a value beside its name."""
+    console.print(f"{key:14}{value}", markup=False, soft_wrap=True)
+
+
+def _print_facts(console: Console, info: dict[str, Any]) -> None:
+    """Prints what it is, how it is stored and what it was made from."""
+    from convert.support.console import megabytes
+
+    _say(console, info["kind"], info["path"])
     for key in ("architecture", "vision", "resampler", "decoder", "quantization", "method"):
         if key in info:
-            say(key, info[key])
+            _say(console, key, info[key])
     if "kv_cache" in info:
         kv = info["kv_cache"]
-        say("KV cache", f"{kv['format']}, {kv['bytes_per_token']:,} bytes per token")
+        _say(console, "KV cache", f"{kv['format']}, {kv['bytes_per_token']:,} bytes per token")
     if "stored" in info:
         stored = info["stored"]
         count = f"{stored['tensors']} tensors with the LM head"
-        say("stored as", f"{stored['dtype']}, {count}, {megabytes(stored['bytes'])}")
+        _say(console, "stored as", f"{stored['dtype']}, {count}, {megabytes(stored['bytes'])}")
     if "dtypes" in info:
-        say("stored as", ", ".join(info["dtypes"]))
+        _say(console, "stored as", ", ".join(info["dtypes"]))
     if "tokenizer" in info:
         tokenizer = info["tokenizer"]
-        say("tokenizer", "none" if tokenizer is None else f"{tokenizer['pieces']:,} pieces")
+        pieces = "none" if tokenizer is None else f"{tokenizer['pieces']:,} pieces"
+        _say(console, "tokenizer", pieces)
     for name, reason in info.get("dropped", {}).items():
-        say("left out", f"{name}: {reason}")
+        _say(console, "left out", f"{name}: {reason}")
     if "source" in info:
-        say("made from", f"{info['source']['path']} (SHA-256 {info['source']['sha256'][:12]}…)")
-        say("made with", ", ".join(f"{name} {text}" for name, text in info["tools"].items()))
+        source = info["source"]
+        _say(console, "made from", f"{source['path']} (SHA-256 {source['sha256'][:12]}…)")
+        tools = ", ".join(f"{name} {text}" for name, text in info["tools"].items())
+        _say(console, "made with", tools)
         for target, program_id in info["programs"].items():
-            say("program", f"{target}: {program_id}")
-    console.print()
+            _say(console, "program", f"{target}: {program_id}")
+
+
+def _print_tables(console: Console, info: dict[str, Any]) -> None:
+    """Prints sizes by part and, for a bundle, by format and file."""
+    from convert.support.console import Size, print_table
+
     sized = info["parts"]["all"]["bytes"] is not None
     rows = [
         [name, part["parameters"]]
@@ -287,13 +311,16 @@ def _print(console: Console, info: dict[str, Any]) -> None:
         console.print()
         rows = [[name, Size(size)] for name, size in info["files"].items()]
         print_table(console, ["file", "size"], rows)
-    for name, nbytes in info.get("kv_caches", {}).items():
-        console.print()
-        say("KV cache", f"with --kv {name}: {nbytes:,} bytes per token")
+
+
+def _print_conversions(console: Console, info: dict[str, Any]) -> None:
+    """Prints the size that each recipe would give a bundle."""
+    from convert.support.console import megabytes
+
     for name, row in info.get("converted", {}).items():
         console.print()
         bits = f"{row['bits_per_weight']:.2f} bits per weight"
-        say("converted", f"with --quant {name}: {megabytes(row['bytes'])}, {bits}")
+        _say(console, "converted", f"with --quant {name}: {megabytes(row['bytes'])}, {bits}")
         if "converted_own_head" in info:
             own_head = info["converted_own_head"][name]["bytes"]
-            say("", f"with an LM head that is not the embedding: {megabytes(own_head)}")
+            _say(console, "", f"with an LM head that is not the embedding: {megabytes(own_head)}")
