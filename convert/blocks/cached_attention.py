@@ -1,12 +1,12 @@
-"""The decoder's attention over its sliding KV cache, and what writes the cache.
+"""The decoder's attention over its sliding KV cache, and the kernel that writes the cache.
 
-The cache has a fixed number of slots, tiles of 16. The first ceil(pinned/16) tiles hold the pinned
-tokens, token j in slot j. The rest is a ring of R slots: token j is in slot (j - pinned) mod R of
-it. A query at index t sees key j if j <= t, and j < pinned or j > t - (window - pinned); keys are
-stored rotated to their index, and the query comes rotated twice, for the recent and for the pinned
-(see `runtime.reference.kv_cache`). The ring must hold window - pinned slots and one chunk of
-queries, which are stored before they attend. Slots that were never written must hold finite
-numbers and scales: a weight of 0 does not hide a NaN.
+The cache has a fixed number of slots, in tiles of 16. The first ceil(pinned/16) tiles hold the
+pinned tokens, token j in slot j. The rest is a ring of R slots: token j is in its slot
+(j - pinned) mod R. A query at index t sees key j if j <= t, and j < pinned or
+j > t - (window - pinned). Keys are stored rotated by their index; each query is stored twice,
+rotated for recent keys and for pinned ones (see `runtime.reference.kv_cache`). The ring must hold
+window - pinned slots and one chunk of queries, which are stored before they attend. Slots that were
+never written must hold finite numbers and scales: a weight of 0 does not hide a NaN.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ from convert.blocks.tir import (
 )
 from convert.checkpoint.config import DecoderConfig
 
-_AHEAD = 4  # tiles between the keys or values that are used and those asked for from memory
-_LINE = 64  # bytes that come from memory at a time
+_AHEAD = 4  # tiles from the keys that are used to those that are prefetched
+_LINE = 64  # bytes of a cache line
 
 
 def rotate_and_store(c: DecoderConfig, kv: str) -> Expr:
     """Makes the kernel (qkv, angles, start, pinned, cache) -> queries (L, 2, D), float32.
 
-    qkv (L, D + 2 kv) are the new tokens', the first one's index is start. angles (L, 4, head_dim /
-    2): cos and sin of a token's index, then of its index as pinned keys see it. The queries are
-    rotated for recent and for pinned keys, and scaled by head_dim ** -0.5. cache: the tensors of
-    `kv_cache.cache_tensors`, written in place.
+    qkv (L, D + 2 kv) holds the new tokens; start is the first one's index. angles
+    (L, 4, head_dim / 2): cos and sin for a token's index, then for its index relative to pinned
+    keys. The queries are rotated for recent and for pinned keys, and scaled by head_dim ** -0.5.
+    cache: the tensors of `kv_cache.cache_tensors`, written in place.
     """
     half, width, lanes = c.head_dim // 2, c.hidden_size, lanes_of(c.head_dim // 2)
     groups = c.num_attention_heads // c.num_key_value_heads
@@ -54,8 +54,7 @@ def rotate_and_store(c: DecoderConfig, kv: str) -> Expr:
         start, pinned = k.integer("start"), k.integer("pinned")
         cache = LayerCache(k, c, kv, tiles)
         queries = k.tensor("queries", (rows, 2, width))
-        pinned_tiles = T.Bind((pinned + LANES - 1) // LANES)
-        ring = T.Bind((tiles - pinned_tiles) * LANES)
+        pinned_tiles, ring = _cut_cache(pinned, tiles)
         scale = spread(T.float32(c.head_dim**-0.5), lanes)
         with T.parallel(0, c.num_key_value_heads) as head, T.serial(0, rows) as row:
 
@@ -87,9 +86,9 @@ def rotate_and_store(c: DecoderConfig, kv: str) -> Expr:
 def cached_attention(c: DecoderConfig, kv: str, block: int) -> Expr:
     """Makes the kernel (queries, cache, start, window, pinned) -> (L, D), float32.
 
-    queries (L, 2, D) and the cache's tensors as `rotate_and_store` left them, the L queries' own
-    keys and values among them; start is the first query's index. `block` queries share a load of
-    keys or values.
+    queries (L, 2, D) and the cache's tensors are what `rotate_and_store` wrote, with the keys and
+    values of the L queries themselves; start is the first query's index. `block` queries share a
+    load of keys or values.
     """
     dim = c.head_dim
     with kernel("cached_attention") as k:
@@ -98,98 +97,133 @@ def cached_attention(c: DecoderConfig, kv: str, block: int) -> Expr:
         cache = LayerCache(k, c, kv, tiles)
         start, window, pinned = (k.integer(name) for name in ("start", "window", "pinned"))
         out = k.tensor("out", (rows, c.hidden_size))
-        pinned_tiles = T.Bind((pinned + LANES - 1) // LANES)
-        ring = T.Bind((tiles - pinned_tiles) * LANES)
-        total = T.Bind(start + rows)
-        newest = T.Bind(
-            T.cast(total - 1 - pinned, "int32")
-        )  # place of the newest in the ring's row
+        visible = _Visible(start, window, pinned, rows, tiles)
         scratch = Scratch(c.num_attention_heads, block, tiles, dim)
         with T.parallel(0, c.num_attention_heads) as head:
-            kv_head = T.Bind(head // (c.num_attention_heads // c.num_key_value_heads))
-
-            def key(tile: Expr, d: Expr) -> Expr:
-                return cache.key(kv_head, tile, d)
-
-            def value(slot: Expr, at: int, lanes: int) -> Expr:
-                return cache.value(kv_head, slot, at, lanes)
-
-            used_pinned = T.Bind((T.min(pinned, total) + LANES - 1) // LANES)
-            used = T.Bind((T.min(T.max(total - pinned, 0), ring) + LANES - 1) // LANES)
-
-            def fetch(before: Expr) -> Callable[[Expr], Callable[[Expr], None]]:
-                """Asks for keys some tiles ahead, also the next head's, and for this tile's values.
-
-                A processor's own prefetcher does not know where the next head begins.
-                """
-
-                def tile_at(place: Expr) -> Expr:
-                    recent = pinned_tiles + place - used_pinned
-                    return T.Bind(T.Select(place < used_pinned, place, recent))
-
-                def of_tile(tile: Expr) -> Callable[[Expr], None]:
-                    here, ahead = tile_at(before + tile), before + tile + _AHEAD
-                    beyond = T.Bind(ahead - used_pinned - used)
-                    next_head = T.min(kv_head + 1, c.num_key_value_heads - 1)
-                    from_head = T.Bind(T.Select(beyond < 0, kv_head, next_head))
-                    there = tile_at(T.Select(beyond < 0, ahead, beyond))
-
-                    def of_part(d: Expr) -> None:
-                        prefetch(cache.keys[from_head, there, d, 0])
-                        at = d * LANES
-                        prefetch(cache.values[kv_head, here, at // dim, at % dim])
-
-                    return of_part
-
-                return of_tile
-
-            def query(kind: int) -> Callable[[Expr, Expr], Expr]:
-                return lambda row, d: queries[row, kind, head * dim + d]
-
-            def mask_pinned(scores: Expr, tile: Expr, row: Expr) -> Expr:
-                visible = T.min(start + row, pinned - 1)
-                return keep(scores, slots(tile) <= spread(T.cast(visible, "int32")))
-
-            def mask_recent(scores: Expr, tile: Expr, row: Expr) -> Expr:
-                # A slot holds the newest token whose place in the row of all recent tokens is
-                # congruent to the slot: `age` places before the newest.
-                size = T.cast(ring, "int32")
-                age = spread(T.floormod(newest, size)) - slots(tile - pinned_tiles)
-                age = T.Bind(T.Select(age < spread(T.int32(0)), age + spread(size), age))
-                place = T.Bind(spread(newest) - age)
-                last = T.Bind(T.cast(start + row - pinned, "int32"))
-                first = T.max(last - T.cast(window - pinned, "int32") + 1, T.int32(0))
-                return keep(scores, T.And(place <= spread(last), place >= spread(first)))
-
-            line = _LINE // (LANES * cache.item_bytes)  # how many d have their keys in one
-            shared: dict[str, Any] = {"key": key, "fetch_every": line if dim % line == 0 else 1}
-            if cache.has_scales:
-                shared["key_scale"] = partial(cache.key_scale, kv_head)
-                shared["value_scale"] = partial(cache.value_scale, kv_head)
-            runs = [
-                KeyTiles(
-                    tiles=used_pinned,
-                    first=T.int64(0),
-                    query=query(1),
-                    mask=mask_pinned,
-                    fetch=fetch(T.int64(0)),
-                    **shared,
-                ),
-                KeyTiles(
-                    tiles=used,
-                    first=pinned_tiles,
-                    query=query(0),
-                    mask=mask_recent,
-                    fetch=fetch(used_pinned),
-                    **shared,
-                ),
-            ]
+            cached = _CachedHead(c, cache, head, visible)
+            runs = cached.runs(queries)
 
             def attend_block(first: Expr, count: int) -> None:
-                attend(scratch, head, runs, first, count, dim, value, out, head * dim)
+                attend(scratch, head, runs, first, count, dim, cached.value, out, head * dim)
 
             each_row_block(rows, block, attend_block)
     return k.function
+
+
+def _cut_cache(pinned: Expr, tiles: Expr) -> tuple[Expr, Expr]:
+    """Returns how many tiles hold the pinned tokens, and how many slots the ring has."""
+    pinned_tiles = T.Bind((pinned + LANES - 1) // LANES)
+    return pinned_tiles, T.Bind((tiles - pinned_tiles) * LANES)
+
+
+class _Visible:
+    """Which slots of the cache a query sees."""
+
+    def __init__(self, start: Expr, window: Expr, pinned: Expr, rows: Expr, tiles: Expr) -> None:
+        """Takes the kernel's lengths and numbers; see `cached_attention`."""
+        self._start, self._window, self._pinned = start, window, pinned
+        self.pinned_tiles, self._ring = _cut_cache(pinned, tiles)
+        self._total = T.Bind(start + rows)
+        # The newest token's place among all that went into the ring.
+        self._newest = T.Bind(T.cast(self._total - 1 - pinned, "int32"))
+
+    def used_tiles(self) -> tuple[Expr, Expr]:
+        """Returns how many tiles hold tokens: of the pinned ones, and of the ring."""
+        pinned = T.Bind((T.min(self._pinned, self._total) + LANES - 1) // LANES)
+        recent = T.min(T.max(self._total - self._pinned, 0), self._ring)
+        return pinned, T.Bind((recent + LANES - 1) // LANES)
+
+    def mask_pinned(self, scores: Expr, tile: Expr, row: Expr) -> Expr:
+        """Masks pinned keys that come after the query of a row."""
+        last = T.min(self._start + row, self._pinned - 1)
+        return keep(scores, slots(tile) <= spread(T.cast(last, "int32")))
+
+    def mask_recent(self, scores: Expr, tile: Expr, row: Expr) -> Expr:
+        """Masks keys of the ring that come after the query of a row, or have left its window."""
+        # A slot holds the newest token whose place is congruent to the slot: `age` places before
+        # the newest of all.
+        size = T.cast(self._ring, "int32")
+        age = spread(T.floormod(self._newest, size)) - slots(tile - self.pinned_tiles)
+        age = T.Bind(T.Select(age < spread(T.int32(0)), age + spread(size), age))
+        place = T.Bind(spread(self._newest) - age)
+        last = T.Bind(T.cast(self._start + row - self._pinned, "int32"))
+        first = T.max(last - T.cast(self._window - self._pinned, "int32") + 1, T.int32(0))
+        return keep(scores, T.And(place <= spread(last), place >= spread(first)))
+
+
+class _CachedHead:
+    """The cache as one query head reads it."""
+
+    def __init__(self, c: DecoderConfig, cache: LayerCache, head: Expr, visible: _Visible) -> None:
+        """Args: head: the query head; groups of them share a head of the cache."""
+        self._c, self._cache, self._head, self._visible = c, cache, head, visible
+        self._kv_head = T.Bind(head // (c.num_attention_heads // c.num_key_value_heads))
+        self._pinned, self._recent = visible.used_tiles()
+
+    def value(self, slot: Expr, at: int, lanes: int) -> Expr:
+        """Loads a part of a slot's value."""
+        return self._cache.value(self._kv_head, slot, at, lanes)
+
+    def runs(self, queries: Expr) -> list[KeyTiles]:
+        """Returns the pinned tiles and the ring's, each with the queries rotated for it."""
+        cache, head, dim = self._cache, self._head, self._c.head_dim
+
+        def query(kind: int) -> Callable[[Expr, Expr], Expr]:
+            return lambda row, d: queries[row, kind, head * dim + d]
+
+        line = _LINE // (LANES * cache.item_bytes)  # d whose keys share a cache line
+        shared: dict[str, Any] = {
+            "key": partial(cache.key, self._kv_head),
+            "fetch_every": line if dim % line == 0 else 1,
+        }
+        if cache.has_scales:
+            shared["key_scale"] = partial(cache.key_scale, self._kv_head)
+            shared["value_scale"] = partial(cache.value_scale, self._kv_head)
+        pinned = KeyTiles(
+            tiles=self._pinned,
+            first=T.int64(0),
+            query=query(1),
+            mask=self._visible.mask_pinned,
+            fetch=partial(self._fetch, T.int64(0)),
+            **shared,
+        )
+        recent = KeyTiles(
+            tiles=self._recent,
+            first=self._visible.pinned_tiles,
+            query=query(0),
+            mask=self._visible.mask_recent,
+            fetch=partial(self._fetch, self._pinned),
+            **shared,
+        )
+        return [pinned, recent]
+
+    def _fetch(self, before: Expr, tile: Expr) -> Callable[[Expr], None]:
+        """Prefetches this tile's values, and keys some tiles ahead or of the next head.
+
+        The processor's own prefetcher does not know where the next head begins.
+
+        Args:
+            before: used tiles before the run.
+            tile: of the run.
+        """
+        here, ahead = self._tile_at(before + tile), before + tile + _AHEAD
+        beyond = T.Bind(ahead - self._pinned - self._recent)
+        next_head = T.min(self._kv_head + 1, self._c.num_key_value_heads - 1)
+        from_head = T.Bind(T.Select(beyond < 0, self._kv_head, next_head))
+        there = self._tile_at(T.Select(beyond < 0, ahead, beyond))
+        dim = self._c.head_dim
+
+        def fetch_part(d: Expr) -> None:
+            prefetch(self._cache.keys[from_head, there, d, 0])
+            at = d * LANES
+            prefetch(self._cache.values[self._kv_head, here, at // dim, at % dim])
+
+        return fetch_part
+
+    def _tile_at(self, place: Expr) -> Expr:
+        """Returns the tile of a place among the used tiles."""
+        recent = self._visible.pinned_tiles + place - self._pinned
+        return T.Bind(T.Select(place < self._pinned, place, recent))
 
 
 def _rotate(
