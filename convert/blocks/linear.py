@@ -1,6 +1,6 @@
 """Matrix products with tiled weights: x (L, K) times W (N, K) transposed, parallel over tiles.
 
-A tile's 16 rows are the lanes; a block of tokens shares each load of the weights.
+The 16 rows of a tile are the lanes; a block of tokens shares each load of weights.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from convert.blocks.tir import (
 )
 from quantize.layout import TILE_ROWS, tiles
 
-# Bytes between the weights that are used and those that are asked for from memory: what arrives
-# in the 0.5 µs that a busy memory takes. The processor's own prefetcher ends at each page.
+# Bytes from the weights that are used to those that are prefetched: what a busy memory delivers
+# within its latency of 0.5 µs. The processor's own prefetcher stops at each page.
 _AHEAD = 8192
-# Pairs of tiles that a block of tokens goes through in one task. Results then fill rows of memory
-# instead of columns, which cost a page each; but there must be tasks for all threads.
+# Pairs of tiles that one task computes for a block of tokens. Results are then written along rows;
+# along columns, each would touch another page. But there must be tasks for all threads.
 _RUN, _TASKS = 6, 12
 
 Epilogue = Callable[[Expr, Expr, Expr, int], Expr]  # (value, row, columns, lanes) -> value
@@ -39,7 +39,7 @@ Epilogue = Callable[[Expr, Expr, Expr, int], Expr]  # (value, row, columns, lane
 
 @dataclass(frozen=True, kw_only=True)
 class Linear:
-    """A product and what follows it in the same kernel, in the order of the fields."""
+    """A product, and what the same kernel does after it, in the order of the fields."""
 
     rows: int  # N
     columns: int  # K
@@ -80,108 +80,153 @@ def linear_codes(c: Linear, size: int, by: Product, blocks: int, dtype: str) -> 
     q_scale (ceil(N/16), G, 16) float16, G = ceil(K / size). A group's product is exact, whatever
     instructions compute it.
     """
-    groups, units = -(-c.columns // size), size // by.inputs
-    in_unit = blocks // units
-    ahead = _AHEAD // (blocks * 4 * TILE_ROWS)
     bits = 8 * blocks * 4 // size
     with kernel(f"linear_q{bits}_{c.rows}x{c.columns}") as k:
         length = k.length("rows")
-        codes = k.tensor("codes", (length, groups, size), "int8")
-        scale = k.tensor("scale", (length, groups))
-        offset = k.tensor("offset", (length, groups), "int32")
-        q_weight = k.tensor("q_weight", (tiles(c.rows), groups, blocks, 4 * TILE_ROWS), dtype)
-        q_scale = k.tensor("q_scale", (tiles(c.rows), groups, TILE_ROWS), "float16")
-        epilogue = _epilogue(k, c, length)
-        out = k.tensor("out", (length, c.rows))
-
-        lanes = by.lanes
+        product = _CodesProduct(k, c, size, by, blocks, dtype, length)
         beside = min(by.tiles, tiles(c.rows))
         run = 1 if beside == 1 else beside * max(min(tiles(c.rows) // beside // _TASKS, _RUN), 1)
-
-        def add_unit(
-            first: Expr, at: list[Expr], group: Expr, unit: Expr, part: Expr, before: list[Expr]
-        ) -> list[Expr]:
-            """Adds the products of some rows of a group's unit, tile after tile."""
-            columns, start = span(part * 4 * lanes, 4 * lanes), unit * in_unit
-            packed = [q_weight[t, group, start + i, columns] for t in at for i in range(in_unit)]
-
-            def activations(row: Expr) -> Activations:
-                return lambda at, size: codes[row, group, span(unit * by.inputs + at, size)]
-
-            tokens = [activations(first + m) for m in range(len(before) // len(at))]
-            return by.unit(packed, tokens, before)
-
-        def each_part(body: Callable[[Expr, Expr], None]) -> None:
-            """Calls body(part, rows) for the parts of a tile that a product has at a time.
-
-            In a loop: compilers would mix unrolled parts until no register is left.
-            """
-            if lanes == LANES:
-                body(T.int64(0), span(0))
-                return
-            with T.serial(0, LANES // lanes) as part:
-                body(part, span(part * lanes, lanes))
-
-        def multiply(first: Expr, count: int, at: list[Expr]) -> None:
-            sums = [local_rows(count, T.float32(0)) for _ in at]
-            with T.serial(0, groups) as group:
-                if count == 1:  # bound by memory
-                    for i in range(blocks):
-                        prefetch(q_weight[at[0], group + ahead, i, 0])
-                    prefetch(q_scale[at[0], group + ahead, 0])
-
-                def finish(rows: Expr, dots: list[Expr]) -> None:
-                    for i, t in enumerate(at):
-                        step = T.Bind(wide(q_scale[t, group, rows], lanes))
-                        for m in range(count):
-                            factor = step * spread(scale[first + m, group], lanes)
-                            value = wide(dots[i * count + m], lanes) * factor
-                            store(sums[i][m], sums[i][m][rows] + value, rows)
-
-                offsets = [offset[first + m, group] for m in range(count)] * len(at)
-                if units == 1:
-
-                    def whole(part: Expr, rows: Expr) -> None:
-                        before = [spread(value, lanes) for value in offsets]
-                        finish(rows, add_unit(first, at, group, 0, part, before))
-
-                    each_part(whole)
-                else:
-                    words = local_rows(count * len(at), T.int32(0))
-                    for row, value in zip(words, offsets, strict=True):
-                        store(row, spread(value), span(0))
-                    with T.serial(0, units) as unit:
-
-                        def one(part: Expr, rows: Expr) -> None:
-                            before = [row[rows] for row in words]
-                            after = add_unit(first, at, group, unit, part, before)
-                            for row, value in zip(words, after, strict=True):
-                                store(row, value, rows)
-
-                        each_part(one)
-                    each_part(lambda _, rows: finish(rows, [row[rows] for row in words]))
-            for of_tile, t in zip(sums, at, strict=True):
-                _finish(out, of_tile, first, count, t, c.rows, epilogue)
-
         with T.parallel(0, -(-tiles(c.rows) // run)) as task:
 
-            def of_run(first: Expr, count: int) -> None:
+            def multiply_run(first: Expr, count: int) -> None:
                 if run == 1:
-                    multiply(first, count, [task])
+                    product.multiply(first, count, [task])
                     return
                 some = beside if count > 1 else 1
                 left = T.min(tiles(c.rows) - task * run, run)
                 with T.serial(0, (left + some - 1) // some) as i:
-                    # Where the last has none beside it, the one before is computed again.
+                    # Where too few are left, tiles before them are computed again.
                     tile = T.Bind(T.min(task * run + i * some, tiles(c.rows) - some))
-                    multiply(first, count, [tile + j for j in range(some)])
+                    product.multiply(first, count, [tile + j for j in range(some)])
 
-            each_row_block(length, by.tokens, of_run)
+            each_row_block(length, by.tokens, multiply_run)
     return k.function
 
 
+class _CodesProduct:
+    """The parameters of a `linear_codes` kernel, and the product of some tokens with some tiles."""
+
+    def __init__(
+        self, k: Kernel, c: Linear, size: int, by: Product, blocks: int, dtype: str, length: Expr
+    ) -> None:
+        """Adds the parameters; `length` is L, for the rest see `linear_codes`."""
+        self._c, self._by, self._blocks = c, by, blocks
+        self._groups, self._units = -(-c.columns // size), size // by.inputs
+        stored = (tiles(c.rows), self._groups)
+        self._codes = k.tensor("codes", (length, self._groups, size), "int8")
+        self._scale = k.tensor("scale", (length, self._groups))
+        self._offset = k.tensor("offset", (length, self._groups), "int32")
+        self._q_weight = k.tensor("q_weight", (*stored, blocks, 4 * TILE_ROWS), dtype)
+        self._q_scale = k.tensor("q_scale", (*stored, TILE_ROWS), "float16")
+        self._epilogue = _epilogue(k, c, length)
+        self._out = k.tensor("out", (length, c.rows))
+
+    def multiply(self, first: Expr, count: int, at: list[Expr]) -> None:
+        """Writes the results of `count` tokens from `first` on for the tiles `at`."""
+        sums = [local_rows(count, T.float32(0)) for _ in at]
+        with T.serial(0, self._groups) as group:
+            if count == 1:  # bound by memory
+                self._prefetch(at[0], group)
+            multiply = self._multiply_unit if self._units == 1 else self._multiply_units
+            multiply(sums, first, at, group)
+        for of_tile, tile in zip(sums, at, strict=True):
+            _finish(self._out, of_tile, first, count, tile, self._c.rows, self._epilogue)
+
+    def _prefetch(self, tile: Expr, group: Expr) -> None:
+        ahead = group + _AHEAD // (self._blocks * 4 * TILE_ROWS)
+        for i in range(self._blocks):
+            prefetch(self._q_weight[tile, ahead, i, 0])
+        prefetch(self._q_scale[tile, ahead, 0])
+
+    def _multiply_unit(
+        self, sums: list[list[Expr]], first: Expr, at: list[Expr], group: Expr
+    ) -> None:
+        """Adds the products of a group that is one unit."""
+        offsets = self._offsets(sums, first, group)
+
+        def multiply(part: Expr, rows: Expr) -> None:
+            before = [spread(value, self._by.lanes) for value in offsets]
+            dots = self._add_unit(before, first, at, group, 0, part)
+            self._add_scaled(sums, dots, first, at, group, rows)
+
+        self._each_part(multiply)
+
+    def _multiply_units(
+        self, sums: list[list[Expr]], first: Expr, at: list[Expr], group: Expr
+    ) -> None:
+        """Adds the products of a group of several units, whose int32 sums are kept between them."""
+        offsets = self._offsets(sums, first, group)
+        dots = local_rows(len(offsets), T.int32(0))
+        for row, value in zip(dots, offsets, strict=True):
+            store(row, spread(value), span(0))
+        with T.serial(0, self._units) as unit:
+
+            def multiply(part: Expr, rows: Expr) -> None:
+                before = [row[rows] for row in dots]
+                after = self._add_unit(before, first, at, group, unit, part)
+                for row, value in zip(dots, after, strict=True):
+                    store(row, value, rows)
+
+            self._each_part(multiply)
+
+        def add(_part: Expr, rows: Expr) -> None:
+            self._add_scaled(sums, [row[rows] for row in dots], first, at, group, rows)
+
+        self._each_part(add)
+
+    def _offsets(self, sums: list[list[Expr]], first: Expr, group: Expr) -> list[Expr]:
+        """Returns what a group's int32 sums begin with: each tile's tokens, one after the other."""
+        return [self._offset[first + m, group] for m in range(len(sums[0]))] * len(sums)
+
+    def _add_unit(
+        self, before: list[Expr], first: Expr, at: list[Expr], group: Expr, unit: Expr, part: Expr
+    ) -> list[Expr]:
+        """Adds the products of a part of the tiles' rows with a unit of a group, tile by tile."""
+        by, in_unit = self._by, self._blocks // self._units
+        columns, start = span(part * 4 * by.lanes, 4 * by.lanes), unit * in_unit
+        packed = [
+            self._q_weight[tile, group, start + i, columns] for tile in at for i in range(in_unit)
+        ]
+
+        def activations(row: Expr) -> Activations:
+            return lambda at, size: self._codes[row, group, span(unit * by.inputs + at, size)]
+
+        tokens = [activations(first + m) for m in range(len(before) // len(at))]
+        return by.unit(packed, tokens, before)
+
+    def _add_scaled(
+        self,
+        sums: list[list[Expr]],
+        dots: list[Expr],
+        first: Expr,
+        at: list[Expr],
+        group: Expr,
+        rows: Expr,
+    ) -> None:
+        """Adds a group's int32 sums of some rows of the tiles, times their scales."""
+        count, lanes = len(sums[0]), self._by.lanes
+        for i, tile in enumerate(at):
+            step = T.Bind(wide(self._q_scale[tile, group, rows], lanes))
+            for m in range(count):
+                factor = step * spread(self._scale[first + m, group], lanes)
+                value = wide(dots[i * count + m], lanes) * factor
+                store(sums[i][m], sums[i][m][rows] + value, rows)
+
+    def _each_part(self, body: Callable[[Expr, Expr], None]) -> None:
+        """Calls body(part, rows) for each part of a tile, as many rows as the product has lanes.
+
+        In a loop: compilers would interleave unrolled parts until they run out of registers.
+        """
+        lanes = self._by.lanes
+        if lanes == LANES:
+            body(T.int64(0), span(0))
+            return
+        with T.serial(0, LANES // lanes) as part:
+            body(part, span(part * lanes, lanes))
+
+
 def _epilogue(k: Kernel, c: Linear, length: Expr) -> Epilogue:
-    """Adds the parameters that follow the weights; returns what is done to a finished value."""
+    """Adds the parameters after the weights; returns the function of a finished value."""
     bias = k.tensor("bias", (c.rows,)) if c.bias else None
     residual = None if c.residual is None else k.tensor("residual", (length, c.rows))
 
@@ -202,7 +247,7 @@ def _epilogue(k: Kernel, c: Linear, length: Expr) -> Epilogue:
 def _finish(
     out: Expr, sums: list[Expr], first: Expr, count: int, tile: Expr, rows: int, epilogue: Epilogue
 ) -> None:
-    """Writes a tile's columns; of the last tile only those that exist."""
+    """Writes a tile's columns; of the last tile, only those that exist."""
 
     def whole() -> None:
         for m in range(count):
