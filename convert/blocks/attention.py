@@ -1,7 +1,7 @@
-"""Attention kernels: what they share, and the one of all patches with all.
+"""Attention kernels: what they share, and the one of the vision encoder, without a mask.
 
-Keys come in tiles of 16, the lanes. Scores of a block of queries stand in a scratch row; softmax
-and sums are float32. The decoder's is `convert.blocks.cached_attention`.
+Keys come in tiles of 16, the lanes. The scores of each query of a block are a row of the scratch;
+softmax and sums are float32. The decoder's kernel is `convert.blocks.cached_attention`.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from convert.blocks.tir import (
 )
 
 _MASKED = -1e30  # far below any score; its weight is exactly 0
-_SUMS = 4  # at least, that grow side by side: one alone would wait for itself
+_SUMS = 4  # independent sums, at least: each addition waits for the one before in its sum
 
 
 @dataclass(frozen=True)
 class Heads:
-    """Where a tensor of tokens (L, columns) holds its heads: head h begins at first + h * dim."""
+    """Where a row of a (L, columns) tensor holds its heads: head h begins at first + h * dim."""
 
     columns: int
     first: int = 0
@@ -40,17 +40,17 @@ class Heads:
 
 @dataclass(frozen=True)
 class KeyTiles:
-    """A run of key tiles: how to load its queries and keys, and what to do to its scores."""
+    """A run of key tiles: how its queries and keys are loaded, and its scores masked."""
 
     tiles: Expr
     first: Expr
     query: Callable[[Expr, Expr], Expr]  # (row, d) -> a scaled value
     key: Callable[[Expr, Expr], Expr]  # (tile, d) -> a vector over the keys
     mask: Callable[[Expr, Expr, Expr], Expr]  # (scores, tile, row) -> scores
-    # (tile of the run) -> what asks, for each d, for a part of what will be read next
+    # (tile of the run) -> the function that prefetches, for each d, a part of what is read next
     fetch: Callable[[Expr], Callable[[Expr], None]] | None = None
-    fetch_every: int = 1  # d between two that ask
-    # (tile) -> vectors over the keys, which scores, and weights for their values, are multiplied by
+    fetch_every: int = 1  # d from one prefetch to the next
+    # (tile) -> factors of its keys' scores, and of its values' weights
     key_scale: Callable[[Expr], Expr] | None = None
     value_scale: Callable[[Expr], Expr] | None = None
 
@@ -73,7 +73,7 @@ def attention(
             with T.grid(tiles, head_dim, LANES) as (tile, d, lane):
                 row = T.min(tile * LANES + lane, keys - 1)  # missing keys are masked below
                 store(turned, k_rows[row, k.first + head * head_dim + d], tile, d, lane)
-            # Rows of the packed tensor are far apart: each would cost a page of its own.
+            # Rows of the packed tensor are far apart, each on a page of its own.
             near = T.alloc_buffer((tiles * LANES, head_dim), "float32")
             with T.serial(0, tiles * LANES) as slot:
                 row = T.min(slot, keys - 1)
@@ -104,9 +104,9 @@ def attention(
 
 
 class Scratch:
-    """Where each head's block of queries stands, and its scores: rows of its own.
+    """Rows for each head's block of queries and their scores, allocated once for all heads.
 
-    Memory that a head takes for itself costs more than a token's attention.
+    If each head allocated its own, that would cost more than a token's attention.
     """
 
     def __init__(self, heads: int, block: int, tiles: Expr, head_dim: int) -> None:
@@ -127,62 +127,102 @@ def attend(
     column: Expr,
 ) -> None:
     """Attends with `count` queries from row `first` on: scores, softmax, weighted values."""
-    scores, asked, own = scratch.scores, scratch.queries, T.Bind(head * scratch.block)
+    own = T.Bind(head * scratch.block)
     largest = local((count, LANES))
     for m in range(count):
         store(largest, spread(T.float32(_MASKED)), m, span(0))
     for run in runs:
         with T.serial(0, head_dim) as d:
             for m in range(count):
-                store(asked, run.query(first + m, d), own + m, d)
-
-        def score(run: KeyTiles, start: Expr, tiles: int) -> None:
-            pairs = [(m, tile) for m in range(count) for tile in range(tiles)]
-            sums = local((count, tiles, LANES))
-            for m, tile in pairs:
-                store(sums, spread(T.float32(0)), m, tile, span(0))
-            fetches = []
-            if count == 1 and run.fetch is not None:
-                fetches = [run.fetch(start + tile) for tile in range(tiles)]
-            every = run.fetch_every if fetches else 1
-            with T.serial(0, head_dim // every) as part:
-                for fetch in fetches:
-                    fetch(part * every)
-                for d in (part * every + i for i in range(every)):
-                    keys = [T.Bind(run.key(run.first + start + tile, d)) for tile in range(tiles)]
-                    for m, tile in pairs:
-                        product = keys[tile] * spread(asked[own + m, d])
-                        store(sums, sums[m, tile, span(0)] + product, m, tile, span(0))
-            for m, tile in pairs:
-                at = T.Bind(run.first + start + tile)
-                scored = sums[m, tile, span(0)]
-                if run.key_scale is not None:
-                    scored = scored * run.key_scale(at)
-                masked = T.Bind(run.mask(scored, at, first + m))
-                store(scores, masked, own + m, span(at * LANES))
-                store(largest, T.max(largest[m, span(0)], masked), m, span(0))
-
-        each_row_block(run.tiles, max(1, _SUMS // count), partial(score, run))
-    factors = [_softmax(scores, own + m, largest, m, runs) for m in range(count)]
+                store(scratch.queries, run.query(first + m, d), own + m, d)
+        score = partial(_score, scratch, own, largest, run, first, count, head_dim)
+        each_row_block(run.tiles, max(1, _SUMS // count), score)
+    factors = [_softmax(scratch.scores, own + m, largest, m, runs) for m in range(count)]
     columns = list(parts(head_dim))
     together = max(1, _SUMS // count)
     for group in (columns[i : i + together] for i in range(0, len(columns), together)):
-        mixed = [local((count, lanes)) for _, lanes in group]
-        for (_, lanes), sums in zip(group, mixed, strict=True):
-            for m in range(count):
-                store(sums, spread(T.float32(0), lanes), m, span(0, lanes))
-        for run in runs:
-            with T.serial(0, run.tiles * LANES) as i:
-                slot = T.Bind(run.first * LANES + i)
-                for (at, lanes), sums in zip(group, mixed, strict=True):
-                    loaded = T.Bind(value(slot, at, lanes))
-                    for m in range(count):
-                        weighted = loaded * spread(scores[own + m, slot], lanes)
-                        store(sums, sums[m, span(0, lanes)] + weighted, m, span(0, lanes))
+        mixed = _mix(scratch, own, runs, group, count, value)
         for (at, lanes), sums in zip(group, mixed, strict=True):
             for m in range(count):
                 result = sums[m, span(0, lanes)] * spread(factors[m], lanes)
                 store(out, result, first + m, span(column + at, lanes))
+
+
+def _score(
+    scratch: Scratch,
+    own: Expr,
+    largest: Expr,
+    run: KeyTiles,
+    first: Expr,
+    count: int,
+    head_dim: int,
+    start: Expr,
+    tiles: int,
+) -> None:
+    """Stores the scores of a block of queries with some tiles of a run.
+
+    Args:
+        scratch: its queries are those of the block.
+        own: the block's first row in the scratch.
+        largest: (count, 16), raised to the scores.
+        run: the keys.
+        first: the block's first row among all queries.
+        count: queries in the block.
+        head_dim: of queries and keys.
+        start: the first tile of the run.
+        tiles: their number.
+    """
+    pairs = [(m, tile) for m in range(count) for tile in range(tiles)]
+    sums = local((count, tiles, LANES))
+    for m, tile in pairs:
+        store(sums, spread(T.float32(0)), m, tile, span(0))
+    fetches = []
+    if count == 1 and run.fetch is not None:
+        fetches = [run.fetch(start + tile) for tile in range(tiles)]
+    every = run.fetch_every if fetches else 1
+    with T.serial(0, head_dim // every) as part:
+        for fetch in fetches:
+            fetch(part * every)
+        for d in (part * every + i for i in range(every)):
+            keys = [T.Bind(run.key(run.first + start + tile, d)) for tile in range(tiles)]
+            for m, tile in pairs:
+                product = keys[tile] * spread(scratch.queries[own + m, d])
+                store(sums, sums[m, tile, span(0)] + product, m, tile, span(0))
+    for m, tile in pairs:
+        at = T.Bind(run.first + start + tile)
+        scored = sums[m, tile, span(0)]
+        if run.key_scale is not None:
+            scored = scored * run.key_scale(at)
+        masked = T.Bind(run.mask(scored, at, first + m))
+        store(scratch.scores, masked, own + m, span(at * LANES))
+        store(largest, T.max(largest[m, span(0)], masked), m, span(0))
+
+
+def _mix(
+    scratch: Scratch,
+    own: Expr,
+    runs: list[KeyTiles],
+    group: list[tuple[int, int]],
+    count: int,
+    value: Callable[[Expr, int, int], Expr],
+) -> list[Expr]:
+    """Sums weighted values; returns (count, lanes) for each vector (start, lanes) of a group.
+
+    The weights stand in the scratch from row `own` on, one row per query.
+    """
+    mixed = [local((count, lanes)) for _, lanes in group]
+    for (_, lanes), sums in zip(group, mixed, strict=True):
+        for m in range(count):
+            store(sums, spread(T.float32(0), lanes), m, span(0, lanes))
+    for run in runs:
+        with T.serial(0, run.tiles * LANES) as i:
+            slot = T.Bind(run.first * LANES + i)
+            for (at, lanes), sums in zip(group, mixed, strict=True):
+                loaded = T.Bind(value(slot, at, lanes))
+                for m in range(count):
+                    weighted = loaded * spread(scratch.scores[own + m, slot], lanes)
+                    store(sums, sums[m, span(0, lanes)] + weighted, m, span(0, lanes))
+    return mixed
 
 
 def _softmax(scores: Expr, row: Expr, largest: Expr, m: int, runs: list[KeyTiles]) -> Expr:
