@@ -96,17 +96,14 @@ def convert(
     A product appears under its final name when it is complete, and replaces an older one only then.
 
     Args:
-        checkpoint: a folder, a Hugging Face id such as `openbmb/MiniCPM-V`, or None for the demo
-            checkpoint.
+        checkpoint: a folder, or a Hugging Face id such as `openbmb/MiniCPM-V`; None: the demo.
         output: the bundle's folder. If `target` is `onnx` or `mlc-android` alone, that product's;
             beside a bundle those go to `OUTPUT-onnx` and `OUTPUT-mlc-android`.
         target: what to make, as a list or separated by commas: `host`, `android-arm64` and
             `android-x86_64` give a bundle with an engine for each, `onnx` the vision encoder and
             the resampler, `mlc-android` the decoder for MLC-LLM.
-        quant: the quantization recipe, a file in configs/quant; None: `q4f16_1`, or `small` with
-            `target_size`, and `mlc` for `mlc-android`.
-        method: how 4-bit codes are found: `rtn`, `mse`, `awq`, `gptq` or `awq+gptq`; None: the
-            recipe's.
+        quant: a recipe of configs/quant; None: `q4f16_1`, `small` with a size, `mlc` for MLC-LLM.
+        method: `rtn`, `mse`, `awq`, `gptq` or `awq+gptq`, for 4-bit codes; None: the recipe's.
         kv: the bundle's KV cache, `fp16` or `int8`; None: `fp16`.
         target_size: the size of the bundle's weights, such as `1.9GB`; each part of the model gets
             the format that loses least within it. None: the recipe's formats.
@@ -125,7 +122,6 @@ def convert(
         OutputFolderError: an output folder holds something else, or the disk is full.
         ToolkitError: the base class of these, and of all other errors that a user can fix.
     """
-    started = time.monotonic()
     config = resolve_config(
         checkpoint,
         output,
@@ -139,7 +135,11 @@ def convert(
         mlc_python=mlc_python,
         resume=resume,
     )
-    conversion, products = begin(config, progress, started)
+    return _convert(config, progress)
+
+
+def _convert(config: ConvertConfig, progress: Progress) -> ConversionSummary:
+    conversion, products = begin(config, progress, time.monotonic())
     for product in products:
         product.plan(conversion)
     make_products(conversion, products)
