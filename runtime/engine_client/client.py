@@ -34,9 +34,9 @@ from runtime.inputs.prompt import Message
 QEMU_PROGRAM = "qemu-aarch64-static"
 START_SECONDS = 60.0
 QUIET_SECONDS = 600.0  # between two lines of the engine while it works
-CANCEL_SECONDS = 5.0  # from a cancel to what it says of it
+CANCEL_SECONDS = 5.0  # from a cancel to the engine's next line
 SLOW_CANCEL_SECONDS = 30.0  # under qemu, and on a phone
-_IDLE_SECONDS = 1.0  # from a request to the end of an engine that had not heard of it
+_IDLE_SECONDS = 1.0  # an engine that ends sooner after a request had not read it
 _CANCEL_ID = 0  # no request's
 
 Float32 = NDArray[np.float32]
@@ -44,7 +44,7 @@ _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 def _ignore(*_: object) -> None:
-    """Hears of nothing."""
+    """Ignores what it receives."""
 
 
 def _never() -> bool:
@@ -61,7 +61,7 @@ class EngineError(ToolkitError):
 
 
 class EngineGoneError(EngineDiedError):
-    """The engine had ended before it heard of a request: another can be asked the same."""
+    """The engine had ended before it read a request, which can be sent to another engine."""
 
 
 @dataclass(frozen=True)
@@ -167,15 +167,15 @@ class EngineClient:
         quiet_seconds: float = QUIET_SECONDS,
         cancel_seconds: float = CANCEL_SECONDS,
     ) -> None:
-        """Starts an engine and hears its first line.
+        """Starts an engine and reads its first line.
 
         Args:
             command: see `engine_command`.
-            name: by which errors call it; by default its program's.
-            environment: variables that it gets besides this process's.
-            files: how files get to it; by default it sees this machine's.
-            quiet_seconds: after how long without a line an engine at work counts as dead.
-            cancel_seconds: the same once its work was cancelled.
+            name: what errors call the engine; by default its program's name.
+            environment: variables added to this process's.
+            files: how files get to the engine; by default it reads this machine's.
+            quiet_seconds: an engine at work that writes no line for so long counts as dead.
+            cancel_seconds: the same after a cancel.
 
         Raises:
             BundleError: the program is not its bundle's.
@@ -235,13 +235,13 @@ class EngineClient:
             op: a value of `runtime.engine_client.protocol.Op`.
             fields: of the request.
             on_progress: receives the progress of work that takes long.
-            on_text: hears an answer as it grows.
-            on_logprobs: hears of every token of an answer, if the request asks for logprobs.
-            cancelled: asked again and again while the engine works; true cancels the request.
+            on_text: receives each new piece of an answer's text.
+            on_logprobs: receives every token of an answer, if the request asks for logprobs.
+            cancelled: polled while the engine works; true cancels the request.
 
         Raises:
             EngineError: the engine refused it, or a picture was cancelled.
-            EngineGoneError: the engine had ended before it heard of this request.
+            EngineGoneError: the engine had ended before it read this request.
             EngineDiedError: the engine ended, or was quiet for too long.
         """
         self._number += 1
@@ -266,12 +266,7 @@ class EngineClient:
                 event = _checked(line)[Field.EVENT]
                 if event == Event.DONE:
                     return line
-                if event == Event.PROGRESS:
-                    on_progress(line[Field.STAGE], line[Field.DONE], line[Field.TOTAL])
-                elif event == Event.TEXT:
-                    on_text(line[Field.TEXT])
-                elif event == Event.TOKEN:
-                    on_logprobs(StepLogprobs(_token(line), tuple(map(_token, line[Field.TOP]))))
+                _report(event, line, on_progress, on_text, on_logprobs)
         except EngineDiedError as error:
             if error.from_outside and patience.is_unheard():
                 raise EngineGoneError(str(error), error.death) from error
@@ -323,9 +318,9 @@ class EngineClient:
             max_new_tokens: after which an answer ends.
             options: more fields of the request: sampling, `stop`, `as_original`.
             on_progress: receives the progress of the prefill.
-            on_text: hears the answer as it grows.
-            on_logprobs: hears of every token before its text, if the options ask for logprobs.
-            cancelled: true ends the answer with what there is of it.
+            on_text: receives each new piece of the answer's text.
+            on_logprobs: receives every token before its text, if the options ask for logprobs.
+            cancelled: polled while the engine works; true ends the answer early.
         """
         fields = {
             Field.MESSAGES: list(messages),
@@ -411,6 +406,18 @@ class EngineClient:
             self._files.fetch(result)
             output: Float32 = np.fromfile(result, np.dtype("<f4")).reshape(line[Field.SHAPE])
             return output
+
+
+def _report(
+    event: str, line: Line, on_progress: Progress, on_text: OnText, on_logprobs: OnLogprobs
+) -> None:
+    """Calls the callback that an event before the last one is for."""
+    if event == Event.PROGRESS:
+        on_progress(line[Field.STAGE], line[Field.DONE], line[Field.TOTAL])
+    elif event == Event.TEXT:
+        on_text(line[Field.TEXT])
+    elif event == Event.TOKEN:
+        on_logprobs(StepLogprobs(_token(line), tuple(map(_token, line[Field.TOP]))))
 
 
 def _token(line: Line) -> TokenLogprob:

@@ -54,40 +54,69 @@ def web_app(
         store: the pictures.
         log: returns the log's text.
     """
-    files = {path.name: path for path in PAGE.iterdir() if path.suffix in _TYPES}
+    handlers = _Handlers(assistant, events, store, log)
+    routes = [
+        Route("/", handlers.file),
+        Route("/events", handlers.stream),
+        Route("/log", handlers.report),
+        Route("/command", handlers.command, methods=["POST"]),
+        Route("/picture", handlers.add_picture, methods=["POST"]),
+        Route("/picture/{name}", handlers.picture),
+        *(Route(f"/{name}", handlers.file) for name in handlers.files),
+    ]
+    app = Starlette(routes=routes)
+    app.router.redirect_slashes = False
+    return app
 
-    async def file(request: Request) -> Response:
-        path = files[request.scope["path"].removeprefix("/") or START]
+
+class _Handlers:
+    """What answers each request of the table above."""
+
+    def __init__(
+        self, assistant: Assistant, events: Events, store: Pictures, log: Callable[[], str]
+    ) -> None:
+        """Args: see `web_app`."""
+        self._assistant, self._events, self._store, self._log = assistant, events, store, log
+        self.files = {path.name: path for path in PAGE.iterdir() if path.suffix in _TYPES}
+
+    async def file(self, request: Request) -> Response:
+        """Returns a file of the page."""
+        path = self.files[request.scope["path"].removeprefix("/") or START]
         return FileResponse(path, media_type=_TYPES[path.suffix])
 
-    async def picture(request: Request) -> Response:
+    async def picture(self, request: Request) -> Response:
+        """Returns a picture for the screen."""
         name = request.path_params["name"]
-        if not store.has(name):
+        if not self._store.has(name):
             return _wrong("there is no such picture", 404)
-        return FileResponse(store.small(name))
+        return FileResponse(self._store.small(name))
 
-    async def stream(request: Request) -> Response:
+    async def stream(self, request: Request) -> Response:
+        """Streams the events, which begin with the state and the chat."""
+
         async def lines() -> AsyncIterator[str]:
-            async for text in events.stream():
+            async for text in self._events.stream():
                 if text.startswith(":"):  # from here on nothing is missed: all that there is
-                    await asyncio.to_thread(assistant.greet)
+                    await asyncio.to_thread(self._assistant.greet)
                 yield text
 
         return StreamingResponse(lines(), media_type="text/event-stream")
 
-    async def report(request: Request) -> Response:
-        text = await asyncio.to_thread(lambda: f"{assistant.report()}\n\n{log()}")
+    async def report(self, request: Request) -> Response:
+        """Returns the log, as a file to save."""
+        text = await asyncio.to_thread(lambda: f"{self._assistant.report()}\n\n{self._log()}")
         disposition = {"Content-Disposition": f'attachment; filename="{LOG_NAME}"'}
         content = text.encode("utf-8", "backslashreplace")  # paths may be of no encoding
         return PlainTextResponse(content, headers=disposition)
 
-    async def command(request: Request) -> Response:
+    async def command(self, request: Request) -> Response:
+        """Takes a command of the page."""
         if media_type(request) != "application/json":
             return _wrong("expected application/json", 415)
         try:
             raw = b"".join([block async for block in body_blocks(request, COMMAND_LIMIT)])
             command = parse_json(raw, lone_surrogates=True)  # the assistant tells the page
-            await asyncio.to_thread(assistant.receive, command)
+            await asyncio.to_thread(self._assistant.receive, command)
         except TooLargeError:
             return _wrong(f"a command has at most {COMMAND_LIMIT:,} bytes", 413)
         except TooSlowError:
@@ -96,38 +125,26 @@ def web_app(
             return _wrong(f"no command: {error}", 400)
         return Response(status_code=_NOTHING)
 
-    async def add_picture(request: Request) -> Response:
+    async def add_picture(self, request: Request) -> Response:
+        """Takes the picture that the user chose."""
         if media_type(request) != "application/octet-stream":
             return _wrong("expected application/octet-stream", 415)
-        partial = store.partial()
+        partial = self._store.partial()
         try:
             with partial.open("wb") as target:
                 await _receive(request, target)
         except TooLargeError:
             partial.unlink()
             what = f"the picture is larger than {MAX_BYTES >> 20} MiB"
-            assistant.fail(PictureError(what))
+            self._assistant.fail(PictureError(what))
             return _wrong(what, 413)
         except (OSError, ClientDisconnect, TooSlowError) as error:
             partial.unlink(missing_ok=True)
             what = "the picture did not come whole"
-            assistant.fail(error if isinstance(error, OSError) else PictureError(what))
+            self._assistant.fail(error if isinstance(error, OSError) else PictureError(what))
             return _wrong(what, 400)
-        await asyncio.to_thread(assistant.add_picture, partial)
+        await asyncio.to_thread(self._assistant.add_picture, partial)
         return Response(status_code=_NOTHING)
-
-    routes = [
-        Route("/", file),
-        Route("/events", stream),
-        Route("/log", report),
-        Route("/command", command, methods=["POST"]),
-        Route("/picture", add_picture, methods=["POST"]),
-        Route("/picture/{name}", picture),
-        *(Route(f"/{name}", file) for name in files),
-    ]
-    app = Starlette(routes=routes)
-    app.router.redirect_slashes = False
-    return app
 
 
 async def _receive(request: Request, target: BinaryIO) -> None:
