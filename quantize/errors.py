@@ -20,4 +20,4 @@ class CheckpointError(ToolkitError):
 
 
 class ShapeError(ToolkitError):
-    """A tensor's shape does not fit what is done with it."""
+    """A tensor's shape does not suit the operation."""

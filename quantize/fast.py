@@ -24,7 +24,7 @@ def quantize_groups_fast(weight: Array, scheme: GroupScheme, *, name: str) -> tu
     scale = (groups.abs().amax(-1) / scheme.zero_point).half()
     codes = groups.div_(scale.float().unsqueeze(-1)).half().float()
     codes = codes.add_(scheme.zero_point).half().float().round_()
-    if not scale.all():  # only a scale of 0 makes ratios without end, or NaN
+    if not scale.all():  # only a scale of 0 gives infinite ratios, or NaN
         codes.nan_to_num_(0.0, scheme.max_code, 0.0)
     codes.clamp_(0, scheme.max_code)
     return codes.to(torch.uint8).view(weight.shape).numpy(), scale.numpy()

@@ -1,10 +1,10 @@
-"""GPTQ (arXiv 2210.17323): rounds input by input; what an input loses, the later ones make good.
+"""GPTQ (arXiv 2210.17323): rounds input by input; later inputs compensate for its error.
 
 The layout wants 32 neighbouring inputs in a group, so inputs are ordered group by group: groups
 by the power of their inputs, inputs within a group likewise. A group's scales are searched when
 its turn comes, in the weights that the groups before have changed.
 
-Inputs are measured as the kernels see them: behind the layers that are already quantized, and
+Inputs are measured as the kernels see them: after the layers that are already quantized, and
 rounded to int8. `correct` first moves the weights to where these inputs give what the
 full-precision inputs gave, as far as a linear can (GPTAQ, arXiv 2504.02692, solves the same
 problem column by column).

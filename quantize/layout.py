@@ -119,7 +119,7 @@ def _whole_tiles(rows: Array, fill: int) -> Array:
 
 
 def _tile_words(rows: Array, groups: int, blocks: int) -> Array:
-    """Brings bytes that lie row by row into tiles: (N/16, groups, blocks, 64).
+    """Moves bytes that are stored row by row into tiles: (N/16, groups, blocks, 64).
 
     The 4 bytes that a row has in a block stay together, so that they are moved as one word.
     """
@@ -129,6 +129,6 @@ def _tile_words(rows: Array, groups: int, blocks: int) -> Array:
 
 
 def _tile_scales(scale: Array) -> Array:
-    """Brings scales (N, groups) into tiles (ceil(N/16), groups, 16)."""
+    """Moves scales (N, groups) into tiles (ceil(N/16), groups, 16)."""
     tiled = _whole_tiles(scale, 0).reshape(-1, TILE_ROWS, scale.shape[1]).transpose(0, 2, 1)
     return np.ascontiguousarray(tiled)

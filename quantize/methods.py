@@ -11,7 +11,7 @@ from quantize.schemes import Array, GroupScheme
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """What is done to a tensor before its codes are written."""
+    """The steps that find a tensor's codes and scales."""
 
     search: bool  # scales are searched, all codes used; otherwise plain rounding, as MLC does
     fold: bool = False  # AWQ's factors are folded into norms and the linears before

@@ -1,4 +1,4 @@
-"""Searched scales: the scale of a group that loses least, with all codes that a decoder knows.
+"""Searched scales: each group gets the scale with the least error, and uses all codes.
 
 Plain rounding takes max|w| / 7, so that no value is clipped, and never writes code 15. Here the
 group's largest value takes the side that has one code more (the scale may be negative), and of a
@@ -31,7 +31,7 @@ def search_groups(
         weight: (N, K) float16.
         scheme: the number format.
         name: the tensor, for messages.
-        importance: (K,) float32, positive: what an input's squared error counts; all alike if None.
+        importance: (K,) float32, positive: weights of the inputs' squared errors; all 1 if None.
 
     Returns:
         q (N, K) uint8 codes; scale (N, K/G) float16, which may be negative.

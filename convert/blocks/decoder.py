@@ -1,4 +1,4 @@
-"""The decoder's blocks: matrices as a recipe says, int8 activations, the rest in float32.
+"""The decoder's blocks: matrices in the recipe's formats, int8 activations, the rest float32.
 
 The number of tokens L varies, and so does the cache's number of tiles.
 """
@@ -26,8 +26,8 @@ def embed(graph: Graph, c: DecoderConfig, formats: Formats) -> None:
 def decoder_layer(graph: Graph, c: DecoderConfig, formats: Formats, kv: str) -> None:
     """Adds the functions decoder_layer and, for one token, decoder_step; see `_layer`.
 
-    Shapes that are known spare the virtual machine half of its work, which a token feels; the
-    kernels are the same.
+    With known shapes the virtual machine has half the work, a noticeable part of a token's time;
+    the kernels are the same.
     """
     _layer(graph, c, formats, kv, "decoder_layer", variable("length"))
     _layer(graph, c, formats, kv, "decoder_step", tirx.IntImm("int64", 1))

@@ -1,4 +1,4 @@
-"""Relax functions that call kernels: what TVM's block builder needs, in a few words."""
+"""Relax functions that call kernels: a short form of TVM's block builder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Expr = Any  # TVM has no type stubs
 
 
 class Graph:
-    """A module under construction. A kernel that is called twice stands in it once."""
+    """A module under construction. A kernel that is called twice is stored once."""
 
     def __init__(self, products: Products) -> None:
         """Args: products: how the processor that it is for multiplies codes."""
@@ -56,8 +56,8 @@ class Graph:
     ) -> Expr:
         """Calls a kernel that writes into its arguments, and new tensors of the types `outputs`.
 
-        Returns the arguments as they are afterwards, then the new tensors. They must be used, and
-        the arguments not any more: Relax takes the call for pure.
+        Returns the arguments as they are afterwards, then the new tensors. Use these,
+        and the arguments no more: Relax treats the call as pure.
         """
         at = self._add(kernel)
         types = [*(arguments[i].ty for i in written), *outputs]

@@ -1,9 +1,9 @@
 """A decoder layer's KV cache as kernels see it: float16, or int8 codes with scales.
 
-Slots come in tiles of 16, the lanes. Keys lie so that a number of 16 keys is a vector, values so
-that 16 numbers of one are. In int8 every token has one float32 scale for each head's key and one
-for its value, max|x| / 127. Scores are multiplied by the keys' scales, and weights by the values',
-so that inner loops only widen codes. Keys come rotated, before they are rounded.
+Slots come in tiles of 16, the lanes. A vector of keys holds one element of 16 keys; a vector of
+values holds 16 elements of one value. In int8, every token has one float32 scale for each head's
+key and one for its value, max|x| / 127. Scores are multiplied by the keys' scales, and weights by
+the values' scales, so that inner loops only widen codes. Keys are rotated before they are rounded.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ CacheTensor = tuple[str, tuple[Expr, ...], str]  # name, shape, dtype
 
 
 def cache_tensors(c: DecoderConfig, kv: str, tiles: Expr) -> list[CacheTensor]:
-    """Returns what a layer's cache consists of, in the order of the arguments of its kernels.
+    """Returns the tensors of a layer's cache, in the order of its kernels' arguments.
 
     keys (heads, tiles, head_dim, 16), values (heads, tiles, 16, head_dim); in int8 then
     key_scales and value_scales (heads, tiles, 16) float32.
@@ -74,11 +74,11 @@ class LayerCache:
             store(self.values, T.cast(value[at], typed(self._dtype, lanes)), head, tile, lane, at)
 
     def key(self, head: Expr, tile: Expr, d: Expr) -> Expr:
-        """Returns number d of a tile's keys, without their scales, float32."""
+        """Returns element d of a tile's keys, without their scales, float32."""
         return wide(self.keys[head, tile, d, span(0)])
 
     def value(self, head: Expr, slot: Expr, at: int, lanes: int) -> Expr:
-        """Returns `lanes` numbers of a slot's value from `at` on, without its scale, float32."""
+        """Returns `lanes` elements of a slot's value from `at` on, without its scale, float32."""
         return wide(self.values[head, slot // LANES, slot % LANES, span(at, lanes)], lanes)
 
     def key_scale(self, head: Expr, tile: Expr) -> Expr:
@@ -91,9 +91,9 @@ class LayerCache:
 
 
 def _round(row: Expr, dim: int, scales: Expr, at: tuple[Expr, ...]) -> None:
-    """Rounds a local row (dim,) to whole numbers in place, and stores what 1 stands for.
+    """Rounds a local row (dim,) to integer codes in place, and stores its scale.
 
-    As activations are rounded, see `quantize.activations`; a row of zeros has the scale 0.
+    Rounds as `quantize.activations` does; a row of zeros has the scale 0.
     """
     lanes = lanes_of(dim)
     largest = local((lanes,))

@@ -1,7 +1,7 @@
-"""The passes from blocks to machine code: those that our kernels need, of TVM's many.
+"""The passes from blocks to machine code: those of TVM's passes that our kernels need.
 
-TVM's own list for kernels serves schedules, GPUs and narrow floats. Ours are loops already, and
-without what does nothing to them a module compiles in a third of the time. Two passes did harm:
+TVM's own list for kernels serves schedules, GPUs and narrow floats. Our kernels are loops already;
+without the passes that do not change them, a module compiles in a third of the time. Two did harm:
 `CompactBufferAllocation` sizes a cache's rows by a formula of 200 minima, which every later pass
 then simplifies again; `HoistIfThenElse` simplifies everything for conditions that LLVM hoists.
 """
@@ -61,8 +61,8 @@ def _block_passes() -> Any:
 def _ordered_shapes(module: Any, _: Any) -> Any:
     """Stores computed sizes by their slots.
 
-    `VMShapeLower` writes them in the order of a table of pointers, which is another one in every
-    process; LLVM makes other machine code of each order.
+    `VMShapeLower` writes them in the order of a table of pointers, which differs from process to
+    process, and LLVM's machine code depends on that order.
     """
     ordered = module.clone()
     for name, function in module.functions.items():
@@ -81,7 +81,7 @@ def _by_slot(body: Any) -> Any:
 
 
 def _kernel_passes() -> tuple[Any, Any, Any]:
-    """Returns the passes from kernels to what LLVM gets, and TVM's own for the last step."""
+    """Returns the passes from kernels to LLVM's input, and TVM's own for the last step."""
     passes = tvm.transform.Sequential(
         [
             # From the form with blocks, which the IR builder makes, to plain statements.

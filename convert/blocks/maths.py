@@ -1,4 +1,4 @@
-"""Exponential and GELU as polynomials, for vectors; no C library, so every target says the same."""
+"""Exponential and GELU as polynomials, for vectors; no C library, so all targets agree."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _ERF_Q = (1.0, 0.5229300884, 0.1207990815, 1.555096951e-2, 1.098020635e-3)
 
 
 def int8_step(magnitudes: Expr, lanes: int = LANES) -> Expr:
-    """Returns what 1 stands for in int8 codes of values up to the largest of some magnitudes.
+    """Returns the step of int8 codes for values up to the largest of some magnitudes.
 
     Args:
         magnitudes: a local buffer (lanes,) float32; it is overwritten.
@@ -60,7 +60,7 @@ def exp(x: Expr, lanes: int = LANES) -> Expr:
 def exp2(x: Expr, lanes: int = LANES) -> Expr:
     """Returns 2**x for float32 vectors, x within [-126, 126]; the relative error is below 3e-6.
 
-    For what is rounded to 16 bits: half the instructions of `exp`.
+    For results that are rounded to 16 bits: half the instructions of `exp`.
     """
     words = typed("int32", lanes)
     x = T.Bind(x)
@@ -79,7 +79,7 @@ def nearest(x: Expr, lanes: int = LANES) -> tuple[Expr, Expr]:
 def _nearest(x: Expr, lanes: int) -> tuple[Expr, Expr]:
     """Rounds float32 vectors: to float32, and to int32 of which the low 22 bits are right."""
     bits = T.Bind(T.reinterpret(typed("int32", lanes), x + _f32(_SHIFT, lanes)))
-    # TVM would take x + c - c for x; this it does not see through.
+    # TVM would simplify x + c - c to x; it does not simplify this.
     shifted = T.reinterpret(typed("float32", lanes), bits)
     return T.Bind(shifted - _f32(_SHIFT, lanes)), bits
 

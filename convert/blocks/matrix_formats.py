@@ -1,4 +1,4 @@
-"""Matrices in the formats of a recipe: the parameters that stand for them, and their products."""
+"""Matrices in the formats of a recipe: the parameters that hold them, and their products."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class StoredMatrix:
 
 
 class Formats:
-    """What a plan says of a model's matrices, as far as blocks need it."""
+    """The formats that a plan gives a model's matrices."""
 
     def __init__(self, config: ModelConfig, plan: Plan) -> None:
         self._config = config
@@ -130,7 +130,7 @@ class Formats:
 
 
 def _blocks(format: str) -> tuple[int, str]:
-    """Returns how many blocks of 64 bytes hold a group's codes, and of which type they are."""
+    """Returns how many blocks of 64 bytes hold a group's codes, and the codes' type."""
     return (4, "uint8") if format == "q4" else (INT8_GROUP // 4, "int8")
 
 

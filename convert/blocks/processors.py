@@ -1,4 +1,4 @@
-"""What kinds of processors there are, by the names that `configs/target/` calls them."""
+"""The kinds of processors, by their names in `configs/target/`."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ _KNOWN = {**X86, **ARM}
 
 
 def products(name: str) -> Products:
-    """Returns what `configs/target/` calls by a name.
+    """Returns the products of a kind of processor, by its name in `configs/target/`.
 
     Raises:
-        ConfigError: nothing is called so.
+        ConfigError: the name is unknown.
     """
     if name not in _KNOWN:
         raise ConfigError(f"products {name!r} are unknown; known: {', '.join(_KNOWN)}")

@@ -1,8 +1,8 @@
 """Products of 4-bit and int8 codes with int8 activations, in each processor's instructions.
 
 A kernel asks for one thing, the product of a unit: some rows (the lanes) of 32 weights with 32
-activations of each token, exact int32 sums. How a processor does that is said in
-`products_x86` and `products_arm`, and nowhere else.
+activations of each token, exact int32 sums. How a processor computes it is
+defined only in `products_x86` and `products_arm`.
 """
 
 from __future__ import annotations

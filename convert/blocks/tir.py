@@ -1,4 +1,4 @@
-"""What the kernels have in common: parameters, vectors of neighbours, loops over rows.
+"""What all kernels share: parameters, vectors of neighbours, loops over rows.
 
 A kernel is plain TIR, written with TVM's IR builder: `T.Bind` names a value, loops are `with`
 blocks, Python loops are unrolled. Vectors have 16 lanes, the rows of a weight tile; LLVM splits
@@ -104,8 +104,8 @@ def wide(value: Expr, lanes: int = LANES) -> Expr:
 def local(shape: Sequence[int], dtype: str = "float32") -> Expr:
     """Allocates a small buffer that ends in registers.
 
-    TVM puts what has less than 1 KiB and the scope "global" on the stack; for all else a kernel
-    would ask the memory pool, each time around its loop.
+    TVM puts buffers below 1 KiB with the scope "global" on the stack; for all others a kernel
+    would call the memory pool in each iteration of its loop.
     """
     return T.alloc_buffer(tuple(shape), dtype)
 
@@ -124,7 +124,7 @@ def local_rows(count: int, value: Expr) -> list[Expr]:
 
 
 def prefetch(element: Expr) -> None:
-    """Asks for the cache line of a tensor's element, which may lie beyond the tensor's end."""
+    """Prefetches the cache line of a tensor's element, which may lie beyond the tensor's end."""
     T.evaluate(tirx.call_intrin("int32", _PREFETCH, element))
 
 

@@ -1,4 +1,4 @@
-"""The vision encoder's and the resampler's blocks: matrices as a recipe says, the rest float32."""
+"""Blocks of vision encoder and resampler: matrices in the recipe's formats, rest in float32."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The keys of a `config.json`: their types, their ranges, and what each may say.
+"""The keys of a `config.json`: their types, their ranges, and their allowed values.
 
-A key is asked for, or stands in a table here with the values that change nothing, or is refused:
-what nobody knows may change what the model computes.
+A key is read, or a table here lists the values of it that change nothing, or it is refused: an
+unknown key may change what the model computes.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def shown(value: Any) -> str:
 
 
 class ConfigReader:
-    """Takes keys with their types, and remembers which were never asked for.
+    """Reads keys with their types, and remembers which were never read.
 
     A key that is null counts as missing.
     """
@@ -116,7 +116,7 @@ class ConfigReader:
         self._taken: set[str] = set()
 
     def has(self, key: str) -> bool:
-        """Says whether a key says anything."""
+        """Says whether a key has a value."""
         return self._raw.get(key) is not None
 
     def take(self, key: str, kind: type, default: Any = None) -> Any:

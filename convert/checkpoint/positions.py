@@ -1,4 +1,4 @@
-"""Position embeddings brought to another grid, as the original model does at load."""
+"""Position embeddings resampled to another grid, as the original model does at load."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """What one part of the model weighs in its checkpoint, dropped tensors apart."""
+    """The size of one part of the model in its checkpoint, without dropped tensors."""
 
     name: str
     parameters: int
@@ -126,7 +126,7 @@ class Checkpoint:
         return sum(stored.nbytes for stored in self._tensors.values())
 
     def parts(self) -> tuple[Part, ...]:
-        """Returns what each part of the model weighs, in the order of the data."""
+        """Returns the size of each part of the model, in the order of the data."""
         layers = ("llm.model.layers.", "llm.model.norm.")
         prefixes: dict[str, tuple[str, ...]] = {
             "vision encoder": ("vpm.",),
@@ -274,7 +274,7 @@ def _check(
     problems: _Problems,
     prefix: str,
 ) -> None:
-    """Holds the tensors against the tables; raises one error with all that does not fit."""
+    """Compares the tensors with the tables; raises one error that lists every mismatch."""
     required = sources(config)
     accepted = required | {HEAD: required[EMBEDDING]}
     left_out = drops(config, untied_head=False)

@@ -1,4 +1,4 @@
-"""A SentencePiece model of a wished size, for checkpoints that have no real one.
+"""A SentencePiece model of a given size, for checkpoints that have no real one.
 
 Pieces stand where MiniCPM-V's rules need them; the rest are characters and strings of letters.
 """
@@ -52,7 +52,7 @@ def generate_tokenizer(vocab_size: int) -> bytes:
 
 
 def _normal_pieces() -> Iterator[str]:
-    """Yields ordinary pieces without end: every merge of BPE finds the parts of a longer one."""
+    """Yields ordinary pieces without end, each made of two earlier ones, as BPE needs."""
     yield "\u2581"  # SentencePiece's space
     yield from string.digits + string.ascii_letters + string.punctuation
     yield from map("".join, itertools.product(string.ascii_lowercase, repeat=2))

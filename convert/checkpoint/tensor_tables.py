@@ -1,4 +1,4 @@
-"""The tables of the weights: what a checkpoint holds, and what is made of it.
+"""The weight tables: the tensors of a checkpoint, and what they become.
 
 `sources` lists a checkpoint's tensors, `drops` what is left out and why. `reference_rules` make
 the parameters of `runtime.reference.model.MiniCPMV`, `bundle_rules` the tensors of a bundle.

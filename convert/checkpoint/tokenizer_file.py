@@ -1,4 +1,4 @@
-"""`tokenizer.model`: read, and held against what MiniCPM-V's tokenizer does."""
+"""Reads `tokenizer.model`, and checks that it behaves as MiniCPM-V's tokenizer does."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def open_tokenizer(path: Path) -> sentencepiece.SentencePieceProcessor:
     control = [pieces.id_to_piece(i) for i in range(min(size, len(_CONTROL)))]
     if control != _CONTROL:
         raise CheckpointError(f"{path}: ids 0, 1, 2 are {control}; expected <unk>, <s>, </s>")
-    # Settings stand behind the pieces: a file that was cut between two of them lacks just these.
+    # Settings follow the pieces: a file that was cut between two pieces lacks only the settings.
     starts_as_is = not "".join(pieces.encode("a", out_type=str)).startswith(_SPACE)
     if not starts_as_is or pieces.decode(pieces.encode(_KEPT_TEXT)) != _KEPT_TEXT:
         raise CheckpointError(

@@ -1,6 +1,6 @@
 """Builds the on-device engine: our C++, TVM's runtime, SentencePiece, compiled blocks, in one file.
 
-The file is a static program that needs nothing of the system that it runs on. TVM's runtime comes
+The file is a static program that needs only a kernel to run on. TVM's runtime comes
 from the sources in the installed wheels, SentencePiece from its source distribution.
 """
 
@@ -42,7 +42,7 @@ class BlockLibrary:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineReport:
-    """What was made."""
+    """An engine that was linked."""
 
     target: str
     program: Path
@@ -61,16 +61,16 @@ def build_engine(
     main: Path = ENGINE / MAIN,
     jobs: int | None = None,
 ) -> EngineReport:
-    """Links an engine; compiles first what the cache lacks of it.
+    """Links an engine, after compiling what the cache lacks.
 
     Args:
-        target: the target's name, for the engine to say.
+        target: the target's name, which the engine reports.
         triple: zig's name of the platform.
         libraries: the model's blocks; the engine takes the first that the processor can run.
         output: the program to write.
-        program_id: what tells that a bundle belongs to these blocks.
+        program_id: identifies these blocks; a bundle's manifest names it.
         progress: receives the files compiled.
-        main: the source with `main`; tests give another.
+        main: the source with `main`; tests pass their own.
         jobs: compilers at a time; None takes as many as this process may use processors.
 
     Raises:
@@ -102,7 +102,7 @@ def build_engine(
 
 
 def compile_parts(triple: str, progress: Progress) -> None:
-    """Compiles into the cache what all engines for a platform have in common, zig's part too.
+    """Compiles into the cache what all engines for a platform share, zig's libraries included.
 
     Raises:
         BuildError: something does not compile, or cannot be fetched.
@@ -121,7 +121,7 @@ def compile_parts(triple: str, progress: Progress) -> None:
 
 
 def build_info(target: str, program_id: str, libraries: Sequence[BlockLibrary]) -> str:
-    """Returns the C++ that tells an engine what it is; see runtime/engine/build_info.h."""
+    """Returns the C++ that identifies an engine; see runtime/engine/build_info.h."""
     version = VERSION
     names = [target, program_id, version]
     rows = []

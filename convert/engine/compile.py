@@ -29,7 +29,7 @@ from quantize.errors import ConfigError
 from quantize.layout import LAYOUT_VERSION
 
 TARGETS = CONFIGS / "target"
-# What has a say in the machine code of a module: the passes, how it is written.
+# Sources that decide a module's machine code: its kernels, the passes, the writing of objects.
 _SOURCES = ("convert/blocks/*.py", "convert/engine/compile.py", "convert/engine/build.py")
 
 log = logging.getLogger(__name__)
@@ -47,16 +47,18 @@ class Variant:
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """What a program is made for: `configs/target/NAME.json`."""
+    """A platform that programs are compiled for: `configs/target/NAME.json`."""
 
     name: str
     description: str
     link: str  # zig's name of the platform
-    variants: tuple[Variant, ...]  # the best first; a program takes the first that can run
+    variants: tuple[
+        Variant, ...
+    ]  # the best first; a program uses the first that its processor can run
 
     @staticmethod
     def names() -> tuple[str, ...]:
-        """Lists the targets that there are."""
+        """Lists all targets."""
         return tuple(sorted(p.stem for p in TARGETS.glob("*.json")))
 
     @staticmethod
@@ -78,7 +80,7 @@ class Target:
 
 @dataclass(frozen=True, kw_only=True)
 class CompiledBlocks:
-    """What was made."""
+    """A model's blocks, compiled for a target."""
 
     program_id: str  # see `program_id`
     libraries: tuple[BlockLibrary, ...]
@@ -115,7 +117,7 @@ def compile_blocks(
     Args:
         config: the model's geometry; its depth does not matter.
         plan: how its matrices are stored.
-        target: what for.
+        target: the platform.
         folder: gets the objects.
         progress: receives each stage as it begins.
 
@@ -158,9 +160,9 @@ def _compiler() -> dict[str, Any]:
 
 
 def program_id(libraries: Sequence[BlockLibrary], target: Target) -> str:
-    """Returns the SHA-256 of a program's blocks: of what is in it, not of how it came about.
+    """Returns the SHA-256 of a program's blocks: of their contents, not of how they were made.
 
-    That is the bytes of all objects, the processors that each library is for, the target and the
+    It covers the bytes of all objects, the processors that each library is for, the target and the
     version of the weights' layout.
     """
     blocks = [

@@ -1,7 +1,7 @@
-"""Objects to link, kept from run to run: a model of the same shapes need not be compiled again.
+"""A cache of compiled objects: a model of the same shapes need not be compiled again.
 
-An entry is a folder, named by a hash of all that its objects follow from, with their own hashes
-beside them. It appears whole; one that is damaged is made anew, with a line that says so.
+An entry is a folder, named by a hash of everything that its objects depend on; it also holds their
+own hashes. It appears whole; a damaged one is compiled again, with a warning.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ _LOG = logging.getLogger(__name__)
 def cached_objects(
     about: Mapping[str, Any], folder: Path, make: Callable[[Path], object], home: Path
 ) -> tuple[Path, ...]:
-    """Returns objects, copied from the cache, or made if it does not have them whole.
+    """Returns objects, copied from the cache, or compiled if it lacks them or they are damaged.
 
     Args:
-        about: all that the objects follow from, as JSON has it.
+        about: everything that the objects depend on, as JSON values.
         folder: gets the objects.
         make: writes the objects into a folder.
         home: where the entries are.
@@ -53,12 +53,17 @@ def cached_objects(
 
 
 def read_entry(entry: Path) -> dict[str, bytes] | None:
-    """Returns an entry's objects by their names; None if they are not there or not whole."""
+    """Returns an entry's objects by their names; None if it is missing or damaged."""
     try:
         hashes = json.loads((entry / LIST).read_bytes())
         contents = {name: (entry / name).read_bytes() for name in hashes}
         whole = all(_sha256(data) == hashes[name] for name, data in contents.items())
-    except (OSError, ValueError, TypeError, RecursionError):  # whatever damage makes of a list
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        RecursionError,
+    ):  # a damaged list can raise any of these
         return None
     return contents if contents and whole else None
 
@@ -79,7 +84,7 @@ def _make(entry: Path, make: Callable[[Path], object]) -> dict[str, bytes]:
 
 
 def _put(made: Path, entry: Path) -> None:
-    """Moves what was made to its place, unless another process was faster."""
+    """Moves a new entry to its place, unless another process was faster."""
     if entry.is_dir() and not entry.is_symlink():  # a damaged one
         shutil.rmtree(entry, ignore_errors=True)
     else:

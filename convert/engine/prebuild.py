@@ -11,9 +11,9 @@ from convert.support.progress import Progress
 
 
 class EnginePrebuild:
-    """What engines for some platforms are linked from, in the making. Use as a context manager.
+    """Compiles what engines for some platforms are linked from. Use as a context manager.
 
-    It ends in the toolkit's cache, where `build_engine` looks for it.
+    The objects go to the toolkit's cache, where `build_engine` finds them.
     """
 
     def __init__(self, triples: Sequence[str], progress: Progress) -> None:
@@ -30,12 +30,12 @@ class EnginePrebuild:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Ends the work; compilers that are running finish what they are at."""
+        """Ends the work; compilers that are running finish their file."""
         self._stopped.set()
         self._pool.shutdown(cancel_futures=True)
 
     def wait(self, triple: str) -> None:
-        """Returns when all parts for a platform are there.
+        """Waits until all objects for a platform are compiled.
 
         Raises:
             BuildError: something does not compile, or cannot be fetched.
@@ -49,4 +49,4 @@ class EnginePrebuild:
 
 
 class _StoppedError(Exception):
-    """Nobody waits for the result any more."""
+    """The result is no longer needed."""

@@ -1,4 +1,4 @@
-"""Source packages from PyPI: fetched once by pip, pinned to the bit, unpacked for a while."""
+"""Source packages from PyPI: downloaded once by pip, pinned by hash, unpacked temporarily."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from convert.support.scratch import scratch_folder
 
 @dataclass(frozen=True, kw_only=True)
 class SourcePackage:
-    """A source distribution, pinned to the bit."""
+    """A source distribution, pinned by its SHA-256."""
 
     name: str
     version: str
@@ -25,11 +25,11 @@ class SourcePackage:
 
     @property
     def file_name(self) -> str:
-        """What PyPI calls it."""
+        """Its file name on PyPI."""
         return f"{self.name}-{self.version}.tar.gz"
 
     def fetch(self, cache: Path | None = None) -> Path:
-        """Returns the package's file; pip downloads it if the cache has no whole one.
+        """Returns the package's file; pip downloads it if the cache lacks it or has it damaged.
 
         Raises:
             BuildError: pip could not get it, or got another file.
@@ -43,7 +43,7 @@ class SourcePackage:
         """Gives a temporary folder with the package's files.
 
         Raises:
-            BuildError: as `fetch`, or a member that does not belong into the folder.
+            BuildError: as `fetch`, or a member that would lie outside the folder.
         """
         package = self.fetch(cache)
         with scratch_folder() as folder:

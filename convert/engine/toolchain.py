@@ -1,9 +1,9 @@
 """Compiles and links C++, for any platform; keeps what it compiled in a cache.
 
 The compiler is zig, unless a test gives another. zig brings the linker, libc++ and musl for every
-platform. Each object is kept under a key made of all that it follows from, beside its hash: what
-is missing, half-written or damaged is compiled again, the rest is linked as it is; what is not
-used for long goes. zig's own cache, which believes what it finds, lasts as long as a toolchain.
+platform. Each object is stored under a key of everything that it depends on, together with its
+hash: objects that are missing, incomplete or damaged are compiled again; those unused for long are
+removed. zig's own cache does not verify its files, so it is deleted with the toolchain object.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ _LINK = (
     *("-z", "stack-size=16777216", "-z", f"max-page-size={PAGE_BYTES}"),
 )
 _EMULATIONS = {"x86_64": "elf_x86_64", "aarch64": "aarch64linux"}  # the linker's words
-_LIB = "lib"  # what leads to zig's own sources, where zig runs
+_LIB = "lib"  # a path to zig's own sources, from where zig runs
 # What zig builds for a static program, in the order in which it is linked: before the objects, and
 # behind them.
 _START = ("rcrt1.o",)
@@ -72,7 +72,7 @@ class BuildError(ToolkitError):
 
 @dataclass(frozen=True, kw_only=True)
 class Tree:
-    """A folder of sources. Keys and programs know it by its name, wherever it lies."""
+    """A folder of sources. Keys and programs contain its name, not its path."""
 
     name: str
     folder: Path
@@ -99,7 +99,7 @@ class Compiler:
     version: str
     command: tuple[str, ...]
     linker: tuple[str, ...]
-    library: Path | None = None  # what zig compiles its libraries from; others bring them compiled
+    library: Path | None = None  # sources of zig's libraries; other compilers bring theirs compiled
     platform_flags: tuple[str, ...]
     compile_flags: tuple[str, ...]
     link_flags: tuple[str, ...]
@@ -125,7 +125,7 @@ class Toolchain:
             jobs: compilers at a time; None takes as many as this process may use processors.
 
         Raises:
-            BuildError: an architecture that nobody here has tried.
+            BuildError: the architecture is not in `BASELINE`.
         """
         self._compiler = compiler or _zig(triple)
         self._triple = triple
@@ -193,7 +193,7 @@ class Toolchain:
             )
 
     def compile_libraries(self) -> tuple[list[Path], list[Path]]:
-        """Returns what programs are linked with, before their objects and behind them.
+        """Returns what programs are linked with, before and after their objects.
 
         Raises:
             BuildError: zig cannot build it.
@@ -212,7 +212,7 @@ class Toolchain:
         return [folder / name for name in _START], [folder / name for name in _LIBRARIES]
 
     def _build_libraries(self, folder: Path) -> None:
-        """Lets zig build a program, and takes what it links with from zig's cache."""
+        """Has zig build a program, and takes the libraries of it from zig's cache."""
         source = self._folder / "empty.cc"
         source.write_text("int main() {}\n")
         compiler = self._compiler
@@ -253,7 +253,7 @@ class Toolchain:
         flags = [*unit.flags]
         flags += [f"-I{_find(include, unit.trees)}" for include in unit.includes]
         flags += [f"-isystem{_find(include, unit.trees)}" for include in unit.foreign]
-        # Messages and checks carry the names of sources: not those of this machine's folders.
+        # Messages and assertions contain the names of sources, but no paths of this machine.
         flags += [f"-ffile-prefix-map={tree.folder.absolute()}={tree.name}" for tree in unit.trees]
         whole = output.with_suffix(f".partial-{os.getpid()}")
         compiler = self._compiler
@@ -272,7 +272,7 @@ class Toolchain:
         """Runs a compiler or a linker; returns what it wrote to stderr."""
         environment = dict(os.environ)
         if self._compiler.library is not None:
-            # Seen from where zig runs, so that what it builds does not tell where that was.
+            # Relative to where zig runs, so that its output does not contain that path.
             environment |= {"ZIG_GLOBAL_CACHE_DIR": "global", "ZIG_LOCAL_CACHE_DIR": "local"}
             environment["ZIG_LIB_DIR"] = _LIB
         try:
@@ -328,7 +328,7 @@ def _processors() -> int:
 
 
 def _forget(folder: Path, used: Sequence[Path]) -> None:
-    """Removes what nobody has used for long, and marks what is used now."""
+    """Removes objects unused for long, and marks those used now."""
     kept = {*used, *map(hash_file, used)}
     for path in kept:
         mark_used(path)

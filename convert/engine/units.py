@@ -111,7 +111,7 @@ def tvm_units(generated: Path) -> list[Unit]:
 
 
 def engine_unit(name: str, folder: Path, sources: Sequence[str], package: Path) -> Unit:
-    """Describes C++ of ours in a folder; `package` is SentencePiece's."""
+    """Describes our C++ sources in a folder; `package` is SentencePiece's."""
     trees = {name: folder, "engine": ENGINE, "sentencepiece": package / "sentencepiece"}
     return Unit(
         name=name,
@@ -128,7 +128,7 @@ def engine_unit(name: str, folder: Path, sources: Sequence[str], package: Path) 
 
 
 def sentencepiece_unit(package: Path, generated: Path) -> Unit:
-    """Describes SentencePiece; writes into `generated` what its own build would make."""
+    """Describes SentencePiece; writes the files that its own build generates to `generated`."""
     about = {"VERSION": SENTENCEPIECE.version, "PACKAGE": SENTENCEPIECE.name}
     about["PACKAGE_STRING"] = SENTENCEPIECE.name
     config = "".join(f"#define {name} {json.dumps(value)}\n" for name, value in about.items())
@@ -153,8 +153,8 @@ def sentencepiece_unit(package: Path, generated: Path) -> Unit:
 def _together(name: str, tree: Tree, paths: Sequence[str], folder: Path) -> tuple[str, ...]:
     """Writes two sources that include the others' sources of a tree; returns their names.
 
-    The headers take most of a compiler's time, and what others wrote never changes: compiled one
-    by one it takes twice as long.
+    Headers take most of the compile time, and these sources never change: compiled one by one
+    they take twice as long.
     """
     half = -(-len(paths) // 2)
     parts = {f"{name}_1.cc": paths[:half], f"{name}_2.cc": paths[half:]}
