@@ -154,12 +154,17 @@ def compare(config: CompareConfig) -> list[dict[str, Any]]:
 def _row(config: CompareConfig, path: Path, bundle: Bundle) -> dict[str, Any]:
     from convert.support.console import Bars
     from runtime.commands.bench import BenchConfig, bench
-    from runtime.commands.verify import VerifyConfig, verify
+    from runtime.verify.verify import verify
 
     with Bars() as bars:
         report = verify(
-            VerifyConfig(path, config.reference, config.window, config.engine, as_json=False),
-            lambda stage, done, total: bars(f"{path.name}: {stage}", done, total),
+            path,
+            reference=config.reference,
+            engine=config.engine.engine,
+            threads=config.engine.threads,
+            serial=config.engine.serial,
+            window=config.window,
+            progress=lambda stage, done, total: bars(f"{path.name}: {stage}", done, total),
         )
     speed = bench(
         BenchConfig(bundle=path, engine=config.engine, rounds=config.rounds, window=config.window)
