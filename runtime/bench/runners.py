@@ -78,7 +78,7 @@ class EngineRunner:
 
     @property
     def device(self) -> Mapping[str, Any]:
-        """What the engine said of itself and of the machine."""
+        """What the engine reported about itself and the machine."""
         return self._client.hello
 
     @property

@@ -133,8 +133,8 @@ def _what_at(scene: Scene, item: ShapeItem, language: str, rng: Generator) -> _T
 def _describe(scene: Scene, item: ShapeItem, language: str, rng: Generator) -> _Turn:
     form = WORDS["meanings"]["describe"][language]
     turn = _turn("describe", _item_words(item, language), language, rng)
-    said = (_fill(form["say"], _item_words(i, language)) for i in scene.items)
-    return _Turn("describe", turn.question, form["join"].join(said))
+    descriptions = (_fill(form["say"], _item_words(i, language)) for i in scene.items)
+    return _Turn("describe", turn.question, form["join"].join(descriptions))
 
 
 _COUNTING = {

@@ -133,10 +133,10 @@ def _check_program(program: BuildTool) -> Finding:
     path = shutil.which(program.name)
     if path is None:
         return replace(found, state=MISSING, detail="not on the PATH", mend=program.mend)
-    said, problem = ask([path, *program.ask])
-    match = re.search(program.answer, said, re.MULTILINE)
+    output, problem = ask([path, *program.ask])
+    match = re.search(program.answer, output, re.MULTILINE)
     if match is None:
-        problem = problem or f"{path} does not say what it is: {first_line(said)}"
+        problem = problem or f"{path} does not say what it is: {first_line(output)}"
         mend = program.mend.replace("install", "install --reinstall")
         return replace(found, state=BROKEN, detail=problem, mend=mend)
     version = match[1].strip(".") if match.re.groups else None

@@ -33,7 +33,7 @@ def key_parts(sentences: Sequence[str], signs: tuple[str, ...], last: str | None
 
 
 def one_is_right(said: Sequence[str | float], right: Sequence[str | float]) -> bool:
-    """Says whether a number that was said is a right one, or a text holds a right text."""
+    """Returns whether a given number is a right one, or a given text holds a right text."""
     texts = [value for value in right if isinstance(value, str)]
     return any(
         any(text in value for text in texts) if isinstance(value, str) else value in right

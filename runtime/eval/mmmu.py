@@ -106,7 +106,7 @@ def normalized(text: str) -> list[str | float]:
 
 
 def is_right(expected: Sequence[str], said: Sequence[str | float]) -> bool:
-    """Says whether one of what was said is, or holds, one of the right answers."""
+    """Returns whether one of the given values is, or holds, one of the right answers."""
     return one_is_right(said, [value for text in expected for value in normalized(text)])
 
 

@@ -12,7 +12,7 @@ SECONDS = 60.0  # in which a request has to come whole
 
 
 class TooLargeError(Exception):
-    """A request's body exceeds what is taken."""
+    """A request's body exceeds the limit."""
 
 
 class TooSlowError(Exception):

@@ -52,7 +52,7 @@ def run_server(
         app: answers the requests.
         listener: where they come from.
         on_start: called once requests are answered.
-        on_end: called when no more are taken; ends streams that would not end by themselves.
+        on_end: called when no more requests are accepted; ends streams that would not end.
     """
     config = uvicorn.Config(
         app,

@@ -1,4 +1,4 @@
-"""The thread that works with the model: one thing after the other, and an end in any case."""
+"""The thread that runs the model: one job at a time, and it can always be ended."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Worker(ThreadPoolExecutor):
         closed = self.submit(last)
         try:
             if not wait([closed], _END_SECONDS).done:
-                kill_engines()  # one is stuck, and its caller hears that it died
+                kill_engines()  # an engine hangs; its caller gets an error
         except BaseException:
             kill_engines()
             raise

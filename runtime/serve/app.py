@@ -1,4 +1,4 @@
-"""The requests that are answered.
+"""The routes of the server.
 
 | request | |
 |---|---|
@@ -31,12 +31,12 @@ from runtime.serve.errors import ApiError, api_error, json_response, queue_full
 from runtime.serve.guard import HEALTH
 from runtime.serve.logprobs import TokenTexts
 from runtime.serve.request import ChatRequest, read_request
-from runtime.serve.work import AnswerQueue, Heard, PendingAnswer
+from runtime.serve.work import AnswerEvent, AnswerQueue, PendingAnswer
 from runtime.sessions.session import Reply
 
 BODY_LIMIT = 64 << 20  # bytes: a picture in base64, and a long conversation
-BODIES_LIMIT = 256 << 20  # bytes of all requests that are coming or read
-_GONE = 499  # nobody hears it
+BODIES_LIMIT = 256 << 20  # bytes of all requests that are being received or parsed
+_GONE = 499  # the client has disconnected; nobody reads it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ class Served:
     tokenizer: Tokenizer
 
     def to_json(self) -> dict[str, Any]:
-        """Returns what lists of models say of it."""
+        """Returns the entry of this model in the list of models."""
         return {
             "id": self.name,
             "object": "model",
@@ -70,7 +70,7 @@ def serve_app(served: Served, work: AnswerQueue, *, body_limit: int = BODY_LIMIT
 
     async def begin(request: Request) -> tuple[ChatRequest, PendingAnswer]:
         async with bodies.read(request) as raw:
-            place = work.enter()  # who is still talking holds up nobody
+            place = work.enter()  # a client that is slow to send blocks nobody
             try:
                 chat = await asyncio.to_thread(_parse, raw, served)
                 return chat, work.begin(chat, place)
@@ -99,7 +99,7 @@ def serve_app(served: Served, work: AnswerQueue, *, body_limit: int = BODY_LIMIT
         return json_response(served.to_json())
 
     async def health(request: Request) -> Response:
-        return json_response({"status": "ok", "model": served.name, "requests": work.taken})
+        return json_response({"status": "ok", "model": served.name, "requests": work.admitted})
 
     routes = [
         Route("/v1/chat/completions", complete, methods=["POST"]),
@@ -114,7 +114,7 @@ def serve_app(served: Served, work: AnswerQueue, *, body_limit: int = BODY_LIMIT
 
 
 class _Bodies:
-    """What requests bring, while it is read: only so much at a time."""
+    """Reads request bodies; limits their size, one by one and in total."""
 
     def __init__(self, limit: int) -> None:
         """Args: limit: bytes of a request."""
@@ -156,18 +156,18 @@ def _parse(raw: bytes, served: Served) -> ChatRequest:
 async def _answer(
     request: Request, chat: ChatRequest, job: PendingAnswer, answer: CompletionFrame
 ) -> Response:
-    """Answers; the client's end ends the work."""
+    """Answers a request; cancels the work when the client disconnects."""
     watch = asyncio.create_task(_stop_with_client(request, job))
     try:
         if chat.is_stream:
             first = await job.next()
-            if isinstance(first, BaseException):  # nothing is sent yet: a status can say it
+            if isinstance(first, BaseException):  # nothing is sent yet, so the status can report it
                 raise api_error(first)
             stream = _stream(first, job, answer, chat.wants_usage, watch)
             return StreamingResponse(stream, media_type="text/event-stream")
         steps: list[StepLogprobs] = []
         while not isinstance(got := await job.next(), Reply | BaseException):
-            if isinstance(got, StepLogprobs):  # of the text the reply has it all
+            if isinstance(got, StepLogprobs):  # the reply holds the whole text
                 steps.append(got)
         if isinstance(got, BaseException):
             raise api_error(got)
@@ -189,7 +189,7 @@ async def _stream(
     """Yields the events of an answer."""
     try:
         yield answer.first()
-        got: Heard = first
+        got: AnswerEvent = first
         steps: list[StepLogprobs] = []  # since the last piece
         while not isinstance(got, Reply | BaseException):
             if isinstance(got, StepLogprobs):
@@ -201,7 +201,7 @@ async def _stream(
         if isinstance(got, BaseException):
             yield event(api_error(got).to_json())
             return
-        if steps:  # whose text is none, or what a stop text held back
+        if steps:  # tokens without text, or those that a stop text held back
             yield answer.piece("", steps)
         yield answer.last(got)
         if wants_usage:

@@ -1,4 +1,4 @@
-"""Pages of other sites that may ask: none, unless the user names their origins (CORS)."""
+"""Cross-origin requests (CORS): refused, unless the user names the page's origin."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from starlette.types import Message, Send
 from quantize.errors import ConfigError
 from runtime.http.guard import Origin, read_origin
 
-_PREFLIGHT_SECONDS = "600"  # for which a browser remembers the answer
+_PREFLIGHT_SECONDS = "600"  # for which a browser caches the answer
 _HEADER_NAMES = re.compile(r"[\w!#$%&'*+.^`|~ ,-]{1,1000}", re.ASCII)
 
 
 class Cors:
-    """Origins, and what their browsers have to hear. Cookies and the like are never taken."""
+    """The allowed origins, and the headers for their browsers; never with credentials."""
 
     def __init__(self, origins: Collection[str] = ()) -> None:
         """Reads origins.
@@ -28,24 +28,24 @@ class Cors:
         self.origins = frozenset(map(_read, origins))
 
     def is_preflight(self, method: str, headers: Headers) -> bool:
-        """Says whether a browser asks whether it may ask."""
+        """Returns whether a request is a preflight request."""
         return method == "OPTIONS" and self._allows(headers)
 
     def preflight(self, headers: Headers) -> Response:
-        """Returns what it hears."""
+        """Returns the response to a preflight request."""
         answer = {
             "Access-Control-Allow-Methods": "GET, POST",
             "Access-Control-Max-Age": _PREFLIGHT_SECONDS,
         }
         wanted = headers.get("access-control-request-headers", "")
-        if _HEADER_NAMES.fullmatch(wanted):  # any: the key's, and what the client says of itself
+        if _HEADER_NAMES.fullmatch(wanted):  # the key's header, and any that the client adds
             answer["Access-Control-Allow-Headers"] = wanted
         if headers.get("access-control-request-private-network") == "true":
             answer["Access-Control-Allow-Private-Network"] = "true"
         return Response(status_code=204, headers=answer)
 
     def with_headers(self, headers: Headers, send: Send) -> Send:
-        """Returns how to send a response that the page that asked may read."""
+        """Wraps `send` so that the requesting page may read the response."""
         if not self._allows(headers):
             return send
 

@@ -1,4 +1,4 @@
-"""Errors as OpenAI's clients know them: a status, and a JSON body that says what was wrong."""
+"""Errors in OpenAI's format: a status, and a JSON body that describes the error."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _STATUS: Mapping[str, int] = {
 
 
 class ApiError(Exception):
-    """A request that gets no answer."""
+    """A request that is refused or has failed."""
 
     def __init__(
         self,
@@ -39,12 +39,12 @@ class ApiError(Exception):
         param: str | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        """Args: code: by which programs tell it apart. param: the field of the request."""
+        """Args: code: for programs. param: the field of the request."""
         super().__init__(message)
         self.status, self.code, self.param, self.headers = status, code, param, headers
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the body, which is an event of a stream, too."""
+        """Returns the body, which can also be sent as an event of a stream."""
         kind = _WRONG if self.status < 500 else _BROKEN
         message, param = _encodable(str(self)), self.param and _encodable(self.param)
         return {"error": {"message": message, "type": kind, "param": param, "code": self.code}}
@@ -55,7 +55,7 @@ class ApiError(Exception):
 
 
 def queue_full(message: str) -> ApiError:
-    """Returns what a client hears that should come again later."""
+    """Returns the error for a client that should retry later."""
     headers = {"Retry-After": str(_RETRY_SECONDS)}
     return ApiError(429, f"{message}; try again later", code="queue_full", headers=headers)
 
@@ -77,12 +77,12 @@ def json_response(
 
 
 def _encodable(text: str) -> str:
-    """Spells lone surrogates, which clients could not print."""
+    """Escapes lone surrogates, which clients could not print."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
 def api_error(error: BaseException) -> ApiError:
-    """Returns what a client hears of an error of the model, or of a mistake of ours."""
+    """Maps an error of the model, or a bug of this program, to an API error."""
     if isinstance(error, ApiError):
         return error
     if isinstance(error, EngineDiedError):  # the next request starts it again

@@ -1,4 +1,4 @@
-"""Fields of a request that this server has no use for: which are taken, and which refused.
+"""Fields of a request that this server does not use: which it ignores, and which it refuses.
 
 What would be ignored silently is refused, but for what changes no answer.
 """
@@ -10,7 +10,7 @@ from typing import Any
 
 from runtime.serve.errors import ApiError
 
-# Of no influence on an answer, whatever they say.
+# Ignored, whatever their value: they do not influence an answer.
 IGNORED = frozenset(
     {
         *("user", "metadata", "safety_identifier", "service_tier", "parallel_tool_calls"),
@@ -18,7 +18,7 @@ IGNORED = frozenset(
         *("stream_options.include_obfuscation",),
     }
 )
-# Taken if they ask for nothing but what there is; null and what is empty always do.
+# Accepted if they ask for what this server does anyway; null and empty values always do.
 NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "n": (1,),
     "frequency_penalty": (0,),
@@ -54,7 +54,7 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
 
 
 def check_names(given: Mapping[str, Any], ours: Collection[str], prefix: str = "") -> None:
-    """Checks all fields that are none of ours.
+    """Checks the fields that this server does not use.
 
     Args:
         given: of a request, or of an object in it; null counts as missing.
@@ -78,17 +78,17 @@ def check_names(given: Mapping[str, Any], ours: Collection[str], prefix: str = "
 
 
 def wrong(param: str | None, what: str) -> ApiError:
-    """Returns the error for a value that means nothing."""
+    """Returns the error for an invalid value."""
     return ApiError(400, f"{param}: {what}" if param else what, code="invalid_value", param=param)
 
 
 def unsupported(param: str, what: str) -> ApiError:
-    """Returns the error for what this server does not do."""
+    """Returns the error for an unsupported field or value."""
     return ApiError(400, f"{param} {what}", code="unsupported_parameter", param=param)
 
 
 def _is_empty(value: Any) -> bool:
-    """Says whether a value asks for nothing; so does a bias of 0 for some tokens."""
+    """Returns whether a value requests nothing, such as a bias of 0 for some tokens."""
     if isinstance(value, dict):
         return all(_is_same(one, 0) for one in value.values())
     return isinstance(value, str | list) and not value

@@ -1,4 +1,4 @@
-"""Who may ask: no page of another site but those named, and with a key only those who know it."""
+"""Access control: the origin of a page, and the API key."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from runtime.http.guard import foreign_request, with_headers
 from runtime.serve.cors import Cors
 from runtime.serve.errors import ApiError
 
-HEALTH = "/health"  # asked by what watches over the server, without the key
+HEALTH = "/health"  # for monitoring; needs no key
 
 
 class KeyGuard:
@@ -40,7 +40,7 @@ class KeyGuard:
         foreign = foreign_request(headers, self._names, self._cors.origins)
         if foreign is not None:
             refusal: ApiError | None = ApiError(403, foreign, code="foreign_request")
-        elif self._cors.is_preflight(scope["method"], headers):  # it cannot bring the key along
+        elif self._cors.is_preflight(scope["method"], headers):  # it cannot carry the key
             await self._cors.preflight(headers)(scope, receive, send)
             return
         else:

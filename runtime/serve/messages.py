@@ -1,4 +1,4 @@
-"""The turns of a request: what the model hears of them, and the picture that it sees."""
+"""The messages of a request: the conversation for the model, and its picture."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _ROLES = ("user", "assistant", *_INSTRUCTIONS)
 
 
 def read_conversation(turns: Any) -> tuple[list[Message], bytes | None]:
-    """Returns what the model hears: it sees one picture, before the first question.
+    """Returns the conversation for the model; its one picture precedes the first question.
 
     So it begins with the turn that brought the latest picture, as `chat --web` does. The model
     knows no system turns: their texts, all of them in order, stand before the first question that
@@ -32,7 +32,7 @@ def read_conversation(turns: Any) -> tuple[list[Message], bytes | None]:
     messages = [message for message, _, _ in spoken]
     try:
         check_messages(messages)
-        check_question(messages[first:])  # what was asked, without what was instructed
+        check_question(messages[first:])  # the questions, without the instructions
         heard = _instructed(instructions, messages[first:])
         check_question(heard)
     except PromptError as error:
@@ -55,11 +55,11 @@ def _turn(turn: Any, where: str) -> tuple[Message, str | None, str]:
     role = turn.get("role")
     if role not in _ROLES:
         raise unsupported(f"{where}.role", f"is {role!r:.40}; expected one of {', '.join(_ROLES)}")
-    for name, value in turn.items():  # clients send back what they got, empty fields included
+    for name, value in turn.items():  # clients return what they received, empty fields included
         if name not in ("role", "content", "name") and value not in (None, [], {}, "", False):
             raise unsupported(f"{where}.{name:.80}", "is not supported")
     content = turn.get("content")
-    if content is None and role != "user":  # of an answer that was nothing
+    if content is None and role != "user":  # an empty answer
         content = ""
     if isinstance(content, str):
         return {"role": role, "content": content}, None, where

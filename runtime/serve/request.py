@@ -1,4 +1,4 @@
-"""A chat completion as a client asks for it: checked whole before anything is computed."""
+"""A request for a chat completion, validated in full before anything is computed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ OURS = (
     "temperature", "top_p", "top_k", "repetition_penalty", "seed", "stop", "logprobs",
     "top_logprobs",
 )  # fmt: skip
-_ANY = -1  # other servers' way to say that nothing is asked for
+_ANY = -1  # how clients of other servers ask for the default
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -68,11 +68,11 @@ def serve(
         listening(host, port) as listener,
     ):
         work.prepare()
-        taken = listener.getsockname()[1]
+        bound = listener.getsockname()[1]
         own = f"[{host}]" if ":" in host else host
         # Others have names for this machine that are not known here; the key keeps pages out.
         own_address = ipaddress.ip_address(host)
         names = {str(own_address), *NAMES} if own_address.is_loopback else None
         app = KeyGuard(serve_app(served, work), names=names, key=key, cors=cors)
-        address = f"http://{own}:{taken}/v1"
+        address = f"http://{own}:{bound}/v1"
         run_server(app, listener, on_start=lambda: on_start(address), on_end=work.end)

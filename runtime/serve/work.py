@@ -31,32 +31,32 @@ class QueueSlot:
             self._give_back()
 
 
-Heard = str | StepLogprobs | Reply | BaseException
+AnswerEvent = str | StepLogprobs | Reply | BaseException
 
 
 class PendingAnswer:
     """An answer under way: pieces of text and tokens' logprobs, then a `Reply` or an error."""
 
     def __init__(self, request: ChatRequest) -> None:
-        """Made in the event loop that will hear of it."""
+        """Made in the event loop that gets its events."""
         self.request = request
         self._loop = asyncio.get_running_loop()
-        self._events: asyncio.Queue[Heard] = asyncio.Queue()
-        self._wish = threading.Event()
+        self._events: asyncio.Queue[AnswerEvent] = asyncio.Queue()
+        self._cancel_requested = threading.Event()
 
-    async def next(self) -> Heard:
+    async def next(self) -> AnswerEvent:
         """Waits for what comes next."""
         return await self._events.get()
 
     def stop(self) -> None:
-        """Wishes its end."""
-        self._wish.set()
+        """Requests cancellation."""
+        self._cancel_requested.set()
 
     def is_stopped(self) -> bool:
-        """Says whether its end is wished."""
-        return self._wish.is_set()
+        """Returns whether cancellation was requested."""
+        return self._cancel_requested.is_set()
 
-    def put(self, event: Heard) -> None:
+    def put(self, event: AnswerEvent) -> None:
         """Brings what comes next; from the thread that works."""
         try:
             self._loop.call_soon_threadsafe(self._events.put_nowait, event)
@@ -77,7 +77,7 @@ class AnswerQueue:
         self._worker = Worker()
 
     @property
-    def taken(self) -> int:
+    def admitted(self) -> int:
         """Requests that are answered or wait."""
         with self._lock:
             return self._taken

@@ -1,4 +1,4 @@
-"""The host of the page: takes its commands, has the work done, tells it what is new.
+"""The host of the page: takes its commands, runs the work, and publishes events.
 
 `android/page/BRIDGE.md` lists commands and events; `Assistant.java` is the same for the app.
 """
@@ -59,11 +59,11 @@ class Assistant:
         self._work.prepare()
 
     def close(self) -> None:
-        """Ends what is under way, and the model."""
+        """Cancels the running work and closes the model."""
         self._work.close()
 
     def greet(self) -> None:
-        """Tells a page that is new all that it shows."""
+        """Publishes the whole state for a page that has just connected."""
         self._on_change()
         with self._lock:
             chosen = self._chosen
@@ -85,7 +85,7 @@ class Assistant:
             self.fail(error)
 
     def add_picture(self, partial: Path) -> None:
-        """Takes a picture that came whole, at a place of `Pictures.partial`."""
+        """Takes an uploaded picture, at a path of `Pictures.partial`."""
         try:
             chosen = self._services.pictures.take(partial)
         except (ToolkitError, OSError, MemoryError) as error:
@@ -101,7 +101,7 @@ class Assistant:
         """Takes a picture of the command line.
 
         Raises:
-            PictureError: it is none that is taken.
+            PictureError: the format is not supported.
         """
         try:
             partial = Path(shutil.copyfile(path, self._services.pictures.partial()))
@@ -119,7 +119,7 @@ class Assistant:
         self._publish({"event": "error", "code": code, "message": str(error)})
 
     def report(self) -> str:
-        """Returns what a report of a mistake says of this machine and model: no chats."""
+        """Returns what a bug report says about this machine and model, without any chats."""
         state, hidden = self._state(), ("chats", "ranges")
         return "\n".join(f"{key}: {value}" for key, value in state.items() if key not in hidden)
 
@@ -223,7 +223,7 @@ def _text(command: dict[str, Any], key: str) -> str | None:
 
 
 def _about(folder: Path) -> dict[str, Any]:
-    """Returns what the page says of this machine."""
+    """Returns the description of this machine for the page."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     device = f"{platform.system()} {platform.release()}"
     return {

@@ -37,11 +37,11 @@ class Turn:
 
     @property
     def is_question(self) -> bool:
-        """Whether a user said it."""
+        """Whether the user wrote it."""
         return self.role == USER
 
     def to_json(self) -> dict[str, Any]:
-        """Returns what is there of it."""
+        """Returns it as JSON values, without empty fields."""
         return {key: value for key, value in asdict(self).items() if value is not None}
 
     @staticmethod
@@ -80,7 +80,7 @@ class Chat:
 
     @property
     def changed(self) -> int:
-        """When it last did, in milliseconds since 1970."""
+        """When it last changed, in milliseconds since 1970."""
         return self._changed
 
     @property
@@ -115,15 +115,15 @@ class Chat:
             self._changed = now
 
     def messages(self) -> list[Message]:
-        """Returns what the model hears.
+        """Returns the messages for the model.
 
         It sees one picture, before the first question, so its conversation begins with the
         question that brought the latest. Questions without an answer are left out, but the last.
         """
         turns = self.turns
-        heard = turns[_picture_index(turns) :]
+        shown_turns = turns[_picture_index(turns) :]
         said: list[Turn] = []
-        for turn, following in zip(heard, [*heard[1:], None], strict=True):
+        for turn, following in zip(shown_turns, [*shown_turns[1:], None], strict=True):
             if following is None:
                 said += [turn] if turn.is_question else []
             elif turn.is_question and not following.is_question and following.text:

@@ -1,4 +1,4 @@
-"""From the threads that work to the pages that listen."""
+"""Passes events from the worker threads to the pages that are connected."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 Event = dict[str, Any]
-_MOST_WAITING = 10_000  # events: a page that lags so far behind begins anew with the state
+_MOST_WAITING = 10_000  # events; a page that lags further behind starts again from the state
 
 
 class _Listener:
@@ -20,7 +20,7 @@ class _Listener:
         self.events: asyncio.Queue[str | None] = asyncio.Queue()
 
     def put(self, text: str | None) -> None:
-        """Brings an event, or the end; in the loop."""
+        """Puts an event, or the end, into the queue; runs in the loop."""
         if text is None or self.events.qsize() < _MOST_WAITING:
             self.events.put_nowait(text)
         else:
@@ -36,7 +36,7 @@ class Events:
         self._is_closed = False
 
     def publish(self, event: Event) -> None:
-        """Brings an event to all pages; from any thread, and returns at once."""
+        """Sends an event to all pages; may be called from any thread and returns at once."""
         self._send(f"data: {json.dumps(event)}\n\n")
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Errors as the page knows them: a code that it explains, and a sentence."""
+"""Errors for the page: a code that the page explains, and a message."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ log = logging.getLogger(__name__)
 
 
 class BusyError(ToolkitError):
-    """Something else is under way."""
+    """Another job is running."""
 
 
 class InvalidTextError(ToolkitError):
-    """A text cannot be kept, nor told to the model."""
+    """A text can neither be stored nor tokenized."""
 
 
 def error_code(error: BaseException) -> str:

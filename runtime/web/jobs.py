@@ -1,4 +1,4 @@
-"""Work that is under way: the page shows how far it is, and can end it."""
+"""Work in progress: the page shows how far it is, and can cancel it."""
 
 from __future__ import annotations
 
@@ -21,45 +21,45 @@ class Job:
         self.kind, self.chat = kind, chat
         self._publish = publish
         self._lock = threading.Lock()
-        self._wish = threading.Event()
+        self._cancel_requested = threading.Event()
         self._text = ""
         self._progress = ("", 0, 0)
 
     @property
     def text(self) -> str:
-        """What there is of an answer."""
+        """The text of the answer so far."""
         with self._lock:
             return self._text
 
     def stop(self) -> None:
-        """Wishes its end."""
-        self._wish.set()
+        """Requests cancellation."""
+        self._cancel_requested.set()
 
     def is_stopped(self) -> bool:
-        """Says whether its end is wished."""
-        return self._wish.is_set()
+        """Returns whether cancellation was requested."""
+        return self._cancel_requested.is_set()
 
     def check(self) -> None:
-        """Raises StoppedError if its end is wished."""
+        """Raises StoppedError if cancellation was requested."""
         if self.is_stopped():
             raise StoppedError
 
     def advance(self, stage: str, done: int, total: int) -> None:
-        """Says how far it is; the page hears of every whole percent."""
+        """Reports progress; the page gets an event for every whole percent."""
         with self._lock:
             before, self._progress = self._progress, (stage, done, total)
         if before[0] != stage or _percent(before[1], total) != _percent(done, total):
             self._publish({"event": "progress", "chat": self.chat, **self._fields()})
 
     def add(self, piece: str) -> None:
-        """Adds to the answer. `at` lets a page drop what it has already: UTF-16, as there."""
+        """Adds to the answer. `at` is its index, in UTF-16 units as in JavaScript."""
         with self._lock:
             at = len(self._text.encode("utf-16-le")) // 2
             self._text += piece
         self._publish({"event": "text", "chat": self.chat, "at": at, "text": piece})
 
     def to_json(self) -> dict[str, Any]:
-        """Returns what the page's state says of it."""
+        """Returns this job's entry in the page's state."""
         return self._fields() | ({} if self.chat is None else {"chat": self.chat})
 
     def _fields(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The model behind the page: loaded as the settings say, and again when they change."""
+"""The page's model: loaded with the settings, and reloaded when they change."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from runtime.sessions.engine_session import EngineSession
 from runtime.sessions.loader import Loaded
 from runtime.sessions.session import Session
 
-Load = Callable[[int | None], Loaded]  # with a number of threads; None: the engine's choice
+Load = Callable[[int | None], Loaded]  # takes a number of threads; None: the engine chooses
 
 
 class LoadedModel:
@@ -36,7 +36,7 @@ class LoadedModel:
         self._threads = 0
         self._window = 0
         self._session: Session | None = None
-        self.hello: Mapping[str, Any] = {}  # what a bundle's engine said of itself
+        self.hello: Mapping[str, Any] = {}  # the hello message of the bundle's engine
 
     @property
     def is_ready(self) -> bool:
@@ -75,7 +75,7 @@ class LoadedModel:
             session.close()
 
     def about(self) -> dict[str, Any]:
-        """Returns what the page's state says of the model, whether or not it runs."""
+        """Returns the model's entry in the page's state, whether or not it is loaded."""
         config, bundle = self.loaded.config, self.bundle
         about: dict[str, Any] = {
             "architecture": config.architecture,
@@ -87,6 +87,6 @@ class LoadedModel:
         return about
 
     def image_tokens(self) -> int:
-        """Returns how many tokens a picture takes; 0: the model does not see."""
+        """Returns how many tokens a picture takes; 0: the model takes no pictures."""
         resampler = self.loaded.config.resampler
         return 0 if resampler is None else resampler.query_num

@@ -1,4 +1,4 @@
-"""Pictures of the chats: each as it came, and a small one for the screen."""
+"""Pictures of the chats: the original file of each, and a small copy for the screen."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ class Pictures:
         self._latest: tuple[str, Image.Image] | None = None
 
     def partial(self) -> Path:
-        """Returns where a picture that is still coming is written."""
+        """Returns a path for a picture that is being uploaded."""
         return self._folder / f"{uuid.uuid4()}.partial"
 
     def take(self, partial: Path) -> dict[str, Any]:
-        """Keeps a picture that came whole; returns its id, width and height.
+        """Stores an uploaded picture; returns its id, width and height.
 
         Raises:
-            PictureError: it is none that is taken; nothing is left of it.
+            PictureError: the format is not supported; the file is removed.
         """
         name = partial.stem
         try:
@@ -68,7 +68,7 @@ class Pictures:
         return picture
 
     def keep_only(self, used: set[str]) -> None:
-        """Removes all of ours that no chat shows."""
+        """Removes the pictures that no chat shows."""
         for path in self._folder.iterdir():
             name = path.name.partition(".")[0]
             if name not in used and _NAME.fullmatch(name) and not path.is_dir():

@@ -1,4 +1,4 @@
-"""Proves that everything that an answer goes through works here, as on the phone."""
+"""Checks every part that an answer needs, as the app does on the phone."""
 
 from __future__ import annotations
 

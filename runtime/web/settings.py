@@ -1,4 +1,4 @@
-"""What the user chose; where nothing is chosen, what the model brings."""
+"""The user's settings; the model's defaults where the user chose nothing."""
 
 from __future__ import annotations
 

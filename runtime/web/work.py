@@ -63,7 +63,7 @@ class ChatWorker:
         self._lock = threading.RLock()
         self._worker = Worker()
         self._job: Job | None = None  # what is under way
-        self._waiting: Job | None = None  # an answer that waits for what is no answer
+        self._waiting: Job | None = None  # an answer that waits for a job of another kind
         self._problem: dict[str, str] | None = None  # why nothing can be asked
         self._verified = "no"
 
@@ -118,7 +118,7 @@ class ChatWorker:
         return Job(kind, chat, self._publish)
 
     def _begin(self, job: Job, task: Callable[[Job], None]) -> None:
-        """Begins a task, unless another is under way; an answer waits for what is none, though."""
+        """Starts a task unless another is running; an answer waits for other kinds of job."""
         with self._lock:
             if self._job is None:
                 self._job = job
@@ -185,7 +185,7 @@ class ChatWorker:
             )
             stop, speed = reply.statistics.stop, _speed(reply)
         finally:
-            if job.text:  # what was said before an engine died is kept, too
+            if job.text:  # text that came before an engine died is kept, too
                 answer = Turn(role=ASSISTANT, text=job.text, stop=stop, speed=speed)
                 chat.answer(answer, now())
                 self._services.chats.save(chat)

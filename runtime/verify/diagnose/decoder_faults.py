@@ -45,7 +45,7 @@ class DecoderFaults:
     def __init__(
         self, bundle: Stages, stored: StoredStages, inputs: Sequence[Tensor], least_db: float
     ) -> None:
-        """Args: inputs: a layer's each, (L, D). least_db: from where on two are the same."""
+        """Args: inputs: of each layer, (L, D). least_db: SQNR from which outputs count as equal."""
         self._bundle, self._stored, self._least_db = bundle, stored, least_db
         self._inputs = [x[:LAYER_TOKENS] for x in inputs]
 

@@ -35,7 +35,7 @@ def preprocessing_cause(
         picture: what both were given.
         right: the reference's pixels (3, S, S).
         actual: the engine's.
-        least_db: from where on two are taken to be the same.
+        least_db: from this SQNR on, two outputs count as equal.
     """
     db, name = max(
         (metrics.sqnr_db(pixels, actual), name) for name, pixels in _mistakes(picture, right)

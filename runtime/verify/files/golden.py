@@ -20,7 +20,7 @@ from runtime.verify.files.tokenizer import prompt_check, text_check
 from runtime.verify.stages import EngineStages
 
 STAGE, SELF_CHECK = "golden answers", "self-check"
-_ANSWERED = ("ids", "steps")  # of a prompt: what the engine said where the bundle was made
+_ANSWERED = ("ids", "steps")  # of a prompt: the engine's answer when the bundle was made
 
 
 def file_problems(golden: Any, config: ModelConfig) -> list[str]:

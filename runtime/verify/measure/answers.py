@@ -22,11 +22,11 @@ class GreedyAnswer:
     """A greedy answer."""
 
     ids: list[int]  # without the end token
-    ended: bool  # with the end token; else because it was long enough
+    ended: bool  # with the end token, rather than at the length limit
 
     @staticmethod
     def of(reply: Reply) -> GreedyAnswer:
-        """Takes what matters of a session's answer."""
+        """Converts a session's reply."""
         return GreedyAnswer(reply.ids, reply.statistics.stop == Stop.EOS)
 
 
@@ -81,7 +81,7 @@ class AnswerComparison:
     arithmetic: str
     reference_pieces: list[str] = field(default_factory=list)  # the tokenizer's, without an end
     bundle_pieces: list[str] = field(default_factory=list)
-    given: str = ""  # with the question: what the user holds for right
+    given: str = ""  # with the question: the user's expected answer
 
     @staticmethod
     def of(
@@ -92,7 +92,7 @@ class AnswerComparison:
         tokenizer: Tokenizer,
         own: Tokenizer,
     ) -> AnswerComparison:
-        """Makes it of what the three models said.
+        """Makes it from the three models' answers.
 
         Args:
             case: what they were asked.

@@ -1,4 +1,4 @@
-"""What single cases gave: kept on disk, so that a run can go on, and put together."""
+"""The results of the cases: kept on disk, so that a run can resume, and merged."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class CaseResult:
 
 @dataclass(frozen=True)
 class Outcome:
-    """All that the cases gave."""
+    """The merged results of all cases."""
 
     checks: list[Check]
     answers: list[AnswerComparison]
@@ -39,7 +39,7 @@ class Outcome:
 
 
 class Worst:
-    """Keeps each stage's worst case: what the verdict hangs on."""
+    """Keeps the worst case of each stage, which decides the verdict."""
 
     def __init__(self) -> None:
         self._checks: dict[tuple[str, str, str], Check] = {}
@@ -57,7 +57,7 @@ class Worst:
 
 
 class ResultCache:
-    """What is known of cases; this one keeps nothing."""
+    """Results of earlier runs; this class keeps none."""
 
     reused = 0  # cases whose results an earlier run had measured
 
