@@ -12,9 +12,9 @@ from convert import cli
 from quantize.errors import ConfigError
 from runtime.commands import bench as bench_command
 from runtime.commands import compare as compare_command
-from runtime.commands import verify as verify_command
 from runtime.commands.compare_plot import SUFFIXES, check_plot, draw
 from runtime.engine_client.options import EngineOptions
+from runtime.verify import verify
 from tests.support.eval_data import mmbench_row, write_mmbench
 
 
@@ -72,8 +72,8 @@ def test_the_table(
     from runtime.verify.measure.answers import AnswerComparison
     from runtime.verify.report.report import Report
 
-    def verify(config: Any, progress: Any) -> Report:
-        loss = 0.5 if config.bundle == bundle else 0.25
+    def stand_in(path: Path, **options: Any) -> Report:
+        loss = 0.5 if path == bundle else 0.25
         checks = [
             Check("logits", "at text tokens", "KL divergence", "nats", loss, 0, 1, False),
             Check("logits", "at text tokens", "same top-1", "", 1 - loss, 1, 0.6, True),
@@ -87,7 +87,7 @@ def test_the_table(
     def bench(config: Any) -> dict[str, Any]:
         return {"figures": {"decode_tok_s": {"median": 1234.5}}, "peak_rss_bytes": 1}
 
-    monkeypatch.setattr(verify_command, "verify", verify)
+    monkeypatch.setattr(verify, "verify", stand_in)
     monkeypatch.setattr(bench_command, "bench", bench)
     assert cli.main(["compare", str(bundle), str(searched)]) == 0
     header, first, second = capsys.readouterr().out.splitlines()
