@@ -140,7 +140,7 @@ def test_the_command_warns_of_little_memory(
 ) -> None:
     phone.write("proc/meminfo", "MemTotal: 900000 kB\n")
     assert main(["sideload", str(apk), "--bundle", str(bundle.path)]) == 0
-    assert "Pixel has 878.91 MiB of memory, the weights take" in caplog.text
+    assert "Pixel has 878.91 MiB of memory, and the weights take" in caplog.text
 
 
 def test_several_phones(

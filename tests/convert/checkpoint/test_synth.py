@@ -317,7 +317,7 @@ def test_an_earlier_one_is_replaced(tiny: Path, tmp_path: Path) -> None:
         (["--config", "TMP/tiny.json", "--tokenizer", "TMP/large.model"], "has 502 pieces"),
         (["--config", "TMP/few.json"], "a generated tokenizer needs 366"),
         (["--config", "TMP/vast.json"], "free some space"),
-        (["--config", "TMP/tiny.json", "--output", "TMP"], "no synth.json of ours"),
+        (["--config", "TMP/tiny.json", "--output", "TMP"], "synth.json is missing or not ours"),
     ],
 )
 def test_refusals(

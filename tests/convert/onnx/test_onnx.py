@@ -30,7 +30,7 @@ from convert.onnx.export import (
     write_onnx,
 )
 from convert.onnx.graph import FEATURES, INPUT, TOKENS, build_graph
-from convert.support.output_folder import OutputFolder, SpaceError
+from convert.support.output_folder import OutputFolder, OutputFolderError, SpaceError
 from quantize.errors import CheckpointError, ConfigError
 from runtime.reference.load import VISION, load_reference
 from tests.support.compare import Record
@@ -230,7 +230,7 @@ def test_an_export_replaces_only_an_export(checkpoint: Checkpoint, tmp_path: Pat
     foreign = tmp_path / "foreign"
     foreign.mkdir()
     (foreign / "letter.txt").write_text("dear")
-    with pytest.raises(BundleError, match="no ONNX export"):
+    with pytest.raises(OutputFolderError, match="no ONNX export"):
         _export(checkpoint, foreign)
     assert (foreign / "letter.txt").read_text() == "dear"
     ours = _export(checkpoint, tmp_path / "ours")
