@@ -187,7 +187,7 @@ def test_only_so_many_connections(server: WebServer, client: openai.OpenAI) -> N
 def test_a_client_that_reads_nothing_holds_no_place(tmp_path: Any) -> None:
     """Its answer comes to its end; what it does not read waits for it alone."""
     question = json.dumps(
-        {"messages": [{"role": "user", "content": "x" * 3_000_000}], "stream": True}
+        {"messages": [{"role": "user", "content": "x" * 600_000}], "stream": True}
     ).encode()
     with WebServer(COMMAND, tmp_path) as server:
         deaf = connect(server, head(server, len(question)) + question)
