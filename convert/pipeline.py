@@ -15,11 +15,11 @@ from typing import Any, TypeVar
 from convert.bundle.kv_cache import FP16, find_kv_format
 from convert.checkpoint.reader import Checkpoint
 from convert.conversion.bundle_product import BundleProduct, BundleSummary
-from convert.conversion.config import DEFAULT_TARGET, ConvertConfig
+from convert.conversion.config import DEFAULT_TARGET, ConvertConfig, MlcOptions
 from convert.conversion.conversion import Conversion
 from convert.conversion.product import Product, ProductSummary
 from convert.engine.compile import Target
-from convert.mlc.product import MlcProduct, MlcSummary
+from convert.mlc.product import MlcProduct, MlcSummary, check_options
 from convert.onnx.product import OnnxProduct, OnnxSummary
 from convert.support.measure import peak_rss_bytes
 from convert.support.phases import Phases, processor_seconds
@@ -55,7 +55,7 @@ class ConversionSummary:
 
     @property
     def mlc(self) -> MlcSummary | None:
-        """The MLC package; None without the target `mlc-android`."""
+        """The MLC package; None without a target such as `mlc-android`."""
         return self._find(MlcSummary)
 
     def to_json(self) -> dict[str, Any]:
@@ -87,7 +87,7 @@ def convert(
     target_size: str | None = None,
     calibration: str | Path | None = None,
     skip_bad: bool = False,
-    mlc_python: str | None = None,
+    mlc: MlcOptions | None = None,
     resume: bool = False,
     progress: Progress = silent,
 ) -> ConversionSummary:
@@ -97,11 +97,11 @@ def convert(
 
     Args:
         checkpoint: a folder, or a Hugging Face id such as `openbmb/MiniCPM-V`; None: the demo.
-        output: the bundle's folder. If `target` is `onnx` or `mlc-android` alone, that product's;
-            beside a bundle those go to `OUTPUT-onnx` and `OUTPUT-mlc-android`.
+        output: the bundle's folder. If nothing but ONNX or an MLC package is made, that product's;
+            beside a bundle those go to `OUTPUT-onnx` and `OUTPUT-mlc`.
         target: what to make, as a list or separated by commas: `host`, `android-arm64` and
             `android-x86_64` give a bundle with an engine for each, `onnx` the vision encoder and
-            the resampler, `mlc-android` the decoder for MLC-LLM.
+            the resampler, `mlc-android`, `mlc-opencl` and `mlc-host` a package for MLC-LLM.
         quant: a recipe of configs/quant; None: `q4f16_1`, `small` with a size, `mlc` for MLC-LLM.
         method: `rtn`, `mse`, `awq`, `gptq` or `awq+gptq`, for 4-bit codes; None: the recipe's.
         kv: the bundle's KV cache, `fp16` or `int8`; None: `fp16`.
@@ -109,7 +109,7 @@ def convert(
             the format that loses least within it. None: the recipe's formats.
         calibration: a JSON Lines file of calibration samples; None: the built-in ones.
         skip_bad: leave out lines of `calibration` that cannot be used.
-        mlc_python: the Python of the environment that has `mlc_llm`; None: this one.
+        mlc: how MLC-LLM compiles; None: with the `mlc_llm` of this environment.
         resume: continue the bundle that an interrupted run of the same request left unfinished.
         progress: receives the progress of every stage.
 
@@ -132,7 +132,7 @@ def convert(
         target_size=target_size,
         calibration=calibration,
         skip_bad=skip_bad,
-        mlc_python=mlc_python,
+        mlc=mlc,
         resume=resume,
     )
     return _convert(config, progress)
@@ -148,7 +148,7 @@ def _convert(config: ConvertConfig, progress: Progress) -> ConversionSummary:
 
 def known_targets() -> tuple[str, ...]:
     """Returns the names of all targets."""
-    return *Target.names(), *(kind.target for kind in PRODUCTS if kind.target is not None)
+    return *Target.names(), *(name for kind in PRODUCTS for name in kind.targets)
 
 
 def parse_targets(target: str | Sequence[str]) -> tuple[str, ...]:
@@ -178,7 +178,7 @@ def resolve_config(
     target_size: str | None,
     calibration: str | Path | None,
     skip_bad: bool,
-    mlc_python: str | None,
+    mlc: MlcOptions | None,
     resume: bool,
 ) -> ConvertConfig:
     """Checks a request and gives every product its folder; see `convert`.
@@ -192,6 +192,9 @@ def resolve_config(
     for option, given in of_bundles.items():
         if given not in (None, False) and not compiled:
             raise ConfigError(f"{option} is for bundles; choose a target such as {DEFAULT_TARGET}")
+    mlc_targets = tuple(name for name in targets if name in MlcProduct.targets)
+    mlc = mlc or MlcOptions()
+    check_options(mlc, mlc_targets)
     kv = FP16 if kv is None else kv
     find_kv_format(kv)
     return ConvertConfig(
@@ -204,7 +207,8 @@ def resolve_config(
         target_size=target_size,
         samples=None if calibration is None else Path(calibration),
         skip_bad=skip_bad,
-        mlc_python=mlc_python,
+        mlc_targets=mlc_targets,
+        mlc=mlc,
         resume=resume,
     )
 
@@ -276,10 +280,10 @@ def _outputs(output: Path, targets: Sequence[str]) -> dict[str, Path]:
     named = output if output.name.strip(".") else output.resolve()
     outputs = {}
     for kind in PRODUCTS:
-        if kind.target is None:
+        if not kind.targets:
             if set(targets) & set(Target.names()):
                 outputs[kind.name] = output
-        elif kind.target in targets:
-            alone = len(targets) == 1
-            outputs[kind.name] = output if alone else Path(f"{named}-{kind.target}")
+        elif set(kind.targets) & set(targets):
+            alone = set(targets) <= set(kind.targets)
+            outputs[kind.name] = output if alone else Path(f"{named}-{kind.name}")
     return outputs

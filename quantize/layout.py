@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from quantize.activations import MAX_INT8
 from quantize.errors import ShapeError
 from quantize.int8 import INT8_GROUP
 from quantize.schemes import Array, GroupScheme
@@ -108,6 +109,15 @@ def unpack_mlc(q_weight: Array) -> Array:
     shifts = np.arange(0, 32, 4, dtype=np.uint32)
     codes = (q_weight[..., None] >> shifts) & np.uint32(15)
     return codes.astype(np.uint8).reshape(q_weight.shape[0], -1)
+
+
+def pack_mlc_int8(codes: Array) -> Array:
+    """Packs int8 codes (N, K) as MLC-LLM does: (N, K/4) uint32, each code plus 127 as a byte."""
+    if codes.shape[1] % 4:
+        raise ShapeError(f"codes {codes.shape}: the width is not a multiple of 4")
+    shifted = (codes.astype(np.int16) + MAX_INT8).astype(np.uint8)
+    packed: Array = np.ascontiguousarray(shifted).view("<u4")
+    return packed
 
 
 def _whole_tiles(rows: Array, fill: int) -> Array:

@@ -12,6 +12,7 @@ from convert.conversion.config import (
     MLC_RECIPE,
     SIZED_RECIPE,
     ConvertConfig,
+    MlcOptions,
 )
 
 
@@ -27,6 +28,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     _add_products(parser)
     _add_formats(parser)
     _add_calibration(parser)
+    _add_mlc(parser)
     add = parser.add_argument_group("messages").add_argument
     add("--json", action="store_true", help="print the summary as JSON on stdout")
     add("-v", "--verbose", action="store_true", help="print how each tensor is stored, and why")
@@ -42,19 +44,43 @@ def _add_products(parser: argparse.ArgumentParser) -> None:
         default=DEFAULT_TARGET,
         help="what to make, separated by commas. host, android-arm64, android-x86_64: a bundle "
         "with an engine for this PC, phones, emulators. onnx: the vision encoder and resampler as "
-        "ONNX. mlc-android: the decoder as a package for MLC-LLM, which runs on a phone's GPU. "
-        "Bundles are written to DIR; ONNX and the MLC package to DIR if nothing else is made, else "
-        "to DIR-onnx and DIR-mlc-android (default: %(default)s)",
+        "ONNX. mlc-android, mlc-opencl, mlc-host: a package for MLC-LLM, with a library for a "
+        "phone's GPU, this PC's GPU, this PC's processor. Bundles are written to DIR; ONNX and the "
+        "MLC package to DIR if nothing else is made, else to DIR-onnx and DIR-mlc "
+        "(default: %(default)s)",
     )
     add(
         "--resume",
         action="store_true",
         help="continue a bundle that an interrupted run of the same command left unfinished",
     )
+
+
+def _add_mlc(parser: argparse.ArgumentParser) -> None:
+    """Declares how MLC-LLM compiles a library."""
+    add = parser.add_argument_group("MLC-LLM").add_argument
+    add(
+        "--mlc-source",
+        metavar="DIR",
+        type=Path,
+        help="a checkout of mlc-llm; its compiler runs with this environment's apache-tvm",
+    )
     add(
         "--mlc-python",
         metavar="PYTHON",
-        help="for mlc-android: the Python of an environment that has mlc_llm (default: this one)",
+        help="instead: the Python of an environment that has mlc_llm (default: this one)",
+    )
+    add(
+        "--mlc-pictures",
+        action=argparse.BooleanOptionalAction,
+        help="include the vision encoder and resampler; needs --mlc-source (default: if that is "
+        "given and the model has a vision encoder)",
+    )
+    add(
+        "--mlc-abi",
+        metavar="VERSION",
+        help="the release of apache-tvm whose runtime loads the library: 0.27, or 0.26; needs "
+        "--mlc-source (default: 0.27)",
     )
 
 
@@ -65,7 +91,7 @@ def _add_formats(parser: argparse.ArgumentParser) -> None:
         "--quant",
         metavar="NAME",
         help="recipe, the name of a file in configs/quant "
-        f"(default: {DEFAULT_RECIPE}; for mlc-android: {MLC_RECIPE})",
+        f"(default: {DEFAULT_RECIPE}; for MLC-LLM: {MLC_RECIPE})",
     )
     add(
         "--method",
@@ -119,6 +145,11 @@ def resolve(args: argparse.Namespace) -> ConvertConfig:
         target_size=args.target_size,
         calibration=args.calibration,
         skip_bad=args.skip_bad,
-        mlc_python=args.mlc_python,
+        mlc=MlcOptions(
+            python=args.mlc_python,
+            source=args.mlc_source,
+            abi=args.mlc_abi,
+            pictures=args.mlc_pictures,
+        ),
         resume=args.resume,
     )

@@ -76,14 +76,13 @@ def describe_mlc_package(path: Path) -> dict[str, Any]:
     manifest = read_manifest(path)
     config = ModelConfig.from_json(manifest["model"])
     size, parameters = manifest["weights_bytes"], manifest["parameters"]
-    library = [name for name in manifest["files"] if name.endswith(".tar")]
     return {
         "kind": "MLC package",
         "path": str(path),
         "architecture": config.architecture,
         "quantization": f"{manifest.get('quantization')}, {manifest['method']}",
-        "pictures": False,
-        "library": library[0] if library else None,
+        "pictures": manifest["pictures"],
+        "libraries": manifest["libraries"],
         "tokenizer": "tokenizer.model" in manifest["files"],
         "source": manifest["source"],
         "weights": {
@@ -115,12 +114,17 @@ def lines(info: dict[str, Any]) -> list[tuple[str, str]]:
     weights = info["weights"]
     bits = f"{weights['bits_per_weight']:.2f} bits per weight"
     rows += [
-        ("architecture", f"{info['architecture']}, its decoder"),
+        ("architecture", info["architecture"] + ("" if info["pictures"] else ", its decoder")),
         ("quantization", info["quantization"]),
-        ("pictures", "not part of this package: MLC-LLM runs the text model only"),
+        ("pictures", "taken" if info["pictures"] else "not part of this package: text only"),
         ("tokenizer", "tokenizer.model" if info["tokenizer"] else "none: weights only"),
-        ("library", info["library"] or "not compiled yet"),
+        *(
+            ("library", f"{name}: {record['file']}, by mlc_llm {record['mlc_llm']}")
+            for name, record in info["libraries"].items()
+        ),
         ("weights", f"{weights['parameters']:,} parameters, {Size(weights['bytes'])}, {bits}"),
     ]
+    if not info["libraries"]:
+        rows.append(("library", "not compiled yet"))
     rows += [("", f"{name}  {Size(size)}") for name, size in info["files"].items()]
     return rows

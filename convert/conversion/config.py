@@ -14,6 +14,16 @@ SIZED_RECIPE = "small"  # the default together with a target size
 
 
 @dataclass(frozen=True, kw_only=True)
+class MlcOptions:
+    """How MLC-LLM compiles a package, which of its compilers, and for which runtime."""
+
+    python: str | None = None  # the Python that has mlc_llm; None: this one
+    source: Path | None = None  # a checkout of mlc-llm instead; None: an installed one
+    abi: str | None = None  # release of apache-tvm whose runtime loads the library; None: this one
+    pictures: bool | None = None  # None: if `source` is given and the model has a vision encoder
+
+
+@dataclass(frozen=True, kw_only=True)
 class ConvertConfig:
     """The user's request, resolved: every product has its folder."""
 
@@ -26,5 +36,6 @@ class ConvertConfig:
     target_size: str | None = None  # of the bundle's weights; None: the recipe's formats
     samples: Path | None = None  # for calibration; None: the built-in ones
     skip_bad: bool = False
-    mlc_python: str | None = None  # the Python that has mlc_llm; None: this one
+    mlc_targets: tuple[str, ...] = ()  # those that get a library in the MLC package
+    mlc: MlcOptions = MlcOptions()
     resume: bool = False

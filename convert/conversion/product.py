@@ -26,7 +26,7 @@ class Product(ABC):
     """A folder that a conversion makes. The pipeline calls the methods in the order below."""
 
     name: ClassVar[str]  # its key in `ConvertConfig.outputs`
-    target: ClassVar[str | None] = None  # that selects it; None: each target with an engine
+    targets: ClassVar[tuple[str, ...]] = ()  # that select it; none: each target with an engine
     # Whether it also checks the products before it, which must not appear unless it succeeds.
     is_cross_check: ClassVar[bool] = False
 

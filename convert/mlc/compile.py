@@ -1,27 +1,32 @@
 """Compiles an MLC package with MLC-LLM, which is not part of this toolkit.
 
-It comes from its own package index with a TVM of its own, so it usually lives in another
-environment: `--mlc-python` names that one's Python.
+Two ways lead to it. `--mlc-source` names a checkout of its source, whose compiler runs with this
+environment's apache-tvm (`convert.mlc.launch`). `--mlc-python` names the Python of an environment
+where MLC-LLM is installed, with a TVM of its own; that one knows no pictures.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from convert.engine.toolchain import BuildError
-from convert.mlc.package import CHAT_CONFIG, SCHEME, add_file
+from convert.mlc.checkout import DRIFTED, TESTED_COMMITS, MlcCheckout
+from convert.mlc.package import CHAT_CONFIG, SCHEME, TEXT_MODEL, add_library, read_manifest
+from convert.mlc.vision_config import MODEL_TYPE
 from convert.support.scratch import scratch_folder
 from convert.support.whole_file import whole_file
 from quantize.errors import ConfigError
 
-MODEL_TYPE = "minicpm"
-LIBRARY = f"{MODEL_TYPE}-{SCHEME}-android.tar"
+ABIS = ("0.27", "0.26")  # releases of apache-tvm whose runtimes a library may be for; ours first
 _PROBE_SECONDS = 120  # it imports TVM
+_ROOT = Path(__file__).resolve().parents[2]  # what the launcher is imported from
 _PROBE = f"""
 import importlib.util, json
 if importlib.util.find_spec("mlc_llm") is None:
@@ -30,16 +35,56 @@ else:
     import mlc_llm
     from mlc_llm.model import MODELS
     version = getattr(mlc_llm, "__version__", "of unknown version")
-    print(json.dumps({{"version": str(version), "model": {MODEL_TYPE!r} in MODELS}}))
+    print(json.dumps({{"version": str(version), "model": {TEXT_MODEL!r} in MODELS}}))
 """
+
+
+@dataclass(frozen=True)
+class MlcDevice:
+    """What a library is compiled for."""
+
+    name: str  # as MLC-LLM calls it
+    suffix: str  # of the library: an archive of objects for an app's build, or a shared library
+
+
+DEVICES: Mapping[str, MlcDevice] = {
+    "mlc-android": MlcDevice("android", ".tar"),  # OpenCL, with code for the phone's processor
+    "mlc-opencl": MlcDevice("opencl", ".so"),  # this machine's GPU, or PoCL
+    "mlc-host": MlcDevice("llvm", ".so"),  # this machine's processor; what `verify` runs
+}
 
 
 @dataclass(frozen=True)
 class MlcCompiler:
     """An MLC-LLM that knows MiniCPM."""
 
-    python: str
     version: str
+    command: tuple[str, ...]  # what comes before `compile`
+    pictures: bool  # whether it knows the model with the vision encoder
+    abi: str | None  # the release of apache-tvm whose runtime loads its libraries; None: its own
+    checkout: Path | None = None
+
+    def compile_command(self, target: str, package: Path, output: Path) -> list[str]:
+        """Returns the command that compiles a package for a target."""
+        config, device = str(package / CHAT_CONFIG), DEVICES[target].name
+        return [*self.command, "compile", config, "--device", device, "-o", str(output)]
+
+
+def installed(python: str, version: str) -> MlcCompiler:
+    """Describes the MLC-LLM of an environment."""
+    return MlcCompiler(version, (python, "-m", "mlc_llm"), pictures=False, abi=None)
+
+
+def from_checkout(checkout: MlcCheckout, abi: str) -> MlcCompiler:
+    """Describes the compiler of a checkout, run with this environment's apache-tvm."""
+    launch = (sys.executable, "-m", "convert.mlc.launch", str(checkout.path), "--abi", abi, "--")
+    return MlcCompiler(checkout.version, launch, pictures=True, abi=abi, checkout=checkout.path)
+
+
+def library_name(target: str, *, pictures: bool) -> str:
+    """Returns the name of the library in a package."""
+    model = MODEL_TYPE if pictures else TEXT_MODEL
+    return f"{model}-{SCHEME}-{target.removeprefix('mlc-')}{DEVICES[target].suffix}"
 
 
 def find_compiler(python: str | None) -> MlcCompiler | None:
@@ -82,35 +127,37 @@ def find_compiler(python: str | None) -> MlcCompiler | None:
         raise ConfigError(f"{where}: mlc_llm is there but cannot be used: {problem}")
     if not found["model"]:
         raise ConfigError(
-            f"{where}: mlc_llm {found['version']} does not know the model type {MODEL_TYPE}; "
+            f"{where}: mlc_llm {found['version']} does not know the model type {TEXT_MODEL}; "
             "install a newer one"
         )
-    return MlcCompiler(chosen, str(found["version"]))
+    return installed(chosen, str(found["version"]))
 
 
-def compile_command(python: str, package: Path, output: Path) -> list[str]:
-    """Returns the command that compiles a package for Android's GPUs."""
-    config = str(package / CHAT_CONFIG)
-    return [python, "-m", "mlc_llm", "compile", config, "--device", "android", "-o", str(output)]
-
-
-def command_for_later(package: Path, python: str | None) -> str:
+def command_for_later(target: str, package: Path, python: str | None) -> str:
     """Returns what to type where MLC-LLM is installed."""
-    return shlex.join(compile_command(python or "python", package, package / LIBRARY))
+    library = package / library_name(target, pictures=False)
+    return shlex.join(installed(python or "python", "").compile_command(target, package, library))
 
 
-def compile_package(compiler: MlcCompiler, package: Path) -> Path:
+def compile_package(compiler: MlcCompiler, target: str, package: Path) -> Path:
     """Compiles a whole package and adds the library to it.
 
     Raises:
         BuildError: MLC-LLM failed; the package stays as it was.
     """
+    name = library_name(target, pictures=bool(read_manifest(package)["pictures"]))
     with scratch_folder(".mlc-", package.parent) as folder:
-        output = folder / LIBRARY
-        command = compile_command(compiler.python, package, output)
+        output = folder / name
+        command = compiler.compile_command(target, package.absolute(), output.absolute())
         try:
             done = subprocess.run(
-                command, capture_output=True, text=True, errors="replace", check=False
+                command,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                check=False,
+                cwd=folder,  # Python imports from where it is started: nobody's modules are here
+                env=os.environ | {"PYTHONPATH": str(_ROOT)} if compiler.checkout else None,
             )
             problem = _last_line(done.stderr) or _last_line(done.stdout) or "no message"
             code = done.returncode
@@ -119,16 +166,25 @@ def compile_package(compiler: MlcCompiler, package: Path) -> Path:
         if code == 0 and not (output.is_file() and output.stat().st_size):
             problem, code = "it wrote no library", -1
         if code:
-            later = command_for_later(package, compiler.python)
-            raise BuildError(
-                f"mlc_llm {compiler.version} could not compile {package}: {problem}; the package "
-                f"itself is whole. To see more: {later}"
-            )
-        library = package / LIBRARY
+            raise BuildError(_failure(compiler, package, command, problem, code))
+        library = package / name
         with whole_file(library) as file:
             output.rename(file)
-    add_file(package, library)
+    add_library(package, library, target, compiler.version, compiler.abi)
     return library
+
+
+def _failure(
+    compiler: MlcCompiler, package: Path, command: list[str], problem: str, code: int
+) -> str:
+    message = f"mlc_llm {compiler.version} could not compile {package}: {problem}; "
+    message += "the package itself is whole. "
+    if code == DRIFTED:
+        return (
+            f"{message}This commit does not fit this apache-tvm; to take one that was tried: "
+            f"git -C {compiler.checkout} checkout {TESTED_COMMITS[0]}"
+        )
+    return f"{message}To see more: {shlex.join(command)}"
 
 
 def _last_line(text: str) -> str:

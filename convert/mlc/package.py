@@ -1,10 +1,12 @@
-"""A package for MLC-LLM: the decoder's weights, `mlc-chat-config.json`, the tokenizer.
+"""A package for MLC-LLM: the weights, `mlc-chat-config.json`, the tokenizer.
 
-What MLC-LLM's `convert_weight` and `gen_config` make for its `minicpm` model type, but for three
-things that are stated here because it would get them wrong: `tie_word_embeddings` (its default is
-false), the conversation template (it has none for MiniCPM), and `tokenizer.model` alone (a
-`tokenizer.json` made from it with today's `transformers` gives other ids). Pictures are not part
-of it. `mlc-package.json` is ours: what was made, from what, and every file's hash.
+Without pictures it is what MLC-LLM's `convert_weight` and `gen_config` make for its `minicpm` model
+type, but for three things that are stated here because it would get them wrong:
+`tie_word_embeddings` (its default is false), the conversation template (it has none for MiniCPM),
+and `tokenizer.model` alone (a `tokenizer.json` made from it with today's `transformers` gives other
+ids). With pictures the vision encoder and the resampler are added, their matrices in int8 as in a
+bundle, for the model type `minicpm_v` that `convert.mlc.minicpm_v` plugs in. `mlc-package.json` is
+ours: what was made, from what, and every file's hash.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from convert.calibrate.store import CalibratedWeights
 from convert.checkpoint.config import CONFIGS, ModelConfig
 from convert.checkpoint.reader import Checkpoint
 from convert.mlc.params import write_params
+from convert.mlc.vision_config import MODEL_TYPE, MlcVisionConfig
 from convert.support.json_text import json_text
 from convert.support.output_folder import FolderKind
 from convert.support.progress import Progress
@@ -36,11 +39,14 @@ from runtime.inputs.prompt import ASSISTANT, USER
 
 MANIFEST, CHAT_CONFIG, TOKENIZER = "mlc-package.json", "mlc-chat-config.json", "tokenizer.model"
 KIND = FolderKind(manifest=MANIFEST, format="minicpmv-mlc-package", noun="MLC package")
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 SCHEME = "q4f16_1"  # the one of MLC-LLM's schemes that we write
 TOOLS = (TOOLKIT, "numpy", "torch")
 # Tokens: a KV cache takes 360 KiB for each at full size, and MLC-LLM takes all of it at once.
 CONTEXT_WINDOW = 1024
+# Tokens at once, with pictures: what a phone can spare for activations. Longer prompts take turns.
+PICTURE_CHUNK = 256
+TEXT_MODEL = "minicpm"  # MLC-LLM's own model type
 GENERATION_SET = "minicpm-v-1.0"  # of configs/generation.json
 _POSITIONS = 4096  # of a config.json that does not say
 
@@ -55,13 +61,24 @@ class PackageReport:
     tokenizer: bool
 
 
-def make_mlc_plan(config: ModelConfig, untied_head: bool, recipe: Recipe) -> Plan:
-    """Plans a decoder as MLC-LLM stores it: matrices in 4 bits, norms in float16.
+_VISION_MATRICES = (
+    *("vision.patch_embed.weight", "vision.blocks.*.qkv.weight", "vision.blocks.*.proj.weight"),
+    *("vision.blocks.*.fc?.weight", "resampler.kv_proj.weight", "resampler.[kv]_proj.weight"),
+    *("resampler.out_proj.weight", "resampler.proj.weight"),
+)
+
+
+def make_mlc_plan(
+    config: ModelConfig, untied_head: bool, recipe: Recipe, *, pictures: bool = False
+) -> Plan:
+    """Plans a model as MLC-LLM stores it: the decoder's matrices in 4 bits, norms in float16.
 
     Args:
-        config: the model, with or without eyes.
+        config: the model, with or without a vision encoder.
         untied_head: whether the LM head is a matrix of its own.
         recipe: whose number format and method count; its table of tensors is for bundles.
+        pictures: whether the vision encoder and the resampler are part of it: matrices in int8,
+            the rest in float16.
 
     Raises:
         ConfigError: the recipe's number format is not MLC-LLM's.
@@ -73,11 +90,17 @@ def make_mlc_plan(config: ModelConfig, untied_head: bool, recipe: Recipe) -> Pla
     rows = [
         {"pattern": "llm.*norm.weight", "format": "f16", "why": "norms"},
         {"pattern": "llm.*", "format": "q4", "why": "matrices of the decoder"},
-        {"pattern": "*", "format": "f32", "why": "left out"},
+        *(
+            {"pattern": name, "format": "q8", "why": "matrices of vision"}
+            for name in _VISION_MATRICES
+        ),
+        {"pattern": "*", "format": "f16", "why": "norms, biases and positions of vision"},
     ]
     whole = make_plan(config, untied_head, Recipe.from_json({**recipe.source, "tensors": rows}))
-    decoder = tuple(tensor for tensor in whole.tensors if tensor.name.startswith("llm."))
-    return Plan(whole.recipe, decoder)
+    return Plan(
+        whole.recipe,
+        tuple(one for one in whole.tensors if pictures or one.name.startswith("llm.")),
+    )
 
 
 def write_package(
@@ -104,7 +127,8 @@ def write_package(
     nbytes = write_params(checkpoint, plan, folder, progress, calibrated)
     if checkpoint.tokenizer is not None:
         shutil.copyfile(checkpoint.tokenizer, folder / TOKENIZER)
-    config = chat_config(checkpoint)
+    pictures = any(tensor.name.startswith("vision.") for tensor in plan.tensors)
+    config = chat_config(checkpoint, pictures=pictures)
     text = json_text(config, indent=2) + "\n"
     (folder / CHAT_CONFIG).write_text(text, "utf-8")
     files = sorted(path for path in folder.iterdir() if path.is_file())
@@ -115,10 +139,11 @@ def write_package(
         "quantization": SCHEME,
         "recipe": plan.recipe.scheme.name,
         "method": plan.recipe.method,
-        "pictures": False,
+        "pictures": pictures,
         "parameters": plan.parameters,
         "weights_bytes": nbytes,
         "source": structs.asdict(source),
+        "libraries": {},
         "tools": {
             "python": platform.python_version(),
             **{name: package_version(name) for name in TOOLS},
@@ -134,46 +159,23 @@ def write_package(
     )
 
 
-def chat_config(checkpoint: Checkpoint) -> dict[str, Any]:
+def chat_config(checkpoint: Checkpoint, *, pictures: bool = False) -> dict[str, Any]:
     """Returns the content of `mlc-chat-config.json`, keys in MLC-LLM's order."""
     c, raw = checkpoint.config.decoder, checkpoint.config.source
     window = min(CONTEXT_WINDOW, raw.get("max_position_embeddings") or _POSITIONS)
+    chunk = min(window, PICTURE_CHUNK) if pictures else window
     sets = json.loads((CONFIGS / GENERATION).read_text("utf-8"))["sets"]
     sample = sets[GENERATION_SET]["sample"]
-    model_config = {
-        "vocab_size": c.vocab_size,
-        "hidden_size": c.hidden_size,
-        "num_hidden_layers": c.num_hidden_layers,
-        "num_attention_heads": c.num_attention_heads,
-        "num_key_value_heads": c.num_key_value_heads,
-        "hidden_act": "silu",
-        "rms_norm_eps": c.rms_norm_eps,
-        "intermediate_size": c.intermediate_size,
-        "scale_emb": _whole(c.scale_emb),
-        "scale_depth": c.scale_depth,
-        "dim_model_base": c.dim_model_base,
-        "use_cache": True,
-        "bos_token_id": c.bos_token_id,
-        "eos_token_id": c.eos_token_id,
-        "tie_word_embeddings": not checkpoint.untied_head,
-        "rope_theta": _whole(c.rope_theta),
-        "context_window_size": window,
-        "prefill_chunk_size": window,
-        "tensor_parallel_shards": 1,
-        "head_dim": c.head_dim,
-        "max_batch_size": 1,
-        "num_experts_per_tok": 0,
-        "num_experts": 0,
-    }
+    model_config = _model_config(checkpoint, window, chunk, pictures)
     return {
         "version": "0.1.0",  # of the format of MLC-LLM's chat configuration
-        "model_type": "minicpm",
+        "model_type": MODEL_TYPE if pictures else TEXT_MODEL,
         "quantization": SCHEME,
         "model_config": model_config,
         "vocab_size": c.vocab_size,
         "context_window_size": window,
         "sliding_window_size": -1,
-        "prefill_chunk_size": window,
+        "prefill_chunk_size": chunk,
         "attention_sink_size": -1,
         "tensor_parallel_shards": 1,
         "pipeline_parallel_stages": 1,
@@ -194,6 +196,40 @@ def chat_config(checkpoint: Checkpoint) -> dict[str, Any]:
         "bos_token_id": c.bos_token_id,
         "eos_token_id": c.eos_token_id,
     }
+
+
+def _model_config(
+    checkpoint: Checkpoint, window: int, chunk: int, pictures: bool
+) -> dict[str, Any]:
+    c = checkpoint.config.decoder
+    model_config = {
+        "vocab_size": c.vocab_size,
+        "hidden_size": c.hidden_size,
+        "num_hidden_layers": c.num_hidden_layers,
+        "num_attention_heads": c.num_attention_heads,
+        "num_key_value_heads": c.num_key_value_heads,
+        "hidden_act": "silu",
+        "rms_norm_eps": c.rms_norm_eps,
+        "intermediate_size": c.intermediate_size,
+        "scale_emb": _whole(c.scale_emb),
+        "scale_depth": c.scale_depth,
+        "dim_model_base": c.dim_model_base,
+        "use_cache": True,
+        "bos_token_id": c.bos_token_id,
+        "eos_token_id": c.eos_token_id,
+        "tie_word_embeddings": not checkpoint.untied_head,
+        "rope_theta": _whole(c.rope_theta),
+        "context_window_size": window,
+        "prefill_chunk_size": chunk,
+        "tensor_parallel_shards": 1,
+        "head_dim": c.head_dim,
+        "max_batch_size": 1,
+        "num_experts_per_tok": 0,
+        "num_experts": 0,
+    }
+    if pictures:
+        model_config["vision_config"] = MlcVisionConfig.of(checkpoint.config).to_json()
+    return model_config
 
 
 def conversation_template(bos: int, eos: int) -> dict[str, Any]:
@@ -221,10 +257,20 @@ def conversation_template(bos: int, eos: int) -> dict[str, Any]:
     }
 
 
-def add_file(folder: Path, path: Path) -> None:
-    """Adds a file of the folder to its manifest."""
+def add_library(folder: Path, path: Path, target: str, compiler: str, abi: str | None) -> None:
+    """Adds a compiled library, a file of the folder, to its manifest.
+
+    Args:
+        folder: the package.
+        path: the library.
+        target: what it was compiled for.
+        compiler: the version of MLC-LLM.
+        abi: the release of apache-tvm whose runtime loads it; None: MLC-LLM's own.
+    """
     manifest = read_manifest(folder)
     manifest["files"][path.name] = structs.asdict(FileRecord.of(path))
+    record = {"file": path.name, "mlc_llm": compiler, "abi": abi}
+    manifest["libraries"][target] = record
     _write_manifest(folder, manifest)
 
 
@@ -243,7 +289,14 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise BundleError(f"{path}: not an MLC package's manifest")
     if raw.get("format_version") != FORMAT_VERSION:
         raise BundleError(f"{path}: of another format version; convert the checkpoint again")
-    expected = {"recipe": str, "method": str, "source": dict, "files": dict, "tools": dict}
+    expected: dict[str, type] = {
+        "recipe": str,
+        "method": str,
+        "source": dict,
+        "files": dict,
+        "tools": dict,
+    }
+    expected |= {"pictures": bool, "libraries": dict}
     for key, kind in (expected | {"parameters": int, "weights_bytes": int, "model": dict}).items():
         if type(raw.get(key)) is not kind:
             raise BundleError(f"{path}: damaged: {key} is no {kind.__name__}")

@@ -1,5 +1,8 @@
 """MLC-LLM's parameter files: `params_shard_N.bin`, and `tensor-cache.json` that lists them.
 
+The decoder's parameters have MLC-LLM's names, the vision encoder's and the resampler's those of a
+bundle, which `convert.mlc.minicpm_v` takes.
+
 A file takes tensors until the next would reach 32 MiB; a tensor of half that size that does not
 fit gets a file of its own. Source: TVM's tvm/contrib/tvmjs.py; bytes held by
 tests/golden/mlc-q4f16_1.
@@ -20,8 +23,8 @@ from convert.calibrate.store import CalibratedWeights
 from convert.checkpoint.reader import Checkpoint
 from convert.encode import read_weight
 from convert.support.progress import Progress
-from quantize.fast import CHUNK_VALUES
-from quantize.layout import pack_mlc
+from quantize.fast import CHUNK_VALUES, quantize_int8_fast
+from quantize.layout import pack_mlc, pack_mlc_int8
 from quantize.methods import find_method, quantize_weight
 from quantize.schemes import Array, row_chunks
 
@@ -58,11 +61,11 @@ def write_params(
     progress: Progress,
     calibrated: CalibratedWeights | None = None,
 ) -> int:
-    """Writes a decoder's parameters as MLC-LLM's `convert_weight` does; one tensor is in memory.
+    """Writes a model's parameters as MLC-LLM's `convert_weight` does; one tensor is in memory.
 
     Args:
-        checkpoint: whose decoder.
-        plan: of the decoder, its matrices in 4 bits.
+        checkpoint: whose weights.
+        plan: of what is written: matrices of the decoder in 4 bits, the vision part's in int8.
         folder: where to write.
         progress: counts tensors.
         calibrated: what calibration made, if the method has one.
@@ -73,9 +76,9 @@ def write_params(
     Raises:
         CheckpointError: a tensor holds NaN, infinity, or more than float16 can.
     """
-    tensors = {tensor.name: tensor for tensor in plan.tensors}
     names = mlc_names(checkpoint.config.decoder.num_hidden_layers, checkpoint.untied_head)
-    assert set(names) == set(tensors), "the plan is the decoder's"
+    names |= {one.name: one.name for one in plan.tensors if not one.name.startswith("llm.")}
+    assert set(names) == {tensor.name for tensor in plan.tensors}
     shards = _Shards(folder)
     for done, (name, mlc_name) in enumerate(names.items()):
         progress("MLC weights", done, len(names))
@@ -83,6 +86,15 @@ def write_params(
             shards.add(full_name, values)
     progress("MLC weights", len(names), len(names))
     return shards.finish(plan.parameters)
+
+
+def read_params(folder: Path) -> Iterator[tuple[str, Array]]:
+    """Yields a package's parameters by MLC-LLM's names, mapped from their files."""
+    for shard in json.loads((folder / CACHE).read_text("utf-8"))["records"]:
+        data = np.memmap(folder / shard["dataPath"], np.uint8, "r")
+        for record in shard["records"]:
+            part = data[record["byteOffset"] : record["byteOffset"] + record["nbytes"]]
+            yield record["name"], part.view(record["dtype"]).reshape(record["shape"])
 
 
 def _encode(
@@ -94,6 +106,12 @@ def _encode(
 ) -> Iterator[tuple[str, Array]]:
     tensor = next(tensor for tensor in plan.tensors if tensor.name == name)
     replaced = None if calibrated is None else calibrated.replaced(name)
+    if tensor.format == "q8":
+        codes8, scale = quantize_int8_fast(read_weight(checkpoint, tensor), name=name)
+        matrix = mlc_name.removesuffix(".weight")
+        yield f"{matrix}.q_weight", pack_mlc_int8(codes8)
+        yield f"{matrix}.q_scale", scale
+        return
     if tensor.format != "q4":
         weight = read_weight(checkpoint, tensor) if replaced is None else replaced
         yield mlc_name, weight.astype(np.float16)

@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from convert.bundle.plan import Plan
-from convert.conversion.config import MLC_RECIPE, ConvertConfig
+from convert.conversion.config import MLC_RECIPE, ConvertConfig, MlcOptions
 from convert.conversion.conversion import Conversion
 from convert.conversion.product import Product
-from convert.mlc.compile import command_for_later, compile_package, find_compiler
+from convert.mlc.checkout import MlcCheckout
+from convert.mlc.compile import (
+    ABIS,
+    DEVICES,
+    MlcCompiler,
+    command_for_later,
+    compile_package,
+    find_compiler,
+    from_checkout,
+)
 from convert.mlc.package import KIND, make_mlc_plan, write_package
+from convert.mlc.vision_config import MlcVisionConfig
 from convert.support.console import Size
 from convert.support.output_folder import OutputFolder
+from quantize.errors import ConfigError
 
 _PHASE = "package for MLC"
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,9 +40,10 @@ class MlcSummary:
     path: Path
     parameters: int
     nbytes: int  # of all parameters, as stored
-    library: Path | None  # None: MLC-LLM is not installed here
-    mlc_llm: str | None  # the version that compiled the library
-    compile_with: str | None  # the command that compiles it elsewhere
+    pictures: bool
+    libraries: Mapping[str, Path]  # by target; none: MLC-LLM is not installed here
+    mlc_llm: str | None  # the version that compiled them
+    compile_with: Mapping[str, str]  # by target: the command that compiles it elsewhere
 
     @property
     def bits_per_weight(self) -> float:
@@ -43,28 +57,54 @@ class MlcSummary:
             "parameters": self.parameters,
             "bytes": self.nbytes,
             "bits_per_weight": self.bits_per_weight,
-            "pictures": False,
+            "pictures": self.pictures,
+            "libraries": {target: str(path) for target, path in self.libraries.items()},
+            "mlc_llm": self.mlc_llm,
+            "compile_with": dict(self.compile_with),
         }
-        if self.library is None:
-            return {"mlc": values | {"library": None, "compile_with": self.compile_with}}
-        return {"mlc": values | {"library": str(self.library), "mlc_llm": self.mlc_llm}}
+        return {"mlc": values}
 
     def shown(self) -> list[tuple[str, str]]:
         """Returns the lines that the command prints, each as a name and a text."""
         bits = f"{self.bits_per_weight:.2f} bits per weight"
-        if self.library is None:
-            how = f"mlc_llm is not installed here; to compile it: {self.compile_with}"
-        else:
-            how = f"compiled by mlc_llm {self.mlc_llm}: {self.library}"
-        package = f"{Size(self.nbytes)}, {bits}; text only, without pictures"
-        return [("mlc package", package), ("mlc library", how)]
+        what = "with pictures" if self.pictures else "text only, without pictures"
+        rows = [("mlc package", f"{Size(self.nbytes)}, {bits}; {what}")]
+        for path in self.libraries.values():
+            rows.append(("mlc library", f"compiled by mlc_llm {self.mlc_llm}: {path}"))
+        for command in self.compile_with.values():
+            rows.append(("mlc library", f"mlc_llm is not installed here; to compile it: {command}"))
+        return rows
+
+
+def check_options(options: MlcOptions, targets: Sequence[str]) -> None:
+    """Checks the options of MLC-LLM.
+
+    Args:
+        options: what the user asked for.
+        targets: those for MLC-LLM.
+
+    Raises:
+        ConfigError: options of something that is not made, or that contradict each other.
+    """
+    named = [name for name, value in asdict(options).items() if value is not None]
+    if named and not targets:
+        example = next(iter(DEVICES))
+        raise ConfigError(f"--mlc-{named[0]} is for MLC-LLM; choose a target such as {example}")
+    if options.abi not in (None, *ABIS):
+        raise ConfigError(f"--mlc-abi {options.abi} is unknown; known: {', '.join(ABIS)}")
+    if options.source is None:
+        if options.abi is not None or options.pictures:
+            option = "--mlc-pictures" if options.abi is None else "--mlc-abi"
+            raise ConfigError(f"{option} needs --mlc-source: an installed mlc_llm has its own way")
+    elif options.python is not None:
+        raise ConfigError("--mlc-source and --mlc-python: give one of them")
 
 
 class MlcProduct(Product):
-    """The decoder as a package for MLC-LLM."""
+    """The model as a package for MLC-LLM, with the vision encoder or without."""
 
     name = "mlc"
-    target = "mlc-android"
+    targets = tuple(DEVICES)
 
     @staticmethod
     def settings(config: ConvertConfig) -> Mapping[str, str]:
@@ -76,22 +116,36 @@ class MlcProduct(Product):
     def __init__(self, config: ConvertConfig) -> None:
         """Checks that the package's folder may be written, and looks for MLC-LLM."""
         self._output = OutputFolder(config.outputs[self.name], KIND)
-        self._compiler = find_compiler(config.mlc_python)
+        self._compiler = _find_compiler(config)
+        self._pictures = False
         self._plan: Plan | None = None
         self._summary: MlcSummary | None = None
 
     def check(self, conversion: Conversion) -> None:
-        """Accepts every checkpoint that can be opened."""
+        """Checks that a model which shall take pictures has a vision encoder.
+
+        Raises:
+            ConfigError: it has none, or one that MLC-LLM has no place for.
+        """
+        config = conversion.config
+        sees = conversion.checkpoint.config.vision is not None
+        if config.mlc.pictures and not sees:
+            raise ConfigError("--mlc-pictures: the checkpoint has no vision encoder")
+        self._pictures = sees and config.mlc.source is not None and config.mlc.pictures is not False
+        if self._pictures:
+            MlcVisionConfig.of(conversion.checkpoint.config)
 
     def plan(self, conversion: Conversion) -> Plan:
-        """Decides how the decoder is stored.
+        """Decides how the tensors are stored.
 
         Raises:
             ToolkitError: the recipe's number format is not MLC-LLM's, or does not suit the model.
         """
         checkpoint = conversion.checkpoint
         recipe = conversion.load_recipe(_recipe_name(conversion.config))
-        self._plan = make_mlc_plan(checkpoint.config, checkpoint.untied_head, recipe)
+        self._plan = make_mlc_plan(
+            checkpoint.config, checkpoint.untied_head, recipe, pictures=self._pictures
+        )
         return self._plan
 
     @contextmanager
@@ -112,17 +166,20 @@ class MlcProduct(Product):
             with conversion.phases.measure(_PHASE):
                 output.commit()
         with conversion.phases.measure(_PHASE):
-            conversion.progress("mlc_llm compile", 0, 0)
-            later = library = None
-            if compiler is None:
-                later = command_for_later(output.path, conversion.config.mlc_python)
-            else:
-                library = compile_package(compiler, output.path)
+            libraries, later = {}, {}
+            for target in conversion.config.mlc_targets:
+                conversion.progress(f"mlc_llm compile, {target}", 0, 0)
+                if compiler is None:
+                    python = conversion.config.mlc.python
+                    later[target] = command_for_later(target, output.path, python)
+                else:
+                    libraries[target] = compile_package(compiler, target, output.path)
         self._summary = MlcSummary(
             path=output.path,
             parameters=report.parameters,
             nbytes=report.weights_bytes,
-            library=library,
+            pictures=self._pictures,
+            libraries=libraries,
             mlc_llm=None if compiler is None else compiler.version,
             compile_with=later,
         )
@@ -131,6 +188,15 @@ class MlcProduct(Product):
         """Returns what was made."""
         assert self._summary is not None, "made first"
         return self._summary
+
+
+def _find_compiler(config: ConvertConfig) -> MlcCompiler | None:
+    if config.mlc.source is None:
+        return find_compiler(config.mlc.python)
+    checkout = MlcCheckout.open(config.mlc.source)
+    if checkout.warning is not None:
+        _LOG.warning("%s", checkout.warning)
+    return from_checkout(checkout, config.mlc.abi or ABIS[0])
 
 
 def _recipe_name(config: ConvertConfig) -> str:

@@ -54,7 +54,7 @@ class OnnxProduct(Product):
     """The vision encoder and the resampler as ONNX."""
 
     name = "onnx"
-    target = "onnx"
+    targets = ("onnx",)
     is_cross_check = True  # of the weights that the bundle gets, too
 
     @staticmethod
@@ -72,7 +72,7 @@ class OnnxProduct(Product):
         if conversion.checkpoint.config.vision is None:
             raise BundleError(
                 f"{conversion.checkpoint.path}: has no vision encoder; leave out "
-                f"--target {self.target}"
+                f"--target {self.targets[0]}"
             )
 
     @contextmanager

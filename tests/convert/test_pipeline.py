@@ -310,11 +310,11 @@ def test_convert_from_python_is_the_command(
     assert list(summary.bundle.programs) == ["host", "android-arm64"]
     assert summary.bundle.path == tmp_path / "b"
     assert summary.onnx.path == tmp_path / "b-onnx"
-    assert summary.mlc.path == tmp_path / "b-mlc-android"
+    assert summary.mlc.path == tmp_path / "b-mlc"
     assert ("weights", summary.bundle.weights_bytes, summary.bundle.weights_bytes) in stages
     assert {"hash checkpoint", "ONNX weights", "MLC weights"} <= {stage for stage, _, _ in stages}
     made = {name: snapshot(tmp_path / name) for name in os.listdir(tmp_path)}
-    assert set(made) == {"b", "b-onnx", "b-mlc-android"}
+    assert set(made) == {"b", "b-onnx", "b-mlc"}
 
     capsys.readouterr()
     assert convert(checkpoint, tmp_path / "c", "--target", ",".join(targets), "--json") == 0

@@ -67,7 +67,7 @@ def test_a_package_for_mlc_beside_a_bundle_keeps_its_own(checkpoint: Path, tmp_p
     more = ("--target", "host,mlc-android", "--kv", INT8)
     assert convert(checkpoint, tmp_path / "b", *more) == 0
     assert Bundle.open(tmp_path / "b").plan.kv == INT8
-    assert (tmp_path / "b-mlc-android" / "mlc-chat-config.json").is_file()
+    assert (tmp_path / "b-mlc" / "mlc-chat-config.json").is_file()
 
 
 def test_kernels_differ_by_their_cache_alone(checkpoint: Path, tmp_path: Path) -> None:

@@ -16,12 +16,11 @@ from convert.checkpoint.reader import Checkpoint
 from convert.engine.toolchain import BuildError
 from convert.mlc import params as mlc_params
 from convert.mlc.compile import (
-    LIBRARY,
-    MlcCompiler,
     command_for_later,
-    compile_command,
     compile_package,
     find_compiler,
+    installed,
+    library_name,
 )
 from convert.mlc.package import MANIFEST
 from convert.mlc.params import mlc_names
@@ -34,10 +33,12 @@ from tests.support.tiny import random_state, tiny_config, write_checkpoint
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden/mlc-q4f16_1"
 SCHEME = GroupScheme.load("mlc")
+TARGET = "mlc-android"
+LIBRARY = library_name(TARGET, pictures=False)
 
 
 def package(checkpoint: Path, output: Path, *arguments: str) -> int:
-    command = ["convert", str(checkpoint), "-o", str(output), "--target", "mlc-android"]
+    command = ["convert", str(checkpoint), "-o", str(output), "--target", TARGET]
     return cli.main([*command, *arguments])
 
 
@@ -77,7 +78,7 @@ def test_the_decoder_of_a_minicpm_v(tmp_path: Path, capsys: pytest.CaptureFixtur
     source = write_checkpoint(tmp_path / "v", head="copy")
     assert package(source, tmp_path / "p", "--json") == 0
     summary = json.loads(capsys.readouterr().out)
-    assert summary["mlc"]["pictures"] is False and summary["mlc"]["library"] is None
+    assert summary["mlc"]["pictures"] is False and summary["mlc"]["libraries"] == {}
     alone = write_checkpoint(
         tmp_path / "d",
         config=tiny_config(decoder_only=True),
@@ -205,16 +206,17 @@ def test_goes_on_to_compile(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert words[-1].endswith(f"/{LIBRARY}")
     assert cli.main(["info", str(tmp_path / "p")]) == 0
     shown = capsys.readouterr().out
-    assert "pictures      not part of this package" in shown and LIBRARY in shown
+    assert "not part of this package: text only" in shown
+    assert f"mlc-android: {LIBRARY}, by mlc_llm 0.20" in shown
     assert package(source, tmp_path / "p") == 0, "the library is a listed file of ours"
     assert not (tmp_path / "p" / LIBRARY).exists()
 
 
 def test_command_of_compilation(tmp_path: Path) -> None:
-    command = compile_command("py", Path("my packages/p"), Path("out.tar"))
+    command = installed("py", "1").compile_command(TARGET, Path("my packages/p"), Path("out.tar"))
     assert command[:5] == ["py", "-m", "mlc_llm", "compile", "my packages/p/mlc-chat-config.json"]
     assert command[5:] == ["--device", "android", "-o", "out.tar"]
-    later = command_for_later(Path("my packages/p"), None)
+    later = command_for_later(TARGET, Path("my packages/p"), None)
     assert later.startswith("python -m mlc_llm compile 'my packages/p/mlc-chat-config.json'")
     assert later.endswith(f"'my packages/p/{LIBRARY}'")
 
@@ -279,7 +281,7 @@ def test_a_python_that_vanishes(tmp_path: Path) -> None:
     source = write_checkpoint(tmp_path / "c")
     assert package(source, tmp_path / "p") == 0
     with pytest.raises(BuildError, match="No such file"):
-        compile_package(MlcCompiler(str(tmp_path / "gone"), "1"), tmp_path / "p")
+        compile_package(installed(str(tmp_path / "gone"), "1"), TARGET, tmp_path / "p")
 
 
 def test_beside_a_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -288,7 +290,7 @@ def test_beside_a_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     command = ["convert", str(source), "-o", str(tmp_path / "b"), "--target", "host,mlc-android"]
     assert cli.main(command) == 0
     assert (tmp_path / "b/bundle.json").is_file()
-    assert (tmp_path / "b-mlc-android" / MANIFEST).is_file()
+    assert (tmp_path / "b-mlc" / MANIFEST).is_file()
 
 
 def test_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -305,7 +307,7 @@ def test_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "exists but holds no MLC package" in capsys.readouterr().err
     damaged = tmp_path / "damaged"
     damaged.mkdir()
-    for text in ("[", "{}", '{"format": "minicpmv-mlc-package", "format_version": 1}'):
+    for text in ("[", "{}", '{"format": "minicpmv-mlc-package", "format_version": 2}'):
         (damaged / MANIFEST).write_text(text)
         assert cli.main(["info", str(damaged)]) == 2
 
