@@ -17,7 +17,7 @@ from playwright.sync_api import Page, Route
 from android.build.builder import APP, PAGE
 from convert.checkpoint.config import CONFIGS
 from convert.support.versions import VERSION
-from tests.android.screen import Screen
+from tests.support.screen import Screen
 
 ORIGIN = "https://app.local/"
 # Playwright's bridge to this process replaces the object that Android injects into the page.

@@ -15,7 +15,7 @@ from PIL import Image
 from android.build.builder import PAGE
 from convert.bundle.manifest import WEIGHTS
 from tests.android.bundle import FAKE_ENGINE, fake_bundle
-from tests.android.screen import PICTURE, SIZES
+from tests.support.screen import PICTURE, SIZES
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page

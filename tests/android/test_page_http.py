@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from PIL import Image
 
-from tests.android.screen import AT_END, PICTURE, SIZES, Screen
+from tests.support.screen import AT_END, PICTURE, SIZES, Screen
 from tests.support.web import STAND_IN, WebServer
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from convert.conversion import bundle_product, bundle_writer
 from convert.onnx import product as onnx_product
 from convert.support import output_folder
 from quantize.errors import ConfigError, ShapeError
-from tests.convert.bundles import convert, snapshot, without_programs, write_bundle
+from tests.support.bundles import convert, snapshot, without_programs, write_bundle
 from tests.support.tiny import random_state, tiny_config, write_checkpoint
 
 # Converts, but reaches the compiler and stays there.

@@ -31,7 +31,7 @@ from convert.engine.build import (
 from convert.engine.compile import Target
 from convert.engine.toolchain import PAGE_BYTES, BuildError
 from convert.engine.units import SENTENCEPIECE
-from tests.engine.elf import DYNAMIC, INTERPRETER, LOAD, Elf
+from tests.support.elf import DYNAMIC, INTERPRETER, LOAD, Elf
 from tests.support.processor import processor_features
 
 HERE = Path(__file__).resolve().parent

@@ -23,7 +23,7 @@ from convert.checkpoint.config import CONFIGS
 from convert.cli import main
 from runtime.engine_client.client import EngineClient
 from runtime.engine_client.protocol import Field
-from tests.engine.elf import INTERPRETER, LOAD, Elf
+from tests.support.elf import INTERPRETER, LOAD, Elf
 
 LIMIT = 4 << 20  # bytes of an APK without weights
 PAGE_BYTES = 16384  # of newer phones

@@ -15,7 +15,7 @@ from convert.checkpoint.reader import Checkpoint
 from quantize.int8 import quantize_int8
 from quantize.layout import unpack_int8_tiles, unpack_tiles, untile_f16
 from quantize.schemes import quantize_groups
-from tests.convert.bundles import snapshot, write_bundle
+from tests.support.bundles import snapshot, write_bundle
 
 Change = Callable[[Path], Any]
 

@@ -12,7 +12,7 @@ from convert.bundle.kv_cache import FP16, INT8, find_kv_format
 from convert.bundle.manifest import Bundle
 from convert.engine.compile import Target, build_blocks
 from quantize.errors import ConfigError
-from tests.convert.bundles import convert, without_programs
+from tests.support.bundles import convert, without_programs
 from tests.support.tiny import write_checkpoint
 
 

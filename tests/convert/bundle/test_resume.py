@@ -22,7 +22,7 @@ from convert.bundle.weights_writer import Mark, WeightsWriter
 from convert.checkpoint.config import ModelConfig
 from convert.checkpoint.reader import Checkpoint
 from convert.checkpoint.shards import StoredTensor
-from tests.convert.bundles import convert, snapshot, without_programs
+from tests.support.bundles import convert, snapshot, without_programs
 from tests.support.tiny import random_state, tiny_config, write_checkpoint
 
 WEIGHTS = "weights.safetensors"
@@ -35,7 +35,7 @@ import pytest
 from convert import cli, encode
 from convert.bundle import journal
 from convert.conversion import bundle_writer
-from tests.convert import bundles
+from tests.support import bundles
 
 place, number, sent, *arguments = sys.argv[1:]
 bundles.without_programs(pytest.MonkeyPatch())

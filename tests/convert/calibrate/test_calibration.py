@@ -35,7 +35,7 @@ from runtime.reference import metrics
 from runtime.reference.arithmetic import apply_arithmetic
 from runtime.reference.load import load_reference
 from runtime.verify.files.stored_weights import load_stored
-from tests.convert.bundles import convert, without_programs
+from tests.support.bundles import convert, without_programs
 from tests.support.damage import flip
 from tests.support.tiny import tiny_config, write_checkpoint
 

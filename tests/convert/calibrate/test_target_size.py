@@ -28,7 +28,7 @@ from convert.checkpoint.tensor_tables import Rule, reference_rules
 from convert.commands.recipe_info import FULL_SIZE, ORIGINAL_PORT_BYTES
 from quantize.errors import ConfigError
 from quantize.schemes import RECIPES
-from tests.convert.bundles import convert, without_programs
+from tests.support.bundles import convert, without_programs
 from tests.support.tiny import write_checkpoint
 
 SMALL = Recipe.load("small")

@@ -22,8 +22,8 @@ from quantize.errors import CheckpointError, ConfigError
 from runtime.inputs.defaults import DEFAULTS, GenerationDefaults
 from runtime.inputs.prompt import Tokenizer
 from runtime.sessions.chat import img2base64
-from tests.convert.bundles import write_bundle
 from tests.convert.support.test_regular_file import in_time
+from tests.support.bundles import write_bundle
 from tests.support.tiny import tiny_config, write_checkpoint
 
 INDEX = "model.safetensors.index.json"

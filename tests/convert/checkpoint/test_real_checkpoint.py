@@ -22,7 +22,7 @@ from convert.checkpoint.reader import Checkpoint
 from convert.checkpoint.synth_tokenizer import generate_tokenizer
 from convert.checkpoint.tensor_tables import HEAD
 from convert.encode import write_weights
-from tests.convert.bundles import without_programs
+from tests.support.bundles import without_programs
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "minicpm-v-1.0"
 CONFIG = CONFIGS / "model" / "minicpm-v-1.0.json"

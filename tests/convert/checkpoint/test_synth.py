@@ -25,7 +25,7 @@ from convert.checkpoint.writer import TensorEntry, write_weights
 from convert.encode import write_weights as convert_weights
 from runtime.inputs.prompt import Message, Tokenizer
 from runtime.reference.load import load_reference
-from tests.convert.bundles import snapshot
+from tests.support.bundles import snapshot
 from tests.support.tiny import random_state, tiny_config, tokenizer_model
 
 SHARED = Path(__file__).resolve().parents[3] / "../shared/model"

@@ -8,7 +8,7 @@ from convert import cli
 from convert.bundle.manifest import Bundle
 from convert.checkpoint.config import CONFIGS
 from convert.checkpoint.reader import Checkpoint
-from tests.convert.bundles import write_bundle
+from tests.support.bundles import write_bundle
 from tests.support.tiny import random_state, tiny_config, write_checkpoint
 
 

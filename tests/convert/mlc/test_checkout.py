@@ -12,7 +12,7 @@ from convert.mlc.checkout import PACKAGE, TESTED_COMMITS, MlcCheckout
 from convert.mlc.package import MANIFEST
 from convert.mlc.vision_config import MlcVisionConfig
 from quantize.errors import ConfigError
-from tests.convert.bundles import snapshot
+from tests.support.bundles import snapshot
 from tests.support.tiny import tiny_config, write_checkpoint
 
 TESTED, OTHER = TESTED_COMMITS[0], "1" * 40

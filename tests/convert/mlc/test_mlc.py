@@ -28,7 +28,7 @@ from quantize.errors import ConfigError
 from quantize.layout import unpack_mlc
 from quantize.schemes import GroupScheme, dequantize_groups
 from runtime.inputs.prompt import Tokenizer
-from tests.convert.bundles import snapshot, without_programs
+from tests.support.bundles import snapshot, without_programs
 from tests.support.tiny import random_state, tiny_config, write_checkpoint
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden/mlc-q4f16_1"

@@ -25,8 +25,8 @@ from runtime.reference.load import load_reference
 from runtime.reference.model import MiniCPMV
 from runtime.sessions.backend import ReferenceBackend
 from runtime.sessions.reference_session import ReferenceSession
-from tests.engine.elf import Elf
 from tests.support.compare import Record
+from tests.support.elf import Elf
 from tests.support.mlc_engine import MlcEngine
 
 SOURCE = os.environ.get("MINICPMV_MLC_SOURCE")

@@ -30,8 +30,8 @@ from runtime.bench.measure import DECODE_STEPS, DecodeReads, Workload, measure
 from runtime.bench.runners import Asked, MachineSpeed
 from runtime.engine_client import places
 from runtime.inputs.prompt import Tokenizer
-from tests.convert.bundles import write_bundle
 from tests.support import engine_stand_in
+from tests.support.bundles import write_bundle
 from tests.support.engine_stand_in import PEAK_RSS_BYTES, PICTURE_TOKENS
 from tests.support.tiny import tiny_config, tokenizer_model
 

@@ -27,7 +27,7 @@ from runtime.engine_client import process as engine_process
 from runtime.engine_client.process import EngineDiedError, EngineProcess
 from runtime.sessions.chat import ChatModel, OmniLMMChat
 from runtime.sessions.loader import load
-from tests.convert.bundles import write_bundle
+from tests.support.bundles import write_bundle
 
 HELLO = '{"event": "hello", "protocol": 1}'
 LONG_AGO = 10_000_000_000  # ns

@@ -23,8 +23,8 @@ from runtime.verify.diagnose.stored_stages import Deviations, StoredStages
 from runtime.verify.measure import run
 from runtime.verify.measure.choices import choice_checks, choices_causes
 from runtime.verify.stages import EngineStages
-from tests.convert.bundles import write_bundle
 from tests.support import faulty_engines as planted
+from tests.support.bundles import write_bundle
 from tests.support.faulty_engines import Arrays, Verified, alter_config, alter_tensors
 from tests.support.tiny import write_checkpoint
 

@@ -18,7 +18,7 @@ from runtime.reference.load import load_reference
 from runtime.verify.files.stored_weights import load_stored
 from runtime.verify.files.weights import check_tensors, decode_tensor
 from runtime.verify.measure.run import load_settings
-from tests.convert.bundles import convert, without_programs
+from tests.support.bundles import convert, without_programs
 from tests.support.tiny import write_checkpoint
 
 METHODS = ("mse", "gptq", "awq", "awq+gptq")

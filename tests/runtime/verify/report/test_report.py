@@ -22,7 +22,7 @@ from runtime.verify.report.folder import CASES, DATA, PAGE, ReportError, ReportF
 from runtime.verify.report.page.plots import cosine_curve, kl_histogram, sqnr_curve
 from runtime.verify.report.page.render import render
 from runtime.verify.report.report import Report, TensorFormat
-from tests.android.screen import Screen
+from tests.support.screen import Screen
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
