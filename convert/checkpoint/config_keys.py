@@ -62,7 +62,7 @@ NEUTRAL: Mapping[str, tuple[Any, str]] = {
     "typical_p": (1, _GENERATION),
 }
 
-# Least and most of every number that is used; beyond them is no model that anybody could run.
+# The range of every number that is used; nobody could run a model outside of it.
 RANGES: Mapping[str, tuple[float, float]] = {
     "vocab_size": (1, 2**24),
     "hidden_size": (1, 2**17),

@@ -13,7 +13,7 @@ _PICKLED = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
 
 
 def is_hub_id(source: str) -> bool:
-    """Says whether a name looks like `openbmb/MiniCPM-V` and is no path that exists."""
+    """Says whether a name looks like `openbmb/MiniCPM-V` and is not an existing path."""
     return bool(re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", source)) and not Path(source).exists()
 
 

@@ -19,7 +19,7 @@ def check_plot(path: Path) -> None:
 
     Raises:
         ConfigError: a format that is not drawn, no such folder, or matplotlib is not installed.
-        OutputFileError: something else than a file stands there.
+        OutputFileError: the path is something other than a file.
     """
     if path.suffix not in SUFFIXES:
         raise ConfigError(f"--plot is {path}; expected a name that ends in {', '.join(SUFFIXES)}")

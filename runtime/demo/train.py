@@ -2,8 +2,8 @@
 
 A tiny MiniCPM-V of the original's architecture learns from scratch to answer questions about
 drawn pictures. Two small heads, used in training only, tell from every patch and every image
-token which shape stands there: with them the vision encoder learns in minutes what answers alone
-would teach it in hours.
+token which shape is in that place. With them the vision encoder learns in minutes what answers
+alone would teach it in hours.
 """
 
 from __future__ import annotations

@@ -67,7 +67,7 @@ def parse_areas(names: Sequence[str]) -> tuple[str, ...]:
     known = {**dict(zip(AREAS, AREAS, strict=True)), **COMMANDS}
     for name in names:
         if name not in known:
-            raise DoctorError(f"{name!r:.40} is no command that it knows: {', '.join(known)}")
+            raise DoctorError(f"{name!r:.40} is no known command; known: {', '.join(known)}")
     chosen = {known[name] for name in names}
     if "tests" in chosen:
         return tuple(AREAS)

@@ -199,7 +199,7 @@ class Adb:
         Args:
             local: what to copy.
             remote: its path there; appears when it is whole.
-            on_bytes: hears how many bytes have arrived.
+            on_bytes: called with the number of bytes that have arrived.
             sha256: of the file, where it is known.
 
         Raises:

@@ -133,7 +133,7 @@ class _Patience:
         self._sent = self._heard = time.monotonic()
         self._hurried = math.inf
 
-    def hear(self) -> None:
+    def restart(self) -> None:
         """Notes a line."""
         self._heard = time.monotonic()
 
@@ -259,7 +259,7 @@ class EngineClient:
             self._process.send({Field.OP: op, Field.ID: number, **fields})
             while True:
                 line = self._process.receive(patience.deadline, ask)
-                patience.hear()
+                patience.restart()
                 # Without an id it is an error: the engine could not even read this request.
                 if line.get(Field.ID, number) != number:
                     continue  # of a request that was given up, or of a cancel

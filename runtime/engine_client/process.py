@@ -77,7 +77,7 @@ _running_lock = threading.Lock()
 
 
 def kill_engines() -> None:
-    """Kills all engines of this process, at once; whoever waits for one hears that it died."""
+    """Kills all engines of this process; who waits for one gets `EngineDiedError`."""
     with _running_lock:
         engines = list(_running)
     for engine in engines:
@@ -192,7 +192,7 @@ class EngineProcess:
             on_wait: may move it.
 
         Raises:
-            EngineDiedError: it has ended, says nothing for so long, or says what is no JSON.
+            EngineDiedError: it has ended, was silent too long, or sent a line that is not JSON.
         """
         data = self._wait(deadline, on_wait)
         if data is None:
@@ -201,7 +201,7 @@ class EngineProcess:
         try:
             line: Line = json.loads(data)
         except ValueError as error:
-            what = f"said what is no JSON: {data[:80]!r}"
+            what = f"sent a line that is not JSON: {data[:80]!r}"
             raise self._died(what, Death.CRASHED) from error
         return line
 

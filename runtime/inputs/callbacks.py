@@ -1,4 +1,4 @@
-"""What whoever asks a model may want to hear, and say, while it works."""
+"""Callbacks of a caller: text, progress and cancelling while a model works."""
 
 from __future__ import annotations
 

@@ -16,12 +16,12 @@ _ROLES = ("user", "assistant", *_INSTRUCTIONS)
 def read_conversation(turns: Any) -> tuple[list[Message], bytes | None]:
     """Returns the conversation for the model; its one picture precedes the first question.
 
-    So it begins with the turn that brought the latest picture, as `chat --web` does. The model
-    knows no system turns: their texts, all of them in order, stand before the first question that
-    it hears, each on lines of its own.
+    It therefore begins with the turn that brought the latest picture, as `chat --web` does. The
+    model has no system turns: their texts, in order, precede the first question, each on its own
+    lines.
 
     Raises:
-        ApiError: it is no conversation, or has what the model cannot hear.
+        ApiError: it is not a conversation, or has something that the model does not take.
     """
     if not isinstance(turns, list):
         raise wrong("messages", "expected a list")
@@ -33,12 +33,12 @@ def read_conversation(turns: Any) -> tuple[list[Message], bytes | None]:
     try:
         check_messages(messages)
         check_question(messages[first:])  # the questions, without the instructions
-        heard = _instructed(instructions, messages[first:])
-        check_question(heard)
+        turns = _instructed(instructions, messages[first:])
+        check_question(turns)
     except PromptError as error:
         raise ApiError(400, str(error), code="invalid_messages", param="messages") from error
     _, url, where = spoken[first]
-    return heard, None if url is None else picture_of(url, where)
+    return turns, None if url is None else picture_of(url, where)
 
 
 def _instructed(instructions: list[str], messages: list[Message]) -> list[Message]:

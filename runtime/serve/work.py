@@ -137,7 +137,7 @@ class AnswerQueue:
     def _run(self, job: PendingAnswer, place: QueueSlot) -> None:
         try:
             event: Reply | BaseException = self._answer(job)
-        except BaseException as error:  # of any kind: the server lives on, and the client hears
+        except BaseException as error:  # of any kind: the server goes on, and the client is told
             forget_locals(error)  # the picture among them
             event = error
         if job.request.picture is not None:

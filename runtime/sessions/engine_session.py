@@ -38,7 +38,7 @@ class EngineSession:
     """A running engine with a bundle; see `Session`.
 
     An engine that died is started again by the next question, which carries the conversation: if
-    it died while it was idle, nobody hears of it.
+    it died while idle, no error is reported.
     """
 
     def __init__(

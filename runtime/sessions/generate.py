@@ -45,7 +45,7 @@ def generate(
         logits: (V,) after the prompt.
         options: one beam only.
         on_token: called with every id as soon as it is known.
-        on_logprobs: hears of every token before `on_token`, if the options ask for logprobs.
+        on_logprobs: called for every token before `on_token`, if the options ask for logprobs.
         cancelled: asked before every token.
         stopped: asked after every token: whether the answer's text has come to a stop text.
     """

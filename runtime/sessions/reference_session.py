@@ -46,7 +46,7 @@ _PICTURES_KEPT = 8  # whose image tokens are remembered: 0.6 MB each at full siz
 
 @dataclass(frozen=True)
 class _Request:
-    """A conversation, tokenized and held against the window."""
+    """A conversation, tokenized and checked against the window."""
 
     prompt: Prompt
     keys: list[Key]

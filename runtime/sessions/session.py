@@ -77,7 +77,7 @@ class Session(Protocol):
             picture: shown with the first turn.
             options: how to generate.
             on_text: called with every piece of the answer; together they are the answer's text.
-            on_logprobs: hears of every token before its text, if the options ask for logprobs.
+            on_logprobs: called for every token before its text, if the options ask for logprobs.
             on_progress: receives the progress of the picture and the prompt, a `Stage` each.
             cancelled: asked again and again; true ends the answer there.
 

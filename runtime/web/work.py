@@ -58,7 +58,7 @@ class ChatWorker:
         publish: Callable[[Event], None],
         on_change: Callable[[], None],
     ) -> None:
-        """Args: publish: takes events for the page. on_change: hears that something is new."""
+        """Args: publish: takes events for the page. on_change: called when the state changes."""
         self._services, self._publish, self._on_change = services, publish, on_change
         self._lock = threading.RLock()
         self._worker = Worker()

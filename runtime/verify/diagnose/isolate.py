@@ -39,7 +39,7 @@ _DECODER = frozenset({"decoder layers", "sliding window", "hidden states"})
 _HEAD = frozenset({"LM head"})
 _ALL = frozenset({"logits", "answers"})
 _LEVELS = 127.5  # a normalised pixel's 2.0 are 255 levels
-_FACTOR = 0.01  # less is no factor that anybody left out
+_FACTOR = 0.01  # a smaller one is rounding, not a missing factor
 
 
 def find_causes(

@@ -20,7 +20,7 @@ from runtime.verify.files.weights import hold_stored
 
 _MANY = 8  # causes of one kind that a reader wants to see
 _ENOUGH_DB = 60.0  # for formats that lose next to nothing
-_FACTOR = 0.01  # less is no factor that anybody left out
+_FACTOR = 0.01  # a smaller one is rounding, not a missing factor
 _LARGE = 1e3  # more, and float16 may not hold the products
 
 

@@ -129,5 +129,5 @@ def _difference(i: int, answer: Mapping[str, Any]) -> str:
     said, expected = answer[Field.TEXT], answer[Field.EXPECTED]
     asked = f"prompt {i}, {answer[Field.QUESTION]!r:.80}"
     if said == expected:
-        return f"{asked}: the engine's logits are not those that stand there"
+        return f"{asked}: the engine's logits differ from those in the file"
     return f"{asked}: the engine answers {said!r:.80}, there stands {expected!r:.80}"

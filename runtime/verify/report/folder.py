@@ -18,7 +18,7 @@ from runtime.verify.report.report import FORMAT
 PAGE, DATA, CASES = "index.html", "report.json", "cases.jsonl"
 MARK = '<meta name="generator" content="minicpmv verify">'  # by which a page is known as ours
 _MARK_WITHIN = 1024  # bytes
-_DATA_LIMIT = 1 << 30  # bytes; a larger file is no report of ours
+_DATA_LIMIT = 1 << 30  # bytes; a larger file is not one of our reports
 
 
 class ReportError(ToolkitError):
