@@ -1,4 +1,4 @@
-"""The rounds of a benchmark: everything once per round, so that a slow moment hits all alike."""
+"""The rounds of a benchmark: every figure once a round, so a slow moment affects all of them."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ class Figure:
 
 @dataclass(frozen=True, kw_only=True)
 class DecodeReads:
-    """What a decoded token must read from memory."""
+    """The bytes that a decoded token reads from memory."""
 
     weights_bytes: int  # of the layers and the head
     cache_token_bytes: int  # for each token that it sees
 
     @staticmethod
     def of(plan: Plan, config: DecoderConfig) -> DecodeReads:
-        """Returns what a bundle's token reads."""
+        """Returns the bytes that a token of a bundle reads."""
         head = "llm.head" if any(t.name == "llm.head" for t in plan.tensors) else "llm.embed"
         names = ("llm.layers.", "llm.norm.", head)
         return DecodeReads(
@@ -72,17 +72,17 @@ class Workload:
 
     has_vision: bool
     tokenizer: Tokenizer | None  # None: nothing can be asked
-    reads: DecodeReads | None  # None: the limit is not asked for
+    reads: DecodeReads | None  # None: the bandwidth limit is not measured
     window: int  # tokens; longer prompts are left out
     rounds: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measurements:
-    """What came out; a figure that could not be measured is not there."""
+    """The results; a figure that could not be measured is missing."""
 
     figures: Mapping[str, Figure]  # by names that end with their unit
-    tokens: Mapping[str, int]  # how many stand behind a figure, by the figure's name
+    tokens: Mapping[str, int]  # number of tokens or values behind a figure, by its name
     peak_rss_bytes: int | None
 
 
@@ -130,34 +130,34 @@ class _Found:
     seen: float = 0  # tokens by a decoded one, in the last round's mean
 
     def add(self, name: str, value: float, tokens: int | None = None) -> None:
-        """Adds a round's value, and how many tokens stand behind it."""
+        """Adds a round's value, and the number of tokens behind it."""
         self.values.setdefault(name, []).append(value)
         if tokens is not None:
             self.tokens[name] = tokens
 
 
 class _Steps:
-    """Counts what is done."""
+    """Counts finished measurements."""
 
     def __init__(self, progress: Progress, total: int) -> None:
         self._progress, self._done, self._total = progress, -1, total
         self.next()
 
     def next(self) -> None:
-        """One more is done."""
+        """Counts one more."""
         self._done += 1
         self._progress("measure", self._done, self._total)
 
 
 def _short(value: float) -> float:
-    """Keeps the six digits that a measurement may have."""
+    """Rounds to six significant digits."""
     return float(f"{value:.6g}")
 
 
 def _warm_up(runner: Runner, work: Workload, texts: Mapping[int, str]) -> int | None:
-    """Does once what the rounds do; returns the memory that takes.
+    """Runs one round without recording it; returns the memory that it takes.
 
-    Later the buffer of which bandwidth is measured would count.
+    Later, the buffer of the bandwidth measurement would count, too.
     """
     if work.has_vision:
         runner.ask(FIRST_QUESTION, random_picture(0), 1)
@@ -166,7 +166,7 @@ def _warm_up(runner: Runner, work: Workload, texts: Mapping[int, str]) -> int | 
 
 
 def _ask_of_picture(runner: Runner, seed: int, found: _Found) -> None:
-    """Asks of a new picture, then asks something else of the same one."""
+    """Asks about a new picture, then asks something else about the same one."""
     picture = random_picture(seed)
     runner.forget()
     first = runner.ask(FIRST_QUESTION, picture, 1)
@@ -203,7 +203,7 @@ def _limit(
     reads: DecodeReads | None,
     found: _Found,
 ) -> None:
-    """Holds this round's decoding against the bandwidth just before and after it."""
+    """Compares this round's decoding with the bandwidth just before and after it."""
     if before is None or after is None:
         return
     found.add("launch_us", (before.launch_us + after.launch_us) / 2)

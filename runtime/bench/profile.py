@@ -14,12 +14,12 @@ from runtime.inputs.prompt import Tokenizer
 
 PROMPT_TOKENS = 256
 DECODE_STEPS = 32
-# An engine remembers the pictures of the rounds before, and would not encode them again.
+# An engine remembers pictures of earlier rounds and would not encode them again.
 _PICTURES = (1_000_000, 1_000_001)  # seeds
 BETWEEN = "between kernels"  # the virtual machine, and our own code
 _MACHINE = "vm."
 _LINEAR = re.compile(r"linear_(q4|q8|f16)_(\d+)x(\d+)")
-_BITS = {"q4": 4.5, "q8": 8.125, "f16": 16}  # a weight takes, with its share of a scale
+_BITS = {"q4": 4.5, "q8": 8.125, "f16": 16}  # of a weight, with its share of a scale
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,7 @@ def profile(
 
     Args:
         client: an engine with a bundle.
-        tokenizer: the bundle's; without one there is nothing to ask.
+        tokenizer: the bundle's; without one, only pictures are profiled.
         pictures: whether the bundle has a vision encoder.
     """
     phases = []
@@ -72,7 +72,7 @@ def profile(
     phases.append(_phase(f"prompt of {tokens} tokens", read[Field.PREFILL_MS], 1, prefill))
     client.chat(ask(LONG_ANSWER), max_new_tokens=1)
     client.profile()
-    # The prompt is in the cache but for its last token: all but that one step is decoding.
+    # All of the prompt but its last token is in the cache, so only one step is prefill.
     written = client.chat(ask(LONG_ANSWER), max_new_tokens=DECODE_STEPS + 1).statistics
     steps = written[Field.DECODE_STEPS] + 1
     ms = written[Field.PREFILL_MS] + written[Field.DECODE_MS]

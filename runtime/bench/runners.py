@@ -17,14 +17,14 @@ from runtime.engine_client.protocol import Field
 from runtime.inputs.sampling import GenerationOptions
 from runtime.sessions.session import Session
 
-_READ_BYTES = (2**26, 2**30)  # at least, at most: the buffer of which bandwidth is measured
+_READ_BYTES = (2**26, 2**30)  # smallest and largest buffer of the bandwidth measurement
 
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """What a question took."""
+    """The cost of one question."""
 
-    total_ms: float  # as the one who asks sees it, the picture included
+    total_ms: float  # as the caller sees it, the picture included
     encode_ms: float  # 0 where the picture was remembered, or there was none
     prefill_ms: float
     decode_ms: float
@@ -40,7 +40,7 @@ class Asked:
 
 @dataclass(frozen=True, kw_only=True)
 class MachineSpeed:
-    """What bounds every kernel."""
+    """The machine's limits for every kernel."""
 
     read_bytes_s: float  # from memory, by all threads
     launch_us: float  # to hand a task to all threads and to wait for them
@@ -53,7 +53,7 @@ class Runner(Protocol):
         """Loads the model anew; returns milliseconds."""
 
     def ask(self, text: str, picture: Image.Image | None, max_new_tokens: int) -> Asked:
-        """Asks one question, greedily; the cache of the one before may serve."""
+        """Asks one question, greedily; the cache of the previous question may be reused."""
 
     def forget(self) -> None:
         """Forgets the conversation; pictures stay encoded."""
@@ -73,7 +73,7 @@ class EngineRunner:
         self._client, self._bundle, self._window = client, bundle, window
         self._peak: int | None = None
         memory = client.hello[Field.MEMORY_BYTES]
-        # As large as can be spared: it must not fit into a cache, and servers have 256 MiB.
+        # As large as possible: it must exceed every cache, and servers have 256 MiB.
         self._read_bytes = max(_READ_BYTES[0], min(memory // 8, _READ_BYTES[1]))
 
     @property

@@ -63,13 +63,13 @@ def read(path: Path) -> Questions:
     """Reads CMMMU's parquet files, or its JSON lines with the pictures beside them.
 
     Raises:
-        EvalDataError: they are not as published.
+        EvalDataError: they differ from the published format.
     """
     return read_questions(path, _COLUMNS, _item, "cmmmu")
 
 
 def score(items: Sequence[EvalItem], answers: Mapping[str, str]) -> BenchmarkScore:
-    """Scores answers by key; where the rules find no choice they guess, and it is counted."""
+    """Scores answers by key; the rules guess where they find no choice, which is counted."""
     judged, unread = [], 0
     for item in items:
         said = answers[item.key]
@@ -79,7 +79,7 @@ def score(items: Sequence[EvalItem], answers: Mapping[str, str]) -> BenchmarkSco
         is_choice = item.kind == CHOICE
         choice = match(said, item.options) if is_choice else truth(said)
         unread += choice is None
-        if choice is None and (said or not is_choice):  # nothing at all is no choice
+        if choice is None and (said or not is_choice):  # no letter: no choice
             choice = guess(item, list(item.options) if is_choice else (TRUE, FALSE))
         judged.append((item, choice == item.answer))
     return score_of(judged, unread)
@@ -105,7 +105,7 @@ def match(answer: str, options: Mapping[str, str]) -> str | None:
 
 
 def truth(answer: str) -> str | None:
-    """Returns what an answer says of a statement: `对`, `错`, or None."""
+    """Returns the verdict that an answer gives on a statement: `对`, `错`, or None."""
     said = [part for part in _tails(answer, _TRUTH_SIGNS) if not _has(part, _AMBIGUOUS)]
     yes = sum(_has(part, _YES) for part in set(said))
     no = sum(_has(part, _NO) and not _has(part, _YES) for part in set(said))
@@ -129,7 +129,7 @@ def prompt(kind: str, question: str, options: Mapping[str, str]) -> str:
 
 
 def _tails(answer: str, signs: tuple[str, ...], last: str | None = None) -> list[str]:
-    """Returns what may be the answer proper; all of it where no sign leads to that."""
+    """Returns the candidates for the actual answer; the whole text if no sign introduces one."""
     whole = answer.strip("。").strip()
     return key_parts(re.split(r"。|\n", whole), signs, last) or [whole]
 
@@ -182,7 +182,7 @@ def _item(row: Record, name: str, folder: Path) -> EvalItem:
 
 
 def _check_answer(kind: str, answer: object) -> None:
-    """Raises RowError where an answer is none of what the type has."""
+    """Raises RowError if an answer is not one of those that its type allows."""
     if kind == BLANK:
         is_right, expected = isinstance(answer, str) and bool(cell(answer).strip()), "a text"
     elif kind == TRUE_FALSE:

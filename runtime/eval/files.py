@@ -13,7 +13,7 @@ def read_file(path: Path) -> bytes:
     """Returns a file's content.
 
     Raises:
-        EvalDataError: it is no regular file, or cannot be read.
+        EvalDataError: it is not a regular file, or cannot be read.
     """
     try:
         return read_regular(path)
@@ -25,7 +25,7 @@ def read_text(path: Path) -> str:
     """Returns a text file's content in UTF-8, without a byte-order mark.
 
     Raises:
-        EvalDataError: it is no file, or no text.
+        EvalDataError: it is not a file, or not text.
     """
     try:
         return read_file(path).decode("utf-8-sig")
@@ -46,9 +46,9 @@ def files_with(paths: Iterable[Path], suffixes: tuple[str, ...]) -> list[Path]:
 
 
 def child(folder: Path, name: str) -> Path:
-    """Returns what a folder holds under a name: that very name, or one in another case.
+    """Returns the path of a name in a folder: an exact match, or one that differs in case.
 
-    Where there is neither, the path of that very name.
+    Without either, the path of the name as given.
     """
     path = folder / name
     if path.exists() or not folder.is_dir():

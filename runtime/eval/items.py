@@ -23,11 +23,11 @@ CHOICE_TOKENS, YES_NO_TOKENS, OPEN_TOKENS = 20, 100, 1024  # of answers, as Open
 
 
 class EvalDataError(ToolkitError):
-    """A benchmark's files are not as published."""
+    """A benchmark's files differ from the published format."""
 
 
 class RowError(Exception):
-    """A row that cannot be asked, or not be scored; says why."""
+    """A row that cannot be asked or scored, with the reason."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class BadRow:
 class EvalItem:
     """A question as the model gets it."""
 
-    key: str  # tells it from all others of the benchmark
+    key: str  # unique in the benchmark
     row: str  # where it comes from, for people; several questions may be of one row
     unit: str  # what is scored as one: rotations of a question, questions of a picture
     category: str
@@ -67,12 +67,12 @@ class EvalItem:
         """Decodes the picture.
 
         Raises:
-            PictureError: it is none.
+            PictureError: it cannot be decoded as one.
         """
         return open_picture(self.picture)
 
     def digest(self) -> str:
-        """Returns what tells whether an answer of an earlier run is to this question."""
+        """Returns a digest by which an answer of an earlier run is matched to this question."""
         content = self.picture
         if isinstance(content, Path):
             try:
@@ -116,7 +116,7 @@ class Questions:
         return found
 
     def limited(self, limit: int) -> Questions:
-        """Returns so many scored units, spread evenly."""
+        """Returns that many scored units, spread evenly."""
         units = list(self.units().values())
         if limit >= len(units):
             return self
@@ -132,7 +132,7 @@ def rows_of(items: Iterable[EvalItem]) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkScore:
-    """What answers are worth."""
+    """The score of all answers."""
 
     figure: float  # the benchmark's: percent, or MME's points
     parts: Mapping[str, float]  # by category
@@ -185,7 +185,7 @@ def decode_base64(text: str) -> bytes:
     """Decodes a picture's content.
 
     Raises:
-        RowError: it is no base64.
+        RowError: it is not base64.
     """
     try:
         return base64_bytes(text)
@@ -206,7 +206,7 @@ def cell(value: object) -> str:
 
 
 def unique(items: Sequence[EvalItem], bad: list[BadRow]) -> list[EvalItem]:
-    """Returns the items but those whose key came before, which become bad rows."""
+    """Returns the items with unique keys; repeated ones become bad rows."""
     seen: dict[str, EvalItem] = {}
     for item in items:
         if item.key in seen:

@@ -16,7 +16,7 @@ def strip_ends(answer: str) -> str:
 
 
 def key_parts(sentences: Sequence[str], signs: tuple[str, ...], last: str | None) -> list[str]:
-    """Returns of every sentence what follows its last sign, if that is something.
+    """Returns, for every sentence, the text behind its last sign, if there is any.
 
     Args:
         sentences: an answer's.
@@ -33,7 +33,7 @@ def key_parts(sentences: Sequence[str], signs: tuple[str, ...], last: str | None
 
 
 def one_is_right(said: Sequence[str | float], right: Sequence[str | float]) -> bool:
-    """Returns whether a given number is a right one, or a given text holds a right text."""
+    """Returns whether a given number is correct, or a given text contains a correct text."""
     texts = [value for value in right if isinstance(value, str)]
     return any(
         any(text in value for text in texts) if isinstance(value, str) else value in right
@@ -42,7 +42,7 @@ def one_is_right(said: Sequence[str | float], right: Sequence[str | float]) -> b
 
 
 def rounded(text: str) -> float | None:
-    """Returns a text's number, to two places; None where it is none."""
+    """Returns a text's number, to two places; None if it is not a number."""
     try:
         return round(float(text.replace(",", "")), 2)
     except ValueError:
@@ -50,7 +50,7 @@ def rounded(text: str) -> float | None:
 
 
 def _shortest(sentence: str, signs: tuple[str, ...]) -> str:
-    """Returns the shortest tail; an empty one gives way to whatever comes next, as in the rules."""
+    """Returns the shortest tail; an empty one is replaced by the next, as in the rules."""
     shortest = ""
     for sign in signs:
         if sign in sentence:

@@ -31,7 +31,7 @@ from runtime.eval.items import (
 
 _COLUMNS = ("index", "question", "A", "B", "answer", "image")
 _TURN = 1_000_000  # a rotation's index is the question's plus a multiple of this
-_REFERENCE = 64  # a picture that is no longer than this is the index of the row that has it
+_REFERENCE = 64  # a picture cell up to this length is the index of the row that has the picture
 _FIELD_BYTES = 1 << 28
 _REFUSALS = (
     "Sorry, I can't help with images of people yet.",
@@ -115,8 +115,8 @@ def _rows(path: Path) -> list[_Row]:
     """Returns the rows.
 
     Raises:
-        EvalDataError: the file is no TSV, lacks columns, or a quote in it is never closed, so that
-            it takes in all rows behind it.
+        EvalDataError: the file is not a TSV, lacks columns, or a quote in it is never closed, so
+            that it swallows all following rows.
     """
     csv.field_size_limit(_FIELD_BYTES)
     reader = csv.reader(StringIO(read_text(path), newline=""), delimiter="\t", strict=True)

@@ -46,13 +46,13 @@ def read(path: Path) -> Questions:
     """Reads MMMU's parquet files or JSON.
 
     Raises:
-        EvalDataError: they are not as published.
+        EvalDataError: they differ from the published format.
     """
     return read_questions(path, _COLUMNS, _item, "mmmu")
 
 
 def score(items: Sequence[EvalItem], answers: Mapping[str, str]) -> BenchmarkScore:
-    """Scores answers by key; where the rules find no choice they guess, and it is counted."""
+    """Scores answers by key; the rules guess where they find no choice, which is counted."""
     judged, unread = [], 0
     for item in items:
         said = answers[item.key]
@@ -66,7 +66,7 @@ def score(items: Sequence[EvalItem], answers: Mapping[str, str]) -> BenchmarkSco
 
 
 def match(answer: str, options: Mapping[str, str]) -> str | None:
-    """Returns the letter that an answer chooses: of several the one named last.
+    """Returns the letter that an answer chooses; the last one if it names several.
 
     Args:
         answer: the model's.

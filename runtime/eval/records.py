@@ -57,7 +57,7 @@ def read_questions(
     make: Callable[[Record, str, Path], EvalItem],
     benchmark: str,
 ) -> Questions:
-    """Reads a benchmark's questions; rows that cannot be asked are kept apart.
+    """Reads a benchmark's questions; rows that cannot be asked are listed separately.
 
     Args:
         path: see `read_records`.
@@ -66,7 +66,7 @@ def read_questions(
         benchmark: its figure's name.
 
     Raises:
-        EvalDataError: the files are not as published.
+        EvalDataError: the files differ from the published format.
     """
     items: list[EvalItem] = []
     bad: list[BadRow] = []
@@ -100,7 +100,7 @@ def pictures(row: Record, folder: Path) -> list[bytes | Path]:
 
 
 def _is_given(value: Any) -> bool:
-    """Says whether a column of a picture holds one."""
+    """Says whether a picture column has a picture."""
     return bool(cell(value)) if isinstance(value, (str, float)) else value is not None
 
 
@@ -111,7 +111,7 @@ def _picture(value: Any, folder: Path) -> bytes | Path:
         value = value.get("path") if content is None else content
     if isinstance(value, bytes):
         return value
-    if isinstance(value, str) and len(value) > 255:  # no file's name
+    if isinstance(value, str) and len(value) > 255:  # not a file name
         return decode_base64(value.partition("base64,")[2] or value)
     if not isinstance(value, str) or not value:
         raise RowError(f"a picture is {value!r:.40}; expected its content or a file's name")
@@ -120,7 +120,7 @@ def _picture(value: Any, folder: Path) -> bytes | Path:
         path = child(named.parent, named.name).resolve()
         if path.is_relative_to(folder.resolve()) and path.is_file():
             return path
-    except (OSError, ValueError):  # no name that a file can have
+    except (OSError, ValueError):  # not a valid file name
         pass
     raise RowError(f"the picture {value!r:.80} is not in {folder}")
 

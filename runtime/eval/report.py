@@ -20,7 +20,7 @@ _SHOWN = 20  # bad rows that are printed; all are in the JSON
 def report(
     benchmark: str, questions: Questions, columns: Mapping[str, Column], about: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Returns all that was found, as JSON has it.
+    """Returns the whole result, for JSON.
 
     Args:
         benchmark: its name.

@@ -1,4 +1,4 @@
-"""Asks a model all questions of a benchmark, and scores what there is."""
+"""Asks a model all questions of a benchmark, and scores the answers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _ANSWER, _PROBLEM = "answer", "problem"
 
 @dataclass(frozen=True)
 class Column:
-    """What one model made of a benchmark."""
+    """One model's results on a benchmark."""
 
     score: BenchmarkScore
     answers: Mapping[str, str]  # by key
@@ -46,7 +46,7 @@ def read_questions(benchmark: str, path: Path, limit: int | None) -> Questions:
         limit: how many scored units to keep, spread evenly; None: all.
 
     Raises:
-        EvalDataError: the files are not as published, or no question is left.
+        EvalDataError: the files differ from the published format, or no question is left.
     """
     if not path.exists():
         raise EvalDataError(f"{path}: no such file or folder")
@@ -65,7 +65,7 @@ def answer_all(
     results: Results,
     progress: Progress,
 ) -> Column:
-    """Asks what is not answered yet, and scores all of it.
+    """Asks the questions that have no answer yet, and scores all answers.
 
     Args:
         benchmark: a key of `BENCHMARKS`.
@@ -105,7 +105,7 @@ def answer_all(
 
 
 def _rows(questions: Questions, dropped: set[str]) -> dict[str, int]:
-    """Returns what became of the rows; with one that cannot be asked go its unit's others."""
+    """Returns what became of the rows; a row that cannot be asked takes its unit with it."""
     without = [item for item in questions.items if item.unit in dropped]
     scored = rows_of(item for item in questions.items if item.unit not in dropped)
     rows = {
@@ -120,7 +120,7 @@ def _rows(questions: Questions, dropped: set[str]) -> dict[str, int]:
 
 
 def _ask(item: EvalItem, session: Session, options: GenerationOptions) -> dict[str, Any]:
-    """Returns an answer, or what is wrong with the question."""
+    """Returns an answer, or the problem with the question."""
     messages: list[Message] = [{"role": "user", "content": item.prompt}]
     try:
         picture = item.open()

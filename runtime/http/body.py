@@ -1,4 +1,4 @@
-"""What a request brings, within limits."""
+"""Request bodies, within limits of size and time."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 
 from starlette.requests import Request
 
-SECONDS = 60.0  # in which a request has to come whole
+SECONDS = 60.0  # for a whole request to arrive
 
 
 class TooLargeError(Exception):
@@ -16,7 +16,7 @@ class TooLargeError(Exception):
 
 
 class TooSlowError(Exception):
-    """A request's body does not come whole in its time."""
+    """A request's body does not arrive in time."""
 
 
 async def body_blocks(request: Request, limit: int) -> AsyncIterator[bytes]:

@@ -1,6 +1,6 @@
-"""Connections that cannot hold the server up: each has its time, and there are only so many.
+"""Connections that cannot block the server: each has a time limit, and their number is limited.
 
-A client that says nothing, or says it one byte at a time, keeps a connection, never a place in a
+A client that sends nothing, or one byte at a time, keeps a connection, never a place in a
 queue. Where there are too many, the one that has been idle longest goes.
 """
 
@@ -11,15 +11,15 @@ from typing import cast
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-IDLE_SECONDS = 10.0  # for a request's head to come whole, and between two parts of its body
-READ_SECONDS = 60.0  # for a client to take what it asked for
+IDLE_SECONDS = 10.0  # for a request's head to arrive, and between two parts of its body
+READ_SECONDS = 60.0  # for a client to read its response
 LIMIT = 128  # connections
 
 
 class BoundedProtocol(H11Protocol):
     """A connection; see above."""
 
-    _patience: asyncio.TimerHandle | None = None  # for the client to speak
+    _patience: asyncio.TimerHandle | None = None  # for the client to send
     _writing: asyncio.TimerHandle | None = None  # for the client to read
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]

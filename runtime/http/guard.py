@@ -1,9 +1,9 @@
-"""Who may ask: only the page that this server served, in a browser on this machine.
+"""Who may send requests: only the page that this server served, in a browser on this machine.
 
 The server listens on loopback, but any page in any browser here can send requests there. So the
 address holds a secret, and Host and Origin must be this server's own: a foreign page cannot post,
-and a foreign name that resolves to 127.0.0.1 (DNS rebinding) is refused. The port in Host says
-nothing of who asks: clients leave the usual ones out, and proxies and tunnels have their own.
+and a foreign name that resolves to 127.0.0.1 (DNS rebinding) is refused. The port in Host does
+not identify the client: clients omit the usual ones, and proxies and tunnels have their own.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ Origin = tuple[str, str, int | None]  # a scheme besides
 
 
 def read_address(text: str) -> Address | None:
-    """Reads what Host holds; None: it is no address."""
+    """Reads what Host holds; None: it is not an address."""
     match = _ADDRESS.fullmatch(text.lower())
     if match is None:
         return None
@@ -55,7 +55,7 @@ def read_address(text: str) -> Address | None:
 
 
 def read_origin(text: str) -> Origin | None:
-    """Reads what Origin holds; None: it is no page's, or one that does not say whose it is."""
+    """Reads what Origin holds; None: it is not the origin of a page, or an opaque one."""
     scheme, _, rest = text.lower().partition("://")
     address = read_address(rest)
     if address is None:
@@ -71,8 +71,8 @@ def foreign_request(
 
     Args:
         headers: the request's.
-        names: by which this server may be called; None: any.
-        origins: other pages that may ask.
+        names: host names that this server answers to; None: any.
+        origins: other pages that may send requests.
     """
     called = [read_address(host) for host in headers.getlist("host")]
     if len(called) != 1 or called[0] is None or not (names is None or called[0][0] in names):

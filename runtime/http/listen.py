@@ -13,7 +13,7 @@ from starlette.types import ASGIApp
 from quantize.errors import ConfigError
 from runtime.http.connections import BoundedProtocol
 
-_END_SECONDS = 5  # for requests that are under way
+_END_SECONDS = 5  # for running requests
 
 
 @contextmanager
@@ -25,7 +25,7 @@ def listening(host: str, port: int) -> Iterator[socket.socket]:
         port: 0: one that is free.
 
     Raises:
-        ConfigError: it cannot be had.
+        ConfigError: it is not available.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as listener:
@@ -52,7 +52,7 @@ def run_server(
         app: answers the requests.
         listener: where they come from.
         on_start: called once requests are answered.
-        on_end: called when no more requests are accepted; ends streams that would not end.
+        on_end: called when no more requests are accepted; it ends streams that would stay open.
     """
     config = uvicorn.Config(
         app,
@@ -73,7 +73,7 @@ def run_server(
 
 
 class _Server(uvicorn.Server):
-    """Says when it has begun, and when it is about to end."""
+    """Calls back when it has started, and when it is about to stop."""
 
     def __init__(
         self, config: uvicorn.Config, on_start: Callable[[], None], on_end: Callable[[], None]
