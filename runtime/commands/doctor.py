@@ -25,7 +25,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="COMMAND",
         nargs="*",
         help="check only what these commands need: convert, verify, chat, apk, sideload, …, or "
-        "qemu, tests (default: all)",
+        "qemu, mlc, tests (default: all)",
     )
     add = parser.add_argument_group("output").add_argument
     add("--json", action="store_true", help="print JSON")

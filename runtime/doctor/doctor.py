@@ -11,6 +11,7 @@ from android.build.phones import misfit
 from quantize.errors import ToolkitError
 from runtime.doctor import checks, python_checks
 from runtime.doctor.checks import BROKEN, MISSING, NOTE, OK, Finding
+from runtime.doctor.mlc_checks import check_mlc
 from runtime.engine_client.adb import READY, Adb, AdbError, advice, devices
 
 # What a user may ask for, and the commands and options that it stands for.
@@ -20,6 +21,7 @@ AREAS = {
     "apk": "apk",
     "sideload": "sideload, --engine adb",
     "qemu": "--engine qemu",
+    "mlc": "--target mlc-…",
     "tests": "make test",
 }
 COMMANDS = {
@@ -29,8 +31,8 @@ COMMANDS = {
     "synth": "convert",
     "adb": "sideload",
 }
-USUAL = tuple(area for area in AREAS if area != "tests")
-_PYTHON = ("convert", "chat", "apk", "sideload")  # what its packages are for
+USUAL = tuple(area for area in AREAS if area not in ("mlc", "tests"))
+_PYTHON = ("convert", "chat", "apk", "sideload", "mlc")  # what its packages are for
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,8 @@ def examine(areas: tuple[str, ...], *, needs_phone: bool) -> Diagnosis:
         found += checks.check_machine(("chat",))
     if "convert" in areas:
         found += [python_checks.check_zig(("convert",)), *checks.check_cache(("convert",))]
+    if "mlc" in areas:
+        found += check_mlc(("mlc",))
     found += checks.check_programs(tools.programs(areas))
     found += [checks.check_file(file) for file in tools.files(areas)]
     found += [checks.check_package(package) for package in tools.packages(areas)]

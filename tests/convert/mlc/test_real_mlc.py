@@ -17,6 +17,7 @@ from convert.checkpoint.reader import Checkpoint
 from convert.conversion.config import MlcOptions
 from convert.mlc.package import CHAT_CONFIG, read_manifest
 from convert.support.strict_json import load_json
+from runtime.doctor.mlc_checks import SOURCE_VARIABLE
 from runtime.inputs.picture import preprocess
 from runtime.inputs.prompt import Message, Tokenizer
 from runtime.inputs.sampling import GenerationOptions
@@ -29,12 +30,12 @@ from tests.support.compare import Record
 from tests.support.elf import Elf
 from tests.support.mlc_engine import MlcEngine
 
-SOURCE = os.environ.get("MINICPMV_MLC_SOURCE")
+SOURCE = os.environ.get(SOURCE_VARIABLE)
 QUESTIONS = ("What colour is the shape?", "这个图形是什么颜色？", "Describe the picture.")
 LEAST_DB = 40.0  # int8 vision in float16: 48.6 were measured
 ARM64 = "aarch64"
 pytestmark = [
-    pytest.mark.skipif(SOURCE is None, reason="MINICPMV_MLC_SOURCE names no checkout of mlc-llm"),
+    pytest.mark.skipif(SOURCE is None, reason=f"{SOURCE_VARIABLE} names no checkout of mlc-llm"),
 ]
 
 
