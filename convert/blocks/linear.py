@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from tvm.script.ir_builder import tirx as T
 
 from convert.blocks.maths import gelu
-from convert.blocks.products import Activations, Product, Products
+from convert.blocks.products import Activations, MatrixProduct, Products
 from convert.blocks.tir import (
     LANES,
     Expr,
@@ -73,7 +73,7 @@ def linear_f16(c: Linear, by: Products) -> Expr:
     return k.function
 
 
-def linear_codes(c: Linear, size: int, by: Product, blocks: int, dtype: str) -> Expr:
+def linear_codes(c: Linear, size: int, by: MatrixProduct, blocks: int, dtype: str) -> Expr:
     """Makes the kernel (codes, scale, offset, q_weight, q_scale, [bias], [residual]) -> (L, N).
 
     The first three are from `rows.quantize`. q_weight (ceil(N/16), G, blocks, 64) of `dtype`,
@@ -107,7 +107,14 @@ class _CodesProduct:
     """The parameters of a `linear_codes` kernel, and the product of some tokens with some tiles."""
 
     def __init__(
-        self, k: Kernel, c: Linear, size: int, by: Product, blocks: int, dtype: str, length: Expr
+        self,
+        k: Kernel,
+        c: Linear,
+        size: int,
+        by: MatrixProduct,
+        blocks: int,
+        dtype: str,
+        length: Expr,
     ) -> None:
         """Adds the parameters; `length` is L, for the rest see `linear_codes`."""
         self._c, self._by, self._blocks = c, by, blocks

@@ -25,7 +25,7 @@ PairProduct = Callable[[Expr, Expr, Expr], Expr]
 
 
 @dataclass(frozen=True)
-class Product:
+class MatrixProduct:
     """How codes of one width are multiplied."""
 
     unit: UnitProduct
@@ -49,8 +49,8 @@ class Pairs:
 class Products:
     """How a kind of processor multiplies."""
 
-    q4: Product
-    q8: Product
+    q4: MatrixProduct
+    q8: MatrixProduct
     f16_tokens: int
     queries: int  # that share a load of keys or values
     pairs: Pairs | None = None  # where they are faster than float32

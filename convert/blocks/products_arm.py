@@ -10,7 +10,7 @@ from tvm.script.ir_builder import tirx as T
 from convert.blocks.products import (
     UNIT,
     Activations,
-    Product,
+    MatrixProduct,
     Products,
     UnitProduct,
     as_they_are,
@@ -151,20 +151,22 @@ def _rows_of(sums: Sequence[Expr]) -> Expr:
 _Q4, _Q8 = _sdot(_halves), _sdot(as_they_are)
 ARM = {
     "i8mm": Products(
-        q4=Product(_smmla(_Q4, packed_codes=True), lanes=_ROWS, tokens=8),
-        q8=Product(_smmla(_Q8, packed_codes=False), lanes=_ROWS, tokens=8),
+        q4=MatrixProduct(_smmla(_Q4, packed_codes=True), lanes=_ROWS, tokens=8),
+        q8=MatrixProduct(_smmla(_Q8, packed_codes=False), lanes=_ROWS, tokens=8),
         f16_tokens=6,
         queries=4,
     ),
     "dotprod": Products(
-        q4=Product(_Q4, lanes=_ROWS, tokens=8),
-        q8=Product(_Q8, lanes=_ROWS, tokens=4),
+        q4=MatrixProduct(_Q4, lanes=_ROWS, tokens=8),
+        q8=MatrixProduct(_Q8, lanes=_ROWS, tokens=4),
         f16_tokens=6,
         queries=4,
     ),
     "neon": Products(
-        q4=Product(each_token(partial(_halves, size=4 * LANES), _long), lanes=LANES, tokens=2),
-        q8=Product(each_token(as_they_are, _long_signed), lanes=LANES, tokens=2),
+        q4=MatrixProduct(
+            each_token(partial(_halves, size=4 * LANES), _long), lanes=LANES, tokens=2
+        ),
+        q8=MatrixProduct(each_token(as_they_are, _long_signed), lanes=LANES, tokens=2),
         f16_tokens=6,
         queries=4,
     ),

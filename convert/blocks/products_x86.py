@@ -9,9 +9,9 @@ from tvm.script.ir_builder import tirx as T
 from convert.blocks.products import (
     UNIT,
     Activations,
+    MatrixProduct,
     PairProduct,
     Pairs,
-    Product,
     Products,
     UnitProduct,
     as_they_are,
@@ -142,22 +142,22 @@ X86 = {
     # Of int8 a unit is one instruction's: from longer ones LLVM loads more activations ahead than
     # registers hold beside 24 sums.
     "vnni": Products(
-        q4=Product(_vnni(_halves(LANES)), lanes=LANES, tokens=12),
-        q8=Product(_vnni(_unsigned), lanes=LANES, inputs=4, tokens=12, tiles=2, bias=128),
+        q4=MatrixProduct(_vnni(_halves(LANES)), lanes=LANES, tokens=12),
+        q8=MatrixProduct(_vnni(_unsigned), lanes=LANES, inputs=4, tokens=12, tiles=2, bias=128),
         f16_tokens=14,
         queries=8,
         pairs=Pairs(_vnni_words, queries=8, tiles=2),
     ),
     "avx2": Products(
-        q4=Product(_pairs(8, _AVX2[0], _AVX2[2]), lanes=8, tokens=4),
-        q8=Product(_signed_pairs(8, *_AVX2), lanes=8, tokens=4),
+        q4=MatrixProduct(_pairs(8, _AVX2[0], _AVX2[2]), lanes=8, tokens=4),
+        q8=MatrixProduct(_signed_pairs(8, *_AVX2), lanes=8, tokens=4),
         f16_tokens=6,
         queries=4,
         pairs=Pairs(_add_words(8, _AVX2[2]), queries=4, tiles=2),
     ),
     "sse": Products(
-        q4=Product(_pairs(4, _SSE[0], _SSE[2]), lanes=4, tokens=2),
-        q8=Product(_signed_pairs(4, *_SSE), lanes=4, tokens=2),
+        q4=MatrixProduct(_pairs(4, _SSE[0], _SSE[2]), lanes=4, tokens=2),
+        q8=MatrixProduct(_signed_pairs(4, *_SSE), lanes=4, tokens=2),
         f16_tokens=2,
         queries=4,
         pairs=Pairs(_add_words(4, _SSE[2]), queries=8),

@@ -67,11 +67,11 @@ def calibrate(
         "formats": _formats(plan),
         "samples": [sample.digest for sample in tokenized],
     }
-    run = _Run(checkpoint, plan, CalibrationStore(home, about), progress)
+    run = _CalibrationRun(checkpoint, plan, CalibrationStore(home, about), progress)
     return run.run(tokenized)
 
 
-class _Run:
+class _CalibrationRun:
     """One calibration."""
 
     def __init__(

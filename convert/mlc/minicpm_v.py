@@ -40,7 +40,7 @@ class MiniCPMVConfig(MiniCPMConfig):  # type: ignore[misc]
         return MlcVisionConfig.from_json(self.vision_config)
 
 
-class Norm(nn.Module):  # type: ignore[misc]
+class MlcNorm(nn.Module):  # type: ignore[misc]
     """Layer norm over the last axis, in float32."""
 
     def __init__(self, width: int, eps: float) -> None:
@@ -67,13 +67,13 @@ def attend(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
     return op.reshape(mixed, query.shape)
 
 
-class VisionBlock(nn.Module):  # type: ignore[misc]
+class MlcVisionBlock(nn.Module):  # type: ignore[misc]
     """A pre-norm transformer block."""
 
     def __init__(self, c: MlcVisionConfig) -> None:
         super().__init__()
         width, hidden = c.embed_dim, c.mlp_hidden_dim
-        self.norm1, self.norm2 = Norm(width, c.norm_eps), Norm(width, c.norm_eps)
+        self.norm1, self.norm2 = MlcNorm(width, c.norm_eps), MlcNorm(width, c.norm_eps)
         self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.fc1, self.fc2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
         self._heads = c.num_heads
@@ -86,15 +86,15 @@ class VisionBlock(nn.Module):  # type: ignore[misc]
         return x + self.fc2(wide.astype(dtype)).astype(_WIDE)
 
 
-class Vision(nn.Module):  # type: ignore[misc]
+class MlcVision(nn.Module):  # type: ignore[misc]
     """SigLIP's encoder."""
 
     def __init__(self, c: MlcVisionConfig) -> None:
         super().__init__()
         self.patch_embed = nn.Linear(3 * c.encoder_patch_size**2, c.embed_dim)
         self.pos_embed = nn.Parameter((c.num_patches, c.embed_dim))
-        self.blocks = nn.ModuleList([VisionBlock(c) for _ in range(c.depth)])
-        self.norm = Norm(c.embed_dim, c.norm_eps)
+        self.blocks = nn.ModuleList([MlcVisionBlock(c) for _ in range(c.depth)])
+        self.norm = MlcNorm(c.embed_dim, c.norm_eps)
         self._config = c
 
     def forward(self, pixels: Tensor, dtype: str) -> Tensor:
@@ -109,7 +109,7 @@ class Vision(nn.Module):  # type: ignore[misc]
         return self.norm(x)
 
 
-class Resampler(nn.Module):  # type: ignore[misc]
+class MlcResampler(nn.Module):  # type: ignore[misc]
     """The perceiver resampler behind the encoder."""
 
     def __init__(self, c: MlcVisionConfig, width: int) -> None:
@@ -119,7 +119,7 @@ class Resampler(nn.Module):  # type: ignore[misc]
         self.kv_proj = nn.Linear(c.embed_dim, width, bias=False)
         self.k_proj, self.v_proj = nn.Linear(width, width, bias=False), nn.Linear(width, width)
         self.out_proj, self.proj = nn.Linear(width, width), nn.Linear(width, width, bias=False)
-        self.ln_kv, self.ln_post = (Norm(width, c.resampler_norm_eps) for _ in range(2))
+        self.ln_kv, self.ln_post = (MlcNorm(width, c.resampler_norm_eps) for _ in range(2))
         self._heads = c.resampler_heads
 
     def forward(self, features: Tensor, dtype: str) -> Tensor:
@@ -139,8 +139,8 @@ class MiniCPMVForCausalLM(MiniCPMForCausalLM):  # type: ignore[misc]
 
     def __init__(self, config: MiniCPMVConfig) -> None:
         super().__init__(config)
-        self.vision = Vision(config.vision)
-        self.resampler = Resampler(config.vision, config.hidden_size)
+        self.vision = MlcVision(config.vision)
+        self.resampler = MlcResampler(config.vision, config.hidden_size)
         self._side = config.vision.image_size
 
     def image_embed(

@@ -45,7 +45,7 @@ WINDOW = 1024  # tokens
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Request:
+class _Comparison:
     """What is compared, and how."""
 
     bundle: Path
@@ -101,7 +101,7 @@ def verify(
         CheckpointError: the reference is missing, or not what the bundle was made from.
         ToolkitError: a line of the data that cannot be used, or no place for the report.
     """
-    request = _Request(
+    request = _Comparison(
         bundle=Path(bundle),
         reference=None if reference is None else str(reference),
         window=window,
@@ -114,7 +114,7 @@ def verify(
     return _verify(request, progress)
 
 
-def _verify(request: _Request, progress: Progress) -> Report:
+def _verify(request: _Comparison, progress: Progress) -> Report:
     started = time.monotonic()
     bundle = Bundle.open(request.bundle)
     settings = load_settings()
@@ -164,7 +164,7 @@ class _Measured:
 
 
 def _measure(
-    request: _Request,
+    request: _Comparison,
     bundle: Bundle,
     checkpoint: Checkpoint,
     place: Device,
@@ -215,14 +215,14 @@ def _start(place: Device, bundle: Bundle, window: int, checks: Sequence[Check]) 
         ) from error
 
 
-def _cases(request: _Request, settings: Mapping[str, Any], *, with_pictures: bool) -> list[Case]:
+def _cases(request: _Comparison, settings: Mapping[str, Any], *, with_pictures: bool) -> list[Case]:
 
     if request.data is None:
         return built_in_cases(settings["built_in"], with_pictures=with_pictures)
     return read_cases(request.data, with_pictures=with_pictures, skip_bad=request.skip_bad)
 
 
-def _open_reference(bundle: Bundle, request: _Request) -> tuple[Checkpoint, list[str]]:
+def _open_reference(bundle: Bundle, request: _Comparison) -> tuple[Checkpoint, list[str]]:
     """Returns the checkpoint, and warnings about it."""
     checkpoint, warnings = find_source(bundle, request.reference), []
     problem = source_problem(bundle, checkpoint)
@@ -253,7 +253,7 @@ def _known(
     bundle: Bundle,
     checkpoint: Checkpoint,
     place: Device,
-    request: _Request,
+    request: _Comparison,
     settings: Mapping[str, Any],
 ) -> Iterator[ResultCache]:
     """Opens the results of an earlier run; none without a folder."""

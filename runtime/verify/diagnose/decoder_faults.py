@@ -63,11 +63,11 @@ class DecoderFaults:
         sliding = self._run(self._inputs, narrow)
         return [self._window(sliding)] if sliding.wrong else []
 
-    def _run(self, inputs: Sequence[Tensor], window: int) -> _Run:
+    def _run(self, inputs: Sequence[Tensor], window: int) -> _FaultSearch:
         outputs = self._bundle.layers(inputs, window, ATTENTION_SINKS)
-        return _Run(self._stored, self._least_db, inputs, window, outputs)
+        return _FaultSearch(self._stored, self._least_db, inputs, window, outputs)
 
-    def _products(self, run: _Run) -> list[Cause]:
+    def _products(self, run: _FaultSearch) -> list[Cause]:
         c = self._stored.config.decoder
         root = math.sqrt(c.num_hidden_layers)
         found = run.explained_by(
@@ -94,7 +94,7 @@ class DecoderFaults:
             )
         return causes
 
-    def _attention(self, run: _Run) -> Cause:
+    def _attention(self, run: _FaultSearch) -> Cause:
         found = run.explained_by(self._positions())
         if found is not None:
             return Cause("positions (RoPE)", found)
@@ -121,7 +121,7 @@ class DecoderFaults:
             return Cause("KV cache", text)
         return Cause("positions (RoPE)", f"{text}; no known base or order explains it")
 
-    def _window(self, run: _Run) -> Cause:
+    def _window(self, run: _FaultSearch) -> Cause:
         variants = [
             (
                 f"{abs(by)} token{'s' if abs(by) > 1 else ''} {'more' if by > 0 else 'fewer'} "
@@ -155,7 +155,7 @@ class DecoderFaults:
         return self._stored.with_config(replace(config, decoder=decoder))
 
 
-class _Run:
+class _FaultSearch:
     """What an engine's layers give for their inputs, and which of them are wrong."""
 
     def __init__(
