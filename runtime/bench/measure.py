@@ -1,4 +1,4 @@
-"""The rounds of a benchmark: every figure once a round, so a slow moment affects all of them."""
+"""The rounds of a benchmark: each measures everything, so a slow moment affects all alike."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ class Figure:
 
 @dataclass(frozen=True, kw_only=True)
 class DecodeReads:
-    """The bytes that a decoded token reads from memory."""
+    """The bytes that decoding one token reads from memory."""
 
     weights_bytes: int  # of the layers and the head
     cache_token_bytes: int  # for each token that it sees
 
     @staticmethod
     def of(plan: Plan, config: DecoderConfig) -> DecodeReads:
-        """Returns the bytes that a token of a bundle reads."""
+        """Returns the reads of a bundle's decoding step."""
         head = "llm.head" if any(t.name == "llm.head" for t in plan.tensors) else "llm.embed"
         names = ("llm.layers.", "llm.norm.", head)
         return DecodeReads(
@@ -79,7 +79,7 @@ class Workload:
 
 @dataclass(frozen=True, kw_only=True)
 class Measurements:
-    """The results; a figure that could not be measured is missing."""
+    """The results; figures that could not be measured are left out."""
 
     figures: Mapping[str, Figure]  # by names that end with their unit
     tokens: Mapping[str, int]  # number of tokens or values behind a figure, by its name
@@ -106,7 +106,7 @@ def measure(runner: Runner, work: Workload, progress: Progress) -> Measurements:
     steps.next()
     for i in range(work.rounds):
         if can_ask and work.has_vision:
-            _ask_of_picture(runner, i + 1, found)
+            _ask_about_picture(runner, i + 1, found)
         steps.next()
         for tokens, text in texts.items():
             _prefill(runner, tokens, text, found)
@@ -137,14 +137,14 @@ class _Found:
 
 
 class _Steps:
-    """Counts finished measurements."""
+    """Counts the completed steps."""
 
     def __init__(self, progress: Progress, total: int) -> None:
         self._progress, self._done, self._total = progress, -1, total
         self.next()
 
     def next(self) -> None:
-        """Counts one more."""
+        """Reports one more completed step."""
         self._done += 1
         self._progress("measure", self._done, self._total)
 
@@ -155,9 +155,9 @@ def _short(value: float) -> float:
 
 
 def _warm_up(runner: Runner, work: Workload, texts: Mapping[int, str]) -> int | None:
-    """Runs one round without recording it; returns the memory that it takes.
+    """Runs the workload once; returns its peak memory.
 
-    Later, the buffer of the bandwidth measurement would count, too.
+    Measured now, because later it would include the bandwidth test's buffer.
     """
     if work.has_vision:
         runner.ask(FIRST_QUESTION, random_picture(0), 1)
@@ -165,8 +165,8 @@ def _warm_up(runner: Runner, work: Workload, texts: Mapping[int, str]) -> int | 
     return runner.peak_rss_bytes()
 
 
-def _ask_of_picture(runner: Runner, seed: int, found: _Found) -> None:
-    """Asks about a new picture, then asks something else about the same one."""
+def _ask_about_picture(runner: Runner, seed: int, found: _Found) -> None:
+    """Asks two questions about a new picture."""
     picture = random_picture(seed)
     runner.forget()
     first = runner.ask(FIRST_QUESTION, picture, 1)
@@ -203,7 +203,7 @@ def _limit(
     reads: DecodeReads | None,
     found: _Found,
 ) -> None:
-    """Compares this round's decoding with the bandwidth just before and after it."""
+    """Compares this round's decoding speed with the bandwidth just before and after it."""
     if before is None or after is None:
         return
     found.add("launch_us", (before.launch_us + after.launch_us) / 2)

@@ -1,4 +1,4 @@
-"""Where the time of a picture, a prompt and a token goes, kernel by kernel."""
+"""Time per kernel for a picture, a prompt and a token."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from runtime.inputs.prompt import Tokenizer
 
 PROMPT_TOKENS = 256
 DECODE_STEPS = 32
-# An engine remembers pictures of earlier rounds and would not encode them again.
+# Unused so far: an engine caches the pictures of earlier rounds and would not encode them again.
 _PICTURES = (1_000_000, 1_000_001)  # seeds
 BETWEEN = "between kernels"  # the virtual machine, and our own code
 _MACHINE = "vm."
@@ -36,7 +36,7 @@ class KernelShare:
 
 @dataclass(frozen=True, kw_only=True)
 class ProfiledPhase:
-    """What one picture, one prompt or one token took."""
+    """The time for one picture, one prompt or one token."""
 
     name: str
     ms: float

@@ -22,9 +22,9 @@ _READ_BYTES = (2**26, 2**30)  # smallest and largest buffer of the bandwidth mea
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """The cost of one question."""
+    """The time and tokens of one question."""
 
-    total_ms: float  # as the caller sees it, the picture included
+    total_ms: float  # as the caller sees it, including the picture
     encode_ms: float  # 0 where the picture was remembered, or there was none
     prefill_ms: float
     decode_ms: float
@@ -40,7 +40,7 @@ class Asked:
 
 @dataclass(frozen=True, kw_only=True)
 class MachineSpeed:
-    """The machine's limits for every kernel."""
+    """The machine's limits on every kernel."""
 
     read_bytes_s: float  # from memory, by all threads
     launch_us: float  # to hand a task to all threads and to wait for them
@@ -53,7 +53,7 @@ class Runner(Protocol):
         """Loads the model anew; returns milliseconds."""
 
     def ask(self, text: str, picture: Image.Image | None, max_new_tokens: int) -> Asked:
-        """Asks one question, greedily; the cache of the previous question may be reused."""
+        """Asks one question, greedily; may reuse the previous question's cache."""
 
     def forget(self) -> None:
         """Forgets the conversation; pictures stay encoded."""
@@ -73,7 +73,7 @@ class EngineRunner:
         self._client, self._bundle, self._window = client, bundle, window
         self._peak: int | None = None
         memory = client.hello[Field.MEMORY_BYTES]
-        # As large as possible: it must exceed every cache, and servers have 256 MiB.
+        # As large as memory allows: it must exceed the CPU cache, which is 256 MiB on some servers.
         self._read_bytes = max(_READ_BYTES[0], min(memory // 8, _READ_BYTES[1]))
 
     @property

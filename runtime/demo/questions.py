@@ -37,11 +37,11 @@ class _Turn:
     meaning: str
     question: str
     answer: str
-    about: ShapeItem | None = None  # the one item that the answer speaks of
+    about: ShapeItem | None = None  # the one item that the answer is about
 
 
 def random_example(scene: Scene, language: str, rng: Generator) -> Example:
-    """Asks one question, or two of which the second may speak of the first's item as "it"."""
+    """Asks one question, or two; the second may refer to the first's item as "it"."""
     first = _random_turn(scene, language, rng)
     if rng.random() < 0.65:
         return _example(language, [first])

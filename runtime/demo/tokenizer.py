@@ -14,7 +14,7 @@ from runtime.demo.scenes import WORDS
 from runtime.inputs.prompt import ASSISTANT, IMAGE_END, IMAGE_START, USER
 
 _IMAGE_START_ID = 101  # as in the real tokenizer
-_REPEATS = 10  # the words come before chance neighbours among the common characters
+_REPEATS = 10  # so that words are merged before chance neighbours among the common characters
 
 
 def train_tokenizer(path: Path, vocab_size: int) -> None:

@@ -45,7 +45,7 @@ _SAMPLE = Scene((ShapeItem("star", "red", "big", place=4),), 320, 240)  # the pi
 
 
 class _Resample(nn.Module):
-    """Lets training see the position embedding that is stored, not the resampled one."""
+    """Makes training update the stored position embedding, not the resampled one."""
 
     def __init__(self, grid: int) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class _Resample(nn.Module):
 
 
 class _Probe(nn.Module):
-    """Tells shape, colour, size and place from a feature."""
+    """Classifies shape, colour, size and place from a feature."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -103,7 +103,7 @@ class Trainer(nn.Module):
 
 
 def train(args: argparse.Namespace) -> None:
-    """Trains for `args.minutes`, saving the checkpoint now and then and at the end."""
+    """Trains for `args.minutes`, saving the checkpoint at intervals and at the end."""
     torch.manual_seed(SEED)
     source = CONFIGS / "demo" / "config.json"
     config = ModelConfig.load(source)
@@ -190,7 +190,7 @@ def _initialise(model: MiniCPMV) -> None:
         assert isinstance(block.mlp, nn.Module) and isinstance(block.attn, nn.Module)
         nn.init.normal_(block.mlp.get_parameter("fc2.weight"), std=0.02)
         nn.init.normal_(block.attn.get_parameter("proj.weight"), std=0.02)
-    # As large as what distinguishes patches; weaker, and no place is learnt for a long time.
+    # As strong as the differences between patches; if weaker, places are learnt much later.
     vpm.pos_embed = nn.Parameter(_sincos(width, _STORED_GRID).unsqueeze(0) * 2)
     parametrize.register_parametrization(
         vpm, "pos_embed", _Resample(resampler.patch_grid), unsafe=True
@@ -241,7 +241,7 @@ def main() -> None:
     parser.add_argument("--conversations", type=int, default=8, help="conversations per picture")
     parser.add_argument("--learning-rate", type=float, default=8e-4)
     parser.add_argument("--probe-weight", type=float, default=0.5)
-    parser.add_argument("--resume", action="store_true", help="go on from OUTPUT's weights")
+    parser.add_argument("--resume", action="store_true", help="continue from OUTPUT's weights")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     train(parser.parse_args())
 

@@ -1,4 +1,4 @@
-"""Checks whether what the toolkit stands on is there and works: programs, packages, caches."""
+"""Checks whether the toolkit's programs, packages and caches are present and work."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from convert.engine.object_cache import LIST, read_entry
 from convert.engine.units import SENTENCEPIECE
 from convert.support.cache import CACHE_VARIABLE, cache_folder, has_hash, is_whole
 
-OK, LATER, NOTE = "ok", "comes later", "note"  # nothing to mend
+OK, LATER, NOTE = "ok", "comes later", "note"  # nothing to repair
 MISSING, OLD, BROKEN = "missing", "too old", "broken"
-_DAMAGED = "the cache's is damaged and will be replaced"
+_DAMAGED = "the cached file is damaged and will be replaced"
 _SECONDS = 60.0  # for a program to say what it is
 _CPU_FLAGS = ("avx2", "fma", "f16c")  # of the oldest processor that the host's engine runs on
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """What was found of one thing."""
+    """The result of one check."""
 
     name: str
     what: str  # it is or does
@@ -45,7 +45,7 @@ class Finding:
 
 
 def check_programs(programs: Sequence[BuildTool]) -> list[Finding]:
-    """Asks programs what they are."""
+    """Runs programs to get their versions."""
     with ThreadPoolExecutor(4) as pool:
         return list(pool.map(_check_program, programs))
 
@@ -59,7 +59,7 @@ def check_file(file: DebianFile) -> Finding:
 
 
 def check_package(package: MavenPackage) -> Finding:
-    """Looks for a jar in the cache; one that is not there comes when it is needed."""
+    """Looks for a jar in the cache; a missing one is downloaded when needed."""
     path = package.kept()
     state, detail = OK, None
     if not package.is_right(path):
@@ -84,7 +84,7 @@ def check_cache(areas: tuple[str, ...]) -> list[Finding]:
     damaged = [path for path in objects if not is_whole(path)]
     damaged += [entry for entry in entries if read_entry(entry) is None]
     count = len(objects) + len(entries)
-    name, what = "compiled objects", f"what engines are linked of, in {folder}"
+    name, what = "compiled objects", f"which engines are linked from, in {folder}"
     found = Finding(name=name, what=what, areas=areas, version=f"{count}, {_mib(_bytes(folder))}")
     writable = next((p for p in (folder, *folder.parents) if p.exists()), folder)
     if not os.access(writable, os.W_OK | os.X_OK) or not writable.is_dir():
@@ -107,7 +107,7 @@ def check_cache(areas: tuple[str, ...]) -> list[Finding]:
 
 
 def check_machine(areas: tuple[str, ...]) -> list[Finding]:
-    """Says what this machine can do besides."""
+    """Checks the processor and the browser."""
     system = " ".join(this_machine())
     host = Finding(
         name="processor", what="--engine local", areas=areas, version=f"{system}, {_cores()} cores"
@@ -148,7 +148,7 @@ def _check_program(program: BuildTool) -> Finding:
 
 
 def _hub_cache() -> list[Finding]:
-    # As huggingface_hub has it, which may be missing here.
+    # The same rule as in huggingface_hub, which may not be installed.
     caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     home = os.environ.get("HF_HOME") or Path(caches) / "huggingface"
     folder = Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub")
@@ -159,7 +159,7 @@ def _hub_cache() -> list[Finding]:
 
 
 def ask(command: Sequence[str]) -> tuple[str, str | None]:
-    """Runs a program; returns what it says, and what is wrong if it does not even start."""
+    """Runs a program; returns its output, and the problem if it does not start."""
     try:
         done = subprocess.run(
             command,
@@ -184,7 +184,7 @@ def numbers(version: str) -> tuple[int, ...]:
 
 
 def first_line(text: str) -> str:
-    """Returns the first line that says something."""
+    """Returns the first line that is not blank."""
     return next((line.strip() for line in text.splitlines() if line.strip()), "nothing")[:200]
 
 
@@ -204,6 +204,6 @@ def _cpu_flags() -> set[str]:
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
-        return set(_CPU_FLAGS)  # it does not say
+        return set(_CPU_FLAGS)  # unknown: assume that it has them
     match = re.search(r"^flags\s*:(.*)$", text, re.MULTILINE)
     return set(match[1].split()) if match else set(_CPU_FLAGS)

@@ -1,4 +1,4 @@
-"""What `minicpmv doctor` looks at, for which commands, and what it concludes."""
+"""What `minicpmv doctor` checks for which commands, and its conclusion."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from runtime.doctor.checks import BROKEN, MISSING, NOTE, OK, Finding
 from runtime.doctor.mlc_checks import check_mlc
 from runtime.engine_client.adb import READY, Adb, AdbError, advice, devices
 
-# What a user may ask for, and the commands and options that it stands for.
+# The areas that a user may name, and the commands and options that each covers.
 AREAS = {
     "convert": "convert, synth",
     "chat": "chat, verify, bench, info",
@@ -32,7 +32,7 @@ COMMANDS = {
     "adb": "sideload",
 }
 USUAL = tuple(area for area in AREAS if area not in ("mlc", "tests"))
-_PYTHON = ("convert", "chat", "apk", "sideload", "mlc")  # what its packages are for
+_PYTHON = ("convert", "chat", "apk", "sideload", "mlc")  # the areas that need its packages
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Diagnosis:
     findings: tuple[Finding, ...]
 
     def works(self, area: str) -> bool:
-        """Whether nothing fails that an area needs."""
+        """Whether all that an area needs works."""
         return not any(f.fails and area in f.areas for f in self.findings)
 
     @property
@@ -52,7 +52,7 @@ class Diagnosis:
         return all(map(self.works, self.areas))
 
     def to_json(self) -> dict[str, Any]:
-        """Returns it as JSON has it."""
+        """Returns the diagnosis as a JSON object."""
         return {
             "passed": self.passed,
             "works": {area: self.works(area) for area in self.areas},
@@ -64,12 +64,14 @@ def parse_areas(names: Sequence[str]) -> tuple[str, ...]:
     """Returns the areas that a user's words mean, in their own order; the usual if none.
 
     Raises:
-        DoctorError: a word that is no area and no command.
+        DoctorError: a word is neither an area nor a command.
     """
     known = {**dict(zip(AREAS, AREAS, strict=True)), **COMMANDS}
     for name in names:
         if name not in known:
-            raise DoctorError(f"{name!r:.40} is no known command; known: {', '.join(known)}")
+            raise DoctorError(
+                f"{name!r:.40} is not a command or area; expected one of {', '.join(known)}"
+            )
     chosen = {known[name] for name in names}
     if "tests" in chosen:
         return tuple(AREAS)
@@ -77,7 +79,7 @@ def parse_areas(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def examine(areas: tuple[str, ...], *, needs_phone: bool) -> Diagnosis:
-    """Looks at all that some areas need.
+    """Checks all that the areas need.
 
     Args:
         areas: names of `AREAS`.
@@ -103,7 +105,7 @@ def examine(areas: tuple[str, ...], *, needs_phone: bool) -> Diagnosis:
 
 
 def check_phones(*, needed: bool) -> list[Finding]:
-    """Asks the phones that are connected what they are.
+    """Checks the connected phones.
 
     Args:
         needed: whether it is a fault if there is none that can be used.
@@ -158,11 +160,11 @@ def _phone(
 
 
 class DoctorError(ToolkitError):
-    """The doctor was asked for what it does not know."""
+    """The user named an unknown area or command."""
 
 
 def mends(findings: Collection[Finding]) -> list[str]:
-    """Returns the commands that mend what fails, Debian's packages in one."""
+    """Returns the commands that repair what fails; Debian packages share one command."""
     wanted = list(dict.fromkeys(f.mend for f in findings if f.fails and f.mend))
     prefix = tools.install_command(())
     debian = [name for text in wanted if text.startswith(prefix) for name in text.split()[3:]]

@@ -19,7 +19,7 @@ from convert.support.versions import TOOLKIT, package_version
 from runtime.doctor.checks import BROKEN, MISSING, OLD, Finding, ask, first_line
 
 _IMPORT_SECONDS = 300.0
-# Names under which packages are imported, where they are others.
+# Import names that differ from the package name.
 _MODULES = {
     "apache-tvm": "tvm",
     "apache-tvm-ffi": "tvm_ffi",
@@ -43,8 +43,8 @@ def check_python(areas: tuple[str, ...], test_areas: tuple[str, ...]) -> list[Fi
     """Checks the Python packages that pyproject.toml lists, by importing them.
 
     Args:
-        areas: what needs the packages of the toolkit.
-        test_areas: what needs those of its tests; empty: not asked.
+        areas: areas that need the toolkit's packages.
+        test_areas: areas that need its tests' packages; empty: not checked.
     """
     try:
         listed = metadata.requires(TOOLKIT) or []
@@ -65,7 +65,7 @@ def check_python(areas: tuple[str, ...], test_areas: tuple[str, ...]) -> list[Fi
     asked = [
         _check_distribution(requirement, areas if _applies(requirement, [""]) else test_areas)
         for requirement in map(Requirement, listed)
-        # An extra that takes others in names the toolkit itself; theirs are listed, too.
+        # An extra that includes others requires the toolkit itself; the others' are listed, too.
         if requirement.name != TOOLKIT and _applies(requirement, extras)
     ]
     broken = _imports([_module(f.name) for f in asked if not f.fails])
@@ -73,13 +73,13 @@ def check_python(areas: tuple[str, ...], test_areas: tuple[str, ...]) -> list[Fi
 
 
 def check_zig(areas: tuple[str, ...]) -> Finding:
-    """Runs the compiler of engines, which a Python package brings."""
-    said, problem = ask([sys.executable, "-m", "ziglang", "version"])
-    version = re.search(r"^\d[\d.]+", said)
+    """Runs the engines' compiler, which a Python package provides."""
+    output, problem = ask([sys.executable, "-m", "ziglang", "version"])
+    version = re.search(r"^\d[\d.]+", output)
     about = Finding(name="zig", what="compiles and links engines", areas=areas)
     if problem or version is None:
         mend = f"{_pip()} --force-reinstall --no-deps {_spec('ziglang')}"
-        detail = problem or f"it says: {first_line(said)}"
+        detail = problem or f"its output: {first_line(output)}"
         return replace(about, state=BROKEN, detail=detail, mend=mend)
     return replace(about, version=version[0])
 
@@ -111,7 +111,7 @@ def _check_distribution(requirement: Requirement, areas: tuple[str, ...]) -> Fin
 
 
 def _imports(modules: Sequence[str]) -> dict[str, str]:
-    """Imports modules in processes of their own; returns what went wrong, by module."""
+    """Imports modules in separate processes; returns the errors by module."""
     left = list(modules)
     broken: dict[str, str] = {}
     while left:
@@ -152,7 +152,7 @@ def _pip() -> str:
 
 
 def _spec(name: str) -> str:
-    """Returns what pyproject.toml says of a package, quoted for a shell."""
+    """Returns a package's requirement in pyproject.toml, quoted for a shell."""
     wanted = canonicalize_name(name)
     listed = map(Requirement, metadata.requires(TOOLKIT) or [])
     found = (_spelled(each) for each in listed if canonicalize_name(each.name) == wanted)
@@ -160,5 +160,5 @@ def _spec(name: str) -> str:
 
 
 def _spelled(requirement: Requirement) -> str:
-    """Returns a requirement without the condition under which it holds."""
+    """Returns a requirement without its environment marker."""
     return str(requirement).partition(";")[0].strip()

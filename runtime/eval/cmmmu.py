@@ -56,7 +56,7 @@ _NUMBERS = (
     re.compile(r"-?\d+(?:\.\d+)?[eE][+-]?\d+"),
     re.compile(r"-?(?:\d+\.\d+|\.\d+|\d+)(?![eE][+-]?\d+)(?!，\d)"),
 )
-_MORE_CHARACTERS, _MORE_LETTERS = 20, 2  # than the answer has: then a text is none
+_MORE_CHARACTERS, _MORE_LETTERS = 20, 2  # beyond the right answer's; longer texts do not count
 
 
 def read(path: Path) -> Questions:
@@ -69,17 +69,17 @@ def read(path: Path) -> Questions:
 
 
 def score(items: Sequence[EvalItem], answers: Mapping[str, str]) -> BenchmarkScore:
-    """Scores answers by key; the rules guess where they find no choice, which is counted."""
+    """Scores answers by key; if the rules find no choice, they guess, and it is counted."""
     judged, unread = [], 0
     for item in items:
-        said = answers[item.key]
+        reply = answers[item.key]
         if item.kind == BLANK:
-            judged.append((item, fills_blank(said, item.answer)))
+            judged.append((item, fills_blank(reply, item.answer)))
             continue
         is_choice = item.kind == CHOICE
-        choice = match(said, item.options) if is_choice else truth(said)
+        choice = match(reply, item.options) if is_choice else truth(reply)
         unread += choice is None
-        if choice is None and (said or not is_choice):  # no letter: no choice
+        if choice is None and (reply or not is_choice):  # an empty reply gets no guess
             choice = guess(item, list(item.options) if is_choice else (TRUE, FALSE))
         judged.append((item, choice == item.answer))
     return score_of(judged, unread)
@@ -105,10 +105,10 @@ def match(answer: str, options: Mapping[str, str]) -> str | None:
 
 
 def truth(answer: str) -> str | None:
-    """Returns the verdict that an answer gives on a statement: `对`, `错`, or None."""
-    said = [part for part in _tails(answer, _TRUTH_SIGNS) if not _has(part, _AMBIGUOUS)]
-    yes = sum(_has(part, _YES) for part in set(said))
-    no = sum(_has(part, _NO) and not _has(part, _YES) for part in set(said))
+    """Returns the verdict of an answer on a statement: `对`, `错`, or None if unclear."""
+    parts = [part for part in _tails(answer, _TRUTH_SIGNS) if not _has(part, _AMBIGUOUS)]
+    yes = sum(_has(part, _YES) for part in set(parts))
+    no = sum(_has(part, _NO) and not _has(part, _YES) for part in set(parts))
     return TRUE if yes > no else FALSE if no > yes else None
 
 
@@ -116,8 +116,8 @@ def fills_blank(answer: str, expected: str) -> bool:
     """Says whether an answer has the right text or number."""
     tails = _tails(answer, _BLANK_SIGNS, last="=")
     numbers = [number for text in tails for form in _NUMBERS for number in form.findall(text)]
-    said = [value for text in [*tails, *numbers] for value in _normalized(text, expected)]
-    return one_is_right(said, _normalized(expected, expected))
+    given = [value for text in [*tails, *numbers] for value in _normalized(text, expected)]
+    return one_is_right(given, _normalized(expected, expected))
 
 
 def prompt(kind: str, question: str, options: Mapping[str, str]) -> str:
@@ -129,7 +129,7 @@ def prompt(kind: str, question: str, options: Mapping[str, str]) -> str:
 
 
 def _tails(answer: str, signs: tuple[str, ...], last: str | None = None) -> list[str]:
-    """Returns the candidates for the actual answer; the whole text if no sign introduces one."""
+    """Returns the parts after the signs; the whole answer if there are none."""
     whole = answer.strip("。").strip()
     return key_parts(re.split(r"。|\n", whole), signs, last) or [whole]
 
@@ -182,7 +182,7 @@ def _item(row: Record, name: str, folder: Path) -> EvalItem:
 
 
 def _check_answer(kind: str, answer: object) -> None:
-    """Raises RowError if an answer is not one of those that its type allows."""
+    """Raises RowError if an answer is invalid for its question type."""
     if kind == BLANK:
         is_right, expected = isinstance(answer, str) and bool(cell(answer).strip()), "a text"
     elif kind == TRUE_FALSE:

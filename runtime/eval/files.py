@@ -1,4 +1,4 @@
-"""How a benchmark's files are found and read: whatever the case of their names."""
+"""Finds and reads a benchmark's files, ignoring the case of their names."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def read_text(path: Path) -> str:
     """Returns a text file's content in UTF-8, without a byte-order mark.
 
     Raises:
-        EvalDataError: it is not a file, or not text.
+        EvalDataError: it is not a regular file, or not UTF-8.
     """
     try:
         return read_file(path).decode("utf-8-sig")
@@ -34,9 +34,9 @@ def read_text(path: Path) -> str:
 
 
 def files_with(paths: Iterable[Path], suffixes: tuple[str, ...]) -> list[Path]:
-    """Returns the files that end in one of some suffixes, in whatever case, by name.
+    """Returns the files that end in one of the suffixes, in any case, sorted by name.
 
-    Names that begin with a dot are not the benchmark's: macOS leaves `._1.jpg` beside `1.jpg`.
+    Names that begin with a dot are skipped: macOS leaves `._1.jpg` beside `1.jpg`.
     """
     return sorted(
         path
@@ -46,9 +46,9 @@ def files_with(paths: Iterable[Path], suffixes: tuple[str, ...]) -> list[Path]:
 
 
 def child(folder: Path, name: str) -> Path:
-    """Returns the path of a name in a folder: an exact match, or one that differs in case.
+    """Returns the path of a folder's entry: the exact name, else one that differs in case only.
 
-    Without either, the path of the name as given.
+    If there is neither, returns the path with the exact name.
     """
     path = folder / name
     if path.exists() or not folder.is_dir():

@@ -36,7 +36,7 @@ class BadRow:
 
     row: str
     problem: str
-    rows: int = 1  # that it stands for: a question may have several
+    rows: int = 1  # rows it covers: a question may have several
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,19 +44,19 @@ class EvalItem:
     """A question as the model gets it."""
 
     key: str  # unique in the benchmark
-    row: str  # where it comes from, for people; several questions may be of one row
-    unit: str  # what is scored as one: rotations of a question, questions of a picture
+    row: str  # its origin, for messages; a row may give several questions
+    unit: str  # scored together: rotations of a question, questions of a picture
     category: str
     prompt: str
     picture: bytes | Path  # a file's content, or the file
     pictures: int = 1  # that belong to the question; the model sees the first
     max_new_tokens: int
-    answer: Any  # the right one, as the benchmark's rules take it
+    answer: Any  # the right one, in the form that the benchmark's rules expect
     kind: str = ""  # of question, where a benchmark has several
     options: Mapping[str, str] = field(default_factory=dict)  # by letter
 
     def __post_init__(self) -> None:
-        """Raises RowError where a text is no valid Unicode."""
+        """Raises RowError if a text is not valid Unicode."""
         try:
             for text in (self.key, self.prompt):
                 check_text(text)
@@ -72,7 +72,7 @@ class EvalItem:
         return open_picture(self.picture)
 
     def digest(self) -> str:
-        """Returns a digest by which an answer of an earlier run is matched to this question."""
+        """Returns a hash by which an earlier run's answer is matched to this question."""
         content = self.picture
         if isinstance(content, Path):
             try:
@@ -100,7 +100,7 @@ class Questions:
     beyond_limit: int = 0  # rows that the user did not ask for
 
     def __post_init__(self) -> None:
-        """Checks that no row is lost, and none counted twice."""
+        """Checks that no row is lost or counted twice."""
         left_out = sum(bad.rows for bad in self.bad)
         if self.rows != rows_of(self.items) + left_out + self.beyond_limit:
             raise AssertionError(
@@ -109,14 +109,14 @@ class Questions:
             )
 
     def units(self) -> dict[str, list[EvalItem]]:
-        """Returns the items by what is scored as one."""
+        """Returns the items grouped by unit."""
         found: dict[str, list[EvalItem]] = {}
         for item in self.items:
             found.setdefault(item.unit, []).append(item)
         return found
 
     def limited(self, limit: int) -> Questions:
-        """Returns that many scored units, spread evenly."""
+        """Returns at most `limit` scored units, evenly spaced."""
         units = list(self.units().values())
         if limit >= len(units):
             return self
@@ -132,7 +132,7 @@ def rows_of(items: Iterable[EvalItem]) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkScore:
-    """The score of all answers."""
+    """The score of a set of answers."""
 
     figure: float  # the benchmark's: percent, or MME's points
     parts: Mapping[str, float]  # by category
@@ -177,7 +177,7 @@ def score_of(judged: Sequence[tuple[EvalItem, bool]], unread: int) -> BenchmarkS
 
 
 def guess(item: EvalItem, choices: Sequence[str]) -> str:
-    """Returns a choice at random, as some rules have it; the same for a question each time."""
+    """Returns a choice at random, as some rules require; always the same for the same question."""
     return random.Random(item.key).choice(choices)
 
 
@@ -194,10 +194,10 @@ def decode_base64(text: str) -> bytes:
 
 
 def cell(value: object) -> str:
-    """Returns a cell's text; an empty one where there is nothing.
+    """Returns a cell's text; empty if there is none.
 
-    Nothing is an absent value, or the `nan` that pandas writes for one; pandas, with which
-    OpenBMB's evaluation reads, takes that word for nothing as well. `None` and `NA` may be answers.
+    Absent values and the `nan` that pandas writes for them count as empty, as in OpenBMB's
+    evaluation, which reads with pandas. `None` and `NA` may be answers.
     """
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
@@ -206,7 +206,7 @@ def cell(value: object) -> str:
 
 
 def unique(items: Sequence[EvalItem], bad: list[BadRow]) -> list[EvalItem]:
-    """Returns the items with unique keys; repeated ones become bad rows."""
+    """Returns the items without duplicate keys; later duplicates become bad rows."""
     seen: dict[str, EvalItem] = {}
     for item in items:
         if item.key in seen:

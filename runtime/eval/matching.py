@@ -1,4 +1,4 @@
-"""What the rules of MMMU and CMMMU share: they read answers of many forms in the same way."""
+"""What the rules of MMMU and CMMMU share: both read free-form answers in the same way."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ _TRIVIAL = (":", ",", ".", "!", "?", ";", "'")
 
 
 def strip_ends(answer: str) -> str:
-    """Returns an answer without the marks around it, one kind of mark after the other."""
+    """Returns an answer without surrounding punctuation, stripped one mark at a time in order."""
     for mark in _ENDS:
         answer = answer.strip(mark)
     return answer
 
 
 def key_parts(sentences: Sequence[str], signs: tuple[str, ...], last: str | None) -> list[str]:
-    """Returns, for every sentence, the text behind its last sign, if there is any.
+    """Returns the text after the last sign of each sentence, unless empty or punctuation only.
 
     Args:
         sentences: an answer's.
-        signs: words after which the answer proper may come.
-        last: one more, for the last sentence.
+        signs: words that may introduce the actual answer.
+        last: one more sign, for the last sentence only.
     """
     found = []
     for i, sentence in enumerate(sentences):
@@ -32,17 +32,17 @@ def key_parts(sentences: Sequence[str], signs: tuple[str, ...], last: str | None
     return found
 
 
-def one_is_right(said: Sequence[str | float], right: Sequence[str | float]) -> bool:
-    """Returns whether a given number is correct, or a given text contains a correct text."""
+def one_is_right(given: Sequence[str | float], right: Sequence[str | float]) -> bool:
+    """Returns whether a given number equals a right one, or a given text contains one."""
     texts = [value for value in right if isinstance(value, str)]
     return any(
         any(text in value for text in texts) if isinstance(value, str) else value in right
-        for value in said
+        for value in given
     )
 
 
 def rounded(text: str) -> float | None:
-    """Returns a text's number, to two places; None if it is not a number."""
+    """Returns a text as a number rounded to two places; None if it is not a number."""
     try:
         return round(float(text.replace(",", "")), 2)
     except ValueError:
@@ -50,7 +50,7 @@ def rounded(text: str) -> float | None:
 
 
 def _shortest(sentence: str, signs: tuple[str, ...]) -> str:
-    """Returns the shortest tail; an empty one is replaced by the next, as in the rules."""
+    """Returns the shortest tail; any later tail replaces an empty one, as in the rules."""
     shortest = ""
     for sign in signs:
         if sign in sentence:

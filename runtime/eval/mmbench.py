@@ -31,7 +31,7 @@ from runtime.eval.items import (
 
 _COLUMNS = ("index", "question", "A", "B", "answer", "image")
 _TURN = 1_000_000  # a rotation's index is the question's plus a multiple of this
-_REFERENCE = 64  # a picture cell up to this length is the index of the row that has the picture
+_REFERENCE = 64  # characters; a shorter picture cell is the index of the row with the picture
 _FIELD_BYTES = 1 << 28
 _REFUSALS = (
     "Sorry, I can't help with images of people yet.",
@@ -58,7 +58,7 @@ class _Row:
 def read(path: Path) -> Questions:
     """Reads an MMBench file with answers (`dev`), English or Chinese.
 
-    A file without rotations gets them: each option moves on by one letter, the last to A.
+    If a file has no rotations, they are made: each option moves to the next letter, the last to A.
 
     Raises:
         EvalDataError: no such file, or columns are missing.
@@ -106,8 +106,8 @@ def match(answer: str, options: Mapping[str, str]) -> str | None:
         return letters[0]
     if not letters and _NONE in words:
         return _NONE
-    said = answer.lower()
-    meant = [letter for letter, text in options.items() if text.lower() in said]
+    lowered = answer.lower()
+    meant = [letter for letter, text in options.items() if text.lower() in lowered]
     return meant[0] if len(meant) == 1 else None
 
 
@@ -115,8 +115,8 @@ def _rows(path: Path) -> list[_Row]:
     """Returns the rows.
 
     Raises:
-        EvalDataError: the file is not a TSV, lacks columns, or a quote in it is never closed, so
-            that it swallows all following rows.
+        EvalDataError: the file is not a TSV, lacks columns, or has an unclosed quote that swallows
+            all rows after it.
     """
     csv.field_size_limit(_FIELD_BYTES)
     reader = csv.reader(StringIO(read_text(path), newline=""), delimiter="\t", strict=True)
@@ -151,7 +151,7 @@ def _header(path: Path, values: list[str]) -> list[str]:
 
 
 def _row(name: str, header: list[str], values: list[str]) -> _Row:
-    """Returns a row; one that is cut short has empty cells, which is found later."""
+    """Returns a row; a short row is padded with empty cells, which are rejected later."""
     cells = {name: cell(text) for name, text in zip(header, values, strict=False)}
     cells = dict.fromkeys(header, "") | cells
     text = cells["index"].strip()
@@ -167,9 +167,9 @@ def _row(name: str, header: list[str], values: list[str]) -> _Row:
 
 
 def _swallowed(text: str, header: list[str], cells: int) -> int:
-    """Returns how many rows a cell holds, because of a quote that another row's closes.
+    """Returns how many rows a cell swallowed because its quote closes only in a later row.
 
-    Then it has the tabs of whole rows, and its lines the number of a row's index.
+    Such a cell has the tabs of whole rows, and its lines have a number in the index column.
     """
     width = len(header) - 1
     if "\n" not in text or text.count("\t") + cells - 1 < 2 * width:
@@ -225,7 +225,7 @@ def prompt(question: str, options: Mapping[str, str], hint: str) -> str:
 
 
 def _pictures(rows: Sequence[_Row]) -> dict[int, list[str]]:
-    """Returns the rows' pictures by index, which may come twice."""
+    """Returns the rows' pictures by index; an index may occur more than once."""
     found: dict[int, list[str]] = {}
     for row in rows:
         if row.index is not None and len(row.cells["image"]) > _REFERENCE:
@@ -247,7 +247,7 @@ def _picture(text: str, pictures: Mapping[int, list[str]]) -> bytes:
 
 
 def _whole(items: list[EvalItem], bad: list[BadRow]) -> list[EvalItem]:
-    """Leaves out questions that lack rotations, or whose index comes twice."""
+    """Leaves out questions that lack rotations or have a duplicate index."""
     units: dict[str, list[EvalItem]] = {}
     for item in items:
         units.setdefault(item.unit, []).append(item)

@@ -36,10 +36,10 @@ YES, NO = "yes", "no"
 
 
 def read(path: Path) -> Questions:
-    """Reads MME's folder, or as many tasks as there are.
+    """Reads MME's folder; tasks may be missing.
 
     Raises:
-        EvalDataError: no task is there.
+        EvalDataError: the folder has no task.
     """
     tasks = {name: child(path, name) for name in (*PERCEPTION, *COGNITION)}
     tasks = {name: folder for name, folder in tasks.items() if folder.is_dir()}
@@ -60,9 +60,9 @@ def score(items: Sequence[EvalItem], answers: Mapping[str, str]) -> BenchmarkSco
     units: dict[str, list[tuple[EvalItem, bool]]] = {}
     unread = 0
     for item in items:
-        said = match(answers[item.key])
-        unread += said is None
-        units.setdefault(item.unit, []).append((item, said == item.answer))
+        choice = match(answers[item.key])
+        unread += choice is None
+        units.setdefault(item.unit, []).append((item, choice == item.answer))
     points = {}
     for task in (*PERCEPTION, *COGNITION):
         pairs = [[right for _, right in u] for u in units.values() if u[0][0].category == task]
@@ -80,7 +80,7 @@ def score(items: Sequence[EvalItem], answers: Mapping[str, str]) -> BenchmarkSco
 
 
 def match(answer: str) -> str | None:
-    """Returns `yes`, `no`, or None: what the beginning of an answer says."""
+    """Returns the `yes` or `no` that an answer begins with; None if neither."""
     start = answer.lower()[:_PREFIX]
     return YES if YES in start else NO if NO in start else None
 
@@ -112,7 +112,7 @@ def _read_task(task: str, folder: Path, items: list[EvalItem], bad: list[BadRow]
 def _picture_items(
     task: str, text: Path, pictures: list[Path], bad: list[BadRow]
 ) -> list[EvalItem]:
-    """Returns the questions about a picture; none where one of them cannot be asked."""
+    """Returns the questions about a picture; none if one of them cannot be asked."""
     name = f"{task}/{text.name}"
     if not pictures:
         bad.append(BadRow(name, f"there is no picture {text.stem}.jpg or .png"))

@@ -52,21 +52,21 @@ def read(path: Path) -> Questions:
 
 
 def score(items: Sequence[EvalItem], answers: Mapping[str, str]) -> BenchmarkScore:
-    """Scores answers by key; the rules guess where they find no choice, which is counted."""
+    """Scores answers by key; if the rules find no choice, they guess, and it is counted."""
     judged, unread = [], 0
     for item in items:
-        said = answers[item.key]
+        reply = answers[item.key]
         if item.kind == OPEN:
-            judged.append((item, is_right(item.answer, open_answers(said))))
+            judged.append((item, is_right(item.answer, open_answers(reply))))
             continue
-        choice = match(said, item.options)
+        choice = match(reply, item.options)
         unread += choice is None
         judged.append((item, (choice or guess(item, list(item.options))) == item.answer))
     return score_of(judged, unread)
 
 
 def match(answer: str, options: Mapping[str, str]) -> str | None:
-    """Returns the letter that an answer chooses; the last one if it names several.
+    """Returns the letter that an answer chooses; if it names several, the last one.
 
     Args:
         answer: the model's.
@@ -80,8 +80,10 @@ def match(answer: str, options: Mapping[str, str]) -> str | None:
             return max(found, key=lambda letter: found[letter])
     if len(answer.split()) <= _LONG:
         return None
-    said = answer.lower()
-    found = {k: said.rfind(text.lower()) for k, text in options.items() if text.lower() in said}
+    lowered = answer.lower()
+    found = {
+        k: lowered.rfind(text.lower()) for k, text in options.items() if text.lower() in lowered
+    }
     return max(found, key=lambda letter: found[letter]) if found else None
 
 
@@ -96,7 +98,7 @@ def open_answers(answer: str) -> list[str | float]:
 def normalized(text: str) -> list[str | float]:
     """Returns a number rounded to two places, or the text in lower case.
 
-    A single character gets a blank before or behind it, so that it is not found everywhere.
+    A single character gets a blank before or after it, so that it does not match inside words.
     """
     text = text.strip().lower()
     number = rounded(text)
@@ -105,9 +107,9 @@ def normalized(text: str) -> list[str | float]:
     return [f" {text}", f"{text} "] if len(text) == 1 else [text]
 
 
-def is_right(expected: Sequence[str], said: Sequence[str | float]) -> bool:
+def is_right(expected: Sequence[str], given: Sequence[str | float]) -> bool:
     """Returns whether one of the given values is, or holds, one of the right answers."""
-    return one_is_right(said, [value for text in expected for value in normalized(text)])
+    return one_is_right(given, [value for text in expected for value in normalized(text)])
 
 
 def prompt(question: str, options: Mapping[str, str]) -> str:
@@ -158,7 +160,9 @@ def _answers(answer: Any) -> list[str]:
             [cell(answer)] if isinstance(answer, (str, int, float)) else _list(answer, "answer")
         )
     if not several or any(text.strip() in ("", "?") for text in several):
-        raise RowError(f"its answer is {answer!r:.40}; expected a text (tests' are secret)")
+        raise RowError(
+            f"its answer is {answer!r:.40}; expected a text (the test split has no answers)"
+        )
     return several
 
 

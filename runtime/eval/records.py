@@ -21,7 +21,7 @@ from runtime.eval.items import (
     unique,
 )
 
-_SPLITS = ("validation", "val")  # of a folder that has several
+_SPLITS = ("validation", "val")  # read if a folder has several
 _SUFFIXES = (".parquet", ".jsonl", ".json")
 _PICTURES = 8  # columns image_1, …: no row has more
 
@@ -83,10 +83,10 @@ def read_questions(
 
 
 def pictures(row: Record, folder: Path) -> list[bytes | Path]:
-    """Returns a row's pictures, the first first.
+    """Returns a row's pictures, in order.
 
     Raises:
-        RowError: there is none, or the first cannot be had.
+        RowError: there is none, or the first cannot be read.
     """
     names = row.get("img_list")  # CMMMU's own files
     if names is not None:
@@ -100,7 +100,7 @@ def pictures(row: Record, folder: Path) -> list[bytes | Path]:
 
 
 def _is_given(value: Any) -> bool:
-    """Says whether a picture column has a picture."""
+    """Returns whether a picture column is filled."""
     return bool(cell(value)) if isinstance(value, (str, float)) else value is not None
 
 

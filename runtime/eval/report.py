@@ -20,13 +20,13 @@ _SHOWN = 20  # bad rows that are printed; all are in the JSON
 def report(
     benchmark: str, questions: Questions, columns: Mapping[str, Column], about: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Returns the whole result, for JSON.
+    """Returns the report as a JSON object.
 
     Args:
         benchmark: its name.
         questions: of it.
-        columns: by what ran, in order.
-        about: more that the report says.
+        columns: by model, in order.
+        about: further fields of the report.
     """
     published = json.loads(PUBLISHED.read_text("utf-8"))
     bad = [{"row": row.row, "problem": row.problem} for row in questions.bad]
@@ -89,7 +89,7 @@ def print_report(found: Mapping[str, Any], console: Console) -> None:
             say(f"{name}: {note}")
     same = found.get("same_answers")
     if same is not None:
-        say(f"the same answer, letter for letter: {same['same']:,} of {same['of']:,}")
+        say(f"identical answers: {same['same']:,} of {same['of']:,}")
     bad = [*found["bad_rows"], *(row for c in columns.values() for row in c["left_out"])]
     for row in bad[:_SHOWN]:
         say(f"left out: {row['row']}: {row['problem']}")
@@ -123,7 +123,7 @@ def _notes(column: Mapping[str, Any]) -> list[str]:
         + beyond
     ]
     if column["unread"]:
-        notes.append(f"{column['unread']:,} answers choose nothing that the rules can read")
+        notes.append(f"{column['unread']:,} answers hold no choice that the rules can read")
     if "several_pictures" in column:
         several = column["several_pictures"]
         notes.append(

@@ -1,4 +1,4 @@
-"""Asks a model all questions of a benchmark, and scores the answers."""
+"""Asks a model all questions of a benchmark and scores the answers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _ANSWER, _PROBLEM = "answer", "problem"
 
 @dataclass(frozen=True)
 class Column:
-    """One model's results on a benchmark."""
+    """The result of one model on a benchmark."""
 
     score: BenchmarkScore
     answers: Mapping[str, str]  # by key
@@ -65,14 +65,14 @@ def answer_all(
     results: Results,
     progress: Progress,
 ) -> Column:
-    """Asks the questions that have no answer yet, and scores all answers.
+    """Asks the questions not answered yet, and scores all answers.
 
     Args:
         benchmark: a key of `BENCHMARKS`.
         questions: of it.
         session: the model.
-        options: returns how to generate so many tokens.
-        results: the answers that there are; gets the new ones.
+        options: returns the options for a number of new tokens.
+        results: earlier answers; new ones are added.
         progress: receives the questions answered.
 
     Raises:
@@ -105,7 +105,7 @@ def answer_all(
 
 
 def _rows(questions: Questions, dropped: set[str]) -> dict[str, int]:
-    """Returns what became of the rows; a row that cannot be asked takes its unit with it."""
+    """Returns what became of the rows; a row that cannot be asked drops its whole unit."""
     without = [item for item in questions.items if item.unit in dropped]
     scored = rows_of(item for item in questions.items if item.unit not in dropped)
     rows = {

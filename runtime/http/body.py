@@ -1,4 +1,4 @@
-"""Request bodies, within limits of size and time."""
+"""Reads request bodies within limits of size and time."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 
 from starlette.requests import Request
 
-SECONDS = 60.0  # for a whole request to arrive
+SECONDS = 60.0  # within which a whole request must arrive
 
 
 class TooLargeError(Exception):

@@ -13,19 +13,19 @@ from starlette.types import ASGIApp
 from quantize.errors import ConfigError
 from runtime.http.connections import BoundedProtocol
 
-_END_SECONDS = 5  # for running requests
+_END_SECONDS = 5  # for requests in progress
 
 
 @contextmanager
 def listening(host: str, port: int) -> Iterator[socket.socket]:
-    """Takes a port.
+    """Binds a port.
 
     Args:
         host: an address of this machine, IPv4 or IPv6.
-        port: 0: one that is free.
+        port: 0 picks a free one.
 
     Raises:
-        ConfigError: it is not available.
+        ConfigError: it cannot be bound.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as listener:
@@ -34,7 +34,7 @@ def listening(host: str, port: int) -> Iterator[socket.socket]:
             listener.bind((host, port))
         except (OSError, OverflowError) as error:
             raise ConfigError(
-                f"port {port} on {host} cannot be had: {error}; try another --port, or none"
+                f"port {port} on {host} is not available: {error}; try another --port, or omit it"
             ) from error
         yield listener
 
@@ -50,7 +50,7 @@ def run_server(
 
     Args:
         app: answers the requests.
-        listener: where they come from.
+        listener: the bound socket.
         on_start: called once requests are answered.
         on_end: called when no more requests are accepted; it ends streams that would stay open.
     """
@@ -73,7 +73,7 @@ def run_server(
 
 
 class _Server(uvicorn.Server):
-    """Calls back when it has started, and when it is about to stop."""
+    """Reports its start and its shutdown."""
 
     def __init__(
         self, config: uvicorn.Config, on_start: Callable[[], None], on_end: Callable[[], None]

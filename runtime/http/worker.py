@@ -1,4 +1,4 @@
-"""The thread that runs the model: one job at a time, each of which can be stopped."""
+"""The thread that runs the model: one job at a time, and it can always be stopped."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 
 from runtime.engine_client.process import kill_engines
 
-_END_SECONDS = 5.0  # for the running job; then its engine is killed
+_END_SECONDS = 5.0  # for the job in progress; then its engine is killed
 
 
 class Worker(ThreadPoolExecutor):
@@ -17,10 +17,10 @@ class Worker(ThreadPoolExecutor):
         super().__init__(1, "work")
 
     def finish(self, last: Callable[[], None]) -> None:
-        """Ends the thread; the running job should have been cancelled.
+        """Ends the thread; cancel the job in progress first.
 
         Args:
-            last: called before that, to close the model.
+            last: the thread's last job; closes the model.
         """
         closed = self.submit(last)
         try:

@@ -1,4 +1,4 @@
-"""An answer in OpenAI's words: whole, or as the chunks of a stream."""
+"""An answer in OpenAI's format: whole, or as the chunks of a stream."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _REASONS: Mapping[str, str] = {
 
 
 class CompletionFrame:
-    """One answer's frame: its id, its time, its model."""
+    """The fields around one answer: its id, time and model."""
 
     def __init__(self, model: str, texts: TokenTexts | None) -> None:
         """Args: texts: of tokens; None: their logprobs are not asked for."""
@@ -53,15 +53,15 @@ class CompletionFrame:
         return self._chunk({"role": "assistant", "content": ""})
 
     def piece(self, text: str, steps: Sequence[StepLogprobs]) -> str:
-        """Returns the event that brings a piece of the text, and the tokens that came with it."""
+        """Returns the event with a piece of the text and the tokens that it came from."""
         return self._chunk({"content": text}, logprobs=self._logprobs(steps))
 
     def last(self, reply: Reply) -> str:
-        """Returns the event that says why the answer ended."""
+        """Returns the event with the reason why the answer ended."""
         return self._chunk({}, reason=_REASONS[reply.statistics.stop])
 
     def usage(self, reply: Reply) -> str:
-        """Returns the event that says what it took."""
+        """Returns the event with the token counts."""
         return event(
             self._about | {"object": "chat.completion.chunk", "choices": [], "usage": _usage(reply)}
         )

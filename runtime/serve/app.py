@@ -133,14 +133,14 @@ class _Bodies:
                 self._held += len(block)
                 blocks.append(block)
                 if self._held > BODIES_LIMIT:
-                    raise queue_full("too much is being sent at once")
+                    raise queue_full("too much data is being received at once")
             yield b"".join(blocks)
         except TooLargeError as error:
             raise ApiError(
-                413, f"a request has at most {self._limit >> 20} MiB", code="request_too_large"
+                413, f"a request may have at most {self._limit >> 20} MiB", code="request_too_large"
             ) from error
         except TooSlowError as error:
-            raise ApiError(408, "the request did not come whole", code="timeout") from error
+            raise ApiError(408, "the request did not arrive in time", code="timeout") from error
         finally:
             self._held -= sum(map(len, blocks))
 

@@ -23,7 +23,7 @@ class Cors:
         """Reads origins.
 
         Raises:
-            ConfigError: one is none.
+            ConfigError: one is invalid.
         """
         self.origins = frozenset(map(_read, origins))
 

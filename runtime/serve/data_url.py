@@ -19,10 +19,10 @@ def read_url(value: Any, where: str) -> str:
 
     Args:
         value: of the field `image_url`: an object, or just the address.
-        where: in the request the part stands.
+        where: position of the part in the request.
 
     Raises:
-        ApiError: it is none, or one that this server would have to fetch.
+        ApiError: it is missing, or one that this server would have to fetch.
     """
     url = value.get("url") if isinstance(value, dict) else value
     if not isinstance(url, str):
@@ -36,7 +36,7 @@ def read_url(value: Any, where: str) -> str:
 
 
 def picture_of(url: str, where: str) -> bytes:
-    """Returns the file that an address holds; its bytes say what kind it is, not its type.
+    """Returns the file that an address holds; its bytes tell the format.
 
     Raises:
         ApiError: it is no base64, or larger than `PICTURE_LIMIT`.
@@ -44,7 +44,7 @@ def picture_of(url: str, where: str) -> bytes:
     match = _START.match(url)
     assert match is not None, "it was checked"
     data = url[match.end() :]
-    if "%" in data:  # as addresses spell what they cannot hold
+    if "%" in data:  # percent-encoded
         data = unquote(data)
     try:
         content = base64_bytes(data)

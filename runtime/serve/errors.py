@@ -89,5 +89,5 @@ def api_error(error: BaseException) -> ApiError:
         return ApiError(503, str(error), code=ENGINE_DIED)
     code = error_code(error)
     if code == ErrorCode.INTERNAL:
-        return ApiError(500, "a mistake of minicpmv; its log says more", code=code)
+        return ApiError(500, "internal error of minicpmv; see its log", code=code)
     return ApiError(_STATUS.get(code, 500), str(error), code=code)

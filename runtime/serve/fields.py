@@ -1,6 +1,6 @@
-"""Fields of a request that this server does not use: which it ignores, and which it refuses.
+"""Request fields that this server does not implement: which it ignores, and which it refuses.
 
-What would be ignored silently is refused, but for what changes no answer.
+A field is ignored only if it cannot change the answer; all others are refused.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def check_names(given: Mapping[str, Any], ours: Collection[str], prefix: str = "
         prefix: of the object's name.
 
     Raises:
-        ApiError: one would change the answer, or nobody knows it.
+        ApiError: a field would change the answer, or is unknown.
     """
     for key, value in given.items():
         name = prefix + key
@@ -74,7 +74,7 @@ def check_names(given: Mapping[str, Any], ours: Collection[str], prefix: str = "
         if _is_empty(value) or any(_is_same(value, one) for one in neutral):
             continue
         expected = " or ".join(map(repr, neutral)) or "none"
-        raise unsupported(name, f"is {value!r:.80}; this server has only {expected}")
+        raise unsupported(name, f"is {value!r:.80}; this server supports only {expected}")
 
 
 def wrong(param: str | None, what: str) -> ApiError:

@@ -16,7 +16,7 @@ HEALTH = "/health"  # for monitoring; needs no key
 
 
 class KeyGuard:
-    """Lets requests through to an application."""
+    """Passes allowed requests to an application."""
 
     def __init__(
         self, app: ASGIApp, *, names: Collection[str] | None, key: str | None, cors: Cors
@@ -24,17 +24,17 @@ class KeyGuard:
         """Guards an application.
 
         Args:
-            app: answers.
-            names: by which the server may be called; None: any.
-            key: that clients must know; None: none is asked.
-            cors: pages of other sites that may ask.
+            app: answers the requests.
+            names: host names that the server accepts; None: any.
+            key: API key that clients must send; None: no key is required.
+            cors: other sites' pages that may send requests.
         """
         self._app, self._names, self._cors = app, names, cors
         self._expected = None if key is None else key.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers a request; see ASGI."""
-        assert scope["type"] == "http", "the server is set to nothing else"
+        assert scope["type"] == "http", "the server is configured for HTTP only"
         headers = Headers(scope=scope)
         send = with_headers(self._cors.with_headers(headers, send))
         foreign = foreign_request(headers, self._names, self._cors.origins)

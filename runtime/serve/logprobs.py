@@ -1,4 +1,4 @@
-"""Tokens and their log-probabilities in OpenAI's words."""
+"""Tokens and their log-probabilities in OpenAI's format."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class TokenTexts:
         return self._entry(step.chosen) | {"top_logprobs": list(map(self._entry, step.top))}
 
     def _entry(self, token: TokenLogprob) -> dict[str, Any]:
-        """Returns a token; its bytes are null where it is no text, such as the end's.
+        """Returns a token; its bytes are null if it has no text, such as EOS.
 
         A token may be one byte of a character that the vocabulary lacks.
         """

@@ -16,12 +16,12 @@ _ROLES = ("user", "assistant", *_INSTRUCTIONS)
 def read_conversation(turns: Any) -> tuple[list[Message], bytes | None]:
     """Returns the conversation for the model; its one picture precedes the first question.
 
-    It therefore begins with the turn that brought the latest picture, as `chat --web` does. The
-    model has no system turns: their texts, in order, precede the first question, each on its own
-    lines.
+    So it begins with the turn with the latest picture, as `chat --web` does. The model
+    knows no system turns: their texts, all of them in order, are put before the first question of
+    this conversation, each on its own lines.
 
     Raises:
-        ApiError: it is not a conversation, or has something that the model does not take.
+        ApiError: it is not a conversation, or has content that the model does not support.
     """
     if not isinstance(turns, list):
         raise wrong("messages", "expected a list")
@@ -33,12 +33,12 @@ def read_conversation(turns: Any) -> tuple[list[Message], bytes | None]:
     try:
         check_messages(messages)
         check_question(messages[first:])  # the questions, without the instructions
-        turns = _instructed(instructions, messages[first:])
-        check_question(turns)
+        conversation = _instructed(instructions, messages[first:])
+        check_question(conversation)
     except PromptError as error:
         raise ApiError(400, str(error), code="invalid_messages", param="messages") from error
     _, url, where = spoken[first]
-    return turns, None if url is None else picture_of(url, where)
+    return conversation, None if url is None else picture_of(url, where)
 
 
 def _instructed(instructions: list[str], messages: list[Message]) -> list[Message]:

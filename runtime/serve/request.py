@@ -41,8 +41,8 @@ def read_request(raw: Any, model: str, settings: GenerationSet) -> ChatRequest:
 
     Args:
         raw: its JSON.
-        model: the only model that there is.
-        settings: how to generate unless told otherwise.
+        model: the name of the only model.
+        settings: default generation settings.
 
     Raises:
         ApiError: anything that is wrong or not supported.
@@ -54,7 +54,7 @@ def read_request(raw: Any, model: str, settings: GenerationSet) -> ChatRequest:
     asked = given.get("model", model)
     if asked != model:
         raise ApiError(
-            404, f"no model {asked!r:.80} here; there is {model!r}", code="model_not_found",
+            404, f"no model {asked!r:.80}; this server has {model!r}", code="model_not_found",
             param="model",
         )  # fmt: skip
     messages, picture = read_conversation(given.get("messages"))
@@ -86,11 +86,11 @@ def _options(given: Mapping[str, Any], settings: GenerationSet) -> GenerationOpt
         )
         if name in given
     }
-    if "top_k" in given:  # 0, and -1, is all of them
+    if "top_k" in given:  # 0 and -1 mean no limit
         chosen["top_k"] = _number(given["top_k"], "top_k", _ANY, 1 << 30)
         if chosen["top_k"] < 1:
             chosen["top_k"] = None
-    # Either leaves the likeliest token alone.
+    # Either leaves only the likeliest token.
     is_greedy = chosen.get("temperature") == 0 or chosen.get("top_p") == 0
     sampling = {} if is_greedy else settings.choose(True, chosen)
     if "repetition_penalty" in chosen:
@@ -120,7 +120,7 @@ def _limit(given: Mapping[str, Any], settings: GenerationSet) -> int:
 
 
 def _top_logprobs(given: Mapping[str, Any]) -> int | None:
-    """Returns of how many of the likeliest tokens is told; None: of none, not even the chosen."""
+    """Returns how many of the likeliest tokens to report; None: no logprobs at all."""
     count: int = _number(given.get("top_logprobs", 0), "top_logprobs", 0, TOP_LOGPROBS_LIMIT)
     if _flag(given, "logprobs"):
         return count

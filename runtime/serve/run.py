@@ -20,7 +20,7 @@ def check_address(host: str, key: str | None) -> None:
     """Checks where a server may listen.
 
     Raises:
-        ConfigError: no address, or one that others reach while no key keeps them out.
+        ConfigError: not an address, or one that other machines can reach without a key.
     """
     try:
         address = ipaddress.ip_address(host)
@@ -28,7 +28,7 @@ def check_address(host: str, key: str | None) -> None:
         raise ConfigError(f"--host is {host!r}; expected an address such as {NAMES[0]}") from error
     if not address.is_loopback and key is None:
         raise ConfigError(
-            f"--host {host} can be reached by others: choose an API key for them (--api-key-file)"
+            f"--host {host} can be reached from other machines: set an API key (--api-key-file)"
         )
 
 
@@ -50,15 +50,15 @@ def serve(
         model: loaded.
         served: its name and settings.
         host: an address of this machine; see `check_address`.
-        port: on which to listen; 0: one that is free.
-        key: that clients must know; None: none.
-        origins: of pages of other sites that may ask.
+        port: on which to listen; 0 picks a free one.
+        key: API key that clients must send; None: no key.
+        origins: of other sites' pages that may send requests.
         window: context window in tokens.
-        waiting: how many requests may wait beside the one at work.
-        on_start: gets the address once requests are answered.
+        waiting: how many requests may wait besides the one in progress.
+        on_start: receives the address once requests are answered.
 
     Raises:
-        ConfigError: the address or the port cannot be had, or an origin is none.
+        ConfigError: the address or port cannot be bound, or an origin is invalid.
         ToolkitError: the model cannot be opened.
     """
     check_address(host, key)
@@ -70,7 +70,7 @@ def serve(
         work.prepare()
         bound = listener.getsockname()[1]
         own = f"[{host}]" if ":" in host else host
-        # Others have names for this machine that are not known here; the key keeps pages out.
+        # Other machines may use names for this one that are unknown here; the key keeps pages out.
         own_address = ipaddress.ip_address(host)
         names = {str(own_address), *NAMES} if own_address.is_loopback else None
         app = KeyGuard(serve_app(served, work), names=names, key=key, cors=cors)

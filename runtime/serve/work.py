@@ -1,4 +1,4 @@
-"""One model, one request at a time: the others wait, and only so many."""
+"""One model, one request at a time; a limited number of others wait."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from runtime.web.model import LoadedModel
 
 
 class QueueSlot:
-    """A request's place among those that are answered or wait."""
+    """A request's place in the queue, also while it is answered."""
 
     def __init__(self, give_back: Callable[[], None]) -> None:
         self._give_back = give_back
-        self._is_taken = True
+        self._is_held = True
 
     def leave(self) -> None:
-        """Gives it back; a second time does nothing."""
-        if self._is_taken:
-            self._is_taken = False
+        """Gives the place back; a second call does nothing."""
+        if self._is_held:
+            self._is_held = False
             self._give_back()
 
 
@@ -38,14 +38,14 @@ class PendingAnswer:
     """An answer under way: pieces of text and tokens' logprobs, then a `Reply` or an error."""
 
     def __init__(self, request: ChatRequest) -> None:
-        """Made in the event loop that gets its events."""
+        """Must be created in the event loop that receives the events."""
         self.request = request
         self._loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[AnswerEvent] = asyncio.Queue()
         self._cancel_requested = threading.Event()
 
     async def next(self) -> AnswerEvent:
-        """Waits for what comes next."""
+        """Waits for the next event."""
         return await self._events.get()
 
     def stop(self) -> None:
@@ -57,47 +57,47 @@ class PendingAnswer:
         return self._cancel_requested.is_set()
 
     def put(self, event: AnswerEvent) -> None:
-        """Brings what comes next; from the thread that works."""
+        """Adds an event; called from the worker thread."""
         try:
             self._loop.call_soon_threadsafe(self._events.put_nowait, event)
-        except RuntimeError:  # the loop has ended: nobody waits for it
+        except RuntimeError:  # the loop is closed: nobody waits for the event
             self.stop()
 
 
 class AnswerQueue:
-    """The thread that answers. From any thread, but `begin`: that is for the event loop."""
+    """The queue and its worker thread. Thread-safe, except `begin`: event loop only."""
 
     def __init__(self, model: LoadedModel, *, window: int, waiting: int) -> None:
-        """Args: window: tokens. waiting: how many requests may wait beside the one at work."""
+        """Args: window: tokens. waiting: how many requests may wait besides the one in progress."""
         self._model, self._window, self._limit = model, window, 1 + waiting
         self._lock = threading.Lock()
-        self._taken = 0
+        self._admitted = 0
         self._jobs: set[PendingAnswer] = set()
         self._is_ending = False
         self._worker = Worker()
 
     @property
     def admitted(self) -> int:
-        """Requests that are answered or wait."""
+        """Number of requests that are waiting or being answered."""
         with self._lock:
-            return self._taken
+            return self._admitted
 
     def enter(self) -> QueueSlot:
-        """Takes a place.
+        """Takes a place in the queue.
 
         Raises:
-            ApiError: there is none, or the server is about to end.
+            ApiError: the queue is full, or the server is shutting down.
         """
         with self._lock:
             if self._is_ending:
-                raise ApiError(503, "the server is about to end", code="ending")
-            if self._taken >= self._limit:
-                raise queue_full(f"{self._limit} requests are under way or wait")
-            self._taken += 1
+                raise ApiError(503, "the server is shutting down", code="ending")
+            if self._admitted >= self._limit:
+                raise queue_full(f"{self._limit} requests are already waiting or in progress")
+            self._admitted += 1
         return QueueSlot(self._leave)
 
     def begin(self, request: ChatRequest, place: QueueSlot) -> PendingAnswer:
-        """Has a request answered in its turn; its place is given back then."""
+        """Queues a request; its place is given back once it is answered."""
         job = PendingAnswer(request)
         with self._lock:
             self._jobs.add(job)
@@ -107,7 +107,7 @@ class AnswerQueue:
         return job
 
     def end(self) -> None:
-        """Ends all that is under way and all that waits, and takes no more."""
+        """Cancels all requests, waiting or in progress, and admits no more."""
         with self._lock:
             self._is_ending = True
             jobs = list(self._jobs)
@@ -115,7 +115,7 @@ class AnswerQueue:
             job.stop()
 
     def close(self) -> None:
-        """Ends the model, once nothing is under way."""
+        """Closes the model once no request is in progress."""
         self.end()
         self._worker.finish(self._model.close)
 
@@ -129,7 +129,7 @@ class AnswerQueue:
 
     def _leave(self) -> None:
         with self._lock:
-            self._taken -= 1
+            self._admitted -= 1
 
     def _session(self) -> Session:
         return self._model.session({"window": self._window, "threads": 0}, lambda: None)
@@ -137,7 +137,9 @@ class AnswerQueue:
     def _run(self, job: PendingAnswer, place: QueueSlot) -> None:
         try:
             event: Reply | BaseException = self._answer(job)
-        except BaseException as error:  # of any kind: the server goes on, and the client is told
+        except (
+            BaseException
+        ) as error:  # any error: the server keeps running, and the client is told
             forget_locals(error)  # the picture among them
             event = error
         if job.request.picture is not None:
@@ -161,4 +163,4 @@ class AnswerQueue:
             )
             if reply.statistics.stop != Stop.CANCELLED:
                 return reply
-        raise ApiError(503, "the answer was cut off: the server is about to end", code="ending")
+        raise ApiError(503, "the answer was cut off: the server is shutting down", code="ending")

@@ -195,7 +195,7 @@ def test_mmmu_in_json(tmp_path: Path, suffix: str) -> None:
     [
         ({"answer": "E"}, "its answer is 'E'"),
         ({"answer": "?"}, "its answer is '?'"),
-        ({"question_type": "open", "answer": "?"}, "secret"),
+        ({"question_type": "open", "answer": "?"}, "the test split has no answers"),
         ({"options": "nonsense"}, "options is no list"),
         ({"options": "__import__('os')"}, "options is no list"),
         ({"options": "['one']"}, "has 1 options"),

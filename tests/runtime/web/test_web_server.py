@@ -343,7 +343,7 @@ def test_a_port_that_is_taken_and_the_browser(
     browser.write_text(f'#!/bin/sh\necho "$1" > {tmp_path}/opened\n')
     browser.chmod(0o755)
     command = [sys.executable, "-m", "convert.cli", "chat", "--web", "--device", "cpu"]
-    with pytest.raises(AssertionError, match=f"port {server.port} .* cannot be had"):
+    with pytest.raises(AssertionError, match=f"port {server.port} .* is not available"):
         WebServer([*command, "--port", str(server.port)], tmp_path)
     environment = ["env", f"BROWSER={browser} %s"]
     with WebServer([*environment, *command], tmp_path) as running, running.listen() as events:
