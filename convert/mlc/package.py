@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import platform
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -303,7 +304,23 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     for name, record in raw["files"].items():
         if not isinstance(record, dict) or type(record.get("size")) is not int:
             raise BundleError(f"{path}: damaged: the file {name:.80} has no size")
+    for target, library in raw["libraries"].items():
+        if not _is_library(library, raw["files"]):
+            raise BundleError(
+                f"{path}: damaged: the library for {target:.80} is not one of its files"
+            )
     return raw
+
+
+def _is_library(record: Any, files: Mapping[str, Any]) -> bool:
+    return (
+        isinstance(record, dict)
+        and set(record) == {"file", "mlc_llm", "abi"}
+        and isinstance(record["file"], str)
+        and record["file"] in files
+        and isinstance(record["mlc_llm"], str)
+        and isinstance(record["abi"], str | None)
+    )
 
 
 def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:

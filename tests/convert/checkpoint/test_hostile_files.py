@@ -16,7 +16,7 @@ from convert.bundle.errors import BundleError
 from convert.bundle.manifest import Bundle
 from convert.calibrate.samples import CalibrationError, read_samples
 from convert.checkpoint.reader import Checkpoint
-from convert.mlc.package import KIND, MANIFEST, read_manifest
+from convert.mlc.package import FORMAT_VERSION, KIND, MANIFEST, read_manifest
 from convert.support.output_folder import OutputFolder, OutputFolderError
 from quantize.errors import CheckpointError, ConfigError
 from runtime.inputs.defaults import DEFAULTS, GenerationDefaults
@@ -112,7 +112,8 @@ def test_an_mlc_package(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("record", [None, 7, {}, {"size": "7"}, {"size": True}, {"size": 1.5}])
 def test_records_of_an_mlc_package(tmp_path: Path, record: Any) -> None:
-    raw = {"format": KIND.format, "format_version": 1, "recipe": "mlc", "method": "rtn"}
+    raw = {"format": KIND.format, "format_version": FORMAT_VERSION}
+    raw |= {"recipe": "mlc", "method": "rtn", "pictures": False, "libraries": {}}
     raw |= {"source": {}, "tools": {}, "parameters": 1, "weights_bytes": 1, "model": tiny_config()}
     for one, works in (({"size": 7}, True), (record, False)):
         (tmp_path / MANIFEST).write_text(json.dumps(raw | {"files": {"params.bin": one}}))
@@ -121,6 +122,31 @@ def test_records_of_an_mlc_package(tmp_path: Path, record: Any) -> None:
         else:
             with pytest.raises(BundleError, match=r"params\.bin has no size"):
                 read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        None,
+        "a.tar",
+        {},
+        {"file": "a.tar", "mlc_llm": "1"},
+        {"file": "a.tar", "mlc_llm": 1, "abi": None},
+        {"file": "a.tar", "mlc_llm": "1", "abi": 0.27},
+        {"file": "b.tar", "mlc_llm": "1", "abi": "0.27"},
+        {"file": ["a.tar"], "mlc_llm": "1", "abi": "0.27"},
+    ],
+)
+def test_libraries_of_an_mlc_package(tmp_path: Path, record: Any) -> None:
+    raw = {"format": KIND.format, "format_version": FORMAT_VERSION}
+    raw |= {"recipe": "mlc", "method": "rtn", "pictures": True, "files": {"a.tar": {"size": 7}}}
+    raw |= {"source": {}, "tools": {}, "parameters": 1, "weights_bytes": 1, "model": tiny_config()}
+    right = {"file": "a.tar", "mlc_llm": "1", "abi": "0.27"}
+    (tmp_path / MANIFEST).write_text(json.dumps(raw | {"libraries": {"mlc-android": right}}))
+    assert cli.main(["info", str(tmp_path)]) == 0
+    (tmp_path / MANIFEST).write_text(json.dumps(raw | {"libraries": {"mlc-android": record}}))
+    with pytest.raises(BundleError, match="damaged: the library for mlc-android"):
+        read_manifest(tmp_path)
 
 
 def test_other_files(tmp_path: Path) -> None:
