@@ -71,25 +71,44 @@ def test_what_it_carries(wheel: Path) -> None:
     assert f"-{VERSION}-" in wheel.name
 
 
-def test_it_works_alone(installed: Path, tmp_path: Path) -> None:
-    def minicpmv(*arguments: str) -> str:
-        return run(installed, tmp_path, str(installed / "bin/minicpmv"), *arguments).stdout
+@pytest.fixture(scope="module")
+def before(installed: Path) -> dict[Path, int]:
+    """The files as they were installed."""
+    return snapshot(installed)
 
+
+@pytest.fixture(scope="module")
+def converted(
+    installed: Path, before: dict[Path, int], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A folder outside of any checkout, in which the demo was converted."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+    minicpmv(installed, folder, "convert", "-o", "demo", "--target", "host,android-arm64")
+    return folder
+
+
+def minicpmv(installed: Path, where: Path, *arguments: str) -> str:
+    return run(installed, where, str(installed / "bin/minicpmv"), *arguments).stdout
+
+
+def test_it_works_alone(installed: Path, converted: Path, before: dict[Path, int]) -> None:
     names = ", ".join(SOURCES)
-    shown = run(installed, tmp_path, "-c", f"import {names}; print({names}, sep=chr(10))").stdout
+    shown = run(installed, converted, "-c", f"import {names}; print({names}, sep=chr(10))").stdout
     assert shown.count(str(installed)) == len(SOURCES), "the checkout's modules were imported"
-    before = snapshot(installed)
-    minicpmv("convert", "-o", "demo", "--target", "host,android-arm64")
-    assert json.loads(minicpmv("verify", "demo", "--json"))["passed"]
+    assert json.loads(minicpmv(installed, converted, "verify", "demo", "--json"))["passed"]
     picture = str(installed / "configs/demo/sample.png")
     question = ("--image", picture, "--prompt", "What colour is the shape?", "--greedy")
-    assert "Red." in minicpmv("chat", "demo", *question)
-    if shutil.which("aapt2") is not None:
-        minicpmv("apk", "demo", "-o", "app.apk")
-        with zipfile.ZipFile(tmp_path / "app.apk") as apk:
-            notices = apk.read("assets/page/notices.txt").decode()
-            assert f"minicpmv {VERSION}" in notices and "assets/page/main.js" in apk.namelist()
+    assert "Red." in minicpmv(installed, converted, "chat", "demo", *question)
     assert snapshot(installed) == before, "an installed toolkit is for reading only"
+
+
+@pytest.mark.skipif(shutil.which("aapt2") is None, reason="aapt2 is not installed; it builds APKs")
+def test_it_builds_an_apk(installed: Path, converted: Path, before: dict[Path, int]) -> None:
+    minicpmv(installed, converted, "apk", "demo", "-o", "app.apk")
+    with zipfile.ZipFile(converted / "app.apk") as apk:
+        notices = apk.read("assets/page/notices.txt").decode()
+        assert f"minicpmv {VERSION}" in notices and "assets/page/main.js" in apk.namelist()
+    assert snapshot(installed) == before
 
 
 def snapshot(folder: Path) -> dict[Path, int]:

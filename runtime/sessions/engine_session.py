@@ -169,6 +169,8 @@ class EngineSession:
         digest = _digest(picture)
         if self._picture is not None and self._picture[0] == digest:
             return self._picture[1], 0.0
+        if cancelled():  # a fast engine is done before it is polled
+            raise _PictureCancelledError
         try:
             line = client.image(picture, on_progress, cancelled)
         except EngineError as error:

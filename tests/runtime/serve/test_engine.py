@@ -184,7 +184,7 @@ def test_errors_of_the_command_line(
     for arguments, expected in (
         (["--port", "70000"], "--port is 70000"),
         (["--queue", "-1"], "--queue is -1"),
-        (["--host", "0.0.0.0"], "choose an API key for them (--api-key-file)"),
+        (["--host", "0.0.0.0"], "set an API key (--api-key-file)"),
         (["--host", "nowhere"], "expected an address"),
         (["--api-key", "schlüssel"], "not ASCII"),
         (["--cors", "*"], "--cors is '*'; expected the origin of a page"),

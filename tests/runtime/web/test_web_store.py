@@ -321,7 +321,7 @@ def test_errors_have_the_codes_that_the_page_explains(caplog: pytest.LogCaptureF
 def test_how_an_engine_ended_is_known(script: str, seconds: float, death: Death) -> None:
     engine = EngineProcess(["sh", "-c", script], name="engine", environment={})
     start = time.monotonic()
-    with pytest.raises(EngineDiedError, match=r"engine: (has|said)") as caught:
+    with pytest.raises(EngineDiedError, match=r"engine: (has|sent)") as caught:
         engine.receive(lambda: start + seconds)
     engine.close()
     assert error_code(caught.value) == death.value

@@ -254,7 +254,7 @@ FILES: dict[str, tuple[str, Callable[[bytes], bytes], str]] = {
     "logits": (
         "golden.json",
         _json(_shift),
-        "prompt 3, 'How many shapes are there?': the engine's logits are not those that stand",
+        "prompt 3, 'How many shapes are there?': the engine's logits differ from those in the file",
     ),
     "its likeliest token": ("golden.json", _json(_answer), "prompt 1, 'What colour is the shape?'"),
     "a pixel": (
