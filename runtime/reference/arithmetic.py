@@ -270,7 +270,7 @@ def set_embeddings(model: MiniCPMV, plan: Plan, hold: Callable[[str, Tensor], We
 
 @torch.no_grad()
 def apply_vision_arithmetic(model: MiniCPMV, plan: Plan) -> MiniCPMV:
-    """Rounds what sees in a reference model in place, if it has eyes, and returns it."""
+    """Rounds a reference model's vision encoder and resampler, if any, in place; returns it."""
     if model.vpm is not None and model.resampler is not None:
         rounding = _Rounding(plan)
         _round_vision(model.vpm, rounding)

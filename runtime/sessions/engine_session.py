@@ -237,7 +237,7 @@ def _reply(answer: EngineAnswer, encode_ms: float) -> Reply:
 
 
 def _nothing() -> Reply:
-    """Returns what there is of an answer whose picture was cancelled."""
+    """Returns the empty answer to a question whose picture was cancelled."""
     statistics = Statistics(
         encode_ms=0.0,
         prefill_ms=0.0,

@@ -130,4 +130,4 @@ def _difference(i: int, answer: Mapping[str, Any]) -> str:
     asked = f"prompt {i}, {answer[Field.QUESTION]!r:.80}"
     if said == expected:
         return f"{asked}: the engine's logits differ from those in the file"
-    return f"{asked}: the engine answers {said!r:.80}, there stands {expected!r:.80}"
+    return f"{asked}: the engine answers {said!r:.80}, the file has {expected!r:.80}"

@@ -66,7 +66,7 @@ class Positions:
     bundle: Sums
 
     def __add__(self, other: Positions) -> Positions:
-        """Returns what there is of both."""
+        """Returns the counts and sums of both."""
         return Positions(
             self.count + other.count,
             self.predicted + other.predicted,
