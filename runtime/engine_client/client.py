@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType, TracebackType
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from convert.bundle.program import Program
+from convert.support.closing import Closing
 from convert.support.progress import Progress, silent
 from convert.support.scratch import scratch_folder
 from quantize.errors import ToolkitError
@@ -151,7 +152,7 @@ class _Patience:
         return self._heard == self._sent and time.monotonic() < self._sent + _IDLE_SECONDS
 
 
-class EngineClient:
+class EngineClient(Closing):
     """A running engine; a context manager that ends it. Requests come one after the other.
 
     Only `cancel` may be called from another thread while a request is under way.
@@ -198,17 +199,6 @@ class EngineClient:
         except BaseException:
             self.close()
             raise
-
-    def __enter__(self) -> EngineClient:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Ends the engine; what it was doing is cancelled."""

@@ -6,11 +6,11 @@ import base64
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, cast
 
 from PIL import Image
 
+from convert.support.closing import Closing
 from convert.support.regular_file import read_regular
 from convert.support.strict_json import parse_json
 from runtime.engine_client.options import EngineOptions
@@ -23,7 +23,7 @@ from runtime.sessions.loader import load
 from runtime.sessions.session import Session
 
 
-class ChatModel:
+class ChatModel(Closing):
     """A model with the original's `chat` function.
 
     It keeps the cache of its latest conversation: a call that continues it computes only what is
@@ -69,17 +69,6 @@ class ChatModel:
         self._settings = loaded.defaults.named(settings)
         self._tokens = self._window_for(self._settings.max_new_tokens)
         self.session = self._open()
-
-    def __enter__(self) -> ChatModel:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Ends the model's engine; another question starts it again."""
@@ -158,7 +147,7 @@ class ChatModel:
             self.session = self._open()
 
 
-class OmniLMMChat:
+class OmniLMMChat(Closing):
     """The original's chat class: a picture in base64 and messages in JSON, one answer."""
 
     def __init__(
@@ -185,17 +174,6 @@ class OmniLMMChat:
             window=window,
             as_original=as_original,
         )
-
-    def __enter__(self) -> OmniLMMChat:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Ends the model's engine; another question starts it again."""

@@ -11,16 +11,17 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, BinaryIO
 from urllib.parse import urlsplit
+
+from convert.support.closing import Closing
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 STAND_IN = (sys.executable, "-m", "tests.support.web_stand_in")
 _SECONDS = 60
 
 
-class WebServer:
+class WebServer(Closing):
     """A server; a context manager that interrupts it."""
 
     def __init__(self, command: Sequence[str], home: Path, log: BinaryIO | None = None) -> None:
@@ -42,17 +43,6 @@ class WebServer:
         assert parts.hostname is not None and parts.port is not None
         self.host, self.port, self.root = parts.hostname, parts.port, parts.path
         self.origin = f"http://{self.host}:{self.port}"
-
-    def __enter__(self) -> WebServer:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Interrupts it, unless it has ended."""
@@ -122,7 +112,7 @@ class WebServer:
         return Listening(self)
 
 
-class Listening:
+class Listening(Closing):
     """A page that only listens to events; a context manager that closes the connection."""
 
     def __init__(self, server: WebServer) -> None:
@@ -130,17 +120,6 @@ class Listening:
         self._connection.request("GET", server.root + "events")
         self._answer = self._connection.getresponse()
         assert self._answer.status == 200
-
-    def __enter__(self) -> Listening:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Hangs up."""
