@@ -294,16 +294,25 @@ class Toolchain:
         return done.stderr
 
 
+def zig_package() -> Path:
+    """Returns the folder of the package ziglang; the program in it is called `zig`.
+
+    Raises:
+        BuildError: it is not installed.
+    """
+    found = importlib.util.find_spec("ziglang")
+    if found is None or not found.submodule_search_locations:
+        raise BuildError("the package ziglang is not installed; it compiles the engine")
+    return Path(found.submodule_search_locations[0]).resolve()
+
+
 def _zig(triple: str) -> Compiler:
     architecture = triple.partition("-")[0]
     if architecture not in BASELINE:
         raise BuildError(
             f"{triple}: cannot be built for; known architectures: {', '.join(BASELINE)}"
         )
-    found = importlib.util.find_spec("ziglang")
-    if found is None or not found.submodule_search_locations:
-        raise BuildError("the package ziglang is not installed; it compiles the engine")
-    package = Path(found.submodule_search_locations[0]).resolve()
+    package = zig_package()
     return Compiler(
         name="zig",
         version=version("ziglang"),

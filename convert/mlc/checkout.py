@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from convert.support.regular_file import read_regular
 from quantize.errors import ConfigError
 
 # The commits whose compiler was tried with the pinned apache-tvm.
@@ -102,7 +103,6 @@ def _read_line(path: Path) -> str | None:
 
 def _read_text(path: Path) -> str:
     try:
-        with path.open("rb") as file:
-            return file.read(_TEXT_BYTES).decode("utf-8", "replace")
+        return read_regular(path, limit=_TEXT_BYTES).decode("utf-8", "replace")
     except OSError:
         return ""

@@ -13,12 +13,13 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module, util
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import tvm
 from tvm import relax, s_tir, tirx
+
+from convert.engine.toolchain import zig_package
 
 _CREATE_CACHE = "vm.builtin.paged_attention_kv_cache_create"
 _NUMBERS_OF_026 = 5  # that this function's first argument has in a runtime of apache-tvm 0.26
@@ -142,13 +143,11 @@ def _cpu_schedules() -> None:
 
 def _linker() -> None:
     """Links a library for this machine with zig, so that no compiler of the system is needed."""
-    from ziglang import __file__ as ziglang
-
     cc: Any = import_module("tvm.support.cc")
 
     def create_shared(output: str, objects: Sequence[str], *_: Any, **__: Any) -> None:
-        zig = str(Path(ziglang).with_name("zig"))
-        subprocess.run([zig, "ld.lld", "-shared", "-o", output, *objects], check=True)
+        zig = zig_package() / "zig"
+        subprocess.run([str(zig), "ld.lld", "-shared", "-o", output, *objects], check=True)
 
     assert callable(cc.create_shared)
     cc.create_shared = create_shared
@@ -187,7 +186,7 @@ def compile_for(abi: str) -> None:
     """Makes the libraries that are compiled from now on fit a runtime.
 
     Args:
-        abi: one of `convert.mlc.compile.ABIS`.
+        abi: one of `convert.mlc.compilers.ABIS`.
 
     Raises:
         DriftError: this TVM creates the KV cache in a third way.

@@ -88,15 +88,6 @@ def write_params(
     return shards.finish(plan.parameters)
 
 
-def read_params(folder: Path) -> Iterator[tuple[str, Array]]:
-    """Yields a package's parameters by MLC-LLM's names, mapped from their files."""
-    for shard in json.loads((folder / CACHE).read_text("utf-8"))["records"]:
-        data = np.memmap(folder / shard["dataPath"], np.uint8, "r")
-        for record in shard["records"]:
-            part = data[record["byteOffset"] : record["byteOffset"] + record["nbytes"]]
-            yield record["name"], part.view(record["dtype"]).reshape(record["shape"])
-
-
 def _encode(
     checkpoint: Checkpoint,
     plan: Plan,

@@ -14,7 +14,7 @@ from torch import Tensor
 from tvm import relax
 from tvm.runtime import ShapeTuple
 
-from convert.mlc.params import read_params
+from tests.support.mlc_package import read_params
 
 _PAGE = 16  # tokens of the KV cache that are kept together, as MLC-LLM's engine has it
 _SEQUENCE = 0  # the id of the one conversation
@@ -34,7 +34,7 @@ class MlcEngine:
         self._device = device or tvm.cpu()
         self._vm = relax.VirtualMachine(tvm.runtime.load_module(str(library)), self._device)
         metadata = json.loads(self._vm["_metadata"]())
-        values = dict(read_params(package))
+        values = read_params(package)
         self._parameters = [
             self._put(values.pop(one["name"]).astype(one["dtype"], copy=False))
             for one in metadata["params"]

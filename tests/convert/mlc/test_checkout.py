@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,12 @@ def test_its_commit(files: dict[str, str], commit: str | None, tmp_path: Path) -
         assert checkout.warning is None
     else:
         assert checkout.warning is not None and TESTED in checkout.warning
+
+
+def test_what_would_block_is_not_read(tmp_path: Path) -> None:
+    (write_checkout(tmp_path) / ".git").mkdir()
+    os.mkfifo(tmp_path / ".git/HEAD")
+    assert MlcCheckout.open(tmp_path).commit is None
 
 
 def test_a_folder_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
