@@ -23,7 +23,8 @@ from mlc_llm.quantization.group_quantization import GroupQuantize
 from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn import Tensor, op
 
-from convert.mlc.vision_config import MODEL_TYPE, MlcVisionConfig
+from convert.mlc.names import PICTURE_MODEL
+from convert.mlc.vision_config import MlcVisionConfig
 
 _WIDE = "float32"
 
@@ -201,8 +202,8 @@ def _quantize(config: MiniCPMVConfig, scheme: GroupQuantize) -> tuple[Any, Quant
 
 def register() -> None:
     """Makes MLC-LLM know the model type `minicpm_v`."""
-    MODELS[MODEL_TYPE] = Model(
-        name=MODEL_TYPE,
+    MODELS[PICTURE_MODEL] = Model(
+        name=PICTURE_MODEL,
         config=MiniCPMVConfig,
         model=MiniCPMVForCausalLM,
         source={},

@@ -27,8 +27,9 @@ from convert.bundle.plan import Plan, Recipe, make_plan
 from convert.calibrate.store import CalibratedWeights
 from convert.checkpoint.config import CONFIGS, ModelConfig
 from convert.checkpoint.reader import Checkpoint
+from convert.mlc.names import CHAT_CONFIG, PICTURE_MODEL, SCHEME, TEXT_MODEL
 from convert.mlc.params import write_params
-from convert.mlc.vision_config import MODEL_TYPE, MlcVisionConfig
+from convert.mlc.vision_config import MlcVisionConfig
 from convert.support.json_text import json_text
 from convert.support.output_folder import FolderKind
 from convert.support.progress import Progress
@@ -38,16 +39,14 @@ from convert.support.whole_file import whole_file
 from quantize.errors import ConfigError
 from runtime.inputs.prompt import ASSISTANT, USER
 
-MANIFEST, CHAT_CONFIG, TOKENIZER = "mlc-package.json", "mlc-chat-config.json", "tokenizer.model"
+MANIFEST, TOKENIZER = "mlc-package.json", "tokenizer.model"
 KIND = FolderKind(manifest=MANIFEST, format="minicpmv-mlc-package", noun="MLC package")
 FORMAT_VERSION = 2
-SCHEME = "q4f16_1"  # the one of MLC-LLM's schemes that we write
 TOOLS = (TOOLKIT, "numpy", "torch")
 # Tokens: a KV cache takes 360 KiB for each at full size, and MLC-LLM takes all of it at once.
 CONTEXT_WINDOW = 1024
 # Tokens at once, with pictures: what a phone can spare for activations. Longer prompts take turns.
 PICTURE_CHUNK = 256
-TEXT_MODEL = "minicpm"  # MLC-LLM's own model type
 GENERATION_SET = "minicpm-v-1.0"  # of configs/generation.json
 _POSITIONS = 4096  # of a config.json that does not say
 
@@ -170,7 +169,7 @@ def chat_config(checkpoint: Checkpoint, *, pictures: bool = False) -> dict[str, 
     model_config = _model_config(checkpoint, window, chunk, pictures)
     return {
         "version": "0.1.0",  # of the format of MLC-LLM's chat configuration
-        "model_type": MODEL_TYPE if pictures else TEXT_MODEL,
+        "model_type": PICTURE_MODEL if pictures else TEXT_MODEL,
         "quantization": SCHEME,
         "model_config": model_config,
         "vocab_size": c.vocab_size,

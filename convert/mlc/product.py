@@ -14,12 +14,12 @@ from convert.conversion.config import MLC_RECIPE, ConvertConfig, MlcOptions
 from convert.conversion.conversion import Conversion
 from convert.conversion.product import Product
 from convert.mlc.checkout import MlcCheckout
-from convert.mlc.compile import (
+from convert.mlc.compile import compile_package
+from convert.mlc.compilers import (
     ABIS,
     DEVICES,
     MlcCompiler,
     command_for_later,
-    compile_package,
     find_compiler,
     from_checkout,
 )

@@ -11,8 +11,6 @@ from convert.checkpoint.config import ModelConfig
 from quantize.errors import ConfigError
 from quantize.int8 import INT8_GROUP
 
-MODEL_TYPE = "minicpm_v"
-
 
 @dataclass(frozen=True, kw_only=True)
 class MlcVisionConfig:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from convert.mlc.checkout import TESTED_COMMITS, MlcCheckout
-from convert.mlc.compile import find_compiler
+from convert.mlc.compilers import find_compiler
 from quantize.errors import ConfigError
 from runtime.doctor.checks import BROKEN, NOTE, Finding
 

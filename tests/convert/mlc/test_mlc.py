@@ -15,9 +15,9 @@ from convert import cli
 from convert.checkpoint.reader import Checkpoint
 from convert.engine.toolchain import BuildError
 from convert.mlc import params as mlc_params
-from convert.mlc.compile import (
+from convert.mlc.compile import compile_package
+from convert.mlc.compilers import (
     command_for_later,
-    compile_package,
     find_compiler,
     installed,
     library_name,
@@ -29,6 +29,7 @@ from quantize.layout import unpack_mlc
 from quantize.schemes import GroupScheme, dequantize_groups
 from runtime.inputs.prompt import Tokenizer
 from tests.support.bundles import snapshot, without_programs
+from tests.support.mlc_package import read_params
 from tests.support.tiny import random_state, tiny_config, write_checkpoint
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden/mlc-q4f16_1"
@@ -40,18 +41,6 @@ LIBRARY = library_name(TARGET, pictures=False)
 def package(checkpoint: Path, output: Path, *arguments: str) -> int:
     command = ["convert", str(checkpoint), "-o", str(output), "--target", TARGET]
     return cli.main([*command, *arguments])
-
-
-def read_params(folder: Path) -> dict[str, np.ndarray]:
-    """Reads a package's parameters as MLC-LLM does."""
-    params = {}
-    for shard in json.loads((folder / "tensor-cache.json").read_text())["records"]:
-        data = (folder / shard["dataPath"]).read_bytes()
-        assert len(data) == shard["nbytes"]
-        for record in shard["records"]:
-            part = data[record["byteOffset"] : record["byteOffset"] + record["nbytes"]]
-            params[record["name"]] = np.frombuffer(part, record["dtype"]).reshape(record["shape"])
-    return params
 
 
 @pytest.mark.parametrize("which", ["tied", "untied"])

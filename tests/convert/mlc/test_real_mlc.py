@@ -15,7 +15,8 @@ from convert import pipeline
 from convert.checkpoint.config import CONFIGS
 from convert.checkpoint.reader import Checkpoint
 from convert.conversion.config import MlcOptions
-from convert.mlc.package import CHAT_CONFIG, read_manifest
+from convert.mlc.names import CHAT_CONFIG
+from convert.mlc.package import read_manifest
 from convert.support.strict_json import load_json
 from runtime.doctor.mlc_checks import SOURCE_VARIABLE
 from runtime.inputs.picture import preprocess

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -19,6 +20,8 @@ from runtime.doctor.checks import BROKEN, LATER, MISSING, NOTE, OK, OLD, Finding
 from runtime.doctor.doctor import AREAS, COMMANDS, DoctorError, examine, mends, parse_areas
 from runtime.doctor.python_checks import check_python, check_zig
 from tests.support.fake_phone import FakePhone
+
+ROOT = Path(__file__).resolve().parents[3]
 
 SAYS = {
     "javac": "javac 17.0.15",
@@ -80,6 +83,15 @@ def framework(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def test_every_program_has_a_stand_in() -> None:
     assert {p.name for p in tools.programs()} == set(SAYS)
+
+
+def test_it_starts_without_what_it_checks() -> None:
+    """Doctor says that PyTorch is broken; it must not end of that itself."""
+    code = "import runtime.doctor.doctor as doctor, sys\n"
+    code += "print([name for name in ('torch', 'tvm', 'numpy', 'onnx') if name in sys.modules])"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
 
 
 def test_programs_that_work(machine: Machine) -> None:

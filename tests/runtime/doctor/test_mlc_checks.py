@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from convert.mlc.checkout import TESTED_COMMITS
-from convert.mlc.compile import installed
+from convert.mlc.compilers import installed
 from quantize.errors import ConfigError
 from runtime.doctor import mlc_checks
 from runtime.doctor.checks import BROKEN, NOTE, OK, Finding
