@@ -126,8 +126,7 @@ def test_stream_stop_edit_and_copy(show: Show, tmp_path: Path) -> None:
         screen.ask("count")
         count_shown(screen, 2)
         screen.stop_and_edit("better")
-        page.click("text=Regenerate")
-        screen.answered(1)
+        screen.answer_again()
         assert screen.turns() == ["better", "1: better"]
         page.click(".turn.assistant >> text=Copy")
         screen.until("navigator.clipboard.readText().then((text) => text === '1: better')")
