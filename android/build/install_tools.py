@@ -19,6 +19,7 @@ from android.build.tools import (
     BuildTool,
     DebianFile,
     ToolError,
+    fetch,
     files,
     install_command,
     packages,
@@ -35,10 +36,11 @@ def install(areas: Sequence[str]) -> None:
             download failed.
     """
     _install_debian(areas)
-    for package in packages(areas):
+    wanted = packages(areas)
+    for package in wanted:
         if not package.kept().is_file():
             _say(f"Downloading {package.file_name}: {package.what}")
-        package.fetch()
+    fetch(wanted)
 
 
 def _install_debian(areas: Sequence[str]) -> None:

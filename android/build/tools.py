@@ -8,16 +8,29 @@ import shutil
 import subprocess
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 from convert.support.cache import cache_folder, has_hash, pinned_file
+from convert.support.scratch import scratch_folder
 from quantize.errors import ToolkitError
 
 AREAS = ("apk", "sideload", "qemu", "tests")  # the purposes of programs
-# Copies one artifact, by its coordinates, from the repositories in the user's Maven settings.
+# Copies artifacts from the repositories in the user's Maven settings.
 _COPY = "org.apache.maven.plugins:maven-dependency-plugin:3.6.1:copy"
+_PROJECT = """\
+<project xmlns="http://maven.apache.org/POM/4.0.0">
+<modelVersion>4.0.0</modelVersion>
+<groupId>minicpmv</groupId><artifactId>packages</artifactId><version>1</version>
+<build><plugins><plugin>
+<artifactId>maven-dependency-plugin</artifactId>
+<configuration><artifactItems>
+{items}
+</artifactItems></configuration>
+</plugin></plugins></build>
+</project>
+"""
 
 
 class ToolError(ToolkitError):
@@ -81,11 +94,12 @@ class MavenPackage:
     artifact: str
     version: str
     sha256: str
+    packaging: str = "jar"  # or "aar", an archive with a `classes.jar`
 
     @property
     def file_name(self) -> str:
         """The file name in Maven."""
-        return f"{self.artifact}-{self.version}.jar"
+        return f"{self.artifact}-{self.version}.{self.packaging}"
 
     def kept(self, folder: Path | None = None) -> Path:
         """Returns its path in the cache, whether or not it exists."""
@@ -96,31 +110,29 @@ class MavenPackage:
         return has_hash(path, self.sha256)
 
     def fetch(self, folder: Path | None = None) -> Path:
-        """Returns the package's jar; Maven downloads it if the cache has no intact copy.
+        """Returns the package's file; as `fetch` of one."""
+        return fetch([self], folder)[0]
 
-        Raises:
-            ToolError: Maven could not download it, or the file has another hash.
-            CacheError: the cache cannot be written.
-        """
-        return pinned_file(self.kept(folder), self.sha256, self._bring)
 
-    def _bring(self, folder: Path) -> Path:
-        coordinates = f"{self.group}:{self.artifact}:{self.version}"
-        run(
-            [
-                *(program("mvn"), "--batch-mode", "--quiet", _COPY),
-                *(f"-Dartifact={coordinates}", f"-DoutputDirectory={folder}"),
-                f"-Dmaven.repo.local={folder}/repository",
-            ],
-            f"{self.file_name}: Maven could not download it; it is needed once, then the cache "
-            "has it",
-        )
-        found = folder / self.file_name
-        if not self.is_right(found):
-            raise ToolError(
-                f"{self.file_name}: Maven's file does not have the SHA-256 {self.sha256}"
-            )
-        return found
+def fetch(wanted: Sequence[MavenPackage], folder: Path | None = None) -> list[Path]:
+    """Returns packages' files; one run of Maven downloads what the cache lacks or has damaged.
+
+    Raises:
+        ToolError: Maven could not download a package, or its file has another hash.
+        CacheError: the cache cannot be written.
+    """
+    lacking = [package for package in wanted if not package.is_right(package.kept(folder))]
+    if lacking:
+        with scratch_folder() as scratch:
+            _download(lacking, scratch)
+            for package in lacking:
+                found = scratch / package.file_name
+                pinned_file(package.kept(folder), package.sha256, partial(_given, found))
+    return [package.kept(folder) for package in wanted]
+
+
+def _given(found: Path, _: Path) -> Path:
+    return found
 
 
 def programs(areas: Collection[str] = AREAS) -> list[BuildTool]:
@@ -206,6 +218,32 @@ def run(command: Sequence[str], problem: str, *, stdin: str | None = None) -> st
         first = re.sub(r"^[\w.]+Exception: ", "", first)  # Java's class names do not help
         raise ToolError(f"{problem}: {Path(command[0]).name}: {first}")
     return done.stdout
+
+
+def _download(wanted: Sequence[MavenPackage], folder: Path) -> None:
+    """Lets Maven copy packages into a folder."""
+    items = [
+        f"<artifactItem><groupId>{p.group}</groupId><artifactId>{p.artifact}</artifactId>"
+        f"<version>{p.version}</version><type>{p.packaging}</type></artifactItem>"
+        for p in wanted
+    ]
+    project = folder / "pom.xml"
+    project.write_text(_PROJECT.format(items="\n".join(items)), encoding="utf-8")
+    names, them = wanted[0].file_name, "it"
+    if len(wanted) > 1:
+        names, them = f"{names} and {len(wanted) - 1} more", "them"
+    run(
+        [
+            *(program("mvn"), "--batch-mode", "--quiet", f"--file={project}", _COPY),
+            *(f"-DoutputDirectory={folder}", f"-Dmaven.repo.local={folder}/repository"),
+        ],
+        f"{names}: Maven could not download {them}; needed once, then in the cache",
+    )
+    for package in wanted:
+        if not package.is_right(folder / package.file_name):
+            raise ToolError(
+                f"{package.file_name}: Maven's file does not have the SHA-256 {package.sha256}"
+            )
 
 
 def _program(name: str) -> BuildTool:

@@ -19,17 +19,17 @@ echo "apt-get $*" >> "$MACHINE/log"
 [ ! -e "$MACHINE/empty" ] || exit 0
 for name in $(cat "$MACHINE/brings"); do ln -s /bin/true "$MACHINE/bin/$name"; done
 """
-# Like Maven: copies the requested artifact into the given folder.
+# Like Maven: copies the artifacts that the project lists into the given folder.
 MAVEN = """#!/bin/sh
 for argument; do case $argument in
--Dartifact=*) IFS=: read -r group name version <<END
-${argument#*=}
-END
-;;
+--file=*) project=${argument#*=} ;;
 -DoutputDirectory=*) folder=${argument#*=} ;;
 esac; done
+while IFS='<>' read -r _ item _ _ group _ _ _ name _ _ _ version _ _ _ kind _; do
+[ "$item" = artifactItem ] || continue
 echo "mvn $name" >> "$MACHINE/log"
-cp "$MACHINE/jar" "$folder/$name-$version.jar"
+cp "$MACHINE/jar" "$folder/$name-$version.$kind"
+done < "$project"
 """
 
 
