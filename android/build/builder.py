@@ -119,7 +119,7 @@ def build_unsigned(plan: ApkPlan, output: Path, progress: Progress) -> None:
     with scratch_folder() as scratch:
         classes, dexed = scratch / "classes", scratch / "classes.dex"
         progress("link resources", 0, 1)
-        _link_resources(scratch)
+        link_resources(scratch)
         progress("link resources", 1, 1)
         progress("compile Java", 0, 1)
         compile_java([APP / "java", scratch / "generated"], classes)
@@ -137,6 +137,26 @@ def build_unsigned(plan: ApkPlan, output: Path, progress: Progress) -> None:
         run(
             [program("zipalign"), "-f", "4", str(packed), str(output)], "the APK: cannot be aligned"
         )
+
+
+def link_resources(folder: Path) -> None:
+    """Compiles manifest and resources: `resources.apk`, and Java with their ids in `generated`.
+
+    Raises:
+        ToolError: aapt2 is missing, or does not accept them.
+    """
+    aapt2, compiled = program("aapt2"), folder / "resources.zip"
+    name = VERSION
+    run(
+        [aapt2, "compile", "--dir", str(APP / "res"), "-o", str(compiled)],
+        "the app's resources do not compile",
+    )
+    command = [aapt2, "link", "-I", str(framework()), "-o", str(folder / "resources.apk")]
+    command += ["--manifest", str(APP / "AndroidManifest.xml"), "--no-version-vectors"]
+    command += ["--min-sdk-version", str(MIN_SDK), "--target-sdk-version", str(TARGET_SDK)]
+    command += ["--version-name", name, "--version-code", str(version_code(name))]
+    command += ["--java", str(folder / "generated")]
+    run([*command, str(compiled)], "the app's resources do not link")
 
 
 def compile_java(sources: Sequence[Path], output: Path, *classpath: Path) -> None:
@@ -166,6 +186,19 @@ def dex(classes: Path, output: Path) -> None:
     run([*command, f"--output={output}", str(classes)], "the app's classes cannot be translated")
 
 
+def assets(plan: ApkPlan) -> Iterator[tuple[str, Path | bytes]]:
+    """Lists the files that the app reads: names in the APK, and files or their contents."""
+    for path in PAGE.iterdir():
+        if path.suffix in _PAGE_SUFFIXES:
+            yield f"assets/page/{path.name}", path
+    for name in _CONFIGS:
+        yield f"assets/configs/{name}", CONFIGS / name
+    yield "assets/page/notices.txt", third_party_notices().encode()
+    yield f"assets/bundle/{MANIFEST}", plan.bundle.path / MANIFEST
+    for name in _packaged(plan):
+        yield f"assets/bundle/{name}", plan.bundle.path / name
+
+
 def version_code(name: str) -> int:
     """Returns the version number that Android compares; an update must have a higher one.
 
@@ -177,21 +210,6 @@ def version_code(name: str) -> int:
     return (version.major * 100 + version.minor) * 10_000 + version.micro * 100 + stage
 
 
-def _link_resources(scratch: Path) -> None:
-    aapt2, compiled = program("aapt2"), scratch / "resources.zip"
-    name = VERSION
-    run(
-        [aapt2, "compile", "--dir", str(APP / "res"), "-o", str(compiled)],
-        "the app's resources do not compile",
-    )
-    command = [aapt2, "link", "-I", str(framework()), "-o", str(scratch / "resources.apk")]
-    command += ["--manifest", str(APP / "AndroidManifest.xml"), "--no-version-vectors"]
-    command += ["--min-sdk-version", str(MIN_SDK), "--target-sdk-version", str(TARGET_SDK)]
-    command += ["--version-name", name, "--version-code", str(version_code(name))]
-    command += ["--java", str(scratch / "generated")]
-    run([*command, str(compiled)], "the app's resources do not link")
-
-
 def _entries(plan: ApkPlan, scratch: Path) -> Iterator[tuple[str, Path | bytes]]:
     """Lists the entries of the APK: names, and files or their contents."""
     with zipfile.ZipFile(scratch / "resources.apk") as linked:
@@ -200,15 +218,7 @@ def _entries(plan: ApkPlan, scratch: Path) -> Iterator[tuple[str, Path | bytes]]
     yield "classes.dex", scratch / "classes.dex"
     for abi in plan.abis:
         yield f"lib/{abi}/{ENGINE}", plan.bundle.program(ABIS[abi]).path
-    for path in PAGE.iterdir():
-        if path.suffix in _PAGE_SUFFIXES:
-            yield f"assets/page/{path.name}", path
-    for name in _CONFIGS:
-        yield f"assets/configs/{name}", CONFIGS / name
-    yield "assets/page/notices.txt", third_party_notices().encode()
-    yield f"assets/bundle/{MANIFEST}", plan.bundle.path / MANIFEST
-    for name in _packaged(plan):
-        yield f"assets/bundle/{name}", plan.bundle.path / name
+    yield from assets(plan)
 
 
 def _check_files(plan: ApkPlan, progress: Progress) -> None:

@@ -38,7 +38,8 @@ def java_tools() -> None:
 def java_classpath(java_tools: None, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The compiled app logic and its tests; Android's jar provides org.json."""
     junit = [package(name).fetch() for name in ("junit", "hamcrest-core")]
-    sources = [APP / "java" / "org" / "minicpmv" / "core", JAVA]
+    tests = [JAVA / "org" / "minicpmv" / part for part in ("core", "desktop")]
+    sources = [APP / "java" / "org" / "minicpmv" / "core", *tests]
     made = once(
         tmp_path_factory, "java", lambda folder: compile_java(sources, folder / "classes", *junit)
     )

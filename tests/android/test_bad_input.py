@@ -88,6 +88,9 @@ def test_every_listed_test_exists(accident: str) -> None:
 
 
 def test_every_junit_class_is_run() -> None:
-    listed = (TESTS / "android/test_java.py").read_text("utf-8")
-    for path in (TESTS / _JAVA).glob("*Test.java"):
-        assert f'"{path.stem}"' in listed, path
+    for folder, runner in (("core", "test_java.py"), ("app", "test_app.py")):
+        listed = (TESTS / "android" / runner).read_text("utf-8")
+        paths = list((TESTS / _JAVA).parent.glob(f"{folder}/*Test.java"))
+        assert paths
+        for path in paths:
+            assert f'"{path.stem}"' in listed, path

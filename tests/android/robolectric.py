@@ -1,0 +1,98 @@
+"""Runs the app on Android's own code, on this PC: Robolectric, with the demo's engine.
+
+Robolectric loads Android's jars, replaces their native parts, and starts the app from a manifest
+and an APK of resources: those of our own build. The tests are in
+`tests/android/java/org/minicpmv/app`.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import zipfile
+from pathlib import Path
+
+from android.build.builder import APP, ApkPlan, assets, compile_java, link_resources
+from android.build.phones import MIN_SDK, TARGET_SDK
+from android.build.tools import MavenPackage, fetch, package, packages
+from convert.bundle.manifest import Bundle
+
+JAVA = Path(__file__).parent / "java"
+SDKS = {26: "android-8", 34: "android-all"}  # Android versions, and the jars with their code
+_CONFIG = "com/android/tools/test_config.properties"  # Robolectric looks for it on the class path
+
+
+def libraries() -> list[MavenPackage]:
+    """Lists Robolectric, JUnit and what they need."""
+    return [p for p in packages(("tests",)) if p.artifact != "android-all"]
+
+
+def build(bundle: Bundle, folder: Path) -> None:
+    """Makes what `run` needs: the compiled app and tests, its resources and assets, Android."""
+    jars = _jars(folder / "libraries")
+    link_resources(folder)
+    plan = ApkPlan(bundle=bundle, abis=(), embed=False)
+    with zipfile.ZipFile(folder / "resources.apk", "a") as archive:
+        for name, content in assets(plan):
+            archive.writestr(name, content if isinstance(content, bytes) else content.read_bytes())
+    sources = [APP / "java", folder / "generated", JAVA / "org" / "minicpmv" / "app"]
+    compile_java(sources, folder / "classes", *jars)
+    config = folder / "config" / _CONFIG
+    config.parent.mkdir(parents=True)
+    config.write_text(
+        f"android_merged_manifest={_manifest(folder)}\n"
+        f"android_resource_apk={folder / 'resources.apk'}\n"
+        "android_custom_package=org.minicpmv.app\n"
+    )
+    (folder / "android").mkdir()
+    for jar in fetch([package(name) for name in SDKS.values()]):
+        (folder / "android" / jar.name).symlink_to(jar)
+
+
+def run(folder: Path, bundle: Bundle, sdk: int, tests: list[str]) -> str:
+    """Runs JUnit classes on one version of Android; returns the output of tests that pass."""
+    jars = [*sorted((folder / "libraries").glob("*.jar")), package("android-all").kept()]
+    classpath = [folder / "config", JAVA, folder / "classes", *jars]  # Android's jar comes last
+    temporary = folder / f"tmp-{sdk}"
+    temporary.mkdir(exist_ok=True)
+    command = ["java", "--add-opens", "java.base/java.io=ALL-UNNAMED"]
+    command += [
+        "-Drobolectric.offline=true",
+        f"-Drobolectric.dependency.dir={folder / 'android'}",
+        "-Drobolectric.usePreinstrumentedJars=false",  # the cache has the plain jars, to compile
+        f"-Drobolectric.enabledSdks={sdk}",
+        f"-Djava.io.tmpdir={temporary}",
+        f"-Dbundle={bundle.path}",
+        f"-Dengine={bundle.program('host').path}",
+    ]
+    command += ["-cp", os.pathsep.join(map(str, classpath)), "org.junit.runner.JUnitCore"]
+    command += [f"org.minicpmv.app.{name}" for name in tests]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def _jars(folder: Path) -> list[Path]:
+    """Puts the libraries into a folder, those of an `aar` unpacked."""
+    folder.mkdir()
+    found = []
+    for library in libraries():
+        kept, jar = library.fetch(), folder / f"{library.name}.jar"
+        if library.packaging == "aar":
+            with zipfile.ZipFile(kept) as archive, archive.open("classes.jar") as source:
+                with jar.open("wb") as target:
+                    shutil.copyfileobj(source, target)
+        else:
+            jar.symlink_to(kept)
+        found.append(jar)
+    return found
+
+
+def _manifest(folder: Path) -> Path:
+    """Writes the manifest with the versions of Android that aapt2 puts into the APK's."""
+    text = (APP / "AndroidManifest.xml").read_text("utf-8")
+    sdk = f'<uses-sdk android:minSdkVersion="{MIN_SDK}" android:targetSdkVersion="{TARGET_SDK}" />'
+    merged = folder / "AndroidManifest.xml"
+    merged.write_text(text.replace("<application", f"{sdk}\n  <application", 1), "utf-8")
+    return merged
