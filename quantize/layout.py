@@ -120,6 +120,13 @@ def pack_mlc_int8(codes: Array) -> Array:
     return packed
 
 
+def unpack_mlc_int8(q_weight: Array) -> Array:
+    """Reverses `pack_mlc_int8`: codes (N, K) int8 from (N, K/4) uint32."""
+    shifted = np.ascontiguousarray(q_weight, "<u4").view(np.uint8)
+    codes: Array = (shifted.astype(np.int16) - MAX_INT8).astype(np.int8)
+    return codes
+
+
 def _whole_tiles(rows: Array, fill: int) -> Array:
     """Adds rows of `fill` until the last tile is full."""
     missing = tiles(len(rows)) * TILE_ROWS - len(rows)

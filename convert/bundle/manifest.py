@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Callable, Mapping
 from itertools import zip_longest
-from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any
 
 import msgspec
 from msgspec import Struct
 
 from convert.bundle.errors import BundleError
+from convert.bundle.folder_manifest import ANOTHER_VERSION, check_file, read_object, read_records
 from convert.bundle.plan import Plan, Recipe, make_plan
 from convert.bundle.program import Program
 from convert.bundle.weights_file import WeightsFile
@@ -22,7 +22,6 @@ from convert.support.json_text import json_text
 from convert.support.output_folder import FolderKind
 from convert.support.progress import Progress, silent
 from convert.support.regular_file import open_regular
-from convert.support.strict_json import load_json
 from quantize.errors import ToolkitError
 
 FORMAT_VERSION = 2
@@ -30,13 +29,6 @@ MANIFEST, WEIGHTS = "bundle.json", "weights.safetensors"
 TOKENIZER, GENERATION = "tokenizer.model", "generation.json"
 GOLDEN, GOLDEN_PICTURE = "golden.json", "golden.picture"  # for the engine's self-check
 KIND = FolderKind(manifest=MANIFEST, format="minicpmv-bundle", noun="bundle")
-
-_ANOTHER_VERSION = (  # of the toolkit made it, or somebody altered it; what mends both:
-    "made by another version of this toolkit, or altered: convert the checkpoint again"
-)
-
-
-T = TypeVar("T")
 
 
 class FileRecord(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -109,25 +101,8 @@ class Manifest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         Raises:
             BundleError: missing, not JSON, another format or version, missing or unknown keys.
         """
-        path = folder / MANIFEST
-        try:
-            raw = load_json(path)
-        except OSError as error:
-            raise BundleError(
-                f"{path}: cannot be read: {error.strerror or error}; is {folder} a bundle, made by "
-                "`minicpmv convert`?"
-            ) from error
-        except ValueError as error:
-            raise BundleError(f"{path}: damaged: not JSON: {error}") from error
-        if not isinstance(raw, dict) or raw.pop("format", None) != KIND.format:
-            raise BundleError(f"{path}: not a bundle's manifest: its format is not {KIND.format}")
-        version = raw.pop("format_version", None)
-        if version != FORMAT_VERSION or type(version) is not int:
-            raise BundleError(
-                f"{path}: format version {version!r:.40}; this toolkit reads {FORMAT_VERSION}; "
-                "convert the checkpoint again"
-            )
-        return _manifest(str(path), raw)
+        raw = read_object(folder, KIND, FORMAT_VERSION)
+        return read_records(folder / MANIFEST, raw, Manifest, _TABLES)
 
 
 _TABLES: Mapping[str, type[Struct]] = {
@@ -163,7 +138,7 @@ class Bundle:
             raise BundleError(f"{path}: {what}; expected a bundle's folder")
         manifest = Manifest.read(path)
         for name, record in manifest.files.items():
-            _check_file(path, name, record)
+            check_file(path / MANIFEST, name, record.size, KIND.noun)
         for needed in (WEIGHTS, GENERATION, *(t.program for t in manifest.targets.values())):
             if needed not in manifest.files:
                 raise BundleError(f"{path / MANIFEST}: files lacks {needed}")
@@ -246,7 +221,7 @@ def _plan_of(path: Path, manifest: Manifest) -> tuple[ModelConfig, Plan]:
         recipe = Recipe.from_json(manifest.quantization)
         plan = make_plan(config, untied_head, recipe, manifest.kv_cache)
     except ToolkitError as error:
-        raise BundleError(f"{path}: {error}; {_ANOTHER_VERSION}") from error
+        raise BundleError(f"{path}: {error}; {ANOTHER_VERSION}") from error
     if config.architecture != manifest.architecture:
         raise BundleError(
             f"{path}: architecture is {manifest.architecture!r:.40}, but its model says "
@@ -257,7 +232,7 @@ def _plan_of(path: Path, manifest: Manifest) -> tuple[ModelConfig, Plan]:
         names = [*expected, *manifest.tensors]
         wrong = next(n for n in names if manifest.tensors.get(n) != expected.get(n))
         raise BundleError(
-            f"{path}: tensor {wrong} does not follow from its model and recipe; {_ANOTHER_VERSION}"
+            f"{path}: tensor {wrong} does not follow from its model and recipe; {ANOTHER_VERSION}"
         )
     return config, plan
 
@@ -268,41 +243,3 @@ def _first_difference(weights: WeightsFile, plan: Plan) -> str:
     spec = expected or found
     assert spec is not None, "one of the two is longer"
     return spec.name
-
-
-def _check_file(folder: Path, name: str, record: FileRecord) -> None:
-    """Checks that a listed file lies in the folder, is no link out of it, and has its size."""
-    where = f"{folder / MANIFEST}: file name {name!r:.80}"
-    parts = PurePosixPath(name).parts
-    plain = name == "/".join(parts) and not {"/", "..", "."} & set(parts)
-    if not parts or not plain or re.search(r"[\\:\x00-\x1f]", name):
-        raise BundleError(f"{where}; expected a plain path inside the bundle")
-    path = folder
-    for part in parts:
-        path = path / part
-        if path.is_symlink():
-            raise BundleError(f"{path}: a link; a bundle holds its files itself")
-    if not path.is_file():
-        raise BundleError(f"{path}: missing, though {MANIFEST} lists it")
-    size = path.stat().st_size
-    if size != record.size:
-        problem = "truncated" if size < record.size else "altered"
-        raise BundleError(
-            f"{path}: {problem}: it has {size:,} bytes, {MANIFEST} says {record.size:,}"
-        )
-
-
-def _manifest(where: str, raw: dict[str, Any]) -> Manifest:
-    for table, kind in _TABLES.items():
-        entries = raw.get(table)
-        if isinstance(entries, dict):  # each on its own, so that the error names it
-            for name, entry in entries.items():
-                _record(f"{where}: {table}: {name:.80}", entry, kind)
-    return _record(where, raw, Manifest)
-
-
-def _record(where: str, raw: Any, kind: type[T]) -> T:
-    try:
-        return msgspec.convert(raw, kind)
-    except msgspec.ValidationError as error:
-        raise BundleError(f"{where}: {error}; {_ANOTHER_VERSION}") from error

@@ -67,12 +67,12 @@ def describe(source: str | None) -> dict[str, Any]:
     """
     from convert.bundle.manifest import MANIFEST
     from convert.commands.recipe_info import describe_mlc_package, describe_recipe, is_recipe
-    from convert.mlc import package as mlc_package
+    from convert.mlc import manifest as mlc_manifest
 
     path = None if source is None else Path(source)
     if path is not None and path.is_file() and is_recipe(path):
         return describe_recipe(path)
-    if path is not None and (path / mlc_package.MANIFEST).exists():
+    if path is not None and (path / mlc_manifest.MANIFEST).exists():
         return describe_mlc_package(path)
     if path is not None and path.is_file():
         return _describe_config(path)

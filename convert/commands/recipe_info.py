@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from convert.bundle.plan import Plan, Recipe, make_plan
 from convert.checkpoint.config import CONFIGS, ModelConfig
-from convert.mlc.package import read_manifest
+from convert.mlc.manifest import PackageManifest
 from convert.support.strict_json import load_json
 from quantize.errors import ConfigError
 
@@ -73,24 +75,24 @@ def describe_mlc_package(path: Path) -> dict[str, Any]:
     Raises:
         BundleError: not one of ours, or damaged.
     """
-    manifest = read_manifest(path)
-    config = ModelConfig.from_json(manifest["model"])
-    size, parameters = manifest["weights_bytes"], manifest["parameters"]
+    manifest = PackageManifest.read(path)
+    config = ModelConfig.from_json(manifest.model)
+    size, parameters = manifest.weights_bytes, manifest.parameters
     return {
         "kind": "MLC package",
         "path": str(path),
         "architecture": config.architecture,
-        "quantization": f"{manifest.get('quantization')}, {manifest['method']}",
-        "pictures": manifest["pictures"],
-        "libraries": manifest["libraries"],
-        "tokenizer": "tokenizer.model" in manifest["files"],
-        "source": manifest["source"],
+        "quantization": f"{manifest.quantization}, {manifest.method}",
+        "pictures": manifest.pictures,
+        "libraries": msgspec.to_builtins(manifest.libraries),
+        "tokenizer": "tokenizer.model" in manifest.files,
+        "source": msgspec.to_builtins(manifest.source),
         "weights": {
             "parameters": parameters,
             "bytes": size,
             "bits_per_weight": round(8 * size / max(parameters, 1), 3),
         },
-        "files": {name: record["size"] for name, record in manifest["files"].items()},
+        "files": {name: record.size for name, record in manifest.files.items()},
     }
 
 

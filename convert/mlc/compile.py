@@ -10,7 +10,7 @@ from pathlib import Path
 from convert.engine.toolchain import BuildError
 from convert.mlc.checkout import DRIFTED, TESTED_COMMITS
 from convert.mlc.compilers import MlcCompiler, last_line, library_name
-from convert.mlc.package import add_library, read_manifest
+from convert.mlc.manifest import PackageManifest
 from convert.support.scratch import scratch_folder
 from convert.support.whole_file import whole_file
 
@@ -23,7 +23,8 @@ def compile_package(compiler: MlcCompiler, target: str, package: Path) -> Path:
     Raises:
         BuildError: MLC-LLM failed; the package stays as it was.
     """
-    name = library_name(target, pictures=bool(read_manifest(package)["pictures"]))
+    manifest = PackageManifest.read(package)
+    name = library_name(target, pictures=manifest.pictures)
     with scratch_folder(".mlc-", package.parent) as folder:
         output = folder / name
         command = compiler.compile_command(target, package.absolute(), output.absolute())
@@ -48,7 +49,7 @@ def compile_package(compiler: MlcCompiler, target: str, package: Path) -> Path:
         library = package / name
         with whole_file(library) as file:
             output.rename(file)
-    add_library(package, library, target, compiler.version, compiler.abi)
+    manifest.with_library(target, library, compiler.version, compiler.abi)
     return library
 
 

@@ -14,34 +14,26 @@ from __future__ import annotations
 import json
 import platform
 import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from msgspec import structs
-
-from convert.bundle.errors import BundleError
 from convert.bundle.manifest import GENERATION, BundleSource, FileRecord
 from convert.bundle.plan import Plan, Recipe, make_plan
 from convert.calibrate.store import CalibratedWeights
 from convert.checkpoint.config import CONFIGS, ModelConfig
 from convert.checkpoint.reader import Checkpoint
+from convert.mlc.manifest import PackageManifest
 from convert.mlc.names import CHAT_CONFIG, PICTURE_MODEL, SCHEME, TEXT_MODEL
 from convert.mlc.params import write_params
 from convert.mlc.vision_config import MlcVisionConfig
 from convert.support.json_text import json_text
-from convert.support.output_folder import FolderKind
 from convert.support.progress import Progress
-from convert.support.strict_json import load_json
 from convert.support.versions import TOOLKIT, package_version
-from convert.support.whole_file import whole_file
 from quantize.errors import ConfigError
 from runtime.inputs.prompt import ASSISTANT, USER
 
-MANIFEST, TOKENIZER = "mlc-package.json", "tokenizer.model"
-KIND = FolderKind(manifest=MANIFEST, format="minicpmv-mlc-package", noun="MLC package")
-FORMAT_VERSION = 2
+TOKENIZER = "tokenizer.model"
 TOOLS = (TOOLKIT, "numpy", "torch")
 # Tokens: a KV cache takes 360 KiB for each at full size, and MLC-LLM takes all of it at once.
 CONTEXT_WINDOW = 1024
@@ -132,25 +124,22 @@ def write_package(
     text = json_text(config, indent=2) + "\n"
     (folder / CHAT_CONFIG).write_text(text, "utf-8")
     files = sorted(path for path in folder.iterdir() if path.is_file())
-    manifest = {
-        "format": KIND.format,
-        "format_version": FORMAT_VERSION,
-        "model": checkpoint.config.source,
-        "quantization": SCHEME,
-        "recipe": plan.recipe.scheme.name,
-        "method": plan.recipe.method,
-        "pictures": pictures,
-        "parameters": plan.parameters,
-        "weights_bytes": nbytes,
-        "source": structs.asdict(source),
-        "libraries": {},
-        "tools": {
+    PackageManifest(
+        model=checkpoint.config.source,
+        quantization=SCHEME,
+        recipe=plan.recipe.scheme.name,
+        method=plan.recipe.method,
+        pictures=pictures,
+        parameters=plan.parameters,
+        weights_bytes=nbytes,
+        source=source,
+        libraries={},
+        tools={
             "python": platform.python_version(),
             **{name: package_version(name) for name in TOOLS},
         },
-        "files": {path.name: structs.asdict(FileRecord.of(path)) for path in files},
-    }
-    _write_manifest(folder, manifest)
+        files={path.name: FileRecord.of(path) for path in files},
+    ).write(folder)
     return PackageReport(
         tensors=len(plan.tensors),
         parameters=plan.parameters,
@@ -255,77 +244,6 @@ def conversation_template(bos: int, eos: int) -> dict[str, Any]:
         "function_string": "",
         "use_function_calling": False,
     }
-
-
-def add_library(folder: Path, path: Path, target: str, compiler: str, abi: str | None) -> None:
-    """Adds a compiled library, a file of the folder, to its manifest.
-
-    Args:
-        folder: the package.
-        path: the library.
-        target: what it was compiled for.
-        compiler: the version of MLC-LLM.
-        abi: the release of apache-tvm whose runtime loads it; None: MLC-LLM's own.
-    """
-    manifest = read_manifest(folder)
-    manifest["files"][path.name] = structs.asdict(FileRecord.of(path))
-    record = {"file": path.name, "mlc_llm": compiler, "abi": abi}
-    manifest["libraries"][target] = record
-    _write_manifest(folder, manifest)
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """Reads `mlc-package.json`.
-
-    Raises:
-        BundleError: missing, or not a package of ours.
-    """
-    path = folder / MANIFEST
-    try:
-        raw = load_json(path)
-    except (OSError, ValueError) as error:
-        raise BundleError(f"{path}: cannot be read: {error}") from error
-    if not isinstance(raw, dict) or raw.get("format") != KIND.format:
-        raise BundleError(f"{path}: not an MLC package's manifest")
-    if raw.get("format_version") != FORMAT_VERSION:
-        raise BundleError(f"{path}: of another format version; convert the checkpoint again")
-    expected: dict[str, type] = {
-        "recipe": str,
-        "method": str,
-        "source": dict,
-        "files": dict,
-        "tools": dict,
-    }
-    expected |= {"pictures": bool, "libraries": dict}
-    for key, kind in (expected | {"parameters": int, "weights_bytes": int, "model": dict}).items():
-        if type(raw.get(key)) is not kind:
-            raise BundleError(f"{path}: damaged: {key} is no {kind.__name__}")
-    for name, record in raw["files"].items():
-        if not isinstance(record, dict) or type(record.get("size")) is not int:
-            raise BundleError(f"{path}: damaged: the file {name:.80} has no size")
-    for target, library in raw["libraries"].items():
-        if not _is_library(library, raw["files"]):
-            raise BundleError(
-                f"{path}: damaged: the library for {target:.80} is not one of its files"
-            )
-    return raw
-
-
-def _is_library(record: Any, files: Mapping[str, Any]) -> bool:
-    return (
-        isinstance(record, dict)
-        and set(record) == {"file", "mlc_llm", "abi"}
-        and isinstance(record["file"], str)
-        and record["file"] in files
-        and isinstance(record["mlc_llm"], str)
-        and isinstance(record["abi"], str | None)
-    )
-
-
-def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    text = json_text(manifest, indent=1) + "\n"
-    with whole_file(folder / MANIFEST) as file:
-        file.write_text(text, "utf-8")
 
 
 def _whole(value: float) -> float | int:

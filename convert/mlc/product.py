@@ -23,7 +23,8 @@ from convert.mlc.compilers import (
     find_compiler,
     from_checkout,
 )
-from convert.mlc.package import KIND, make_mlc_plan, write_package
+from convert.mlc.manifest import KIND
+from convert.mlc.package import make_mlc_plan, write_package
 from convert.mlc.vision_config import MlcVisionConfig
 from convert.support.console import Size
 from convert.support.output_folder import OutputFolder

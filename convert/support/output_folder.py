@@ -38,6 +38,7 @@ class FolderKind:
     manifest: str  # file name
     format: str
     noun: str  # what messages call it
+    article: str = "a"  # of the noun
 
 
 class OutputFolderError(ToolkitError):

@@ -7,7 +7,14 @@ import os
 from pathlib import Path
 
 from convert.support.streams import print_json
-from runtime.engine_client.options import ADB, LOCAL, QEMU, add_engine_arguments, engine_options
+from runtime.engine_client.options import (
+    ADB,
+    LOCAL,
+    MLC,
+    QEMU,
+    add_engine_arguments,
+    engine_options,
+)
 
 NAME = "verify"
 HELP = "compare a bundle with the full-precision model, stage by stage"
@@ -17,13 +24,19 @@ EXAMPLES = (
         "verify a phone's engine, and write a report",
         "minicpmv verify phone --engine qemu --report report",
     ),
+    ("verify an MLC package for this PC", "minicpmv verify phone-mlc --engine mlc"),
 )
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
-    parser.add_argument("bundle", type=Path, metavar="DIR", help="a bundle, made by convert")
-    add_engine_arguments(parser, (LOCAL, QEMU, ADB), default=LOCAL)
+    parser.add_argument(
+        "bundle",
+        type=Path,
+        metavar="DIR",
+        help="a bundle, made by convert; or its package for MLC-LLM",
+    )
+    add_engine_arguments(parser, (LOCAL, QEMU, ADB, MLC), default=LOCAL)
     add = parser.add_argument_group("comparison").add_argument
     add(
         "--reference",
@@ -38,9 +51,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add(
         "--window",
         type=int,
-        default=1024,
         metavar="N",
-        help="context window in tokens (default: %(default)s)",
+        help="context window in tokens (default: 1024; of an MLC package its own)",
     )
     add(
         "--data",

@@ -9,11 +9,13 @@ from quantize.errors import ConfigError
 
 LOCAL, QEMU, ADB, REFERENCE = "local", "qemu", "adb", "reference"
 ENGINES = (LOCAL, QEMU, ADB, REFERENCE)
+MLC = "mlc"  # a package for MLC-LLM, which only verify runs
 _MEANING = {
     LOCAL: "on this PC",
     QEMU: "the phone's engine, emulated on this PC",
     ADB: "on a connected phone",
     REFERENCE: "the full-precision model in PyTorch",
+    MLC: "an MLC package's library for this PC, in TVM's virtual machine",
 }
 
 
@@ -31,7 +33,7 @@ class EngineOptions:
         Raises:
             ConfigError: an unknown engine, no threads, or a setting that means nothing here.
         """
-        if self.engine not in (None, *ENGINES):
+        if self.engine not in (None, *ENGINES, MLC):
             raise ConfigError(f"engine is {self.engine!r}; expected one of {', '.join(ENGINES)}")
         if self.threads is not None and (type(self.threads) is not int or self.threads < 1):
             raise ConfigError(f"threads is {self.threads!r}; expected an integer of at least 1")

@@ -12,7 +12,7 @@ from runtime.engine_client.client import (
     EngineClient,
     engine_command,
 )
-from runtime.engine_client.options import ADB, LOCAL, EngineOptions
+from runtime.engine_client.options import ADB, LOCAL, QEMU, EngineOptions
 from runtime.engine_client.place import Device, threads_environment
 
 
@@ -57,6 +57,8 @@ def open_place(bundle: Bundle, options: EngineOptions) -> Device:
         from runtime.engine_client.phone import Phone
 
         return Phone(bundle, connect(options.serial), options.threads)
+    if engine not in (LOCAL, QEMU):
+        raise ConfigError(f"engine {engine} does not run a bundle; try {LOCAL}, {QEMU} or {ADB}")
     if engine == LOCAL and not is_host():
         needed, here = (" on ".join(names) for names in (HOST_MACHINE, this_machine()))
         raise ConfigError(

@@ -10,6 +10,7 @@ the recipe; a bundle that loses more has a fault.
 from __future__ import annotations
 
 from collections.abc import Callable
+from enum import Enum
 
 import numpy as np
 import torch
@@ -50,11 +51,24 @@ _CHUNK_VALUES = 1 << 16  # quantized at once: numpy's temporaries fit the second
 _VISION = {"qkv": "attn.qkv", "proj": "attn.proj", "fc1": "mlp.fc1", "fc2": "mlp.fc2"}
 
 
-class QuantizedLinear(nn.Module):
-    """A linear of quantized weights times activations rounded to int8 per group."""
+class Inputs(Enum):
+    """How a linear of quantized weights takes its inputs."""
 
-    def __init__(self, weight: Weight, group_size: int, bias: Tensor | None = None) -> None:
-        """Args: weight: (N, K) as codes, or already rounded by the scheme. bias: (N,) float32."""
+    INT8 = "int8"  # rounded per group, as a bundle's kernels do
+    FLOAT = "float"  # as they are: MLC-LLM's kernels
+
+
+class QuantizedLinear(nn.Module):
+    """A linear of quantized weights times activations, rounded to int8 per group or as they are."""
+
+    def __init__(self, weight: Weight, group_size: int | None, bias: Tensor | None = None) -> None:
+        """Makes one.
+
+        Args:
+            weight: (N, K) as codes, or already rounded by the scheme.
+            group_size: of the activations that are rounded; None: none is.
+            bias: (N,) float32.
+        """
         super().__init__()
         if isinstance(weight, Tensor):
             weight = nn.Parameter(weight, requires_grad=False)
@@ -64,7 +78,9 @@ class QuantizedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (..., K) to (..., N)."""
-        return multiply(round_to_int8(x, self.group_size), self.weight, self.bias)
+        if self.group_size is not None:
+            x = round_to_int8(x, self.group_size)
+        return multiply(x, self.weight, self.bias)
 
 
 class CutPatches(nn.Module):
@@ -180,18 +196,25 @@ def _in_groups(
 
 
 def linear_of(
-    weight: Weight, format: str, scheme: GroupScheme, bias: Tensor | None = None
+    weight: Weight,
+    format: str,
+    scheme: GroupScheme,
+    bias: Tensor | None = None,
+    *,
+    inputs: Inputs = Inputs.INT8,
 ) -> nn.Module:
     """Makes a linear as kernels compute it.
 
     Args:
         weight: (N, K), as its format has it.
-        format: a format of a plan; `q4` and `q8` have activations rounded to int8.
+        format: a format of a plan.
         scheme: of the 4-bit format.
         bias: (N,) float32.
+        inputs: how `q4` and `q8` take their inputs.
     """
     if isinstance(weight, GroupCodes):
-        return QuantizedLinear(weight, scheme.group_size if format == "q4" else INT8_GROUP, bias)
+        group = scheme.group_size if format == "q4" else INT8_GROUP
+        return QuantizedLinear(weight, group if inputs == Inputs.INT8 else None, bias)
     out = LazyLinear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
     out.weight = nn.Parameter(weight, requires_grad=False)
     if bias is not None:
@@ -202,13 +225,15 @@ def linear_of(
 class _Rounding:
     """Replaces linears by what a plan makes of them."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, inputs: Inputs) -> None:
+        self._inputs = inputs
         self._formats = {tensor.name: tensor.format for tensor in plan.tensors}
         self._scheme = plan.recipe.scheme
 
     def linear(self, name: str, weight: Tensor, bias: Tensor | None = None) -> nn.Module:
         """Makes the linear of a bundle's tensor from (some rows of) it."""
-        return linear_of(self.rounded(name, weight), self._formats[name], self._scheme, bias)
+        rounded = self.rounded(name, weight)
+        return linear_of(rounded, self._formats[name], self._scheme, bias, inputs=self._inputs)
 
     def rounded(self, name: str, weight: Tensor) -> Weight:
         kept = self._formats[name]
@@ -223,7 +248,12 @@ class _Rounding:
 
 @torch.no_grad()
 def apply_arithmetic(
-    model: MiniCPMV, plan: Plan, *, stored: bool = False, progress: Progress = silent
+    model: MiniCPMV,
+    plan: Plan,
+    *,
+    stored: bool = False,
+    progress: Progress = silent,
+    inputs: Inputs = Inputs.INT8,
 ) -> MiniCPMV:
     """Rounds a reference model in place, and returns it.
 
@@ -233,8 +263,9 @@ def apply_arithmetic(
         stored: the decoder's matrices are as a bundle stores them: see
             `runtime.verify.files.stored_weights`.
         progress: counts the decoder's layers.
+        inputs: how linears of quantized weights take their inputs.
     """
-    rounding, stack = _Rounding(plan), model.llm.model
+    rounding, stack = _Rounding(plan, inputs), model.llm.model
     for module in stack.modules():
         if isinstance(module, RMSNorm):
             module.weight.copy_(module.weight.half())
@@ -247,17 +278,24 @@ def apply_arithmetic(
 
         count = len(stack.layers)
         parallel_map(one, range(count), lambda index: progress(LOADING, index + 1, count))
-        set_embeddings(model, plan, rounding.rounded)
-    return apply_vision_arithmetic(model, plan)
+        set_embeddings(model, plan, rounding.rounded, inputs=inputs)
+    return apply_vision_arithmetic(model, plan, inputs)
 
 
-def set_embeddings(model: MiniCPMV, plan: Plan, hold: Callable[[str, Tensor], Weight]) -> None:
+def set_embeddings(
+    model: MiniCPMV,
+    plan: Plan,
+    hold: Callable[[str, Tensor], Weight],
+    *,
+    inputs: Inputs = Inputs.INT8,
+) -> None:
     """Gives a decoder the token embeddings and the head of a plan, tied or not.
 
     Args:
         model: whose decoder it is.
         plan: how they are stored.
         hold: makes them from a tensor's name and what the model has now.
+        inputs: how the head takes its inputs.
     """
     formats = {tensor.name: tensor.format for tensor in plan.tensors}
     stack, head = model.llm.model, model.llm.lm_head.weight
@@ -265,14 +303,15 @@ def set_embeddings(model: MiniCPMV, plan: Plan, hold: Callable[[str, Tensor], We
     embedding = hold("llm.embed", stack.embed_tokens.weight)
     weight = hold(name, head) if name == "llm.head" else embedding
     stack.embed_tokens = LazyEmbedding(embedding)  # type: ignore[assignment]
-    model.llm.lm_head = linear_of(weight, formats[name], plan.recipe.scheme)  # type: ignore[assignment]
+    linear = linear_of(weight, formats[name], plan.recipe.scheme, inputs=inputs)
+    model.llm.lm_head = linear  # type: ignore[assignment]
 
 
 @torch.no_grad()
-def apply_vision_arithmetic(model: MiniCPMV, plan: Plan) -> MiniCPMV:
+def apply_vision_arithmetic(model: MiniCPMV, plan: Plan, inputs: Inputs = Inputs.INT8) -> MiniCPMV:
     """Rounds a reference model's vision encoder and resampler, if any, in place; returns it."""
     if model.vpm is not None and model.resampler is not None:
-        rounding = _Rounding(plan)
+        rounding = _Rounding(plan, inputs)
         _round_vision(model.vpm, rounding)
         _round_resampler(model.resampler, rounding)
     return model

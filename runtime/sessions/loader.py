@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 from convert.bundle.errors import BundleError
-from convert.bundle.manifest import MANIFEST, Bundle
+from convert.bundle.manifest import MANIFEST, Bundle, BundleSource
 from convert.checkpoint.config import ModelConfig
 from convert.checkpoint.hub import is_hub_id
 from convert.checkpoint.reader import Checkpoint
@@ -110,35 +110,44 @@ def open_source(bundle: Bundle, reference: str | None = None) -> Checkpoint:
     Raises:
         CheckpointError: it is not there, or another one by now.
     """
-    checkpoint = find_source(bundle, reference)
-    problem = source_problem(bundle, checkpoint)
+    checkpoint = find_source(bundle.manifest.source, reference)
+    problem = source_problem(bundle.manifest.source, bundle.path, checkpoint)
     if problem is not None:
         raise CheckpointError(f"{problem}; convert again")
     return checkpoint
 
 
-def find_source(bundle: Bundle, reference: str | None = None) -> Checkpoint:
-    """Opens what is where a bundle's checkpoint should be; see `open_source`.
+def find_source(source: BundleSource, reference: str | None = None) -> Checkpoint:
+    """Opens what is where an artifact's checkpoint should be.
+
+    Args:
+        source: what its manifest says.
+        reference: where it is now, if not there.
 
     Raises:
         CheckpointError: it is not there.
     """
-    source = bundle.manifest.source
     if not (reference or source.demo or Path(source.path).exists() or is_hub_id(source.path)):
         raise CheckpointError(
-            f"{source.path}: the checkpoint that the bundle was made from is not there; "
+            f"{source.path}: the checkpoint that this was made from is not there; "
             "name it with --reference, or as the argument of chat"
         )
     return Checkpoint.open(reference or (None if source.demo else source.path))
 
 
-def source_problem(bundle: Bundle, checkpoint: Checkpoint) -> str | None:
-    """Says what is wrong if a bundle was not made from a checkpoint."""
-    expected = bundle.manifest.source.sha256
+def source_problem(source: BundleSource, artifact: Path, checkpoint: Checkpoint) -> str | None:
+    """Says what is wrong if a bundle or a package was not made from a checkpoint.
+
+    Args:
+        source: what its manifest says.
+        artifact: where it is, for the message.
+        checkpoint: what it is to be made from.
+    """
+    expected = source.sha256
     if checkpoint.source_hash() == expected:
         return None
     return (
-        f"{checkpoint.path}: not the checkpoint that {bundle.path} was made from: its hash is "
+        f"{checkpoint.path}: not the checkpoint that {artifact} was made from: its hash is "
         f"not {expected[:12]}…"
     )
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,53 +14,38 @@ from convert.bundle.errors import BundleError
 from convert.bundle.manifest import MANIFEST, Bundle
 from convert.bundle.results_file import identity
 from convert.checkpoint.reader import Checkpoint
+from convert.mlc.manifest import MANIFEST as MLC_MANIFEST
 from convert.support.progress import Progress, silent
-from convert.support.versions import VERSION
-from quantize.errors import CheckpointError, ConfigError
 from quantize.methods import find_method
-from runtime.engine_client.options import LOCAL, EngineOptions
+from runtime.engine_client.options import LOCAL, MLC, EngineOptions
 from runtime.engine_client.place import Device
 from runtime.engine_client.places import open_place
 from runtime.inputs.prompt import Tokenizer
 from runtime.reference.arithmetic import LOADING, RoundedKVCache, apply_arithmetic
 from runtime.reference.load import load_reference
 from runtime.sessions.engine_session import EngineSession
-from runtime.sessions.loader import find_source, source_problem
-from runtime.verify.cases import Case, built_in_cases, read_cases
+from runtime.verify.cases import Case
 from runtime.verify.check import Cause, Check
 from runtime.verify.diagnose.isolate import find_causes
 from runtime.verify.files.contents import check_contents
 from runtime.verify.files.differences import differences, listed
 from runtime.verify.files.stored_weights import load_stored
-from runtime.verify.files.weights import check_brought, check_files, check_tensors
-from runtime.verify.measure.results import FileResultCache, Outcome, ResultCache
+from runtime.verify.files.weights import (
+    BundleTensors,
+    check_brought,
+    check_files,
+    check_tensors,
+)
+from runtime.verify.measure.results import Outcome, ResultCache
 from runtime.verify.measure.run import EngineUnderTest, Models, load_settings, run_cases
-from runtime.verify.report.folder import ReportFolder
+from runtime.verify.report.folder import ReportFolder, known_results
 from runtime.verify.report.page.render import render
 from runtime.verify.report.provenance import what_ran
 from runtime.verify.report.report import Report, stored_tensors
+from runtime.verify.request import Request
 from runtime.verify.stages import EngineStages, TorchStages
 
 WINDOW = 1024  # tokens
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Comparison:
-    """What is compared, and how."""
-
-    bundle: Path
-    reference: str | None
-    window: int
-    engine: EngineOptions
-    data: Path | None
-    skip_bad: bool
-    report: Path | None
-    force: bool
-
-    def __post_init__(self) -> None:
-        """Checks combinations."""
-        if self.skip_bad and self.data is None:
-            raise ConfigError("--skip-bad needs --data")
 
 
 def verify(
@@ -70,7 +55,7 @@ def verify(
     engine: str | None = LOCAL,
     threads: int | None = None,
     serial: str | None = None,
-    window: int = WINDOW,
+    window: int | None = None,
     data: str | Path | None = None,
     skip_bad: bool = False,
     report: str | Path | None = None,
@@ -80,13 +65,13 @@ def verify(
     """Compares a bundle with the full-precision model, as `minicpmv verify` does.
 
     Args:
-        bundle: a folder, made by `convert`.
+        bundle: a folder, made by `convert`; for the engine `mlc` a package for MLC-LLM.
         reference: the full-precision model, a folder or a hub id; None: the checkpoint that the
             bundle was made from.
-        engine: where the bundle's engine runs: `local`, `qemu` or `adb`.
+        engine: where the bundle's engine runs: `local`, `qemu` or `adb`; `mlc` for a package.
         threads: of the engine; None: as many as it finds best.
         serial: of the phone, for `adb`; None: $ANDROID_SERIAL, or the only one.
-        window: context window, in tokens.
+        window: context window, in tokens; None: 1024, or the package's own.
         data: a JSON Lines file of questions; None: the built-in ones.
         skip_bad: leave out lines of `data` that cannot be used.
         report: a folder for a web page and its data; None: none is written.
@@ -101,8 +86,8 @@ def verify(
         CheckpointError: the reference is missing, or not what the bundle was made from.
         ToolkitError: a line of the data that cannot be used, or no place for the report.
     """
-    request = _Comparison(
-        bundle=Path(bundle),
+    request = Request(
+        artifact=Path(bundle),
         reference=None if reference is None else str(reference),
         window=window,
         engine=EngineOptions(engine=engine, threads=threads, serial=serial),
@@ -111,31 +96,42 @@ def verify(
         report=None if report is None else Path(report),
         force=force,
     )
-    return _verify(request, progress)
+    if engine == MLC:
+        from runtime.verify.mlc.run import verify_package  # loads TVM, which no bundle needs
+
+        return verify_package(request, progress)
+    return _verify_bundle(request, progress)
 
 
-def _verify(request: _Comparison, progress: Progress) -> Report:
+def _verify_bundle(request: Request, progress: Progress) -> Report:
     started = time.monotonic()
-    bundle = Bundle.open(request.bundle)
+    bundle = _open_bundle(request.artifact)
     settings = load_settings()
     folder = None if request.report is None else ReportFolder(request.report)
-    cases = _cases(request, settings, with_pictures=bundle.config.vision is not None)
+    cases = request.cases(settings, with_pictures=bundle.config.vision is not None)
     place = open_place(bundle, request.engine)
-    files = check_files(bundle, place.target, progress)
+    program = bundle.program(place.target).path
+    files = check_files(bundle.path, bundle.manifest.files, program, progress)
     checkpoint, warnings = _open_reference(bundle, request)
     # Stored results hold for the bundle as it was made.
     kept = folder if all(check.passed for check in files) else None
-    with _known(kept, bundle, checkpoint, place, request, settings) as known:
+    window = request.window_or(WINDOW)
+    about = {
+        "bundle": identity(bundle),
+        "engine": place.description,
+        "target": place.target,
+    }
+    with known_results(kept, about, checkpoint, window, settings) as known:
         found = _measure(
             request, bundle, checkpoint, place, files, cases, known, settings, progress
         )
     report = Report(
-        bundle=str(request.bundle),
+        bundle=str(request.artifact),
         reference=str(checkpoint.path),
         quantization=bundle.plan.recipe.scheme.name,
         kv_cache=bundle.plan.kv,
         engine=place.engine,
-        window=request.window,
+        window=window,
         longest_prompt=found.outcome.longest_prompt,
         checks=found.checks,
         answers=found.outcome.answers,
@@ -143,13 +139,19 @@ def _verify(request: _Comparison, progress: Progress) -> Report:
         warnings=[*warnings, *found.warnings],
         tensors=stored_tensors(bundle.plan),
         positions=found.outcome.positions,
-        ran=what_ran(bundle, checkpoint, place, found.hello, request.window),
+        ran=what_ran(bundle, checkpoint, place, found.hello, window),
         earlier_cases=known.reused,
         seconds=time.monotonic() - started,
     )
     if folder is not None:
         folder.write(render(report, cases), report.to_json())
     return report
+
+
+def _open_bundle(path: Path) -> Bundle:
+    if (path / MLC_MANIFEST).exists() and not (path / MANIFEST).exists():
+        raise BundleError(f"{path}: a package for MLC-LLM; to verify it: --engine {MLC}")
+    return Bundle.open(path)
 
 
 @dataclass(frozen=True)
@@ -164,7 +166,7 @@ class _Measured:
 
 
 def _measure(
-    request: _Comparison,
+    request: Request,
     bundle: Bundle,
     checkpoint: Checkpoint,
     place: Device,
@@ -179,9 +181,10 @@ def _measure(
     tokenizer, limits, window = (
         Tokenizer(checkpoint.tokenizer),
         settings["thresholds"],
-        request.window,
+        request.window_or(WINDOW),
     )
-    checks = [*files, *check_tensors(bundle, checkpoint, limits, progress)]
+    tensors = BundleTensors(bundle.plan, bundle.weights())
+    checks = [*files, *check_tensors(tensors, checkpoint, limits, progress)]
     place.prepare(progress)
     checks += check_brought(place, progress)
     with closing(_start(place, bundle, window, checks)) as session:
@@ -215,23 +218,9 @@ def _start(place: Device, bundle: Bundle, window: int, checks: Sequence[Check]) 
         ) from error
 
 
-def _cases(request: _Comparison, settings: Mapping[str, Any], *, with_pictures: bool) -> list[Case]:
-
-    if request.data is None:
-        return built_in_cases(settings["built_in"], with_pictures=with_pictures)
-    return read_cases(request.data, with_pictures=with_pictures, skip_bad=request.skip_bad)
-
-
-def _open_reference(bundle: Bundle, request: _Comparison) -> tuple[Checkpoint, list[str]]:
+def _open_reference(bundle: Bundle, request: Request) -> tuple[Checkpoint, list[str]]:
     """Returns the checkpoint, and warnings about it."""
-    checkpoint, warnings = find_source(bundle, request.reference), []
-    problem = source_problem(bundle, checkpoint)
-    if problem is not None:
-        if not request.force:
-            raise CheckpointError(f"{problem}; convert again, or compare anyway with --force")
-        warnings.append(
-            f"{problem}: differences may come from the reference and not from the bundle"
-        )
+    checkpoint, warnings = request.open_reference(bundle.manifest.source)
     head = any(tensor.name == "llm.head" for tensor in bundle.plan.tensors)
     if checkpoint.config != bundle.config or checkpoint.untied_head != head:
         wrong = [*differences(bundle.config.source, checkpoint.config.source, "model")]
@@ -240,37 +229,7 @@ def _open_reference(bundle: Bundle, request: _Comparison) -> tuple[Checkpoint, l
             f"so nothing can be compared: {listed(wrong or ['one has a head of its own'])}; "
             "convert again"
         )
-    if checkpoint.tokenizer is None:
-        raise CheckpointError(
-            f"{checkpoint.path}: has no tokenizer.model, so it cannot answer questions"
-        )
     return checkpoint, warnings
-
-
-@contextmanager
-def _known(
-    folder: ReportFolder | None,
-    bundle: Bundle,
-    checkpoint: Checkpoint,
-    place: Device,
-    request: _Comparison,
-    settings: Mapping[str, Any],
-) -> Iterator[ResultCache]:
-    """Opens the results of an earlier run; none without a folder."""
-    if folder is None:
-        yield ResultCache()
-        return
-    about = {
-        "bundle": identity(bundle),
-        "reference": checkpoint.source_hash(),
-        "engine": place.description,
-        "target": place.target,
-        "toolkit": VERSION,
-        "window": request.window,
-        "settings": settings,
-    }
-    with folder.cases(about) as file:
-        yield FileResultCache(file)
 
 
 def _load_models(
@@ -288,7 +247,7 @@ def _load_models(
     arithmetic = load_reference(checkpoint, lazy=True)
     stored = find_method(bundle.plan.recipe.method).search
     if stored:
-        load_stored(arithmetic, bundle.plan, bundle.weights(), progress)
+        load_stored(arithmetic, BundleTensors(bundle.plan, bundle.weights()), progress)
     rounded = apply_arithmetic(arithmetic, bundle.plan, stored=stored, progress=progress)
     reference = load_reference(checkpoint, lazy=True)
     progress(LOADING, layers, layers)

@@ -31,7 +31,7 @@ from runtime.verify.cases import built_in_cases
 from runtime.verify.check import Cause, Check
 from runtime.verify.diagnose.isolate import find_causes
 from runtime.verify.files.contents import check_contents
-from runtime.verify.files.weights import check_files, check_tensors
+from runtime.verify.files.weights import BundleTensors, check_files, check_tensors
 from runtime.verify.measure.results import ResultCache
 from runtime.verify.measure.run import EngineUnderTest, Models, load_settings, run_cases
 from runtime.verify.stages import EngineStages, TorchStages
@@ -257,8 +257,12 @@ class Verified:
         bundle, settings = Bundle.open(folder), load_settings()
         settings["built_in"] |= {"pictures": 1, "max_new_tokens": 8}
         thresholds, silent = settings["thresholds"], lambda stage, done, total: None
-        checks = check_files(bundle, "host", silent)
-        checks += check_tensors(bundle, self.checkpoint, thresholds, silent)
+        checks = check_files(
+            bundle.path, bundle.manifest.files, bundle.program("host").path, silent
+        )
+        checks += check_tensors(
+            BundleTensors(bundle.plan, bundle.weights()), self.checkpoint, thresholds, silent
+        )
         cases = built_in_cases(settings["built_in"], with_pictures=True)
         place: Device = open_place(Bundle.open(runs or folder), EngineOptions(engine=LOCAL))
         with closing(session(place, bundle.config, window=WINDOW)) as running:

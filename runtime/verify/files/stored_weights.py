@@ -1,45 +1,43 @@
-"""The decoder as a bundle stores it, in the reference model.
+"""The decoder as an artifact stores it, in the reference model.
 
 Only plain rounding follows from the checkpoint alone. Where a method searches scales or calibrates,
-the model of the bundle's arithmetic takes the decoder's weights from the bundle; how far they are
+the model of its arithmetic takes the decoder's weights from the artifact; how far they are
 from the checkpoint's, `runtime.verify.files.weights` measures.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 
-from convert.bundle.plan import Plan
 from convert.support.progress import Progress, silent
-from quantize.schemes import Array
-from runtime.reference.arithmetic import LOADING, STACKS, linear_of, set_embeddings
+from runtime.reference.arithmetic import LOADING, STACKS, Inputs, linear_of, set_embeddings
 from runtime.reference.decoder import DecoderLayer
 from runtime.reference.lazy_weights import Weight
 from runtime.reference.model import MiniCPMV
-from runtime.verify.files.weights import hold_stored
+from runtime.verify.files.weights import StoredTensors
 
 
 @torch.no_grad()
 def load_stored(
     model: MiniCPMV,
-    plan: Plan,
-    weights: Mapping[str, Array],
+    stored: StoredTensors,
     progress: Progress = silent,
+    *,
+    inputs: Inputs = Inputs.INT8,
 ) -> MiniCPMV:
     """Replaces the decoder's weights of a reference model in place, and returns it.
 
     Args:
-        model: of the configuration that the plan is for.
-        plan: how the weights are stored.
-        weights: the stored tensors.
+        model: of the configuration that the tensors are for.
+        stored: the tensors.
         progress: counts the decoder's layers.
+        inputs: how the linears take their inputs.
     """
+    plan = stored.plan
     tensors = {tensor.name: tensor for tensor in plan.tensors}
 
     def held(name: str) -> Weight:
-        return hold_stored(weights, tensors[name], plan.recipe.scheme)
+        return stored.hold(tensors[name])
 
     for i, layer in enumerate(model.llm.model.layers):
         progress(LOADING, i, len(model.llm.model.layers))
@@ -49,7 +47,9 @@ def load_stored(
             for path in paths:  # the linears whose rows were stacked
                 above, _, child = path.rpartition(".")
                 last = first + layer.get_submodule(path).get_parameter("weight").shape[0]
-                linear = linear_of(whole[first:last], tensors[at].format, plan.recipe.scheme)
+                linear = linear_of(
+                    whole[first:last], tensors[at].format, plan.recipe.scheme, inputs=inputs
+                )
                 setattr(layer.get_submodule(above), child, linear)
                 first = last
         assert isinstance(layer, DecoderLayer)
@@ -59,5 +59,5 @@ def load_stored(
         ):
             norm.weight.copy_(held(f"llm.layers.{i}.{name}.weight").float())
     model.llm.model.norm.weight.copy_(held("llm.norm.weight").float())
-    set_embeddings(model, plan, lambda name, _: held(name))
+    set_embeddings(model, plan, lambda name, _: held(name), inputs=inputs)
     return model

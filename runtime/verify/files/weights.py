@@ -1,18 +1,21 @@
-"""The stored files and tensors of a bundle against the checkpoint that they were made from."""
+"""The stored files and tensors of an artifact against the checkpoint that they were made from."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from itertools import chain
+from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from convert.bundle.errors import BundleError
-from convert.bundle.manifest import Bundle, FileRecord
-from convert.bundle.plan import PlannedTensor
+from convert.bundle.manifest import FileRecord
+from convert.bundle.plan import Plan, PlannedTensor
+from convert.bundle.weights_file import WeightsFile
 from convert.checkpoint.reader import Checkpoint
 from convert.support.progress import Progress
 from quantize.layout import unpack_int8_tiles, unpack_tiles, untile_f16
@@ -29,26 +32,63 @@ from runtime.verify.check import Check
 _FOLLOWERS = {"input_norm.weight": "qkv", "post_norm.weight": "gate_up"}
 
 
-def check_files(bundle: Bundle, target: str, progress: Progress) -> list[Check]:
-    """Compares every file's SHA-256 with the manifest's; progress counts bytes.
+class StoredTensors(Protocol):
+    """The tensors of an artifact: a bundle's, or an MLC package's."""
+
+    @property
+    def plan(self) -> Plan:
+        """How they are stored."""
+
+    def hold(self, tensor: PlannedTensor) -> Weight:
+        """Returns one as codes, or in the dtype that it is stored in."""
+
+    def release(self) -> None:
+        """Gives back the memory of what was read."""
+
+
+class BundleTensors:
+    """The tensors of a bundle."""
+
+    def __init__(self, plan: Plan, weights: WeightsFile) -> None:
+        """Args: plan: of the bundle. weights: its tensors."""
+        self.plan, self._weights = plan, weights
+
+    def hold(self, tensor: PlannedTensor) -> Weight:
+        """See `StoredTensors`."""
+        return hold_stored(self._weights, tensor, self.plan.recipe.scheme)
+
+    def release(self) -> None:
+        """See `StoredTensors`."""
+        self._weights.release()
+
+
+def check_files(
+    folder: Path, files: Mapping[str, FileRecord], program: Path, progress: Progress
+) -> list[Check]:
+    """Compares every file's SHA-256 with the manifest's.
+
+    Args:
+        folder: a bundle's or a package's.
+        files: those of its manifest.
+        program: the compiled code among them.
+        progress: counts bytes.
 
     Raises:
-        BundleError: the compiled program was altered; it is not run.
+        BundleError: the program was altered; it is not run.
     """
     checks = []
-    files = bundle.manifest.files
     total, done = sum(record.size for record in files.values()), 0
 
     def advance(count: int) -> None:
         nonlocal done
         done += count
-        progress("hash the bundle", done, total)
+        progress("hash the files", done, total)
 
     for name, record in files.items():
-        same = FileRecord.of(bundle.path / name, advance) == record
-        if not same and bundle.path / name == bundle.program(target).path:
+        same = FileRecord.of(folder / name, advance) == record
+        if not same and folder / name == program:
             raise BundleError(
-                f"{bundle.path / name}: altered: its SHA-256 is not the manifest's; a program "
+                f"{program}: altered: its SHA-256 is not the manifest's; a program "
                 "that is not ours is not run. Convert the checkpoint again"
             )
         checks.append(Check("files", name, "SHA-256 as written", "", float(same), 1, 1, True))
@@ -65,7 +105,7 @@ def check_brought(place: Device, progress: Progress) -> list[Check]:
 
 
 def check_tensors(
-    bundle: Bundle,
+    stored: StoredTensors,
     checkpoint: Checkpoint,
     thresholds: Mapping[str, float],
     progress: Progress,
@@ -78,7 +118,7 @@ def check_tensors(
     whose own noise limits that to `folded_norm_db`. Where a method only rounds, codes and scales
     must be the very ones: a step more or less would hide in the noise.
     """
-    weights, tensors = bundle.weights(), bundle.plan.tensors
+    tensors = stored.plan.tensors
     total, done = sum(tensor.parameters for tensor in tensors), 0
 
     def count(tensor: PlannedTensor) -> None:
@@ -87,24 +127,24 @@ def check_tensors(
         progress("compare weights", done, total)
 
     checks = parallel_map(
-        lambda tensor: _check_tensor(tensor, bundle, weights, checkpoint, thresholds),
+        lambda tensor: _check_tensor(tensor, stored, checkpoint, thresholds),
         tensors,
         count,
     )
-    weights.release()  # the models that come need the room
+    stored.release()  # the models that come need the room
     return list(chain.from_iterable(checks))
 
 
 def _check_tensor(
     tensor: PlannedTensor,
-    bundle: Bundle,
-    weights: Mapping[str, Array],
+    artifact: StoredTensors,
     checkpoint: Checkpoint,
     thresholds: Mapping[str, float],
 ) -> list[Check]:
-    scheme, method = bundle.plan.recipe.scheme, find_method(bundle.plan.recipe.method)
+    recipe = artifact.plan.recipe
+    scheme, method = recipe.scheme, find_method(recipe.method)
     original = tensor.rule.make(checkpoint.read)
-    held = hold_stored(weights, tensor, scheme)
+    held = artifact.hold(tensor)
     plain = hold_in_format(original, tensor.format, scheme, tensor.name)
     same = _share_of_same(held, plain)
     stored = held.float()
@@ -112,7 +152,7 @@ def _check_tensor(
     moved = method.calibrated and tensor.name.startswith("llm.")
     folded = moved and method.fold
     if folded:
-        original = _fold(tensor, original, stored, bundle, checkpoint)
+        original = _fold(tensor, original, stored, artifact, checkpoint)
     value = metrics.sqnr_db(original, stored) if folded or same != 1 else expected
     margin = thresholds["calibrated_margin_db" if moved else "loss_margin_db"]
     limit = min(expected, thresholds["exact_db"]) - margin
@@ -158,7 +198,11 @@ def hold_stored(weights: Mapping[str, Array], tensor: PlannedTensor, scheme: Gro
 
 
 def _fold(
-    tensor: PlannedTensor, original: Tensor, stored: Tensor, bundle: Bundle, checkpoint: Checkpoint
+    tensor: PlannedTensor,
+    original: Tensor,
+    stored: Tensor,
+    artifact: StoredTensors,
+    checkpoint: Checkpoint,
 ) -> Tensor:
     """Folds factors into a decoder's original tensor, as far as they can be told."""
     if original.dim() == 2:
@@ -168,11 +212,8 @@ def _fold(
     if follower is None:  # the last norm: nothing is folded into it
         return original
     name = ".".join([*tensor.name.split(".")[:3], follower])
-    matrix = next(other for other in bundle.plan.tensors if other.name == name)
-    scheme = bundle.plan.recipe.scheme
-    _, columns = _factors(
-        matrix.rule.make(checkpoint.read), decode_tensor(bundle.weights(), matrix, scheme)
-    )
+    matrix = next(other for other in artifact.plan.tensors if other.name == name)
+    _, columns = _factors(matrix.rule.make(checkpoint.read), artifact.hold(matrix).float())
     return original / columns
 
 

@@ -87,7 +87,8 @@ class AnswerComparison:
     def of(
         case: Case,
         reference: GreedyAnswer,
-        bundle: Reply,
+        bundle: GreedyAnswer,
+        text: str,
         arithmetic: GreedyAnswer,
         tokenizer: Tokenizer,
         own: Tokenizer,
@@ -97,7 +98,8 @@ class AnswerComparison:
         Args:
             case: what they were asked.
             reference: its answer.
-            bundle: with the text that its engine itself makes of its ids.
+            bundle: its answer.
+            text: what its engine itself makes of that.
             arithmetic: the answer of the arithmetic's model.
             tokenizer: of the reference.
             own: of the bundle.
@@ -106,7 +108,7 @@ class AnswerComparison:
             case.name,
             case.messages[-1]["content"],
             tokenizer.decode(reference.ids).strip(),
-            bundle.text.strip(),
+            text.strip(),
             tokenizer.decode(arithmetic.ids).strip(),
             tokenizer.pieces(reference.ids),
             own.pieces(bundle.ids),

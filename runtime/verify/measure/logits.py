@@ -134,14 +134,31 @@ class Logits:
                 for j, i in enumerate(at)
                 if kind != "image" and i != before_picture and i + 1 < len(ids)
             ]
-            tokens = following[at][known]
-            found = Positions(
-                len(at),
-                len(known),
-                metrics.negative_log_likelihood(rows[0][known], tokens),
-                *(_sums(rows[0], logits, known, tokens) for logits in rows[1:]),
-            )
-            self.merge({kind: found})
+            self._add(kind, rows, known, following[at][known])
+
+    def add_answer(
+        self, ids: Sequence[int], reference: Tensor, arithmetic: Tensor, bundle: Tensor
+    ) -> None:
+        """Adds the positions that choose an answer's tokens, where only those are known.
+
+        Args:
+            ids: of the reference's answer, A.
+            reference: logits (A + 1, V).
+            arithmetic: those of the arithmetic's model.
+            bundle: those of the artifact.
+        """
+        rows = [reference, arithmetic, bundle]
+        self._add("answer", rows, list(range(len(ids))), torch.tensor(list(ids), dtype=torch.int64))
+
+    def _add(self, kind: str, rows: Sequence[Tensor], known: Sequence[int], tokens: Tensor) -> None:
+        """Adds logits (L, V) of the three models; the tokens follow at the positions `known`."""
+        found = Positions(
+            len(rows[0]),
+            len(known),
+            metrics.negative_log_likelihood(rows[0][known], tokens),
+            *(_sums(rows[0], logits, known, tokens) for logits in rows[1:]),
+        )
+        self.merge({kind: found})
 
     def merge(self, positions: Mapping[str, Positions]) -> None:
         """Adds what another case gave."""

@@ -196,7 +196,7 @@ class _Runner:
         for check in choice_checks(chosen, own):
             worst.add(check)
         answer = AnswerComparison.of(
-            case, said, reply, arithmetic, self._tokenizer, models.bundle.tokenizer
+            case, said, bundle, reply.text, arithmetic, self._tokenizer, models.bundle.tokenizer
         )
         return CaseResult(worst.checks(), answer, logits.positions, len(ids))
 

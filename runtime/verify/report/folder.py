@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from convert.bundle.results_file import ResultsFile
+from convert.checkpoint.reader import Checkpoint
 from convert.support.json_text import json_text
+from convert.support.versions import VERSION
 from convert.support.whole_file import whole_file
 from quantize.errors import ConfigError, ToolkitError
 from runtime.verify.measure import results
+from runtime.verify.measure.results import FileResultCache, ResultCache
 from runtime.verify.report.report import FORMAT
 
 PAGE, DATA, CASES = "index.html", "report.json", "cases.jsonl"
@@ -78,6 +82,37 @@ class ReportFolder:
                     f"{file}: not a report of verify; it would be replaced. Move it away, or "
                     "choose another --report"
                 )
+
+
+@contextmanager
+def known_results(
+    folder: ReportFolder | None,
+    about: Mapping[str, Any],
+    checkpoint: Checkpoint,
+    window: int,
+    settings: Mapping[str, Any],
+) -> Iterator[ResultCache]:
+    """Opens the results of an earlier run; none without a folder.
+
+    Args:
+        folder: of the report.
+        about: the artifact, and what runs it.
+        checkpoint: the reference.
+        window: of all models, tokens.
+        settings: `configs/verify.json`.
+    """
+    if folder is None:
+        yield ResultCache()
+        return
+    whole = {
+        **about,
+        "reference": checkpoint.source_hash(),
+        "toolkit": VERSION,
+        "window": window,
+        "settings": settings,
+    }
+    with folder.cases(whole) as file:
+        yield FileResultCache(file)
 
 
 def _is_page(path: Path) -> bool:

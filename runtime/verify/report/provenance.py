@@ -59,6 +59,13 @@ def what_ran(
             "made from, SHA-256": manifest.source.sha256,
             "made with": ", ".join(f"{name} {number}" for name, number in manifest.tools.items()),
         },
+        **what_compared(checkpoint),
+    }
+
+
+def what_compared(checkpoint: Checkpoint) -> dict[str, dict[str, Any]]:
+    """Returns facts about the reference and this computer; see `what_ran`."""
+    return {
         "reference": {
             "path": str(checkpoint.path),
             "computed in": "float32, PyTorch on the CPU",

@@ -35,6 +35,7 @@ from runtime.reference import metrics
 from runtime.reference.arithmetic import apply_arithmetic
 from runtime.reference.load import load_reference
 from runtime.verify.files.stored_weights import load_stored
+from runtime.verify.files.weights import BundleTensors
 from tests.support.bundles import convert, without_programs
 from tests.support.damage import flip
 from tests.support.tiny import tiny_config, write_checkpoint
@@ -73,7 +74,7 @@ def loss(checkpoint: Checkpoint, method: str, folder: Path) -> float:
         calibrated = calibrate(checkpoint, plan, samples(), folder, silent)
     write_weights(checkpoint, plan, folder / f"{method}.w", silent, calibrated)
     weights = WeightsFile(folder / f"{method}.w")
-    model = load_stored(load_reference(checkpoint), plan, weights)
+    model = load_stored(load_reference(checkpoint), BundleTensors(plan, weights))
     apply_arithmetic(model, plan, stored=True)
     reference = load_reference(checkpoint)
     losses = []

@@ -16,7 +16,7 @@ from convert.bundle.errors import BundleError
 from convert.bundle.manifest import Bundle
 from convert.calibrate.samples import CalibrationError, read_samples
 from convert.checkpoint.reader import Checkpoint
-from convert.mlc.package import FORMAT_VERSION, KIND, MANIFEST, read_manifest
+from convert.mlc.manifest import FORMAT_VERSION, KIND, MANIFEST, PackageManifest
 from convert.support.output_folder import OutputFolder, OutputFolderError
 from quantize.errors import CheckpointError, ConfigError
 from runtime.inputs.defaults import DEFAULTS, GenerationDefaults
@@ -104,49 +104,48 @@ def test_in_a_bundle(
         assert f"{folder}: exists but holds no bundle" in said
 
 
+FILE = {"size": 7, "sha256": "0"}
+LIBRARY = {"file": "a.tar", "mlc_llm": "1", "abi": "0.27"}
+
+
 def test_an_mlc_package(tmp_path: Path) -> None:
     pipe(tmp_path / MANIFEST)
-    assert isinstance(in_time(lambda: read_manifest(tmp_path)), BundleError)
+    assert isinstance(in_time(lambda: PackageManifest.read(tmp_path)), BundleError)
     assert isinstance(in_time(lambda: OutputFolder(tmp_path, KIND)), OutputFolderError)
 
 
-@pytest.mark.parametrize("record", [None, 7, {}, {"size": "7"}, {"size": True}, {"size": 1.5}])
+def put_package(folder: Path, **changed: Any) -> None:
+    """Writes the manifest of an MLC package."""
+    raw = {"format": KIND.format, "format_version": FORMAT_VERSION, "model": tiny_config()}
+    raw |= {"quantization": "q4f16_1", "recipe": "mlc", "method": "rtn", "pictures": True}
+    raw |= {"source": {"path": "c", "sha256": "0", "demo": False}, "tools": {}, "parameters": 1}
+    raw |= {"weights_bytes": 1, "files": {"a.tar": FILE}, "libraries": {"mlc-android": LIBRARY}}
+    (folder / MANIFEST).write_text(json.dumps(raw | changed))
+
+
+@pytest.mark.parametrize(
+    "record",
+    [None, 7, {}, {"size": 7}, *(FILE | {"size": n} for n in ("7", True, 1.5)), FILE | {"x": 1}],
+)
 def test_records_of_an_mlc_package(tmp_path: Path, record: Any) -> None:
-    raw = {"format": KIND.format, "format_version": FORMAT_VERSION}
-    raw |= {"recipe": "mlc", "method": "rtn", "pictures": False, "libraries": {}}
-    raw |= {"source": {}, "tools": {}, "parameters": 1, "weights_bytes": 1, "model": tiny_config()}
-    for one, works in (({"size": 7}, True), (record, False)):
-        (tmp_path / MANIFEST).write_text(json.dumps(raw | {"files": {"params.bin": one}}))
-        if works:
-            assert cli.main(["info", str(tmp_path)]) == 0
-        else:
-            with pytest.raises(BundleError, match=r"params\.bin has no size"):
-                read_manifest(tmp_path)
+    put_package(tmp_path)
+    assert cli.main(["info", str(tmp_path)]) == 0
+    put_package(tmp_path, files={"a.tar": FILE, "params.bin": record})
+    with pytest.raises(BundleError, match=r"mlc-package\.json: files: params\.bin: "):
+        PackageManifest.read(tmp_path)
 
 
 @pytest.mark.parametrize(
     "record",
     [
-        None,
-        "a.tar",
-        {},
-        {"file": "a.tar", "mlc_llm": "1"},
-        {"file": "a.tar", "mlc_llm": 1, "abi": None},
-        {"file": "a.tar", "mlc_llm": "1", "abi": 0.27},
-        {"file": "b.tar", "mlc_llm": "1", "abi": "0.27"},
-        {"file": ["a.tar"], "mlc_llm": "1", "abi": "0.27"},
+        *(None, "a.tar", {}, {"file": "a.tar", "mlc_llm": "1"}, LIBRARY | {"mlc_llm": 1}),
+        *(LIBRARY | {"abi": 0.27}, LIBRARY | {"file": "b.tar"}, LIBRARY | {"file": ["a.tar"]}),
     ],
 )
 def test_libraries_of_an_mlc_package(tmp_path: Path, record: Any) -> None:
-    raw = {"format": KIND.format, "format_version": FORMAT_VERSION}
-    raw |= {"recipe": "mlc", "method": "rtn", "pictures": True, "files": {"a.tar": {"size": 7}}}
-    raw |= {"source": {}, "tools": {}, "parameters": 1, "weights_bytes": 1, "model": tiny_config()}
-    right = {"file": "a.tar", "mlc_llm": "1", "abi": "0.27"}
-    (tmp_path / MANIFEST).write_text(json.dumps(raw | {"libraries": {"mlc-android": right}}))
-    assert cli.main(["info", str(tmp_path)]) == 0
-    (tmp_path / MANIFEST).write_text(json.dumps(raw | {"libraries": {"mlc-android": record}}))
-    with pytest.raises(BundleError, match="damaged: the library for mlc-android"):
-        read_manifest(tmp_path)
+    put_package(tmp_path, libraries={"mlc-android": record})
+    with pytest.raises(BundleError, match=r"(libraries: |library for )mlc-android"):
+        PackageManifest.read(tmp_path)
 
 
 def test_other_files(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from convert import cli
 from convert.checkpoint.config import ModelConfig
 from convert.mlc.checkout import PACKAGE, TESTED_COMMITS, MlcCheckout
-from convert.mlc.package import MANIFEST
+from convert.mlc.manifest import MANIFEST
 from convert.mlc.vision_config import MlcVisionConfig
 from quantize.errors import ConfigError
 from tests.support.bundles import snapshot

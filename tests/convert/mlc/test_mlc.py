@@ -22,14 +22,14 @@ from convert.mlc.compilers import (
     installed,
     library_name,
 )
-from convert.mlc.package import MANIFEST
+from convert.mlc.manifest import MANIFEST
+from convert.mlc.opened import MlcPackage
 from convert.mlc.params import mlc_names
 from quantize.errors import ConfigError
 from quantize.layout import unpack_mlc
 from quantize.schemes import GroupScheme, dequantize_groups
 from runtime.inputs.prompt import Tokenizer
 from tests.support.bundles import snapshot, without_programs
-from tests.support.mlc_package import read_params
 from tests.support.tiny import random_state, tiny_config, write_checkpoint
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden/mlc-q4f16_1"
@@ -86,7 +86,7 @@ def test_the_decoder_of_a_minicpm_v(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert config["model_config"]["tie_word_embeddings"] is True
     assert config["tokenizer_files"] == ["tokenizer.model"] and "tokenizer.model" in one
     assert set(config["model_config"]) >= {"scale_emb", "scale_depth", "dim_model_base"}
-    params = read_params(tmp_path / "p")
+    params = MlcPackage.open(tmp_path / "p").params
     assert {k: v.shape for k, v in params.items() if "lm_head" in k} == {}
     assert params["model.layers.1.self_attn.wqkv_pack.q_weight"].shape == (768, 32)
 
@@ -122,7 +122,7 @@ def test_any_method_fits_mlcs_layout(
     assert package(source, tmp_path / "rtn") == 0
     arguments = ("--method", method, "--calibration", str(lines))
     assert package(source, tmp_path / "p", *arguments) == 0
-    plain, params = read_params(tmp_path / "rtn"), read_params(tmp_path / "p")
+    plain, params = (MlcPackage.open(tmp_path / name).params for name in ("rtn", "p"))
     assert {k: v.shape for k, v in params.items()} == {k: v.shape for k, v in plain.items()}
     name = "model.layers.0.mlp.gate_up_proj"
     codes = unpack_mlc(params[f"{name}.q_weight"])

@@ -16,7 +16,7 @@ from convert.checkpoint.reader import Checkpoint
 from runtime.reference.arithmetic import QuantizedLinear, apply_arithmetic
 from runtime.reference.load import load_reference
 from runtime.verify.files.stored_weights import load_stored
-from runtime.verify.files.weights import check_tensors, decode_tensor
+from runtime.verify.files.weights import BundleTensors, check_tensors, decode_tensor
 from runtime.verify.measure.run import load_settings
 from tests.support.bundles import convert, without_programs
 from tests.support.tiny import write_checkpoint
@@ -39,7 +39,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def failures(bundle: Bundle, checkpoint: Checkpoint) -> set[str]:
     thresholds = load_settings()["thresholds"]
-    checks = check_tensors(bundle, checkpoint, thresholds, lambda stage, done, total: None)
+    tensors = BundleTensors(bundle.plan, bundle.weights())
+    checks = check_tensors(tensors, checkpoint, thresholds, lambda stage, done, total: None)
     assert sum(check.stage == "weights" for check in checks) == len(bundle.plan.tensors)
     return {check.name for check in checks if not check.passed}
 
@@ -68,7 +69,7 @@ def test_a_tensor_of_another_layer_is_found(method: str, folder: Path, tmp_path:
 @pytest.mark.parametrize("method", METHODS)
 def test_the_arithmetic_model_has_the_bundles_weights(method: str, folder: Path) -> None:
     checkpoint, bundle = Checkpoint.open(folder / "checkpoint"), Bundle.open(folder / method)
-    model = load_stored(load_reference(checkpoint), bundle.plan, bundle.weights())
+    model = load_stored(load_reference(checkpoint), BundleTensors(bundle.plan, bundle.weights()))
     apply_arithmetic(model, bundle.plan, stored=True)
     tensors = {tensor.name: tensor for tensor in bundle.plan.tensors}
 

@@ -1,0 +1,1 @@
+"""A compiled MLC package in TVM's own virtual machine."""

@@ -1,0 +1,1 @@
+"""An MLC package against the full-precision model."""
