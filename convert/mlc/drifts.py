@@ -141,6 +141,46 @@ def _cpu_schedules() -> None:
     cpu.GEMV = NoSchedule
 
 
+def wait_before_overwriting(func: Any) -> Any:
+    """Puts a barrier before the last statement of a kernel: the store to its second parameter.
+
+    Args:
+        func: TVM's `merge_state_inplace`. All threads of a row read the row's `s`, and each
+            overwrites it. Without a barrier some read what others have written already, unless
+            the device runs the whole row in step: attention then has wrong weights.
+
+    Raises:
+        DriftError: it is another kernel.
+    """
+    return func.with_body(_wait_before_last(func.body, func.params[1]))
+
+
+def _wait_before_last(statement: Any, buffer: Any) -> Any:
+    """Rebuilds the statements around the last one, which stores to a buffer."""
+    match statement:
+        case s_tir.SBlockRealize():
+            block = _wait_before_last(statement.block, buffer)
+            return s_tir.SBlockRealize(statement.iter_values, statement.predicate, block)
+        case s_tir.SBlock() as it:
+            body = _wait_before_last(it.body, buffer)
+            lists = (it.init, it.alloc_buffers, it.match_buffers, it.annotations)
+            return s_tir.SBlock(it.iter_vars, it.reads, it.writes, it.name_hint, body, *lists)
+        case tirx.For() as it:
+            body = _wait_before_last(it.body, buffer)
+            end = (it.thread_binding, it.annotations, it.step)
+            return tirx.For(it.loop_var, it.min, it.extent, it.kind, body, *end)
+    *before, store = getattr(statement, "seq", [statement])
+    if not (isinstance(store, tirx.BufferStore) and store.buffer.same_as(buffer)):
+        raise DriftError("merged-states (a barrier goes before the last store): another kernel")
+    return tirx.SeqStmt([*before, tirx.Evaluate(tirx.op.tvm_storage_sync("shared")), store])
+
+
+def _merged_states() -> None:
+    kv_cache: Any = import_module("tvm.relax.frontend.nn.llm.kv_cache")
+    build = kv_cache._merge_state_inplace
+    kv_cache._merge_state_inplace = lambda *args: wait_before_overwriting(build(*args))
+
+
 def _linker() -> None:
     """Links a library for this machine with zig, so that no compiler of the system is needed."""
     cc: Any = import_module("tvm.support.cc")
@@ -166,6 +206,7 @@ BRIDGES = (
     Bridge("blocks", "SBlock and SBlockRealize moved from tirx to s_tir", _blocks),
     Bridge("buffers", "a kernel's parameters are buffers; buffer_map is gone", _buffers),
     Bridge("cpu-schedules", "dlight's GEMV rule unrolls too far for LLVM", _cpu_schedules),
+    Bridge("merged-states", "threads overwrite what others have yet to read", _merged_states),
     Bridge("linker", "TVM links with the system's compiler", _linker),
     Bridge("downloads", "the command line imports requests", _downloads),
     Bridge("lifted-buffers", "kernels are built without a buffer_map", _lifted_buffers),

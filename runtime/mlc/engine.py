@@ -21,6 +21,7 @@ from quantize.schemes import Array
 
 HOST = "mlc-host"  # the target whose library runs here
 _PAGE = 16  # tokens of the KV cache that are kept together, as MLC-LLM's engine has it
+_NORM = "model.norm.weight"  # MLC-LLM's name of the final norm
 _SEQUENCE = 0  # the id of the one conversation
 
 
@@ -68,6 +69,7 @@ class MlcEngine:
             raise BundleError(f"{library}: cannot be loaded: {reason:.200}") from error
         _require_params(library, wanted, params)
         self._parameters = [self._put(params[name]) for name, _, _ in wanted]
+        self._dtype = str(params[_NORM].dtype)  # of all that is not packed
         self._cache: Any = None
 
     def image_tokens(self, picture: Array) -> Tensor:
@@ -78,8 +80,11 @@ class MlcEngine:
 
     def embed(self, ids: Sequence[int]) -> Tensor:
         """Maps token ids to scaled embeddings (L, D) float32."""
-        out = self._vm["embed"](self._put(np.array(ids, np.int32)), self._parameters)
-        return torch.from_numpy(out.numpy()).float()
+        parts = []
+        for part in torch.split(torch.tensor(ids, dtype=torch.int32), self._chunk):
+            out = self._vm["embed"](self._put(part.numpy()), self._parameters)
+            parts.append(torch.from_numpy(out.numpy()).float())
+        return torch.cat(parts)
 
     def begin(self) -> None:
         """Forgets the conversation."""
@@ -91,7 +96,7 @@ class MlcEngine:
         """Goes on with embeddings (L, D); returns the logits (V) behind the last."""
         last: Any = None
         for part in torch.split(embeddings, self._chunk):
-            values = self._put(part.half().numpy()[None])
+            values = self._put(part.numpy()[None].astype(self._dtype))
             _builtin("begin_forward")(self._cache, ShapeTuple([_SEQUENCE]), ShapeTuple([len(part)]))
             function = "decode" if len(part) == 1 else "prefill"
             last, self._cache = self._vm[function](values, self._cache, self._parameters)

@@ -59,6 +59,9 @@ found["cpu-schedules"] = dlight.cpu.GEMV().apply(double_twice, tvm.target.Target
 found["downloads"] = __import__("requests").__name__
 from tvm.relax.frontend.nn.llm import kv_cache  # noqa: E402
 
+merge = kv_cache._merge_state_inplace(4, 64, "float16", tvm.target.Target("opencl"))
+found["merged-states"] = [line.strip() for line in merge.script().splitlines()[-2:]]
+
 numbers = relax.ShapeExpr(list(range(6)))
 for abi in ("0.27", "0.26"):
     drifts.compile_for(abi)

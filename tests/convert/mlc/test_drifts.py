@@ -27,6 +27,10 @@ EXPECTED: dict[str, Any] = {
     },
     "cpu-schedules": None,
     "downloads": "requests",
+    "merged-states": [
+        'T.tvm_storage_sync("shared", T.bool(False), -1)',
+        "S[bx, ty + by * 4] = T.log2(s_val[0] + s_other_val[0]) + s_max[0]",
+    ],
     "abi 0.27": [0, 1, 2, 3, 4, 5],
     "abi 0.26": [0, 1, 2, 3, 4],
 }

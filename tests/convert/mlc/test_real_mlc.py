@@ -2,44 +2,25 @@
 
 from __future__ import annotations
 
-import os
 import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from convert import pipeline
 from convert.bundle.errors import BundleError
-from convert.conversion.config import MlcOptions
 from convert.mlc.manifest import PackageManifest
 from convert.mlc.names import CHAT_CONFIG
 from convert.mlc.opened import MlcPackage
 from convert.support.strict_json import load_json
-from runtime.doctor.mlc_checks import SOURCE_VARIABLE
 from runtime.mlc.engine import MlcEngine, find_library
 from runtime.verify.verify import verify
 from tests.support.compare import Record
 from tests.support.elf import Elf
 
-SOURCE = os.environ.get(SOURCE_VARIABLE)
 LEAST_DB = 40.0  # int8 vision in float16: 47.3 were measured
 ARM64 = "aarch64"
-pytestmark = [
-    pytest.mark.skipif(SOURCE is None, reason=f"{SOURCE_VARIABLE} names no checkout of mlc-llm"),
-]
-
-
-@pytest.fixture(scope="module")
-def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("mlc") / "package"
-    pipeline.convert(
-        None,
-        folder,
-        target=("mlc-android", "mlc-host"),
-        mlc=MlcOptions(source=Path(str(SOURCE))),
-    )
-    return folder
 
 
 def test_what_is_in_the_package(package: Path, tmp_path: Path) -> None:
@@ -67,6 +48,13 @@ def test_verify(package: Path, record_property: Record) -> None:
         record_property(f"{name}, {metric}", found[name, metric])
     assert found["image tokens", "SQNR"] > LEAST_DB
     assert all(answer.same for answer in report.answers) and len(report.answers) == 12
+
+
+def test_ids_of_more_than_a_chunk(package: Path) -> None:
+    opened = MlcPackage.open(package)
+    engine, ids = MlcEngine(find_library(opened), opened.params), list(range(3, 303))
+    parts = [engine.embed(ids[:100]), engine.embed(ids[100:200]), engine.embed(ids[200:])]
+    assert engine.embed(ids).equal(torch.cat(parts))
 
 
 def test_a_package_of_another_model(package: Path) -> None:
