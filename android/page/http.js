@@ -10,7 +10,7 @@ export function toServer(onEvent) {
 
   function publish(event) {
     if (event.event === 'state') { // add what only the browser knows
-      event.dark = isDark.matches;
+      event.dark = event.dark === undefined ? isDark.matches : event.dark;
       event.language = event.language || navigator.language;
     }
     onEvent(event);

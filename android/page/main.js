@@ -30,6 +30,8 @@ function onEvent(event) {
   const handlers = {
     state: onState, chat: onChat, text: onText, progress: onProgress, picture: onPicture,
     check: (e) => panels.showResults(e.results), error: onError, back: onBack,
+    draft: onDraft, dictated: (e) => insert(e.text),
+    shared: () => {}, found: () => {}, bench: () => {},
   };
   handlers[event.event](event);
 }
@@ -86,6 +88,22 @@ function onPicture(event) {
   if (isNew) {
     find('question').focus();
   }
+}
+
+function onDraft(event) {
+  if (find('question').value === '') {
+    insert(event.text);
+  }
+}
+
+/** Inserts a text into the question, at the cursor. */
+function insert(text) {
+  const box = find('question');
+  const [start, end] = [box.selectionStart, box.selectionEnd];
+  box.value = box.value.slice(0, start) + text + box.value.slice(end);
+  box.setSelectionRange(start + text.length, start + text.length);
+  grow();
+  drawComposer();
 }
 
 function onError(event) {

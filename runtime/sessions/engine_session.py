@@ -232,6 +232,7 @@ def _reply(answer: EngineAnswer, encode_ms: float) -> Reply:
             generated_tokens=about[Field.GENERATED_TOKENS],
             decode_steps=about[Field.DECODE_STEPS],
             stop=answer.stop,
+            peak_rss_bytes=about[Field.PEAK_RSS_BYTES],
         ),
     )
 

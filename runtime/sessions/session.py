@@ -31,6 +31,7 @@ class Statistics:
     generated_tokens: int
     decode_steps: int  # passes through the decoder: the first token needs none
     stop: str  # a value of `runtime.engine_client.protocol.Stop`
+    peak_rss_bytes: int | None = None  # of the engine's process so far; None: not measured
 
     @property
     def prefill_tok_s(self) -> float:

@@ -20,6 +20,7 @@ from runtime.inputs.memory import give_back_memory
 from runtime.inputs.picture_format import PictureError
 from runtime.inputs.prompt import PromptError, check_text
 from runtime.web.chats import USER, ChatStore, Turn
+from runtime.web.draft import Draft
 from runtime.web.events import Event
 from runtime.web.failures import BusyError, InvalidTextError, error_code
 from runtime.web.settings import RANGES
@@ -37,20 +38,29 @@ class Assistant:
         self._chats: ChatStore = services.chats
         self._lock = threading.RLock()
         self._publishing = threading.Lock()  # what is published last is the latest
-        self._current: str | None = None  # the chat on the page; None: a new one
-        self._chosen: dict[str, Any] | None = None  # a picture that is not asked about yet
+        self._draft = Draft(services.folder / "draft.json")
+        self._offered: list[dict[str, Any]] = []  # pictures that came together, to choose from
+        self._published: Event = {}  # identifies the latest `chat` event
         self._work = ChatWorker(services, publish, self._on_change)
         if not services.chats.unread:  # else one of them may show any picture, once it is mended
-            services.pictures.keep_only(services.chats.pictures())
+            chosen = self._draft.picture
+            services.pictures.keep_only(
+                services.chats.pictures() | (set() if chosen is None else {chosen["id"]})
+            )
         self._commands: dict[str, Callable[[dict[str, Any]], None]] = {
             "hello": lambda command: self.greet(),
             "open": self._open,
             "delete": self._delete,
+            "rename": self._rename,
+            "search": self._search,
+            "draft": lambda command: self._draft.set_text(_text(command, "text") or ""),
             "send": self._send,
             "stop": lambda command: self._work.stop(),
-            "drop": self._drop,
+            "drop": lambda command: self._draft.set_picture(None),
+            "pick": self._pick,
             "settings": self._change,
             "check": lambda command: self._work.check(),
+            "bench": lambda command: self._work.bench(),
             "retry": lambda command: self._work.prepare(),
         }
 
@@ -63,12 +73,15 @@ class Assistant:
         self._work.close()
 
     def greet(self) -> None:
-        """Publishes the whole state for a page that has just connected."""
-        self._on_change()
-        with self._lock:
-            chosen = self._chosen
+        """Publishes everything for a page that has just connected."""
+        self._publish_state()
+        self._publish_chat(always=True)
+        chosen, text = self._draft.picture, self._draft.text
         if chosen is not None:
             self._publish({"event": "picture", "picture": chosen})
+        if text:
+            self._publish({"event": "draft", "text": text})
+        self._publish_offered()
 
     def receive(self, command: Any) -> None:
         """Takes a command of the page.
@@ -84,8 +97,13 @@ class Assistant:
         except (ToolkitError, OSError) as error:
             self.fail(error)
 
-    def add_picture(self, partial: Path) -> None:
-        """Takes an uploaded picture, at a path of `Pictures.partial`."""
+    def add_picture(self, partial: Path, *, is_one_of_several: bool = False) -> None:
+        """Takes an uploaded picture, at a path of `Pictures.partial`.
+
+        Args:
+            partial: the file.
+            is_one_of_several: the page asks which one the question is about.
+        """
         try:
             chosen = self._services.pictures.take(partial)
         except (ToolkitError, OSError, MemoryError) as error:
@@ -93,9 +111,12 @@ class Assistant:
             return
         finally:
             give_back_memory()
-        with self._lock:
-            self._chosen = chosen
-        self._publish({"event": "picture", "picture": chosen})
+        if is_one_of_several:
+            with self._lock:
+                self._offered.append(chosen)
+            self._publish_offered()
+        else:
+            self._choose(chosen)
 
     def show(self, path: Path) -> None:
         """Takes a picture of the command line.
@@ -108,7 +129,7 @@ class Assistant:
         except OSError as error:
             raise PictureError(f"{path}: {error.strerror or error}") from error
         try:
-            self._chosen = self._services.pictures.take(partial)
+            self._draft.set_picture(self._services.pictures.take(partial))
         except PictureError as error:
             raise PictureError(f"{path}: {error}") from error
 
@@ -125,13 +146,42 @@ class Assistant:
 
     def _on_change(self) -> None:
         self._publish_state()
-        self._publish_chat()
+        self._publish_chat(always=False)
+
+    def _choose(self, picture: dict[str, Any]) -> None:
+        self._draft.set_picture(picture)
+        self._publish({"event": "picture", "picture": picture})
+
+    def _pick(self, command: dict[str, Any]) -> None:
+        """Chooses one of the pictures that came together, or discards them all."""
+        name = _text(command, "picture")
+        with self._lock:  # the others' files go at the next start
+            offered, self._offered = self._offered, []
+        for picture in offered:
+            if picture["id"] == name:
+                self._choose(picture)
+
+    def _publish_offered(self) -> None:
+        with self._lock:
+            offered = list(self._offered)
+        if offered:
+            self._publish({"event": "shared", "pictures": offered})
+
+    def _rename(self, command: dict[str, Any]) -> None:
+        chat = self._chats.get(_text(command, "chat"))
+        if chat is not None:
+            chat.rename(_text(command, "title") or "")
+            self._on_change()
+            self._chats.save(chat)
+
+    def _search(self, command: dict[str, Any]) -> None:
+        text = _text(command, "text") or ""
+        self._publish({"event": "found", "text": text, "chats": self._chats.search(text)})
 
     def _open(self, command: dict[str, Any]) -> None:
         name = _text(command, "chat")
-        with self._lock:
-            self._current = None if self._chats.get(name) is None else name
-        self._publish_chat()
+        self._draft.set_chat(None if self._chats.get(name) is None else name)
+        self._publish_chat(always=True)
 
     def _delete(self, command: dict[str, Any]) -> None:
         name = _text(command, "chat")
@@ -141,13 +191,10 @@ class Assistant:
         if answering is not None and answering.chat == name:
             self._work.stop()
         with self._lock:
-            self._current = None if self._current == name else self._current
+            if self._draft.chat == name:
+                self._draft.set_chat(None)
             self._chats.delete(name)
         self._on_change()
-
-    def _drop(self, command: dict[str, Any]) -> None:
-        with self._lock:
-            self._chosen = None
 
     def _send(self, command: dict[str, Any]) -> None:
         """Takes a question: a new one, or one in place of an earlier one."""
@@ -166,8 +213,7 @@ class Assistant:
                 raise ValueError(f"{place!r:.40} is no place in a chat")
             chat = known or self._chats.create(now())
             chat.ask(place, Turn(role=USER, text=text, picture=picture), now())
-            self._current = chat.name
-            self._chosen = None
+            self._draft.asked(chat.name)
             self._work.answer(chat)
             self._chats.save(chat)  # last: where the disk is full, there is an answer all the same
 
@@ -183,15 +229,24 @@ class Assistant:
         with self._publishing:
             self._publish({"event": "state", **self._state()})
 
-    def _publish_chat(self) -> None:
+    def _publish_chat(self, *, always: bool) -> None:
+        """Publishes the chat on the page.
+
+        Args:
+            always: otherwise only if it differs from what the pages have; they get the rest of an
+                answer as `text`.
+        """
         with self._publishing:
-            chat = self._chats.get(self._current)
-            event: Event = {"event": "chat"}
-            if chat is not None:
-                event["chat"] = chat.to_json()
-                answering = self._work.answering()
-                if answering is not None and answering.chat == chat.name:
-                    event["partial"] = answering.text
+            chat = self._chats.get(self._draft.chat)
+            answering = self._work.answering()
+            is_answered = chat is not None and answering is not None and answering.chat == chat.name
+            event: Event = {"event": "chat"} | ({} if chat is None else {"chat": chat.to_json()})
+            key = event | {"answering": is_answered}
+            if not always and key == self._published:
+                return
+            self._published = key
+            if is_answered and answering is not None:
+                event["partial"] = answering.text
             self._publish(event)
 
     def _state(self) -> Event:
@@ -200,12 +255,17 @@ class Assistant:
             "chats": self._chats.list(),
             "settings": settings,
             "ranges": RANGES,
-            "can": [] if self._services.model.bundle is None else ["check", "threads"],
+            "can": [
+                "bench",
+                *(() if self._services.model.bundle is None else ("check", "threads")),
+            ],
             "about": _about(self._services.folder),
             **self._work.describe(),
         }
         if settings["language"] != "system":
             state["language"] = settings["language"]
+        if settings["theme"] != "system":
+            state["dark"] = settings["theme"] == "dark"
         return state
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import logging
 import re
 import threading
@@ -66,9 +67,10 @@ class Turn:
 class Chat:
     """A conversation: questions and answers, pictures among them. From any thread."""
 
-    def __init__(self, name: str, turns: list[Turn], changed: int) -> None:
-        """Args: name: its id. changed: when, in milliseconds since 1970."""
+    def __init__(self, name: str, turns: list[Turn], changed: int, named: str = "") -> None:
+        """Args: name: its id. changed: when, in milliseconds since 1970. named: see `rename`."""
         self.name = name
+        self._named = _shortened(named)
         self._turns, self._changed = turns, changed
         self._lock = threading.Lock()
 
@@ -85,10 +87,17 @@ class Chat:
 
     @property
     def title(self) -> str:
-        """The first question, or as much of it as a list shows."""
+        """The title that the user gave it, or else the first question; shortened for lists."""
         turns = self.turns
-        text = " ".join(turns[0].text.split()) if turns else ""
-        return text if len(text) <= _TITLE else text[:_TITLE] + "…"
+        return self._named or (_shortened(turns[0].text) if turns else "")
+
+    def rename(self, title: str) -> None:
+        """Gives it a title; an empty one restores the first question."""
+        self._named = _shortened(title)
+
+    def contains(self, text: str) -> bool:
+        """Tells whether the title or a turn contains a text in lower case."""
+        return any(text in part.lower() for part in (self.title, *(t.text for t in self.turns)))
 
     def ask(self, place: int, question: Turn, now: int) -> None:
         """Asks: at the end, or in place of an earlier question and all that follows it.
@@ -138,7 +147,8 @@ class Chat:
     def to_json(self) -> dict[str, Any]:
         """Returns all of it."""
         turns = [turn.to_json() for turn in self.turns]
-        return {"id": self.name, "title": self.title, "changed": self.changed, "turns": turns}
+        whole = {"id": self.name, "title": self.title, "changed": self.changed, "turns": turns}
+        return whole | ({"named": self._named} if self._named else {})
 
 
 class ChatStore:
@@ -189,7 +199,12 @@ class ChatStore:
         """Returns what a list of chats shows, the latest first."""
         with self._lock:
             chats = sorted(self._chats.values(), key=lambda chat: chat.changed, reverse=True)
-        return [{"id": c.name, "title": c.title, "changed": c.changed} for c in chats]
+        return [_entry(chat) for chat in chats]
+
+    def search(self, text: str) -> builtins.list[str]:
+        """Returns the ids of the chats that contain a text, in any case."""
+        with self._lock:
+            return [name for name, chat in self._chats.items() if chat.contains(text.lower())]
 
     def pictures(self) -> set[str]:
         """Returns the ids of the pictures that some chat shows, of those that can be read."""
@@ -222,7 +237,24 @@ def _chat(name: str, raw: Any) -> Chat:
     changed = raw.get("changed")
     if type(changed) is not int or not 0 <= changed <= _LATEST:
         raise ValueError(f"changed is {changed!r:.40}; expected milliseconds since 1970")
-    return Chat(name, [Turn.from_json(turn) for turn in raw["turns"]], changed)
+    named = raw.get("named") or ""
+    if not isinstance(named, str):
+        raise ValueError(f"the title is {named!r:.40}")
+    check_text(named)
+    return Chat(name, [Turn.from_json(turn) for turn in raw["turns"]], changed, named)
+
+
+def _entry(chat: Chat) -> dict[str, Any]:
+    """Returns what the list of chats shows of one: also its first picture, if it has any."""
+    entry = {"id": chat.name, "title": chat.title, "changed": chat.changed}
+    pictures = [turn.picture for turn in chat.turns if turn.picture is not None]
+    return entry | ({"picture": pictures[0]} if pictures else {})
+
+
+def _shortened(text: str) -> str:
+    """Returns a text on one line, or as much of it as a list shows."""
+    text = " ".join(text.split())
+    return text if len(text) <= _TITLE else text[:_TITLE] + "…"
 
 
 def _picture_index(turns: list[Turn]) -> int:

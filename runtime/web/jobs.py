@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-LOAD, ANSWER, CHECK = "load", "answer", "check"
+LOAD, ANSWER, CHECK, BENCH = "load", "answer", "check", "bench"
 
 
 class StoppedError(Exception):

@@ -7,13 +7,14 @@
 | `GET events` | server-sent events: all of BRIDGE.md's, the state and the chat first |
 | `GET log` | the log, with what is known of the machine and the model |
 | `POST command` | a command of BRIDGE.md, as JSON |
-| `POST picture` | the picture that the user chose, as it is |
+| `POST picture` | the picture that the user chose, as it is; `?several`: one of several |
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from functools import partial as partial_function
 from pathlib import Path
 from typing import BinaryIO
 
@@ -143,7 +144,9 @@ class _Handlers:
             what = "the picture did not come whole"
             self._assistant.fail(error if isinstance(error, OSError) else PictureError(what))
             return _wrong(what, 400)
-        await asyncio.to_thread(self._assistant.add_picture, partial)
+        several = "several" in request.query_params
+        take = partial_function(self._assistant.add_picture, is_one_of_several=several)
+        await asyncio.to_thread(take, partial)
         return Response(status_code=_NOTHING)
 
 

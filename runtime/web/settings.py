@@ -15,7 +15,8 @@ from runtime.inputs.sampling import GenerationOptions
 from runtime.web.files import write_json
 
 SET = "OmniLMMChat"  # of generation.json
-LANGUAGES = ("system", "en", "zh")
+_SWITCHES = ("do_sample", "show_speed")
+_WORDS = {"language": ("system", "en", "zh"), "theme": ("system", "light", "dark")}
 # What each number may be: its `min`, `max` and `step`; a step of 1 means whole numbers.
 RANGES: Mapping[str, Mapping[str, float]] = load_json(CONFIGS / "setting_ranges.json")
 
@@ -46,6 +47,8 @@ class Settings:
             "max_new_tokens": settings.max_new_tokens,
             "window": window,
             "threads": 0,
+            "show_speed": False,
+            "theme": "system",
             "language": "system",
         }
         self._chosen: dict[str, Any] = {}
@@ -89,9 +92,8 @@ def _valid(choices: Any) -> dict[str, Any]:
     if not isinstance(choices, dict):
         return valid
     for name, value in choices.items():
-        if name == "do_sample" and isinstance(value, bool):
-            valid[name] = value
-        elif name == "language" and value in LANGUAGES:
+        is_switch = name in _SWITCHES and isinstance(value, bool)
+        if is_switch or (name in _WORDS and value in _WORDS[name]):
             valid[name] = value
         elif name in RANGES and type(value) in (int, float):
             given, is_whole = RANGES[name], RANGES[name]["step"] == 1

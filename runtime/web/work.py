@@ -15,7 +15,7 @@ from runtime.http.worker import Worker
 from runtime.inputs.memory import give_back_memory
 from runtime.sessions.engine_session import EngineSession
 from runtime.sessions.session import Reply, Session
-from runtime.web import jobs, self_check
+from runtime.web import benchmark, jobs, self_check
 from runtime.web.chats import ASSISTANT, Chat, ChatStore, Turn
 from runtime.web.events import Event
 from runtime.web.failures import error_code
@@ -79,6 +79,10 @@ class ChatWorker:
         """Checks that everything works; the results are an event."""
         if self._services.model.bundle is not None:
             self._begin(self._new(jobs.CHECK), self._check)
+
+    def bench(self) -> None:
+        """Measures the speed; the results are an event."""
+        self._begin(self._new(jobs.BENCH), self._bench)
 
     def stop(self) -> None:
         """Ends what is under way and what waits."""
@@ -205,6 +209,11 @@ class ChatWorker:
             results.append(self_check.failure("engine", error))
         log.info("self-check: %s", results)
         self._publish({"event": "check", "results": results})
+
+    def _bench(self, job: Job) -> None:
+        results = benchmark.run(self._session(job), job)
+        log.info("benchmark: %s", results)
+        self._publish({"event": "bench", "results": results})
 
 
 def _speed(reply: Reply) -> dict[str, Any]:

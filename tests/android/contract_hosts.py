@@ -35,6 +35,9 @@ class PageHost(Protocol):
     def choose(self, path: Path) -> None:
         """Chooses a picture, as the user does."""
 
+    def offer(self, path: Path) -> None:
+        """Brings one of several pictures that come at once."""
+
     def receive(self) -> dict[str, Any]:
         """Returns the next event."""
 
@@ -80,6 +83,9 @@ class App:
         self.send(json.dumps({"host": "choose", "path": str(path)}))
         self.send(json.dumps({"do": "picture", "camera": False}))
 
+    def offer(self, path: Path) -> None:
+        self.send(json.dumps({"host": "offer", "path": str(path)}))
+
     def receive(self) -> dict[str, Any]:
         return self._events.get(timeout=SECONDS)
 
@@ -116,6 +122,9 @@ class Web:
 
     def choose(self, path: Path) -> None:
         self._server.upload(path.read_bytes())
+
+    def offer(self, path: Path) -> None:
+        self._server.upload(path.read_bytes(), several=True)
 
     def receive(self) -> dict[str, Any]:
         return self._events.next()

@@ -79,7 +79,7 @@ class Play:
         """Brings the host to where it was at first."""
         for chat in self._idle({})["chats"]:
             self._send({"do": "delete", "chat": chat["id"]})
-        for name in ("settings", "drop", "open"):
+        for name in ("settings", "drop", "pick", "draft", "open"):
             self._send({"do": name})
         self._idle({"chats": []})
 
@@ -93,6 +93,8 @@ class Play:
             assert self._host.send(step["raw"]) != step.get("refused", False) or self._is_silent()
         elif "choose" in step:
             self._host.choose(CONFIGS / "demo" / step["choose"])
+        elif "offer" in step:
+            self._host.offer(CONFIGS / "demo" / step["offer"])
         elif "idle" in step:
             self._idle(step["idle"], step.get("without"))
         else:

@@ -102,10 +102,11 @@ class WebServer(Closing):
         """Sends a command of the page; returns the status."""
         return self.request("POST", "command", json.dumps(command).encode())[0]
 
-    def upload(self, content: bytes) -> int:
-        """Sends a picture; returns the status."""
+    def upload(self, content: bytes, *, several: bool = False) -> int:
+        """Sends a picture, alone or one of several; returns the status."""
         headers = {"Content-Type": "application/octet-stream"}
-        return self.request("POST", "picture", content, headers)[0]
+        path = "picture?several" if several else "picture"
+        return self.request("POST", path, content, headers)[0]
 
     def listen(self) -> Listening:
         """Opens the event stream."""

@@ -44,7 +44,7 @@ class Repeating:
         picture: Image.Image | None,
         options: GenerationOptions,
         *,
-        on_text: OnText,
+        on_text: OnText = lambda text: None,
         on_logprobs: OnLogprobs = lambda step: None,
         on_progress: Progress,
         cancelled: Cancelled,

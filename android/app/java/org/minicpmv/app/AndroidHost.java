@@ -4,13 +4,18 @@ import android.app.ActivityManager;
 import android.content.ClipData;
 import android.content.ClipboardManager;
 import android.content.Context;
+import android.content.Intent;
+import android.content.IntentFilter;
 import android.content.pm.PackageManager;
 import android.content.res.Configuration;
+import android.os.BatteryManager;
 import android.os.Build;
 import android.os.Handler;
 import android.os.Looper;
 import java.io.IOException;
 import java.io.InputStream;
+import java.util.Collections;
+import java.util.List;
 import java.util.Locale;
 import org.json.JSONObject;
 import org.minicpmv.core.Host;
@@ -113,6 +118,43 @@ final class AndroidHost implements Host {
             activity.save(name, text);
           }
         });
+  }
+
+  @Override
+  public List<String> abilities() {
+    return Collections.singletonList("share");
+  }
+
+  @Override
+  public void share(final String text) {
+    onScreen(
+        new OnScreen() {
+          @Override
+          public void run(MainActivity activity) {
+            Intent intent = new Intent(Intent.ACTION_SEND).setType("text/plain");
+            activity.startActivity(
+                Intent.createChooser(intent.putExtra(Intent.EXTRA_TEXT, text), null));
+          }
+        });
+  }
+
+  @Override
+  public void speak(String text) {
+    throw new IllegalStateException("not among the abilities");
+  }
+
+  @Override
+  public void dictate() {
+    throw new IllegalStateException("not among the abilities");
+  }
+
+  @Override
+  public double temperature() {
+    Intent battery =
+        app.registerReceiver(null, new IntentFilter(Intent.ACTION_BATTERY_CHANGED));
+    int tenths =
+        battery == null ? -1 : battery.getIntExtra(BatteryManager.EXTRA_TEMPERATURE, -1);
+    return tenths < 0 ? Double.NaN : tenths / 10.0;
   }
 
   @Override

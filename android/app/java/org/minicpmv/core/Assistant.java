@@ -1,11 +1,15 @@
 package org.minicpmv.core;
 
+import java.io.ByteArrayInputStream;
 import java.io.Closeable;
 import java.io.File;
 import java.io.IOException;
 import java.io.InputStream;
+import java.util.ArrayList;
 import java.util.Arrays;
+import java.util.Base64;
 import java.util.List;
+import java.util.Set;
 import org.json.JSONArray;
 import org.json.JSONException;
 import org.json.JSONObject;
@@ -19,7 +23,7 @@ import org.json.JSONObject;
 public final class Assistant implements Closeable, ChatWorker.ChangeListener {
   private static final String LOG_NAME = "minicpmv-log.txt";
   private static final List<String> ABILITIES =
-      Arrays.asList("camera", "import", "check", "threads", "notices");
+      Arrays.asList("camera", "import", "check", "threads", "notices", "bench");
 
   private final Host host;
   private final AppPaths paths;
@@ -28,8 +32,10 @@ public final class Assistant implements Closeable, ChatWorker.ChangeListener {
   private final Pictures pictures;
   private final ChatWorker worker;
   private final Object publishing = new Object(); // lock: events are published in order
-  private volatile String current; // id of the chat on the page; null: a new one
-  private volatile JSONObject chosen; // a picture for the next question; null: none
+  private final Draft draft; // the chat on the page, and the next question
+  private final List<JSONObject> offered = new ArrayList<>(); // shared pictures to choose from
+  private volatile boolean speaking; // an answer is being read aloud
+  private String published = ""; // identifies the latest `chat` event
 
   public Assistant(Host host, AppPaths paths) throws IOException {
     this.host = host;
@@ -39,8 +45,11 @@ public final class Assistant implements Closeable, ChatWorker.ChangeListener {
     log = new Log(new File(paths.files, "log.txt"));
     chats = new ChatStore(new File(paths.files, "chats"), log);
     pictures = new Pictures(new File(paths.files, "pictures"), host.decoder());
+    draft = new Draft(new File(paths.files, "draft.json"), log);
     if (chats.isComplete()) {
-      pictures.keepOnly(chats.pictures());
+      Set<String> used = chats.pictures();
+      used.add(draft.picture() == null ? "" : draft.picture().optString("id"));
+      pictures.keepOnly(used);
     }
     worker = new ChatWorker(host, paths, log, chats, pictures, this);
     worker.prepare();
@@ -61,11 +70,37 @@ public final class Assistant implements Closeable, ChatWorker.ChangeListener {
   /** Adds the picture that the user chose; does not close the source. */
   public void addPicture(InputStream source) {
     try {
-      chosen = pictures.add(source);
-      host.toPage(Json.object("event", "picture", "picture", chosen));
+      choose(pictures.add(source));
     } catch (EngineException e) {
       fail(e);
     }
+  }
+
+  /**
+   * Adds one of several pictures that came at once: the page asks which one the question is about.
+   * Does not close the source.
+   */
+  public void offerPicture(InputStream source) {
+    try {
+      JSONObject picture = pictures.add(source);
+      synchronized (offered) {
+        offered.add(picture);
+      }
+      publishOffered();
+    } catch (EngineException e) {
+      fail(e);
+    }
+  }
+
+  /** Adds what the user dictated to the question. */
+  public void addDictated(String text) {
+    host.toPage(Json.object("event", "dictated", "text", text));
+  }
+
+  /** Tells the page whether an answer is being read aloud. */
+  public void setSpeaking(boolean isSpeaking) {
+    speaking = isSpeaking;
+    publishState();
   }
 
   /** Imports the weights that the user chose, and closes the source; length -1: unknown. */
@@ -94,11 +129,11 @@ public final class Assistant implements Closeable, ChatWorker.ChangeListener {
     return file.isFile() ? file : null;
   }
 
-  /** Publishes the current state to the page. */
+  /** Publishes the current state to the page, and the chat if it has changed. */
   @Override
   public void onChange() {
     publishState();
-    publishChat();
+    publishChat(false);
   }
 
   /** Stops all work and the engine. */
@@ -110,16 +145,24 @@ public final class Assistant implements Closeable, ChatWorker.ChangeListener {
   private void handle(String name, JSONObject command) throws EngineException {
     switch (name) {
       case "hello":
-        onChange();
-        if (chosen != null) { // the page was destroyed while the camera was open
-          host.toPage(Json.object("event", "picture", "picture", chosen));
-        }
+        greet();
         break;
       case "open":
         open(Json.text(command, "chat"));
         break;
       case "delete":
         delete(Json.text(command, "chat"));
+        break;
+      case "rename":
+        rename(Json.text(command, "chat"), command.optString("title"));
+        break;
+      case "search":
+        String wanted = command.optString("text");
+        JSONArray found = chats.search(wanted);
+        host.toPage(Json.object("event", "found", "text", wanted, "chats", found));
+        break;
+      case "draft":
+        draft.setText(unicode(command.optString("text")));
         break;
       case "send":
         send(command);
@@ -131,7 +174,13 @@ public final class Assistant implements Closeable, ChatWorker.ChangeListener {
         host.choosePicture(command.optBoolean("camera"));
         break;
       case "drop":
-        chosen = null;
+        draft.setPicture(null);
+        break;
+      case "pick":
+        pick(Json.text(command, "picture"));
+        break;
+      case "paste":
+        addPicture(new ByteArrayInputStream(decoded(command.optString("data"))));
         break;
       case "import":
         host.chooseWeights();
@@ -142,11 +191,23 @@ public final class Assistant implements Closeable, ChatWorker.ChangeListener {
       case "check":
         worker.check();
         break;
+      case "bench":
+        worker.bench();
+        break;
       case "retry":
         worker.prepare();
         break;
       case "copy":
         host.copy(command.optString("text"));
+        break;
+      case "share":
+        host.share(command.optString("text"));
+        break;
+      case "speak":
+        host.speak(Json.text(command, "text"));
+        break;
+      case "dictate":
+        host.dictate();
         break;
       case "log":
         host.save(LOG_NAME, report());
@@ -160,8 +221,75 @@ public final class Assistant implements Closeable, ChatWorker.ChangeListener {
   }
 
   private void open(String id) {
-    current = chats.get(id) == null ? null : id;
-    publishChat();
+    draft.setChat(chats.get(id) == null ? null : id);
+    publishChat(true);
+  }
+
+  /** Publishes everything for a page that has just loaded. */
+  private void greet() {
+    publishState();
+    publishChat(true);
+    JSONObject chosen = draft.picture();
+    if (chosen != null) {
+      host.toPage(Json.object("event", "picture", "picture", chosen));
+    }
+    if (!draft.text().isEmpty()) {
+      host.toPage(Json.object("event", "draft", "text", draft.text()));
+    }
+    publishOffered();
+  }
+
+  private void choose(JSONObject picture) {
+    draft.setPicture(picture);
+    host.toPage(Json.object("event", "picture", "picture", picture));
+  }
+
+  /** Chooses one of the shared pictures; null discards them all. */
+  private void pick(String id) {
+    JSONObject chosen = null;
+    synchronized (offered) {
+      for (JSONObject picture : offered) {
+        chosen = picture.optString("id").equals(id) ? picture : chosen;
+      }
+      offered.clear(); // the others' files go at the next start
+    }
+    if (chosen != null) {
+      choose(chosen);
+    }
+  }
+
+  private void publishOffered() {
+    synchronized (offered) {
+      if (!offered.isEmpty()) {
+        host.toPage(Json.object("event", "shared", "pictures", new JSONArray(offered)));
+      }
+    }
+  }
+
+  private void rename(String id, String title) throws EngineException {
+    Chat chat = chats.get(id);
+    if (chat != null) {
+      chat.rename(unicode(title));
+      onChange();
+      chats.save(chat);
+    }
+  }
+
+  /** Returns a text that can be saved, or throws. */
+  private static String unicode(String text) throws EngineException {
+    if (!Json.isUnicode(text)) {
+      throw new EngineException(
+          EngineException.INVALID_TEXT, "the text contains half of a UTF-16 pair; remove it");
+    }
+    return text;
+  }
+
+  private static byte[] decoded(String base64) throws EngineException {
+    try {
+      return Base64.getDecoder().decode(base64);
+    } catch (IllegalArgumentException e) {
+      throw new EngineException(EngineException.INVALID_PICTURE, "it is no Base64", e);
+    }
   }
 
   private void delete(String id) {
@@ -170,8 +298,8 @@ public final class Assistant implements Closeable, ChatWorker.ChangeListener {
       worker.stop();
     }
     synchronized (this) {
-      if (id != null && id.equals(current)) {
-        current = null;
+      if (id != null && id.equals(draft.chat())) {
+        draft.setChat(null);
       }
       chats.delete(id);
     }
@@ -185,10 +313,7 @@ public final class Assistant implements Closeable, ChatWorker.ChangeListener {
     if (text.isEmpty()) {
       return;
     }
-    if (!Json.isUnicode(text)) { // it could not be saved
-      throw new EngineException(
-          EngineException.INVALID_TEXT, "the text contains half of a UTF-16 pair; remove it");
-    }
+    unicode(text); // before anything changes
     if (worker.answering() != null) {
       throw new EngineException(EngineException.BUSY, "another answer is running");
     }
@@ -204,10 +329,9 @@ public final class Assistant implements Closeable, ChatWorker.ChangeListener {
       chat = chats.create(now);
     }
     chat.ask(command.optInt("from", chat.turns().size()), Turn.question(text, picture), now);
-    current = chat.id;
-    chosen = null;
+    draft.asked(chat.id);
     worker.answer(chat);
-    publishChat();
+    publishChat(false);
     chats.save(chat); // last: if storage is full, the answer still starts
   }
 
@@ -237,13 +361,26 @@ public final class Assistant implements Closeable, ChatWorker.ChangeListener {
     }
   }
 
-  private void publishChat() {
+  /**
+   * Publishes the chat on the page.
+   *
+   * @param always false: only if it differs from what the page has; the page gets the rest of an
+   *     answer as `text`
+   */
+  private void publishChat(boolean always) {
     synchronized (publishing) {
-      Chat chat = chats.get(current);
+      Chat chat = chats.get(draft.chat());
       JSONObject event =
           Json.object("event", "chat", "chat", chat == null ? null : chat.toJson());
       Job answering = worker.answering();
-      if (chat != null && answering != null && chat.id.equals(answering.chat)) {
+      boolean isAnswering =
+          chat != null && answering != null && chat.id.equals(answering.chat);
+      String key = isAnswering + event.toString();
+      if (!always && key.equals(published)) {
+        return;
+      }
+      published = key;
+      if (isAnswering) {
         Json.put(event, "partial", answering.text());
       }
       host.toPage(event);
@@ -251,8 +388,10 @@ public final class Assistant implements Closeable, ChatWorker.ChangeListener {
   }
 
   private JSONObject state() {
-    JSONObject state = Json.object("event", "state", "dark", host.isDark(), "about", host.about());
+    JSONObject state = Json.object("event", "state", "about", host.about());
     Settings settings = worker.settings();
+    String theme = settings == null ? "system" : settings.theme();
+    Json.put(state, "dark", theme.equals("system") ? host.isDark() : theme.equals("dark"));
     boolean isChosen = settings != null && !settings.language().equals("system");
     Json.put(state, "language", isChosen ? settings.language() : host.language());
     worker.describe(state);
@@ -261,7 +400,10 @@ public final class Assistant implements Closeable, ChatWorker.ChangeListener {
       where.put(file.getPath());
     }
     Json.put(state, "places", where);
-    Json.put(state, "can", new JSONArray(ABILITIES));
+    List<String> can = new ArrayList<>(ABILITIES);
+    can.addAll(host.abilities());
+    Json.put(state, "can", new JSONArray(can));
+    Json.put(state, "speaking", speaking);
     return state;
   }
 

@@ -2,6 +2,7 @@ package org.minicpmv.core;
 
 import java.util.ArrayList;
 import java.util.List;
+import java.util.Locale;
 import org.json.JSONArray;
 import org.json.JSONException;
 import org.json.JSONObject;
@@ -13,6 +14,7 @@ public final class Chat {
 
   public final String id;
   private final List<Turn> turns = new ArrayList<>();
+  private String named; // the title that the user gave it; null: none
   private long changed; // milliseconds since 1970
 
   public Chat(String id, long now) {
@@ -28,9 +30,31 @@ public final class Chat {
     return changed;
   }
 
-  /** The first question, shortened for lists. */
+  /** The title that the user gave it, or else the first question; shortened for lists. */
   public synchronized String title() {
-    String text = turns.isEmpty() ? "" : turns.get(0).text.trim().replaceAll("\\s+", " ");
+    if (named != null) {
+      return named;
+    }
+    return turns.isEmpty() ? "" : shortened(turns.get(0).text);
+  }
+
+  /** Gives it a title; an empty one restores the first question. */
+  public synchronized void rename(String title) {
+    String text = shortened(title);
+    named = text.isEmpty() ? null : text;
+  }
+
+  /** Whether the title or a turn contains a text in lower case. */
+  public synchronized boolean contains(String text) {
+    boolean found = title().toLowerCase(Locale.ROOT).contains(text);
+    for (Turn turn : turns) {
+      found = found || turn.text.toLowerCase(Locale.ROOT).contains(text);
+    }
+    return found;
+  }
+
+  private static String shortened(String whole) {
+    String text = whole.trim().replaceAll("\\s+", " ");
     if (text.codePointCount(0, text.length()) <= TITLE) {
       return text;
     }
@@ -100,7 +124,8 @@ public final class Chat {
     for (Turn turn : turns) {
       array.put(turn.toJson());
     }
-    return Json.object("id", id, "title", title(), "changed", changed, "turns", array);
+    return Json.object(
+        "id", id, "title", title(), "named", named, "changed", changed, "turns", array);
   }
 
   /**
@@ -116,6 +141,13 @@ public final class Chat {
       throw new JSONException("changed is " + changed + "; expected milliseconds since 1970");
     }
     Chat chat = new Chat(id, time);
+    if (!json.isNull("named")) {
+      String named = Json.text(json, "named");
+      if (named == null || !Json.isUnicode(named)) {
+        throw new JSONException("the chat's title is not a valid string");
+      }
+      chat.rename(named);
+    }
     JSONArray turns = json.getJSONArray("turns");
     for (int i = 0; i < turns.length(); i++) {
       chat.turns.add(Turn.fromJson(turns.getJSONObject(i)));

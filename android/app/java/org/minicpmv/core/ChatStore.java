@@ -7,6 +7,7 @@ import java.util.Collections;
 import java.util.Comparator;
 import java.util.HashSet;
 import java.util.List;
+import java.util.Locale;
 import java.util.Map;
 import java.util.Set;
 import java.util.TreeMap;
@@ -90,9 +91,24 @@ public final class ChatStore {
         });
     JSONArray list = new JSONArray();
     for (Chat chat : sorted) {
-      list.put(Json.object("id", chat.id, "title", chat.title(), "changed", chat.changed()));
+      List<String> pictures = chat.pictures();
+      list.put(
+          Json.object(
+              "id", chat.id, "title", chat.title(), "changed", chat.changed(),
+              "picture", pictures.isEmpty() ? null : pictures.get(0)));
     }
     return list;
+  }
+
+  /** Returns the ids of the chats that contain a text, in any case. */
+  public synchronized JSONArray search(String text) {
+    JSONArray found = new JSONArray();
+    for (Chat chat : chats.values()) {
+      if (chat.contains(text.toLowerCase(Locale.ROOT))) {
+        found.put(chat.id);
+      }
+    }
+    return found;
   }
 
   /** Returns the ids of the pictures in all readable chats. */

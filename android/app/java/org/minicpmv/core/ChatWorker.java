@@ -72,6 +72,11 @@ final class ChatWorker implements Closeable, LoadedModel.VerificationListener {
     begin(new CheckTask());
   }
 
+  /** Measures the speed; its results are sent as an event. */
+  void bench() {
+    begin(new BenchTask());
+  }
+
   /** Stops the running job and the waiting answer. */
   void stop() {
     synchronized (this) {
@@ -196,8 +201,10 @@ final class ChatWorker implements Closeable, LoadedModel.VerificationListener {
 
     @Override
     public void onText(String text) {
-      int at = running.add(text);
-      host.toPage(Json.object("event", "text", "chat", running.chat, "at", at, "text", text));
+      if (running.chat != null) { // else nobody reads it
+        int at = running.add(text);
+        host.toPage(Json.object("event", "text", "chat", running.chat, "at", at, "text", text));
+      }
       repeatCancel();
     }
 
@@ -351,6 +358,23 @@ final class ChatWorker implements Closeable, LoadedModel.VerificationListener {
           model.selfCheck(new JobListener(job), job.cancel).run(model.weights());
       log.add("self-check: " + results);
       host.toPage(Json.object("event", "check", "results", results));
+    }
+  }
+
+  private final class BenchTask extends Task {
+    BenchTask() {
+      super(new Job(Job.BENCH, null));
+    }
+
+    @Override
+    void perform() throws EngineException {
+      JobListener listener = new JobListener(job);
+      model.load(listener);
+      JSONObject results = model.benchmark(listener, job.cancel);
+      double temperature = host.temperature();
+      Json.put(results, "temperature_c", Double.isNaN(temperature) ? null : (Object) temperature);
+      log.add("benchmark: " + results);
+      host.toPage(Json.object("event", "bench", "results", results));
     }
   }
 

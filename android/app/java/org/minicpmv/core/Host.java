@@ -2,6 +2,7 @@ package org.minicpmv.core;
 
 import java.io.IOException;
 import java.io.InputStream;
+import java.util.List;
 import org.json.JSONObject;
 
 /** The platform services that the assistant needs. */
@@ -23,6 +24,24 @@ public interface Host {
   /** Lets the user choose where to save a text. */
   void save(String name, String text);
 
+  /**
+   * What this phone can do besides, for `can` of the page's state: `share`, `speak`, `dictate`. The
+   * methods of these names are called only then.
+   */
+  List<String> abilities();
+
+  /** Lets the user send a text to another app. */
+  void share(String text);
+
+  /**
+   * Reads a text aloud in place of the one before; null only ends that. Reports to {@link
+   * Assistant#setSpeaking}.
+   */
+  void speak(String text);
+
+  /** Lets the user dictate; the text arrives at {@link Assistant#addDictated}. */
+  void dictate();
+
   /** Leaves the app. */
   void leave();
 
@@ -36,6 +55,9 @@ public interface Host {
 
   /** Available memory, bytes; -1 if unknown. */
   long availableMemory();
+
+  /** Temperature of the phone, in degrees Celsius; NaN if unknown. */
+  double temperature();
 
   /** Opens one of the bundle's files that are packaged in the app. */
   InputStream bundleFile(String name) throws IOException;

@@ -8,6 +8,7 @@ final class Job {
   static final String LOAD = "load";
   static final String IMPORT = "import";
   static final String CHECK = "check";
+  static final String BENCH = "bench";
   static final String VERIFY = "verify";
   static final String UNLOAD = "rest"; // stops the engine to free its memory
 

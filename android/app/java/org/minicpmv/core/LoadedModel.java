@@ -133,6 +133,15 @@ final class LoadedModel {
     return new SelfCheck(manager, settings, bundle, listener, cancel);
   }
 
+  /** Measures the loaded model's speed. */
+  JSONObject benchmark(Engine.Listener listener, CancelToken cancel) throws EngineException {
+    boolean sees;
+    synchronized (this) {
+      sees = loaded != null && loaded.optInt("image_tokens") > 0;
+    }
+    return new Benchmark(manager, paths.cache, listener, cancel).run(sees);
+  }
+
   /** Records a failure; returns whether to restart an engine that died. */
   boolean recordFailure(EngineException e) {
     boolean isLost = e.isEngineLost();

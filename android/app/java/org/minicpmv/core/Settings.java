@@ -4,7 +4,9 @@ import java.io.File;
 import java.io.IOException;
 import java.io.InputStream;
 import java.nio.charset.StandardCharsets;
+import java.util.Arrays;
 import java.util.Iterator;
+import java.util.List;
 import org.json.JSONException;
 import org.json.JSONObject;
 
@@ -13,6 +15,9 @@ public final class Settings {
   private static final String DEFAULTS = "OmniLMMChat"; // a set in generation.json
   private static final int MAX_NEW_TOKENS = 1024; // the default; phones are slow
   private static final String RANGES = "setting_ranges.json";
+  private static final List<String> SWITCHES = Arrays.asList("do_sample", "show_speed");
+  private static final List<String> LANGUAGES = Arrays.asList("system", "en", "zh");
+  private static final List<String> THEMES = Arrays.asList("system", "light", "dark");
 
   private final File file;
   private final JSONObject ranges;
@@ -41,6 +46,8 @@ public final class Settings {
             "max_new_tokens", MAX_NEW_TOKENS,
             "window", generation.optInt("window", 1024),
             "threads", 0,
+            "show_speed", false,
+            "theme", "system",
             "language", "system");
     try {
       JSONObject kept = file.exists() ? Json.parse(FileTools.read(file)) : new JSONObject();
@@ -102,6 +109,11 @@ public final class Settings {
     return all().optString("language");
   }
 
+  /** Returns `system`, `light` or `dark`. */
+  public String theme() {
+    return all().optString("theme");
+  }
+
   /** Returns the fields of a chat request. */
   public JSONObject sampling() {
     JSONObject all = all();
@@ -130,18 +142,26 @@ public final class Settings {
 
   private JSONObject valid(JSONObject choices) {
     JSONObject valid = new JSONObject();
-    if (choices.opt("do_sample") instanceof Boolean) {
-      Json.put(valid, "do_sample", choices.opt("do_sample"));
+    for (String name : SWITCHES) {
+      if (choices.opt(name) instanceof Boolean) {
+        Json.put(valid, name, choices.opt(name));
+      }
     }
-    String language = Json.text(choices, "language");
-    if ("system".equals(language) || "en".equals(language) || "zh".equals(language)) {
-      Json.put(valid, "language", language);
-    }
+    takeWord(valid, choices, "language", LANGUAGES);
+    takeWord(valid, choices, "theme", THEMES);
     for (Iterator<String> names = ranges.keys(); names.hasNext(); ) {
       String name = names.next();
       take(valid, choices, name, ranges.optJSONObject(name));
     }
     return valid;
+  }
+
+  private static void takeWord(
+      JSONObject valid, JSONObject choices, String name, List<String> words) {
+    String word = Json.text(choices, name);
+    if (words.contains(word)) {
+      Json.put(valid, name, word);
+    }
   }
 
   private static void take(JSONObject valid, JSONObject choices, String name, JSONObject range) {

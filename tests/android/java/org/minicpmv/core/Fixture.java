@@ -174,6 +174,25 @@ final class Fixture implements Host, AutoCloseable {
   }
 
   @Override
+  public List<String> abilities() {
+    return Collections.emptyList();
+  }
+
+  @Override
+  public void share(String text) {}
+
+  @Override
+  public void speak(String text) {}
+
+  @Override
+  public void dictate() {}
+
+  @Override
+  public double temperature() {
+    return Double.NaN;
+  }
+
+  @Override
   public void leave() {}
 
   @Override

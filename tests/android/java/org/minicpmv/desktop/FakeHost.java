@@ -10,6 +10,7 @@ import java.io.InputStreamReader;
 import java.nio.charset.StandardCharsets;
 import java.util.Arrays;
 import java.util.Collections;
+import java.util.List;
 import org.json.JSONException;
 import org.json.JSONObject;
 import org.minicpmv.core.AppPaths;
@@ -23,7 +24,7 @@ import org.minicpmv.core.PictureDecoder;
  *
  * <p>Arguments: the app's folder, the bundle packaged in it, the path that a PC pushes weights to,
  * and the engine's command line. A line of stdin is a command of the page or, with `host`, the
- * user's next choice: `picture` or `weights` with a `path`. A line of stdout is an event or, with
+ * user's next choice: a `path`, or with `offer` one of several pictures that come at once. A line of stdout is an event or, with
  * `host`, a request of the app to the phone.
  */
 public final class FakeHost implements Host {
@@ -54,7 +55,11 @@ public final class FakeHost implements Host {
     BufferedReader reader =
         new BufferedReader(new InputStreamReader(System.in, StandardCharsets.UTF_8));
     for (String line; (line = reader.readLine()) != null; ) {
-      if (line.startsWith("{\"host\"")) {
+      if (line.startsWith("{\"host\": \"offer\"")) {
+        try (InputStream source = new FileInputStream(new JSONObject(line).getString("path"))) {
+          assistant.offerPicture(source);
+        }
+      } else if (line.startsWith("{\"host\"")) {
         chosen = new File(new JSONObject(line).getString("path"));
       } else {
         assistant.receive(line);
@@ -112,6 +117,32 @@ public final class FakeHost implements Host {
   @Override
   public void save(String name, String text) {
     write(asked("save", "name", name, "text", text));
+  }
+
+  @Override
+  public List<String> abilities() {
+    return Arrays.asList("share", "speak", "dictate");
+  }
+
+  @Override
+  public void share(String text) {
+    write(asked("share", "text", text));
+  }
+
+  @Override
+  public void speak(String text) {
+    write(asked("speak", "text", text));
+    assistant.setSpeaking(text != null);
+  }
+
+  @Override
+  public void dictate() {
+    assistant.addDictated("dictated");
+  }
+
+  @Override
+  public double temperature() {
+    return 36.5;
   }
 
   @Override

@@ -1,0 +1,80 @@
+package org.minicpmv.core;
+
+import java.io.BufferedOutputStream;
+import java.io.File;
+import java.io.IOException;
+import java.io.OutputStream;
+import java.nio.file.Files;
+import java.util.Random;
+import org.json.JSONArray;
+import org.json.JSONObject;
+
+/** Measures what a question about a picture takes on this phone, as `runtime/web/benchmark.py` does. */
+final class Benchmark {
+  static final String QUESTION =
+      "Describe this picture in detail: what is in it, where each thing is, which colours it has, "
+          + "what stands in the background, and what may happen next. Write several sentences.";
+  static final int SIDE = 512; // pixels; the engine scales it
+  static final int NEW_TOKENS = 64;
+  private static final int CHANNELS = 3;
+
+  private final EngineManager manager;
+  private final File cache;
+  private final Engine.Listener listener;
+  private final CancelToken cancel;
+
+  Benchmark(EngineManager manager, File cache, Engine.Listener listener, CancelToken cancel) {
+    this.manager = manager;
+    this.cache = cache;
+    this.listener = listener;
+    this.cancel = cancel;
+  }
+
+  /** Runs it once; the model is loaded. */
+  JSONObject run(boolean sees) throws EngineException {
+    JSONObject results = new JSONObject();
+    String image = null;
+    if (sees) {
+      JSONObject line = encode();
+      Json.put(results, "encode_ms", line.optDouble("encode_ms"));
+      image = line.optString("image");
+    }
+    cancel.check();
+    manager.request("reset", new JSONObject(), listener); // nothing of the prompt is cached
+    JSONObject fields =
+        Json.object(
+            "messages", new JSONArray().put(Json.object("role", "user", "content", QUESTION)),
+            "image", image,
+            "max_new_tokens", NEW_TOKENS);
+    JSONObject line = manager.request("chat", fields, listener);
+    cancel.check();
+    JSONObject statistics = line.optJSONObject("statistics");
+    for (String name :
+        new String[] {
+          "prompt_tokens", "prefill_tok_s", "generated_tokens", "decode_tok_s", "peak_rss_bytes"
+        }) {
+      Json.put(results, name, statistics == null ? null : statistics.opt(name));
+    }
+    return results;
+  }
+
+  /** Encodes noise, which the engine cannot remember from an earlier run. */
+  private JSONObject encode() throws EngineException {
+    File pixels = new File(cache, "benchmark.pixels");
+    try (OutputStream stream =
+        new BufferedOutputStream(Files.newOutputStream(pixels.toPath()))) {
+      new PictureStrips(SIDE, SIDE, Orientation.UPRIGHT, Integer.MAX_VALUE).writeHeader(stream);
+      byte[] noise = new byte[SIDE * SIDE * CHANNELS];
+      new Random().nextBytes(noise);
+      stream.write(noise);
+    } catch (IOException e) {
+      pixels.delete();
+      throw FileTools.failure(EngineException.FILE_ERROR, "the test picture", e);
+    }
+    try {
+      return manager.request("image", Json.object("path", pixels.getPath()), listener);
+    } finally {
+      pixels.delete();
+    }
+  }
+}
