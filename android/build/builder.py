@@ -18,7 +18,7 @@ from packaging.version import Version
 from android.build.notices import third_party_notices
 from android.build.phones import MIN_SDK, TARGET_SDK
 from android.build.signing import Key, sign
-from android.build.tools import ToolError, framework, package, program, run
+from android.build.tools import ToolError, package, program, run
 from convert.bundle.manifest import MANIFEST, WEIGHTS, Bundle, FileRecord
 from convert.bundle.targets import ABIS, PHONE
 from convert.checkpoint.config import CONFIGS
@@ -151,7 +151,14 @@ def link_resources(folder: Path) -> None:
         [aapt2, "compile", "--dir", str(APP / "res"), "-o", str(compiled)],
         "the app's resources do not compile",
     )
-    command = [aapt2, "link", "-I", str(framework()), "-o", str(folder / "resources.apk")]
+    command = [
+        aapt2,
+        "link",
+        "-I",
+        str(package("android-all").fetch()),
+        "-o",
+        str(folder / "resources.apk"),
+    ]
     command += ["--manifest", str(APP / "AndroidManifest.xml"), "--no-version-vectors"]
     command += ["--min-sdk-version", str(MIN_SDK), "--target-sdk-version", str(TARGET_SDK)]
     command += ["--version-name", name, "--version-code", str(version_code(name))]

@@ -16,11 +16,8 @@ from collections.abc import Sequence
 
 from android.build.tools import (
     AREAS,
-    BuildTool,
-    DebianFile,
     ToolError,
     fetch,
-    files,
     install_command,
     packages,
     programs,
@@ -29,7 +26,7 @@ from quantize.errors import ToolkitError
 
 
 def install(areas: Sequence[str]) -> None:
-    """Installs the missing programs, files and packages of some areas.
+    """Installs the missing programs and packages of some areas.
 
     Raises:
         ToolError: this user may not install packages (the message lists the missing ones), or a
@@ -44,13 +41,12 @@ def install(areas: Sequence[str]) -> None:
 
 
 def _install_debian(areas: Sequence[str]) -> None:
-    entries: list[BuildTool | DebianFile] = [*programs(areas), *files(areas)]
-    missing = [entry for entry in entries if not entry.is_there]
+    missing = [program for program in programs(areas) if not program.is_there]
     if not missing:
         return
-    debian = list(dict.fromkeys(name for entry in missing for name in entry.debian))
+    debian = list(dict.fromkeys(name for program in missing for name in program.debian))
     if os.geteuid() != 0 or shutil.which("apt-get") is None:
-        names = ", ".join(entry.name for entry in missing)
+        names = ", ".join(program.name for program in missing)
         raise ToolError(f"missing: {names}. Install: {install_command(debian)}")
     _say(f"Installing from Debian: {' '.join(debian)}")
     quiet = ["-qq", "-y", "--no-install-recommends"]
@@ -59,7 +55,7 @@ def _install_debian(areas: Sequence[str]) -> None:
         done = subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, check=False)
         if done.returncode:
             raise ToolError(f"`{' '.join(command)}` failed with exit code {done.returncode}")
-    still = [entry.name for entry in missing if not entry.is_there]
+    still = [program.name for program in missing if not program.is_there]
     if still:
         raise ToolError(f"installed {' '.join(debian)}, but still missing: {', '.join(still)}")
 

@@ -62,28 +62,6 @@ class BuildTool:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DebianFile:
-    """A file from a Debian package."""
-
-    name: str
-    what: str
-    areas: tuple[str, ...]
-    debian: tuple[str, ...]
-    path: str
-    tried: str | None = None
-
-    @property
-    def is_there(self) -> bool:
-        """Whether the file exists."""
-        return Path(self.path).is_file()
-
-    @property
-    def mend(self) -> str:
-        """The command that installs it."""
-        return install_command(self.debian)
-
-
-@dataclass(frozen=True, kw_only=True)
 class MavenPackage:
     """A jar from Maven, pinned by its hash."""
 
@@ -140,11 +118,6 @@ def programs(areas: Collection[str] = AREAS) -> list[BuildTool]:
     return [p for p in map(_program, _table()["programs"]) if set(p.areas) & set(areas)]
 
 
-def files(areas: Collection[str] = AREAS) -> list[DebianFile]:
-    """Lists the files that some areas need."""
-    return [f for f in map(_file, _table()["files"]) if set(f.areas) & set(areas)]
-
-
 def packages(areas: Collection[str] = AREAS) -> list[MavenPackage]:
     """Lists the jars that some areas need."""
     return [p for p in map(package, _table()["packages"]) if set(p.areas) & set(areas)]
@@ -169,21 +142,6 @@ def program(name: str) -> str:
             "`minicpmv doctor` lists all requirements"
         )
     return found
-
-
-def framework() -> Path:
-    """Returns the APK of Android's own resources.
-
-    Raises:
-        ToolError: they are not installed.
-    """
-    entry = _file("framework-res.apk")
-    if not entry.is_there:
-        raise ToolError(
-            f"{entry.path} is missing: {entry.what}. Debian has it: {entry.mend}; "
-            "`minicpmv doctor` lists all requirements"
-        )
-    return Path(entry.path)
 
 
 def install_command(debian: Sequence[str]) -> str:
@@ -248,10 +206,6 @@ def _download(wanted: Sequence[MavenPackage], folder: Path) -> None:
 
 def _program(name: str) -> BuildTool:
     return BuildTool(**_entry("programs", name))
-
-
-def _file(name: str) -> DebianFile:
-    return DebianFile(**_entry("files", name))
 
 
 def _entry(kind: str, name: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from android.build.tools import BuildTool, DebianFile, MavenPackage
+from android.build.tools import BuildTool, MavenPackage
 from convert.bundle.targets import HOST_MACHINE, is_host, this_machine
 from convert.engine.object_cache import LIST, read_entry
 from convert.engine.units import SENTENCEPIECE
@@ -48,14 +48,6 @@ def check_programs(programs: Sequence[BuildTool]) -> list[Finding]:
     """Runs programs to get their versions."""
     with ThreadPoolExecutor(4) as pool:
         return list(pool.map(_check_program, programs))
-
-
-def check_file(file: DebianFile) -> Finding:
-    """Looks for a file."""
-    found = Finding(name=file.name, what=file.what, areas=file.areas, tried=file.tried)
-    if file.is_there:
-        return found
-    return replace(found, state=MISSING, detail=f"no {file.path}", mend=file.mend)
 
 
 def check_package(package: MavenPackage) -> Finding:

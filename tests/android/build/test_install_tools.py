@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from android.build import install_tools, tools
+from android.build import tools
 from android.build.install_tools import main
 from convert.support import cache
 from convert.support.cache import CACHE_VARIABLE
@@ -45,7 +45,6 @@ class Machine:
         monkeypatch.setenv("PATH", str(self.bin))
         monkeypatch.setenv("MACHINE", str(root))
         monkeypatch.setenv(CACHE_VARIABLE, str(self.cache))
-        monkeypatch.setattr(install_tools, "files", lambda areas: [])
         self._patch = monkeypatch
         self.user(0)
 

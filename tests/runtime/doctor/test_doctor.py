@@ -72,15 +72,6 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     return Machine(tmp_path, monkeypatch)
 
 
-@pytest.fixture
-def framework(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """What Debian has in a fixed place is there."""
-    table = json.loads((Path(tools.__file__).parent / "tools.json").read_text())
-    table["files"]["framework-res.apk"]["path"] = str(tmp_path / "framework")
-    (tmp_path / "framework").touch()
-    monkeypatch.setattr(tools, "_table", lambda: table)
-
-
 def test_every_program_has_a_stand_in() -> None:
     assert {p.name for p in tools.programs()} == set(SAYS)
 
@@ -155,12 +146,7 @@ def test_debians_packages_are_mended_at_once(machine: Machine) -> None:
     ]
 
 
-def test_files_and_jars(machine: Machine, framework: None) -> None:
-    (file,) = tools.files()
-    assert checks.check_file(file).state == OK
-    Path(file.path).unlink()
-    found = checks.check_file(file)
-    assert (found.state, found.mend) == (MISSING, "sudo apt-get install android-framework-res")
+def test_jars(machine: Machine) -> None:
     junit = tools.package("junit")
     found = checks.check_package(junit)
     assert (found.state, found.fails) == (LATER, False)
@@ -334,7 +320,7 @@ def doctor(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, di
     return code, json.loads(capsys.readouterr().out)
 
 
-def test_the_command(machine: Machine, framework: None, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
     code, report = doctor(capsys, "apk")
     assert (code, report["works"]) == (0, {"apk": True})
     (machine.bin / "aapt2").unlink()
@@ -365,9 +351,7 @@ def phones(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, list[l
     return code, [[f["name"], f["state"], f["detail"] or f["version"]] for f in found]
 
 
-def test_phones(
-    phone_machine: FakePhone, framework: None, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_phones(phone_machine: FakePhone, capsys: pytest.CaptureFixture[str]) -> None:
     assert phones(capsys, "sideload") == (0, [["ABC", OK, "Pixel, API 26, arm64-v8a, 7.6 GiB"]])
     phone_machine.write("getprop.ro.build.version.sdk", "24")
     problem = "has Android API 24; the app needs 26 (Android 8)"
@@ -393,9 +377,7 @@ def test_phones(
     assert "cannot connect to daemon" in detail
 
 
-def test_a_phone_is_no_tool(
-    phone_machine: FakePhone, framework: None, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_phone_is_no_tool(phone_machine: FakePhone, capsys: pytest.CaptureFixture[str]) -> None:
     """Whoever asks of everything may have left the phone in another room."""
     phone_machine.write("devices", "")
     report = examine(("sideload",), needs_phone=False)
