@@ -31,8 +31,6 @@ _SPARE_BYTES = 200 << 20  # of storage that stay free on the phone
 _SYSTEM_BYTES = 1 << 30  # of memory that the system itself needs
 _MANIFEST_IN_APK = "assets/bundle/bundle.json"
 _WEIGHTS_IN_APK = "assets/bundle/weights.safetensors"
-# Where the app looks; the second is for phones on which a PC cannot write to an app's folder.
-_FOLDERS = ("/sdcard/Android/data/{package}/files", "/data/local/tmp/minicpmv")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,15 +157,14 @@ def _check_memory(bundle: Bundle, phone: PhoneInfo) -> None:
 
 def _copy_weights(adb: Adb, package: str, bundle: Bundle) -> str:
     """Pushes the weights to a folder that the app reads; returns the folder."""
+    from android.device.folders import weights_folder
     from convert.bundle.manifest import WEIGHTS
-    from convert.support.console import Bars, Size
+    from convert.support.console import Bars, Size, messages
     from runtime.engine_client.adb import AdbError
 
     record = bundle.manifest.files[WEIGHTS]
-    folders = [folder.format(package=package) for folder in _FOLDERS]
-    folder = next((folder for folder in folders if adb.can_write(folder)), None)
-    if folder is None:
-        raise AdbError(f"{adb.serial}: can write neither to {folders[0]} nor to {folders[1]}")
+    with messages().status("looking for the app's folder"):
+        folder = weights_folder(adb, package)
     target = f"{folder}/{WEIGHTS}"
     if adb.size(target) == record.size and adb.sha256(target, record.size) == record.sha256:
         _say("the weights are already on the phone")
@@ -179,8 +176,6 @@ def _copy_weights(adb: Adb, package: str, bundle: Bundle) -> str:
             f"{adb.serial}: {Size(free)} are free below {folder}; the weights take {Size(needed)}, "
             f"and {Size(_SPARE_BYTES)} must stay free"
         )
-    if folder == folders[1]:
-        adb.shell(f"chmod 755 {folder}")  # so that the app can read it
     with Bars() as bars:
         adb.push(
             bundle.path / WEIGHTS,

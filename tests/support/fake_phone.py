@@ -14,7 +14,7 @@ SERIAL = "ABC"
 # Commands of a phone's shell that this machine lacks or that behave differently here.
 PROGRAMS = {
     "getprop": 'echo "$(cat "$FAKE_ADB/getprop.$1" 2>/dev/null)"',
-    "am": "exit 0",
+    "am": '[ "$1" = start ] && mkdir -p "$FAKE_ADB/sdcard/Android/data/${3%%/*}/files"; exit 0',
     "df": 'cat "$FAKE_ADB/df"',
 }
 _DF = "Filesystem 1K-blocks Used Available Use% Mounted on\n/dev/fuse 9 5 {} 50% /storage\n"

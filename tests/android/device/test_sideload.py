@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from android.build.apk_info import ApkInfo
+from android.device import folders
 from android.device.installing import install
 from android.device.sideload import _check_phone
 from convert.bundle.manifest import MANIFEST, Bundle
@@ -16,6 +17,7 @@ from convert.cli import main
 from runtime.engine_client.adb import AdbError, connect
 from tests.support.fake_phone import FakePhone
 
+_START, _STOP = "am start -n org.minicpmv.app/.MainActivity", "am force-stop org.minicpmv.app"
 TARGET = "/sdcard/Android/data/org.minicpmv.app/files/weights.safetensors"
 
 
@@ -82,11 +84,39 @@ def test_the_command(
     assert '"weights": "/sdcard/Android/data/org.minicpmv.app/files"' in capsys.readouterr().out
     assert sha256(phone.path(TARGET)) == sha256(bundle.path / "weights.safetensors")
     calls = phone.calls()
-    order = ["install", "force-stop", "cat >>", "am start -n org.minicpmv.app/.MainActivity"]
-    found = [next(i for i, call in enumerate(calls) if word in call) for word in order]
-    assert found == sorted(found)
+    # The first start makes the app's folder: one that the PC makes can be closed to the app.
+    order = ["install", _STOP, _START, _STOP, "mkdir -p", "cat >>", _START]
+    assert _found(calls, order) == order
     assert main(command) == 0
     assert "already on the phone" in capsys.readouterr().err
+    assert _found(phone.calls(), [_START, _STOP]) == [_STOP, _START]  # the folder is there
+
+
+def _found(calls: list[str], words: list[str]) -> list[str]:
+    """Returns which of some words the calls contain, in the calls' order."""
+    return [word for call in calls for word in dict.fromkeys(words) if word in call]
+
+
+@pytest.mark.parametrize("am", ["exit 1", "exit 0"], ids=["does not start", "makes no folder"])
+def test_the_command_where_the_app_makes_no_folder(
+    phone: FakePhone,
+    apk: Path,
+    bundle: Bundle,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    am: str,
+) -> None:
+    monkeypatch.setattr(folders, "_TRIES", 1)
+    phone.program(
+        "am",
+        f'[ "$1" != start ] || [ -e {phone.state}/tried ] && exit 0\n'
+        f"touch {phone.state}/tried\n{am}",
+    )
+    assert main(["sideload", str(apk), "--bundle", str(bundle.path)]) == 0
+    assert "weights in /data/local/tmp/minicpmv" in capsys.readouterr().err
+    assert not phone.path(TARGET).parent.exists()
+    weights = phone.path("/data/local/tmp/minicpmv/weights.safetensors")
+    assert sha256(weights) == sha256(bundle.path / "weights.safetensors")
 
 
 def test_the_command_where_the_apps_folder_is_closed(
@@ -115,7 +145,7 @@ def test_the_command_is_told_that_the_phone_is_full_on_the_way(
     assert main(["sideload", str(apk), "--bundle", str(bundle.path)]) == 2
     assert "the phone is full, and what had arrived was removed" in capsys.readouterr().err
     assert list(phone.path(TARGET).parent.iterdir()) == []
-    assert not any("am start" in call for call in phone.calls())
+    assert _found(phone.calls(), ["cat >>", _START]) == [_START, "cat >>"]  # not once more
 
 
 def test_the_command_goes_on_with_half_copied_weights(
