@@ -13,6 +13,7 @@ from quantize.errors import CheckpointError
 if TYPE_CHECKING:
     from convert.checkpoint.config import ModelConfig
 
+SPACE = "\u2581"  # how SentencePiece writes one
 _MOST_BYTES = 64 << 20  # as the engine; the real one has 2 MB
 _CONTROL = ["<unk>", "<s>", "</s>"]  # ids 0, 1, 2
 _PICTURE_TAGS = ("<image>", "</image>")
@@ -20,7 +21,6 @@ _PICTURE_TAGS = ("<image>", "</image>")
 _MOST_PADDING = 255
 # Comes back as it was, spaces and a character of no vocabulary included.
 _KEPT_TEXT = "  a  \n\U0010fffe"
-_SPACE = "\u2581"  # how SentencePiece writes one
 
 
 def open_tokenizer(path: Path) -> sentencepiece.SentencePieceProcessor:
@@ -45,7 +45,7 @@ def open_tokenizer(path: Path) -> sentencepiece.SentencePieceProcessor:
     if control != _CONTROL:
         raise CheckpointError(f"{path}: ids 0, 1, 2 are {control}; expected <unk>, <s>, </s>")
     # Settings follow the pieces: a file that was cut between two pieces lacks only the settings.
-    starts_as_is = not "".join(pieces.encode("a", out_type=str)).startswith(_SPACE)
+    starts_as_is = not "".join(pieces.encode("a", out_type=str)).startswith(SPACE)
     if not starts_as_is or pieces.decode(pieces.encode(_KEPT_TEXT)) != _KEPT_TEXT:
         raise CheckpointError(
             f"{path}: does not round-trip text as MiniCPM-V's does (no space added or removed, "

@@ -86,6 +86,7 @@ def describe_mlc_package(path: Path) -> dict[str, Any]:
         "pictures": manifest.pictures,
         "libraries": msgspec.to_builtins(manifest.libraries),
         "tokenizer": "tokenizer.model" in manifest.files,
+        "why_no_tokenizer_json": manifest.why_no_tokenizer_json,
         "source": msgspec.to_builtins(manifest.source),
         "weights": {
             "parameters": parameters,
@@ -119,7 +120,7 @@ def lines(info: dict[str, Any]) -> list[tuple[str, str]]:
         ("architecture", info["architecture"] + ("" if info["pictures"] else ", its decoder")),
         ("quantization", info["quantization"]),
         ("pictures", "taken" if info["pictures"] else "not part of this package: text only"),
-        ("tokenizer", "tokenizer.model" if info["tokenizer"] else "none: weights only"),
+        ("tokenizer", _tokenizer(info)),
         *(
             ("library", f"{name}: {record['file']}, by mlc_llm {record['mlc_llm']}")
             for name, record in info["libraries"].items()
@@ -130,3 +131,12 @@ def lines(info: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(("library", "not compiled yet"))
     rows += [("", f"{name}  {Size(size)}") for name, size in info["files"].items()]
     return rows
+
+
+def _tokenizer(info: dict[str, Any]) -> str:
+    if not info["tokenizer"]:
+        return "none: weights only"
+    why_not = info["why_no_tokenizer_json"]
+    if why_not is None:
+        return "tokenizer.json, tokenizer.model"
+    return f"tokenizer.model; no tokenizer.json: {why_not}"

@@ -12,6 +12,7 @@ from msgspec import Struct, structs
 from convert.bundle.errors import BundleError
 from convert.bundle.folder_manifest import read_object, read_records
 from convert.bundle.manifest import BundleSource, FileRecord
+from convert.mlc.names import TOKENIZER_JSON
 from convert.support.json_text import json_text
 from convert.support.output_folder import FolderKind
 from convert.support.whole_file import whole_file
@@ -20,7 +21,7 @@ MANIFEST = "mlc-package.json"
 KIND = FolderKind(
     manifest=MANIFEST, format="minicpmv-mlc-package", noun="MLC package", article="an"
 )
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 
 class LibraryRecord(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -39,6 +40,7 @@ class PackageManifest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     recipe: str
     method: str
     pictures: bool
+    why_no_tokenizer_json: str | None  # None: there is one, with the ids of tokenizer.model
     parameters: int  # values before quantization
     weights_bytes: int
     source: BundleSource
@@ -63,6 +65,8 @@ class PackageManifest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         path = folder / MANIFEST
         raw = read_object(folder, KIND, FORMAT_VERSION)
         manifest = read_records(path, raw, PackageManifest, _TABLES)
+        if (TOKENIZER_JSON in manifest.files) != (manifest.why_no_tokenizer_json is None):
+            raise BundleError(f"{path}: damaged: why_no_tokenizer_json contradicts files")
         for target, library in manifest.libraries.items():
             if library.file not in manifest.files:
                 raise BundleError(

@@ -11,7 +11,7 @@ from convert.bundle.folder_manifest import ANOTHER_VERSION, check_file
 from convert.bundle.plan import Plan, Recipe
 from convert.checkpoint.config import ModelConfig
 from convert.mlc.manifest import KIND, MANIFEST, PackageManifest
-from convert.mlc.names import CHAT_CONFIG
+from convert.mlc.names import CHAT_CONFIG, TOKENIZER_JSON
 from convert.mlc.package import TOKENIZER, make_mlc_plan
 from convert.mlc.stored_params import StoredParams, expected_params
 from convert.support.strict_json import load_json
@@ -64,6 +64,11 @@ class MlcPackage:
     def tokenizer(self) -> Path | None:
         """The SentencePiece model; None if the package has none."""
         return self.path / TOKENIZER if TOKENIZER in self.manifest.files else None
+
+    @property
+    def tokenizer_json(self) -> Path | None:
+        """The file that MLC-LLM reads in its place; None if the package has none."""
+        return self.path / TOKENIZER_JSON if TOKENIZER_JSON in self.manifest.files else None
 
     @property
     def window(self) -> int:

@@ -3,10 +3,10 @@
 Without pictures it is what MLC-LLM's `convert_weight` and `gen_config` make for its `minicpm` model
 type, but for three things that are stated here because it would get them wrong:
 `tie_word_embeddings` (its default is false), the conversation template (it has none for MiniCPM),
-and `tokenizer.model` alone (a `tokenizer.json` made from it with today's `transformers` gives other
-ids). With pictures the vision encoder and the resampler are added, their matrices in int8 as in a
-bundle, for the model type `minicpm_v` that `convert.mlc.minicpm_v` plugs in. `mlc-package.json` is
-ours: what was made, from what, and every file's hash.
+and `tokenizer.json` (the one that today's `transformers` makes gives other ids). With pictures the
+vision encoder and the resampler are added, their matrices in int8 as in a bundle, for the model
+type `minicpm_v` that `convert.mlc.minicpm_v` plugs in. `mlc-package.json` is ours: what was made,
+from what, and every file's hash.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import platform
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,9 @@ from convert.calibrate.store import CalibratedWeights
 from convert.checkpoint.config import CONFIGS, ModelConfig
 from convert.checkpoint.reader import Checkpoint
 from convert.mlc.manifest import PackageManifest
-from convert.mlc.names import CHAT_CONFIG, PICTURE_MODEL, SCHEME, TEXT_MODEL
+from convert.mlc.names import CHAT_CONFIG, PICTURE_MODEL, SCHEME, TEXT_MODEL, TOKENIZER_JSON
 from convert.mlc.params import write_params
+from convert.mlc.tokenizer_json import TokenizerJsonError, make_tokenizer_json
 from convert.mlc.vision_config import MlcVisionConfig
 from convert.support.json_text import json_text
 from convert.support.progress import Progress
@@ -34,7 +36,8 @@ from quantize.errors import ConfigError
 from runtime.inputs.prompt import ASSISTANT, USER
 
 TOKENIZER = "tokenizer.model"
-TOOLS = (TOOLKIT, "numpy", "torch")
+TOKENIZER_FILES = (TOKENIZER, TOKENIZER_JSON)  # in MLC-LLM's order
+TOOLS = (TOOLKIT, "numpy", "tokenizers", "torch")
 # Tokens: a KV cache takes 360 KiB for each at full size, and MLC-LLM takes all of it at once.
 CONTEXT_WINDOW = 1024
 # Tokens at once, with pictures: what a phone can spare for activations. Longer prompts take turns.
@@ -50,7 +53,7 @@ class PackageReport:
     tensors: int
     parameters: int
     weights_bytes: int
-    tokenizer: bool
+    why_no_tokenizer_json: str | None  # None: there is one, with the ids of tokenizer.model
 
 
 _VISION_MATRICES = (
@@ -117,10 +120,10 @@ def write_package(
         CheckpointError: a tensor holds NaN, infinity, or more than float16 can.
     """
     nbytes = write_params(checkpoint, plan, folder, progress, calibrated)
-    if checkpoint.tokenizer is not None:
-        shutil.copyfile(checkpoint.tokenizer, folder / TOKENIZER)
+    why_not = _write_tokenizer(checkpoint, folder)
     pictures = any(tensor.name.startswith("vision.") for tensor in plan.tensors)
-    config = chat_config(checkpoint, pictures=pictures)
+    names = [name for name in TOKENIZER_FILES if (folder / name).exists()]
+    config = chat_config(checkpoint, names, pictures=pictures)
     text = json_text(config, indent=2) + "\n"
     (folder / CHAT_CONFIG).write_text(text, "utf-8")
     files = sorted(path for path in folder.iterdir() if path.is_file())
@@ -130,6 +133,7 @@ def write_package(
         recipe=plan.recipe.scheme.name,
         method=plan.recipe.method,
         pictures=pictures,
+        why_no_tokenizer_json=why_not,
         parameters=plan.parameters,
         weights_bytes=nbytes,
         source=source,
@@ -144,12 +148,34 @@ def write_package(
         tensors=len(plan.tensors),
         parameters=plan.parameters,
         weights_bytes=nbytes,
-        tokenizer=checkpoint.tokenizer is not None,
+        why_no_tokenizer_json=why_not,
     )
 
 
-def chat_config(checkpoint: Checkpoint, *, pictures: bool = False) -> dict[str, Any]:
-    """Returns the content of `mlc-chat-config.json`, keys in MLC-LLM's order."""
+def _write_tokenizer(checkpoint: Checkpoint, folder: Path) -> str | None:
+    """Writes the tokenizer's files; returns why there is no `tokenizer.json`, or None."""
+    if checkpoint.tokenizer is None:
+        return f"the checkpoint has no {TOKENIZER}"
+    copy = folder / TOKENIZER
+    shutil.copyfile(checkpoint.tokenizer, copy)
+    try:
+        text = make_tokenizer_json(copy)
+    except TokenizerJsonError as error:
+        return str(error)
+    (folder / TOKENIZER_JSON).write_text(text, "utf-8")
+    return None
+
+
+def chat_config(
+    checkpoint: Checkpoint, tokenizer_files: Sequence[str], *, pictures: bool = False
+) -> dict[str, Any]:
+    """Returns the content of `mlc-chat-config.json`, keys in MLC-LLM's order.
+
+    Args:
+        checkpoint: the model.
+        tokenizer_files: names of files in the package; MLC-LLM prefers `tokenizer.json`.
+        pictures: whether the package takes pictures.
+    """
     c, raw = checkpoint.config.decoder, checkpoint.config.source
     window = min(CONTEXT_WINDOW, raw.get("max_position_embeddings") or _POSITIONS)
     chunk = min(window, PICTURE_CHUNK) if pictures else window
@@ -174,7 +200,8 @@ def chat_config(checkpoint: Checkpoint, *, pictures: bool = False) -> dict[str, 
         "frequency_penalty": 0.0,
         "repetition_penalty": 1.0,
         "top_p": sample["top_p"],
-        "tokenizer_files": [TOKENIZER] if checkpoint.tokenizer is not None else [],
+        "tokenizer_files": list(tokenizer_files),
+        # What MLC-LLM itself finds in our tokenizer.json.
         "tokenizer_info": {
             "token_postproc_method": "byte_fallback",
             "prepend_space_in_encode": False,

@@ -42,6 +42,7 @@ class MlcSummary:
     parameters: int
     nbytes: int  # of all parameters, as stored
     pictures: bool
+    why_no_tokenizer_json: str | None  # None: there is one, with the ids of tokenizer.model
     libraries: Mapping[str, Path]  # by target; none: MLC-LLM is not installed here
     mlc_llm: str | None  # the version that compiled them
     compile_with: Mapping[str, str]  # by target: the command that compiles it elsewhere
@@ -59,6 +60,7 @@ class MlcSummary:
             "bytes": self.nbytes,
             "bits_per_weight": self.bits_per_weight,
             "pictures": self.pictures,
+            "why_no_tokenizer_json": self.why_no_tokenizer_json,
             "libraries": {target: str(path) for target, path in self.libraries.items()},
             "mlc_llm": self.mlc_llm,
             "compile_with": dict(self.compile_with),
@@ -70,6 +72,8 @@ class MlcSummary:
         bits = f"{self.bits_per_weight:.2f} bits per weight"
         what = "with pictures" if self.pictures else "text only, without pictures"
         rows = [("mlc package", f"{Size(self.nbytes)}, {bits}; {what}")]
+        if self.why_no_tokenizer_json is not None:
+            rows.append(("mlc tokenizer", f"no tokenizer.json: {self.why_no_tokenizer_json}"))
         for path in self.libraries.values():
             rows.append(("mlc library", f"compiled by mlc_llm {self.mlc_llm}: {path}"))
         for command in self.compile_with.values():
@@ -180,6 +184,7 @@ class MlcProduct(Product):
             parameters=report.parameters,
             nbytes=report.weights_bytes,
             pictures=self._pictures,
+            why_no_tokenizer_json=report.why_no_tokenizer_json,
             libraries=libraries,
             mlc_llm=None if compiler is None else compiler.version,
             compile_with=later,

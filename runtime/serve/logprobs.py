@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from convert.checkpoint.tokenizer_file import SPACE
 from runtime.inputs.logprobs import StepLogprobs, TokenLogprob
 from runtime.inputs.prompt import BOS_ID, EOS_ID, UNKNOWN_ID, Tokenizer
 
-_SPACE = "▁"
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 _NO_TEXT = (UNKNOWN_ID, BOS_ID, EOS_ID)
 
@@ -34,7 +34,7 @@ class TokenTexts:
             value = int(byte.group(1), 16)
             text, spelled = f"bytes:\\x{value:02x}", [value]
         else:
-            text = piece.replace(_SPACE, " ")
+            text = piece.replace(SPACE, " ")
             spelled = list(text.encode())
         has_text = token.id not in _NO_TEXT and token.id < self._tokenizer.vocab_size
         return {

@@ -29,7 +29,7 @@ from runtime.verify.measure.answers import AnswerComparison, GreedyAnswer, Quest
 from runtime.verify.measure.logits import Logits
 from runtime.verify.measure.results import CaseResult, Outcome, ResultCache, Worst, merge
 from runtime.verify.measure.steps import Steps
-from runtime.verify.mlc.prompts import package_prompt
+from runtime.verify.mlc.prompts import package_encode, package_prompt
 from runtime.verify.stages import Stages, TorchStages
 
 
@@ -92,7 +92,7 @@ class _Runner:
     ) -> None:
         assert package.tokenizer is not None, "opened with one"
         self._models, self._package, self._tokenizer = models, package, tokenizer
-        self._file, self._own = package.tokenizer, Tokenizer(package.tokenizer)
+        self._encode, self._own = package_encode(package), Tokenizer(package.tokenizer)
         self._thresholds, self._steps = settings["thresholds"], steps
         self._options = GenerationOptions(max_new_tokens=settings["built_in"]["max_new_tokens"])
         self._window = models.engine.window
@@ -139,7 +139,7 @@ class _Runner:
         count = len(self._image[0]) if self._image else 0
         prompt = self._tokenizer.prompt(case.messages, count)
         template = self._package.chat["conv_template"]
-        asked = package_prompt(template, self._file, case.messages, count)
+        asked = package_prompt(template, self._encode, case.messages, count)
         worst.add(prompt_check("prompts", asked, prompt))
         room = self._window - len(prompt.ids)
         if room < self._options.max_new_tokens:

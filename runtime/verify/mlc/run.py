@@ -11,10 +11,13 @@ from convert.bundle.errors import BundleError
 from convert.bundle.kv_cache import FP16
 from convert.bundle.manifest import FileRecord
 from convert.checkpoint.reader import Checkpoint
+from convert.checkpoint.tokenizer_file import open_tokenizer
 from convert.mlc.manifest import MANIFEST
-from convert.mlc.names import CHAT_CONFIG
+from convert.mlc.names import CHAT_CONFIG, TOKENIZER_JSON
 from convert.mlc.opened import MlcPackage
-from convert.mlc.package import chat_config
+from convert.mlc.package import TOKENIZER, TOKENIZER_FILES, chat_config
+from convert.mlc.same_ids import first_difference
+from convert.mlc.tokenizer_json import open_tokenizer_json
 from convert.support.progress import Progress
 from quantize.errors import ConfigError
 from runtime.engine_client.options import MLC
@@ -26,6 +29,7 @@ from runtime.verify.check import Cause, Check
 from runtime.verify.files.contents import SETTINGS, Contents
 from runtime.verify.files.differences import differences, listed
 from runtime.verify.files.stored_weights import load_stored
+from runtime.verify.files.tokenizer import STAGE as TOKENIZER_STAGE
 from runtime.verify.files.tokenizer import file_check, tokenizer_causes
 from runtime.verify.files.weights import check_files, check_tensors
 from runtime.verify.measure.run import load_settings
@@ -123,7 +127,12 @@ def _check_contents(package: MlcPackage, checkpoint: Checkpoint) -> Contents:
     assert checkpoint.tokenizer is not None, "the request opened it"
     found = Contents()
     found.checks.append(file_check(package.tokenizer, checkpoint.tokenizer))
-    expected = chat_config(checkpoint, pictures=package.manifest.pictures)
+    if package.tokenizer_json is not None:
+        read = open_tokenizer_json(package.tokenizer_json)
+        difference = first_difference(open_tokenizer(checkpoint.tokenizer), read)
+        found.add(TOKENIZER_STAGE, TOKENIZER_JSON, [] if difference is None else [difference])
+    names = [name for name in TOKENIZER_FILES if name in package.manifest.files]
+    expected = chat_config(checkpoint, names, pictures=package.manifest.pictures)
     found.add(SETTINGS, CHAT_CONFIG, list(differences(package.chat, expected, "")))
     return found
 
@@ -157,7 +166,10 @@ def _causes(
     if altered:
         return [Cause(", ".join(altered), "altered: the SHA-256 is not the manifest's")]
     assert package.tokenizer is not None and checkpoint.tokenizer is not None
-    causes = tokenizer_causes(failed, package.tokenizer, checkpoint.tokenizer)
+    asked = failed
+    if TOKENIZER_JSON in {cause.where for cause in contents.causes}:  # prompts went through it
+        asked = [check for check in failed if check.name == TOKENIZER]
+    causes = tokenizer_causes(asked, package.tokenizer, checkpoint.tokenizer)
     causes += contents.causes
     tensors = list(dict.fromkeys(c.name for c in failed if c.stage in ("weights", "codes")))
     if tensors:

@@ -120,6 +120,7 @@ def put_package(folder: Path, **changed: Any) -> None:
     raw |= {"quantization": "q4f16_1", "recipe": "mlc", "method": "rtn", "pictures": True}
     raw |= {"source": {"path": "c", "sha256": "0", "demo": False}, "tools": {}, "parameters": 1}
     raw |= {"weights_bytes": 1, "files": {"a.tar": FILE}, "libraries": {"mlc-android": LIBRARY}}
+    raw |= {"why_no_tokenizer_json": "no tokenizer"}
     (folder / MANIFEST).write_text(json.dumps(raw | changed))
 
 
@@ -145,6 +146,16 @@ def test_records_of_an_mlc_package(tmp_path: Path, record: Any) -> None:
 def test_libraries_of_an_mlc_package(tmp_path: Path, record: Any) -> None:
     put_package(tmp_path, libraries={"mlc-android": record})
     with pytest.raises(BundleError, match=r"(libraries: |library for )mlc-android"):
+        PackageManifest.read(tmp_path)
+
+
+def test_what_a_manifest_says_of_tokenizer_json(tmp_path: Path) -> None:
+    for wrong in ({"why_no_tokenizer_json": None}, {"files": {"tokenizer.json": FILE}}):
+        put_package(tmp_path, libraries={}, **wrong)
+        with pytest.raises(BundleError, match="why_no_tokenizer_json contradicts files"):
+            PackageManifest.read(tmp_path)
+    put_package(tmp_path, why_no_tokenizer_json=[])
+    with pytest.raises(BundleError, match="why_no_tokenizer_json"):
         PackageManifest.read(tmp_path)
 
 

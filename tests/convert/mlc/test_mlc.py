@@ -84,7 +84,8 @@ def test_the_decoder_of_a_minicpm_v(tmp_path: Path, capsys: pytest.CaptureFixtur
     config = json.loads(one["mlc-chat-config.json"])
     assert config["model_type"] == "minicpm" and config["quantization"] == "q4f16_1"
     assert config["model_config"]["tie_word_embeddings"] is True
-    assert config["tokenizer_files"] == ["tokenizer.model"] and "tokenizer.model" in one
+    assert config["tokenizer_files"] == ["tokenizer.model", "tokenizer.json"]
+    assert {"tokenizer.model", "tokenizer.json"} <= set(one)
     assert set(config["model_config"]) >= {"scale_emb", "scale_depth", "dim_model_base"}
     params = MlcPackage.open(tmp_path / "p").params
     assert {k: v.shape for k, v in params.items() if "lm_head" in k} == {}
@@ -296,7 +297,7 @@ def test_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "exists but holds no MLC package" in capsys.readouterr().err
     damaged = tmp_path / "damaged"
     damaged.mkdir()
-    for text in ("[", "{}", '{"format": "minicpmv-mlc-package", "format_version": 2}'):
+    for text in ("[", "{}", '{"format": "minicpmv-mlc-package", "format_version": 3}'):
         (damaged / MANIFEST).write_text(text)
         assert cli.main(["info", str(damaged)]) == 2
 

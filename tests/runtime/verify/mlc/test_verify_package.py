@@ -26,7 +26,7 @@ from convert.support.progress import silent
 from runtime.inputs.prompt import Tokenizer
 from runtime.mlc.engine import HOST, find_library
 from runtime.verify.mlc import run
-from runtime.verify.mlc.prompts import package_prompt
+from runtime.verify.mlc.prompts import package_encode, package_prompt
 from runtime.verify.report.report import Report
 from runtime.verify.verify import verify
 from tests.support.mlc_stand_in import TorchEngine
@@ -185,6 +185,23 @@ def test_exchanged_words(package: Path, stand_in: object) -> None:
     sign(package, path.name)
     report = verify(package, engine="mlc")
     assert f"{one.piece!r} has the id of" in told(report)[path.name]
+    assert "tokenizer.json" not in told(report)
+
+
+def test_a_tokenizer_json_with_other_ids(package: Path, stand_in: object) -> None:
+    path = package / "tokenizer.json"
+    raw = json.loads(path.read_text("utf-8"))
+    raw["model"]["merges"].reverse()
+    path.write_text(json.dumps(raw))
+    sign(package, path.name)
+    report = verify(package, engine="mlc")
+    assert "where tokenizer.model gives" in told(report)[path.name]
+    assert "prompt" not in told(report) and "detokenizer" not in told(report)
+    assert {"prompts", path.name} <= {check.name for check in report.failures}
+    path.write_text("{}")
+    sign(package, path.name)
+    with pytest.raises(BundleError, match=r"tokenizer\.json: not a tokenizer of Hugging Face"):
+        verify(package, engine="mlc")
 
 
 @pytest.mark.parametrize("messages", [1, 3])
@@ -199,7 +216,8 @@ def test_prompts_are_the_toolkits(
         {"role": ("user", "assistant")[i % 2], "content": text}
         for i, text in enumerate(texts[:messages])
     ]
-    found = package_prompt(package.chat["conv_template"], package.tokenizer, turns, image_tokens)
+    template, encode = package.chat["conv_template"], package_encode(package)
+    found = package_prompt(template, encode, turns, image_tokens)
     assert found == Tokenizer(package.tokenizer).prompt(turns, image_tokens)
 
 
