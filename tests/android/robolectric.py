@@ -17,9 +17,12 @@ from android.build.builder import APP, ApkPlan, assets, compile_java, link_resou
 from android.build.phones import MIN_SDK, TARGET_SDK
 from android.build.tools import MavenPackage, fetch, package, packages
 from convert.bundle.manifest import Bundle
+from convert.checkpoint.config import CONFIGS
+from tests.android.app_pictures import write_pictures
 
 JAVA = Path(__file__).parent / "java"
 SDKS = {26: "android-8", 34: "android-all"}  # Android versions, and the jars with their code
+SAMPLE = CONFIGS / "demo" / "sample.png"
 _CONFIG = "com/android/tools/test_config.properties"  # Robolectric looks for it on the class path
 
 
@@ -29,7 +32,7 @@ def libraries() -> list[MavenPackage]:
 
 
 def build(bundle: Bundle, folder: Path) -> None:
-    """Makes what `run` needs: the compiled app and tests, its resources and assets, Android."""
+    """Makes what `run` needs: the compiled app and tests, resources, assets, pictures, Android."""
     jars = _jars(folder / "libraries")
     link_resources(folder)
     plan = ApkPlan(bundle=bundle, abis=(), embed=False)
@@ -45,6 +48,7 @@ def build(bundle: Bundle, folder: Path) -> None:
         f"android_resource_apk={folder / 'resources.apk'}\n"
         "android_custom_package=org.minicpmv.app\n"
     )
+    write_pictures(folder / "pictures")
     (folder / "android").mkdir()
     for jar in fetch([package(name) for name in SDKS.values()]):
         (folder / "android" / jar.name).symlink_to(jar)
@@ -65,6 +69,8 @@ def run(folder: Path, bundle: Bundle, sdk: int, tests: list[str]) -> str:
         f"-Djava.io.tmpdir={temporary}",
         f"-Dbundle={bundle.path}",
         f"-Dengine={bundle.program('host').path}",
+        f"-Dpicture={SAMPLE}",
+        f"-Dpictures={folder / 'pictures'}",
     ]
     command += ["-cp", os.pathsep.join(map(str, classpath)), "org.junit.runner.JUnitCore"]
     command += [f"org.minicpmv.app.{name}" for name in tests]

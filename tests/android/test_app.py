@@ -11,7 +11,7 @@ from convert.bundle.manifest import Bundle
 from tests.android import robolectric
 from tests.support.once import once
 
-TESTS = ["StartTest"]
+TESTS = ["StartTest", "DecoderTest"]
 
 
 @pytest.fixture(scope="session")

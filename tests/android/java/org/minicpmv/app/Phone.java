@@ -29,6 +29,8 @@ import org.robolectric.shadow.api.Shadow;
 public final class Phone extends ExternalResource {
   private static final long SECONDS = 120; // until a wait fails
   private static final long STEP_NANOS = TimeUnit.MILLISECONDS.toNanos(5);
+  private static final int SHOWN = 10; // events, where a wait fails
+  private static final int SHOWN_LENGTH = 500; // characters of each
   private static final String WEIGHTS = "weights.safetensors";
 
   private ActivityController<MainActivity> screen; // null: not started, or destroyed
@@ -150,20 +152,23 @@ public final class Phone extends ExternalResource {
 
   /** Waits until the model is loaded and no job is running; returns that state. */
   JSONObject awaitModel() throws Exception {
-    while (true) {
-      JSONObject state = await("state");
-      if (state.has("model") && !state.has("job") && !state.has("answering")) {
-        return state;
-      }
-    }
+    return awaitIdle("model");
   }
 
-  /** Waits for a state that describes a problem; returns it. */
+  /** Waits until no job is running and something keeps the model from being used; returns it. */
   JSONObject awaitProblem() throws Exception {
+    return awaitIdle("problem").getJSONObject("problem");
+  }
+
+  /** Asks for the state, and waits until no job is running and the state has a field. */
+  private JSONObject awaitIdle(String field) throws Exception {
+    idle();
+    seen = page.scripts().size(); // a state that was true earlier does not count
+    say("do", "hello");
     while (true) {
       JSONObject state = await("state");
-      if (state.has("problem") && !state.has("job")) {
-        return state.getJSONObject("problem");
+      if (state.has(field) && !state.has("job") && !state.has("answering")) {
+        return state;
       }
     }
   }
@@ -184,7 +189,7 @@ public final class Phone extends ExternalResource {
     idle();
     while (!condition.holds()) {
       if (System.nanoTime() > end) {
-        throw new AssertionError("no " + what + "; the page got " + events());
+        throw new AssertionError("no " + what + "; the page got " + latest());
       }
       LockSupport.parkNanos(STEP_NANOS);
       idle();
@@ -203,6 +208,16 @@ public final class Phone extends ExternalResource {
       events.add(event(script));
     }
     return events;
+  }
+
+  /** Returns the beginnings of the page's latest events. */
+  private String latest() {
+    StringBuilder text = new StringBuilder();
+    List<String> scripts = page.scripts();
+    for (String script : scripts.subList(Math.max(0, scripts.size() - SHOWN), scripts.size())) {
+      text.append('\n').append(script, 0, Math.min(script.length(), SHOWN_LENGTH));
+    }
+    return text.toString();
   }
 
   static File bundle() {
