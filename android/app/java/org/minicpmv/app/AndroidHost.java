@@ -75,6 +75,17 @@ final class AndroidHost implements Host {
   }
 
   @Override
+  public void prepareBackground() {
+    onScreen(
+        new OnScreen() {
+          @Override
+          public void run(MainActivity activity) {
+            NotificationPermission.ask(activity);
+          }
+        });
+  }
+
+  @Override
   public void choosePicture(final boolean camera) {
     onScreen(
         new OnScreen() {

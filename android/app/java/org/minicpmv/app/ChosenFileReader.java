@@ -2,7 +2,7 @@ package org.minicpmv.app;
 
 import android.content.res.AssetFileDescriptor;
 import android.net.Uri;
-import java.io.ByteArrayInputStream;
+import java.io.FileNotFoundException;
 import java.io.IOException;
 import java.io.InputStream;
 
@@ -11,6 +11,8 @@ import java.io.InputStream;
  * apps' providers serve it; their exceptions must not crash this app.
  */
 final class ChosenFileReader implements Runnable {
+  private static final String EMPTY = "the app that keeps the file sent nothing";
+
   private final App app;
   private final Uri chosen;
   private final boolean isWeights;
@@ -32,9 +34,12 @@ final class ChosenFileReader implements Runnable {
 
   private void takePicture() {
     try (InputStream source = app.getContentResolver().openInputStream(chosen)) {
+      if (source == null) {
+        throw new FileNotFoundException(EMPTY);
+      }
       app.assistant().addPicture(source);
     } catch (IOException | RuntimeException e) {
-      app.assistant().addPicture(nothing()); // reports an invalid picture
+      app.assistant().reportFileError("the picture cannot be opened", e);
     } finally {
       PhotoProvider.forget(app);
     }
@@ -43,13 +48,12 @@ final class ChosenFileReader implements Runnable {
   private void takeWeights() {
     try {
       AssetFileDescriptor file = app.getContentResolver().openAssetFileDescriptor(chosen, "r");
+      if (file == null) {
+        throw new FileNotFoundException(EMPTY);
+      }
       app.assistant().importWeights(file.createInputStream(), file.getLength());
     } catch (IOException | RuntimeException e) {
-      app.assistant().importWeights(nothing(), 0); // reports the wrong size
+      app.assistant().reportFileError("the weights cannot be opened", e);
     }
-  }
-
-  private static InputStream nothing() {
-    return new ByteArrayInputStream(new byte[0]);
   }
 }

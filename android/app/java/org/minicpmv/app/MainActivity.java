@@ -1,12 +1,11 @@
 package org.minicpmv.app;
 
-import android.Manifest;
 import android.app.Activity;
+import android.app.Dialog;
 import android.content.ActivityNotFoundException;
 import android.content.Intent;
 import android.content.res.Configuration;
 import android.net.Uri;
-import android.os.Build;
 import android.os.Bundle;
 import android.provider.MediaStore;
 import android.util.AndroidRuntimeException;
@@ -30,6 +29,7 @@ public final class MainActivity extends Activity {
   private static final String TO_SAVE = "to-save.txt"; // a cache file, which outlives the process
 
   private WebView view; // null if the system has no WebView
+  private Dialog dialog; // the one shown last; null: none
 
   @Override
   protected void onCreate(Bundle state) {
@@ -53,9 +53,6 @@ public final class MainActivity extends Activity {
     setContentView(view);
     app().host().attach(this);
     view.loadUrl(PageFiles.START);
-    if (Build.VERSION.SDK_INT >= Build.VERSION_CODES.TIRAMISU && state == null) {
-      requestPermissions(new String[] {Manifest.permission.POST_NOTIFICATIONS}, 0);
-    }
   }
 
   @Override
@@ -80,6 +77,9 @@ public final class MainActivity extends Activity {
   @Override
   protected void onDestroy() {
     app().host().detach(this);
+    if (dialog != null) {
+      dialog.dismiss(); // a dialog may not outlive its activity
+    }
     if (view != null) {
       view.destroy();
     }
@@ -94,6 +94,12 @@ public final class MainActivity extends Activity {
     } else {
       evaluate("receive({event: 'back'})");
     }
+  }
+
+  /** Shows a dialog; it goes with the screen. */
+  void show(Dialog newDialog) {
+    dialog = newDialog;
+    dialog.show();
   }
 
   void evaluate(String script) {
@@ -121,7 +127,7 @@ public final class MainActivity extends Activity {
     try {
       Files.write(toSave().toPath(), text.getBytes(StandardCharsets.UTF_8));
     } catch (IOException e) {
-      showError(e);
+      reportUnsaved(e);
       return;
     }
     Intent intent = document(Intent.ACTION_CREATE_DOCUMENT, "text/plain");
@@ -153,14 +159,14 @@ public final class MainActivity extends Activity {
     try (OutputStream stream = getContentResolver().openOutputStream(target)) {
       Files.copy(toSave().toPath(), stream);
     } catch (IOException | RuntimeException e) { // another app's provider may fail in any way
-      showError(e);
+      reportUnsaved(e);
     } finally {
       toSave().delete();
     }
   }
 
-  private void showError(Exception e) {
-    Toast.makeText(this, String.valueOf(e.getMessage()), Toast.LENGTH_LONG).show();
+  private void reportUnsaved(Exception e) {
+    app().assistant().reportFileError("the file cannot be saved", e);
   }
 
   private File toSave() {

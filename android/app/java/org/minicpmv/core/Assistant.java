@@ -112,6 +112,15 @@ public final class Assistant implements Closeable, ChatWorker.ChangeListener {
     }
   }
 
+  /**
+   * Reports that a file cannot be opened or written.
+   *
+   * @param what what failed, without the reason
+   */
+  public void reportFileError(String what, Exception e) {
+    fail(FileTools.failure(EngineException.FILE_ERROR, what, e));
+  }
+
   /** Unloads an idle engine: the system is short of memory. Chats stay. */
   public void trimMemory() {
     worker.unload();
@@ -331,6 +340,7 @@ public final class Assistant implements Closeable, ChatWorker.ChangeListener {
     chat.ask(command.optInt("from", chat.turns().size()), Turn.question(text, picture), now);
     draft.asked(chat.id);
     worker.answer(chat);
+    host.prepareBackground();
     publishChat(false);
     chats.save(chat); // last: if storage is full, the answer still starts
   }

@@ -57,7 +57,9 @@ final class FileTools {
     }
     boolean isMemory = cause instanceof OutOfMemoryError;
     String code = isMemory ? EngineException.OUT_OF_MEMORY : otherCode;
-    return new EngineException(code, begin + cause.getMessage(), cause);
+    String reason = cause.getMessage();
+    return new EngineException(
+        code, begin + (reason == null ? cause.getClass().getSimpleName() : reason), cause);
   }
 
   /**

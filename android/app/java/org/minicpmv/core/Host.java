@@ -13,6 +13,12 @@ public interface Host {
   /** Keeps the system from stopping the app while it is busy. */
   void setBusy(boolean busy);
 
+  /**
+   * Asks for what an answer needs while the app is in the background; called when the user has
+   * asked a question, while its answer starts.
+   */
+  void prepareBackground();
+
   /** Lets the user choose a picture, which arrives at {@link Assistant#addPicture}. */
   void choosePicture(boolean camera);
 

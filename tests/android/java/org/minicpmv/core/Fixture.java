@@ -154,6 +154,9 @@ final class Fixture implements Host, AutoCloseable {
   }
 
   @Override
+  public void prepareBackground() {}
+
+  @Override
   public void choosePicture(boolean camera) {
     assistant.addPicture(new ByteArrayInputStream(png(5, 3)));
   }

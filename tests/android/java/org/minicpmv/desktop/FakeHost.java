@@ -92,6 +92,9 @@ public final class FakeHost implements Host {
   }
 
   @Override
+  public void prepareBackground() {}
+
+  @Override
   public void choosePicture(boolean camera) {
     try (InputStream source = new FileInputStream(chosen)) {
       assistant.addPicture(source);
