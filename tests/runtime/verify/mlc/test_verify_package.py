@@ -115,6 +115,7 @@ def test_report_and_resume(package: Path, stand_in: object, tmp_path: Path) -> N
     assert again.passed and "image tokens" in str(again.to_json()["checks"])
     page = (tmp_path / "report/index.html").read_text()
     assert "Passed" in page and "TVM&#39;s virtual machine" in page
+    assert "what the stored weights alone cost" in page
 
 
 @pytest.mark.parametrize(
