@@ -49,6 +49,7 @@ class CalibrationSample:
     where: str  # the line of a file, for error messages
     picture: Callable[[], Image.Image] | None = None
     picture_digest: str = ""
+    ids: tuple[int, ...] | None = None  # in place of all that, if the text comes as token ids
 
 
 @dataclass(frozen=True)
@@ -93,13 +94,17 @@ def default_samples(*, demo: bool, pictures: bool) -> list[CalibrationSample]:
     return samples
 
 
-def read_samples(path: Path, *, pictures: bool, skip_bad: bool) -> list[CalibrationSample]:
+def read_samples(
+    path: Path, *, pictures: bool, skip_bad: bool, token_ids: bool = False
+) -> list[CalibrationSample]:
     """Reads JSON Lines: `question`, and optionally `answer` and `image`, a path next to the file.
 
     Args:
         path: the file.
         pictures: whether the model has a vision encoder.
         skip_bad: skip lines that cannot be used, with a warning.
+        token_ids: also take lines that have `ids` alone, for a model whose tokenizer is not
+            SentencePiece's.
 
     Raises:
         CalibrationError: the file does not exist or holds no sample, or a line, given by its
@@ -109,7 +114,8 @@ def read_samples(path: Path, *, pictures: bool, skip_bad: bool) -> list[Calibrat
     lines = list(json_lines(_content(path)))
     for number, line in lines:
         try:
-            samples.append(_read_line(line, path, f"{path}, line {number}", pictures))
+            where = f"{path}, line {number}"
+            samples.append(_read_line(line, path, where, pictures, token_ids=token_ids))
         except (CalibrationError, PictureError, PromptError) as error:
             problem = f"{path}, line {number}: {error}"
             if not skip_bad:
@@ -133,28 +139,46 @@ def tokenize(samples: Sequence[CalibrationSample], checkpoint: Checkpoint) -> li
     Raises:
         CalibrationError: the checkpoint has no tokenizer, or a sample is too long.
     """
-    if checkpoint.tokenizer is None:
-        raise CalibrationError(
-            f"{checkpoint.path}: has no tokenizer.model to tokenize the calibration samples; "
-            "choose a method without calibration, --method mse"
-        )
-    tokenizer = Tokenizer(checkpoint.tokenizer)
+    tokenizer = None if checkpoint.tokenizer is None else Tokenizer(checkpoint.tokenizer)
     vision, resampler = checkpoint.config.vision, checkpoint.config.resampler
     tokenized = []
     for sample in samples:
+        if sample.ids is not None:
+            tokenized.append(_of_ids(sample, sample.ids, checkpoint.config.decoder.vocab_size))
+            continue
+        if tokenizer is None:
+            raise CalibrationError(
+                f"{checkpoint.path}: has no tokenizer.model to tokenize the calibration samples; "
+                'give samples as token ids, lines such as {"ids": [1, 5]}, with --calibration, or '
+                "choose a method without calibration, --method mse"
+            )
         queries = resampler.query_num if sample.picture is not None and resampler else 0
         prompt = tokenizer.prompt(sample.messages, queries)
         answer = tokenizer.encode(sample.answer)
         ids = torch.tensor(prompt.ids + answer)
-        if len(ids) > _MAX_TOKENS:
-            raise CalibrationError(
-                f"{sample.where}: has {len(ids)} tokens; at most {_MAX_TOKENS} are allowed"
-            )
+        _require_length(sample, len(ids))
         pixels = None
         if sample.picture is not None and vision is not None:
             pixels = partial(_pixels, sample.picture, vision.image_size)
         tokenized.append(TokenizedSample(ids, prompt.image_start, sample.picture_digest, pixels))
     return tokenized
+
+
+def _of_ids(sample: CalibrationSample, ids: Sequence[int], vocabulary: int) -> TokenizedSample:
+    wrong = next((i for i in ids if not 0 <= i < vocabulary), None)
+    if wrong is not None:
+        raise CalibrationError(
+            f"{sample.where}: token id {wrong} is not in the model's vocabulary of {vocabulary:,}"
+        )
+    _require_length(sample, len(ids))
+    return TokenizedSample(torch.tensor(ids), None, "", None)
+
+
+def _require_length(sample: CalibrationSample, tokens: int) -> None:
+    if tokens > _MAX_TOKENS:
+        raise CalibrationError(
+            f"{sample.where}: has {tokens} tokens; at most {_MAX_TOKENS} are allowed"
+        )
 
 
 def _draw(seed: int, i: int) -> Image.Image:
@@ -173,13 +197,20 @@ def _content(path: Path) -> bytes:
         raise CalibrationError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
-def _read_line(line: bytes, path: Path, where: str, pictures: bool) -> CalibrationSample:
+def _read_line(
+    line: bytes, path: Path, where: str, pictures: bool, *, token_ids: bool
+) -> CalibrationSample:
     if len(line) > _LINE_BYTES:
         raise CalibrationError(f"has {len(line):,} bytes; at most {_LINE_BYTES:,} are allowed")
     try:
         raw: Any = parse_json(line)
     except ValueError as error:
         raise CalibrationError(f"not a line of JSON: {error}") from error
+    if token_ids and isinstance(raw, dict) and list(raw) == ["ids"]:
+        ids = raw["ids"]
+        if not isinstance(ids, list) or not ids or any(type(i) is not int for i in ids):
+            raise CalibrationError("ids is no list of at least one integer")
+        return CalibrationSample((), "", where, ids=tuple(ids))
     if not isinstance(raw, dict) or not all(isinstance(value, str) for value in raw.values()):
         raise CalibrationError(
             "expected an object of strings: question, and optionally image and answer"

@@ -122,7 +122,7 @@ def _add_calibration(parser: argparse.ArgumentParser) -> None:
         metavar="FILE.jsonl",
         type=Path,
         help="samples, one JSON object per line: question, and optionally image (a path relative "
-        "to the file) and answer (default: built-in samples)",
+        "to the file) and answer; or ids, a list of token ids (default: built-in samples)",
     )
     add("--skip-bad", action="store_true", help="skip invalid lines of --calibration")
 

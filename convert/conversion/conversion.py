@@ -65,7 +65,8 @@ class Conversion:
         pictures = self.checkpoint.config.vision is not None
         path = self.config.samples
         if path is not None:
-            return read_samples(path, pictures=pictures, skip_bad=self.config.skip_bad)
+            skip_bad = self.config.skip_bad
+            return read_samples(path, pictures=pictures, skip_bad=skip_bad, token_ids=True)
         return default_samples(demo=self.config.checkpoint is None, pictures=pictures)
 
     def calibrate(self, plan: Plan) -> CalibratedWeights | None:

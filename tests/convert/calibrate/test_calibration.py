@@ -290,6 +290,35 @@ def test_bad_lines_are_named(
     assert "line 2" in caplog.text and "left out" in caplog.text
 
 
+def test_samples_of_token_ids(tmp_path: Path, checkpoint: Checkpoint) -> None:
+    path = write_lines(tmp_path, {"ids": [5, 2, 7]}, GOOD)
+    first, second = read_samples(path, pictures=True, skip_bad=False, token_ids=True)
+    one, other = tokenize([first, second], checkpoint)
+    assert one.ids.tolist() == [5, 2, 7] and one.pixels is None and other.pixels is not None
+    without = copy.copy(checkpoint)
+    without.tokenizer = None
+    assert tokenize([first], without)[0].digest == one.digest
+    with pytest.raises(CalibrationError, match=r"no tokenizer\.model.*\{\"ids\": \[1, 5\]\}"):
+        tokenize([second], without)
+    with pytest.raises(CalibrationError, match=r"line 1: expected an object of strings"):
+        read_samples(path, pictures=True, skip_bad=False)
+
+
+@pytest.mark.parametrize("ids", [[], "5", [1.0], [True], [[1]], None])
+def test_no_token_ids(ids: object, tmp_path: Path) -> None:
+    path = write_lines(tmp_path, {"ids": ids})
+    with pytest.raises(CalibrationError, match="line 1: ids is no list of at least one integer"):
+        read_samples(path, pictures=True, skip_bad=False, token_ids=True)
+
+
+@pytest.mark.parametrize("ids", [[-1], [1 << 70], [1 << 20]])
+def test_token_ids_of_another_model(ids: list[int], tmp_path: Path, checkpoint: Checkpoint) -> None:
+    path = write_lines(tmp_path, {"ids": ids})
+    samples = read_samples(path, pictures=True, skip_bad=False, token_ids=True)
+    with pytest.raises(CalibrationError, match=r"line 1: token id .* is not in the model's vocab"):
+        tokenize(samples, checkpoint)
+
+
 def test_refused_samples(tmp_path: Path, checkpoint: Checkpoint) -> None:
     with pytest.raises(CalibrationError, match="cannot be read: No such file"):
         read_samples(tmp_path / "none.jsonl", pictures=True, skip_bad=False)
