@@ -62,6 +62,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "to the file) and answer (default: built-in questions)",
     )
     add("--skip-bad", action="store_true", help="skip invalid lines of --data")
+    add(
+        "--save-reference",
+        metavar="FILE",
+        type=Path,
+        help="write the full-precision model's results to a file, to compare other bundles with",
+    )
+    add(
+        "--reference-results",
+        metavar="FILE",
+        type=Path,
+        help="read them from such a file instead of running that model",
+    )
     add = parser.add_argument_group("output").add_argument
     add(
         "--report",
@@ -95,6 +107,8 @@ def run(args: argparse.Namespace) -> int:
             skip_bad=args.skip_bad,
             report=args.report,
             force=args.force,
+            save_reference=args.save_reference,
+            reference_results=args.reference_results,
             progress=bars,
         )
     if args.json:

@@ -27,11 +27,17 @@ class Request:
     skip_bad: bool
     report: Path | None
     force: bool
+    save_reference: Path | None = None  # a file to make of the reference's results
+    reference_results: Path | None = None  # a file to take them from
 
     def __post_init__(self) -> None:
         """Checks combinations."""
         if self.skip_bad and self.data is None:
             raise ConfigError("--skip-bad needs --data")
+        if self.save_reference is not None and self.reference_results is not None:
+            raise ConfigError(
+                "--save-reference and --reference-results: what is read is not measured; use one"
+            )
 
     def window_or(self, default: int) -> int:
         """Returns the window that was asked for, or the default."""

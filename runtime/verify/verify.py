@@ -36,6 +36,8 @@ from runtime.verify.files.weights import (
     check_files,
     check_tensors,
 )
+from runtime.verify.measure.kept import Kept, ReferenceWriter
+from runtime.verify.measure.reference import Reference, kept_results
 from runtime.verify.measure.results import Outcome, ResultCache
 from runtime.verify.measure.run import EngineUnderTest, Models, load_settings, run_cases
 from runtime.verify.report.folder import ReportFolder, known_results
@@ -60,6 +62,8 @@ def verify(
     skip_bad: bool = False,
     report: str | Path | None = None,
     force: bool = False,
+    save_reference: str | Path | None = None,
+    reference_results: str | Path | None = None,
     progress: Progress = silent,
 ) -> Report:
     """Compares a bundle with the full-precision model, as `minicpmv verify` does.
@@ -76,6 +80,8 @@ def verify(
         skip_bad: leave out lines of `data` that cannot be used.
         report: a folder for a web page and its data; None: none is written.
         force: accept a reference that the bundle was not made from.
+        save_reference: a file to write the reference's results to.
+        reference_results: such a file, to read them from instead of running the reference.
         progress: receives the progress of every stage.
 
     Returns:
@@ -84,7 +90,8 @@ def verify(
     Raises:
         BundleError: no bundle, or one whose program was altered.
         CheckpointError: the reference is missing, or not what the bundle was made from.
-        ToolkitError: a line of the data that cannot be used, or no place for the report.
+        ToolkitError: a line of the data that cannot be used, no place for the report, or results
+            of the reference that do not suit.
     """
     request = Request(
         artifact=Path(bundle),
@@ -95,6 +102,8 @@ def verify(
         skip_bad=skip_bad,
         report=None if report is None else Path(report),
         force=force,
+        save_reference=None if save_reference is None else Path(save_reference),
+        reference_results=None if reference_results is None else Path(reference_results),
     )
     if engine == MLC:
         from runtime.verify.mlc.run import verify_package  # loads TVM, which no bundle needs
@@ -113,17 +122,21 @@ def _verify_bundle(request: Request, progress: Progress) -> Report:
     program = bundle.program(place.target).path
     files = check_files(bundle.path, bundle.manifest.files, program, progress)
     checkpoint, warnings = _open_reference(bundle, request)
-    # Stored results hold for the bundle as it was made.
-    kept = folder if all(check.passed for check in files) else None
+    # Stored results hold for the bundle as it was made; a case that is not measured saves nothing.
+    stored = all(check.passed for check in files) and request.save_reference is None
     window = request.window_or(WINDOW)
     about = {
         "bundle": identity(bundle),
         "engine": place.description,
         "target": place.target,
     }
-    with known_results(kept, about, checkpoint, window, settings) as known:
+    length = settings["built_in"]["max_new_tokens"]
+    with (
+        known_results(folder if stored else None, about, checkpoint, window, settings) as known,
+        kept_results(request, checkpoint, cases, window, length, progress) as kept,
+    ):
         found = _measure(
-            request, bundle, checkpoint, place, files, cases, known, settings, progress
+            request, bundle, checkpoint, place, files, cases, known, kept, settings, progress
         )
     report = Report(
         bundle=str(request.artifact),
@@ -173,6 +186,7 @@ def _measure(
     files: Sequence[Check],
     cases: Sequence[Case],
     known: ResultCache,
+    kept: Kept | None,
     settings: Mapping[str, Any],
     progress: Progress,
 ) -> _Measured:
@@ -192,11 +206,13 @@ def _measure(
         engine = EngineStages(session.client(), bundle.config)
         contents = check_contents(bundle, checkpoint, engine, progress)
         checks += contents.checks
-        models = _load_models(bundle, checkpoint, engine, session, progress)
+        models = _load_models(bundle, checkpoint, kept, engine, session, progress)
         outcome = run_cases(
             models, tokenizer, cases, settings, window, progress, known, skip_bad=request.skip_bad
         )
         checks += outcome.checks
+        if isinstance(kept, ReferenceWriter):
+            kept.commit()
         names = {answer.case for answer in outcome.answers}
         asked = [case for case in cases if case.name in names]
         causes = find_causes(
@@ -235,6 +251,7 @@ def _open_reference(bundle: Bundle, request: Request) -> tuple[Checkpoint, list[
 def _load_models(
     bundle: Bundle,
     checkpoint: Checkpoint,
+    kept: Kept | None,
     engine: EngineStages,
     session: EngineSession,
     progress: Progress,
@@ -249,10 +266,11 @@ def _load_models(
     if stored:
         load_stored(arithmetic, BundleTensors(bundle.plan, bundle.weights()), progress)
     rounded = apply_arithmetic(arithmetic, bundle.plan, stored=stored, progress=progress)
-    reference = load_reference(checkpoint, lazy=True)
     progress(LOADING, layers, layers)
     return Models(
-        reference=TorchStages(reference),
+        reference=Reference(
+            checkpoint.config, lambda: TorchStages(load_reference(checkpoint, lazy=True)), kept
+        ),
         arithmetic=TorchStages(rounded, partial(RoundedKVCache, bundle.plan.kv)),
         bundle=EngineUnderTest(engine, session, Tokenizer(bundle.tokenizer)),
     )

@@ -32,6 +32,7 @@ from runtime.verify.check import Cause, Check
 from runtime.verify.diagnose.isolate import find_causes
 from runtime.verify.files.contents import check_contents
 from runtime.verify.files.weights import BundleTensors, check_files, check_tensors
+from runtime.verify.measure.reference import Reference
 from runtime.verify.measure.results import ResultCache
 from runtime.verify.measure.run import EngineUnderTest, Models, load_settings, run_cases
 from runtime.verify.stages import EngineStages, TorchStages
@@ -235,7 +236,8 @@ class Verified:
         self.tokenizer = Tokenizer(self.checkpoint.tokenizer)
         rounded = apply_arithmetic(load_reference(self.checkpoint, lazy=True), bundle.plan)
         self.arithmetic = TorchStages(rounded, partial(RoundedKVCache, bundle.plan.kv))
-        self.reference = TorchStages(load_reference(self.checkpoint))
+        model = TorchStages(load_reference(self.checkpoint))
+        self.reference = Reference(self.checkpoint.config, lambda: model)
 
     def causes(
         self,

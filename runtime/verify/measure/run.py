@@ -30,6 +30,7 @@ from runtime.verify.files.tokenizer import prompt_check, text_check
 from runtime.verify.measure.answers import AnswerComparison, GreedyAnswer, Question, greedy_answer
 from runtime.verify.measure.choices import choice_checks
 from runtime.verify.measure.logits import Logits
+from runtime.verify.measure.reference import Reference
 from runtime.verify.measure.results import CaseResult, Outcome, ResultCache, Worst, merge
 from runtime.verify.measure.steps import Steps
 from runtime.verify.stages import LAYER_TOKENS, EngineStages, Stages, narrow_window
@@ -56,7 +57,7 @@ class EngineUnderTest:
 class Models:
     """The three that are compared."""
 
-    reference: Stages
+    reference: Reference
     arithmetic: Stages
     bundle: EngineUnderTest
 
@@ -180,7 +181,7 @@ class _Runner:
         worst.add(prompt_check("prompts", asked, prompt))
         worst.add(text_check("answers", reply.text, self._tokenizer.decode(reply.ids)))
         questions = [Question(prompt, image) for image in self._image or (None, None, None)]
-        said = greedy_answer(models.reference, questions[0], bundle.ids, self._options, window)
+        said = models.reference.answer(questions[0], bundle.ids, self._options, window)
         self._steps.step()
         ids = prompt.ids + said.ids
         slide, self._slid = not self._slid, True

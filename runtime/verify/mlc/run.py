@@ -32,6 +32,7 @@ from runtime.verify.files.stored_weights import load_stored
 from runtime.verify.files.tokenizer import STAGE as TOKENIZER_STAGE
 from runtime.verify.files.tokenizer import file_check, tokenizer_causes
 from runtime.verify.files.weights import check_files, check_tensors
+from runtime.verify.measure.kept import SAVE, USE
 from runtime.verify.measure.run import load_settings
 from runtime.verify.mlc.measure import MlcModels, run_cases
 from runtime.verify.mlc.tensors import PackageTensors
@@ -104,6 +105,9 @@ def library_engine(package: MlcPackage) -> MlcEngine:
 
 
 def _check_options(request: Request) -> None:
+    for name, file in ((SAVE, request.save_reference), (USE, request.reference_results)):
+        if file is not None:
+            raise ConfigError(f"{name} is for a bundle's engine, which is fed stage by stage")
     for name, value in (("--threads", request.engine.threads), ("--window", request.window)):
         if value is not None:
             why = "TVM has threads of its own" if name == "--threads" else "a package has its own"

@@ -293,7 +293,7 @@ def test_the_wrong_engine(
     (tmp_path / "bundle.json").write_text("{}")
     assert cli.main(["verify", str(tmp_path), "--engine", "mlc"]) == 2
     assert f"{tmp_path / MANIFEST}: cannot be read" in capsys.readouterr().err
-    for option in ("--threads", "--window"):
+    for option in ("--threads", "--window", "--save-reference", "--reference-results"):
         assert cli.main(["verify", str(package), "--engine", "mlc", option, "2"]) == 2
         assert f"{option} is for a bundle's engine" in capsys.readouterr().err
 
