@@ -10,5 +10,16 @@ export function connect(onEvent) {
 /** In the app: it injects the object `app`, and calls the function `receive`. */
 function toApp(onEvent) {
   window.receive = onEvent;
-  return (name, fields) => window.app.send(JSON.stringify(Object.assign({do: name}, fields)));
+  const send = (name, fields) =>
+    window.app.send(JSON.stringify(Object.assign({do: name}, fields)));
+  document.addEventListener('paste', (event) => {
+    const [file] = event.clipboardData.files;
+    if (file) {
+      event.preventDefault();
+      const reader = new FileReader();
+      reader.onload = () => send('paste', {data: reader.result.split(',')[1] || ''});
+      reader.readAsDataURL(file);
+    }
+  });
+  return send;
 }

@@ -1,25 +1,38 @@
-// The chat on the screen: turns, the streamed answer, editing.
+// The chat on the screen. Only what has changed is drawn, so that the place of reading, a text
+// selection and the keyboard's focus stay.
 
-import {announce, button, fill, find, make} from './dom.js';
+import {announce, button, find, make} from './dom.js';
 import {say} from './texts.js';
+import {AnswerView, copyButton, editForm, questionElement} from './turns.js';
+import * as viewer from './viewer.js';
 
 const NEAR_END = 80; // pixels; closer to the end than this, the view scrolls with the answer
+const FIRST = 24; // turns drawn at once when a chat opens: more than a screen has
+const CHUNK = 16; // turns drawn at a time after that
 
 let send; // to the host
+let options = {showsSpeed: false, language: '', canSpeak: false, isSpeaking: false};
 let chat = null; // the chat shown; null: a new chat
-let live = null; // the element of the answer being streamed; null: none
+let drawn = []; // what is drawn of each turn: `key`, `element`; undefined: nothing yet
+let live = null; // the answer being streamed: an AnswerView; null: none
+let streamed = ''; // its text, of which the next frame draws what is new
+let isDue = false; // a frame will draw it
 let answering = false;
+let opened = null; // the turn whose actions the user opened; null: none
+let spoken = null; // the text being read aloud
+let follows = true; // the end of the chat is visible
+let filling = 0; // the timer that draws earlier turns
 
 /** Sets up the chat; `sender` sends commands to the host. */
 export function start(sender) {
   send = sender;
-  let follows = true; // the end of the chat is visible
-  find('main').addEventListener('scroll', () => { follows = isNearEnd(); });
-  new ResizeObserver(() => { // the screen was rotated, or the keyboard or a message appeared
-    if (follows && chat !== null) {
-      toEnd();
-    }
-  }).observe(find('main'));
+  viewer.start();
+  const main = find('main');
+  main.addEventListener('scroll', () => { follows = isNearEnd(); });
+  new ResizeObserver(keepEnd).observe(main); // rotated, or the keyboard or a message appeared
+  new ResizeObserver(keepEnd).observe(find('turns')); // a picture was loaded
+  find('turns').addEventListener('click', onTap);
+  find('turns').addEventListener('keydown', onKey);
 }
 
 /** Returns the id of the chat shown; undefined for a new one. */
@@ -27,27 +40,40 @@ export function shownChat() {
   return chat === null ? undefined : chat.id;
 }
 
+/** Applies settings and language. */
+export function setOptions(changed) {
+  const before = JSON.stringify(options);
+  options = changed;
+  if (!changed.isSpeaking) {
+    spoken = null;
+  }
+  if (JSON.stringify(options) !== before) {
+    draw();
+  }
+}
+
 /** Shows a chat from the host. */
 export function showChat(newChat, partial) {
   const before = chat;
   const isSame = before !== null && newChat !== undefined && before.id === newChat.id;
-  const editing = isSame && find('turns').querySelector('form');
   chat = newChat === undefined ? null : newChat;
   answering = partial !== undefined;
-  if (editing && !answering && before.turns.length === chat.turns.length) {
-    return; // nothing has changed, and the user is editing
+  const turns = turnsShown();
+  const isAsked = answering && (!isSame || turns.length !== before.turns.length);
+  const isAnswered = isSame && !answering && turns.length > before.turns.length;
+  if (!isSame) {
+    clear();
   }
-  live = null;
-  const turns = chat === null ? [] : chat.turns;
-  fill(find('turns'), ...turns.map((turn, i) => turnElement(turn, i, turns)));
   if (answering) {
-    live = make('div', {className: 'text waiting'}, partial);
-    find('turns').append(make('div', {className: 'turn'}, hidden(say('model')), live));
-  } else if (isSame && turns.length > before.turns.length) {
-    announce(say('answered', {text: turns[turns.length - 1].text}));
+    stream(partial);
   }
-  if (turns.length > 0) {
-    toEnd();
+  draw();
+  if (!isSame || isAsked) {
+    follows = true;
+    keepEnd();
+  }
+  if (isAnswered) {
+    announce(say('answered', {text: turns[turns.length - 1].text}));
   }
 }
 
@@ -59,141 +85,273 @@ export function addText(id, at, text) {
   if (live === null || id !== shownChat()) {
     return true;
   }
-  const known = live.textContent.length;
-  if (at > known) {
+  if (at > streamed.length) {
     return false;
   }
-  const follow = isNearEnd();
-  live.append(text.slice(known - at));
-  if (follow) {
-    toEnd();
+  streamed += text.slice(streamed.length - at);
+  if (!isDue) {
+    isDue = true;
+    requestAnimationFrame(drawStreamed);
   }
   return true;
 }
 
-function turnElement(turn, index, turns) {
-  const element = make('div', {className: 'turn ' + turn.role});
-  element.append(hidden(turn.role === 'user' ? say('you') : say('model')));
-  if (turn.role === 'user') {
-    fillQuestion(element, turn, index, turns);
-  } else {
-    fillAnswer(element, turn, index, turns);
-  }
-  return element;
+/** Closes what the user opened in the chat; returns whether there was anything. */
+export function closeAll() {
+  const isOpen = opened !== null || find('turns').querySelector('form') !== null;
+  closeForm();
+  setOpened(null);
+  return isOpen;
 }
 
-function fillQuestion(element, turn, index, turns) {
-  const isLast = index === turns.length - 1;
-  if (turn.picture) {
-    const isLater = turns.slice(0, index).some((earlier) => earlier.picture);
-    if (isLater) {
-      element.append(make('div', {className: 'divider'}, say('pictureStarts')));
+function turnsShown() {
+  return chat === null ? [] : chat.turns;
+}
+
+function clear() {
+  clearTimeout(filling);
+  for (const entry of drawn) {
+    if (entry) {
+      entry.element.remove();
     }
-    const picture = make('img', {className: 'picture', alt: say('picture')});
-    picture.addEventListener('load', () => isLast && toEnd());
-    picture.src = 'picture/' + turn.picture;
-    element.append(picture);
   }
-  element.append(make('div', {className: 'text'}, turn.text));
-  if (answering) {
-    return;
-  }
-  if (isLast) {
-    element.append(make('div', {className: 'note bad'}, say('noAnswer')));
-  }
-  const actions = make('div', {className: 'actions'});
-  if (isLast) {
-    actions.append(button(say('again'), () => ask(turn, index, turn.text), 'again', 'small'));
-  }
-  actions.append(button(say('edit'), () => edit(element, turn, index), 'edit', 'small'));
-  actions.append(copyButton(turn.text));
-  element.append(actions);
+  drawn = [];
+  opened = null;
+  endStream();
 }
 
-function fillAnswer(element, turn, index, turns) {
-  element.append(make('div', {className: 'text'}, turn.text));
-  const why = {cancelled: 'stopped', length: 'cut', failed: 'failed'}[turn.stop];
-  if (why) {
-    const style = turn.stop === 'failed' ? 'note bad' : 'note';
-    element.append(make('div', {className: style}, say(why)));
+/** Draws the turns that differ from what is on the screen. */
+function draw() {
+  const turns = turnsShown();
+  while (drawn.length > turns.length) {
+    const entry = drawn.pop();
+    if (entry) {
+      forget(entry.element);
+    }
   }
-  const speed = speedLine(turn.speed);
-  if (speed !== '') {
-    element.append(make('div', {className: 'note speed'}, speed));
+  const first = Math.max(0, turns.length - FIRST);
+  for (let i = drawn.findIndex((entry) => entry) < 0 ? first : 0; i < turns.length; i++) {
+    if (i >= first || drawn[i]) {
+      drawTurn(turns, i);
+    }
   }
-  if (answering) {
-    return;
+  if (!answering) {
+    endStream();
   }
-  const actions = make('div', {className: 'actions'});
-  if (index === turns.length - 1) {
-    const question = turns[index - 1];
-    actions.append(
-      button(say('again'), () => ask(question, index - 1, question.text), 'again', 'small'));
-  }
-  actions.append(copyButton(turn.text));
-  element.append(actions);
+  drawActions();
+  clearTimeout(filling);
+  filling = setTimeout(fillIn, 0);
 }
 
-function copyButton(text) {
-  const element = button(say('copy'), () => {
-    send('copy', {text});
-    announce(say('copied'));
-    element.lastChild.textContent = say('copied');
-    setTimeout(() => { element.lastChild.textContent = say('copy'); }, 1500);
-  }, 'copy', 'small');
-  return element;
+/** Draws the next earlier turns; the browser keeps what is visible in its place. */
+function fillIn() {
+  const turns = turnsShown();
+  let last = drawn.findIndex((entry) => entry) - 1;
+  const height = find('main').scrollHeight;
+  const isAtTop = find('main').scrollTop === 0; // there, the browser does not
+  for (let count = 0; last >= 0 && count < CHUNK; last--, count++) {
+    drawTurn(turns, last);
+  }
+  if (isAtTop) {
+    find('main').scrollTop = find('main').scrollHeight - height;
+  }
+  keepEnd();
+  if (last >= 0) {
+    filling = setTimeout(fillIn, 0);
+  }
+}
+
+function drawTurn(turns, i) {
+  const turn = turns[i];
+  const isUser = turn.role === 'user';
+  const notes = {
+    isLater: isUser && Boolean(turn.picture) && turns.slice(0, i).some((earlier) => earlier.picture),
+    isUnanswered: isUser && i === turns.length - 1 && !answering,
+  };
+  const key = JSON.stringify([turn, notes, options.language, !isUser && options.showsSpeed]);
+  if (drawn[i] && drawn[i].key === key) {
+    return;
+  }
+  const element = isUser
+    ? questionElement(turn, notes, (picture) => viewer.show(picture))
+    : answerElement(turn, i === turns.length - 1 && !drawn[i] && !answering);
+  if (drawn[i]) {
+    forget(drawn[i].element, element);
+  } else if (element.parentNode === null) {
+    const next = drawn.slice(i + 1).find((entry) => entry);
+    const before = next ? next.element : live !== null ? live.element : null;
+    find('turns').insertBefore(element, before);
+  }
+  drawn[i] = {key, element};
+}
+
+/** Creates an answer's element, or completes the one that was streamed, if it `isNew`. */
+function answerElement(turn, isNew) {
+  let view = live;
+  if (isNew && view !== null && turn.text.startsWith(view.text)) {
+    view.body.classList.remove('waiting');
+    live = null;
+  } else {
+    view = new AnswerView(send);
+  }
+  view.update(turn.text);
+  view.complete(turn, options.showsSpeed);
+  return view.element;
+}
+
+/** Removes a turn's element, or replaces it. */
+function forget(element, replacement) {
+  if (opened === element) {
+    opened = null;
+  }
+  if (replacement) {
+    element.replaceWith(replacement);
+  } else {
+    element.remove();
+  }
+}
+
+function stream(text) {
+  if (live === null || !text.startsWith(live.text)) {
+    endStream();
+    live = new AnswerView(send);
+    live.body.classList.add('waiting');
+    find('turns').append(live.element);
+  }
+  streamed = text.length > streamed.length ? text : streamed;
+  drawStreamed();
+}
+
+function drawStreamed() {
+  isDue = false;
+  if (live !== null) {
+    live.update(streamed);
+    keepEnd();
+  }
+}
+
+function endStream() {
+  if (live !== null) {
+    live.element.remove();
+    live = null;
+  }
+  streamed = '';
+}
+
+/** Shows what can be done with the last turn, and with the one that the user tapped on. */
+function drawActions() {
+  const turns = turnsShown();
+  const last = answering || turns.length === 0 ? null : drawn[turns.length - 1].element;
+  drawn.forEach((entry, i) => {
+    const isShown = entry.element === last || entry.element === opened;
+    const key = isShown ? JSON.stringify([answering, options, spoken, entry.element === last]) : '';
+    const old = entry.element.querySelector('.turn > .actions');
+    const isEdited = entry.element.querySelector('form') !== null;
+    if (old && old.dataset.key === key && !isEdited) {
+      return;
+    }
+    const focused = old && old.contains(document.activeElement)
+      ? Array.from(old.children).indexOf(document.activeElement) : -1;
+    if (old) {
+      old.remove();
+    }
+    entry.element.querySelector('.more').setAttribute('aria-expanded', String(isShown));
+    if (isShown && !isEdited) {
+      const actions = actionsOf(turns, i, entry.element, entry.element === last);
+      actions.dataset.key = key;
+      entry.element.append(actions);
+      if (focused >= 0) {
+        actions.children[Math.min(focused, actions.children.length - 1)].focus();
+      }
+    }
+  });
+}
+
+function actionsOf(turns, i, element, isLast) {
+  const turn = turns[i];
+  const isUser = turn.role === 'user';
+  const actions = make('div', {className: 'actions'});
+  const question = isUser ? turn : turns[i - 1];
+  if (isLast) {
+    const from = isUser ? i : i - 1;
+    actions.append(button(say('again'), () => ask(from, question.text), 'again', 'small'));
+  }
+  if (isUser && !answering) {
+    actions.append(button(say('edit'), () => edit(element, i), 'edit', 'small'));
+  }
+  actions.append(copyButton(() => turn.text, send));
+  if (!isUser && options.canSpeak) {
+    const isSpoken = spoken === turn.text;
+    actions.append(button(say(isSpoken ? 'speakStop' : 'speak'), () => {
+      spoken = isSpoken ? null : turn.text;
+      send('speak', isSpoken ? {} : {text: element.querySelector('.text').innerText});
+      drawActions();
+    }, isSpoken ? 'stop' : 'speak', 'small'));
+  }
+  return actions;
+}
+
+/** A tap on a turn shows what can be done with it; another hides it. */
+function onTap(event) {
+  const element = event.target.closest('.turn');
+  const control = event.target.closest('button, a, form, pre, summary');
+  const isSelecting = !window.getSelection().isCollapsed;
+  if (element === null || isSelecting || (control && !control.classList.contains('more'))) {
+    return;
+  }
+  setOpened(opened === element ? null : element);
+  const actions = element.querySelector('.turn > .actions');
+  if (control && actions) {
+    actions.firstChild.focus();
+  }
+}
+
+function setOpened(element) {
+  opened = element === (live && live.element) ? null : element;
+  drawActions();
+}
+
+/** Arrow keys move between the turns. */
+function onKey(event) {
+  const step = {ArrowUp: -1, ArrowDown: 1}[event.key];
+  const element = event.target.closest('.turn');
+  if (!step || element === null || event.target.closest('textarea, pre')) {
+    return;
+  }
+  const shown = drawn.map((entry) => entry.element);
+  const next = shown[shown.indexOf(element) + step];
+  if (next) {
+    event.preventDefault();
+    next.querySelector('.more').focus();
+  }
 }
 
 /** Lets the user edit a question in place. */
-function edit(element, turn, index) {
-  const box = make('textarea', {value: turn.text, rows: 3, 'aria-label': say('edit')});
-  const done = make('button', {type: 'submit', className: 'strong'}, say('send'));
-  const buttons = make('div', {className: 'actions'}, button(say('cancel'), close), done);
-  const form = make('form', {}, box, buttons);
-  form.addEventListener('submit', (event) => {
-    event.preventDefault();
-    if (box.value.trim() !== '') {
-      form.remove();
-      ask(turn, index, box.value);
-    }
-  });
-  function close() {
+function edit(element, i) {
+  closeForm();
+  const turn = turnsShown()[i];
+  const form = editForm(turn.text, (text) => {
     form.remove();
-    showChat(chat);
-  }
-  element.querySelector('.actions').remove();
+    ask(i, text);
+  }, closeForm);
   element.append(form);
-  box.focus();
+  drawActions();
+  form.querySelector('textarea').focus();
+}
+
+function closeForm() {
+  const form = find('turns').querySelector('form');
+  if (form !== null) {
+    const more = form.parentNode.querySelector('.more');
+    form.remove();
+    drawActions();
+    more.focus();
+  }
 }
 
 /** Asks again, replacing an earlier question. */
-function ask(turn, index, text) {
-  send('send', {chat: chat.id, from: index, text, picture: turn.picture});
-}
-
-function speedLine(speed) {
-  const parts = [];
-  const statistics = speed && speed.statistics;
-  if (speed && speed.encode_ms > 0) {
-    const digits = speed.encode_ms < 1000 ? 2 : 1;
-    parts.push(say('speedPicture', {seconds: (speed.encode_ms / 1000).toFixed(digits)}));
-  }
-  if (statistics) {
-    const reused = statistics.reused_tokens;
-    parts.push(say('speedPrompt', {
-      tokens: statistics.prompt_tokens,
-      rate: statistics.prefill_tok_s.toFixed(0),
-    }) + (reused > 0 ? ' (' + say('speedReused', {tokens: reused}) + ')' : ''));
-    parts.push(say('speedAnswer', {
-      tokens: statistics.generated_tokens,
-      rate: statistics.decode_tok_s.toFixed(1),
-    }));
-  }
-  return parts.join(' · ');
-}
-
-function hidden(text) {
-  return make('span', {className: 'unseen'}, text);
+function ask(from, text) {
+  send('send', {chat: chat.id, from, text, picture: turnsShown()[from].picture});
 }
 
 function isNearEnd() {
@@ -201,7 +359,10 @@ function isNearEnd() {
   return main.scrollHeight - main.scrollTop - main.clientHeight < NEAR_END;
 }
 
-function toEnd() {
-  const main = find('main');
-  main.scrollTop = main.scrollHeight;
+/** Scrolls to the end if the end was visible. */
+function keepEnd() {
+  if (follows && chat !== null) {
+    const main = find('main');
+    main.scrollTop = main.scrollHeight;
+  }
 }

@@ -54,3 +54,27 @@ export function fill(element, ...children) {
 export function announce(text) {
   find('announce').textContent = text;
 }
+
+/** Makes a node look like a fresh one; what is alike stays, with its listeners and selection. */
+export function patch(old, fresh) {
+  if (old.nodeType === Node.TEXT_NODE && fresh.nodeType === Node.TEXT_NODE) {
+    if (fresh.data.startsWith(old.data)) {
+      old.appendData(fresh.data.slice(old.data.length));
+    } else {
+      old.data = fresh.data;
+    }
+  } else if (old.nodeName !== fresh.nodeName || old.className !== fresh.className) {
+    old.replaceWith(fresh);
+  } else {
+    Array.from(fresh.childNodes).forEach((child, i) => {
+      if (old.childNodes[i]) {
+        patch(old.childNodes[i], child);
+      } else {
+        old.append(child);
+      }
+    });
+    while (old.childNodes.length > fresh.childNodes.length) {
+      old.lastChild.remove();
+    }
+  }
+}

@@ -1,5 +1,6 @@
 // The connection to `minicpmv chat --web`: commands are posted, events are streamed.
 
+const MOST = 20; // pictures at once
 const TYPES = '.jpg,.jpeg,.png,.webp,.bmp,.tif,.tiff';
 
 /** Starts listening for events; returns a function that sends a command. */
@@ -51,12 +52,13 @@ export function toServer(onEvent) {
   };
 }
 
-/** Lets the user choose a picture. */
+/** Lets the user choose pictures. */
 function choosePicture() {
   const input = document.createElement('input');
   input.type = 'file';
   input.accept = TYPES;
-  input.addEventListener('change', () => upload(input.files[0]));
+  input.multiple = true;
+  input.addEventListener('change', () => uploadAll(input.files));
   input.click();
 }
 
@@ -70,19 +72,22 @@ function acceptFiles() {
   const take = (event, given) => {
     if (given.files.length > 0) {
       event.preventDefault();
-      upload(given.files[0]);
+      uploadAll(given.files);
     }
   };
   document.addEventListener('drop', (event) => take(event, event.dataTransfer));
   document.addEventListener('paste', (event) => take(event, event.clipboardData));
 }
 
-/** Uploads a picture to the host, which accepts or refuses it. */
-function upload(file) {
-  const headers = {'Content-Type': 'application/octet-stream'};
-  fetch('picture', {method: 'POST', headers, body: file}).catch(() => {
-    // The host has already reported the error: it closes the connection if the file is too large.
-  });
+/** Uploads pictures to the host, which accepts or refuses each; of several the page asks which. */
+async function uploadAll(files) {
+  const path = files.length > 1 ? 'picture?several' : 'picture';
+  for (const file of Array.from(files).slice(0, MOST)) {
+    const headers = {'Content-Type': 'application/octet-stream'};
+    await fetch(path, {method: 'POST', headers, body: file}).catch(() => {
+      // The host has already reported the error: it closes the connection if the file is too large.
+    });
+  }
 }
 
 function save(path) {

@@ -1,37 +1,42 @@
-// The screen: handles the host's events, shows the state, and sends questions.
+// The screen: handles the host's events and shows the state.
 
 import {connect} from './bridge.js';
 import * as chatView from './chat.js';
-import {announce, button, fill, find, make} from './dom.js';
+import * as checks from './checks.js';
+import * as composer from './composer.js';
+import {find} from './dom.js';
+import * as history from './history.js';
 import * as panels from './panels.js';
-import {say, sayBytes, sayError, setLanguage} from './texts.js';
+import * as shared from './shared.js';
+import * as startScreen from './start_screen.js';
+import {say, sayError, setLanguage} from './texts.js';
 
-const WEIGHTS = 'weights.safetensors';
-const NEEDS_WEIGHTS = ['no_weights', 'wrong_weights', 'damaged_weights', 'no_space'];
 const STAGES = {
   load: 'loading', import: 'importing', verify: 'verifying', decode: 'decoding',
   encode: 'encoding', prefill: 'reading', selfcheck: 'checking',
 };
-const STOPPABLE = ['import', 'check']; // an answer has its own stop button
+const STOPPABLE = ['import', 'check', 'bench']; // an answer has its own stop button
 
 let state = null; // the latest from the host
-let picture = null; // chosen for the next question
 let progress = null; // the latest of the running job
-let pending = null; // a question that the host has not accepted yet
-let drawn = ''; // identifies the current start screen, so that it is not redrawn
 
 const send = connect(onEvent);
 chatView.start(send);
 panels.start(send);
+composer.start(send, (text, picture) => {
+  find('alert').hidden = true;
+  send('send', {chat: chatView.shownChat(), text, picture});
+});
+startScreen.start(send, composer.useExample);
 wire();
 send('hello');
 
 function onEvent(event) {
   const handlers = {
-    state: onState, chat: onChat, text: onText, progress: onProgress, picture: onPicture,
-    check: (e) => panels.showResults(e.results), error: onError, back: onBack,
-    draft: onDraft, dictated: (e) => insert(e.text),
-    shared: () => {}, found: () => {}, bench: () => {},
+    state: onState, chat: onChat, text: onText, progress: onProgress, error: onError,
+    back: onBack, picture: composer.setPicture, draft: composer.restore,
+    dictated: composer.insert, shared: shared.show, found: history.showFound,
+    check: checks.showResults, bench: checks.showSpeeds,
   };
   handlers[event.event](event);
 }
@@ -48,20 +53,25 @@ function onState(event) {
   if (isOtherLanguage) {
     label();
   }
-  drawStart();
+  chatView.setOptions({
+    showsSpeed: Boolean(state.settings && state.settings.show_speed),
+    language: document.documentElement.lang,
+    canSpeak: state.can.includes('speak'),
+    isSpeaking: Boolean(state.speaking),
+  });
   drawProgress();
-  drawComposer();
+  composer.update(state);
+  startScreen.draw(state);
   panels.update(state);
 }
 
 function onChat(event) {
-  pending = null; // the host has accepted the question
+  composer.accepted();
   chatView.showChat(event.chat, event.partial);
-  const first = event.chat && event.chat.turns[0];
-  find('title').textContent = first ? first.text : say('title');
+  find('title').textContent = (event.chat && event.chat.title) || say('title');
   if (state !== null) {
     state.shown = chatView.shownChat();
-    drawStart();
+    startScreen.draw(state);
     panels.update(state);
   }
 }
@@ -81,46 +91,18 @@ function onProgress(event) {
   }
 }
 
-function onPicture(event) {
-  const isNew = picture === null || picture.id !== event.picture.id;
-  picture = event.picture;
-  drawComposer();
-  if (isNew) {
-    find('question').focus();
-  }
-}
-
-function onDraft(event) {
-  if (find('question').value === '') {
-    insert(event.text);
-  }
-}
-
-/** Inserts a text into the question, at the cursor. */
-function insert(text) {
-  const box = find('question');
-  const [start, end] = [box.selectionStart, box.selectionEnd];
-  box.value = box.value.slice(0, start) + text + box.value.slice(end);
-  box.setSelectionRange(start + text.length, start + text.length);
-  grow();
-  drawComposer();
-}
-
 function onError(event) {
-  if (pending !== null && find('question').value === '') {
-    find('question').value = pending; // it was refused: restore it for the user
-    grow();
-  }
-  pending = null;
-  if (isAboutWeights(event.code) && !state.model && event.code !== 'no_space') {
-    return; // the start screen explains it in detail
+  composer.refused();
+  const isExplained = startScreen.isAboutWeights(state, event.code) && !state.model;
+  if (isExplained && event.code !== 'no_space') {
+    return; // on the start screen, in detail
   }
   find('alert').querySelector('span').textContent = sayError(event.code) + '\n' + event.message;
   find('alert').hidden = false;
 }
 
 function onBack() {
-  if (!panels.closeAll()) {
+  if (!panels.closeAll() && !chatView.closeAll()) {
     send('leave');
   }
 }
@@ -132,87 +114,27 @@ function wire() {
     send('open');
     find('question').focus();
   });
-  find('camera').addEventListener('click', () => send('picture', {camera: true}));
-  find('gallery').addEventListener('click', () => send('picture', {camera: false}));
-  find('stop').addEventListener('click', () => send('stop'));
   find('progress').querySelector('button').addEventListener('click', () => send('stop'));
   find('alert').querySelector('button').addEventListener('click', () => {
     find('alert').hidden = true;
   });
-  find('attached').querySelector('button').addEventListener('click', () => {
-    picture = null;
-    send('drop');
-    drawComposer();
-    find('question').focus();
-  });
-  find('question').addEventListener('input', () => {
-    grow();
-    drawComposer();
-  });
-  find('question').addEventListener('keydown', onKey);
-  find('composer').addEventListener('submit', (event) => {
-    event.preventDefault();
-    ask();
-  });
-}
-
-/** Enter sends on a hardware keyboard, but not while an input method is composing. */
-function onKey(event) {
-  const isTouch = window.matchMedia('(pointer: coarse)').matches;
-  if (event.key === 'Enter' && !event.shiftKey && !event.isComposing && !isTouch) {
-    event.preventDefault();
-    ask();
-  }
-}
-
-function ask() {
-  const text = find('question').value.trim();
-  if (text === '' || find('send').disabled || find('send').hidden) {
-    return;
-  }
-  pending = text;
-  find('alert').hidden = true;
-  find('question').value = '';
-  const asked = picture;
-  picture = null;
-  send('send', {chat: chatView.shownChat(), text, picture: asked ? asked.id : undefined});
-  announce(say('working'));
-  grow();
-  drawComposer();
 }
 
 /** Sets the labels that depend only on the language. */
 function label() {
-  const names = {
-    'open-history': 'history', 'new-chat': 'newChat', 'open-settings': 'settings',
-    camera: 'camera', gallery: 'gallery', send: 'send', stop: 'stop',
-  };
+  const names = {'open-history': 'history', 'new-chat': 'newChat', 'open-settings': 'settings'};
   for (const id of Object.keys(names)) {
     find(id).setAttribute('aria-label', say(names[id]));
     find(id).title = say(names[id]);
   }
   find('alert').querySelector('button').setAttribute('aria-label', say('close'));
-  find('attached').querySelector('button').setAttribute('aria-label', say('removePicture'));
   find('progress').querySelector('button').textContent = say('cancel');
-  send('hello'); // to redraw the turns in the new language
-}
-
-function drawComposer() {
-  const isAnswering = Boolean(state && state.answering);
-  const sees = !(state && state.model && state.model.image_tokens === 0);
-  const box = find('question');
-  box.placeholder = say(picture ? 'questionPicture' : 'question');
-  box.setAttribute('aria-label', box.placeholder);
-  find('send').hidden = isAnswering;
-  find('stop').hidden = !isAnswering;
-  find('send').disabled = box.value.trim() === '' || !state || Boolean(state.problem);
-  find('camera').hidden = !sees || !state || !state.can.includes('camera');
-  find('gallery').hidden = !sees;
-  find('attached').hidden = picture === null;
-  if (picture !== null) {
-    find('attached').querySelector('img').src = 'picture/' + picture.id;
-    find('attached').querySelector('span').textContent = say('pictureOf', picture);
+  find('main').setAttribute('aria-label', say('chat'));
+  if (chatView.shownChat() === undefined) {
+    find('title').textContent = say('title');
   }
+  composer.label();
+  history.label();
 }
 
 function drawProgress() {
@@ -235,70 +157,4 @@ function drawProgress() {
   find('progress').querySelector('span').textContent = name + (share === null ? '' : ` ${share} %`);
   find('progress').querySelector('button').hidden = !STOPPABLE.includes(progress.stage)
     && !STOPPABLE.includes(progress.kind);
-}
-
-/** Draws the area above the chat: a problem, a warning, or a hint for the first question. */
-function drawStart() {
-  const problem = state.job && state.job.kind !== 'answer' ? null : state.problem;
-  const start = find('start');
-  const isEmpty = chatView.shownChat() === undefined;
-  start.hidden = !problem && !isEmpty && !state.low_memory;
-  start.className = problem || state.low_memory ? 'card' : 'empty';
-  const key = JSON.stringify([problem, state.low_memory, state.language, state.model, isEmpty]);
-  if (key === drawn) {
-    return; // unchanged; redrawing would take the focus from a button
-  }
-  drawn = key;
-  if (problem && isAboutWeights(problem.code)) {
-    drawWeights(start, problem);
-  } else if (problem) {
-    fill(start, make('h2', {}, say('problemTitle')), make('p', {}, sayError(problem.code)),
-      make('p', {className: 'detail'}, problem.message),
-      make('div', {className: 'actions'}, retryButton('tryAgain'),
-        button(say('saveLog'), () => send('log'))));
-  } else if (state.low_memory) {
-    fill(start, make('p', {}, say('lowMemory', {
-      free: sayBytes(state.low_memory), size: sayBytes(state.bundle.weights_bytes),
-    })));
-  } else {
-    const sees = !(state.model && state.model.image_tokens === 0);
-    fill(start, make('p', {className: 'hint'}, say(sees ? 'empty' : 'emptyText')));
-  }
-}
-
-/** Whether an error means that the user has to provide weights, if the host imports them. */
-function isAboutWeights(code) {
-  return state !== null && state.can.includes('import') && NEEDS_WEIGHTS.includes(code);
-}
-
-/** Draws the first start: how to provide the weights. */
-function drawWeights(start, problem) {
-  const titles = {wrong_weights: 'startWrong', damaged_weights: 'startDamaged'};
-  const intro = say('startIntro', {
-    name: WEIGHTS,
-    size: sayBytes(state.bundle.weights_bytes),
-    free: sayBytes(state.about.free_space_bytes),
-  });
-  fill(start,
-    make('h2', {}, say(titles[problem.code] || 'startTitle')),
-    problem.code === 'no_weights' ? null : make('p', {}, sayError(problem.code)),
-    problem.code === 'no_weights' ? null : make('p', {className: 'detail'}, problem.message),
-    make('p', {}, intro),
-    make('ol', {},
-      make('li', {}, say('startPc'), ' ', make('code', {}, 'minicpmv sideload')),
-      make('li', {}, say('startFile'))),
-    make('div', {className: 'actions'},
-      button(say('chooseWeights'), () => send('import'), null, 'strong'),
-      retryButton('lookAgain')),
-    make('p', {className: 'detail'}, say('startPlaces') + '\n' + state.places.join('\n')));
-}
-
-function retryButton(text) {
-  return button(say(text), () => send('retry'));
-}
-
-function grow() {
-  const box = find('question');
-  box.style.height = 'auto';
-  box.style.height = box.scrollHeight + 'px';
 }

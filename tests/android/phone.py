@@ -43,6 +43,7 @@ class Phone(Screen):
         self._folder = folder
         self.asked: list[dict[str, Any]] = []  # the app's requests to the phone
         self._events: queue.Queue[dict[str, Any]] = queue.Queue()
+        self._heard: list[str] = []  # names of the events that the page received
         command = ["java", "-Djava.awt.headless=true", f"-Dlanguage={language}"]
         command += [f"-Dconfigs={CONFIGS}"]
         command += [
@@ -69,6 +70,32 @@ class Phone(Screen):
         """Sets the file that the user chooses next."""
         self._send(json.dumps({"host": "choose", "path": str(path)}))
 
+    def return_to_app(self) -> None:
+        """Makes the app visible again, as when the user returns to it."""
+        self._send(json.dumps({"host": "foreground"}))
+
+    def count(self, name: str) -> int:
+        """Returns how many events of a name the page has received."""
+        return self._heard.count(name)
+
+    def until_heard(self, name: str, count: int) -> None:
+        """Waits until the page has received this many events of a name."""
+        for _ in range(1200):
+            self.pump()
+            if self.count(name) >= count:
+                return
+            self.page.wait_for_timeout(50)
+        raise AssertionError(f"never: {count} events {name}")
+
+    def until_asked(self, request: dict[str, Any]) -> None:
+        """Waits until the app has asked the phone for something."""
+        for _ in range(1200):
+            self.pump()
+            if request in self.asked:
+                return
+            self.page.wait_for_timeout(50)
+        raise AssertionError(f"never: {request}; but {self.asked}")
+
     def pump(self) -> None:
         """Delivers pending events to the page."""
         events = [self._events.get() for _ in range(self._events.qsize())]
@@ -76,6 +103,7 @@ class Phone(Screen):
         shown = [event for event in events if "host" not in event]
         if shown:
             self.page.evaluate("events => events.forEach(e => window.receive(e))", shown)
+            self._heard += [event["event"] for event in shown]
 
     def close(self) -> None:
         assert self._process.stdin is not None

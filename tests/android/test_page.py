@@ -65,13 +65,14 @@ def start(browser: Browser, java_classpath: str, tmp_path: Path) -> Iterator[Sta
 def test_a_picture_two_turns_and_history(start: Start, tmp_path: Path) -> None:
     phone = start()
     page = phone.page
+    phone.show_speed()
     phone.choose(PICTURE)
     page.click("#gallery")
     phone.until("!document.querySelector('#attached').hidden")
     phone.ask("What is this?")
     phone.answered(1)
     assert phone.turns() == ["What is this?", "1: What is this? seeing 320x240"]
-    assert page.eval_on_selector(".picture", "e => e.naturalWidth") == 320
+    assert page.eval_on_selector(".picture img", "e => e.naturalWidth") == 320
     phone.ask("And now?")
     phone.answered(2)
     assert phone.turns()[2:] == ["And now?", "3: And now? seeing 320x240"]
@@ -85,14 +86,11 @@ def test_a_picture_two_turns_and_history(start: Start, tmp_path: Path) -> None:
         "document.querySelector('#start.empty') && !document.querySelector('#start').hidden"
     )
     assert phone.turns() == []
-    page.click("#open-history")
-    phone.shoot("history", tmp_path)
-    page.click("#chats .open")
+    phone.open_chat()
     phone.answered(2)
     page.click("#open-history")
-    page.click("#chats .icon")
-    page.click("text=Delete permanently?")
-    phone.until("document.querySelectorAll('#chats .open').length === 0")
+    phone.shoot("history", tmp_path)
+    phone.delete_chat()
     page.keyboard.press("Escape")
     phone.until("document.querySelector('.turn') === null")
 
@@ -121,18 +119,14 @@ def test_a_later_picture_begins_anew(start: Start) -> None:
 
 def test_stop_again_edit_and_copy(start: Start) -> None:
     phone = start()
-    page = phone.page
     phone.ask("slow")
     phone.until("[...document.querySelectorAll('.waiting')].some(e => e.innerText.includes('bla'))")
     phone.stop_and_edit("better")
     assert phone.turns() == ["better", "1: better"]
     phone.answer_again()
     assert phone.turns() == ["better", "1: better"]
-    page.click(".turn.assistant >> text=Copy")
-    phone.until("true")
-    phone.page.wait_for_timeout(200)
-    phone.pump()
-    assert {"host": "copy", "text": "1: better"} in phone.asked
+    phone.act("assistant", "Copy")
+    phone.until_asked({"host": "copy", "text": "1: better"})
 
 
 def test_an_engine_that_dies_is_told_of(start: Start, tmp_path: Path) -> None:
@@ -147,7 +141,7 @@ def test_an_engine_that_dies_is_told_of(start: Start, tmp_path: Path) -> None:
     )
     phone.page.click("#alert button")
     phone.ask("still there")
-    phone.answered(1)
+    phone.answered(2)
     assert phone.turns()[-1] == "3: still there"
 
 
@@ -194,22 +188,21 @@ def test_everything_fits(start: Start, tmp_path: Path, size: str, dark: bool) ->
         phone.shoot(f"{panel}-{size}-{theme}", tmp_path)
         page.keyboard.press("Escape")
     page.click("#open-settings")
-    page.click("#settings-body .buttons button:nth-child(4)")
-    page.click("summary")
+    page.click("text=关于")
+    page.click("#about summary")
     phone.until("document.querySelector('#about pre').innerText === 'notices'")
     assert phone.fits()
     phone.page.evaluate("window.receive({event: 'back'})")
     assert not page.evaluate("document.querySelector('#about').open")
     phone.page.evaluate("window.receive({event: 'back'})")
-    phone.page.wait_for_timeout(300)
-    phone.pump()
-    assert {"host": "leave"} in phone.asked
+    phone.until_asked({"host": "leave"})
 
 
 def test_settings_and_self_check(start: Start) -> None:
     phone = start()
     page = phone.page
     page.click("#open-settings")
+    page.click("#advanced summary")
     page.fill("#set-window", "256")
     page.press("#set-window", "Tab")
     page.fill("#set-top_p", "7")
@@ -220,11 +213,10 @@ def test_settings_and_self_check(start: Start) -> None:
     page.select_option("#set-language", "en")
     phone.until("document.documentElement.lang === 'en'")
     assert page.input_value("#set-window") == "256"
-    page.click("text=Reset all settings")
+    page.click("text=Restore defaults")
     phone.until("document.querySelector('#set-window').value === '1024'")
-    page.click("text=Self-check")
-    page.click("text=Run the check")
-    phone.until("document.body.innerText.includes('All checks passed.')")
+    page.keyboard.press("Escape")
+    phone.run_check()
     assert page.locator(".results .failed").count() == 0
 
 
@@ -282,7 +274,7 @@ def test_no_piece_of_an_answer_is_shown_twice(start: Start) -> None:
     for at, text in ((0, "one "), (4, "two "), (8, "three"), (8, "three")):
         events.append({"event": "text", "chat": "x", "at": at, "text": text})
     phone.page.evaluate("events => events.forEach((e) => window.receive(e))", events)
-    assert phone.turns()[-1] == "one two three"
+    phone.until("document.querySelector('.waiting').innerText === 'one two three'")
     missing = {"event": "text", "chat": "x", "at": 99, "text": "more"}
     phone.page.evaluate("e => window.receive(e)", missing)
     phone.until("document.querySelector('.waiting') === null")  # the host sent its own state
@@ -290,6 +282,19 @@ def test_no_piece_of_an_answer_is_shown_twice(start: Start) -> None:
 
 def test_the_screen_is_turned_while_it_answers(start: Start) -> None:
     start(size="small").turned_while_it_answers()
+
+
+def test_the_place_of_reading_stays(start: Start) -> None:
+    phone = start()
+    phone.keeps_the_place()
+    phone.tap("#open-settings", "#settings-body .buttons button:text('Self-check')", "#checkRun")
+    phone.until("document.querySelector('#check .results') !== null")
+    phone.tap("#check .close")
+    phone.still_reads_there()
+    states = phone.count("state")
+    phone.return_to_app()
+    phone.until_heard("state", states + 1)
+    phone.still_reads_there()
 
 
 def test_pictures_upright_and_refused(start: Start, tmp_path: Path) -> None:
@@ -306,7 +311,7 @@ def test_pictures_upright_and_refused(start: Start, tmp_path: Path) -> None:
     phone.ask("first")
     phone.answered(1)
     assert phone.turns()[1] == "1: first seeing 40x60"
-    assert phone.page.eval_on_selector(".picture", "e => e.naturalHeight") == 60
+    assert phone.page.eval_on_selector(".picture img", "e => e.naturalHeight") == 60
     for name, said in (("moving.gif", "GIF pictures are not supported"), ("new.heic", "HEIC")):
         phone.choose(tmp_path / name)
         phone.page.click("#gallery")
@@ -345,10 +350,7 @@ def test_the_demo_answers(
     phone.shoot("demo", tmp_path)
     assert phone.turns()[1] == "Red."
     assert "红" in phone.turns()[3]
-    phone.page.click("#open-settings")
-    phone.page.click("text=Self-check")
-    phone.page.click("text=Run the check")
-    phone.until("document.body.innerText.includes('All checks passed.')")
+    phone.run_check()
     phone.shoot("demo-check", tmp_path)
     phone.close()
     assert phone.errors == []

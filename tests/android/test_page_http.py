@@ -68,19 +68,17 @@ def test_the_demo(demo: Path, show: Show, tmp_path: Path) -> None:
         page = screen.page
         screen.ready()
         assert page.is_hidden("#camera")
+        screen.show_speed()
         attach(screen, PICTURE)
         screen.ask("What colour is the shape?")
         screen.answered(1)
         screen.ask("What shape is it?")
         screen.answered(2)
         assert screen.turns()[1::2] == ["Red.", "A star."]
-        assert page.eval_on_selector(".picture", "e => e.naturalWidth") == 320
+        assert page.eval_on_selector(".picture img", "e => e.naturalWidth") == 320
         assert "cached" in page.locator(".speed").nth(1).inner_text()
         screen.shoot("web-demo", tmp_path)
-        page.click("#open-settings")
-        page.click("text=Self-check")
-        page.click("text=Run the check")
-        screen.until("document.body.innerText.includes('All checks passed.')")
+        screen.run_check()
         screen.shoot("web-check", tmp_path)
         page.keyboard.press("Escape")
         page.reload()
@@ -99,8 +97,7 @@ def test_the_demo(demo: Path, show: Show, tmp_path: Path) -> None:
         page = screen.page
         screen.until("!document.querySelector('#attached').hidden")  # of the command line
         assert page.evaluate("document.documentElement.dataset.theme") == "dark"
-        page.click("#open-history")
-        page.click("#chats .open")
+        screen.open_chat()
         screen.answered(3)
         page.click("#new-chat")
         screen.until("document.querySelectorAll('.turn').length === 0")
@@ -128,7 +125,7 @@ def test_stream_stop_edit_and_copy(show: Show, tmp_path: Path) -> None:
         screen.stop_and_edit("better")
         screen.answer_again()
         assert screen.turns() == ["better", "1: better"]
-        page.click(".turn.assistant >> text=Copy")
+        screen.act("assistant", "Copy")
         screen.until("navigator.clipboard.readText().then((text) => text === '1: better')")
         with page.expect_download() as download:
             page.click("#open-settings")
@@ -161,6 +158,13 @@ def test_the_screen_is_turned_while_it_answers(show: Show, tmp_path: Path) -> No
         screen = show(server, size="small")
         screen.ready()
         screen.turned_while_it_answers()
+
+
+def test_the_place_of_reading_stays(show: Show, tmp_path: Path) -> None:
+    with WebServer(STAND_IN, tmp_path) as server:
+        screen = show(server)
+        screen.ready()
+        screen.keeps_the_place()
 
 
 def test_double_taps_ask_once(show: Show, tmp_path: Path) -> None:
@@ -231,7 +235,7 @@ def test_a_dead_engine_and_a_dead_server_are_told_of(show: Show, tmp_path: Path)
         screen.page.click("#alert button")
         screen.until("document.querySelector('#stop').hidden")
         screen.ask("still there")
-        screen.answered(1)
+        screen.answered(2)
         assert screen.turns()[-1] == "3: still there"
         assert server.interrupt() == 0
         screen.until("document.querySelector('#alert').innerText.includes('is not responding')")
@@ -255,8 +259,8 @@ def test_everything_fits(show: Show, tmp_path: Path, size: str, scheme: str) -> 
         assert page.locator("#set-threads").count() == 0  # the reference has none
         assert screen.fits()
         screen.shoot(f"web-settings-{size}-{scheme}", tmp_path)
-        page.click("#settings-body .buttons button:last-child")
+        page.click("text=关于")
         assert str(server.folder) in page.inner_text("#about-body")
-        assert page.locator("summary").count() == 0
+        assert page.locator("#about summary").count() == 0
         assert screen.fits()
         screen.shoot(f"web-about-{size}-{scheme}", tmp_path)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -18,7 +18,11 @@ AT_END = (  # the chat is scrolled to its end
     " return m.scrollHeight - m.scrollTop - m.clientHeight < 2; })()"
 )
 GROUNDED = "<ref>cat</ref><box>1 2 3 4</box><img src=x onerror=document.title='hacked'>&lt;b&gt;"
-SIZES = {"small": (320, 568), "phone": (360, 720), "wide": (900, 700)}
+SIZES = {"small": (320, 568), "phone": (360, 720), "wide": (900, 700), "tablet": (1280, 800)}
+_PLACE = (
+    "[document.querySelector('#main').scrollTop, document.querySelector('#main').scrollHeight,"
+    " getSelection().toString()]"
+)
 
 
 class Screen:
@@ -28,6 +32,7 @@ class Screen:
         self.page = page
         page.set_default_timeout(120_000)  # milliseconds, on a busy machine
         self.errors: list[str] = []
+        self._place: list[Any] = []  # of reading: scroll offset and height, selected text
         page.on("pageerror", lambda error: self.errors.append(str(error)))
         page.on("console", lambda m: self.errors.append(m.text) if m.type == "error" else None)
 
@@ -54,8 +59,91 @@ class Screen:
         self.page.click("#send")
 
     def answered(self, count: int) -> None:
-        self.until(f"document.querySelectorAll('.speed').length === {count}")
-        self.until("document.querySelector('#stop').hidden")
+        """Waits until there are this many answers, all of them whole."""
+        whole = "document.querySelectorAll('.turn.assistant .text:not(.waiting)').length"
+        self.until(f"{whole} === {count} && document.querySelector('#stop').hidden")
+
+    def act(self, role: str, action: str) -> None:
+        """Taps on the last question or answer, and on what can be done with it."""
+        turn = self.page.locator(f".turn.{role}").last
+        if not turn.locator(".actions").count():
+            turn.locator(".text").click()
+        turn.get_by_role("button", name=action, exact=True).click()
+
+    def open_chat(self) -> None:
+        """Opens the latest chat of the history."""
+        self.page.click("#open-history")
+        self.page.click(".chats .open")
+
+    def delete_chat(self) -> None:
+        """Deletes the latest chat of the history, which is open."""
+        count = self.page.locator(".chats .open").count()
+        self.page.click(".chats .icon")
+        self.page.click("text=Delete")
+        self.page.click("text=Delete permanently?")
+        self.until(f"document.querySelectorAll('.chats .open').length === {count - 1}")
+
+    def run_check(self) -> None:
+        """Runs the self-check, which passes."""
+        self.page.click("#open-settings")
+        self.page.click("text=Self-check")
+        self.page.click("text=Run the check")
+        self.until("document.body.innerText.includes('All checks passed.')")
+
+    def show_speed(self) -> None:
+        """Switches the speed figures on."""
+        self.page.click("#open-settings")
+        self.page.click("#advanced summary")
+        self.page.check("#set-show_speed")
+        self.page.keyboard.press("Escape")
+
+    def tap(self, *selectors: str) -> None:
+        """Presses buttons without a pointer, which would end a text selection."""
+        for selector in selectors:
+            self.page.locator(selector).evaluate("e => e.click()")
+
+    def read_in_the_middle(self) -> None:
+        """Fills more than a screen with two answers, and selects text in the middle of it."""
+        for count in (1, 2):
+            self.ask("\n".join(f"line {i}" for i in range(60)))
+            self.answered(count)
+        self.page.evaluate(
+            """() => {
+                const text = document.querySelectorAll('.turn .text')[1];
+                text.scrollIntoView();
+                const range = document.createRange();
+                range.selectNodeContents(text.firstChild);
+                getSelection().removeAllRanges();
+                getSelection().addRange(range);
+                window.marked = [...document.querySelectorAll('.turn')];
+            }"""
+        )
+        assert "line 30" in self.page.evaluate("getSelection().toString()")
+        self._place = self.page.evaluate(_PLACE)
+        assert 0 < self._place[0] < self._place[1] - 1000, "neither the start nor the end"
+
+    def still_reads_there(self) -> None:
+        """Checks that nothing was drawn again since `read_in_the_middle`."""
+        place = self.page.evaluate(_PLACE)
+        assert place == self._place, f"{place} is not {self._place}"
+        assert self.page.evaluate(
+            "[...document.querySelectorAll('.turn')].every((turn, i) => turn === marked[i])"
+        )
+
+    def keeps_the_place(self) -> None:
+        """A change of a setting, a job and a panel leave the place of reading as it is."""
+        self.read_in_the_middle()
+        self.tap("#open-settings")
+        self.page.locator("#set-theme").evaluate(
+            "e => { e.value = 'dark'; e.dispatchEvent(new Event('change')); }"
+        )
+        self.until("document.documentElement.dataset.theme === 'dark'")
+        self.tap("#settings .close")
+        self.still_reads_there()
+        self.tap("#open-settings", "#settings-body .buttons button:text('Speed test')", "#benchRun")
+        self.until("document.querySelector('#bench dl') !== null")
+        self.tap("#bench .close")
+        self.still_reads_there()
 
     def turns(self) -> list[str]:
         texts: list[str] = self.page.eval_on_selector_all(
@@ -73,7 +161,7 @@ class Screen:
         self.page.reload()
         self.answered(1)
         self.page.click("#open-history")
-        assert GROUNDED[:20] in self.page.inner_text("#chats .open")
+        assert GROUNDED[:20] in self.page.inner_text(".chats .open")
 
     def stop_and_edit(self, text: str) -> None:
         """Stops the first answer and asks something else instead."""
@@ -81,7 +169,7 @@ class Screen:
         self.page.click("#stop")
         self.answered(1)
         assert self.page.inner_text(".turn:last-child .note") == "Stopped"
-        self.page.click(".turn.user >> text=Edit")
+        self.act("user", "Edit")
         self.page.fill(".turn form textarea", text)
         self.page.click(".turn form .strong")
         self.until(f"document.body.innerText.includes('1: {text}')")

@@ -24,7 +24,8 @@ import org.minicpmv.core.PictureDecoder;
  *
  * <p>Arguments: the app's folder, the bundle packaged in it, the path that a PC pushes weights to,
  * and the engine's command line. A line of stdin is a command of the page or, with `host`, the
- * user's next choice: a `path`, or with `offer` one of several pictures that come at once. A line of stdout is an event or, with
+ * user's next choice: a `path`, or with `offer` one of several pictures that come at once, or
+ * `foreground`: the user returns to the app. A line of stdout is an event or, with
  * `host`, a request of the app to the phone.
  */
 public final class FakeHost implements Host {
@@ -59,6 +60,8 @@ public final class FakeHost implements Host {
         try (InputStream source = new FileInputStream(new JSONObject(line).getString("path"))) {
           assistant.offerPicture(source);
         }
+      } else if (line.equals("{\"host\": \"foreground\"}")) {
+        assistant.foreground();
       } else if (line.startsWith("{\"host\"")) {
         chosen = new File(new JSONObject(line).getString("path"));
       } else {
