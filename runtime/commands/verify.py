@@ -74,6 +74,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="read them from such a file instead of running that model",
     )
+    add(
+        "--no-noise-floor",
+        action="store_true",
+        help="do not run the full-precision model in the checkpoint's own 16 bits, too",
+    )
     add = parser.add_argument_group("output").add_argument
     add(
         "--report",
@@ -109,6 +114,7 @@ def run(args: argparse.Namespace) -> int:
             force=args.force,
             save_reference=args.save_reference,
             reference_results=args.reference_results,
+            noise_floor=not args.no_noise_floor,
             progress=bars,
         )
     if args.json:

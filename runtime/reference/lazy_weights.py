@@ -62,8 +62,9 @@ class LazyLinear(nn.Linear):
     """A linear whose weight keeps its dtype, and which computes in float32; see `multiply`."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps (..., K) to (..., N)."""
-        return multiply(x, self.weight, self.bias)
+        """Maps (..., K) to (..., N), of the same dtype: sums of 16-bit inputs are in float32."""
+        bias = None if self.bias is None else self.bias.float()
+        return multiply(x.float(), self.weight, bias).to(x.dtype)
 
 
 class LazyEmbedding(nn.Module):

@@ -28,13 +28,13 @@ def load_reference(
         device: where to put them.
         dtype: what to convert them to; float32 is full precision.
         only: how the names of wanted parameters start; the others stay without storage.
-        lazy: leave linears and embeddings in their files, mapped and in their stored dtype; for
-            float32 on the CPU. They are for reading only: see `runtime.reference.lazy_weights`.
+        lazy: leave linears and embeddings in their files, mapped and in their stored dtype, on the
+            CPU. They are for reading only: see `runtime.reference.lazy_weights`.
 
     Raises:
         CheckpointError: the weights hold infinities or NaN, or a file is damaged.
     """
-    assert not lazy or (torch.device(device).type, dtype) == ("cpu", torch.float32)
+    assert not lazy or torch.device(device).type == "cpu"
     with torch.device("meta"):  # shapes without storage
         model = MiniCPMV(checkpoint.config)
     if lazy:

@@ -20,6 +20,8 @@ class Check:
     threshold: float
     higher_is_better: bool
     detail: Mapping[str, float] = field(default_factory=dict)
+    # The reference's own figure in the checkpoint's 16 bits; None where it was not measured.
+    noise_floor: float | None = None
 
     @property
     def passed(self) -> bool:

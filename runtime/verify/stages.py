@@ -84,12 +84,15 @@ class _Pass:
 
 
 class TorchStages:
-    """A PyTorch model: the reference, or the model of a bundle's arithmetic."""
+    """A PyTorch model: the reference, or the model of a bundle's arithmetic.
+
+    What goes in and comes out is float32, whatever the model computes in.
+    """
 
     def __init__(self, model: MiniCPMV, cache: Callable[..., KVCache] = KVCache) -> None:
         """Args: cache: the kind that its decoder uses."""
         self.config = model.config
-        self._model, self._cache = model, cache
+        self._model, self._cache, self._dtype = model, cache, model.dtype
         # The latest pass of each kind and window.
         self._passes: dict[tuple[bool, int], _Pass] = {}
 
@@ -102,33 +105,33 @@ class TorchStages:
     def vision_embed(self, pixels: Tensor) -> Tensor:
         """See `Stages`."""
         assert self._model.vpm is not None
-        return self._model.vpm.embed(pixels.unsqueeze(0))[0]
+        return self._model.vpm.embed(pixels.unsqueeze(0).to(self._dtype))[0].float()
 
     @torch.inference_mode()
     def vision_block(self, index: int, x: Tensor) -> Tensor:
         """See `Stages`."""
         assert self._model.vpm is not None
-        out: Tensor = self._model.vpm.blocks[index](x.unsqueeze(0))[0]
-        return out
+        out: Tensor = self._model.vpm.blocks[index](x.unsqueeze(0).to(self._dtype))[0]
+        return out.float()
 
     @torch.inference_mode()
     def vision_norm(self, x: Tensor) -> Tensor:
         """See `Stages`."""
         assert self._model.vpm is not None
-        out: Tensor = self._model.vpm.norm(x)
-        return out
+        out: Tensor = self._model.vpm.norm(x.to(self._dtype))
+        return out.float()
 
     @torch.inference_mode()
     def resample(self, features: Tensor) -> Tensor:
         """See `Stages`."""
         assert self._model.resampler is not None
-        out: Tensor = self._model.resampler(features.unsqueeze(0))[0]
-        return out
+        out: Tensor = self._model.resampler(features.unsqueeze(0).to(self._dtype))[0]
+        return out.float()
 
     @torch.inference_mode()
     def embed(self, ids: Sequence[int]) -> Tensor:
         """See `Stages`."""
-        return self._model.llm.embed(torch.tensor([list(ids)]))[0]
+        return self._model.llm.embed(torch.tensor([list(ids)]))[0].to(self._dtype).float()
 
     @torch.inference_mode()
     def layers(self, inputs: Sequence[Tensor], window: int, pinned: int) -> list[Tensor]:
@@ -155,14 +158,14 @@ class TorchStages:
         cache.extend(positions)
         outputs: list[Tensor] = []
         for i, layer in enumerate(self._model.llm.model.layers):
-            x = _layer_input(i, inputs, outputs)
-            outputs.append(layer(x.unsqueeze(0), positions, None, cache, i)[0])
+            x = _layer_input(i, inputs, outputs).to(self._dtype)
+            outputs.append(layer(x.unsqueeze(0), positions, None, cache, i)[0].float())
         return outputs
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
         """See `Stages`."""
-        return self._model.llm.logits(hidden)
+        return self._model.llm.logits(hidden.to(self._dtype))
 
 
 class EngineStages:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from runtime.verify.files.weights import (
     check_tensors,
 )
 from runtime.verify.measure.kept import Kept, ReferenceWriter
+from runtime.verify.measure.noise import load_noise_floor
 from runtime.verify.measure.reference import Reference, kept_results
 from runtime.verify.measure.results import Outcome, ResultCache
 from runtime.verify.measure.run import EngineUnderTest, Models, load_settings, run_cases
@@ -64,6 +65,7 @@ def verify(
     force: bool = False,
     save_reference: str | Path | None = None,
     reference_results: str | Path | None = None,
+    noise_floor: bool = True,
     progress: Progress = silent,
 ) -> Report:
     """Compares a bundle with the full-precision model, as `minicpmv verify` does.
@@ -82,6 +84,7 @@ def verify(
         force: accept a reference that the bundle was not made from.
         save_reference: a file to write the reference's results to.
         reference_results: such a file, to read them from instead of running the reference.
+        noise_floor: whether to measure what the reference loses in the checkpoint's own 16 bits.
         progress: receives the progress of every stage.
 
     Returns:
@@ -104,6 +107,7 @@ def verify(
         force=force,
         save_reference=None if save_reference is None else Path(save_reference),
         reference_results=None if reference_results is None else Path(reference_results),
+        noise_floor=noise_floor,
     )
     if engine == MLC:
         from runtime.verify.mlc.run import verify_package  # loads TVM, which no bundle needs
@@ -129,6 +133,7 @@ def _verify_bundle(request: Request, progress: Progress) -> Report:
         "bundle": identity(bundle),
         "engine": place.description,
         "target": place.target,
+        "noise floor": request.noise_floor,
     }
     length = settings["built_in"]["max_new_tokens"]
     with (
@@ -207,6 +212,8 @@ def _measure(
         contents = check_contents(bundle, checkpoint, engine, progress)
         checks += contents.checks
         models = _load_models(bundle, checkpoint, kept, engine, session, progress)
+        if request.noise_floor:
+            models = replace(models, noise=load_noise_floor(checkpoint, kept))
         outcome = run_cases(
             models, tokenizer, cases, settings, window, progress, known, skip_bad=request.skip_bad
         )

@@ -82,6 +82,7 @@ class AnswerComparison:
     reference_pieces: list[str] = field(default_factory=list)  # the tokenizer's, without an end
     bundle_pieces: list[str] = field(default_factory=list)
     given: str = ""  # with the question: the user's expected answer
+    half: str | None = None  # of the reference in 16 bits; None where it was not asked
 
     @staticmethod
     def of(
@@ -92,8 +93,9 @@ class AnswerComparison:
         arithmetic: GreedyAnswer,
         tokenizer: Tokenizer,
         own: Tokenizer,
+        half: GreedyAnswer | None = None,
     ) -> AnswerComparison:
-        """Makes it from the three models' answers.
+        """Makes it from the models' answers.
 
         Args:
             case: what they were asked.
@@ -103,6 +105,7 @@ class AnswerComparison:
             arithmetic: the answer of the arithmetic's model.
             tokenizer: of the reference.
             own: of the bundle.
+            half: the answer of the reference in 16 bits, if it was asked.
         """
         return AnswerComparison(
             case.name,
@@ -113,6 +116,7 @@ class AnswerComparison:
             tokenizer.pieces(reference.ids),
             own.pieces(bundle.ids),
             case.answer,
+            None if half is None else tokenizer.decode(half.ids).strip(),
         )
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Annotated, Any
 
@@ -64,6 +64,7 @@ class Positions:
     reference_nll_nats: float  # of those tokens
     arithmetic: Sums
     bundle: Sums
+    half: Sums | None = None  # of the reference in 16 bits; None where it was not measured
 
     def __add__(self, other: Positions) -> Positions:
         """Returns the counts and sums of both."""
@@ -73,7 +74,14 @@ class Positions:
             self.reference_nll_nats + other.reference_nll_nats,
             self.arithmetic + other.arithmetic,
             self.bundle + other.bundle,
+            None if self.half is None or other.half is None else self.half + other.half,
         )
+
+    @property
+    def models(self) -> dict[str, Sums]:
+        """The models that are compared with the reference."""
+        both = {"arithmetic": self.arithmetic, "bundle": self.bundle}
+        return both if self.half is None else {**both, "noise_floor": self.half}
 
     def to_json(self) -> dict[str, Any]:
         """Returns means, and the histogram with its edges."""
@@ -88,7 +96,7 @@ class Positions:
                     "same_top5": sums.top5 / self.count / TOP,
                     "histogram": list(sums.histogram),
                 }
-                for name, sums in (("arithmetic", self.arithmetic), ("bundle", self.bundle))
+                for name, sums in self.models.items()
             },
         }
 
@@ -107,6 +115,7 @@ class Logits:
         reference: Tensor,
         arithmetic: Tensor,
         bundle: Tensor,
+        half: Tensor | None = None,
     ) -> None:
         """Adds a prompt and its answer.
 
@@ -117,7 +126,9 @@ class Logits:
             reference: logits (L, V).
             arithmetic: those of the arithmetic's model.
             bundle: those of the bundle.
+            half: those of the reference in 16 bits, if it runs.
         """
+        models = [reference, arithmetic, bundle, *([] if half is None else [half])]
         kinds = ["text"] * len(prompt.ids)
         if prompt.image_start is not None:
             kinds[prompt.image_start : prompt.image_start + queries] = ["image"] * queries
@@ -128,7 +139,7 @@ class Logits:
         following = torch.tensor([*ids[1:], 0])
         for kind in dict.fromkeys(kinds):
             at = [i for i, k in enumerate(kinds) if k == kind]
-            rows = [logits[at] for logits in (reference, arithmetic, bundle)]
+            rows = [logits[at] for logits in models]
             known = [
                 j
                 for j, i in enumerate(at)
@@ -151,7 +162,7 @@ class Logits:
         self._add("answer", rows, list(range(len(ids))), torch.tensor(list(ids), dtype=torch.int64))
 
     def _add(self, kind: str, rows: Sequence[Tensor], known: Sequence[int], tokens: Tensor) -> None:
-        """Adds logits (L, V) of the three models; the tokens follow at the positions `known`."""
+        """Adds logits (L, V) of the models; the tokens follow at the positions `known`."""
         found = Positions(
             len(rows[0]),
             len(known),
@@ -173,18 +184,20 @@ class Logits:
             if kind not in self.positions:
                 continue
             found = self.positions[kind]
-            name, both = f"at {kind} tokens", (found.arithmetic, found.bundle)
-            expected, value = (sums.kl_nats / found.count for sums in both)
+            name = f"at {kind} tokens"
+            expected, value, *half = (s.kl_nats / found.count for s in found.models.values())
             limit = expected * thresholds["kl_factor"] + thresholds["kl_floor_nats"]
-            checks.append(
-                Check("logits", name, "KL divergence", "nats", value, expected, limit, False)
-            )
-            expected, value = (sums.top1 / found.count for sums in both)
+            floor = half[0] if half else None
+            check = Check("logits", name, "KL divergence", "nats", value, expected, limit, False)
+            checks.append(replace(check, noise_floor=floor))
+            expected, value, *half = (s.top1 / found.count for s in found.models.values())
             # Of few positions a share is off by chance: near ties fall to either side.
             error = math.sqrt(expected * (1 - expected) / found.count)
             chance = thresholds["top1_standard_errors"] * error
             limit = expected - max(thresholds["top1_margin"], chance)
-            checks.append(Check("logits", name, "same top-1", "", value, expected, limit, True))
+            floor = half[0] if half else None
+            check = Check("logits", name, "same top-1", "", value, expected, limit, True)
+            checks.append(replace(check, noise_floor=floor))
         return checks
 
 

@@ -30,6 +30,7 @@ from runtime.verify.request import Request
 from runtime.verify.stages import LAYER_TOKENS, Stages
 
 _FLOAT = 4  # bytes
+_SMALL = 1 << 14  # bytes of a case: its answer, and what it loses in 16 bits
 
 
 class Reference:
@@ -182,4 +183,4 @@ def results_bytes(checkpoint: Checkpoint, cases: Sequence[Case], max_new_tokens:
         tokens = queries if case.picture is not None else 0
         length = len(tokenizer.prompt(case.messages, tokens).ids) + max_new_tokens
         values += length * (width * (depth + 1) + decoder.vocab_size)
-    return values * _FLOAT
+    return values * _FLOAT + len(cases) * _SMALL

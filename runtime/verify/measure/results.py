@@ -15,7 +15,7 @@ from runtime.verify.check import Check
 from runtime.verify.measure.answers import AnswerComparison
 from runtime.verify.measure.logits import KINDS, Count, Logits, Positions
 
-FORMAT, VERSION = "minicpmv-verify", 2
+FORMAT, VERSION = "minicpmv-verify", 3
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class FileResultCache(ResultCache):
 
     def add(self, case: Case, result: CaseResult) -> None:
         """See `ResultCache`."""
-        self._file.add(case.name, case.digest, _as_text(asdict(result)))
+        self._file.add(case.name, case.digest, as_text(asdict(result)))
 
 
 def merge(results: Sequence[CaseResult], thresholds: Mapping[str, float]) -> Outcome:
@@ -117,28 +117,40 @@ def _answers_check(answers: Sequence[AnswerComparison], thresholds: Mapping[str,
     value = sum(a.same for a in answers) / len(answers)
     expected = sum(a.reference == a.arithmetic for a in answers) / len(answers)
     limit = expected - thresholds["answers_margin"]
-    return Check("answers", "greedy", "same as reference", "", value, expected, limit, True)
+    half = [a.reference == a.half for a in answers if a.half is not None]
+    floor = sum(half) / len(half) if len(half) == len(answers) else None
+    return Check(
+        "answers",
+        "greedy",
+        "same as reference",
+        "",
+        value,
+        expected,
+        limit,
+        True,
+        noise_floor=floor,
+    )
 
 
-def _as_text(value: Any) -> Any:
+def as_text(value: Any) -> Any:
     """Returns a value with floats that JSON has, none rounded; others become text."""
     if isinstance(value, float):
         return value if math.isfinite(value) else str(value)
     if isinstance(value, dict):
-        return {name: _as_text(inner) for name, inner in value.items()}
-    return [_as_text(inner) for inner in value] if isinstance(value, (list, tuple)) else value
+        return {name: as_text(inner) for name, inner in value.items()}
+    return [as_text(inner) for inner in value] if isinstance(value, (list, tuple)) else value
 
 
-def _as_numbers(value: Any) -> Any:
-    """Returns a value with the floats that `_as_text` spelled; of texts without any like them."""
+def as_numbers(value: Any) -> Any:
+    """Returns a value with the floats that `as_text` spelled; of texts without any like them."""
     if isinstance(value, dict):
-        return {name: _as_numbers(inner) for name, inner in value.items()}
+        return {name: as_numbers(inner) for name, inner in value.items()}
     if isinstance(value, list):
-        return [_as_numbers(inner) for inner in value]
+        return [as_numbers(inner) for inner in value]
     return float(value) if value in ("nan", "inf", "-inf") else value
 
 
 def _read(line: Mapping[str, Any]) -> CaseResult:
     """Reads a result back; what is not of its type raises."""
-    numbers = {name: _as_numbers(line.get(name)) for name in ("checks", "positions")}
+    numbers = {name: as_numbers(line.get(name)) for name in ("checks", "positions")}
     return msgspec.convert({**line, **numbers}, CaseResult)

@@ -30,6 +30,7 @@ from runtime.verify.files.tokenizer import prompt_check, text_check
 from runtime.verify.measure.answers import AnswerComparison, GreedyAnswer, Question, greedy_answer
 from runtime.verify.measure.choices import choice_checks
 from runtime.verify.measure.logits import Logits
+from runtime.verify.measure.noise import NoiseFloor
 from runtime.verify.measure.reference import Reference
 from runtime.verify.measure.results import CaseResult, Outcome, ResultCache, Worst, merge
 from runtime.verify.measure.steps import Steps
@@ -55,16 +56,18 @@ class EngineUnderTest:
 
 @dataclass(frozen=True)
 class Models:
-    """The three that are compared."""
+    """The models that are compared."""
 
     reference: Reference
     arithmetic: Stages
     bundle: EngineUnderTest
+    noise: NoiseFloor | None = None  # the reference in 16 bits
 
     @property
-    def stages(self) -> tuple[Stages, Stages, Stages]:
-        """Those of all three, in this order."""
-        return self.reference, self.arithmetic, self.bundle.stages
+    def stages(self) -> tuple[Stages, ...]:
+        """Those of reference, arithmetic, bundle, and of the reference in 16 bits if it runs."""
+        others = (self.reference, self.arithmetic, self.bundle.stages)
+        return others if self.noise is None else (*others, self.noise.stages)
 
 
 # Their attention multiplies 16-bit words where a processor can, which the arithmetic's model leaves
@@ -80,9 +83,15 @@ class _Worst(Worst):
         self.thresholds = thresholds
 
     def loss(
-        self, stage: str, name: str, reference: Tensor, arithmetic: Tensor, bundle: Tensor
+        self,
+        stage: str,
+        name: str,
+        reference: Tensor,
+        arithmetic: Tensor,
+        bundle: Tensor,
+        half: Tensor | None = None,
     ) -> None:
-        """Compares a stage's three outputs."""
+        """Compares a stage's outputs."""
         expected = metrics.sqnr_db(reference, arithmetic)
         detail = {
             "cosine": metrics.cosine(reference, bundle),
@@ -92,7 +101,8 @@ class _Worst(Worst):
         exact = self.thresholds["picture_exact_db" if stage in _OF_PICTURES else "exact_db"]
         floor = min(expected, exact) - self.thresholds["loss_margin_db"]
         value = metrics.sqnr_db(reference, bundle)
-        self.add(Check(stage, name, "SQNR", "dB", value, expected, floor, True, detail))
+        noise = None if half is None else metrics.sqnr_db(reference, half)
+        self.add(Check(stage, name, "SQNR", "dB", value, expected, floor, True, detail, noise))
         same = metrics.sqnr_db(arithmetic, bundle)
         least = self.thresholds["same_arithmetic_db"]
         self.add(Check(stage, name, "SQNR, same arithmetic", "dB", same, math.inf, least, True))
@@ -127,6 +137,10 @@ def run_cases(
     """
     vision = models.reference.config.vision
     steps = Steps(cases, 0 if vision is None else vision.depth, progress)
+    noise = models.noise
+    losses = None if noise is None else noise.known(cases)
+    if losses is not None:
+        models = replace(models, noise=None)  # its loss was measured earlier
     runner, found = _Runner(models, tokenizer, settings, window, steps), []
     for index, case in enumerate(cases):
         steps.start(index)
@@ -139,6 +153,10 @@ def run_cases(
                     raise type(error)(f"{case.name}: {error}") from error
                 _LOG.warning("%s: %s: left out", case.name, error)
                 continue
+            if losses is not None:
+                result = losses[case.digest].put(result)
+            elif noise is not None:
+                noise.add(case, result)
             known.add(case, result)
         found.append(result)
     steps.start(len(cases))
@@ -167,6 +185,7 @@ class _Runner:
         self._slid = False  # the window was tried; it does not depend on the words
 
     def run(self, case: Case) -> CaseResult:
+        """Compares what the models make of a case."""
         models, worst, logits = self._models, _Worst(self._thresholds), Logits()
         picture, window = case.open(), self._window
         models.bundle.session.reset()  # no case may hang on the one before
@@ -180,7 +199,8 @@ class _Runner:
         prompt, asked = _prompts(models, self._tokenizer, case)
         worst.add(prompt_check("prompts", asked, prompt))
         worst.add(text_check("answers", reply.text, self._tokenizer.decode(reply.ids)))
-        questions = [Question(prompt, image) for image in self._image or (None, None, None)]
+        nothing = (None,) * len(models.stages)
+        questions = [Question(prompt, image) for image in self._image or nothing]
         said = models.reference.answer(questions[0], bundle.ids, self._options, window)
         self._steps.step()
         ids = prompt.ids + said.ids
@@ -188,6 +208,10 @@ class _Runner:
         ends = _compare_decoder(models, questions, ids, window, worst, self._steps, slide=slide)
         logits.add(prompt, ids, len(self._image[0]) if self._image else 0, *ends)
         arithmetic = greedy_answer(models.arithmetic, questions[1], said.ids, self._options, window)
+        half = None
+        if models.noise is not None:
+            draft, stages = said.ids, models.noise.stages
+            half = greedy_answer(stages, questions[3], draft, self._options, window)
         own = ends[2][len(prompt.ids) - 1 :]
         if (bundle.ids, asked) != (said.ids, prompt):
             # What it chose from is what it made of the question, whether that is right or not.
@@ -197,7 +221,14 @@ class _Runner:
         for check in choice_checks(chosen, own):
             worst.add(check)
         answer = AnswerComparison.of(
-            case, said, bundle, reply.text, arithmetic, self._tokenizer, models.bundle.tokenizer
+            case,
+            said,
+            bundle,
+            reply.text,
+            arithmetic,
+            self._tokenizer,
+            models.bundle.tokenizer,
+            half,
         )
         return CaseResult(worst.checks(), answer, logits.positions, len(ids))
 
@@ -213,9 +244,9 @@ def _prompts(models: Models, tokenizer: Tokenizer, case: Case) -> tuple[Prompt, 
 def _compare_vision(
     models: Models, picture: Image.Image | None, worst: _Worst, steps: Steps
 ) -> tuple[Tensor, ...]:
-    """Compares the stages up to the image tokens; returns those of the three models.
+    """Compares the stages up to the image tokens; returns those of all models.
 
-    The three tuples are the results of each model's own stages from the picture on.
+    Each are the results of a model's own stages from the picture on.
     """
     if picture is None:
         return ()
@@ -263,7 +294,7 @@ def _compare_decoder(
     """Compares embeddings, layers and logits over a prompt and the reference's answer to it.
 
     Returns:
-        The three models' own logits (L, V).
+        All models' own logits (L, V).
     """
     everyone = models.stages
     text = [stages.embed(ids).clone() for stages in everyone]

@@ -78,6 +78,11 @@ class Report:
             if found.predicted
         }
 
+    @property
+    def has_noise_floor(self) -> bool:
+        """Whether the reference ran in the checkpoint's own 16 bits, too."""
+        return any(check.noise_floor is not None for check in self.checks)
+
     def shown(self) -> list[tuple[Check, int]]:
         """Returns one row per stage and figure: the check nearest to failing, and of how many."""
         rows: dict[tuple[str, str, str], list[Check]] = {}
@@ -136,6 +141,11 @@ def figure(value: float) -> str:
     if math.isinf(value):
         return "exact" if value > 0 else "none"
     return f"{value:.4g}"
+
+
+def floor(check: Check) -> str:
+    """Returns a check's noise floor for people; nothing where none was measured."""
+    return "" if check.noise_floor is None else figure(check.noise_floor)
 
 
 def bound(check: Check) -> str:

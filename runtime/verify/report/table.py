@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 
 from convert.support.console import print_table
-from runtime.verify.report.report import Report, figure
+from runtime.verify.report.report import Report, figure, floor
 
 _SHOWN_FAILURES, _SHOWN_ANSWERS = 12, 24
 
@@ -34,12 +34,15 @@ def print_report(report: Report, console: Console) -> None:
                 f"{check.metric}, {check.unit}" if check.unit else check.metric,
                 f"{check.name} (worst of {count})" if count > 1 else check.name,
                 *map(figure, (check.value, check.expected, check.threshold)),
+                *([floor(check)] if report.has_noise_floor else []),
                 "pass" if check.passed else "FAIL",
             ]
         )
         stage = check.stage
-    header = ["stage", "figure", "of", "bundle", "expected", "limit", ""]
-    print_table(console, header, rows)
+    noise = ["noise floor"] if report.has_noise_floor else []
+    print_table(console, ["stage", "figure", "of", "bundle", "expected", "limit", *noise, ""], rows)
+    if noise:
+        say("noise floor: what the reference itself loses in the checkpoint's 16 bits")
     say("")
     few = len(report.answers) <= _SHOWN_ANSWERS
     shown = [answer for answer in report.answers if few or not answer.same]

@@ -190,7 +190,7 @@ def test_no_linear_of_either_model_is_kept_in_float32(tmp_path: Path) -> None:
     assert kinds.count(torch.int8) > 7 * layers
 
 
-def test_held_is_for_float32_on_the_cpu(tmp_path: Path) -> None:
+def test_held_is_for_the_cpu(tmp_path: Path) -> None:
     checkpoint = Checkpoint.open(write_checkpoint(tmp_path / "c"))
     with pytest.raises(AssertionError):
-        load_reference(checkpoint, dtype=torch.float16, lazy=True)
+        load_reference(checkpoint, device="mps", lazy=True)

@@ -23,7 +23,7 @@ from runtime.verify.measure.answers import AnswerComparison
 from runtime.verify.report.folder import DATA, MARK
 from runtime.verify.report.page.pipeline import pipeline
 from runtime.verify.report.page.plots import cosine_curve, kl_histogram, sqnr_curve
-from runtime.verify.report.report import Report, figure
+from runtime.verify.report.report import Report, figure, floor
 
 _FOLDER = Path(__file__).parent
 # Stages that are rows of layers, with what their plots are called.
@@ -55,6 +55,7 @@ def render(report: Report, cases: Sequence[Case]) -> str:
     environment.filters |= {
         "bound": lambda value: f"{value:.2g}",
         "figure": figure,
+        "floor": floor,
         "language": _language,
         "product": math.prod,
     }

@@ -34,7 +34,8 @@ SIZES = {"phone": (320, 568), "desktop": (1200, 900)}
 def check(stage: str, name: str, value: float, **more: Any) -> Check:
     expected, limit = more.pop("expected", 40.0), more.pop("limit", 39.0)
     detail = {"cosine": 0.999, "expected_cosine": 0.9991}
-    return Check(stage, name, "SQNR", "dB", value, expected, limit, True, detail)
+    noise = None if stage == "weights" else 48.25
+    return Check(stage, name, "SQNR", "dB", value, expected, limit, True, detail, noise)
 
 
 def positions(count: int) -> Positions:
