@@ -22,6 +22,8 @@ class Check:
     detail: Mapping[str, float] = field(default_factory=dict)
     # The reference's own figure in the checkpoint's 16 bits; None where it was not measured.
     noise_floor: float | None = None
+    # Where the value lies with 95 % of other questions of the kind; None where it is no mean.
+    error_bar: tuple[float, float] | None = None
 
     @property
     def passed(self) -> bool:

@@ -72,9 +72,8 @@ def verify(
 
     Args:
         bundle: a folder, made by `convert`; for the engine `mlc` a package for MLC-LLM.
-        reference: the full-precision model, a folder or a hub id; None: the checkpoint that the
-            bundle was made from.
-        engine: where the bundle's engine runs: `local`, `qemu` or `adb`; `mlc` for a package.
+        reference: the full-precision model, a folder or a hub id; None: the bundle's source.
+        engine: where the engine runs: `local`, `qemu` or `adb`; `mlc` for a package.
         threads: of the engine; None: as many as it finds best.
         serial: of the phone, for `adb`; None: $ANDROID_SERIAL, or the only one.
         window: context window, in tokens; None: 1024, or the package's own.
@@ -93,8 +92,7 @@ def verify(
     Raises:
         BundleError: no bundle, or one whose program was altered.
         CheckpointError: the reference is missing, or not what the bundle was made from.
-        ToolkitError: a line of the data that cannot be used, no place for the report, or results
-            of the reference that do not suit.
+        ToolkitError: a file, or a place for one, that cannot be used.
     """
     request = Request(
         artifact=Path(bundle),
@@ -109,11 +107,13 @@ def verify(
         reference_results=None if reference_results is None else Path(reference_results),
         noise_floor=noise_floor,
     )
-    if engine == MLC:
-        from runtime.verify.mlc.run import verify_package  # loads TVM, which no bundle needs
+    return (_verify_package if engine == MLC else _verify_bundle)(request, progress)
 
-        return verify_package(request, progress)
-    return _verify_bundle(request, progress)
+
+def _verify_package(request: Request, progress: Progress) -> Report:
+    from runtime.verify.mlc.run import verify_package  # loads TVM, which no bundle needs
+
+    return verify_package(request, progress)
 
 
 def _verify_bundle(request: Request, progress: Progress) -> Report:

@@ -3,52 +3,64 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
 from typing import Annotated, Any
 
+import numpy as np
 import torch
 from msgspec import Meta
 from torch import Tensor
 
+from quantize.schemes import Array
 from runtime.inputs.prompt import Prompt
 from runtime.reference import metrics
 from runtime.verify.check import Check
+from runtime.verify.measure.bootstrap import Bootstrap
 
 KINDS = ("image", "text", "answer")  # of positions
 TOP = 5
 # KL divergence, nats: the edges of the histogram, four to a decade; what is below or above counts.
 EDGES = tuple(10 ** (i / 4) for i in range(-28, 5))
-# As results on disk are checked when they are read back.
-Count = Annotated[int, Meta(ge=0)]
-Histogram = Annotated[tuple[Count, ...], Meta(min_length=len(EDGES) + 1, max_length=len(EDGES) + 1)]
+PER_MILLE = (500, 950, 990, 999)  # percentiles of KL divergence; in integers ranks are exact
+Count = Annotated[int, Meta(ge=0)]  # results on disk are checked when they are read back
 
 
 @dataclass(frozen=True)
 class Sums:
-    """What one model's logits say beside the reference's, summed over positions."""
+    """What one model's logits say beside the reference's, at a number of positions."""
 
-    kl_nats: float
-    histogram: Histogram  # positions by KL divergence, one count more than `EDGES`
+    kl: tuple[float, ...]  # divergence of each position, nats
     top1: Count  # positions whose likeliest token is the reference's
     top5: Count  # of the reference's five likeliest tokens, how many are among the model's
     nll_nats: float  # of the next tokens, where they are known
 
     @property
-    def half_below_nats(self) -> float:
-        """KL divergence that at least half of the positions do not exceed, as the bins have it."""
-        sums = list(accumulate(self.histogram))
-        middle = bisect_left(sums, sums[-1] / 2)
-        return EDGES[middle] if middle < len(EDGES) else math.inf
+    def kl_nats(self) -> float:
+        """KL divergence, summed over positions."""
+        return math.fsum(self.kl)
+
+    @property
+    def histogram(self) -> list[int]:
+        """Positions by KL divergence, one count more than `EDGES`; no number is in the last."""
+        bins = np.searchsorted(EDGES, self._sorted())
+        return [int(n) for n in np.bincount(bins, minlength=len(EDGES) + 1)]
+
+    @property
+    def percentiles(self) -> dict[str, float]:
+        """KL divergence that so many per cent of the positions do not exceed."""
+        ordered = self._sorted()
+        ranks = {share: max(1, -(-len(ordered) * share // 1000)) for share in PER_MILLE}
+        return {f"{share / 10:g}": float(ordered[rank - 1]) for share, rank in ranks.items()}
+
+    def _sorted(self) -> Array:
+        values = np.array(self.kl)
+        return np.sort(np.where(np.isnan(values), np.inf, values))
 
     def __add__(self, other: Sums) -> Sums:
         """Returns the sums over both."""
-        both = zip(self.histogram, other.histogram, strict=True)
         return Sums(
-            self.kl_nats + other.kl_nats,
-            tuple(a + b for a, b in both),
+            self.kl + other.kl,
             self.top1 + other.top1,
             self.top5 + other.top5,
             self.nll_nats + other.nll_nats,
@@ -65,6 +77,12 @@ class Positions:
     arithmetic: Sums
     bundle: Sums
     half: Sums | None = None  # of the reference in 16 bits; None where it was not measured
+
+    def __post_init__(self) -> None:
+        """Checks results that are read back."""
+        for name, sums in self.models.items():
+            if len(sums.kl) != self.count:
+                raise ValueError(f"{name} has {len(sums.kl)} of {self.count} positions")
 
     def __add__(self, other: Positions) -> Positions:
         """Returns the counts and sums of both."""
@@ -94,7 +112,8 @@ class Positions:
                     "kl_nats": sums.kl_nats / self.count,
                     "same_top1": sums.top1 / self.count,
                     "same_top5": sums.top5 / self.count / TOP,
-                    "histogram": list(sums.histogram),
+                    "kl_percentiles_nats": sums.percentiles,
+                    "histogram": sums.histogram,
                 }
                 for name, sums in self.models.items()
             },
@@ -106,6 +125,7 @@ class Logits:
 
     def __init__(self) -> None:
         self.positions: dict[str, Positions] = {}  # by kind
+        self._questions: dict[str, list[Positions]] = {}  # by kind, as they were merged
 
     def add(
         self,
@@ -176,39 +196,45 @@ class Logits:
         for kind, found in positions.items():
             old = self.positions.get(kind)
             self.positions[kind] = found if old is None else old + found
+            self._questions.setdefault(kind, []).append(found)
 
     def checks(self, thresholds: Mapping[str, float]) -> list[Check]:
-        """Returns the figures of each kind of position."""
+        """Returns the figures of each kind of position.
+
+        A loss counts that is larger than its margin and outside of its error bar.
+        """
         checks = []
-        for kind in KINDS:
-            if kind not in self.positions:
-                continue
-            found = self.positions[kind]
-            name = f"at {kind} tokens"
+        for kind in (kind for kind in KINDS if kind in self.positions):
+            found, each = self.positions[kind], self._questions[kind]
+            bars, name = Bootstrap([one.count for one in each]), f"at {kind} tokens"
             expected, value, *half = (s.kl_nats / found.count for s in found.models.values())
-            limit = expected * thresholds["kl_factor"] + thresholds["kl_floor_nats"]
-            floor = half[0] if half else None
+            sums = [[s.kl_nats for s in one.models.values()] for one in each]
+            lost, model = [s[1] for s in sums], [s[0] for s in sums]
+            margin = expected * (thresholds["kl_factor"] - 1) + thresholds["kl_floor_nats"]
+            limit = expected + max(margin, bars.margin(lost, model))
             check = Check("logits", name, "KL divergence", "nats", value, expected, limit, False)
-            checks.append(replace(check, noise_floor=floor))
+            floor = half[0] if half else None
+            checks.append(replace(check, noise_floor=floor, error_bar=bars.interval(lost)))
+
             expected, value, *half = (s.top1 / found.count for s in found.models.values())
+            same, model = [one.bundle.top1 for one in each], [one.arithmetic.top1 for one in each]
             # Of few positions a share is off by chance: near ties fall to either side.
             error = math.sqrt(expected * (1 - expected) / found.count)
             chance = thresholds["top1_standard_errors"] * error
-            limit = expected - max(thresholds["top1_margin"], chance)
-            floor = half[0] if half else None
+            margin = max(thresholds["top1_margin"], chance, bars.margin(model, same))
+            limit = expected - margin
             check = Check("logits", name, "same top-1", "", value, expected, limit, True)
-            checks.append(replace(check, noise_floor=floor))
+            floor = half[0] if half else None
+            checks.append(replace(check, noise_floor=floor, error_bar=bars.interval(same)))
         return checks
 
 
 def _sums(reference: Tensor, value: Tensor, known: Sequence[int], tokens: Tensor) -> Sums:
     """Compares logits (L, V); the tokens are those that follow at the positions `known`."""
     kl = metrics.kl_divergence(reference, value)
-    bins = torch.bucketize(kl.double(), torch.tensor(EDGES, dtype=torch.float64))
     best, mine = (logits.topk(min(TOP, logits.shape[-1])).indices for logits in (reference, value))
     return Sums(
-        float(kl.double().sum()),
-        tuple(torch.bincount(bins, minlength=len(EDGES) + 1).tolist()),
+        tuple(kl.double().tolist()),
         int(metrics.same_top1(reference, value).sum()),
         int((best.unsqueeze(-1) == mine.unsqueeze(-2)).any(-1).sum()),
         metrics.negative_log_likelihood(value[list(known)], tokens),

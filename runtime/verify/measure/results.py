@@ -15,7 +15,7 @@ from runtime.verify.check import Check
 from runtime.verify.measure.answers import AnswerComparison
 from runtime.verify.measure.logits import KINDS, Count, Logits, Positions
 
-FORMAT, VERSION = "minicpmv-verify", 3
+FORMAT, VERSION = "minicpmv-verify", 4
 
 
 @dataclass(frozen=True)

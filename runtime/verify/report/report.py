@@ -143,7 +143,15 @@ def figure(value: float) -> str:
     return f"{value:.4g}"
 
 
-def floor(check: Check) -> str:
+def shown_value(check: Check) -> str:
+    """Returns a check's value for people, with its error bar."""
+    if check.error_bar is None:
+        return figure(check.value)
+    low, high = (f"{end:.3g}" for end in check.error_bar)
+    return f"{figure(check.value)} ({low} to {high})"
+
+
+def shown_floor(check: Check) -> str:
     """Returns a check's noise floor for people; nothing where none was measured."""
     return "" if check.noise_floor is None else figure(check.noise_floor)
 
@@ -159,7 +167,7 @@ def plain(value: Any) -> Any:
         return round(value, 6) if math.isfinite(value) else str(value)
     if isinstance(value, dict):
         return {name: plain(inner) for name, inner in value.items()}
-    return value
+    return [plain(inner) for inner in value] if isinstance(value, (list, tuple)) else value
 
 
 def _perplexity(nll_nats: float, count: int) -> float:

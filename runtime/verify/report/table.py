@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 
 from convert.support.console import print_table
-from runtime.verify.report.report import Report, figure, floor
+from runtime.verify.report.report import Report, figure, shown_floor, shown_value
 
 _SHOWN_FAILURES, _SHOWN_ANSWERS = 12, 24
 
@@ -33,8 +33,10 @@ def print_report(report: Report, console: Console) -> None:
                 check.stage if check.stage != stage else "",
                 f"{check.metric}, {check.unit}" if check.unit else check.metric,
                 f"{check.name} (worst of {count})" if count > 1 else check.name,
-                *map(figure, (check.value, check.expected, check.threshold)),
-                *([floor(check)] if report.has_noise_floor else []),
+                shown_value(check),
+                figure(check.expected),
+                figure(check.threshold),
+                *([shown_floor(check)] if report.has_noise_floor else []),
                 "pass" if check.passed else "FAIL",
             ]
         )

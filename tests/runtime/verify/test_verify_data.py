@@ -68,14 +68,16 @@ def test_sums_over_positions() -> None:
     sure = math.log(math.exp(5) + 8) - 5
     assert found["text"].reference_nll_nats == pytest.approx(2 * sure, rel=1e-5)
     assert found["text"].bundle.kl_nats == 0
-    assert found["text"].bundle.histogram == (3, *[0] * len(EDGES))
+    assert found["text"].bundle.histogram == [3, *[0] * len(EDGES)]
     assert (found["text"].bundle.top1, found["text"].bundle.top5) == (3, 15)
     assert math.isnan(found["answer"].bundle.kl_nats)
     assert found["answer"].bundle.histogram[-1] == 1, "no number is no small one"
     assert sum(found["answer"].bundle.histogram) == 3
     assert found["answer"].arithmetic.kl_nats == 0
-    assert found["text"].bundle.half_below_nats == EDGES[0]
-    assert found["answer"].bundle.half_below_nats > 0.1, "one of three is less, one no number"
+    assert set(found["text"].bundle.percentiles.values()) == {0.0}
+    worst = found["answer"].bundle.percentiles
+    assert 0.1 < worst["50"] < math.inf, "one of three is less, one no number"
+    assert worst["95"] == worst["99.9"] == math.inf
     unsure = math.log(math.exp(5) + math.exp(6) + 7) - 5
     assert found["answer"].bundle.nll_nats == pytest.approx(sure + unsure, rel=1e-5)
     thresholds = run.load_settings()["thresholds"]
@@ -87,7 +89,7 @@ def test_sums_over_positions() -> None:
     ("same", "count", "limit"), [(40, 40, 0.97), (9, 36, 0.25 - 2 / 36 * 2.598), (900, 1000, 0.87)]
 )
 def test_a_share_of_few_positions_may_be_off_by_chance(same: int, count: int, limit: float) -> None:
-    sums = Sums(0.0, (0,) * (len(EDGES) + 1), same, same, 0.0)
+    sums = Sums((0.0,) * count, same, same, 0.0)
     logits = Logits()
     logits.merge({"text": Positions(count, 0, 0.0, sums, sums)})
     share = logits.checks(run.load_settings()["thresholds"])[1]
@@ -142,7 +144,8 @@ def test_what_a_case_gave_is_read_back_exactly(tmp_path: Path) -> None:
         (("answer", "reference"), None),
         (("answer", "bundle_pieces"), [3]),
         (("positions", "text", "count"), 1.5),
-        (("positions", "text", "bundle", "histogram"), [1, 2]),
+        (("positions", "text", "bundle", "kl"), [1, 2]),
+        (("positions", "text", "bundle", "kl"), [1, 2, "x"]),
         (("positions", "text", "bundle"), []),
     ],
 )

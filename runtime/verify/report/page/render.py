@@ -23,7 +23,7 @@ from runtime.verify.measure.answers import AnswerComparison
 from runtime.verify.report.folder import DATA, MARK
 from runtime.verify.report.page.pipeline import pipeline
 from runtime.verify.report.page.plots import cosine_curve, kl_histogram, sqnr_curve
-from runtime.verify.report.report import Report, figure, floor
+from runtime.verify.report.report import Report, figure, shown_floor, shown_value
 
 _FOLDER = Path(__file__).parent
 # Stages that are rows of layers, with what their plots are called.
@@ -55,7 +55,8 @@ def render(report: Report, cases: Sequence[Case]) -> str:
     environment.filters |= {
         "bound": lambda value: f"{value:.2g}",
         "figure": figure,
-        "floor": floor,
+        "floor": shown_floor,
+        "value": shown_value,
         "language": _language,
         "product": math.prod,
     }

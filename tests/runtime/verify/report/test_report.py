@@ -17,7 +17,7 @@ from quantize.errors import ConfigError
 from runtime.verify.cases import Case
 from runtime.verify.check import Cause, Check
 from runtime.verify.measure.answers import AnswerComparison
-from runtime.verify.measure.logits import EDGES, Positions, Sums
+from runtime.verify.measure.logits import Positions, Sums
 from runtime.verify.report.folder import CASES, DATA, PAGE, ReportError, ReportFolder
 from runtime.verify.report.page.plots import cosine_curve, kl_histogram, sqnr_curve
 from runtime.verify.report.page.render import render
@@ -39,8 +39,7 @@ def check(stage: str, name: str, value: float, **more: Any) -> Check:
 
 
 def positions(count: int) -> Positions:
-    histogram = tuple(int(i == 20) * count for i in range(len(EDGES) + 1))
-    sums = Sums(0.01 * count, histogram, count - 1, 5 * count - 3, 2.0)
+    sums = Sums((0.01,) * count, count - 1, 5 * count - 3, 2.0)
     return Positions(count, 4, 1.9, sums, sums)
 
 
