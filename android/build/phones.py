@@ -5,7 +5,7 @@ from __future__ import annotations
 from convert.bundle.targets import ABIS
 from runtime.engine_client.adb import PhoneInfo
 
-MIN_SDK, TARGET_SDK = 26, 34  # Android 8 and 14, as API levels
+MIN_SDK, TARGET_SDK = 26, 36  # Android 8 and 16, as API levels
 
 
 def misfit(phone: PhoneInfo) -> str | None:

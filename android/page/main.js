@@ -45,6 +45,9 @@ function onState(event) {
   const isOtherLanguage = setLanguage(event.language) || state === null;
   state = Object.assign(event, {shown: chatView.shownChat()});
   document.documentElement.dataset.theme = state.dark ? 'dark' : 'light';
+  for (const side of Object.keys(state.insets || {})) {
+    document.documentElement.style.setProperty('--inset-' + side, state.insets[side] + 'px');
+  }
   if (!state.job) {
     progress = null;
   } else if (progress === null || progress.kind !== state.job.kind) {

@@ -38,6 +38,7 @@ class Phone(Screen):
         beside: Path,
         language: str = "en",
         dark: bool = False,
+        insets: dict[str, int] | None = None,
     ) -> None:
         super().__init__(page)
         self._folder = folder
@@ -46,6 +47,7 @@ class Phone(Screen):
         self._heard: list[str] = []  # names of the events that the page received
         command = ["java", "-Djava.awt.headless=true", f"-Dlanguage={language}"]
         command += [f"-Dconfigs={CONFIGS}"]
+        command += [] if insets is None else [f"-Dinsets={json.dumps(insets)}"]
         command += [
             f"-Ddark={str(dark).lower()}",
             f"-Dversion={VERSION}",

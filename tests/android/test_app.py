@@ -11,7 +11,7 @@ from convert.bundle.manifest import Bundle
 from tests.android import robolectric
 from tests.support.once import once
 
-TESTS = ["StartTest", "DecoderTest", "PickerTest", "NotificationTest"]
+TESTS = ["StartTest", "EdgesTest", "DecoderTest", "PickerTest", "NotificationTest"]
 
 
 @pytest.fixture(scope="session")

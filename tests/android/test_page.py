@@ -198,6 +198,32 @@ def test_everything_fits(start: Start, tmp_path: Path, size: str, dark: bool) ->
     phone.until_asked({"host": "leave"})
 
 
+@pytest.mark.parametrize("size", SIZES)
+def test_nothing_lies_under_the_systems_bars(start: Start, size: str) -> None:
+    width, height = SIZES[size]
+    insets = {"top": 31, "right": 17, "bottom": 48, "left": 23}
+    page = start(size=size, insets=insets).page
+    if size != "wide":  # there a panel is a card in the middle
+        page.click("#open-settings")
+        page.eval_on_selector("#settings", "e => e.scrollTo(0, e.scrollHeight)")
+        _fits(page, "#settings .bar > *, #settings-body > :last-child", insets, width, height)
+        page.keyboard.press("Escape")
+    _fits(page, "header button, main, footer button, #question", insets, width, height)
+
+
+def _fits(page: Page, selector: str, insets: dict[str, int], width: int, height: int) -> None:
+    """Checks that elements, where they are visible, lie within the insets."""
+    for element in page.query_selector_all(selector):
+        if not element.is_visible():
+            continue
+        box = element.bounding_box()
+        assert box is not None
+        assert box["x"] >= insets["left"], element
+        assert box["x"] + box["width"] <= width - insets["right"], element
+        assert box["y"] >= insets["top"], element
+        assert box["y"] + box["height"] <= height - insets["bottom"], element
+
+
 def test_settings_and_self_check(start: Start) -> None:
     phone = start()
     page = phone.page

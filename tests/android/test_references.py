@@ -18,8 +18,23 @@ from tests.android.class_file import (
     references_in,
 )
 
-# API that Android 8 lacks, with the level that introduced it: the code must check the level.
+# API that Android 8 lacks, with the level that the code checks: the one that introduced it, or a
+# later one that comes with more.
 NEWER = {
+    "android/view/Window.setDecorFitsSystemWindows:(Z)V": 30,
+    "android/view/Window.setNavigationBarContrastEnforced:(Z)V": 30,
+    "android/view/WindowManager$LayoutParams.layoutInDisplayCutoutMode:I": 30,
+    "android/view/Window.getInsetsController:()Landroid/view/WindowInsetsController;": 30,
+    "android/view/WindowInsetsController.setSystemBarsAppearance:(II)V": 30,
+    "android/view/WindowInsets.getInsets:(I)Landroid/graphics/Insets;": 30,
+    "android/view/WindowInsets$Type.displayCutout:()I": 30,
+    "android/view/WindowInsets$Type.ime:()I": 30,
+    "android/view/WindowInsets$Type.systemBars:()I": 30,
+    "android/view/WindowInsets.CONSUMED:Landroid/view/WindowInsets;": 30,
+    "android/graphics/Insets.top:I": 30,
+    "android/graphics/Insets.right:I": 30,
+    "android/graphics/Insets.bottom:I": 30,
+    "android/graphics/Insets.left:I": 30,
     "android/os/Build.SOC_MODEL:Ljava/lang/String;": 31,
     "org/minicpmv/app/WorkService.startForeground:(ILandroid/app/Notification;I)V": 29,
 }

@@ -29,12 +29,14 @@ LIMIT = 4 << 20  # bytes of an APK without weights
 PAGE_BYTES = 16384  # of newer phones
 BUNDLE = "assets/bundle"
 _TURNED = 0x80 | 0x400 | 0x800 | 0x100  # orientation, screenSize, smallestScreenSize, screenLayout
+_FOLDERS = {"root", "file", "database", "sharedpref", "external"}  # as Android's backup names them
+_FOLDERS |= {f"device_{name}" for name in _FOLDERS - {"external"}}
 PICTURE = Path(__file__).resolve().parents[3] / "configs" / "demo" / "sample.png"
 
 
 def test_what_android_reads(apk: Path) -> None:
     info = ApkInfo.read(apk)
-    assert (info.package, info.min_sdk, info.target_sdk) == ("org.minicpmv.app", 26, 34)
+    assert (info.package, info.min_sdk, info.target_sdk) == ("org.minicpmv.app", 26, 36)
     assert info.abis == ("arm64-v8a", "x86_64")
     assert info.schemes == ("v2", "v3")
     assert info.permissions == (  # INTERNET is not among them
@@ -47,12 +49,48 @@ def test_what_android_reads(apk: Path) -> None:
     badging = run(["aapt2", "dump", "badging", str(apk)], "")
     assert "launchable-activity: name='org.minicpmv.app.MainActivity'" in badging
     assert "locales: '--_--' 'zh'" in badging
-    tree = run(["aapt2", "dump", "xmltree", "--file", "AndroidManifest.xml", str(apk)], "")
+    tree = _tree(apk, "AndroidManifest.xml")
     assert re.search(r"extractNativeLibs\(0x[0-9a-f]+\)=true", tree)
     assert not re.search(r"debuggable|usesCleartextTraffic", tree)
     # A turned screen does not start the activity anew, so an answer under way goes on.
     kept = re.search(r":configChanges\(\w+\)=0x(\w+)", tree)
     assert kept is not None and int(kept[1], 16) & _TURNED == _TURNED
+
+
+def test_what_android_12_to_16_ask_for(apk: Path) -> None:
+    """Attributes that older versions ignore, read back from the APK."""
+    tree = _tree(apk, "AndroidManifest.xml")
+    assert re.search(r":enableOnBackInvokedCallback\(0x[0-9a-f]+\)=true", tree)
+    assert re.search(r":allowBackup\(0x[0-9a-f]+\)=false", tree)
+    languages = _tree(apk, _resource(apk, tree, "localeConfig"))
+    named = re.findall(r':name\(0x[0-9a-f]+\)="([^"]+)"', languages)
+    badging = run(["aapt2", "dump", "badging", str(apk)], "")
+    translated = re.findall(r"'(\w+)'", _line(badging, "locales:"))
+    assert named == ["en", *translated]  # the app's texts without a suffix are English
+    rules = _tree(apk, _resource(apk, tree, "dataExtractionRules"))
+    ways = re.split(r"E: (?=cloud-backup|device-transfer)", rules)[1:]
+    assert [way.split()[0] for way in ways] == ["cloud-backup", "device-transfer"]
+    for way in ways:  # no folder of the app's is copied, wherever Android keeps it
+        assert set(re.findall(r'domain="(\w+)"', way)) == _FOLDERS
+        assert "path=" not in way and "include" not in way
+
+
+def _tree(apk: Path, name: str) -> str:
+    return run(["aapt2", "dump", "xmltree", "--file", name, str(apk)], "")
+
+
+def _line(text: str, begin: str) -> str:
+    return next(line for line in text.splitlines() if line.startswith(begin))
+
+
+def _resource(apk: Path, tree: str, attribute: str) -> str:
+    """Returns the name in the APK of the file that an attribute of the manifest refers to."""
+    number = re.search(rf":{attribute}\(0x[0-9a-f]+\)=@(0x[0-9a-f]+)", tree)
+    assert number is not None, attribute
+    table = run(["aapt2", "dump", "resources", str(apk)], "")
+    found = re.search(rf"resource {number[1]} .*?\(file\) (\S+)", table, re.DOTALL)
+    assert found is not None, attribute
+    return found[1]
 
 
 def test_what_lies_in_it(apk: Path, bundle: Bundle) -> None:
@@ -74,7 +112,7 @@ def test_what_lies_in_it(apk: Path, bundle: Bundle) -> None:
 
 def test_its_components_are_those_and_no_others(apk: Path) -> None:
     """Only the screen is open to other apps."""
-    tree = run(["aapt2", "dump", "xmltree", "--file", "AndroidManifest.xml", str(apk)], "")
+    tree = _tree(apk, "AndroidManifest.xml")
     found = {}
     for part in re.split(r"\n\s+E: (?=\w)", tree):
         kind = part.split(maxsplit=1)[0]
@@ -288,7 +326,7 @@ def test_the_command_tells_what_it_made(
     command = ["apk", str(bundle.path), "--abi", "arm64-v8a, x86_64", "-o", str(output), "--embed"]
     assert main(command) == 0
     out = capsys.readouterr().out
-    for part in ("arm64-v8a, x86_64", "26 and later, made for 34", "v2 + v3", ", embedded"):
+    for part in ("arm64-v8a, x86_64", "26 and later, made for 36", "v2 + v3", ", embedded"):
         assert part in out
     assert "This APK contains the weights of" in out  # not the demo's
     assert sorted(path.name for path in output.parent.iterdir()) == ["chat.apk"]

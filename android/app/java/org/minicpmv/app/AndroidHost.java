@@ -64,6 +64,17 @@ final class AndroidHost implements Host {
   }
 
   @Override
+  public void setDark(final boolean isDark) {
+    onScreen(
+        new OnScreen() {
+          @Override
+          public void run(MainActivity activity) {
+            WindowEdges.setDark(activity, isDark);
+          }
+        });
+  }
+
+  @Override
   public void setBusy(final boolean busy) {
     main.post(
         new Runnable() {

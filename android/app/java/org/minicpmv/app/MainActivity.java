@@ -5,6 +5,7 @@ import android.app.Dialog;
 import android.content.ActivityNotFoundException;
 import android.content.Intent;
 import android.content.res.Configuration;
+import android.graphics.Color;
 import android.net.Uri;
 import android.os.Bundle;
 import android.provider.MediaStore;
@@ -47,10 +48,11 @@ public final class MainActivity extends Activity {
     settings.setAllowFileAccess(false);
     settings.setAllowContentAccess(false);
     settings.setGeolocationEnabled(false);
-    view.setBackgroundColor(getColor(R.color.background));
+    view.setBackgroundColor(Color.TRANSPARENT); // until the page is drawn, the window's
     view.setWebViewClient(new PageClient(app()));
     view.addJavascriptInterface(new Bridge(app()), "app");
     setContentView(view);
+    WindowEdges.fill(this, app().assistant());
     app().host().attach(this);
     view.loadUrl(PageFiles.START);
   }

@@ -63,6 +63,16 @@ public final class WorkService extends Service {
     return START_NOT_STICKY;
   }
 
+  /**
+   * Since Android 15, after six hours a day: a service that does not stop now crashes the app. The
+   * job continues while the system allows it.
+   */
+  public void onTimeout(int id, int type) { // overrides a method that the API of 14 lacks
+    wanted = false;
+    stopForeground(STOP_FOREGROUND_REMOVE);
+    stopSelf(latest);
+  }
+
   private void show() {
     NotificationManager manager =
         (NotificationManager) getSystemService(Context.NOTIFICATION_SERVICE);

@@ -34,6 +34,7 @@ public final class Assistant implements Closeable, ChatWorker.ChangeListener {
   private final Object publishing = new Object(); // lock: events are published in order
   private final Draft draft; // the chat on the page, and the next question
   private final List<JSONObject> offered = new ArrayList<>(); // shared pictures to choose from
+  private volatile JSONObject insets; // margins that the system covers; null: none
   private volatile boolean speaking; // an answer is being read aloud
   private String published = ""; // identifies the latest `chat` event
 
@@ -95,6 +96,18 @@ public final class Assistant implements Closeable, ChatWorker.ChangeListener {
   /** Adds what the user dictated to the question. */
   public void addDictated(String text) {
     host.toPage(Json.object("event", "dictated", "text", text));
+  }
+
+  /**
+   * Tells the page which margins of its window the system's bars and cut-outs cover.
+   *
+   * @param margins `top`, `right`, `bottom`, `left`, in the page's pixels
+   */
+  public void setInsets(JSONObject margins) {
+    if (!String.valueOf(insets).equals(margins.toString())) {
+      insets = margins;
+      publishState();
+    }
   }
 
   /** Tells the page whether an answer is being read aloud. */
@@ -368,6 +381,7 @@ public final class Assistant implements Closeable, ChatWorker.ChangeListener {
       JSONObject state = state();
       Json.put(state, "chats", chats.list());
       host.toPage(state);
+      host.setDark(state.optBoolean("dark"));
     }
   }
 
@@ -414,6 +428,7 @@ public final class Assistant implements Closeable, ChatWorker.ChangeListener {
     can.addAll(host.abilities());
     Json.put(state, "can", new JSONArray(can));
     Json.put(state, "speaking", speaking);
+    Json.put(state, "insets", insets);
     return state;
   }
 

@@ -54,7 +54,11 @@ public interface Host {
   /** The system's language code, for example `zh`. */
   String language();
 
+  /** Whether the system's theme is dark. */
   boolean isDark();
+
+  /** Gives what surrounds the page the page's theme; called with every state. */
+  void setDark(boolean isDark);
 
   /** Facts about the app and the phone, for the page and for bug reports. */
   JSONObject about();

@@ -209,6 +209,9 @@ final class Fixture implements Host, AutoCloseable {
   }
 
   @Override
+  public void setDark(boolean isDark) {}
+
+  @Override
   public JSONObject about() {
     return Json.object("app", "0");
   }

@@ -49,6 +49,10 @@ public final class FakeHost implements Host {
             new File(folder, "cache"),
             Collections.singletonList(new File(arguments[2])));
     host.assistant = new Assistant(host, paths);
+    String insets = System.getProperty("insets");
+    if (insets != null) {
+      host.assistant.setInsets(new JSONObject(insets));
+    }
     host.listen();
   }
 
@@ -165,6 +169,9 @@ public final class FakeHost implements Host {
   public boolean isDark() {
     return isDark;
   }
+
+  @Override
+  public void setDark(boolean isDark) {}
 
   @Override
   public JSONObject about() {
