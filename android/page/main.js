@@ -9,7 +9,7 @@ import * as history from './history.js';
 import * as panels from './panels.js';
 import * as shared from './shared.js';
 import * as startScreen from './start_screen.js';
-import {say, sayError, setLanguage} from './texts.js';
+import {say, sayBytes, sayError, sayTime, setLanguage} from './texts.js';
 
 const STAGES = {
   load: 'loading', import: 'importing', verify: 'verifying', decode: 'decoding',
@@ -157,7 +157,11 @@ function drawProgress() {
   }
   bar.setAttribute('aria-label', name);
   const share = progress.total > 0 ? Math.floor(100 * progress.done / progress.total) : null;
-  find('progress').querySelector('span').textContent = name + (share === null ? '' : ` ${share} %`);
+  const speed = progress.bytes_s
+    ? ' – ' + say('speedLeft', {speed: sayBytes(progress.bytes_s), left: sayTime(progress.left_s)})
+    : '';
+  find('progress').querySelector('span').textContent =
+    name + (share === null ? '' : ` ${share} %`) + speed;
   find('progress').querySelector('button').hidden = !STOPPABLE.includes(progress.stage)
     && !STOPPABLE.includes(progress.kind);
 }

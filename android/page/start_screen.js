@@ -30,7 +30,8 @@ export function draw(state) {
   start.hidden = !problem && !isEmpty && !state.low_memory;
   start.className = problem || state.low_memory ? 'card' : 'empty';
   const sees = !(state.model && state.model.image_tokens === 0);
-  const key = JSON.stringify([problem, state.low_memory, document.documentElement.lang, sees]);
+  const key = JSON.stringify(
+    [problem, state.low_memory, state.bundle, document.documentElement.lang, sees]);
   if (key === drawn) {
     return; // unchanged; redrawing would take the focus from a button
   }
@@ -65,6 +66,7 @@ function drawWeights(start, state, problem) {
   const values = {
     name: WEIGHTS,
     size: sayBytes(state.bundle.weights_bytes),
+    copied: sayBytes(state.bundle.copied_bytes),
     free: sayBytes(state.about.free_space_bytes),
   };
   fill(start,
@@ -76,6 +78,7 @@ function drawWeights(start, state, problem) {
       make('li', {}, say('startFile', values)),
       make('li', {}, say('startPc'), ' ', make('code', {}, 'minicpmv sideload'))),
     make('p', {}, say('startSpace', values)),
+    state.bundle.copied_bytes ? make('p', {}, say('startCopied', values)) : null,
     make('div', {className: 'actions'},
       button(say('chooseWeights'), () => send('import'), null, 'strong'),
       retryButton('lookAgain')),

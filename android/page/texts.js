@@ -30,5 +30,12 @@ export function sayBytes(count) {
   return (count / size).toFixed(count >= 100 * size ? 0 : 1) + ' ' + unit;
 }
 
+/** Formats a time in seconds, rounded up. */
+export function sayTime(seconds) {
+  return seconds < 60
+    ? say('seconds', {seconds: Math.ceil(seconds)})
+    : say('minutes', {minutes: Math.ceil(seconds / 60)});
+}
+
 /** The tables, for a test that compares their keys. */
 export const TABLES = {en: ENGLISH, zh: CHINESE};

@@ -13,8 +13,8 @@ import pytest
 
 TESTS = Path(__file__).resolve().parents[1]
 _JAVA = "android/java/org/minicpmv/core"
-_APP, _STORAGE, _PICTURE = (
-    f"{_JAVA}/{name}Test.java" for name in ("Assistant", "Storage", "Picture")
+_APP, _STORAGE, _PICTURE, _IMPORT = (
+    f"{_JAVA}/{name}Test.java" for name in ("Assistant", "Storage", "Picture", "Import")
 )
 _PAGE, _WEB_PAGE = "android/test_page.py", "android/test_page_http.py"
 _STORE, _SIDELOAD = "runtime/web/test_web_store.py", "android/device/test_sideload.py"
@@ -32,6 +32,8 @@ PROOFS: dict[str, tuple[tuple[str, str], ...]] = {
     "half-copied weights": (
         (_APP, "truncatedAndForeignWeightsAreRefused"),
         (_APP, "anImportCanBeStopped"),
+        (_IMPORT, "theUserIsToldAndContinues"),
+        (_IMPORT, "aKilledAppContinuesFromTheLatestRecord"),
         (_SIDELOAD, "test_the_command_goes_on_with_half_copied_weights"),
     ),
     "a HEIC or GIF": (

@@ -11,7 +11,9 @@ from convert.checkpoint.config import CONFIGS
 from tests.android.bundle import FAKE_ENGINE
 
 
-@pytest.mark.parametrize("name", ["LogicTest", "PictureTest", "StorageTest", "AssistantTest"])
+@pytest.mark.parametrize(
+    "name", ["LogicTest", "PictureTest", "StorageTest", "ImportTest", "AssistantTest"]
+)
 def test_junit(java_classpath: str, name: str) -> None:
     done = subprocess.run(
         [

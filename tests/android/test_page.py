@@ -166,6 +166,29 @@ def test_the_first_start(start: Start, tmp_path: Path, dark: bool) -> None:
     phone.answered(1)
 
 
+def test_an_import_says_how_long_it_takes_and_what_is_copied(start: Start) -> None:
+    phone = start(weights=False)
+    page = phone.page
+    page.evaluate(
+        "() => { const give = window.receive;"
+        " window.receive = (e) => { if (e.event === 'state') { window.last = e; } give(e); };"
+        " window.app.send(JSON.stringify({do: 'hello'})); }"
+    )
+    phone.until("window.last && window.last.problem && !window.last.job")
+    said = "document.querySelector('#progress span').textContent"
+    job = {"kind": "import", "stage": "import", "done": 3 << 30, "total": 4 << 30}
+    told = "receive({...last, ...added})"
+    page.evaluate(f"added => {told}", {"job": job})
+    assert page.evaluate(said) == "Copying the weights 75 %"
+    for left, words in ((59.2, "60 s"), (61, "2 min")):
+        speed = {"event": "progress", **job, "bytes_s": 30 << 20, "left_s": left}
+        page.evaluate("event => receive(event)", speed)
+        assert page.evaluate(said) == f"Copying the weights 75 % – 30.0 MiB/s, {words} left"
+    bundle = {"job": None, "bundle": {"weights_bytes": 4 << 30, "copied_bytes": 3 << 30}}
+    page.evaluate(f"added => {told}", bundle)
+    assert "3.0 GiB of 4.0 GiB are copied already. Choose the same" in page.inner_text("#start")
+
+
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("dark", [False, True])
 def test_everything_fits(start: Start, tmp_path: Path, size: str, dark: bool) -> None:

@@ -44,6 +44,7 @@ JAVA = {
     "java/lang",
     "java/net",
     "java/nio",
+    "java/nio/channels",
     "java/nio/charset",
     "java/nio/file",
     "java/nio/file/attribute",

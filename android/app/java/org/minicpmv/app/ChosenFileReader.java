@@ -51,7 +51,7 @@ final class ChosenFileReader implements Runnable {
       if (file == null) {
         throw new FileNotFoundException(EMPTY);
       }
-      app.assistant().importWeights(file.createInputStream(), file.getLength());
+      app.assistant().importWeights(file.createInputStream(), file.getLength(), chosen.toString());
     } catch (IOException | RuntimeException e) {
       app.assistant().reportFileError("the weights cannot be opened", e);
     }

@@ -116,10 +116,15 @@ public final class Assistant implements Closeable, ChatWorker.ChangeListener {
     publishState();
   }
 
-  /** Imports the weights that the user chose, and closes the source; length -1: unknown. */
-  public void importWeights(InputStream source, long length) {
+  /**
+   * Imports the weights that the user chose, and closes the source.
+   *
+   * @param length the source's size; -1 if unknown
+   * @param name identifies the source, so that an import that broke off continues
+   */
+  public void importWeights(InputStream source, long length, String name) {
     try {
-      worker.importWeights(source, length);
+      worker.importWeights(source, length, name);
     } catch (EngineException e) {
       fail(e);
     }

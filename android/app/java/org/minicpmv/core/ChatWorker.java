@@ -60,8 +60,8 @@ final class ChatWorker implements Closeable, LoadedModel.VerificationListener {
   }
 
   /** Copies weights into the app, and closes the source. */
-  void importWeights(InputStream source, long length) throws EngineException {
-    if (!begin(new ImportTask(source, length))) {
+  void importWeights(InputStream source, long length, String name) throws EngineException {
+    if (!begin(new ImportTask(source, length, name))) {
       closeQuietly(source);
       throw new EngineException(EngineException.BUSY, "another job is running");
     }
@@ -192,10 +192,9 @@ final class ChatWorker implements Closeable, LoadedModel.VerificationListener {
     @Override
     public void onProgress(String stage, long done, long total) {
       running.advance(stage, done, total);
-      host.toPage(
-          Json.object(
-              "event", "progress", "kind", running.kind, "chat", running.chat,
-              "stage", stage, "done", done, "total", total));
+      JSONObject event = running.toJson();
+      Json.put(event, "event", "progress");
+      host.toPage(event);
       repeatCancel();
     }
 
@@ -292,18 +291,20 @@ final class ChatWorker implements Closeable, LoadedModel.VerificationListener {
   private final class ImportTask extends Task {
     private final InputStream source;
     private final long length;
+    private final String name;
 
-    ImportTask(InputStream source, long length) {
+    ImportTask(InputStream source, long length, String name) {
       super(new Job(Job.IMPORT, null));
       this.source = source;
       this.length = length;
+      this.name = name;
     }
 
     @Override
     void perform() throws EngineException {
       JobListener listener = new JobListener(job);
       try {
-        model.importWeights(source, length, listener, job.cancel);
+        model.importWeights(source, length, name, listener, job.cancel);
       } finally {
         closeQuietly(source);
       }

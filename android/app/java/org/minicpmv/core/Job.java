@@ -19,6 +19,7 @@ final class Job {
   private String stage = "";
   private long done;
   private long total;
+  private final Rate rate = new Rate();
 
   Job(String kind, String chat) {
     this.kind = kind;
@@ -26,6 +27,7 @@ final class Job {
   }
 
   synchronized void advance(String newStage, long newDone, long newTotal) {
+    rate.add(newStage, System.nanoTime(), newDone);
     stage = newStage;
     done = newDone;
     total = newTotal;
@@ -43,7 +45,13 @@ final class Job {
   }
 
   synchronized JSONObject toJson() {
-    return Json.object(
-        "kind", kind, "chat", chat, "stage", stage, "done", done, "total", total);
+    JSONObject job =
+        Json.object("kind", kind, "chat", chat, "stage", stage, "done", done, "total", total);
+    double speed = rate.perSecond();
+    if (stage.equals(IMPORT) && speed > 0) {
+      Json.put(job, "bytes_s", Math.round(speed));
+      Json.put(job, "left_s", Math.round((total - done) / speed));
+    }
+    return job;
   }
 }

@@ -18,6 +18,7 @@ final class LoadedModel {
   private static final String RUNNING = "running";
   private static final String VERIFIED = "yes";
   private static final String DAMAGED = "failed";
+  private static final String EMBEDDED = "embedded"; // names the weights inside the APK
   private static final long MEMORY_BESIDE_WEIGHTS = 300L << 20; // bytes: cache, buffers, the page
 
   /** Receives the result of the background verification. */
@@ -73,7 +74,7 @@ final class LoadedModel {
       return;
     } catch (EngineException missing) {
       try (InputStream source = host.bundleFile(Weights.NAME)) {
-        weights.importFrom(source, -1, progress, cancel);
+        weights.importFrom(source, -1, EMBEDDED, progress, cancel);
       } catch (IOException e) {
         throw missing; // no weights are embedded
       } catch (EngineException e) {
@@ -83,11 +84,12 @@ final class LoadedModel {
   }
 
   /** Copies weights into the app. */
-  void importWeights(InputStream source, long length, Progress progress, CancelToken cancel)
+  void importWeights(
+      InputStream source, long length, String name, Progress progress, CancelToken cancel)
       throws EngineException {
     weights.requireSpace(length); // before anything changes
     manager.unload(); // it has the old file mapped
-    weights.importFrom(source, length, progress, cancel);
+    weights.importFrom(source, length, name, progress, cancel);
     synchronized (this) {
       problem = null;
       verified = UNKNOWN;
@@ -148,7 +150,9 @@ final class LoadedModel {
     boolean again = isLost && policy.died(System.currentTimeMillis()) && !end.isCancelled();
     synchronized (this) {
       loaded = isLost ? null : loaded;
-      if (loaded == null && !again && !e.code().equals(EngineException.CANCELLED)) {
+      // An import that broke off leaves the problem for which it was started.
+      boolean isNew = problem == null || !e.code().equals(EngineException.FILE_ERROR);
+      if (loaded == null && !again && isNew && !e.code().equals(EngineException.CANCELLED)) {
         problem = e;
       }
     }
@@ -202,6 +206,7 @@ final class LoadedModel {
     }
     JSONObject about = bundle.about();
     Json.put(about, "weights_bytes", weights.size());
+    Json.put(about, "copied_bytes", weights.copied() > 0 ? weights.copied() : null);
     Json.put(state, "bundle", about);
     long available = host.availableMemory();
     boolean isLow = available >= 0 && available < weights.size() + MEMORY_BESIDE_WEIGHTS;

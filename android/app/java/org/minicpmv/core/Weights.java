@@ -1,13 +1,12 @@
 package org.minicpmv.core;
 
+import java.io.EOFException;
 import java.io.File;
 import java.io.IOException;
 import java.io.InputStream;
-import java.io.OutputStream;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.security.MessageDigest;
-import java.security.NoSuchAlgorithmException;
 import java.util.ArrayList;
 import java.util.List;
 import org.json.JSONObject;
@@ -21,14 +20,13 @@ public final class Weights {
   public static final String NAME = "weights.safetensors";
   public static final String PARTIAL = NAME + ".partial";
   private static final String VERIFIED = "weights.verified";
-  private static final int BLOCK = 1 << 20;
   private static final long SPARE = 64L << 20; // bytes of storage that stay free
-  private static final long PROGRESS_BYTES = 8L << 20; // between two progress reports
 
   private final File folder;
   private final List<File> outside;
   private final long size;
   private final String sha256;
+  private final WeightsImport copy;
 
   /**
    * @param folder the bundle's folder
@@ -40,6 +38,7 @@ public final class Weights {
     this.outside = new ArrayList<>(outside);
     this.size = record.optLong("size");
     this.sha256 = record.optString("sha256");
+    copy = new WeightsImport(folder, size, sha256);
   }
 
   public long size() {
@@ -48,9 +47,19 @@ public final class Weights {
 
   /** Finds the weights and makes sure that the bundle's folder has them. */
   public synchronized File find() throws EngineException {
+    if (copy.copied() == 0) {
+      copy.discard(); // of other weights, or from before the first record
+    }
+    File found = locate();
+    if (isVerified(found)) {
+      copy.discard(); // nobody needs it any more
+    }
+    return found;
+  }
+
+  private File locate() throws EngineException {
     File own = new File(folder, NAME);
     try {
-      Files.deleteIfExists(new File(folder, PARTIAL).toPath()); // of an import that was killed
       boolean isLink = Files.isSymbolicLink(own.toPath());
       if (!isLink && own.isFile() && own.length() == size) {
         return own;
@@ -93,40 +102,64 @@ public final class Weights {
     File own = new File(folder, NAME);
     boolean isOther = own.isFile() && !Files.isSymbolicLink(own.toPath()) && own.length() != size;
     long free = folder.getUsableSpace();
+    long needed = size + SPARE - copy.storage(); // what broke off is continued or replaced
     long other = isOther ? own.length() : 0;
-    if (free + other < size + SPARE) {
-      long missing = size + SPARE - free - other;
+    if (free + other < needed) {
+      long missing = needed - free - other;
       throw new EngineException(
           EngineException.NO_SPACE,
           (free >> 20) + " MiB are free; a copy of the weights needs "
               + ((missing >> 20) + 1) + " MiB more");
     }
-    if (free < size + SPARE) {
+    if (free < needed) {
       own.delete();
     }
   }
 
-  /** Copies weights into the app; a cancelled or wrong copy is deleted. */
-  public void importFrom(InputStream source, long length, Progress progress, CancelToken cancel)
+  /**
+   * Copies weights into the app. A cancelled or wrong copy is deleted; one that broke off stays, and
+   * the next import of the same source continues it.
+   *
+   * @param length the source's size; -1 if unknown
+   * @param name identifies the source
+   */
+  public void importFrom(
+      InputStream source, long length, String name, Progress progress, CancelToken cancel)
       throws EngineException {
     requireSpace(length);
-    File partial = new File(folder, PARTIAL);
     File own = new File(folder, NAME);
     try {
-      String found;
-      try (OutputStream target = Files.newOutputStream(partial.toPath())) {
-        found = copy(source, target, "import", progress, cancel);
-      }
-      requireSize(partial.length());
-      requireHash(found);
-      FileTools.move(partial, own);
+      requireHash(copy.copy(source, name, progress, cancel));
+      FileTools.move(new File(folder, PARTIAL), own);
+      copy.discard(); // its record
       markVerified(own);
+    } catch (EngineException e) {
+      copy.discard();
+      throw e;
+    } catch (EOFException e) {
+      if (length < 0) { // then it may be another file
+        copy.discard();
+        throw new EngineException(EngineException.WRONG_WEIGHTS, e.getMessage(), e);
+      }
+      throw failure(e);
     } catch (IOException e) {
-      throw FileTools.failure(
-          EngineException.FILE_ERROR, "the weights could not be copied", e);
-    } finally {
-      partial.delete();
+      throw failure(e);
     }
+  }
+
+  /** Returns how many bytes an import that broke off has copied. */
+  public long copied() {
+    return copy.copied();
+  }
+
+  /** Returns the error for a copy that broke off; on full storage, it is deleted. */
+  private EngineException failure(IOException cause) {
+    EngineException failure =
+        FileTools.failure(EngineException.FILE_ERROR, "the weights could not be copied", cause);
+    if (failure.code().equals(EngineException.NO_SPACE)) {
+      copy.discard();
+    }
+    return failure;
   }
 
   /** Whether a file found by {@link #find} was verified before and has not changed since. */
@@ -141,45 +174,14 @@ public final class Weights {
   /** Checks the weights' SHA-256. */
   public void verify(File file, Progress progress, CancelToken cancel) throws EngineException {
     try (InputStream source = Files.newInputStream(file.toPath())) {
-      requireHash(copy(source, null, "verify", progress, cancel));
+      MessageDigest digest = Hashing.sha256();
+      Hashing.read(source, size, digest, progress, cancel);
+      requireHash(Hashing.hex(digest));
     } catch (IOException e) {
       throw new EngineException(
           EngineException.DAMAGED_WEIGHTS, file + " cannot be read: " + e.getMessage(), e);
     }
     markVerified(file);
-  }
-
-  /** Copies the source to the target, or only reads it if there is none; returns its SHA-256. */
-  private String copy(
-      InputStream source, OutputStream target, String stage, Progress progress, CancelToken cancel)
-      throws IOException, EngineException {
-    MessageDigest digest;
-    try {
-      digest = MessageDigest.getInstance("SHA-256");
-    } catch (NoSuchAlgorithmException e) {
-      throw new IllegalStateException("every Java has SHA-256", e);
-    }
-    byte[] block = new byte[BLOCK];
-    long done = 0;
-    long reported = 0;
-    progress.onProgress(stage, 0, size);
-    for (int count; (count = source.read(block)) >= 0; ) {
-      cancel.check();
-      digest.update(block, 0, count);
-      if (target != null) {
-        target.write(block, 0, count);
-      }
-      done += count;
-      if (done > size) {
-        throw new EngineException(
-            EngineException.WRONG_WEIGHTS, "the file is longer than the " + size + " bytes needed");
-      }
-      if (done - reported >= PROGRESS_BYTES || done == size) {
-        progress.onProgress(stage, done, size);
-        reported = done;
-      }
-    }
-    return hex(digest.digest());
   }
 
   private void requireSize(long found) throws EngineException {
@@ -211,13 +213,5 @@ public final class Weights {
   private String mark(File file) throws IOException {
     Path path = file.toPath();
     return sha256 + " " + file.length() + " " + Files.getLastModifiedTime(path).toMillis();
-  }
-
-  private static String hex(byte[] bytes) {
-    StringBuilder text = new StringBuilder();
-    for (byte b : bytes) {
-      text.append(Character.forDigit((b >> 4) & 15, 16)).append(Character.forDigit(b & 15, 16));
-    }
-    return text.toString();
   }
 }

@@ -163,7 +163,7 @@ final class Fixture implements Host, AutoCloseable {
 
   @Override
   public void chooseWeights() {
-    assistant.importWeights(new ByteArrayInputStream(WEIGHTS), WEIGHTS.length);
+    assistant.importWeights(new ByteArrayInputStream(WEIGHTS), WEIGHTS.length, "file");
   }
 
   @Override

@@ -238,4 +238,24 @@ public final class LogicTest {
     log.add("the last");
     assertTrue(log.text().endsWith("the last\n"));
   }
+
+  @Test
+  public void theSpeedIsThatOfTheLastSeconds() {
+    long second = 1_000_000_000L;
+    Rate rate = new Rate();
+    assertEquals(0, rate.perSecond(), 0);
+    rate.add("import", 0, 0);
+    rate.add("import", second / 2, 50);
+    assertEquals(0, rate.perSecond(), 0); // too early
+    rate.add("import", 2 * second, 200);
+    assertEquals(100, rate.perSecond(), 1e-9);
+    for (int i = 3; i <= 20; i++) { // it becomes slower
+      rate.add("import", i * second, 200 + (i - 2) * 10);
+    }
+    assertEquals(10, rate.perSecond(), 1e-9);
+    rate.add("import", 60 * second, 780); // a long time without a report
+    assertEquals(10, rate.perSecond(), 1e-9);
+    rate.add("verify", 61 * second, 0); // another stage
+    assertEquals(0, rate.perSecond(), 0);
+  }
 }

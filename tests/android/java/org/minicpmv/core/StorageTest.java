@@ -56,7 +56,7 @@ public final class StorageTest {
   }
 
   /** A folder on storage with this many bytes free. */
-  private static final class LimitedFolder extends File {
+  static final class LimitedFolder extends File {
     private static final long serialVersionUID = 1;
     private final long free;
 
@@ -87,7 +87,7 @@ public final class StorageTest {
   @Test
   public void anImportThatDoesNotFitIsNotStarted() throws Exception {
     try {
-      weights(SPARE).importFrom(new UnreadStream(), -1, QUIET, new CancelToken());
+      weights(SPARE).importFrom(new UnreadStream(), -1, "file", QUIET, new CancelToken());
       fail();
     } catch (EngineException e) {
       assertEquals(EngineException.NO_SPACE, e.code());
@@ -101,14 +101,14 @@ public final class StorageTest {
     File own = new File(app.folder, Weights.NAME);
     Files.write(own.toPath(), Fixture.WEIGHTS);
     try {
-      weights(SPARE).importFrom(new UnreadStream(), -1, QUIET, new CancelToken());
+      weights(SPARE).importFrom(new UnreadStream(), -1, "file", QUIET, new CancelToken());
       fail();
     } catch (EngineException e) {
       assertEquals(own, weights(SPARE).find());
     }
     Files.write(own.toPath(), new byte[1000]); // the app was updated in the meantime
     weights(SPARE).importFrom(
-        new ByteArrayInputStream(Fixture.WEIGHTS), -1, QUIET, new CancelToken());
+        new ByteArrayInputStream(Fixture.WEIGHTS), -1, "file", QUIET, new CancelToken());
     assertArrayEquals(Fixture.WEIGHTS, Files.readAllBytes(own.toPath()));
   }
 
@@ -117,7 +117,7 @@ public final class StorageTest {
     app.ready();
     File folder = new File(app.files, "bundle");
     fill(new File(folder, Weights.PARTIAL));
-    app.assistant.importWeights(new ByteArrayInputStream(Fixture.WEIGHTS), -1);
+    app.assistant.importWeights(new ByteArrayInputStream(Fixture.WEIGHTS), -1, "file");
     JSONObject error = app.await("error");
     assertEquals("no_space", error.getString("code"));
     assertEquals("the weights could not be copied: storage is full", error.getString("message"));
@@ -132,7 +132,7 @@ public final class StorageTest {
   public void withoutAModelTheStartScreenReportsFullStorage() throws Exception {
     app.start().awaitIdle();
     fill(new File(app.files, "bundle/" + Weights.PARTIAL));
-    app.assistant.importWeights(new ByteArrayInputStream(Fixture.WEIGHTS), -1);
+    app.assistant.importWeights(new ByteArrayInputStream(Fixture.WEIGHTS), -1, "file");
     app.await("error");
     JSONObject problem = app.awaitIdle().getJSONObject("problem");
     assertEquals("no_space", problem.getString("code"));

@@ -113,7 +113,7 @@ public final class FakeHost implements Host {
   @Override
   public void chooseWeights() {
     try {
-      assistant.importWeights(new FileInputStream(chosen), chosen.length());
+      assistant.importWeights(new FileInputStream(chosen), chosen.length(), "file");
     } catch (IOException e) {
       throw new IllegalStateException(e);
     }
