@@ -215,7 +215,15 @@ def _measure(
         if request.noise_floor:
             models = replace(models, noise=load_noise_floor(checkpoint, kept))
         outcome = run_cases(
-            models, tokenizer, cases, settings, window, progress, known, skip_bad=request.skip_bad
+            models,
+            tokenizer,
+            cases,
+            settings,
+            window,
+            progress,
+            known,
+            skip_bad=request.skip_bad,
+            with_patterns=request.data is None,
         )
         checks += outcome.checks
         if isinstance(kept, ReferenceWriter):

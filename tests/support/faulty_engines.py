@@ -183,6 +183,14 @@ class MixedCache(EngineStages):
         return [whole[0], torch.cat((whole[1][:3], other[3:]))]
 
 
+class OneLevel(EngineStages):
+    """An engine that loses pictures of one level, which no scene is."""
+
+    def vision_embed(self, pixels: Tensor) -> Tensor:
+        out = super().vision_embed(pixels)
+        return out if pixels.min() < pixels.max() else out.roll(1, 0)
+
+
 class BadBlock(EngineStages):
     """An engine whose kernel omits the last outputs of the second vision block."""
 
@@ -275,7 +283,14 @@ class Verified:
             own = EngineUnderTest(engine, running, Tokenizer(bundle.tokenizer))
             models = Models(self.reference, self.arithmetic, own)
             outcome = run_cases(
-                models, self.tokenizer, cases, settings, WINDOW, silent, ResultCache()
+                models,
+                self.tokenizer,
+                cases,
+                settings,
+                WINDOW,
+                silent,
+                ResultCache(),
+                with_patterns=True,
             )
             checks += [*outcome.checks, *pretended]
             causes = find_causes(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor
 
@@ -28,12 +29,15 @@ from runtime.verify.diagnose.weight_faults import weight_causes
 from runtime.verify.files.contents import Contents
 from runtime.verify.files.tokenizer import tokenizer_causes
 from runtime.verify.measure.choices import choices_causes
+from runtime.verify.measure.patterns import STAGE as PATTERN_STAGE
+from runtime.verify.measure.patterns import draw_pattern
 from runtime.verify.measure.run import Models
 from runtime.verify.stages import Stages
 
 # The stages whose parts are tried one by one; the rest is made of them.
 _VISION = frozenset({"vision encoder", "vision features"})
 _RESAMPLER = frozenset({"resampler"})
+_PATTERNS = frozenset({PATTERN_STAGE})  # go through both
 _EMBEDDINGS = frozenset({"prompt embeddings"})
 _DECODER = frozenset({"decoder layers", "sliding window", "hidden states"})
 _HEAD = frozenset({"LM head"})
@@ -82,7 +86,7 @@ def find_causes(
     stored = StoredStages(bundle.config, bundle.plan, bundle.weights())
     engine, reference = models.bundle.stages, models.reference
     parts = Parts(reference, engine, stored, tokenizer, thresholds)
-    causes += parts.causes(cases, stages)
+    causes += parts.causes([*_failed_pattern(failed, bundle), *cases], stages)
     if not causes:  # choices can only be judged by an engine whose stages are right
         causes += choices_causes(failed)
     causes = [*read, *contents.causes, *causes]
@@ -97,6 +101,17 @@ def find_causes(
         causes.append(Cause(f"{worst.stage}: {worst.name}", why))
     progress("look for the cause", 1, 1)
     return causes
+
+
+def _failed_pattern(failed: Sequence[Check], bundle: Bundle) -> list[Case]:
+    """Returns the pattern whose stages failed, where those of all other pictures passed."""
+    names = [check.name for check in failed if check.stage == PATTERN_STAGE]
+    vision = bundle.config.vision
+    if not names or vision is None or {c.stage for c in failed} & (_VISION | _RESAMPLER):
+        return []
+    name = names[0].rpartition(", ")[0]
+    picture = partial(draw_pattern, name, vision)
+    return [Case(name, ({"role": "user", "content": ""},), picture, name)]
 
 
 @dataclass(frozen=True)
@@ -137,7 +152,11 @@ class Parts:
             (_HEAD, self._head),
         ]
         if self._stored.config.vision is not None:
-            tests = [(_VISION, self._vision), (_RESAMPLER, self._resampler), *tests]
+            picture = [
+                (_VISION | _PATTERNS, self._vision),
+                (_RESAMPLER | _PATTERNS, self._resampler),
+            ]
+            tests = [*picture, *tests]
         wanted = [test for names, test in tests if names & failed]
         if not wanted and not causes and failed & _ALL:
             wanted = [test for _, test in tests]  # each within its limits, but not together

@@ -26,6 +26,7 @@ from runtime.inputs.sampling import GenerationOptions
 from runtime.verify.cases import Case
 from runtime.verify.measure.answers import GreedyAnswer, Question, greedy_answer
 from runtime.verify.measure.kept import Kept, ReferenceFile, ReferenceWriter, named
+from runtime.verify.measure.patterns import PATTERNS
 from runtime.verify.request import Request
 from runtime.verify.stages import LAYER_TOKENS, Stages
 
@@ -173,6 +174,7 @@ def results_bytes(checkpoint: Checkpoint, cases: Sequence[Case], max_new_tokens:
     decoder, vision, resampler = config.decoder, config.vision, config.resampler
     width, depth = decoder.hidden_size, decoder.num_hidden_layers
     pictures = len({case.picture_digest for case in cases if case.picture is not None})
+    pictures += len(PATTERNS)
     values = LAYER_TOKENS * width * depth
     queries = 0
     if vision is not None and resampler is not None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -30,9 +29,11 @@ from runtime.verify.files.tokenizer import prompt_check, text_check
 from runtime.verify.measure.answers import AnswerComparison, GreedyAnswer, Question, greedy_answer
 from runtime.verify.measure.choices import choice_checks
 from runtime.verify.measure.logits import Logits
+from runtime.verify.measure.losses import StageLosses
 from runtime.verify.measure.noise import NoiseFloor
+from runtime.verify.measure.patterns import PATTERNS, compare_patterns
 from runtime.verify.measure.reference import Reference
-from runtime.verify.measure.results import CaseResult, Outcome, ResultCache, Worst, merge
+from runtime.verify.measure.results import CaseResult, Outcome, ResultCache, merge
 from runtime.verify.measure.steps import Steps
 from runtime.verify.stages import LAYER_TOKENS, EngineStages, Stages, narrow_window
 
@@ -70,44 +71,6 @@ class Models:
         return others if self.noise is None else (*others, self.noise.stages)
 
 
-# Their attention multiplies 16-bit words where a processor can, which the arithmetic's model leaves
-# out: it is 58 dB and more from float32, and shows where a recipe keeps vision in float16.
-_OF_PICTURES = ("vision encoder", "vision features", "resampler")
-
-
-class _Worst(Worst):
-    """Compares the outputs of stages, and keeps the worst of each."""
-
-    def __init__(self, thresholds: Mapping[str, float]) -> None:
-        super().__init__()
-        self.thresholds = thresholds
-
-    def loss(
-        self,
-        stage: str,
-        name: str,
-        reference: Tensor,
-        arithmetic: Tensor,
-        bundle: Tensor,
-        half: Tensor | None = None,
-    ) -> None:
-        """Compares a stage's outputs."""
-        expected = metrics.sqnr_db(reference, arithmetic)
-        detail = {
-            "cosine": metrics.cosine(reference, bundle),
-            "expected_cosine": metrics.cosine(reference, arithmetic),
-            "max_difference": metrics.max_difference(reference, bundle),
-        }
-        exact = self.thresholds["picture_exact_db" if stage in _OF_PICTURES else "exact_db"]
-        floor = min(expected, exact) - self.thresholds["loss_margin_db"]
-        value = metrics.sqnr_db(reference, bundle)
-        noise = None if half is None else metrics.sqnr_db(reference, half)
-        self.add(Check(stage, name, "SQNR", "dB", value, expected, floor, True, detail, noise))
-        same = metrics.sqnr_db(arithmetic, bundle)
-        least = self.thresholds["same_arithmetic_db"]
-        self.add(Check(stage, name, "SQNR, same arithmetic", "dB", same, math.inf, least, True))
-
-
 def run_cases(
     models: Models,
     tokenizer: Tokenizer,
@@ -118,6 +81,7 @@ def run_cases(
     known: ResultCache,
     *,
     skip_bad: bool = False,
+    with_patterns: bool = False,
 ) -> Outcome:
     """Measures all cases.
 
@@ -130,13 +94,15 @@ def run_cases(
         progress: counts steps of all cases.
         known: what cases gave in an earlier run; gets the others.
         skip_bad: warn of cases that cannot be asked, and go on.
+        with_patterns: compare synthetic patterns, too, where there is a vision encoder.
 
     Raises:
         PictureError: a picture is gone.
         PromptError: a question does not fit into the window; no case can be asked.
     """
     vision = models.reference.config.vision
-    steps = Steps(cases, 0 if vision is None else vision.depth, progress)
+    patterns = len(PATTERNS) if with_patterns and vision is not None else 0
+    steps = Steps(cases, 0 if vision is None else vision.depth, progress, patterns)
     noise = models.noise
     losses = None if noise is None else noise.known(cases)
     if losses is not None:
@@ -146,12 +112,8 @@ def run_cases(
         steps.start(index)
         result = known.get(case)
         if result is None:
-            try:
-                result = runner.run(case)
-            except (PictureError, PromptError) as error:
-                if not skip_bad:
-                    raise type(error)(f"{case.name}: {error}") from error
-                _LOG.warning("%s: %s: left out", case.name, error)
+            result = _ask(runner, case, skip_bad=skip_bad)
+            if result is None:
                 continue
             if losses is not None:
                 result = losses[case.digest].put(result)
@@ -162,7 +124,22 @@ def run_cases(
     steps.start(len(cases))
     if not found:
         raise PromptError("no case could be asked; see the warnings")
-    return merge(found, settings["thresholds"])
+    outcome = merge(found, settings["thresholds"])
+    if not patterns:
+        return outcome
+    checks = compare_patterns(models.stages[:3], settings["thresholds"], steps)
+    return replace(outcome, checks=[*checks, *outcome.checks])
+
+
+def _ask(runner: _Runner, case: Case, *, skip_bad: bool) -> CaseResult | None:
+    """Measures a case; returns None if it cannot be asked and is to be skipped then."""
+    try:
+        return runner.run(case)
+    except (PictureError, PromptError) as error:
+        if not skip_bad:
+            raise type(error)(f"{case.name}: {error}") from error
+        _LOG.warning("%s: %s: left out", case.name, error)
+        return None
 
 
 class _Runner:
@@ -186,7 +163,7 @@ class _Runner:
 
     def run(self, case: Case) -> CaseResult:
         """Compares what the models make of a case."""
-        models, worst, logits = self._models, _Worst(self._thresholds), Logits()
+        models, worst, logits = self._models, StageLosses(self._thresholds), Logits()
         picture, window = case.open(), self._window
         models.bundle.session.reset()  # no case may hang on the one before
         # The bundle is asked first: what it says, the others try at once, and say their own.
@@ -242,7 +219,7 @@ def _prompts(models: Models, tokenizer: Tokenizer, case: Case) -> tuple[Prompt, 
 
 
 def _compare_vision(
-    models: Models, picture: Image.Image | None, worst: _Worst, steps: Steps
+    models: Models, picture: Image.Image | None, worst: StageLosses, steps: Steps
 ) -> tuple[Tensor, ...]:
     """Compares the stages up to the image tokens; returns those of all models.
 
@@ -286,7 +263,7 @@ def _compare_decoder(
     questions: Sequence[Question],
     ids: Sequence[int],
     window: int,
-    worst: _Worst,
+    worst: StageLosses,
     steps: Steps,
     *,
     slide: bool,
@@ -328,7 +305,7 @@ def _compare_decoder(
     ]
 
 
-def _compare_window(models: Models, inputs: Sequence[Tensor], worst: _Worst) -> None:
+def _compare_window(models: Models, inputs: Sequence[Tensor], worst: StageLosses) -> None:
     """Compares layers whose window is so narrow that these few tokens overflow it."""
     everyone = models.stages
     rows = [x[:LAYER_TOKENS] for x in inputs]

@@ -14,20 +14,22 @@ _BLOCKS = 4  # vision blocks, through which a new picture goes, that take as lon
 class Steps:
     """Counts the steps of all cases, each a few seconds of a full-size model."""
 
-    def __init__(self, cases: Sequence[Case], depth: int, progress: Progress) -> None:
-        """Args: depth: vision blocks."""
+    def __init__(
+        self, cases: Sequence[Case], depth: int, progress: Progress, patterns: int = 0
+    ) -> None:
+        """Args: depth: vision blocks. patterns: pictures after all cases, without a question."""
         self._progress, self._depth = progress, depth
         self._starts, total, before = [0], 0, ""
         for case in cases:
             seen, before = case.picture_digest in ("", before), case.picture_digest
             total += _STEPS * _BLOCKS + (0 if seen else depth)
             self._starts.append(total)
-        self._done = 0
+        self._done, self._total = 0, total + patterns * depth
 
     def start(self, index: int) -> None:
         """Says that all cases before one are done, wherever their results are from."""
         self._done = self._starts[index]
-        self._progress("compare stages", self._done, self._starts[-1])
+        self._progress("compare stages", self._done, self._total)
 
     def block(self) -> None:
         """Says that a vision block is done."""
@@ -39,4 +41,4 @@ class Steps:
 
     def _add(self, count: int) -> None:
         self._done += count
-        self._progress("compare stages", self._done, self._starts[-1])
+        self._progress("compare stages", self._done, self._total)

@@ -95,6 +95,7 @@ def test_a_good_bundle_passes(bundle, capsys):
         "tokenizer",
         "settings",
         "golden answers",
+        "synthetic patterns",
         "preprocessing",
         "vision encoder",
         "vision features",

@@ -14,7 +14,7 @@ _ENTRIES = {"preprocessing": "picture", "prompt embeddings": "question"}
 # Stages that no data goes through on its way to an answer stand apart, above.
 _APART = (
     *("files", "weights", "codes", "tokenizer", "settings", "golden answers"),
-    "sliding window",
+    *("synthetic patterns", "sliding window"),
 )
 _LAST = ("logits", "sampling", "answers")
 _SHORT = {  # of figures that are too long for a line

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from runtime.verify.measure.run import _Worst, load_settings
+from runtime.verify.measure.losses import StageLosses
+from runtime.verify.measure.run import load_settings
 
 
 @pytest.mark.parametrize(
@@ -21,7 +22,7 @@ def test_stages_that_a_recipe_keeps_exact(stage: str, off: float, passes: bool) 
     generator = torch.Generator().manual_seed(0)
     reference = torch.randn(64, 64, generator=generator)
     noise = torch.randn(64, 64, generator=generator)
-    worst = _Worst(load_settings()["thresholds"])
+    worst = StageLosses(load_settings()["thresholds"])
     worst.loss(stage, "one", reference, reference + 1e-7 * noise, reference + off * noise)
     checks = [check for check in worst.checks() if check.metric == "SQNR"]
     assert [check.passed for check in checks] == [passes]
