@@ -21,6 +21,8 @@ from quantize.schemes import Array
 
 HOST = "mlc-host"  # the target whose library runs here
 _PAGE = 16  # tokens of the KV cache that are kept together, as MLC-LLM's engine has it
+# What a file that is none, or one of another program, makes TVM and the lines below raise.
+_LOADING_FAILS = (AttributeError, KeyError, OSError, RuntimeError, TypeError, ValueError)
 _NORM = "model.norm.weight"  # MLC-LLM's name of the final norm
 _SEQUENCE = 0  # the id of the one conversation
 
@@ -64,7 +66,7 @@ class MlcEngine:
             wanted = [(one["name"], one["dtype"], list(one["shape"])) for one in metadata["params"]]
             self.window: int = metadata["context_window_size"]
             self._chunk: int = metadata["prefill_chunk_size"]
-        except (AttributeError, KeyError, OSError, RuntimeError, ValueError) as error:
+        except _LOADING_FAILS as error:
             reason = str(error).strip().splitlines()[-1]
             raise BundleError(f"{library}: cannot be loaded: {reason:.200}") from error
         _require_params(library, wanted, params)
