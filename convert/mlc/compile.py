@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import subprocess
 from pathlib import Path
 
@@ -38,7 +39,7 @@ def compile_package(compiler: MlcCompiler, target: str, package: Path) -> Path:
                 cwd=folder,  # Python imports from where it is started: nobody's modules are here
                 env=os.environ | {"PYTHONPATH": str(_ROOT)} if compiler.checkout else None,
             )
-            problem = last_line(done.stderr) or last_line(done.stdout) or "no message"
+            problem = _problem(done)
             code = done.returncode
         except OSError as error:
             problem, code = str(error), -1
@@ -51,6 +52,15 @@ def compile_package(compiler: MlcCompiler, target: str, package: Path) -> Path:
             output.rename(file)
     manifest.with_library(target, library, compiler.version, compiler.abi)
     return library
+
+
+def _problem(done: subprocess.CompletedProcess[str]) -> str:
+    """Says why MLC-LLM failed, if it did."""
+    if done.returncode == -signal.SIGKILL:
+        return "killed, perhaps for want of memory"
+    if done.returncode < 0:
+        return f"ended by signal {-done.returncode}"
+    return last_line(done.stderr) or last_line(done.stdout) or "no message"
 
 
 def _failure(

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import stat
+import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +26,7 @@ from convert.mlc.compilers import (
     installed,
     library_name,
 )
-from convert.mlc.manifest import MANIFEST
+from convert.mlc.manifest import MANIFEST, PackageManifest
 from convert.mlc.opened import MlcPackage
 from convert.mlc.params import mlc_names
 from quantize.errors import ConfigError
@@ -250,6 +254,9 @@ def test_no_such_python(tmp_path: Path) -> None:
         ("echo said on stdout; exit 1", "said on stdout"),
         ("exit 1", "no message"),
         ("exit 0", "it wrote no library"),
+        (f"{COMPILES}; echo 'OSError: disk full' >&2; exit 1", "OSError: disk full"),
+        (f"{COMPILES}; kill -9 $$", "killed, perhaps for want of memory"),
+        (f"{COMPILES}; kill -11 $$", "ended by signal 11"),
     ],
 )
 def test_a_compilation_that_fails(
@@ -265,6 +272,38 @@ def test_a_compilation_that_fails(
     assert LIBRARY not in files and "params_shard_0.bin" in files
     assert set(files) == {*json.loads(files[MANIFEST])["files"], MANIFEST}
     assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".")) == []
+
+
+def test_the_second_compilation_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The first library is a part of the package, the second is not there."""
+    fails = f'case "$*" in *llvm*) {COMPILES.splitlines()[-1]}; exit 1;; esac'
+    python = stand_in(tmp_path, KNOWS, f"for last; do :; done\n{fails}\n{COMPILES}")
+    source, output = write_checkpoint(tmp_path / "c"), tmp_path / "p"
+    command = ["convert", str(source), "-o", str(output), "--mlc-python", python]
+    assert cli.main([*command, "--target", f"{TARGET},mlc-host"]) == 2
+    assert "--device llvm" in capsys.readouterr().err
+    manifest = PackageManifest.read(output)
+    assert set(manifest.libraries) == {TARGET}
+    assert set(os.listdir(output)) == {*manifest.files, MANIFEST}
+
+
+def test_a_compilation_that_is_interrupted(tmp_path: Path) -> None:
+    begun, output = tmp_path / "begun", tmp_path / "p"
+    python = stand_in(tmp_path, KNOWS, f"{COMPILES}\necho > {begun}\nexec sleep 600")
+    source = write_checkpoint(tmp_path / "c")
+    command = [sys.executable, "-m", "convert.cli", "convert", str(source), "-o", str(output)]
+    command += ["--target", TARGET, "--mlc-python", python]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        while not begun.exists():
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.terminate()
+        process.communicate()
+    assert process.returncode == 128 + signal.SIGTERM
+    manifest = PackageManifest.read(output)
+    assert not manifest.libraries
+    assert set(os.listdir(output)) == {*manifest.files, MANIFEST}
+    assert set(os.listdir(tmp_path)) == {"begun", "c", "command", "p", "python"}
 
 
 def test_a_python_that_vanishes(tmp_path: Path) -> None:
