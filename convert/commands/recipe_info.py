@@ -121,10 +121,7 @@ def lines(info: dict[str, Any]) -> list[tuple[str, str]]:
         ("quantization", info["quantization"]),
         ("pictures", "taken" if info["pictures"] else "not part of this package: text only"),
         ("tokenizer", _tokenizer(info)),
-        *(
-            ("library", f"{name}: {record['file']}, by mlc_llm {record['mlc_llm']}")
-            for name, record in info["libraries"].items()
-        ),
+        *(("library", _library(name, record)) for name, record in info["libraries"].items()),
         ("weights", f"{weights['parameters']:,} parameters, {Size(weights['bytes'])}, {bits}"),
     ]
     if not info["libraries"]:
@@ -140,3 +137,11 @@ def _tokenizer(info: dict[str, Any]) -> str:
     if why_not is None:
         return "tokenizer.json, tokenizer.model"
     return f"tokenizer.model; no tokenizer.json: {why_not}"
+
+
+def _library(target: str, record: dict[str, Any]) -> str:
+    from convert.support.console import megabytes
+
+    text = f"{target}: {record['file']}, by mlc_llm {record['mlc_llm']}"
+    size = record["temporary_bytes"]
+    return text if size is None else f"{text}; takes {megabytes(size)} beside weights and KV cache"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -11,15 +12,20 @@ from pathlib import Path
 from convert.engine.toolchain import BuildError
 from convert.mlc.checkout import DRIFTED, TESTED_COMMITS
 from convert.mlc.compilers import MlcCompiler, last_line, library_name
-from convert.mlc.manifest import PackageManifest
+from convert.mlc.manifest import LibraryRecord, PackageManifest
 from convert.support.scratch import scratch_folder
 from convert.support.whole_file import whole_file
 
 _ROOT = Path(__file__).resolve().parents[2]  # what the launcher is imported from
+_PLANNED = re.compile(r"\[Memory usage\] Function `(\w+)`: (\d+\.\d+) MB")  # of 2**20 bytes
+_FOR_SEVERAL = "batch_"  # functions for several conversations at once; an app has one
 
 
-def compile_package(compiler: MlcCompiler, target: str, package: Path) -> Path:
+def compile_package(compiler: MlcCompiler, target: str, package: Path) -> LibraryRecord:
     """Compiles a whole package and adds the library to it.
+
+    Returns:
+        What the manifest says of the library.
 
     Raises:
         BuildError: MLC-LLM failed; the package stays as it was.
@@ -29,6 +35,7 @@ def compile_package(compiler: MlcCompiler, target: str, package: Path) -> Path:
     with scratch_folder(".mlc-", package.parent) as folder:
         output = folder / name
         command = compiler.compile_command(target, package.absolute(), output.absolute())
+        log = ""
         try:
             done = subprocess.run(
                 command,
@@ -40,7 +47,7 @@ def compile_package(compiler: MlcCompiler, target: str, package: Path) -> Path:
                 env=os.environ | {"PYTHONPATH": str(_ROOT)} if compiler.checkout else None,
             )
             problem = _problem(done)
-            code = done.returncode
+            code, log = done.returncode, done.stdout + done.stderr
         except OSError as error:
             problem, code = str(error), -1
         if code == 0 and not (output.is_file() and output.stat().st_size):
@@ -50,8 +57,31 @@ def compile_package(compiler: MlcCompiler, target: str, package: Path) -> Path:
         library = package / name
         with whole_file(library) as file:
             output.rename(file)
-    manifest.with_library(target, library, compiler.version, compiler.abi)
-    return library
+    record = LibraryRecord(
+        file=name,
+        mlc_llm=compiler.version,
+        abi=compiler.abi,
+        temporary_bytes=temporary_bytes(log),
+    )
+    manifest.with_library(target, library, record)
+    return record
+
+
+def temporary_bytes(log: str) -> int | None:
+    """Adds up what MLC-LLM plans for each function that a conversation calls.
+
+    TVM's pool keeps what a function has used for its next call, so these stand side by side.
+
+    Args:
+        log: of the compilation.
+
+    Returns:
+        Bytes; None if the log says nothing.
+    """
+    planned = [
+        float(size) for name, size in _PLANNED.findall(log) if not name.startswith(_FOR_SEVERAL)
+    ]
+    return round(sum(planned) * 2**20) if planned else None
 
 
 def _problem(done: subprocess.CompletedProcess[str]) -> str:

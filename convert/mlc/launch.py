@@ -57,7 +57,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(command: list[str]) -> None:
     from mlc_llm.cli import compile as cli
+    from mlc_llm.support.logging import enable_logging
 
+    enable_logging()  # it also says how much memory is planned
     assert command[0] == "compile"
     cli.main(command[1:])
 

@@ -30,6 +30,8 @@ class LibraryRecord(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     file: str  # of the package
     mlc_llm: str  # the version that compiled it
     abi: str | None  # the release of apache-tvm whose runtime loads it; None: MLC-LLM's own
+    # Memory that a conversation takes beside weights and KV cache; None: MLC-LLM did not say.
+    temporary_bytes: int | None = None
 
 
 class PackageManifest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -74,16 +76,14 @@ class PackageManifest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
                 )
         return manifest
 
-    def with_library(self, target: str, path: Path, compiler: str, abi: str | None) -> None:
+    def with_library(self, target: str, path: Path, record: LibraryRecord) -> None:
         """Adds a compiled library, a file of the package, and writes the manifest.
 
         Args:
             target: what it was compiled for.
             path: the library.
-            compiler: the version of MLC-LLM.
-            abi: see `LibraryRecord`.
+            record: what is said of it.
         """
-        record = LibraryRecord(file=path.name, mlc_llm=compiler, abi=abi)
         structs.replace(
             self,
             libraries={**self.libraries, target: record},

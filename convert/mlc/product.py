@@ -23,14 +23,16 @@ from convert.mlc.compilers import (
     find_compiler,
     from_checkout,
 )
-from convert.mlc.manifest import KIND
+from convert.mlc.manifest import KIND, LibraryRecord
 from convert.mlc.package import make_mlc_plan, write_package
 from convert.mlc.vision_config import MlcVisionConfig
-from convert.support.console import Size
+from convert.support.console import Size, megabytes
 from convert.support.output_folder import OutputFolder
 from quantize.errors import ConfigError
 
+PHONE_ROOM = 250 * 10**6  # bytes: what a library may take of a phone beside weights and KV cache
 _PHASE = "package for MLC"
+_PHONE = "mlc-android"
 _LOG = logging.getLogger(__name__)
 
 
@@ -43,7 +45,7 @@ class MlcSummary:
     nbytes: int  # of all parameters, as stored
     pictures: bool
     why_no_tokenizer_json: str | None  # None: there is one, with the ids of tokenizer.model
-    libraries: Mapping[str, Path]  # by target; none: MLC-LLM is not installed here
+    libraries: Mapping[str, LibraryRecord]  # by target; none: MLC-LLM is not installed here
     mlc_llm: str | None  # the version that compiled them
     compile_with: Mapping[str, str]  # by target: the command that compiles it elsewhere
 
@@ -61,7 +63,12 @@ class MlcSummary:
             "bits_per_weight": self.bits_per_weight,
             "pictures": self.pictures,
             "why_no_tokenizer_json": self.why_no_tokenizer_json,
-            "libraries": {target: str(path) for target, path in self.libraries.items()},
+            "libraries": {
+                target: str(self.path / library.file) for target, library in self.libraries.items()
+            },
+            "temporary_bytes": {
+                target: library.temporary_bytes for target, library in self.libraries.items()
+            },
             "mlc_llm": self.mlc_llm,
             "compile_with": dict(self.compile_with),
         }
@@ -74,8 +81,12 @@ class MlcSummary:
         rows = [("mlc package", f"{Size(self.nbytes)}, {bits}; {what}")]
         if self.why_no_tokenizer_json is not None:
             rows.append(("mlc tokenizer", f"no tokenizer.json: {self.why_no_tokenizer_json}"))
-        for path in self.libraries.values():
+        for library in self.libraries.values():
+            path = self.path / library.file
             rows.append(("mlc library", f"compiled by mlc_llm {self.mlc_llm}: {path}"))
+            if library.temporary_bytes is not None:
+                size = megabytes(library.temporary_bytes)
+                rows.append(("mlc memory", f"{size} beside weights and KV cache"))
         for command in self.compile_with.values():
             rows.append(("mlc library", f"mlc_llm is not installed here; to compile it: {command}"))
         return rows
@@ -179,6 +190,7 @@ class MlcProduct(Product):
                     later[target] = command_for_later(target, output.path, python)
                 else:
                     libraries[target] = compile_package(compiler, target, output.path)
+                    _check_memory(target, libraries[target], pictures=self._pictures)
         self._summary = MlcSummary(
             path=output.path,
             parameters=report.parameters,
@@ -203,6 +215,21 @@ def _find_compiler(config: ConvertConfig) -> MlcCompiler | None:
     if checkout.warning is not None:
         _LOG.warning("%s", checkout.warning)
     return from_checkout(checkout, config.mlc.abi or ABIS[0])
+
+
+def _check_memory(target: str, library: LibraryRecord, *, pictures: bool) -> None:
+    """Warns of a library that takes more memory than is meant for a phone."""
+    planned = library.temporary_bytes or 0
+    if target == _PHONE and planned > PHONE_ROOM:
+        size, room = megabytes(planned), megabytes(PHONE_ROOM)
+        hint = "; --no-mlc-pictures takes less" if pictures else ""
+        _LOG.warning(
+            "%s takes %s beside weights and KV cache, more than the %s meant for a phone%s",
+            library.file,
+            size,
+            room,
+            hint,
+        )
 
 
 def _recipe_name(config: ConvertConfig) -> str:

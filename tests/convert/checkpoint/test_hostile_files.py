@@ -141,6 +141,7 @@ def test_records_of_an_mlc_package(tmp_path: Path, record: Any) -> None:
     [
         *(None, "a.tar", {}, {"file": "a.tar", "mlc_llm": "1"}, LIBRARY | {"mlc_llm": 1}),
         *(LIBRARY | {"abi": 0.27}, LIBRARY | {"file": "b.tar"}, LIBRARY | {"file": ["a.tar"]}),
+        LIBRARY | {"temporary_bytes": "1"},
     ],
 )
 def test_libraries_of_an_mlc_package(tmp_path: Path, record: Any) -> None:

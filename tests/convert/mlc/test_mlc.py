@@ -206,6 +206,62 @@ def test_goes_on_to_compile(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert not (tmp_path / "p" / LIBRARY).exists()
 
 
+PLANNED = {"embed": 2.25, "image_embed": 112.05, "prefill": 15.66, "batch_verify": 480.0}
+
+
+def logged(planned: dict[str, float], stream: str = "&1") -> str:
+    """Returns shell commands that say what MLC-LLM says of planned memory."""
+    line = "[x] INFO estimate_memory_usage.py:57: [Memory usage] Function `{}`: {:.2f} MB"
+    return "\n".join(f"echo '{line.format(*one)}' >{stream}" for one in planned.items())
+
+
+@pytest.mark.parametrize("stream", ["&1", "&2"])
+def test_memory_that_a_library_takes(
+    stream: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """What several conversations at once would take does not count."""
+    python = stand_in(tmp_path, KNOWS, f"{COMPILES}\n{logged(PLANNED, stream)}")
+    source = write_checkpoint(tmp_path / "c")
+    assert package(source, tmp_path / "p", "--mlc-python", python, "--json") == 0
+    expected = round((2.25 + 112.05 + 15.66) * 2**20)
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["mlc"]["temporary_bytes"] == {TARGET: expected}
+    assert PackageManifest.read(tmp_path / "p").libraries[TARGET].temporary_bytes == expected
+    assert cli.main(["info", str(tmp_path / "p")]) == 0
+    shown = "136 MB (129.96 MiB) beside weights and KV cache"
+    assert f"takes {shown}" in capsys.readouterr().out
+    assert package(source, tmp_path / "q", "--mlc-python", python) == 0
+    assert shown in capsys.readouterr().out
+    assert "meant for a phone" not in caplog.text
+
+
+def test_more_memory_than_is_meant_for_a_phone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    python = stand_in(tmp_path, KNOWS, f"{COMPILES}\n{logged({'prefill': 238.43})}")
+    source = write_checkpoint(tmp_path / "c")
+    assert package(source, tmp_path / "p", "--mlc-python", python) == 0
+    assert f"{LIBRARY} takes 250 MB (238.43 MiB) beside" in caplog.text
+    caplog.clear()
+    command = ["convert", str(source), "-o", str(tmp_path / "h"), "--mlc-python", python]
+    assert cli.main([*command, "--target", "mlc-host"]) == 0
+    assert "meant for a phone" not in caplog.text, "this machine is no phone"
+
+
+def test_memory_of_which_nothing_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    python = stand_in(tmp_path, KNOWS, COMPILES)
+    source = write_checkpoint(tmp_path / "c")
+    assert package(source, tmp_path / "p", "--mlc-python", python) == 0
+    assert cli.main(["info", str(tmp_path / "p")]) == 0
+    assert "beside weights" not in capsys.readouterr().out
+    assert PackageManifest.read(tmp_path / "p").libraries[TARGET].temporary_bytes is None
+
+
 def test_command_of_compilation(tmp_path: Path) -> None:
     command = installed("py", "1").compile_command(TARGET, Path("my packages/p"), Path("out.tar"))
     assert command[:5] == ["py", "-m", "mlc_llm", "compile", "my packages/p/mlc-chat-config.json"]

@@ -13,6 +13,7 @@ from convert.bundle.errors import BundleError
 from convert.mlc.manifest import PackageManifest
 from convert.mlc.names import CHAT_CONFIG
 from convert.mlc.opened import MlcPackage
+from convert.mlc.product import PHONE_ROOM
 from convert.support.strict_json import load_json
 from runtime.mlc.engine import MlcEngine, find_library
 from runtime.verify.verify import verify
@@ -29,6 +30,9 @@ def test_what_is_in_the_package(package: Path, tmp_path: Path) -> None:
     assert {name: record.abi for name, record in manifest.libraries.items()} == {
         "mlc-android": "0.27", "mlc-host": "0.27"
     }  # fmt: skip
+    for library in manifest.libraries.values():
+        assert library.temporary_bytes is not None, "MLC-LLM says it in other words"
+        assert 0 < library.temporary_bytes < PHONE_ROOM
     config = load_json(package / CHAT_CONFIG)
     vision = config["model_config"]["vision_config"]
     assert config["model_type"] == "minicpm_v"

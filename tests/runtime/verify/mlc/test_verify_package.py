@@ -19,7 +19,7 @@ from convert.bundle.manifest import BundleSource, FileRecord
 from convert.bundle.plan import Recipe
 from convert.checkpoint.config import CONFIGS
 from convert.checkpoint.reader import Checkpoint
-from convert.mlc.manifest import MANIFEST, PackageManifest
+from convert.mlc.manifest import MANIFEST, LibraryRecord, PackageManifest
 from convert.mlc.opened import MlcPackage
 from convert.mlc.package import make_mlc_plan, write_package
 from convert.support.progress import silent
@@ -53,7 +53,8 @@ def made(tmp_path_factory: pytest.TempPathFactory, checkpoint: Checkpoint) -> Pa
 
 def add_library(folder: Path, abi: str | None = "0.27") -> None:
     (folder / LIBRARY).write_bytes(b"a library")
-    PackageManifest.read(folder).with_library(HOST, folder / LIBRARY, "1.0", abi)
+    record = LibraryRecord(file=LIBRARY, mlc_llm="1.0", abi=abi)
+    PackageManifest.read(folder).with_library(HOST, folder / LIBRARY, record)
 
 
 @pytest.fixture
