@@ -66,14 +66,15 @@ export function patch(old, fresh) {
   } else if (old.nodeName !== fresh.nodeName || old.className !== fresh.className) {
     old.replaceWith(fresh);
   } else {
-    Array.from(fresh.childNodes).forEach((child, i) => {
+    const children = Array.from(fresh.childNodes);
+    children.forEach((child, i) => {
       if (old.childNodes[i]) {
         patch(old.childNodes[i], child);
       } else {
         old.append(child);
       }
     });
-    while (old.childNodes.length > fresh.childNodes.length) {
+    while (old.childNodes.length > children.length) {
       old.lastChild.remove();
     }
   }

@@ -13,13 +13,13 @@ const PUNCTUATION = /[!-/:-@[-`{-~]/;
 const WORD = /[0-9A-Za-z]/;
 const EMPHASIS = [['**', 'strong'], ['__', 'strong'], ['~~', 'del'], ['*', 'em'], ['_', 'em']];
 
-/** An answer that may still grow: only its last block is drawn again. */
+/** An answer that may still grow: only its last blocks are drawn again. */
 export class MarkdownView {
   /** Draws into an element; `codeBar` returns what stands above a block of code. */
   constructor(element, codeBar) {
     this.element = element;
     this.codeBar = codeBar;
-    this.settled = 0; // offset of the last block, before which nothing changes any more
+    this.settled = 0; // offset of a block before which nothing changes any more
     this.blocks = 0; // how many blocks come before it
   }
 
@@ -27,7 +27,6 @@ export class MarkdownView {
   update(text) {
     const lines = text.slice(this.settled).split('\n');
     const found = parseBlocks(lines, 0);
-    const last = found.length - 1;
     found.forEach((block, i) => {
       const old = this.element.childNodes[this.blocks + i];
       const fresh = this.draw(block);
@@ -37,6 +36,12 @@ export class MarkdownView {
         this.element.append(fresh);
       }
     });
+    while (this.element.childNodes.length > this.blocks + found.length) {
+      this.element.lastChild.remove();
+    }
+    // A line that is not whole yet may still continue the block before it.
+    const isPart = found.length > 0 && found[found.length - 1].line === lines.length - 1;
+    const last = found.length - (isPart ? 2 : 1);
     if (last > 0) {
       this.blocks += last;
       this.settled += lines.slice(0, found[last].line).reduce((sum, l) => sum + l.length + 1, 0);
@@ -61,7 +66,7 @@ export class MarkdownView {
 
   drawList(block) {
     const list = make(block.start === null ? 'ul' : 'ol');
-    if (block.start !== null) {
+    if (block.start !== null && block.start !== 1) {
       list.start = block.start;
     }
     for (const blocks of block.items) {
@@ -179,7 +184,7 @@ function takeItemLines(lines, start, indent, inner) {
       inner.push('');
     } else if (spaces >= least) {
       inner.push(lines[next].slice(Math.min(spaces, indent)));
-    } else if (startsBlock(lines[next])) {
+    } else if (ITEM.test(lines[next]) || startsBlock(lines[next])) {
       break;
     } else {
       inner.push(lines[next]); // a paragraph's line that is not indented
