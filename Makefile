@@ -6,7 +6,7 @@ PICTURE := configs/demo/sample.png
 PARALLEL := -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help setup android-tools demo test format bench screenshot train-demo clean
+.PHONY: help setup android-tools demo test format bench screenshots train-demo clean
 
 help: ## shows this
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1#\2/p' $(MAKEFILE_LIST) | awk -F"#" "{printf \"%-20s%s\\n\", \$$1, \$$2}"
@@ -39,9 +39,10 @@ format: setup ## formats the code
 bench: setup ## measures the conversion of the demo
 	$(BIN)/python -m tests.bench.convert
 
-screenshot: setup ## takes README's picture of the app's page anew
-	MINICPMV_SCREENSHOTS=build/screens $(BIN)/pytest -q tests/android/test_page_http.py::test_the_demo
-	cp build/screens/web-demo.png android/screen.png
+screenshots: setup ## takes the pictures of the app's screens anew
+	MINICPMV_SCREENSHOTS=build/screens $(BIN)/pytest -q tests/android/test_screens.py \
+		tests/android/test_page_http.py::test_the_demo
+	$(BIN)/python -m tests.android.screens build/screens android/screens
 
 train-demo: setup ## trains the demo checkpoint anew; up to an hour
 	$(BIN)/python -m runtime.demo.train -o build/demo-checkpoint

@@ -7,8 +7,8 @@ import {AnswerView, copyButton, editForm, questionElement} from './turns.js';
 import * as viewer from './viewer.js';
 
 const NEAR_END = 80; // pixels; closer to the end than this, the view scrolls with the answer
-const FIRST = 24; // turns drawn at once when a chat opens: more than a screen has
-const CHUNK = 16; // turns drawn at a time after that
+const FIRST = 12; // turns drawn at once when a chat opens: about what a screen has
+const CHUNK = 8; // turns drawn in each frame after that
 
 let send; // to the host
 let options = {showsSpeed: false, language: '', canSpeak: false, isSpeaking: false};
@@ -21,7 +21,7 @@ let answering = false;
 let opened = null; // the turn whose actions the user opened; null: none
 let spoken = null; // the text being read aloud
 let follows = true; // the end of the chat is visible
-let filling = 0; // the timer that draws earlier turns
+let filling = 0; // the frame that draws earlier turns
 
 /** Sets up the chat; `sender` sends commands to the host. */
 export function start(sender) {
@@ -109,7 +109,7 @@ function turnsShown() {
 }
 
 function clear() {
-  clearTimeout(filling);
+  cancelAnimationFrame(filling);
   for (const entry of drawn) {
     if (entry) {
       entry.element.remove();
@@ -139,8 +139,10 @@ function draw() {
     endStream();
   }
   drawActions();
-  clearTimeout(filling);
-  filling = setTimeout(fillIn, 0);
+  cancelAnimationFrame(filling);
+  filling = requestAnimationFrame(() => { // after the frame that shows the end
+    filling = requestAnimationFrame(fillIn);
+  });
 }
 
 /** Draws the next earlier turns; the browser keeps what is visible in its place. */
@@ -157,7 +159,7 @@ function fillIn() {
   }
   keepEnd();
   if (last >= 0) {
-    filling = setTimeout(fillIn, 0);
+    filling = requestAnimationFrame(fillIn);
   }
 }
 

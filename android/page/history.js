@@ -77,6 +77,7 @@ function row(chat, state) {
     opener.setAttribute('aria-current', 'true');
   }
   opener.addEventListener('click', () => {
+    set(null, '');
     panels.closeAll();
     send('open', {chat: chat.id});
   });

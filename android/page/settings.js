@@ -63,10 +63,16 @@ function buttons(can) {
   const reset = button(say('resetSettings'), () => send('settings'));
   reset.id = 'reset';
   return [make('div', {className: 'buttons'}, reset,
-    can('check') ? button(say('check'), () => panels.open('check')) : null,
-    can('bench') ? button(say('bench'), () => panels.open('bench')) : null,
+    can('check') ? opener('check') : null,
+    can('bench') ? opener('bench') : null,
     button(say('saveLog'), () => send('log')),
-    button(say('about'), () => panels.open('about')))];
+    opener('about'))];
+}
+
+function opener(panel) {
+  const element = button(say(panel), () => panels.open(panel));
+  element.id = 'open-' + panel;
+  return element;
 }
 
 function choose(name, value) {

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from tests.support.once import once
 from tests.support.tiny import write_checkpoint
 
 JAVA = Path(__file__).parent / "java"
+NPM = Path(__file__).parent / "npm"
 TOOLS = ("aapt2", "zipalign", "apksigner", "dexdump", "keytool", "qemu-aarch64-static")
 
 
@@ -45,6 +47,24 @@ def java_classpath(java_tools: None, tmp_path_factory: pytest.TempPathFactory) -
     )
     classes = made / "classes"
     return os.pathsep.join(map(str, [classes, *junit, package("android-all").fetch()]))
+
+
+@pytest.fixture(scope="session")
+def npm_packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the packages that `npm/package-lock.json` pins."""
+    npm = shutil.which("npm")
+    if npm is None:
+        pytest.skip("npm is not installed; Debian's package npm has it")
+
+    def make(folder: Path) -> None:
+        for name in ("package.json", "package-lock.json"):
+            shutil.copy(NPM / name, folder)
+        command = [npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--prefer-offline"]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+        if done.returncode:
+            pytest.skip(f"npm cannot fetch its packages: {done.stderr[:200]}")
+
+    return once(tmp_path_factory, "npm", make) / "node_modules"
 
 
 @pytest.fixture(scope="session")

@@ -72,6 +72,10 @@ class Phone(Screen):
         """Sets the file that the user chooses next."""
         self._send(json.dumps({"host": "choose", "path": str(path)}))
 
+    def offer(self, path: Path) -> None:
+        """Shares a picture with the app, one of several at once."""
+        self._send(json.dumps({"host": "offer", "path": str(path)}))
+
     def return_to_app(self) -> None:
         """Makes the app visible again, as when the user returns to it."""
         self._send(json.dumps({"host": "foreground"}))

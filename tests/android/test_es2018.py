@@ -10,23 +10,12 @@ import pytest
 
 from android.build.builder import PAGE
 
-LOCK = Path(__file__).parent / "es2018"
-
 
 @pytest.fixture(scope="module")
-def parser(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """The parser acorn, pinned by the lock file."""
-    npm, node = shutil.which("npm"), shutil.which("node")
-    if npm is None or node is None:
-        pytest.skip("npm is not installed; Debian's package npm has it")
-    folder = tmp_path_factory.mktemp("acorn")
-    for name in ("package.json", "package-lock.json"):
-        shutil.copy(LOCK / name, folder)
-    command = [npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--prefer-offline"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    if done.returncode:
-        pytest.skip(f"npm cannot fetch acorn: {done.stderr[:200]}")
-    return [node, str(folder / "node_modules/acorn/bin/acorn"), "--ecma2018", "--module"]
+def parser(npm_packages: Path) -> list[str]:
+    node = shutil.which("node")
+    assert node is not None, "npm comes with it"
+    return [node, str(npm_packages / "acorn/bin/acorn"), "--ecma2018", "--module"]
 
 
 def _parses(parser: list[str], path: Path) -> str:
