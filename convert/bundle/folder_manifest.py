@@ -11,11 +11,15 @@ import msgspec
 from msgspec import Struct
 
 from convert.bundle.errors import BundleError
-from convert.support.output_folder import FolderKind
+from convert.support.output_folder import FolderKind, UnlistedFile
 from convert.support.strict_json import load_json
 
 ANOTHER_VERSION = (  # of the toolkit made it, or somebody altered it; what mends both:
     "made by another version of this toolkit, or altered: convert the checkpoint again"
+)
+CARD = UnlistedFile(
+    "README.md",
+    "<!-- Written by minicpmv; `minicpmv convert` and `minicpmv verify --card` replace it. -->",
 )
 T = TypeVar("T", bound=Struct)
 

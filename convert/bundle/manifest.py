@@ -12,7 +12,13 @@ import msgspec
 from msgspec import Struct
 
 from convert.bundle.errors import BundleError
-from convert.bundle.folder_manifest import ANOTHER_VERSION, check_file, read_object, read_records
+from convert.bundle.folder_manifest import (
+    ANOTHER_VERSION,
+    CARD,
+    check_file,
+    read_object,
+    read_records,
+)
 from convert.bundle.plan import Plan, Recipe, make_plan
 from convert.bundle.program import Program
 from convert.bundle.weights_file import WeightsFile
@@ -28,7 +34,7 @@ FORMAT_VERSION = 2
 MANIFEST, WEIGHTS = "bundle.json", "weights.safetensors"
 TOKENIZER, GENERATION = "tokenizer.model", "generation.json"
 GOLDEN, GOLDEN_PICTURE = "golden.json", "golden.picture"  # for the engine's self-check
-KIND = FolderKind(manifest=MANIFEST, format="minicpmv-bundle", noun="bundle")
+KIND = FolderKind(manifest=MANIFEST, format="minicpmv-bundle", noun="bundle", unlisted=CARD)
 
 
 class FileRecord(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

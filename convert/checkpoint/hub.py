@@ -7,7 +7,8 @@ from pathlib import Path
 
 from quantize.errors import CheckpointError
 
-_DESCRIPTION = ("config.json", "tokenizer.model")
+# The card and the licence's text are for the cards of what is made; a repository may lack them.
+_DESCRIPTION = ("config.json", "tokenizer.model", "README.md", "LICENSE*")
 _SAFETENSORS = ("*.safetensors", "*.safetensors.index.json")
 _PICKLED = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
 

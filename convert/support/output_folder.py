@@ -21,14 +21,32 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+from convert.support.regular_file import open_regular
 from convert.support.scratch import ScratchError
 from convert.support.strict_json import load_json
 from quantize.errors import ToolkitError
 
 _MIB = 2**20
+_MARK_WITHIN = 4096  # bytes
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 _LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class UnlistedFile:
+    """A file of ours that no manifest lists, since it may change; its text has a mark."""
+
+    name: str
+    mark: str  # in the first bytes
+
+    def is_ours(self, path: Path) -> bool:
+        """Tells whether a file has the mark."""
+        try:
+            with open_regular(path) as file:
+                return self.mark.encode() in file.read(_MARK_WITHIN)
+        except OSError:
+            return False
 
 
 @dataclass(frozen=True)
@@ -39,6 +57,7 @@ class FolderKind:
     format: str
     noun: str  # what messages call it
     article: str = "a"  # of the noun
+    unlisted: UnlistedFile | None = None
 
 
 class OutputFolderError(ToolkitError):
@@ -169,7 +188,10 @@ def check_free(path: Path, kind: FolderKind) -> None:
             "choose another output, or remove it yourself"
         )
     names = {str(p.relative_to(path)) for p in path.rglob("*") if not p.is_dir() or p.is_symlink()}
-    foreign = sorted(names - listed - {kind.manifest})
+    own = {kind.manifest}
+    if kind.unlisted is not None and kind.unlisted.is_ours(path / kind.unlisted.name):
+        own.add(kind.unlisted.name)
+    foreign = sorted(names - listed - own)
     if foreign:
         raise OutputFolderError(
             f"{path}: holds {foreign[0]}, which is not part of the {kind.noun} and would be lost; "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from convert.support.streams import print_json
@@ -62,6 +63,21 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "to the file) and answer (default: built-in questions)",
     )
     add("--skip-bad", action="store_true", help="skip invalid lines of --data")
+    _add_reference_options(add)
+    add = parser.add_argument_group("output").add_argument
+    add(
+        "--report",
+        metavar="FOLDER",
+        type=Path,
+        help="write a report as a web page, with its data; a later run of the same command "
+        "continues an interrupted one",
+    )
+    add("--card", action="store_true", help="write the figures into the bundle's README.md")
+    add("--json", action="store_true", help="print the report as JSON")
+
+
+def _add_reference_options(add: Callable[..., argparse.Action]) -> None:
+    """Adds what saves runs of the full-precision model."""
     add(
         "--save-reference",
         metavar="FILE",
@@ -79,15 +95,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="do not run the full-precision model in the checkpoint's own 16 bits, too",
     )
-    add = parser.add_argument_group("output").add_argument
-    add(
-        "--report",
-        metavar="FOLDER",
-        type=Path,
-        help="write a report as a web page, with its data; a later run of the same command "
-        "continues an interrupted one",
-    )
-    add("--json", action="store_true", help="print the report as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -115,6 +122,7 @@ def run(args: argparse.Namespace) -> int:
             save_reference=args.save_reference,
             reference_results=args.reference_results,
             noise_floor=not args.no_noise_floor,
+            card=args.card,
             progress=bars,
         )
     if args.json:

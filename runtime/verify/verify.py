@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from convert.bundle.card import Licence, check_card, write_card
 from convert.bundle.errors import BundleError
 from convert.bundle.manifest import MANIFEST, Bundle
 from convert.bundle.results_file import identity
@@ -41,6 +42,7 @@ from runtime.verify.measure.noise import load_noise_floor
 from runtime.verify.measure.reference import Reference, kept_results
 from runtime.verify.measure.results import Outcome, ResultCache
 from runtime.verify.measure.run import EngineUnderTest, Models, load_settings, run_cases
+from runtime.verify.report.card import accuracy
 from runtime.verify.report.folder import ReportFolder, known_results
 from runtime.verify.report.page.render import render
 from runtime.verify.report.provenance import what_ran
@@ -66,6 +68,7 @@ def verify(
     save_reference: str | Path | None = None,
     reference_results: str | Path | None = None,
     noise_floor: bool = True,
+    card: bool = False,
     progress: Progress = silent,
 ) -> Report:
     """Compares a bundle with the full-precision model, as `minicpmv verify` does.
@@ -84,15 +87,14 @@ def verify(
         save_reference: a file to write the reference's results to.
         reference_results: such a file, to read them from instead of running the reference.
         noise_floor: whether to measure what the reference loses in the checkpoint's own 16 bits.
+        card: whether to write the figures into the bundle's `README.md`.
         progress: receives the progress of every stage.
 
     Returns:
         All checks, `passed` if none failed, and the likeliest causes of those that did.
 
     Raises:
-        BundleError: no bundle, or one whose program was altered.
-        CheckpointError: the reference is missing, or not what the bundle was made from.
-        ToolkitError: a file, or a place for one, that cannot be used.
+        ToolkitError: bundle, reference or a file cannot be used; its subclass says which.
     """
     request = Request(
         artifact=Path(bundle),
@@ -106,6 +108,7 @@ def verify(
         save_reference=None if save_reference is None else Path(save_reference),
         reference_results=None if reference_results is None else Path(reference_results),
         noise_floor=noise_floor,
+        card=card,
     )
     return (_verify_package if engine == MLC else _verify_bundle)(request, progress)
 
@@ -121,6 +124,8 @@ def _verify_bundle(request: Request, progress: Progress) -> Report:
     bundle = _open_bundle(request.artifact)
     settings = load_settings()
     folder = None if request.report is None else ReportFolder(request.report)
+    if request.card:
+        check_card(bundle.path)
     cases = request.cases(settings, with_pictures=bundle.config.vision is not None)
     place = open_place(bundle, request.engine)
     program = bundle.program(place.target).path
@@ -163,6 +168,8 @@ def _verify_bundle(request: Request, progress: Progress) -> Report:
     )
     if folder is not None:
         folder.write(render(report, cases), report.to_json())
+    if request.card:
+        write_card(bundle, Licence.of(checkpoint.path), accuracy(report))
     return report
 
 

@@ -64,7 +64,7 @@ def test_the_same_bytes_every_time(checkpoint: Path, tmp_path: Path) -> None:
     files = snapshot(tmp_path / "a")
     assert files == snapshot(tmp_path / "b")
     assert set(files) == {
-        "bundle.json", "engine/host", "generation.json", "tokenizer.model",
+        "README.md", "bundle.json", "engine/host", "generation.json", "tokenizer.model",
         "weights.safetensors",
     }  # fmt: skip
 

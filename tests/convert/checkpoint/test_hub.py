@@ -25,7 +25,7 @@ def test_hub_id_fetches_data_only(tmp_path, monkeypatch, format):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     assert Checkpoint.open("openbmb/MiniCPM-V").path == folder
     assert any("pytorch_model*.bin" in patterns for patterns in asked) is (format == "bin")
-    endings = (".json", ".safetensors", ".bin", "tokenizer.model")
+    endings = (".json", ".safetensors", ".bin", "tokenizer.model", "README.md", "LICENSE*")
     assert all(pattern.endswith(endings) for patterns in asked for pattern in patterns)
 
 
