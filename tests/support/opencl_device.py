@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
+from tests.support.opencl_half import half_precision
 from tests.support.opencl_kernels import Kernel
 
-_BUILD_LOG, _PROCESSOR = 0x1183, 2  # of CL/cl.h
+_BUILD_LOG, _EXTENSIONS, _PROCESSOR = 0x1183, 0x1030, 2  # of CL/cl.h
+_QUIET = b"-w"  # no warnings
 _PLATFORMS = 16  # that are looked at
 _FUNCTIONS = (  # those that return an object; all others return a status
     "clCreateContext clCreateCommandQueueWithProperties clCreateProgramWithSource clCreateKernel"
@@ -42,6 +44,9 @@ class OpenClDevice:
         self._queue = self._create(
             "clCreateCommandQueueWithProperties", self._context, self._device, None
         )
+        text, size = ctypes.create_string_buffer(2**16), ctypes.c_size_t(2**16)
+        self._call("clGetDeviceInfo", self._device, _EXTENSIONS, size, text, None)
+        self._before = "" if b"cl_khr_fp16" in text.value.split() else half_precision()
         self._build = cache(self._build_kernel)
 
     def run(self, kernel: Kernel, values: Sequence[Any], extents: Sequence[int]) -> None:
@@ -75,12 +80,14 @@ class OpenClDevice:
         raise OpenClError("no OpenCL for this processor (pocl-opencl-icd) is installed")
 
     def _build_kernel(self, kernel: Kernel) -> ctypes.c_void_p:
-        source = ctypes.c_char_p(kernel.source.encode())
+        before = self._before if "half" in kernel.source else ""
+        source = ctypes.c_char_p((before + kernel.source).encode())
         program = self._create(
             "clCreateProgramWithSource", self._context, 1, ctypes.byref(source), None
         )
         try:
-            self._call("clBuildProgram", program, 1, ctypes.byref(self._device), None, None, None)
+            one = ctypes.byref(self._device)
+            self._call("clBuildProgram", program, 1, one, _QUIET, None, None)
         except OpenClError as error:
             log, size = ctypes.create_string_buffer(2**16), ctypes.c_size_t(2**16)
             self._library.clGetProgramBuildInfo(program, self._device, _BUILD_LOG, size, log, None)

@@ -1,6 +1,8 @@
 """Runs an OpenCL library's kernels, and a host library beside it; prints how far they agree.
 
-    python -m tests.convert.mlc.opencl_report PACKAGE OPENCL HOST
+    python -m tests.convert.mlc.opencl_report PACKAGE OPENCL DTYPE HOST
+
+OPENCL computes in DTYPE, HOST in float32.
 
 In a process of its own, which has OpenCL in its TVM from then on.
 """
@@ -9,6 +11,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +22,7 @@ from PIL import Image
 from convert.checkpoint.config import CONFIGS
 from convert.checkpoint.reader import Checkpoint
 from convert.mlc.opened import MlcPackage
+from quantize.schemes import Array
 from runtime.inputs.prompt import Message, Tokenizer
 from runtime.mlc.engine import MlcEngine
 from runtime.reference import metrics
@@ -30,15 +34,12 @@ CHUNKS = (300, 1, 2, 6, 40, 1)  # tokens at a time; the first are more than a ch
 QUESTION, ANSWER = "What colour is the shape?", 24  # tokens at most
 
 
-def main(package: Path, opencl_library: Path, host_library: Path) -> None:
+def main(package: Path, opencl_library: Path, dtype: str, host_library: Path) -> None:
     """Compares the libraries part by part, then an answer about a picture."""
     opencl = OpenClInTvm(OpenClDevice())
-    params = {
-        name: values.astype(np.float32) if values.dtype == np.float16 else values
-        for name, values in MlcPackage.open(package).params.items()
-    }
-    device = MlcEngine(opencl_library, params, tvm.device("opencl"))
-    host = MlcEngine(host_library, params)
+    params = MlcPackage.open(package).params
+    device = MlcEngine(opencl_library, converted(params, dtype), tvm.device("opencl"))
+    host = MlcEngine(host_library, converted(params, "float32"))
     checkpoint = Checkpoint.open(DEMO)
     assert checkpoint.config.vision is not None and checkpoint.tokenizer is not None
     side = checkpoint.config.vision.image_size
@@ -71,6 +72,14 @@ def main(package: Path, opencl_library: Path, host_library: Path) -> None:
     print(json.dumps({"db": db, "answers": answers, "launched": launched}))
 
 
+def converted(params: Mapping[str, Array], dtype: str) -> dict[str, Array]:
+    """Returns a package's parameters as a library takes that computes in another type."""
+    return {
+        name: values.astype(dtype) if values.dtype == np.float16 else values
+        for name, values in params.items()
+    }
+
+
 def answer(engine: MlcEngine, embeddings: torch.Tensor, end: int) -> list[int]:
     """Answers a prompt (L, D) greedily, up to the end token."""
     ids: list[int] = []
@@ -82,4 +91,4 @@ def answer(engine: MlcEngine, embeddings: torch.Tensor, end: int) -> list[int]:
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], Path(sys.argv[4]))
