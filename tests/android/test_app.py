@@ -11,7 +11,10 @@ from convert.bundle.manifest import Bundle
 from tests.android import robolectric
 from tests.support.once import once
 
-TESTS = ["StartTest", "EdgesTest", "DecoderTest", "PickerTest", "NotificationTest"]
+TESTS = [
+    *("StartTest", "PageTest", "PickerTest", "DecoderTest", "EdgesTest", "ThemeTest"),
+    *("NotificationTest",),
+]
 
 
 @pytest.fixture(scope="session")

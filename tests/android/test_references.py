@@ -36,6 +36,10 @@ NEWER = {
     "android/graphics/Insets.bottom:I": 30,
     "android/graphics/Insets.left:I": 30,
     "android/os/Build.SOC_MODEL:Ljava/lang/String;": 31,
+    "org/minicpmv/app/MainActivity.getOnBackInvokedDispatcher:"
+    "()Landroid/window/OnBackInvokedDispatcher;": 33,
+    "android/window/OnBackInvokedDispatcher.registerOnBackInvokedCallback:"
+    "(ILandroid/window/OnBackInvokedCallback;)V": 33,
     "org/minicpmv/app/WorkService.startForeground:(ILandroid/app/Notification;I)V": 29,
 }
 # Java packages that Android 8 also has. `javac --release 8` checks their contents.

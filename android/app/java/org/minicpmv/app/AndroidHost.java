@@ -21,11 +21,13 @@ import org.json.JSONObject;
 import org.minicpmv.core.Host;
 import org.minicpmv.core.Json;
 import org.minicpmv.core.PictureDecoder;
+import org.minicpmv.core.RestartPolicy;
 
 /** Implements {@link Host} on Android. All access to the screen is on the main thread. */
 final class AndroidHost implements Host {
   private final App app;
   private final Handler main = new Handler(Looper.getMainLooper());
+  private final RestartPolicy pageDeaths = new RestartPolicy();
   private final PictureDecoder decoder = new AndroidPictureDecoder();
   private MainActivity screen; // null if there is none; main thread only, like the next field
   private boolean visible;
@@ -49,6 +51,11 @@ final class AndroidHost implements Host {
   /** Called on the main thread. */
   void setVisible(boolean isVisible) {
     visible = isVisible;
+  }
+
+  /** Decides whether to open a page again whose process has died. */
+  RestartPolicy pageDeaths() {
+    return pageDeaths;
   }
 
   @Override

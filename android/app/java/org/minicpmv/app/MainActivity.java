@@ -7,12 +7,15 @@ import android.content.Intent;
 import android.content.res.Configuration;
 import android.graphics.Color;
 import android.net.Uri;
+import android.os.Build;
 import android.os.Bundle;
 import android.provider.MediaStore;
-import android.util.AndroidRuntimeException;
+import android.view.ViewGroup;
+import android.webkit.ValueCallback;
 import android.webkit.WebSettings;
 import android.webkit.WebView;
-import android.widget.TextView;
+import android.window.OnBackInvokedCallback;
+import android.window.OnBackInvokedDispatcher;
 import android.widget.Toast;
 import java.io.File;
 import java.io.IOException;
@@ -27,45 +30,113 @@ public final class MainActivity extends Activity {
   private static final int PHOTO = 2;
   private static final int WEIGHTS = 3;
   private static final int SAVE = 4;
+  static final String BACK =
+      "typeof receive === 'function' && (receive({event: 'back'}), true)";
   private static final String TO_SAVE = "to-save.txt"; // a cache file, which outlives the process
 
-  private WebView view; // null if the system has no WebView
+  private WebView view; // null while the system cannot show the page
+  private boolean isShown; // between `onStart` and `onStop`
+  private boolean awaitsBack; // the page has not answered to Back yet
   private Dialog dialog; // the one shown last; null: none
 
   @Override
   protected void onCreate(Bundle state) {
     super.onCreate(state);
+    if (Build.VERSION.SDK_INT >= Build.VERSION_CODES.TIRAMISU) {
+      getOnBackInvokedDispatcher()
+          .registerOnBackInvokedCallback(
+              OnBackInvokedDispatcher.PRIORITY_DEFAULT,
+              new OnBackInvokedCallback() {
+                @Override
+                public void onBackInvoked() {
+                  goBack();
+                }
+              });
+    }
+    app().host().attach(this);
+    openPage();
+  }
+
+  /** Shows the page, or a notice where the phone cannot. */
+  private void openPage() {
+    awaitsBack = false;
+    WebView page;
     try {
-      view = new WebView(this);
-    } catch (AndroidRuntimeException e) { // WebView is missing, disabled, or being updated
-      TextView text = new TextView(this);
-      text.setText(R.string.no_web_view);
-      setContentView(text);
+      page = new WebView(this);
+    } catch (RuntimeException e) { // WebView is missing, disabled, or being updated
+      new Notice(this, getString(R.string.no_web_view)).withUpdate().show();
       return;
     }
-    WebSettings settings = view.getSettings();
+    WebSettings settings = page.getSettings();
+    int version = PageFiles.browser(settings.getUserAgentString());
+    if (version >= 0 && version < PageFiles.OLDEST_BROWSER) {
+      page.destroy();
+      String text = getString(R.string.old_web_view, version, PageFiles.OLDEST_BROWSER);
+      new Notice(this, text).withUpdate().show();
+      return;
+    }
     settings.setJavaScriptEnabled(true);
     settings.setAllowFileAccess(false);
     settings.setAllowContentAccess(false);
     settings.setGeolocationEnabled(false);
-    view.setBackgroundColor(Color.TRANSPARENT); // until the page is drawn, the window's
-    view.setWebViewClient(new PageClient(app()));
-    view.addJavascriptInterface(new Bridge(app()), "app");
-    setContentView(view);
+    page.setBackgroundColor(Color.TRANSPARENT); // until the page is drawn, the window's
+    page.setWebViewClient(new PageClient(app()));
+    page.addJavascriptInterface(new Bridge(app()), "app");
+    setContentView(page);
     WindowEdges.fill(this, app().assistant());
-    app().host().attach(this);
+    view = page;
+    fitText();
     view.loadUrl(PageFiles.START);
+  }
+
+  /** The page's process is gone: shows a new page, or a notice if that keeps happening. */
+  void onPageGone(WebView gone) {
+    if (gone != view) {
+      return; // an older one
+    }
+    ((ViewGroup) view.getParent()).removeView(view);
+    view.destroy();
+    view = null;
+    if (!isShown) {
+      return; // `onRestart` opens a new one
+    }
+    if (app().host().pageDeaths().died(System.currentTimeMillis())) {
+      openPage();
+      return;
+    }
+    new Notice(this, getString(R.string.page_gone))
+        .with(
+            R.string.try_again,
+            new Runnable() {
+              @Override
+              public void run() {
+                app().host().pageDeaths().reset();
+                openPage();
+              }
+            })
+        .show();
+  }
+
+  /** Comes back, perhaps from an update of the WebView. */
+  @Override
+  protected void onRestart() {
+    super.onRestart();
+    if (view == null) {
+      openPage();
+    }
   }
 
   @Override
   protected void onStart() {
     super.onStart();
+    isShown = true;
     app().host().setVisible(true);
     app().assistant().foreground();
   }
 
   @Override
   protected void onStop() {
+    isShown = false;
     app().host().setVisible(false);
     super.onStop();
   }
@@ -73,7 +144,16 @@ public final class MainActivity extends Activity {
   @Override
   public void onConfigurationChanged(Configuration configuration) {
     super.onConfigurationChanged(configuration);
+    fitText();
     app().assistant().onChange(); // the language or the theme may have changed
+  }
+
+  /** Gives the page the system's size of text, which a web view reads only when it is made. */
+  private void fitText() {
+    if (view != null) {
+      float scale = getResources().getConfiguration().fontScale;
+      view.getSettings().setTextZoom(Math.round(100 * scale));
+    }
   }
 
   @Override
@@ -88,13 +168,31 @@ public final class MainActivity extends Activity {
     super.onDestroy();
   }
 
-  /** The page handles Back: it closes an open panel, or leaves the app. */
+  /** Called before Android 13, which has the callback. */
   @Override
   public void onBackPressed() {
+    goBack();
+  }
+
+  /** The page handles Back: it closes an open panel, or leaves the app. If it does not, we leave. */
+  void goBack() {
     if (view == null) {
       finish();
+    } else if (awaitsBack) { // the page hangs
+      moveTaskToBack(true);
     } else {
-      evaluate("receive({event: 'back'})");
+      awaitsBack = true;
+      view.evaluateJavascript(
+          BACK,
+          new ValueCallback<String>() {
+            @Override
+            public void onReceiveValue(String handled) {
+              awaitsBack = false;
+              if (!"true".equals(handled)) { // the page has not loaded, or failed
+                moveTaskToBack(true);
+              }
+            }
+          });
     }
   }
 
@@ -105,7 +203,9 @@ public final class MainActivity extends Activity {
   }
 
   void evaluate(String script) {
-    view.evaluateJavascript(script, null);
+    if (view != null) {
+      view.evaluateJavascript(script, null);
+    }
   }
 
   void choosePicture(boolean camera) {

@@ -53,10 +53,10 @@ final class PageClient extends WebViewClient {
     return !PageFiles.START.equals(request.getUrl().toString());
   }
 
-  /** The system killed the renderer process, usually for memory: recreate the page. */
+  /** The renderer process crashed, or the system killed it, usually for memory. */
   @Override
   public boolean onRenderProcessGone(WebView view, RenderProcessGoneDetail detail) {
-    ((MainActivity) view.getContext()).recreate();
+    ((MainActivity) view.getContext()).onPageGone(view);
     return true;
   }
 

@@ -5,12 +5,15 @@ import java.util.HashMap;
 import java.util.LinkedHashMap;
 import java.util.Locale;
 import java.util.Map;
+import java.util.regex.Matcher;
 import java.util.regex.Pattern;
 
 /** The files that the page may load, and how they are served. */
 public final class PageFiles {
   public static final String ORIGIN = "https://app.local";
   public static final String START = ORIGIN + "/index.html";
+  public static final int OLDEST_BROWSER = 64; // Chromium's version: ES2018 and ResizeObserver
+  private static final Pattern BROWSER = Pattern.compile("Chrome/(\\d{1,6})");
   private static final String PICTURES = "/picture/";
   private static final Pattern NAME = Pattern.compile("/[a-z0-9_-]+\\.[a-z]+");
   private static final Pattern PICTURE = Pattern.compile("/picture/[0-9a-f-]{36}");
@@ -34,6 +37,12 @@ public final class PageFiles {
   }
 
   private PageFiles() {}
+
+  /** Returns Chromium's version in a user agent; -1 if it has none. */
+  public static int browser(String userAgent) {
+    Matcher match = BROWSER.matcher(String.valueOf(userAgent));
+    return match.find() ? Integer.parseInt(match.group(1)) : -1;
+  }
 
   /** Headers of every response. */
   public static Map<String, String> headers() {

@@ -4,6 +4,7 @@ import static org.robolectric.Shadows.shadowOf;
 
 import android.os.Bundle;
 import android.os.Looper;
+import android.view.View;
 import android.view.ViewGroup;
 import android.webkit.WebView;
 import java.io.File;
@@ -44,6 +45,7 @@ public final class Phone extends ExternalResource {
 
   @Override
   protected void before() throws Exception {
+    PageShadow.renew();
     File libraries = Files.createTempDirectory("lib").toFile();
     File engine = new File(System.getProperty("engine"));
     Files.createSymbolicLink(new File(libraries, "libengine.so").toPath(), engine.toPath());
@@ -90,7 +92,9 @@ public final class Phone extends ExternalResource {
       screen.restoreInstanceState(saved);
     }
     screen.postCreate(saved).resume().visible();
-    loadPage();
+    if (content() instanceof WebView) {
+      loadPage();
+    }
     return this;
   }
 
@@ -126,9 +130,14 @@ public final class Phone extends ExternalResource {
     return (Bridge) page.getJavascriptInterface("app");
   }
 
-  WebView webView() {
+  /** Returns what the screen shows: the web view, or a notice. */
+  View content() {
     ViewGroup content = activity().findViewById(android.R.id.content);
-    return (WebView) content.getChildAt(0);
+    return content.getChildAt(0);
+  }
+
+  WebView webView() {
+    return (WebView) content();
   }
 
   PageShadow page() {
@@ -236,6 +245,9 @@ public final class Phone extends ExternalResource {
 
   /** Returns the event in a script `receive(EVENT)`. */
   private static JSONObject event(String script) throws Exception {
+    if (script.equals(MainActivity.BACK)) {
+      return Json.object("event", "back");
+    }
     String begin = "receive(";
     if (!script.startsWith(begin) || !script.endsWith(")")) {
       throw new AssertionError("not an event: " + script);
