@@ -12,12 +12,14 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any
 
 from convert.bundle.kv_cache import FP16, find_kv_format
 from convert.bundle.weights_file import TensorSpec, file_size
 from convert.checkpoint.config import ModelConfig
 from convert.checkpoint.tensor_tables import Rule, bundle_rules
+from convert.support.strict_json import load_json
 from quantize.errors import ConfigError, ShapeError
 from quantize.int8 import INT8_GROUP
 from quantize.layout import TILE_ROWS, tiles
@@ -47,11 +49,13 @@ class Recipe:
 
     @staticmethod
     def load(name: str) -> Recipe:
-        """Reads `configs/quant/NAME.json`.
+        """Reads `configs/quant/NAME.json`, or a file of the user's whose name ends with `.json`.
 
         Raises:
             ConfigError: no such recipe, or a missing, unknown or contradictory key.
         """
+        if name.endswith(".json"):
+            return _load_file(name)
         GroupScheme.load(name)
         return Recipe.from_json(json.loads((RECIPES / f"{name}.json").read_text("utf-8")))
 
@@ -215,6 +219,21 @@ def stored_specs(
         ShapeError: the shape does not suit the format.
     """
     return FORMATS[format](name, shape, scheme)
+
+
+def _load_file(name: str) -> Recipe:
+    try:
+        raw = load_json(Path(name))
+    except OSError as error:
+        raise ConfigError(f"recipe {name}: cannot be read: {error.strerror or error}") from error
+    except ValueError as error:
+        raise ConfigError(f"recipe {name}: not JSON: {error}") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"recipe {name}: a {type(raw).__name__}; expected an object")
+    try:
+        return Recipe.from_json(raw)
+    except TypeError as error:
+        raise ConfigError(f"recipe {name}: {error}") from error
 
 
 def _is_row(row: Any, keys: set[str]) -> bool:

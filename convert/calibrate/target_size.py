@@ -98,7 +98,7 @@ def choose_recipe(checkpoint: Checkpoint, base: Recipe, size: int, losses: Losse
                 frontier.append(state)
     smallest_size(checkpoint, base, size)
     for _, loss, chosen in reversed(frontier):
-        recipe = _with_formats(base, chosen, losses)
+        recipe = with_formats(base, chosen, losses)
         if make_plan(checkpoint.config, checkpoint.untied_head, recipe).nbytes <= size:
             return Choice(recipe, chosen, loss)
     raise AssertionError("the smallest choice fits")
@@ -112,7 +112,7 @@ def smallest_size(checkpoint: Checkpoint, base: Recipe, size: int) -> int:
     """
     table = part_formats(checkpoint, base)
     least = {part: min(formats, key=formats.__getitem__) for part, formats in table.items()}
-    recipe = _with_formats(base, least)
+    recipe = with_formats(base, least)
     smallest = make_plan(checkpoint.config, checkpoint.untied_head, recipe).nbytes
     if smallest > size:
         raise ConfigError(
@@ -236,7 +236,7 @@ class _Measurement:
     def _vision_plan(self, part: str, form: str) -> Plan:
         """Returns a plan that stores one part in a format, and the rest without loss."""
         lossless = dict.fromkeys(_VISUAL, LOSSLESS) | {part: form}
-        recipe = _with_formats(self._base, lossless)
+        recipe = with_formats(self._base, lossless)
         return make_plan(self._checkpoint.config, self._checkpoint.untied_head, recipe)
 
     def _rounded(self, weight: Tensor, form: str, name: str) -> Tensor:
@@ -256,7 +256,7 @@ def part_formats(checkpoint: Checkpoint, base: Recipe) -> dict[str, dict[str, in
     """Returns the size in bytes of each part of a model in each format that can store it."""
     table: dict[str, dict[str, int]] = {}
     for part, patterns in PARTS.items():
-        probe = _with_formats(base, {part: LOSSLESS})
+        probe = with_formats(base, {part: LOSSLESS})
         plan = make_plan(checkpoint.config, checkpoint.untied_head, probe)
         mine = [t for t in plan.tensors if any(fnmatchcase(t.name, p) for p in patterns)]
         if not mine:
@@ -271,8 +271,14 @@ def part_formats(checkpoint: Checkpoint, base: Recipe) -> dict[str, dict[str, in
     return table
 
 
-def _with_formats(base: Recipe, formats: Mapping[str, str], losses: Losses | None = None) -> Recipe:
-    """Returns a recipe with other formats for some parts, and the reasons."""
+def with_formats(base: Recipe, formats: Mapping[str, str], losses: Losses | None = None) -> Recipe:
+    """Returns a recipe with other formats for some parts, and the reasons.
+
+    Args:
+        base: the recipe.
+        formats: by part.
+        losses: what the formats cost, for the reasons.
+    """
     rows = []
     for part, form in formats.items():
         why = part

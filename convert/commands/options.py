@@ -90,7 +90,7 @@ def _add_formats(parser: argparse.ArgumentParser) -> None:
     add(
         "--quant",
         metavar="NAME",
-        help="recipe, the name of a file in configs/quant "
+        help="recipe: the name of a file in configs/quant, or a path that ends in .json "
         f"(default: {DEFAULT_RECIPE}; for MLC-LLM: {MLC_RECIPE})",
     )
     add(

@@ -72,6 +72,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="write a report as a web page, with its data; a later run of the same command "
         "continues an interrupted one",
     )
+    add(
+        "--sensitivity",
+        metavar="FILE.json",
+        type=Path,
+        help="measure which tensors cost most, and write a recipe for convert --quant that stores "
+        "them in int8",
+    )
     add("--card", action="store_true", help="write the figures into the bundle's README.md")
     add("--json", action="store_true", help="print the report as JSON")
 
@@ -123,6 +130,7 @@ def run(args: argparse.Namespace) -> int:
             reference_results=args.reference_results,
             noise_floor=not args.no_noise_floor,
             card=args.card,
+            sensitivity=args.sensitivity,
             progress=bars,
         )
     if args.json:

@@ -29,6 +29,7 @@ class Request:
     force: bool
     save_reference: Path | None = None  # a file to make of the reference's results
     reference_results: Path | None = None  # a file to take them from
+    sensitivity: Path | None = None  # a file for the recipe that costs less
     card: bool = False  # write what was found into the bundle's card
     noise_floor: bool = True  # whether the reference also runs in the checkpoint's own dtype
 

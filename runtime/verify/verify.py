@@ -14,9 +14,11 @@ from convert.bundle.card import Licence, check_card, write_card
 from convert.bundle.errors import BundleError
 from convert.bundle.manifest import MANIFEST, Bundle
 from convert.bundle.results_file import identity
+from convert.calibrate.samples import default_samples
 from convert.checkpoint.reader import Checkpoint
 from convert.mlc.manifest import MANIFEST as MLC_MANIFEST
 from convert.support.progress import Progress, silent
+from convert.support.whole_file import check_replaceable
 from quantize.methods import find_method
 from runtime.engine_client.options import LOCAL, MLC, EngineOptions
 from runtime.engine_client.place import Device
@@ -42,6 +44,7 @@ from runtime.verify.measure.noise import load_noise_floor
 from runtime.verify.measure.reference import Reference, kept_results
 from runtime.verify.measure.results import Outcome, ResultCache
 from runtime.verify.measure.run import EngineUnderTest, Models, load_settings, run_cases
+from runtime.verify.measure.sensitivity import Sensitivity, measure_sensitivity
 from runtime.verify.report.card import accuracy
 from runtime.verify.report.folder import ReportFolder, known_results
 from runtime.verify.report.page.render import render
@@ -69,6 +72,7 @@ def verify(
     reference_results: str | Path | None = None,
     noise_floor: bool = True,
     card: bool = False,
+    sensitivity: str | Path | None = None,
     progress: Progress = silent,
 ) -> Report:
     """Compares a bundle with the full-precision model, as `minicpmv verify` does.
@@ -88,6 +92,7 @@ def verify(
         reference_results: such a file, to read them from instead of running the reference.
         noise_floor: whether to measure what the reference loses in the checkpoint's own 16 bits.
         card: whether to write the figures into the bundle's `README.md`.
+        sensitivity: a file for a recipe that stores what costs most in int8; this is measured.
         progress: receives the progress of every stage.
 
     Returns:
@@ -96,19 +101,18 @@ def verify(
     Raises:
         ToolkitError: bundle, reference or a file cannot be used; its subclass says which.
     """
+    flags = {"skip_bad": skip_bad, "force": force, "noise_floor": noise_floor, "card": card}
     request = Request(
         artifact=Path(bundle),
         reference=None if reference is None else str(reference),
         window=window,
         engine=EngineOptions(engine=engine, threads=threads, serial=serial),
         data=None if data is None else Path(data),
-        skip_bad=skip_bad,
         report=None if report is None else Path(report),
-        force=force,
         save_reference=None if save_reference is None else Path(save_reference),
         reference_results=None if reference_results is None else Path(reference_results),
-        noise_floor=noise_floor,
-        card=card,
+        sensitivity=None if sensitivity is None else Path(sensitivity),
+        **flags,
     )
     return (_verify_package if engine == MLC else _verify_bundle)(request, progress)
 
@@ -126,6 +130,8 @@ def _verify_bundle(request: Request, progress: Progress) -> Report:
     folder = None if request.report is None else ReportFolder(request.report)
     if request.card:
         check_card(bundle.path)
+    if request.sensitivity is not None:
+        check_replaceable(request.sensitivity)
     cases = request.cases(settings, with_pictures=bundle.config.vision is not None)
     place = open_place(bundle, request.engine)
     program = bundle.program(place.target).path
@@ -164,6 +170,7 @@ def _verify_bundle(request: Request, progress: Progress) -> Report:
         positions=found.outcome.positions,
         ran=what_ran(bundle, checkpoint, place, found.hello, window),
         earlier_cases=known.reused,
+        sensitivity=_measure_sensitivity(request, bundle, checkpoint, progress),
         seconds=time.monotonic() - started,
     )
     if folder is not None:
@@ -171,6 +178,16 @@ def _verify_bundle(request: Request, progress: Progress) -> Report:
     if request.card:
         write_card(bundle, Licence.of(checkpoint.path), accuracy(report))
     return report
+
+
+def _measure_sensitivity(
+    request: Request, bundle: Bundle, checkpoint: Checkpoint, progress: Progress
+) -> Sensitivity | None:
+    if request.sensitivity is None:
+        return None
+    pictures = bundle.config.vision is not None
+    samples = default_samples(demo=bundle.manifest.source.demo, pictures=pictures)
+    return measure_sensitivity(checkpoint, bundle.plan, samples, request.sensitivity, progress)
 
 
 def _open_bundle(path: Path) -> Bundle:

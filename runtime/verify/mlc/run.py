@@ -112,8 +112,9 @@ def _check_options(request: Request) -> None:
         if value is not None:
             why = "TVM has threads of its own" if name == "--threads" else "a package has its own"
             raise ConfigError(f"{name} is for a bundle's engine; {why}")
-    if request.card:
-        raise ConfigError("--card is for a bundle; a package for MLC-LLM has no card")
+    for name, given in (("--card", request.card), ("--sensitivity", request.sensitivity)):
+        if given:
+            raise ConfigError(f"{name} is for a bundle, not for a package for MLC-LLM")
     if request.skip_bad:
         raise ConfigError("--skip-bad is for a bundle's engine; mend the file")
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from convert.bundle.plan import Plan
     from runtime.verify.measure.answers import AnswerComparison
     from runtime.verify.measure.logits import Positions
+    from runtime.verify.measure.sensitivity import Sensitivity
 
 FORMAT = "minicpmv-verify-report"
 
@@ -43,6 +44,7 @@ class Report:
     checks: list[Check]
     answers: list[AnswerComparison]
     seconds: float
+    sensitivity: Sensitivity | None = None  # where it was measured
     causes: list[Cause] = field(default_factory=list)  # of the failures, the likeliest first
     warnings: list[str] = field(default_factory=list)
     tensors: list[TensorFormat] = field(default_factory=list)
@@ -117,6 +119,7 @@ class Report:
                 asdict(answer) | {"same": answer.same, "first_difference": answer.first_difference}
                 for answer in self.answers
             ],
+            "sensitivity": None if self.sensitivity is None else plain(asdict(self.sensitivity)),
             "tensors": [plain(asdict(tensor)) for tensor in self.tensors],
             "ran": {name: dict(about) for name, about in self.ran.items()},
         }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 
 from convert.support.console import print_table
+from runtime.verify.measure.sensitivity import Sensitivity
 from runtime.verify.report.report import Report, figure, shown_floor, shown_value
 
 _SHOWN_FAILURES, _SHOWN_ANSWERS = 12, 24
@@ -55,6 +56,8 @@ def print_report(report: Report, console: Console) -> None:
         different = sum(not answer.same for answer in report.answers)
         say(f"{different} of {len(report.answers)} answers differ; see --report or --json")
     say("")
+    if report.sensitivity is not None:
+        _print_sensitivity(report.sensitivity, console)
     for check in report.failures[:_SHOWN_FAILURES]:
         say(f"failed: {check.stage}: {check.name}, {check.metric}", "red")
     if len(report.failures) > _SHOWN_FAILURES:
@@ -65,3 +68,17 @@ def print_report(report: Report, console: Console) -> None:
         say(f"passed in {report.seconds:.1f} s", "bold green")
     else:
         say(f"failed in: {', '.join(report.failed_stages)}", "bold red")
+
+
+def _print_sensitivity(found: Sensitivity, console: Console) -> None:
+    """Prints what each part costs, and the advice."""
+    rows = [
+        [
+            *(part.part, f"{part.tensors}", part.format),
+            *(figure(part.kl_nats), figure(part.int8_kl_nats), f"{part.int8_bytes / 1e6:.3g}"),
+        ]
+        for part in found.parts
+    ]
+    print_table(console, ["part", "tensors", "format", "KL, nats", "in int8", "MB more"], rows)
+    file = f"; convert with --quant {found.recipe}" if found.recipe else ""
+    console.print(f"advice: {found.advice}{file}\n", markup=False, soft_wrap=True)
