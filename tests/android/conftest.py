@@ -3,21 +3,31 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from android.build.builder import APP, build_apk, compile_java, plan_apk
 from android.build.signing import Key, debug_key
 from android.build.tools import ToolError, package
-from convert.bundle.manifest import Bundle
+from convert.bundle.manifest import WEIGHTS, Bundle
 from convert.bundle.plan import Recipe, make_plan
 from convert.checkpoint.reader import Checkpoint
 from convert.conversion.bundle_writer import write_bundle
+from tests.android.bundle import FAKE_ENGINE, fake_bundle
 from tests.support.conversions import conversion_of
 from tests.support.needs import need_compiler
 from tests.support.once import once
+from tests.support.screen import SIZES
 from tests.support.tiny import write_checkpoint
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+    from tests.android.phone import Phone
 
 JAVA = Path(__file__).parent / "java"
 NPM = Path(__file__).parent / "npm"
@@ -65,6 +75,44 @@ def npm_packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
             pytest.skip(f"npm cannot fetch its packages: {done.stderr[:200]}")
 
     return once(tmp_path_factory, "npm", make) / "node_modules"
+
+
+@pytest.fixture
+def start(browser: Browser, java_classpath: str, tmp_path: Path) -> Iterator[Callable[..., Phone]]:
+    """Starts the app with a page and the fake engine."""
+    from tests.android.phone import Phone
+
+    started: list[tuple[Phone, Page]] = []
+    bundle = fake_bundle(tmp_path / "bundle")
+
+    def begin(*, weights: bool = True, size: str = "phone", **options: Any) -> Phone:
+        width, height = SIZES[size]
+        page = browser.new_page(viewport={"width": width, "height": height})
+        beside = tmp_path / f"beside-{len(started)}"
+        if weights:
+            shutil.copy(bundle / WEIGHTS, beside)
+        phone = Phone(
+            page,
+            java_classpath,
+            tmp_path / f"app-{len(started)}",
+            bundle,
+            [sys.executable, str(FAKE_ENGINE)],
+            beside=beside,
+            **options,
+        )
+        started.append((phone, page))
+        phone.open()
+        ready = "#start.empty" if weights else "#start.card"
+        phone.until(
+            f"document.querySelector('{ready}') && document.querySelector('#progress').hidden"
+        )
+        return phone
+
+    yield begin
+    for phone, page in started:
+        phone.close()
+        page.close()
+        assert phone.errors == []
 
 
 @pytest.fixture(scope="session")

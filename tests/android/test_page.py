@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import re
-import shutil
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +12,6 @@ from PIL import Image
 
 from android.build.builder import PAGE
 from convert.bundle.manifest import WEIGHTS
-from tests.android.bundle import FAKE_ENGINE, fake_bundle
 from tests.support.screen import PICTURE, SIZES
 
 if TYPE_CHECKING:
@@ -23,43 +20,6 @@ if TYPE_CHECKING:
     from tests.android.phone import Phone
 
 Start = Callable[..., "Phone"]
-
-
-@pytest.fixture
-def start(browser: Browser, java_classpath: str, tmp_path: Path) -> Iterator[Start]:
-    from tests.android.phone import Phone
-
-    started: list[tuple[Phone, Page]] = []
-    bundle = fake_bundle(tmp_path / "bundle")
-
-    def begin(*, weights: bool = True, size: str = "phone", **options: Any) -> Phone:
-        width, height = SIZES[size]
-        page = browser.new_page(viewport={"width": width, "height": height})
-        beside = tmp_path / f"beside-{len(started)}"
-        if weights:
-            shutil.copy(bundle / WEIGHTS, beside)
-        phone = Phone(
-            page,
-            java_classpath,
-            tmp_path / f"app-{len(started)}",
-            bundle,
-            [sys.executable, str(FAKE_ENGINE)],
-            beside=beside,
-            **options,
-        )
-        started.append((phone, page))
-        phone.open()
-        ready = "#start.empty" if weights else "#start.card"
-        phone.until(
-            f"document.querySelector('{ready}') && document.querySelector('#progress').hidden"
-        )
-        return phone
-
-    yield begin
-    for phone, page in started:
-        phone.close()
-        page.close()
-        assert phone.errors == []
 
 
 def test_a_picture_two_turns_and_history(start: Start, tmp_path: Path) -> None:

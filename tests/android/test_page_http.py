@@ -210,18 +210,39 @@ def test_pictures_dropped_and_pasted(show: Show, tmp_path: Path, way: str) -> No
     with WebServer(STAND_IN, tmp_path) as server:
         screen = show(server)
         screen.ready()
-        screen.page.evaluate(
-            """([way, bytes]) => {
-                const data = new DataTransfer();
-                data.items.add(new File([new Uint8Array(bytes)], 'a.png'));
-                document.body.dispatchEvent(way === 'drop'
-                    ? new DragEvent('drop', {dataTransfer: data, bubbles: true})
-                    : new ClipboardEvent('paste', {clipboardData: data, bubbles: true}));
-            }""",
-            [way, list(PICTURE.read_bytes())],
-        )
+        screen.paste(PICTURE, way)
         screen.until("!document.querySelector('#attached').hidden")
         assert "320 × 240" in screen.page.inner_text("#attached")
+
+
+def test_several_pictures_ask_which(show: Show, tmp_path: Path) -> None:
+    with WebServer(STAND_IN, tmp_path) as server:
+        screen = show(server)
+        screen.ready()
+        with screen.page.expect_file_chooser() as chooser:
+            screen.page.click("#gallery")
+        chooser.value.set_files([PICTURE] * 3)
+        screen.chooses_among_pictures()
+        screen.ask("which")
+        screen.answered(1)
+        assert screen.turns()[1] == "1: which seeing 320x240"
+
+
+def test_search_titles_drafts_and_code(show: Show, tmp_path: Path) -> None:
+    with WebServer(STAND_IN, tmp_path) as server:
+        screen = show(server)
+        screen.ready()
+        assert screen.page.is_hidden("#dictate")
+        screen.copies_code()
+        screen.until("navigator.clipboard.readText().then((text) => text === 'a < b')")
+        assert screen.page.locator("text=Read aloud").count() == 0
+        screen.page.click("#open-history")
+        screen.delete_chat()
+        screen.page.keyboard.press("Escape")
+        screen.searches_and_renames()
+        screen.page.click("#new-chat")
+        screen.until("document.querySelectorAll('.turn').length === 0")
+        screen.keeps_a_draft(server.folder / "draft.json")
 
 
 def test_a_dead_engine_and_a_dead_server_are_told_of(show: Show, tmp_path: Path) -> None:

@@ -97,6 +97,77 @@ class Screen:
         self.page.check("#set-show_speed")
         self.page.keyboard.press("Escape")
 
+    def searches_and_renames(self) -> None:
+        """Finds one of two chats by a word of its answer, and gives it a title."""
+        for text in ("apples", "pears"):
+            self.page.click("#new-chat")
+            self.until("document.querySelectorAll('.turn').length === 0")
+            self.ask(text)
+            self.answered(1)
+        self.page.click("#open-history")
+        assert self.page.locator(".chats .open").count() == 2
+        self.page.fill("#search", "1: APPLES")
+        self.until("document.querySelectorAll('.chats .open').length === 1")
+        self.page.click(".chats .icon")
+        self.page.click("text=Rename")
+        self.page.keyboard.type("Fruit")
+        self.page.keyboard.press("Enter")
+        self.until("document.querySelector('.chats .open').innerText.includes('Fruit')")
+        self.page.click(".chats .open")
+        self.until("document.querySelector('#title').innerText === 'Fruit'")
+        assert self.turns() == ["apples", "1: apples"]
+        self.page.click("#open-history")
+        self.page.fill("#search", "plums")
+        self.until("document.querySelector('#history-body').innerText.includes('No chat')")
+        self.page.fill("#search", "")
+        self.until("document.querySelectorAll('.chats .open').length === 2")
+        self.page.keyboard.press("Escape")
+
+    def keeps_a_draft(self, kept: Path) -> None:
+        """Reloads the page while a question is being typed. Args: kept: the host's file."""
+        self.page.focus("#question")
+        self.page.keyboard.type("half a quest")
+        for _ in range(600):
+            if kept.exists() and "half a quest" in kept.read_text("utf-8"):
+                break
+            self.pump()
+            self.page.wait_for_timeout(50)
+        self.page.reload()
+        self.until("document.querySelector('#question').value === 'half a quest'")
+        self.page.keyboard.press("End")
+        self.page.click("#send")
+        self.answered(1)
+        self.page.reload()
+        self.answered(1)
+        assert self.page.input_value("#question") == ""
+
+    def chooses_among_pictures(self) -> None:
+        """Takes the second of three pictures that came at once, then none."""
+        self.until("document.querySelectorAll('.offered button').length === 3")
+        self.page.locator(".offered button").nth(1).click()
+        self.until("!document.querySelector('#attached').hidden")
+        assert self.page.is_hidden("#shared")
+
+    def copies_code(self) -> None:
+        """Asks for an answer with code and copies it; it is `a < b`."""
+        self.ask("code\n```js\na < b\n```")
+        self.answered(1)
+        assert self.page.inner_text(".code pre") == "a < b"
+        self.page.click(".code button")
+
+    def paste(self, path: Path, way: str = "paste") -> None:
+        """Pastes a picture into the page, or drops it there."""
+        self.page.evaluate(
+            """([way, bytes]) => {
+                const data = new DataTransfer();
+                data.items.add(new File([new Uint8Array(bytes)], 'a.png'));
+                document.body.dispatchEvent(way === 'drop'
+                    ? new DragEvent('drop', {dataTransfer: data, bubbles: true})
+                    : new ClipboardEvent('paste', {clipboardData: data, bubbles: true}));
+            }""",
+            [way, list(path.read_bytes())],
+        )
+
     def tap(self, *selectors: str) -> None:
         """Presses buttons without a pointer, which would end a text selection."""
         for selector in selectors:
