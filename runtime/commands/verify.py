@@ -25,7 +25,6 @@ EXAMPLES = (
         "verify a phone's engine, and write a report",
         "minicpmv verify phone --engine qemu --report report",
     ),
-    ("verify an MLC package for this PC", "minicpmv verify phone-mlc --engine mlc"),
 )
 
 
