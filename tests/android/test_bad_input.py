@@ -16,6 +16,7 @@ _JAVA = "android/java/org/minicpmv/core"
 _APP, _STORAGE, _PICTURE, _IMPORT = (
     f"{_JAVA}/{name}Test.java" for name in ("Assistant", "Storage", "Picture", "Import")
 )
+_LIFE = "android/java/org/minicpmv/app/LifeTest.java"
 _PAGE, _WEB_PAGE = "android/test_page.py", "android/test_page_http.py"
 _STORE, _SIDELOAD = "runtime/web/test_web_store.py", "android/device/test_sideload.py"
 
@@ -57,6 +58,7 @@ PROOFS: dict[str, tuple[tuple[str, str], ...]] = {
         (_STORAGE, "aPictureThatFillsStorageLeavesNothing"),
         (_STORAGE, "pixelsThatFillStorageLeaveThePictureUsable"),
         (_STORAGE, "aChatThatCannotBeSavedIsStillAnswered"),
+        (_LIFE, "fullStorageIsExplainedAndTheAnswerComes"),
         (_STORE, "test_a_full_disk_leaves_nothing_by_half"),
         (_SIDELOAD, "test_the_command_with_a_full_phone"),
         (_SIDELOAD, "test_the_command_is_told_that_the_phone_is_full_on_the_way"),
@@ -65,13 +67,19 @@ PROOFS: dict[str, tuple[tuple[str, str], ...]] = {
         (_APP, "aPictureIsEncodedOnceAndSurvivesTheEngine"),
         (_APP, "aDeadEngineIsRestartedAndTheChatIsKept"),
         (_APP, "theCauseOfDeathIsReported"),
+        (_LIFE, "anEngineThatTheSystemKillsIsStartedAgain"),
         (_PAGE, "test_an_engine_that_dies_is_told_of"),
         (_WEB_PAGE, "test_a_dead_engine_and_a_dead_server_are_told_of"),
     ),
     "rotation of the screen while generating": (
         ("android/build/test_apk.py", "test_what_android_reads"),
+        (_LIFE, "anAnswerGoesOnWhileTheScreenIsRecreated"),
         (_PAGE, "test_the_screen_is_turned_while_it_answers"),
         (_WEB_PAGE, "test_the_screen_is_turned_while_it_answers"),
+    ),
+    "the system ends the app's process": (
+        (_LIFE, "chatDraftAndPictureSurviveTheProcess"),
+        ("android/java/org/minicpmv/app/PageTest.java", "aPageThatDiesIsOpenedAgain"),
     ),
     "double taps": (
         ("android/test_contract.py", "test_both_hosts_keep_to_it"),  # stop.json

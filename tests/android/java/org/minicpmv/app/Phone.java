@@ -164,6 +164,11 @@ public final class Phone extends ExternalResource {
     return awaitIdle("model");
   }
 
+  /** Waits until no job is running. */
+  void awaitRest() throws Exception {
+    awaitIdle("event");
+  }
+
   /** Waits until no job is running and something keeps the model from being used; returns it. */
   JSONObject awaitProblem() throws Exception {
     return awaitIdle("problem").getJSONObject("problem");
