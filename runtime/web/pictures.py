@@ -14,7 +14,7 @@ from runtime.inputs.picture import open_picture
 
 _NAME = re.compile(r"[0-9a-f-]{36}")
 _SMALL = ".jpg"
-_PREVIEW = 640  # pixels of the longer side
+_PREVIEW = 1280  # pixels of the longer side: shown large, too
 _KEPT_PIXELS = 25_000_000  # 100 MB: a larger picture is decoded again for each question
 
 

@@ -24,6 +24,7 @@ from runtime.inputs.defaults import GenerationDefaults
 from runtime.inputs.picture_format import PictureError
 from runtime.inputs.prompt import PromptError
 from runtime.web.chats import ASSISTANT, USER, Chat, ChatStore, Turn
+from runtime.web.draft import Draft
 from runtime.web.failures import BusyError, InvalidTextError, error_code
 from runtime.web.files import data_folder, owned
 from runtime.web.jobs import ANSWER, Job, StoppedError
@@ -152,15 +153,46 @@ def encoded(kind: str, picture: Image.Image, **options: Any) -> bytes:
     return stream.getvalue()
 
 
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"[]", b'{"text": 3, "chat": 4, "picture": {}}', b'{"text": "a\\ud83d"}', b"\xff"],
+)
+def test_a_damaged_draft_is_an_empty_one(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "draft.json"
+    path.write_bytes(content)
+    draft = Draft(path)
+    assert (draft.chat, draft.text, draft.picture) == (None, "", None)
+    draft.set_text("new")
+    draft.set_picture({"id": "p", "width": 1, "height": 2})
+    again = Draft(path)
+    assert (again.text, again.picture) == ("new", {"id": "p", "width": 1, "height": 2})
+    again.asked("chat")
+    assert (Draft(path).chat, Draft(path).text, Draft(path).picture) == ("chat", "", None)
+
+
+def test_a_draft_on_a_full_disk_is_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The user asks all the same."""
+
+    def fail(path: Path, value: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("runtime.web.draft.write_json", fail)
+    draft = Draft(tmp_path / "draft.json")
+    draft.set_text("new")
+    assert draft.text == "new"
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "TIFF"])
 def test_pictures_that_are_taken(tmp_path: Path, kind: str) -> None:
     pictures = Pictures(tmp_path / "pictures")
-    red = Image.new("RGB", (1300, 20), "red")
+    red = Image.new("RGB", (2560, 20), "red")
     kept = save(pictures, encoded(kind, red))
-    assert (kept["width"], kept["height"]) == (1300, 20)
+    assert (kept["width"], kept["height"]) == (2560, 20)
     assert pictures.has(kept["id"])
     with Image.open(pictures.small(kept["id"])) as small:
-        assert small.size == (640, 10)
+        assert small.size == (1280, 10)
     fresh = Pictures(tmp_path / "pictures")
     if kind != "JPEG" and kind != "WEBP":
         assert fresh.open(kept["id"]).tobytes() == red.tobytes()  # whole, as it came

@@ -10,6 +10,7 @@ import java.io.ByteArrayInputStream;
 import java.io.File;
 import java.io.IOException;
 import java.io.InputStream;
+import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.Collections;
@@ -216,6 +217,28 @@ public final class StorageTest {
     app.awaitIdle();
     assertTrue(FileTools.read(file).contains("bla"));
     assertEquals(1, new File(app.files, "chats").list().length);
+  }
+
+  @Test
+  public void aDraftThatCannotBeSavedDoesNotStopTheQuestion() throws Exception {
+    app.ready();
+    fill(new File(app.files, "draft.json.partial"));
+    app.say("do", "draft", "text", "half");
+    app.say("do", "send", "text", "one");
+    assertEquals(2, app.awaitAnswer().getJSONArray("turns").length());
+  }
+
+  @Test
+  public void aDamagedDraftIsAnEmptyOne() throws Exception {
+    for (String content : new String[] {"", "[]", "{\"text\": 3, \"chat\": 4}", "{\"text\":"}) {
+      File file = new File(app.folder, "draft.json");
+      Files.write(file.toPath(), content.getBytes(StandardCharsets.UTF_8));
+      Draft draft = new Draft(file, new Log(new File(app.folder, "log.txt")));
+      assertEquals("", draft.text());
+      assertEquals(null, draft.chat());
+      draft.setText("new");
+      assertEquals("new", new Draft(file, new Log(new File(app.folder, "log.txt"))).text());
+    }
   }
 
   @Test

@@ -19,7 +19,7 @@ import org.minicpmv.core.Progress;
 
 /** The desktop's counterpart of AndroidPictureDecoder: decodes JPEG, PNG and BMP with ImageIO. */
 public final class DesktopPictureDecoder implements PictureDecoder {
-  private static final int SMALL = 640;
+  private static final int SMALL = 1280;
   private static final int STRIP_BYTES = 1 << 16; // gives several strips even for a small picture
 
   @Override
