@@ -313,8 +313,12 @@ function setOpened(element) {
   drawActions();
 }
 
-/** Arrow keys move between the turns. */
+/** Arrow keys move between the turns; Escape ends the editing of one. */
 function onKey(event) {
+  if (event.key === 'Escape' && !event.isComposing) {
+    closeForm();
+    return;
+  }
   const step = {ArrowUp: -1, ArrowDown: 1}[event.key];
   const element = event.target.closest('.turn');
   if (!step || element === null || event.target.closest('textarea, pre')) {

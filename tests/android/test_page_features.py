@@ -157,6 +157,16 @@ def test_actions_by_keyboard(start: Start) -> None:
     page.keyboard.press("Enter")
     assert page.evaluate("document.activeElement.innerText") == "Edit"
     page.keyboard.press("Enter")
+    page.keyboard.press("Escape")
+    assert page.locator(".turn form").count() == 0
+    assert page.evaluate("document.activeElement.className") == "more"
+    phone.act("user", "Edit")
+    page.keyboard.press("Escape")
+    page.keyboard.press("ArrowUp")
+    page.keyboard.press("ArrowUp")
+    page.keyboard.press("Enter")
+    page.keyboard.press("Enter")
+    page.keyboard.press("End")
     page.keyboard.type(" changed")
     page.keyboard.press("Tab")
     page.keyboard.press("Tab")
