@@ -163,6 +163,7 @@ def link_resources(folder: Path) -> None:
     command += ["--min-sdk-version", str(MIN_SDK), "--target-sdk-version", str(TARGET_SDK)]
     command += ["--version-name", name, "--version-code", str(version_code(name))]
     command += ["--java", str(folder / "generated")]
+    command.append("--warn-manifest-validation")  # Debian's aapt2 is older than <queries>
     run([*command, str(compiled)], "the app's resources do not link")
 
 

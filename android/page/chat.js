@@ -98,10 +98,15 @@ export function addText(id, at, text) {
 
 /** Closes what the user opened in the chat; returns whether there was anything. */
 export function closeAll() {
-  const isOpen = opened !== null || find('turns').querySelector('form') !== null;
+  const wasOpen = isOpen();
   closeForm();
   setOpened(null);
-  return isOpen;
+  return wasOpen;
+}
+
+/** Whether the user opened something in the chat. */
+export function isOpen() {
+  return opened !== null || find('turns').querySelector('form') !== null;
 }
 
 function turnsShown() {

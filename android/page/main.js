@@ -19,6 +19,7 @@ const STOPPABLE = ['import', 'check', 'bench']; // an answer has its own stop bu
 
 let state = null; // the latest from the host
 let progress = null; // the latest of the running job
+let takesBack = false; // what the host knows of Back
 
 const send = connect(onEvent);
 chatView.start(send);
@@ -39,6 +40,7 @@ function onEvent(event) {
     check: checks.showResults, bench: checks.showSpeeds,
   };
   handlers[event.event](event);
+  tellBack();
 }
 
 function onState(event) {
@@ -104,6 +106,15 @@ function onError(event) {
   find('alert').hidden = false;
 }
 
+/** Tells a host that has to know in advance whether Back closes something. */
+function tellBack() {
+  const takes = panels.isOpen() || chatView.isOpen();
+  if (takes !== takesBack && state !== null && state.can.includes('back')) {
+    takesBack = takes;
+    send('back', {takes});
+  }
+}
+
 function onBack() {
   if (!panels.closeAll() && !chatView.closeAll()) {
     send('leave');
@@ -111,6 +122,9 @@ function onBack() {
 }
 
 function wire() {
+  for (const cause of ['click', 'keyup', 'close', 'focusin']) { // whatever opens or closes something
+    document.addEventListener(cause, () => setTimeout(tellBack), true);
+  }
   find('open-history').addEventListener('click', () => panels.open('history'));
   find('open-settings').addEventListener('click', () => panels.open('settings'));
   find('new-chat').addEventListener('click', () => {

@@ -48,6 +48,11 @@ export function open(name) {
   find(name).showModal();
 }
 
+/** Whether a dialog is open. */
+export function isOpen() {
+  return document.querySelector('dialog[open]') !== null;
+}
+
 /** Closes all dialogs; returns whether one was open. */
 export function closeAll() {
   const opened = Array.from(document.querySelectorAll('dialog')).filter((dialog) => dialog.open);

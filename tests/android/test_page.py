@@ -208,6 +208,40 @@ def _fits(page: Page, selector: str, insets: dict[str, int], width: int, height:
         assert box["y"] + box["height"] <= height - insets["bottom"], element
 
 
+def test_the_host_knows_whether_back_closes_something(start: Start) -> None:
+    phone = start()
+    page = phone.page
+    wanted: list[bool] = []
+
+    def told() -> list[bool]:
+        return [asked["takes"] for asked in phone.asked if asked["host"] == "back"]
+
+    def tells(takes: bool) -> None:
+        wanted.append(takes)
+        for _ in range(1200):
+            phone.pump()
+            if len(told()) >= len(wanted):
+                break
+            page.wait_for_timeout(50)
+        assert told() == wanted
+
+    page.click("#open-settings")
+    tells(True)
+    page.keyboard.press("Escape")
+    tells(False)
+    page.click("#open-settings")
+    tells(True)
+    page.evaluate("receive({event: 'back'})")
+    tells(False)
+    phone.ask("one")
+    phone.answered(1)
+    page.click(".turn.user .text")  # shows what can be done with it
+    tells(True)
+    page.evaluate("receive({event: 'back'})")
+    tells(False)
+    assert {"host": "leave"} not in phone.asked
+
+
 def test_settings_and_self_check(start: Start) -> None:
     phone = start()
     page = phone.page

@@ -21,6 +21,12 @@ from tests.android.class_file import (
 # API that Android 8 lacks, with the level that the code checks: the one that introduced it, or a
 # later one that comes with more.
 NEWER = {
+    "org/minicpmv/app/MainActivity.getOnBackInvokedDispatcher:()"
+    "Landroid/window/OnBackInvokedDispatcher;": 33,
+    "android/window/OnBackInvokedDispatcher.registerOnBackInvokedCallback:"
+    "(ILandroid/window/OnBackInvokedCallback;)V": 33,
+    "android/window/OnBackInvokedDispatcher.unregisterOnBackInvokedCallback:"
+    "(Landroid/window/OnBackInvokedCallback;)V": 33,
     "android/view/Window.setDecorFitsSystemWindows:(Z)V": 30,
     "android/view/Window.setNavigationBarContrastEnforced:(Z)V": 30,
     "android/view/WindowManager$LayoutParams.layoutInDisplayCutoutMode:I": 30,
@@ -36,10 +42,6 @@ NEWER = {
     "android/graphics/Insets.bottom:I": 30,
     "android/graphics/Insets.left:I": 30,
     "android/os/Build.SOC_MODEL:Ljava/lang/String;": 31,
-    "org/minicpmv/app/MainActivity.getOnBackInvokedDispatcher:"
-    "()Landroid/window/OnBackInvokedDispatcher;": 33,
-    "android/window/OnBackInvokedDispatcher.registerOnBackInvokedCallback:"
-    "(ILandroid/window/OnBackInvokedCallback;)V": 33,
     "org/minicpmv/app/WorkService.startForeground:(ILandroid/app/Notification;I)V": 29,
 }
 # Java packages that Android 8 also has. `javac --release 8` checks their contents.

@@ -12,8 +12,10 @@ import android.os.BatteryManager;
 import android.os.Build;
 import android.os.Handler;
 import android.os.Looper;
+import android.speech.tts.TextToSpeech;
 import java.io.IOException;
 import java.io.InputStream;
+import java.util.ArrayList;
 import java.util.Collections;
 import java.util.List;
 import java.util.Locale;
@@ -31,14 +33,18 @@ final class AndroidHost implements Host {
   private final PictureDecoder decoder = new AndroidPictureDecoder();
   private MainActivity screen; // null if there is none; main thread only, like the next field
   private boolean visible;
+  private final Speaker speaker; // main thread only
+  private volatile List<String> abilities = Collections.emptyList();
 
   AndroidHost(App app) {
     this.app = app;
+    speaker = new Speaker(app);
   }
 
   /** Called on the main thread. */
   void attach(MainActivity activity) {
     screen = activity;
+    abilities = findAbilities();
   }
 
   /** Called on the main thread. */
@@ -151,7 +157,7 @@ final class AndroidHost implements Host {
 
   @Override
   public List<String> abilities() {
-    return Collections.singletonList("share");
+    return abilities;
   }
 
   @Override
@@ -168,13 +174,36 @@ final class AndroidHost implements Host {
   }
 
   @Override
-  public void speak(String text) {
-    throw new IllegalStateException("not among the abilities");
+  public void speak(final String text) {
+    main.post(
+        new Runnable() {
+          @Override
+          public void run() {
+            speaker.speak(text);
+          }
+        });
   }
 
   @Override
   public void dictate() {
-    throw new IllegalStateException("not among the abilities");
+    onScreen(
+        new OnScreen() {
+          @Override
+          public void run(MainActivity activity) {
+            activity.dictate();
+          }
+        });
+  }
+
+  @Override
+  public void setTakesBack(final boolean takesBack) {
+    onScreen(
+        new OnScreen() {
+          @Override
+          public void run(MainActivity activity) {
+            activity.setTakesBack(takesBack);
+          }
+        });
   }
 
   @Override
@@ -244,6 +273,24 @@ final class AndroidHost implements Host {
   @Override
   public PictureDecoder decoder() {
     return decoder;
+  }
+
+  /** Looks for the system's parts that the app can use; the user may have removed them. */
+  private List<String> findAbilities() {
+    List<String> found = new ArrayList<>();
+    found.add("share");
+    PackageManager packages = app.getPackageManager();
+    Intent speech = new Intent(TextToSpeech.Engine.INTENT_ACTION_TTS_SERVICE);
+    if (!packages.queryIntentServices(speech, 0).isEmpty()) {
+      found.add("speak");
+    }
+    if (Dictation.intent("").resolveActivity(packages) != null) {
+      found.add("dictate");
+    }
+    if (Build.VERSION.SDK_INT >= Build.VERSION_CODES.TIRAMISU) {
+      found.add("back");
+    }
+    return found;
   }
 
   private ActivityManager.MemoryInfo memory() {

@@ -33,15 +33,26 @@ final class ChosenFileReader implements Runnable {
   }
 
   private void takePicture() {
-    try (InputStream source = app.getContentResolver().openInputStream(chosen)) {
+    try {
+      readPicture(app, chosen, false);
+    } finally {
+      PhotoProvider.forget(app);
+    }
+  }
+
+  /** Gives a picture to the assistant; with `isOffer`, as one of several that came at once. */
+  static void readPicture(App app, Uri picture, boolean isOffer) {
+    try (InputStream source = app.getContentResolver().openInputStream(picture)) {
       if (source == null) {
         throw new FileNotFoundException(EMPTY);
       }
-      app.assistant().addPicture(source);
+      if (isOffer) {
+        app.assistant().offerPicture(source);
+      } else {
+        app.assistant().addPicture(source);
+      }
     } catch (IOException | RuntimeException e) {
       app.assistant().reportFileError("the picture cannot be opened", e);
-    } finally {
-      PhotoProvider.forget(app);
     }
   }
 

@@ -7,15 +7,12 @@ import android.content.Intent;
 import android.content.res.Configuration;
 import android.graphics.Color;
 import android.net.Uri;
-import android.os.Build;
 import android.os.Bundle;
 import android.provider.MediaStore;
 import android.view.ViewGroup;
 import android.webkit.ValueCallback;
 import android.webkit.WebSettings;
 import android.webkit.WebView;
-import android.window.OnBackInvokedCallback;
-import android.window.OnBackInvokedDispatcher;
 import android.widget.Toast;
 import java.io.File;
 import java.io.IOException;
@@ -30,6 +27,7 @@ public final class MainActivity extends Activity {
   private static final int PHOTO = 2;
   private static final int WEIGHTS = 3;
   private static final int SAVE = 4;
+  private static final int DICTATION = 5;
   static final String BACK =
       "typeof receive === 'function' && (receive({event: 'back'}), true)";
   private static final String TO_SAVE = "to-save.txt"; // a cache file, which outlives the process
@@ -37,24 +35,17 @@ public final class MainActivity extends Activity {
   private WebView view; // null while the system cannot show the page
   private boolean isShown; // between `onStart` and `onStop`
   private boolean awaitsBack; // the page has not answered to Back yet
+  private BackHandler back; // while the page has something to close; else null
   private Dialog dialog; // the one shown last; null: none
 
   @Override
   protected void onCreate(Bundle state) {
     super.onCreate(state);
-    if (Build.VERSION.SDK_INT >= Build.VERSION_CODES.TIRAMISU) {
-      getOnBackInvokedDispatcher()
-          .registerOnBackInvokedCallback(
-              OnBackInvokedDispatcher.PRIORITY_DEFAULT,
-              new OnBackInvokedCallback() {
-                @Override
-                public void onBackInvoked() {
-                  goBack();
-                }
-              });
-    }
     app().host().attach(this);
     openPage();
+    if (state == null) {
+      SharedPictures.take(app(), getIntent());
+    }
   }
 
   /** Shows the page, or a notice where the phone cannot. */
@@ -87,6 +78,13 @@ public final class MainActivity extends Activity {
     view = page;
     fitText();
     view.loadUrl(PageFiles.START);
+  }
+
+  /** Another app shares a picture while this one runs. */
+  @Override
+  protected void onNewIntent(Intent intent) {
+    super.onNewIntent(intent);
+    SharedPictures.take(app(), intent);
   }
 
   /** The page's process is gone: shows a new page, or a notice if that keeps happening. */
@@ -196,6 +194,10 @@ public final class MainActivity extends Activity {
     }
   }
 
+  void setTakesBack(boolean takesBack) {
+    back = BackHandler.set(this, back, takesBack);
+  }
+
   /** Shows a dialog; it goes with the screen. */
   void show(Dialog newDialog) {
     dialog = newDialog;
@@ -221,6 +223,10 @@ public final class MainActivity extends Activity {
     }
   }
 
+  void dictate() {
+    start(Dictation.intent(app().host().language()), DICTATION);
+  }
+
   void chooseWeights() {
     start(document(Intent.ACTION_OPEN_DOCUMENT, "*/*"), WEIGHTS);
   }
@@ -243,6 +249,10 @@ public final class MainActivity extends Activity {
         PhotoProvider.forget(this); // the camera may have written part of a file
       }
       return;
+    }
+    String dictated = request == DICTATION ? Dictation.text(data) : "";
+    if (!dictated.isEmpty()) {
+      app().assistant().addDictated(dictated);
     }
     Uri given = data == null ? null : data.getData();
     Uri chosen = given == null || PhotoProvider.isOurs(given) ? null : given;

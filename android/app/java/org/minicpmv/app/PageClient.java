@@ -1,5 +1,6 @@
 package org.minicpmv.app;
 
+import android.graphics.Bitmap;
 import android.net.Uri;
 import android.webkit.RenderProcessGoneDetail;
 import android.webkit.WebResourceRequest;
@@ -46,6 +47,11 @@ final class PageClient extends WebViewClient {
       return answer(NOT_FOUND, "Not Found", TEXT, nothing()); // not in this APK
     }
     return answer(NOT_FOUND, "Not Found", TEXT, nothing());
+  }
+
+  @Override
+  public void onPageStarted(WebView view, String url, Bitmap icon) {
+    app.assistant().expectPage();
   }
 
   @Override

@@ -48,7 +48,9 @@ public final class PhotoProvider extends ContentProvider {
 
   /** Whether a URI points into this app. A URI from another app's picker must not. */
   static boolean isOurs(Uri uri) {
-    return !"content".equals(uri.getScheme()) || AUTHORITY.equals(uri.getAuthority());
+    String authority = String.valueOf(uri.getAuthority()); // may begin with a user's number and @
+    return !"content".equals(uri.getScheme())
+        || AUTHORITY.equals(authority.substring(authority.lastIndexOf('@') + 1));
   }
 
   /** Some camera apps query the file's name and size before they write. */

@@ -35,6 +35,8 @@ public final class Assistant implements Closeable, ChatWorker.ChangeListener {
   private final Draft draft; // the chat on the page, and the next question
   private final List<JSONObject> offered = new ArrayList<>(); // shared pictures to choose from
   private volatile JSONObject insets; // margins that the system covers; null: none
+  private final List<JSONObject> unseen = new ArrayList<>(); // errors before the page's hello
+  private boolean hasPage; // it has said hello; guarded by `unseen`
   private volatile boolean speaking; // an answer is being read aloud
   private String published = ""; // identifies the latest `chat` event
 
@@ -139,6 +141,13 @@ public final class Assistant implements Closeable, ChatWorker.ChangeListener {
     fail(FileTools.failure(EngineException.FILE_ERROR, what, e));
   }
 
+  /** A page begins to load: errors wait until it says hello. */
+  public void expectPage() {
+    synchronized (unseen) {
+      hasPage = false;
+    }
+  }
+
   /** Unloads an idle engine: the system is short of memory. Chats stay. */
   public void trimMemory() {
     worker.unload();
@@ -239,6 +248,9 @@ public final class Assistant implements Closeable, ChatWorker.ChangeListener {
       case "log":
         host.save(LOG_NAME, report());
         break;
+      case "back":
+        host.setTakesBack(command.optBoolean("takes"));
+        break;
       case "leave":
         host.leave();
         break;
@@ -264,6 +276,13 @@ public final class Assistant implements Closeable, ChatWorker.ChangeListener {
       host.toPage(Json.object("event", "draft", "text", draft.text()));
     }
     publishOffered();
+    synchronized (unseen) {
+      hasPage = true;
+      for (JSONObject error : unseen) {
+        host.toPage(error);
+      }
+      unseen.clear();
+    }
   }
 
   private void choose(JSONObject picture) {
@@ -378,7 +397,15 @@ public final class Assistant implements Closeable, ChatWorker.ChangeListener {
 
   private void fail(EngineException e) {
     log.add(e.code() + ": " + e.getMessage());
-    host.toPage(Json.object("event", "error", "code", e.code(), "message", e.getMessage()));
+    JSONObject error =
+        Json.object("event", "error", "code", e.code(), "message", e.getMessage());
+    synchronized (unseen) {
+      if (!hasPage) {
+        unseen.add(error);
+        return;
+      }
+    }
+    host.toPage(error);
   }
 
   private void publishState() {

@@ -31,7 +31,7 @@ public interface Host {
   void save(String name, String text);
 
   /**
-   * What this phone can do besides, for `can` of the page's state: `share`, `speak`, `dictate`. The
+   * What this phone can do besides, for `can` of the page's state: `share`, `speak`, `dictate`, `back`. The
    * methods of these names are called only then.
    */
   List<String> abilities();
@@ -47,6 +47,9 @@ public interface Host {
 
   /** Lets the user dictate; the text arrives at {@link Assistant#addDictated}. */
   void dictate();
+
+  /** Tells the system whether the page has something to close when the user goes back. */
+  void setTakesBack(boolean takesBack);
 
   /** Leaves the app. */
   void leave();

@@ -13,13 +13,22 @@ import org.robolectric.annotation.Implements;
 public final class BackShadow {
   private OnBackInvokedCallback callback; // null: none
 
-  /** Does what Android does when the user goes back. */
-  void goBack() {
-    callback.onBackInvoked();
+  /** Does what Android does when the user goes back; returns whether the app handles it. */
+  boolean goBack() {
+    if (callback != null) {
+      callback.onBackInvoked();
+      return true;
+    }
+    return false;
   }
 
   @Implementation
   protected void registerOnBackInvokedCallback(int priority, OnBackInvokedCallback newCallback) {
     callback = newCallback;
+  }
+
+  @Implementation
+  protected void unregisterOnBackInvokedCallback(OnBackInvokedCallback oldCallback) {
+    callback = callback == oldCallback ? null : callback;
   }
 }

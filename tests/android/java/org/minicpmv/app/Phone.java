@@ -2,6 +2,7 @@ package org.minicpmv.app;
 
 import static org.robolectric.Shadows.shadowOf;
 
+import android.content.Intent;
 import android.os.Bundle;
 import android.os.Looper;
 import android.view.View;
@@ -98,6 +99,12 @@ public final class Phone extends ExternalResource {
     return this;
   }
 
+  /** Opens the app with an intent of another app; its page has not loaded yet. */
+  void openWithoutPage(Intent intent) {
+    screen = Robolectric.buildActivity(MainActivity.class, intent).create(null).start();
+    screen.postCreate(null).resume().visible();
+  }
+
   /** Finds the web view, and plays the page that has loaded in it. */
   void loadPage() {
     page = Shadow.extract(webView());
@@ -167,6 +174,16 @@ public final class Phone extends ExternalResource {
   /** Waits until no job is running. */
   void awaitRest() throws Exception {
     awaitIdle("event");
+  }
+
+  /** Waits for a state with the abilities of this screen; returns them. */
+  String awaitAbilities() throws Exception {
+    while (true) {
+      String can = await("state").getJSONArray("can").toString();
+      if (can.contains("share")) { // else from before the screen
+        return can;
+      }
+    }
   }
 
   /** Waits until no job is running and something keeps the model from being used; returns it. */

@@ -196,6 +196,9 @@ final class Fixture implements Host, AutoCloseable {
   }
 
   @Override
+  public void setTakesBack(boolean takesBack) {}
+
+  @Override
   public void leave() {}
 
   @Override

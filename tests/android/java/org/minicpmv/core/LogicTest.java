@@ -10,6 +10,7 @@ import static org.junit.Assert.fail;
 import java.io.File;
 import java.io.IOException;
 import java.nio.file.Files;
+import java.util.Arrays;
 import org.json.JSONArray;
 import org.json.JSONObject;
 import org.junit.Test;
@@ -257,5 +258,24 @@ public final class LogicTest {
     assertEquals(10, rate.perSecond(), 1e-9);
     rate.add("verify", 61 * second, 0); // another stage
     assertEquals(0, rate.perSecond(), 0);
+  }
+
+  @Test
+  public void longTextsAreSpokenInParts() {
+    assertEquals(Arrays.asList("short"), SpeechText.split("short", 10));
+    assertEquals(
+        Arrays.asList("One. Two.", " Three ", "four five"),
+        SpeechText.split("One. Two. Three four five", 11));
+    assertEquals(Arrays.asList("一二。", "三四五六", "七"), SpeechText.split("一二。三四五六七", 4));
+    String pair = new String(Character.toChars(0x1f600));
+    assertEquals(Arrays.asList("abc", pair + "d"), SpeechText.split("abc" + pair + "d", 4));
+    assertEquals(Arrays.asList(""), SpeechText.split("", 4));
+  }
+
+  @Test
+  public void theVoiceFitsTheText() {
+    assertTrue(SpeechText.isChinese("这是红色的 MiniCPM。"));
+    assertFalse(SpeechText.isChinese("The sign says 红."));
+    assertFalse(SpeechText.isChinese("12:30"));
   }
 }

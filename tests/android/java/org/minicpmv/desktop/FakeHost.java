@@ -131,7 +131,7 @@ public final class FakeHost implements Host {
 
   @Override
   public List<String> abilities() {
-    return Arrays.asList("share", "speak", "dictate");
+    return Arrays.asList("share", "speak", "dictate", "back");
   }
 
   @Override
@@ -153,6 +153,11 @@ public final class FakeHost implements Host {
   @Override
   public double temperature() {
     return 36.5;
+  }
+
+  @Override
+  public void setTakesBack(boolean takesBack) {
+    write(asked("back", "takes", takesBack));
   }
 
   @Override
