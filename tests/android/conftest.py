@@ -25,7 +25,7 @@ from tests.support.screen import SIZES
 from tests.support.tiny import write_checkpoint
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser
 
     from tests.android.phone import Phone
 
@@ -82,7 +82,7 @@ def start(browser: Browser, java_classpath: str, tmp_path: Path) -> Iterator[Cal
     """Starts the app with a page and the fake engine."""
     from tests.android.phone import Phone
 
-    started: list[tuple[Phone, Page]] = []
+    started: list[Phone] = []
     bundle = fake_bundle(tmp_path / "bundle")
 
     def begin(*, weights: bool = True, size: str = "phone", **options: Any) -> Phone:
@@ -100,7 +100,7 @@ def start(browser: Browser, java_classpath: str, tmp_path: Path) -> Iterator[Cal
             beside=beside,
             **options,
         )
-        started.append((phone, page))
+        started.append(phone)
         phone.open()
         ready = "#start.empty" if weights else "#start.card"
         phone.until(
@@ -109,9 +109,8 @@ def start(browser: Browser, java_classpath: str, tmp_path: Path) -> Iterator[Cal
         return phone
 
     yield begin
-    for phone, page in started:
+    for phone in started:
         phone.close()
-        page.close()
         assert phone.errors == []
 
 

@@ -112,6 +112,8 @@ class Phone(Screen):
             self._heard += [event["event"] for event in shown]
 
     def close(self) -> None:
+        """Ends page and app; the page first, which may still have something to tell the app."""
+        self.page.close()
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait(60)

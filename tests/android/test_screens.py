@@ -113,7 +113,6 @@ def open_app(
     yield begin
     for phone in opened:
         phone.close()
-        phone.page.close()
         assert phone.errors == []
 
 

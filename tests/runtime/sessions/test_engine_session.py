@@ -37,6 +37,7 @@ QUESTION = "What colour is the shape?"
 ANSWER = GenerationOptions(max_new_tokens=8)
 LONG = GenerationOptions(max_new_tokens=100_000)
 RED = Image.new("RGB", (60, 40), "red")
+WINDOW = 200  # tokens
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +49,8 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def running(bundle: Path) -> Iterator[EngineSession]:
     opened = Bundle.open(bundle)
-    session = EngineSession(open_place(opened, EngineOptions(threads=1)), opened.config, window=200)
+    place = open_place(opened, EngineOptions(threads=1))
+    session = EngineSession(place, opened.config, window=WINDOW)
     yield session
     session.close()
 
@@ -213,7 +215,9 @@ def test_an_answer_is_cancelled(session):
     assert reply.statistics.stop == Stop.CANCELLED
     assert "".join(pieces) == reply.text != ""
     again = session.reply(user(QUESTION), RED, ANSWER)
-    assert again.statistics.reused_tokens == again.statistics.prompt_tokens - 1
+    prompt = again.statistics.prompt_tokens
+    has_slid = prompt + len(reply.ids) > WINDOW  # a busy machine lets the cancel wait
+    assert again.statistics.reused_tokens == (0 if has_slid else prompt - 1)
 
 
 def test_an_exception_in_between_ends_the_answer(session):
@@ -294,7 +298,7 @@ def test_a_bundle_that_changed_since_is_refused(bundle, tmp_path):
     opened = Bundle.open(folder)
     (folder / "weights.safetensors").write_bytes(b"short")
     with pytest.raises(BundleError, match=r"weights\.safetensors: truncated"):
-        EngineSession(open_place(opened, EngineOptions()), opened.config, window=200)
+        EngineSession(open_place(opened, EngineOptions()), opened.config, window=WINDOW)
 
 
 def test_a_program_that_may_not_be_executed_is_named(bundle, tmp_path):
@@ -302,7 +306,7 @@ def test_a_program_that_may_not_be_executed_is_named(bundle, tmp_path):
     (folder / "engine" / "host").chmod(0o644)
     opened = Bundle.open(folder)
     with pytest.raises(EngineDiedError, match=r"does not start: Permission denied; try `chmod \+x"):
-        EngineSession(open_place(opened, EngineOptions()), opened.config, window=200)
+        EngineSession(open_place(opened, EngineOptions()), opened.config, window=WINDOW)
 
 
 def test_a_bundle_without_the_phones_engine_is_refused(bundle):

@@ -150,7 +150,7 @@ def test_a_bundle_whose_checkpoint_moved_or_changed_has_no_reference(bundle, che
     manifest = json.loads((copy / "bundle.json").read_text("utf-8"))
     manifest["source"]["path"] = str(tmp_path / "gone")
     (copy / "bundle.json").write_text(json.dumps(manifest))
-    with pytest.raises(CheckpointError, match="gone: the checkpoint that the bundle was made from"):
+    with pytest.raises(CheckpointError, match="gone: the checkpoint that this was made from"):
         load(copy, EngineOptions(engine="reference"), device="cpu")
     manifest["source"] = manifest["source"] | {"path": str(checkpoint), "sha256": "0" * 64}
     (copy / "bundle.json").write_text(json.dumps(manifest))
