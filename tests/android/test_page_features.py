@@ -138,10 +138,9 @@ def test_the_chats_stand_beside_the_chat(start: Start) -> None:
     page.locator("#side .open").last.click()
     phone.until("document.querySelector('.turn .text').innerText === 'one'")
     assert page.locator("#side .open[aria-current]").inner_text().startswith("one")
-    phone.turn()  # narrow now
-    assert page.is_visible("#open-history")
+    phone.turn()  # narrow now, so that the button appears
     page.click("#open-history")
-    assert page.locator("#history .open").count() == 2
+    phone.until("document.querySelectorAll('#history .open').length === 2")
 
 
 def test_actions_by_keyboard(start: Start) -> None:

@@ -147,7 +147,7 @@ def test_chats(open_app: Callable[..., Phone], check: Callable[[Phone, str], Non
     is_wide = page.is_hidden("#open-history")
     if not is_wide:
         page.click("#open-history")
-    page.wait_for_function("[...document.querySelectorAll('.thumb img')].every((e) => e.complete)")
+    phone.until("[...document.querySelectorAll('.thumb img')].every((e) => e.complete)")
     page.locator(".chats .icon").first.click()
     page.click(".chats .danger")
     check(phone, "history")
