@@ -8,6 +8,7 @@ checked: clients omit default ports, and proxies and tunnels use their own.
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import re
 import secrets
@@ -89,8 +90,8 @@ def foreign_request(
     return None
 
 
-def with_headers(send: Send) -> Send:
-    """Wraps `send` so that responses carry `HEADERS`."""
+def guarded(send: Send) -> Send:
+    """Wraps `send`: responses carry `HEADERS`, and a client that leaves a stream is noticed."""
 
     async def send_guarded(message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -98,6 +99,8 @@ def with_headers(send: Send) -> Send:
             for name, value in HEADERS.items():
                 headers[name] = value
         await send(message)
+        # Parts that are ready come without a pause: the loop would never see a closed connection.
+        await asyncio.sleep(0)
 
     return send_guarded
 
@@ -112,7 +115,7 @@ class Guard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers a request; see ASGI."""
         assert scope["type"] == "http", "the server is configured for HTTP only"
-        send_guarded = with_headers(send)
+        send_guarded = guarded(send)
         refusal = self._refusal(scope)
         if refusal is not None:
             response = PlainTextResponse(f"{refusal}\n", 403)

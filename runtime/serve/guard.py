@@ -8,7 +8,7 @@ from collections.abc import Collection
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from runtime.http.guard import foreign_request, with_headers
+from runtime.http.guard import foreign_request, guarded
 from runtime.serve.cors import Cors
 from runtime.serve.errors import ApiError
 
@@ -36,7 +36,7 @@ class KeyGuard:
         """Answers a request; see ASGI."""
         assert scope["type"] == "http", "the server is configured for HTTP only"
         headers = Headers(scope=scope)
-        send = with_headers(self._cors.with_headers(headers, send))
+        send = guarded(self._cors.with_headers(headers, send))
         foreign = foreign_request(headers, self._names, self._cors.origins)
         if foreign is not None:
             refusal: ApiError | None = ApiError(403, foreign, code="foreign_request")

@@ -46,8 +46,6 @@ class PendingAnswer:
 
     async def next(self) -> AnswerEvent:
         """Waits for the next event."""
-        # One that is queued comes without a pause: the loop would never see that the client left.
-        await asyncio.sleep(0)
         return await self._events.get()
 
     def stop(self) -> None:

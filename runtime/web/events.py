@@ -56,7 +56,6 @@ class Events:
             yield ": begins\n\n"
             while (text := await listener.events.get()) is not None:
                 yield text
-                await asyncio.sleep(0)  # so that the loop sees a page that left
         finally:
             with self._lock:
                 self._listeners.discard(listener)
