@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from functools import partial as partial_function
 from pathlib import Path
 from typing import BinaryIO
 
@@ -145,8 +144,7 @@ class _Handlers:
             self._assistant.fail(error if isinstance(error, OSError) else PictureError(what))
             return _wrong(what, 400)
         several = "several" in request.query_params
-        take = partial_function(self._assistant.add_picture, is_one_of_several=several)
-        await asyncio.to_thread(take, partial)
+        await asyncio.to_thread(self._assistant.add_picture, partial, is_one_of_several=several)
         return Response(status_code=_NOTHING)
 
 
