@@ -31,7 +31,7 @@ from runtime.verify.cases import Case
 from runtime.verify.check import Cause, Check
 from runtime.verify.diagnose.isolate import find_causes
 from runtime.verify.files.contents import check_contents
-from runtime.verify.files.differences import differences, listed
+from runtime.verify.files.model import require_same_model
 from runtime.verify.files.stored_weights import load_stored
 from runtime.verify.files.weights import (
     BundleTensors,
@@ -136,7 +136,8 @@ def _verify_bundle(request: Request, progress: Progress) -> Report:
     place = open_place(bundle, request.engine)
     program = bundle.program(place.target).path
     files = check_files(bundle.path, bundle.manifest.files, program, progress)
-    checkpoint, warnings = _open_reference(bundle, request)
+    checkpoint, warnings = request.open_reference(bundle.manifest.source)
+    require_same_model(bundle.path / MANIFEST, bundle.config, bundle.plan, checkpoint)
     # Stored results hold for the bundle as it was made; a case that is not measured saves nothing.
     stored = all(check.passed for check in files) and request.save_reference is None
     window = request.window_or(WINDOW)
@@ -271,20 +272,6 @@ def _start(place: Device, bundle: Bundle, window: int, checks: Sequence[Check]) 
         raise BundleError(
             f"{', '.join(altered)}: altered: the SHA-256 is not the manifest's; {error}"
         ) from error
-
-
-def _open_reference(bundle: Bundle, request: Request) -> tuple[Checkpoint, list[str]]:
-    """Returns the checkpoint, and warnings about it."""
-    checkpoint, warnings = request.open_reference(bundle.manifest.source)
-    head = any(tensor.name == "llm.head" for tensor in bundle.plan.tensors)
-    if checkpoint.config != bundle.config or checkpoint.untied_head != head:
-        wrong = [*differences(bundle.config.source, checkpoint.config.source, "model")]
-        raise BundleError(
-            f"{bundle.path / MANIFEST}: its model configuration is not that of {checkpoint.path}, "
-            f"so nothing can be compared: {listed(wrong or ['one has a head of its own'])}; "
-            "convert again"
-        )
-    return checkpoint, warnings
 
 
 def _load_models(

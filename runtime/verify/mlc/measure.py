@@ -7,7 +7,7 @@ calls. These are the embeddings, the image tokens, and the logits that choose an
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,16 +21,17 @@ from quantize.schemes import Array
 from runtime.inputs.prompt import Prompt, PromptError, Tokenizer
 from runtime.inputs.sampling import GenerationOptions
 from runtime.mlc.engine import MlcEngine
-from runtime.reference import metrics
 from runtime.verify.cases import Case
-from runtime.verify.check import Check
 from runtime.verify.files.tokenizer import prompt_check
 from runtime.verify.measure.answers import AnswerComparison, GreedyAnswer, Question, greedy_answer
 from runtime.verify.measure.logits import Logits
+from runtime.verify.measure.losses import StageLosses
 from runtime.verify.measure.results import CaseResult, Outcome, ResultCache, Worst, merge
 from runtime.verify.measure.steps import Steps
 from runtime.verify.mlc.prompts import package_encode, package_prompt
 from runtime.verify.stages import Stages, TorchStages
+
+SAME_WEIGHTS = "SQNR, same weights"  # a figure
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ class _Runner:
 
     def run(self, case: Case) -> CaseResult:
         """Compares what the three make of a case."""
-        models, worst, logits = self._models, _Worst(self._thresholds), Logits()
+        models, worst, logits = self._models, _Losses(self._thresholds), Logits()
         picture = case.open()
         if case.picture_digest != self._picture:  # the cases of a picture follow each other
             self._image = () if picture is None else self._compare_picture(picture, worst)
@@ -150,19 +151,16 @@ class _Runner:
             )
         return prompt
 
-    def _compare_picture(self, picture: Image.Image, worst: _Worst) -> tuple[Tensor, ...]:
+    def _compare_picture(self, picture: Image.Image, worst: _Losses) -> tuple[Tensor, ...]:
         """Returns the image tokens of the three."""
-        models, tokens = self._models, []
+        models = self._models
         pixels = models.reference.preprocess(picture)
-        for stages in (models.reference, models.arithmetic):
-            tokens.append(_encode(stages, pixels))
-            for _ in range(stages.config.vision.depth // 2 if stages.config.vision else 0):
-                self._steps.block()
+        tokens = _encode((models.reference, models.arithmetic), pixels, self._steps.block)
         tokens.append(models.engine.image_tokens(_levels(pixels)))
         worst.loss("resampler", "image tokens", *tokens)
         return tuple(tokens)
 
-    def _embeddings(self, questions: Sequence[Question], worst: _Worst) -> Tensor:
+    def _embeddings(self, questions: Sequence[Question], worst: _Losses) -> Tensor:
         """Compares the embeddings of a prompt; returns the library's, its picture put in."""
         models, ids = self._models, questions[0].prompt.ids
         text = [models.reference.embed(ids), models.arithmetic.embed(ids), models.engine.embed(ids)]
@@ -202,43 +200,33 @@ class _Conversation:
         return torch.stack(self._rows)
 
 
-class _Worst(Worst):
-    """Compares the outputs of stages, and keeps the worst of each."""
+class _Losses(StageLosses):
+    """A library's outputs beside those of a model that rounds weights only."""
 
-    def __init__(self, thresholds: Mapping[str, float]) -> None:
-        super().__init__()
-        self._thresholds = thresholds
+    same = SAME_WEIGHTS
 
-    def loss(
-        self, stage: str, name: str, reference: Tensor, arithmetic: Tensor, bundle: Tensor
-    ) -> None:
-        """Compares a stage's three outputs.
+    @property
+    def least_same(self) -> float:
+        """What half precision may cost, dB."""
+        return self.thresholds["mlc_half_precision_db"]
 
-        The arithmetic's model rounds weights only; half precision adds noise of its own, which does
-        not depend on the weights' and so adds up in power.
-        """
-        expected = metrics.sqnr_db(reference, arithmetic)
-        half = self._thresholds["mlc_half_precision_db"]
-        both = -10 * math.log10(10 ** (-expected / 10) + 10 ** (-half / 10))
-        floor = both - self._thresholds["loss_margin_db"]
-        detail = {
-            "cosine": metrics.cosine(reference, bundle),
-            "expected_cosine": metrics.cosine(reference, arithmetic),
-            "max_difference": metrics.max_difference(reference, bundle),
-        }
-        value = metrics.sqnr_db(reference, bundle)
-        self.add(Check(stage, name, "SQNR", "dB", value, expected, floor, True, detail))
-        same = metrics.sqnr_db(arithmetic, bundle)
-        self.add(Check(stage, name, "SQNR, same weights", "dB", same, math.inf, half, True))
+    def reachable(self, stage: str, expected: float) -> float:
+        """See `StageLosses`; the noise of half precision adds to that of the weights."""
+        return -10 * math.log10(10 ** (-expected / 10) + 10 ** (-self.least_same / 10))
 
 
-def _encode(stages: Stages, pixels: Tensor) -> Tensor:
-    """Maps pixels (3, S, S) to image tokens (Q, D)."""
-    assert stages.config.vision is not None
-    x = stages.vision_embed(pixels)
-    for i in range(stages.config.vision.depth):
-        x = stages.vision_block(i, x)
-    return stages.resample(stages.vision_norm(x))
+def _encode(
+    everyone: Sequence[Stages], pixels: Tensor, on_block: Callable[[], None]
+) -> list[Tensor]:
+    """Maps pixels (3, S, S) to the image tokens (Q, D) of some models."""
+    vision = everyone[0].config.vision
+    assert vision is not None
+    xs = [stages.vision_embed(pixels) for stages in everyone]
+    for i in range(vision.depth):
+        xs = [stages.vision_block(i, x) for stages, x in zip(everyone, xs, strict=True)]
+        on_block()
+    pairs = zip(everyone, xs, strict=True)
+    return [stages.resample(stages.vision_norm(x)) for stages, x in pairs]
 
 
 def _levels(pixels: Tensor) -> Array:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from convert.bundle.errors import BundleError
@@ -28,13 +29,14 @@ from runtime.reference.load import load_reference
 from runtime.verify.check import Cause, Check
 from runtime.verify.files.contents import SETTINGS, Contents
 from runtime.verify.files.differences import differences, listed
+from runtime.verify.files.model import require_same_model
 from runtime.verify.files.stored_weights import load_stored
 from runtime.verify.files.tokenizer import STAGE as TOKENIZER_STAGE
 from runtime.verify.files.tokenizer import file_check, tokenizer_causes
 from runtime.verify.files.weights import check_files, check_tensors
 from runtime.verify.measure.kept import SAVE, USE
 from runtime.verify.measure.run import load_settings
-from runtime.verify.mlc.measure import MlcModels, run_cases
+from runtime.verify.mlc.measure import SAME_WEIGHTS, MlcModels, run_cases
 from runtime.verify.mlc.tensors import PackageTensors
 from runtime.verify.report.folder import ReportFolder, known_results
 from runtime.verify.report.page.render import render
@@ -66,7 +68,7 @@ def verify_package(request: Request, progress: Progress) -> Report:
     tensors = PackageTensors(package)
     checks = [*files, *check_tensors(tensors, checkpoint, settings["thresholds"], progress)]
     checks += contents.checks
-    models = _load_models(package, checkpoint, library_engine(package), progress)
+    models = _load_models(package, checkpoint, tensors, library_engine(library, package), progress)
     assert checkpoint.tokenizer is not None, "the request opened it"
     tokenizer = Tokenizer(checkpoint.tokenizer)
     with known_results(kept, about, checkpoint, package.window, settings) as known:
@@ -95,13 +97,9 @@ def verify_package(request: Request, progress: Progress) -> Report:
     return report
 
 
-def library_engine(package: MlcPackage) -> MlcEngine:
-    """Loads a package's library for this machine.
-
-    Raises:
-        BundleError: see `MlcEngine`.
-    """
-    return MlcEngine(find_library(package), package.params)
+def library_engine(library: Path, package: MlcPackage) -> MlcEngine:
+    """Loads a package's library for this machine; see `MlcEngine`."""
+    return MlcEngine(library, package.params)
 
 
 def _check_options(request: Request) -> None:
@@ -125,12 +123,7 @@ def _check_contents(package: MlcPackage, checkpoint: Checkpoint) -> Contents:
         raise BundleError(
             f"{package.path}: has no tokenizer.model, but its checkpoint has one; convert again"
         )
-    if checkpoint.config != package.config:
-        wrong = [*differences(package.config.source, checkpoint.config.source, "model")]
-        raise BundleError(
-            f"{package.path / MANIFEST}: its model configuration is not that of "
-            f"{checkpoint.path}, so nothing can be compared: {listed(wrong)}; convert again"
-        )
+    require_same_model(package.path / MANIFEST, package.config, package.plan, checkpoint)
     assert checkpoint.tokenizer is not None, "the request opened it"
     found = Contents()
     found.checks.append(file_check(package.tokenizer, checkpoint.tokenizer))
@@ -145,13 +138,17 @@ def _check_contents(package: MlcPackage, checkpoint: Checkpoint) -> Contents:
 
 
 def _load_models(
-    package: MlcPackage, checkpoint: Checkpoint, engine: MlcEngine, progress: Progress
+    package: MlcPackage,
+    checkpoint: Checkpoint,
+    tensors: PackageTensors,
+    engine: MlcEngine,
+    progress: Progress,
 ) -> MlcModels:
     layers = package.config.decoder.num_hidden_layers
     progress(LOADING, 0, layers)
     model = load_stored(
         load_reference(checkpoint, lazy=True),
-        PackageTensors(package),
+        tensors,
         progress,
         inputs=Inputs.FLOAT,
     )
@@ -181,7 +178,7 @@ def _causes(
     tensors = list(dict.fromkeys(c.name for c in failed if c.stage in ("weights", "codes")))
     if tensors:
         causes.append(Cause(listed(tensors), "stored otherwise than the checkpoint says"))
-    same = [check for check in failed if check.metric == "SQNR, same weights"]
+    same = [check for check in failed if check.metric == SAME_WEIGHTS]
     if same and not tensors:
         stages = ", ".join(dict.fromkeys(check.stage for check in same))
         causes.append(

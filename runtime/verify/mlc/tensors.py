@@ -7,7 +7,8 @@ import torch
 
 from convert.bundle.plan import PlannedTensor
 from convert.mlc.opened import MlcPackage
-from convert.mlc.stored_params import names_in, stored_tensor
+from convert.mlc.params import names_in
+from convert.mlc.stored_params import stored_tensor
 from runtime.reference.lazy_weights import GroupCodes, Weight
 
 

@@ -78,7 +78,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, checkpoint: Checkpoint) -> type[To
         return settings
 
     monkeypatch.setattr(run, "load_settings", fewer)
-    monkeypatch.setattr(run, "library_engine", lambda package: Engine(package, checkpoint))
+    monkeypatch.setattr(run, "library_engine", lambda _, package: Engine(package, checkpoint))
     return Engine
 
 
