@@ -24,6 +24,13 @@ CARD = UnlistedFile(
 T = TypeVar("T", bound=Struct)
 
 
+def require_folder(path: Path, kind: FolderKind) -> None:
+    """Raises BundleError unless a path is a folder, which one of this kind has to be."""
+    if not path.is_dir():
+        what = "a file" if path.exists() else "no such folder"
+        raise BundleError(f"{path}: {what}; expected {kind.article} {kind.noun}'s folder")
+
+
 def read_object(folder: Path, kind: FolderKind, version: int) -> dict[str, Any]:
     """Reads a folder's manifest without its format and version, which are checked.
 

@@ -18,6 +18,7 @@ from convert.bundle.folder_manifest import (
     check_file,
     read_object,
     read_records,
+    require_folder,
 )
 from convert.bundle.plan import Plan, Recipe, make_plan
 from convert.bundle.program import Program
@@ -139,9 +140,7 @@ class Bundle:
                 file and what is wrong.
         """
         path = Path(path)
-        if not path.is_dir():
-            what = "a file" if path.exists() else "no such folder"
-            raise BundleError(f"{path}: {what}; expected a bundle's folder")
+        require_folder(path, KIND)
         manifest = Manifest.read(path)
         for name, record in manifest.files.items():
             check_file(path / MANIFEST, name, record.size, KIND.noun)

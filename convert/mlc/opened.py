@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from convert.bundle.errors import BundleError
-from convert.bundle.folder_manifest import ANOTHER_VERSION, check_file
+from convert.bundle.folder_manifest import ANOTHER_VERSION, check_file, require_folder
 from convert.bundle.plan import Plan, Recipe
 from convert.checkpoint.config import ModelConfig
 from convert.mlc.manifest import KIND, MANIFEST, PackageManifest
@@ -38,9 +38,7 @@ class MlcPackage:
                 file and what is wrong.
         """
         path = Path(path)
-        if not path.is_dir():
-            what = "a file" if path.exists() else "no such folder"
-            raise BundleError(f"{path}: {what}; expected an MLC package's folder")
+        require_folder(path, KIND)
         manifest = PackageManifest.read(path)
         for name, record in manifest.files.items():
             check_file(path / MANIFEST, name, record.size, KIND.noun)

@@ -54,6 +54,16 @@ def mlc_names(layers: int, untied_head: bool) -> dict[str, str]:
     return names | {"llm.norm.weight": "model.norm.weight"}
 
 
+def names_in(plan: Plan) -> dict[str, str]:
+    """Returns the names that MLC-LLM has for a plan's tensors, in the order of the files."""
+    ours = [tensor.name for tensor in plan.tensors]
+    layers = sum(name.startswith("llm.layers.") and name.endswith(".qkv") for name in ours)
+    names = mlc_names(layers, "llm.head" in ours)
+    names |= {name: name for name in ours if not name.startswith("llm.")}
+    assert set(names) == set(ours)
+    return names
+
+
 def write_params(
     checkpoint: Checkpoint,
     plan: Plan,
@@ -76,9 +86,7 @@ def write_params(
     Raises:
         CheckpointError: a tensor holds NaN, infinity, or more than float16 can.
     """
-    names = mlc_names(checkpoint.config.decoder.num_hidden_layers, checkpoint.untied_head)
-    names |= {one.name: one.name for one in plan.tensors if not one.name.startswith("llm.")}
-    assert set(names) == {tensor.name for tensor in plan.tensors}
+    names = names_in(plan)
     shards = _Shards(folder)
     for done, (name, mlc_name) in enumerate(names.items()):
         progress("MLC weights", done, len(names))

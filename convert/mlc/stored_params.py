@@ -11,8 +11,8 @@ import numpy as np
 from msgspec import Struct
 
 from convert.bundle.errors import BundleError
-from convert.bundle.plan import Plan, PlannedTensor
-from convert.mlc.params import CACHE, mlc_names
+from convert.bundle.plan import Plan
+from convert.mlc.params import CACHE, names_in
 from convert.support.strict_json import load_json
 from quantize.int8 import INT8_GROUP
 from quantize.layout import unpack_mlc, unpack_mlc_int8
@@ -65,20 +65,6 @@ def expected_params(plan: Plan) -> dict[str, Spec]:
         else:
             specs[name] = (tuple(shape), "float16")
     return specs
-
-
-def names_in(plan: Plan) -> dict[str, str]:
-    """Returns the names that MLC-LLM has for a plan's tensors, in the order of the files."""
-    ours = {tensor.name for tensor in plan.tensors}
-    layers = sum(name.endswith(".qkv") and name.startswith("llm.") for name in ours)
-    names = mlc_names(layers, "llm.head" in ours)
-    names |= {name: name for name in map(_name, plan.tensors) if not name.startswith("llm.")}
-    assert set(names) == ours
-    return names
-
-
-def _name(tensor: PlannedTensor) -> str:
-    return tensor.name
 
 
 class StoredParams(Mapping[str, Array]):
