@@ -11,15 +11,13 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
 
 from convert.bundle.manifest import MANIFEST, Bundle, FileRecord
+from convert.support.closing import Closing
 from convert.support.json_text import json_lines, json_text
 from convert.support.whole_file import check_replaceable
 from quantize.errors import ToolkitError
-
-Self = TypeVar("Self", bound="ResultsFile")
 
 
 def identity(bundle: Bundle) -> str:
@@ -31,7 +29,7 @@ class ResultsError(ToolkitError):
     """A results file belongs to another run, is in use, or is damaged."""
 
 
-class ResultsFile:
+class ResultsFile(Closing):
     """The results of one run, continued by later ones if interrupted. A context manager."""
 
     def __init__(self, path: Path, header: Mapping[str, Any], option: str) -> None:
@@ -63,15 +61,8 @@ class ResultsFile:
             self._file.close()
             raise
 
-    def __enter__(self: Self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Lets another run write the file."""
         self._file.close()
 
     def get(self, key: str, digest: str) -> dict[str, Any] | None:

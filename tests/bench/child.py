@@ -6,11 +6,10 @@ import json
 import signal
 import subprocess
 import tempfile
-from contextlib import AbstractContextManager
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
+from convert.support.closing import Closing
 from quantize.errors import ToolkitError
 
 
@@ -18,7 +17,7 @@ class ChildError(ToolkitError):
     """The process ended before it answered."""
 
 
-class Child(AbstractContextManager["Child"]):
+class Child(Closing):
     """A process that answers every request with one line; what it prints else goes to a log."""
 
     def __init__(self, name: str, command: list[str], cwd: Path) -> None:
@@ -34,12 +33,8 @@ class Child(AbstractContextManager["Child"]):
             text=True,
         )
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Kills it."""
         self._process.kill()
         self._process.communicate()
         self._log.close()
