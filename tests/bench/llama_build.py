@@ -108,22 +108,23 @@ def source() -> Path:
     if inside.is_dir():
         return inside
     home.mkdir(parents=True, exist_ok=True)
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--no-deps",
-        "--no-binary",
-        "llama-cpp-python",
-    ]
-    run_pip([*command, "-d", str(home), PACKAGES[0]], os.environ)
+    download(PACKAGES[0], home, "--no-binary", "llama-cpp-python")
     archive = home / f"llama_cpp_python-{VERSION}.tar.gz"
     shutil.unpack_archive(archive, home, filter="data")
     archive.unlink()
     if not inside.is_dir():
         raise ToolkitError(f"{PACKAGES[0]}: its source has no vendor/llama.cpp")
     return inside
+
+
+def download(package: str, folder: Path, *options: str) -> None:
+    """Downloads a package's archive into a folder, without what it depends on.
+
+    Raises:
+        ToolkitError: pip failed.
+    """
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", *options]
+    run_pip([*command, "-d", str(folder), package], os.environ)
 
 
 def run_pip(command: list[str], environment: os._Environ[str] | dict[str, str]) -> None:

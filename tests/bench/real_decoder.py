@@ -34,7 +34,7 @@ from runtime.reference.load import load_reference
 from runtime.sessions.engine_session import EngineSession
 from runtime.verify.stages import EngineStages, Stages, TorchStages
 from tests.bench import llama_build, real_text, smollm2
-from tests.bench.convert import commit, machine
+from tests.bench.convert import ROOT, commit, machine
 from tests.bench.real_text import Ids
 
 WINDOW = 2 * real_text.LENGTH  # tokens
@@ -156,7 +156,7 @@ def _theirs(
     kind: str, gguf: Path, folder: Path, comparison: Comparison, threads: int
 ) -> dict[str, Any]:
     """Quantizes with llama.cpp, and measures what it says itself."""
-    program, script = str(llama_build.python()), str(smollm2.ROOT / "tests/bench/llama_logits.py")
+    program, script = str(llama_build.python()), str(ROOT / "tests/bench/llama_logits.py")
     file = folder / f"{kind}.gguf"
     start = time.monotonic()
     smollm2.run([program, script, "quantize", str(gguf), str(file), kind, str(threads)])

@@ -7,8 +7,6 @@ on.
 
 from __future__ import annotations
 
-import os
-import sys
 import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -82,6 +80,5 @@ def _pages(path: Path) -> dict[str, str]:
 
 def _fetch(folder: Path) -> Path:
     name, _, version = ARCHIVE.removesuffix(".tar.gz").partition("-")
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", ":all:"]
-    llama_build.run_pip([*command, "-d", str(folder), f"{name}=={version}"], os.environ)
+    llama_build.download(f"{name}=={version}", folder, "--no-binary", ":all:")
     return folder / ARCHIVE

