@@ -8,8 +8,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from convert.bundle.card import Licence, write_card
+from convert.bundle.bundle_card import bundle_card
+from convert.bundle.card import write_card
 from convert.bundle.kv_cache import describe_kv
+from convert.bundle.licence import Licence
 from convert.bundle.manifest import KIND, Bundle
 from convert.bundle.plan import Plan, make_plan
 from convert.calibrate.target_size import choose_recipe, measure_losses, parse_size, smallest_size
@@ -117,7 +119,8 @@ class BundleProduct(Product):
             manifest = write_bundle(conversion, plan, folder, calibrated, journal)
             with phases.measure("golden answers"):
                 manifest = add_golden(folder, manifest, conversion.progress)
-            write_card(Bundle.open(folder), Licence.of(conversion.checkpoint.path))
+            licence = Licence.of(conversion.checkpoint.path)
+            write_card(folder, bundle_card(Bundle.open(folder)), licence)
             yield
             journal.remove()
             with phases.measure("write to disk"):

@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Struct, structs
 
 from convert.bundle.errors import BundleError
-from convert.bundle.folder_manifest import read_object, read_records
+from convert.bundle.folder_manifest import CARD, read_object, read_records
 from convert.bundle.manifest import BundleSource, FileRecord
 from convert.mlc.names import TOKENIZER_JSON
 from convert.support.json_text import json_text
@@ -19,7 +19,11 @@ from convert.support.whole_file import whole_file
 
 MANIFEST = "mlc-package.json"
 KIND = FolderKind(
-    manifest=MANIFEST, format="minicpmv-mlc-package", noun="MLC package", article="an"
+    manifest=MANIFEST,
+    format="minicpmv-mlc-package",
+    noun="MLC package",
+    article="an",
+    unlisted=CARD,
 )
 FORMAT_VERSION = 3
 

@@ -9,10 +9,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from convert.bundle.card import write_card
+from convert.bundle.licence import Licence
 from convert.bundle.plan import Plan
+from convert.checkpoint.reader import Checkpoint
 from convert.conversion.config import MLC_RECIPE, ConvertConfig, MlcOptions
 from convert.conversion.conversion import Conversion
 from convert.conversion.product import Product
+from convert.mlc.card import package_card
 from convert.mlc.checkout import MlcCheckout
 from convert.mlc.compile import compile_package
 from convert.mlc.compilers import (
@@ -23,7 +27,7 @@ from convert.mlc.compilers import (
     find_compiler,
     from_checkout,
 )
-from convert.mlc.manifest import KIND, LibraryRecord
+from convert.mlc.manifest import KIND, LibraryRecord, PackageManifest
 from convert.mlc.package import make_mlc_plan, write_package
 from convert.mlc.vision_config import MlcVisionConfig
 from convert.support.console import Size, megabytes
@@ -178,6 +182,7 @@ class MlcProduct(Product):
                 report = write_package(
                     checkpoint, source, plan, folder, conversion.progress, calibrated
                 )
+                _write_card(folder, checkpoint)
             yield
             with conversion.phases.measure(_PHASE):
                 output.commit()
@@ -190,6 +195,7 @@ class MlcProduct(Product):
                     later[target] = command_for_later(target, output.path, python)
                 else:
                     libraries[target] = compile_package(compiler, target, output.path)
+                    _write_card(output.path, checkpoint)
                     _check_memory(target, libraries[target], pictures=self._pictures)
         self._summary = MlcSummary(
             path=output.path,
@@ -206,6 +212,11 @@ class MlcProduct(Product):
         """Returns what was made."""
         assert self._summary is not None, "made first"
         return self._summary
+
+
+def _write_card(folder: Path, checkpoint: Checkpoint) -> None:
+    """Writes what the manifest says now, libraries included."""
+    write_card(folder, package_card(PackageManifest.read(folder)), Licence.of(checkpoint.path))
 
 
 def _find_compiler(config: ConvertConfig) -> MlcCompiler | None:

@@ -19,6 +19,7 @@ from msgspec import structs
 from onnx import TensorProto, helper
 from torch import Tensor
 
+from convert.bundle.folder_manifest import CARD
 from convert.bundle.manifest import FileRecord
 from convert.checkpoint.config import ModelConfig
 from convert.onnx.graph import OPSET, OnnxGraph, OnnxWeight, build_graph
@@ -28,7 +29,9 @@ from convert.support.progress import Progress
 from convert.support.versions import TOOLKIT, VERSION, package_version
 
 MODEL, DATA, MANIFEST = "vision.onnx", "vision.onnx.data", "onnx.json"
-KIND = FolderKind(manifest=MANIFEST, format="minicpmv-onnx", noun="ONNX export")
+KIND = FolderKind(
+    manifest=MANIFEST, format="minicpmv-onnx", noun="ONNX export", article="an", unlisted=CARD
+)
 FORMAT_VERSION = 1
 ALIGNMENT = 4096  # bytes: a page, so that runtimes can map the weights
 TOOLS = (TOOLKIT, "onnx", "torch")

@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from convert.bundle.card import write_card
 from convert.bundle.errors import BundleError
+from convert.bundle.licence import Licence
 from convert.conversion.config import ConvertConfig
 from convert.conversion.conversion import Conversion
 from convert.conversion.product import Product
+from convert.onnx.card import agreement, onnx_card
 from convert.onnx.check import Difference, compare_onnx, sample_pixels
 from convert.onnx.export import KIND, MODEL, onnx_bytes, write_onnx
 from convert.support.console import Size
@@ -89,6 +92,8 @@ class OnnxProduct(Product):
                 reference = load_reference(checkpoint, only=VISION)
                 differences = compare_onnx(folder / MODEL, reference, sample_pixels(config.vision))
                 self._require_agreement(differences)
+                card = onnx_card(source, config, report, folder)
+                write_card(folder, card, Licence.of(checkpoint.path), agreement(differences))
                 progress("check ONNX", 1, 1)
             yield
             with conversion.phases.measure(_PHASE):

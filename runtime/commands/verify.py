@@ -78,7 +78,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="measure which tensors cost most, and write a recipe for convert --quant that stores "
         "them in int8",
     )
-    add("--card", action="store_true", help="write the figures into the bundle's README.md")
+    add("--card", action="store_true", help="write the figures into the README.md of DIR")
     add("--json", action="store_true", help="print the report as JSON")
 
 

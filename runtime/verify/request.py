@@ -30,7 +30,7 @@ class Request:
     save_reference: Path | None = None  # a file to make of the reference's results
     reference_results: Path | None = None  # a file to take them from
     sensitivity: Path | None = None  # a file for the recipe that costs less
-    card: bool = False  # write what was found into the bundle's card
+    card: bool = False  # write what was found into the artifact's card
     noise_floor: bool = True  # whether the reference also runs in the checkpoint's own dtype
 
     def __post_init__(self) -> None:

@@ -10,8 +10,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from convert.bundle.card import Licence, check_card, write_card
+from convert.bundle.bundle_card import bundle_card
+from convert.bundle.card import check_card, write_card
 from convert.bundle.errors import BundleError
+from convert.bundle.licence import Licence
 from convert.bundle.manifest import MANIFEST, Bundle
 from convert.bundle.results_file import identity
 from convert.calibrate.samples import default_samples
@@ -91,7 +93,7 @@ def verify(
         save_reference: a file to write the reference's results to.
         reference_results: such a file, to read them from instead of running the reference.
         noise_floor: whether to measure what the reference loses in the checkpoint's own 16 bits.
-        card: whether to write the figures into the bundle's `README.md`.
+        card: whether to write the figures into the `README.md` of what is compared.
         sensitivity: a file for a recipe that stores what costs most in int8; this is measured.
         progress: receives the progress of every stage.
 
@@ -177,7 +179,8 @@ def _verify_bundle(request: Request, progress: Progress) -> Report:
     if folder is not None:
         folder.write(render(report, cases), report.to_json())
     if request.card:
-        write_card(bundle, Licence.of(checkpoint.path), accuracy(report))
+        licence, figures = Licence.of(checkpoint.path), accuracy(report, "bundle")
+        write_card(bundle.path, bundle_card(bundle), licence, figures)
     return report
 
 

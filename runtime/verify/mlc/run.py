@@ -8,11 +8,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from convert.bundle.card import check_card, write_card
 from convert.bundle.errors import BundleError
 from convert.bundle.kv_cache import FP16
+from convert.bundle.licence import Licence
 from convert.bundle.manifest import FileRecord
 from convert.checkpoint.reader import Checkpoint
 from convert.checkpoint.tokenizer_file import open_tokenizer
+from convert.mlc.card import package_card
 from convert.mlc.manifest import MANIFEST
 from convert.mlc.names import CHAT_CONFIG, TOKENIZER_JSON
 from convert.mlc.opened import MlcPackage
@@ -38,6 +41,7 @@ from runtime.verify.measure.kept import SAVE, USE
 from runtime.verify.measure.run import load_settings
 from runtime.verify.mlc.measure import SAME_WEIGHTS, MlcModels, run_cases
 from runtime.verify.mlc.tensors import PackageTensors
+from runtime.verify.report.card import accuracy
 from runtime.verify.report.folder import ReportFolder, known_results
 from runtime.verify.report.page.render import render
 from runtime.verify.report.provenance import what_compared
@@ -59,6 +63,8 @@ def verify_package(request: Request, progress: Progress) -> Report:
     package = MlcPackage.open(request.artifact)
     settings, library = load_settings(), find_library(package)
     folder = None if request.report is None else ReportFolder(request.report)
+    if request.card:
+        check_card(package.path)
     cases = request.cases(settings, with_pictures=package.manifest.pictures)
     files = check_files(package.path, package.manifest.files, library, progress)
     checkpoint, warnings = request.open_reference(package.manifest.source)
@@ -94,6 +100,9 @@ def verify_package(request: Request, progress: Progress) -> Report:
     )
     if folder is not None:
         folder.write(render(report, cases), report.to_json())
+    if request.card:
+        licence, figures = Licence.of(checkpoint.path), accuracy(report, "package")
+        write_card(package.path, package_card(package.manifest), licence, figures)
     return report
 
 
@@ -110,9 +119,8 @@ def _check_options(request: Request) -> None:
         if value is not None:
             why = "TVM has threads of its own" if name == "--threads" else "a package has its own"
             raise ConfigError(f"{name} is for a bundle's engine; {why}")
-    for name, given in (("--card", request.card), ("--sensitivity", request.sensitivity)):
-        if given:
-            raise ConfigError(f"{name} is for a bundle, not for a package for MLC-LLM")
+    if request.sensitivity is not None:
+        raise ConfigError("--sensitivity is for a bundle, not for a package for MLC-LLM")
     if request.skip_bad:
         raise ConfigError("--skip-bad is for a bundle's engine; mend the file")
 

@@ -83,7 +83,8 @@ def test_the_decoder_of_a_minicpm_v(tmp_path: Path, capsys: pytest.CaptureFixtur
     )
     assert package(alone, tmp_path / "q") == 0
     one, other = snapshot(tmp_path / "p"), snapshot(tmp_path / "q")
-    del one[MANIFEST], other[MANIFEST]
+    for name in (MANIFEST, "README.md"):  # they name the checkpoint
+        del one[name], other[name]
     assert one == other
     config = json.loads(one["mlc-chat-config.json"])
     assert config["model_type"] == "minicpm" and config["quantization"] == "q4f16_1"
@@ -326,7 +327,7 @@ def test_a_compilation_that_fails(
     assert f"{python} -m mlc_llm compile" in message
     files = snapshot(tmp_path / "p")
     assert LIBRARY not in files and "params_shard_0.bin" in files
-    assert set(files) == {*json.loads(files[MANIFEST])["files"], MANIFEST}
+    assert set(files) == {*json.loads(files[MANIFEST])["files"], MANIFEST, "README.md"}
     assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".")) == []
 
 
@@ -340,7 +341,8 @@ def test_the_second_compilation_fails(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "--device llvm" in capsys.readouterr().err
     manifest = PackageManifest.read(output)
     assert set(manifest.libraries) == {TARGET}
-    assert set(os.listdir(output)) == {*manifest.files, MANIFEST}
+    assert f"| library, `{TARGET}` | `{LIBRARY}`" in (output / "README.md").read_text("utf-8")
+    assert set(os.listdir(output)) == {*manifest.files, MANIFEST, "README.md"}
 
 
 def test_a_compilation_that_is_interrupted(tmp_path: Path) -> None:
@@ -358,7 +360,7 @@ def test_a_compilation_that_is_interrupted(tmp_path: Path) -> None:
     assert process.returncode == 128 + signal.SIGTERM
     manifest = PackageManifest.read(output)
     assert not manifest.libraries
-    assert set(os.listdir(output)) == {*manifest.files, MANIFEST}
+    assert set(os.listdir(output)) == {*manifest.files, MANIFEST, "README.md"}
     assert set(os.listdir(tmp_path)) == {"begun", "c", "command", "p", "python"}
 
 

@@ -29,6 +29,7 @@ from runtime.verify.mlc import run
 from runtime.verify.mlc.prompts import package_encode, package_prompt
 from runtime.verify.report.report import Report
 from runtime.verify.verify import verify
+from tests.support.cards import ReadCard
 from tests.support.mlc_stand_in import TorchEngine
 
 LIBRARY = "minicpm_v-q4f16_1-host.so"
@@ -107,6 +108,29 @@ def test_a_right_package_passes(
     }
     same = [c["value"] for c in report["checks"] if c["metric"] == "SQNR, same weights"]
     assert len(same) == 3 and all(float(value) > 60 for value in same), "only float16 is between"
+
+
+def test_the_card_gets_the_figures(
+    package: Path, stand_in: object, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = (package / MANIFEST).read_bytes()
+    assert cli.main(["verify", str(package), "--engine", "mlc", "--card"]) == 0
+    text = (package / "README.md").read_text("utf-8")
+    assert "compared the package with the checkpoint in float32 (engine mlc, 2 questions)" in text
+    read = ReadCard.of(package)
+    assert read.front["library_name"] == "mlc-llm"
+    assert read.front["pipeline_tag"] == "image-text-to-text"
+    rows = {(row[0], row[1]) for row in read.rows if len(row) == 4}
+    assert ("resampler: image tokens", "SQNR, dB") in rows
+    assert ("logits: at answer tokens", "KL divergence, nats") in rows
+    assert not any("same weights" in figure for _, figure in rows)
+    assert "noise floor" not in text and "Not measured" not in text
+    assert (package / MANIFEST).read_bytes() == manifest
+    (package / "README.md").write_text("# Mine\n")
+    with pytest.raises(BundleError, match="not a card"):
+        verify(package, engine="mlc", card=True)
+    assert cli.main(["verify", str(package), "--engine", "mlc", "--sensitivity", "f.json"]) == 2
+    assert "--sensitivity is for a bundle" in capsys.readouterr().err
 
 
 def test_report_and_resume(package: Path, stand_in: object, tmp_path: Path) -> None:
