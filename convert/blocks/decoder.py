@@ -5,13 +5,15 @@ The number of tokens L varies, and so does the cache's number of tiles.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from tvm import tirx
 
 from convert.blocks import cached_attention, rows
 from convert.blocks.graph import Expr, Graph, integers, tensor, tensor_type, variable
 from convert.blocks.kv_cache import cache_tensors
 from convert.blocks.linear import Linear
-from convert.blocks.matrix_formats import Formats, Rows
+from convert.blocks.matrix_formats import Formats, Rows, StoredMatrix, variant
 from convert.checkpoint.config import DecoderConfig
 
 
@@ -26,15 +28,30 @@ def embed(graph: Graph, c: DecoderConfig, formats: Formats) -> None:
 def decoder_layer(graph: Graph, c: DecoderConfig, formats: Formats, kv: str) -> None:
     """Adds the functions decoder_layer and, for one token, decoder_step; see `_layer`.
 
+    There is one of each for every combination of formats that some layer has; layers share kernels.
     With known shapes the virtual machine has half the work, a noticeable part of a token's time;
     the kernels are the same.
     """
-    _layer(graph, c, formats, kv, "decoder_layer", variable("length"))
-    _layer(graph, c, formats, kv, "decoder_step", tirx.IntImm("int64", 1))
+    d, hidden = c.hidden_size, c.intermediate_size
+    shapes = {
+        "qkv": (d + 2 * c.kv_dim, d), "o": (d, d), "gate_up": (2 * hidden, d), "down": (d, hidden)
+    }  # fmt: skip
+    names = [f"llm.layers.*.{name}" for name in shapes]
+    one = tirx.IntImm("int64", 1)
+    for combination in formats.combinations(names, c.num_hidden_layers):
+        for function, length in (("decoder_layer", variable("length")), ("decoder_step", one)):
+            stored = zip(names, shapes.values(), combination, strict=True)
+            matrices = [formats.matrix(name, *shape, form) for name, shape, form in stored]
+            _layer(graph, c, matrices, kv, variant(function, combination), length)
 
 
 def _layer(
-    graph: Graph, c: DecoderConfig, formats: Formats, kv: str, name: str, length: Expr
+    graph: Graph,
+    c: DecoderConfig,
+    matrices: Sequence[StoredMatrix],
+    kv: str,
+    name: str,
+    length: Expr,
 ) -> None:
     """Adds the function (x (L, D), angles, cache, place, ...) -> (L, D).
 
@@ -50,12 +67,7 @@ def _layer(
     cache = [tensor(*one) for one in cache_tensors(c, kv, variable("tiles"))]
     place = integers("place", (start, window, pinned))
     input_norm, post_norm = (tensor(n, (d,), "float16") for n in ("input_norm", "post_norm"))
-    shapes = {
-        "qkv": (d + 2 * c.kv_dim, d), "o": (d, d), "gate_up": (2 * hidden, d), "down": (d, hidden)
-    }  # fmt: skip
-    qkv, o, gate_up, down = (
-        formats.matrix(f"llm.layers.*.{name}", *shape) for name, shape in shapes.items()
-    )
+    qkv, o, gate_up, down = matrices
     parameters = [x, angles, *cache, place]
     parameters += [input_norm, *qkv.parameters, *o.parameters]
     parameters += [post_norm, *gate_up.parameters, *down.parameters]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from convert.blocks.graph import Expr, Graph, tensor, tensor_type
 from convert.blocks.linear import Linear, linear_codes, linear_f16
 from convert.blocks.rows import RowSource, embedding_codes, embedding_f16, given, quantize, write
 from convert.bundle.plan import Plan
-from convert.checkpoint.config import ModelConfig
 from quantize.errors import ConfigError
 from quantize.int8 import INT8_GROUP
 from quantize.layout import TILE_ROWS
@@ -82,11 +81,19 @@ class StoredMatrix:
         return graph.call(kernel, [ids, *self.parameters], out)
 
 
+def variant(function: str, combination: Sequence[str]) -> str:
+    """Returns the name of a layer's function for a combination of formats.
+
+    The engine makes the same name of a layer's formats: `Blocks::Variant` in
+    `runtime/engine/blocks.cc`.
+    """
+    return "_".join((function, *combination))
+
+
 class Formats:
     """The formats that a plan gives a model's matrices."""
 
-    def __init__(self, config: ModelConfig, plan: Plan) -> None:
-        self._config = config
+    def __init__(self, plan: Plan) -> None:
         self._scheme = plan.recipe.scheme
         self._formats = {tensor.name: tensor.format for tensor in plan.tensors}
 
@@ -95,38 +102,36 @@ class Formats:
         """Says whether the LM head is another matrix than the token embedding."""
         return "llm.head" in self._formats
 
-    def matrix(self, name: str, rows: int, columns: int) -> StoredMatrix:
+    def combinations(self, names: Sequence[str], depth: int) -> list[tuple[str, ...]]:
+        """Returns which formats the matrices of one layer have; each combination is compiled once.
+
+        Args:
+            names: the bundle's, of a layer's matrices; `*` stands for the layer's number.
+            depth: the number of layers.
+        """
+        layers = (tuple(self._formats[n.replace("*", str(i))] for n in names) for i in range(depth))
+        return list(dict.fromkeys(layers))
+
+    def matrix(self, name: str, rows: int, columns: int, form: str | None = None) -> StoredMatrix:
         """Makes the parameters of a matrix.
 
         Args:
-            name: the bundle's; `*` stands for every layer, whose formats must be the same.
+            name: the bundle's; `*` stands for the layers that have this format.
             rows: N.
             columns: K.
+            form: its format; None: the one that the plan gives it.
 
         Raises:
-            ConfigError: the layers' formats differ, or no kernel knows the format.
+            ConfigError: no kernel knows the format.
         """
-        formats = sorted({self._formats[layer] for layer in self._names(name)})
-        where = f"recipe {self._scheme.name}: {name}"
-        if len(formats) != 1:
-            raise ConfigError(
-                f"{where} has the formats {', '.join(formats)}; a layer is compiled once for all, "
-                "so it must be the same in each"
-            )
-        parameters = _parameters(formats[0], name, rows, columns, self._scheme.group_size)
+        form = self._formats[name] if form is None else form
+        parameters = _parameters(form, name, rows, columns, self._scheme.group_size)
         if parameters is None:
             raise ConfigError(
-                f"{where} has the format {formats[0]}, which no kernel multiplies; expected q4, "
-                "q8 or f16_tiled"
+                f"recipe {self._scheme.name}: {name} has the format {form}, which no kernel "
+                "multiplies; expected q4, q8 or f16_tiled"
             )
-        return StoredMatrix(formats[0], self._scheme, parameters, rows, columns)
-
-    def _names(self, name: str) -> Iterable[str]:
-        c = self._config
-        depth = c.decoder.num_hidden_layers
-        if name.startswith("vision.") and c.vision is not None:
-            depth = c.vision.depth
-        return (name.replace("*", str(i)) for i in range(depth))
+        return StoredMatrix(form, self._scheme, parameters, rows, columns)
 
 
 def _blocks(format: str) -> tuple[int, str]:

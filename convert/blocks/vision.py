@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from convert.blocks import rows
 from convert.blocks.attention import Heads
 from convert.blocks.graph import Expr, Graph, tensor, tensor_type
 from convert.blocks.linear import Linear
-from convert.blocks.matrix_formats import Formats, Rows
+from convert.blocks.matrix_formats import Formats, Rows, StoredMatrix, variant
 from convert.blocks.word_attention import all_attention
 from convert.checkpoint.config import ResamplerConfig, VisionConfig
 
@@ -26,23 +28,32 @@ def vision_embed(graph: Graph, c: VisionConfig, formats: Formats) -> None:
 
 
 def vision_block(graph: Graph, c: VisionConfig, formats: Formats) -> None:
+    """Adds the function vision_block for every combination of formats that some block has."""
+    d, hidden = c.embed_dim, c.mlp_hidden_dim
+    shapes = {"qkv": (3 * d, d), "proj": (d, d), "fc1": (hidden, d), "fc2": (d, hidden)}
+    names = [f"vision.blocks.*.{name}.weight" for name in shapes]
+    for combination in formats.combinations(names, c.depth):
+        stored = zip(names, shapes.values(), combination, strict=True)
+        matrices = [formats.matrix(name, *shape, form) for name, shape, form in stored]
+        _block(graph, c, matrices, variant("vision_block", combination))
+
+
+def _block(graph: Graph, c: VisionConfig, matrices: Sequence[StoredMatrix], name: str) -> None:
     """Adds the function (x (P, D), norm1, qkv, proj, norm2, fc1, fc2) -> (P, D).
 
     Each name stands for a weight, two arguments where it is quantized, and a bias.
     """
     d, hidden = c.embed_dim, c.mlp_hidden_dim
-    shapes = {"qkv": (3 * d, d), "proj": (d, d), "fc1": (hidden, d), "fc2": (d, hidden)}
     x = tensor("x", (c.num_patches, d))
     norm1, norm2 = _norm("norm1", d), _norm("norm2", d)
-    qkv, proj, fc1, fc2 = (
-        formats.matrix(f"vision.blocks.*.{name}.weight", *shape) for name, shape in shapes.items()
-    )
-    biases = [tensor(f"{name}_bias", (shape[0],)) for name, shape in shapes.items()]
+    qkv, proj, fc1, fc2 = matrices
+    outputs = {"qkv": 3 * d, "proj": d, "fc1": hidden, "fc2": d}
+    biases = [tensor(f"{part}_bias", (width,)) for part, width in outputs.items()]
     qkv_bias, proj_bias, fc1_bias, fc2_bias = biases
     parameters = [x, *norm1, *qkv.parameters, qkv_bias, *proj.parameters, proj_bias]
     parameters += [*norm2, *fc1.parameters, fc1_bias, *fc2.parameters, fc2_bias]
     norm = rows.layer_norm(d, c.norm_eps)
-    with graph.function("vision_block", parameters):
+    with graph.function(name, parameters):
         normed = Rows(norm, (x, *norm1))
         packed = qkv.linear(graph, Linear(rows=3 * d, columns=d, bias=True), normed, qkv_bias)
         heads = [Heads(3 * d, i * d) for i in range(3)]

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -27,6 +28,8 @@ from quantize.methods import find_method
 from quantize.schemes import RECIPES, GroupScheme
 
 Shape = tuple[int, ...]
+# A row that names one tensor of one layer, without wildcards.
+_SINGLE = re.compile(r"(?:llm\.layers|vision\.blocks)\.(?=\d+\.[^*?\[]*$)")
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,27 @@ class Recipe:
             if fnmatchcase(name, row.pattern):
                 return row
         raise ConfigError(f"recipe {self.scheme.name} says nothing about tensor {name}")
+
+    def check_layers(self, names: Collection[str]) -> None:
+        """Checks that a row which names one tensor of one layer names one of a model's.
+
+        Rows with `*` may match nothing: a recipe is for models with and without vision.
+
+        Args:
+            names: of the model's tensors.
+
+        Raises:
+            ConfigError: a tensor that the model lacks.
+        """
+        for row in self.tensors:
+            stack = _SINGLE.match(row.pattern)
+            if stack is None or row.pattern in names:
+                continue
+            if any(name.startswith(stack[0]) for name in names):
+                raise ConfigError(
+                    f"recipe {self.scheme.name}: names the tensor {row.pattern:.80}, which the "
+                    "model does not have; leave out that row, or write * for every layer"
+                )
 
 
 @dataclass(frozen=True)
@@ -201,8 +225,9 @@ def make_plan(config: ModelConfig, untied_head: bool, recipe: Recipe, kv: str = 
         ShapeError: a tensor's shape does not suit its format.
     """
     find_kv_format(kv)
-    tensors = []
-    for rule in bundle_rules(config, untied_head):
+    tensors, rules = [], bundle_rules(config, untied_head)
+    recipe.check_layers({rule.name for rule in rules if isinstance(rule, Rule)})
+    for rule in rules:
         if isinstance(rule, Rule):
             row = recipe.format_of(rule.name)
             stored = stored_specs(rule.name, rule.shape, row.format, recipe.scheme)

@@ -92,7 +92,7 @@ def build_blocks(config: ModelConfig, plan: Plan, variant: Variant) -> tuple[Any
     Raises:
         ConfigError: the variant names unknown products, or the plan's formats have no kernels.
     """
-    c, formats = config.decoder, Formats(config, plan)
+    c, formats = config.decoder, Formats(plan)
     graph = Graph(products(variant.products))
     if config.vision is not None and config.resampler is not None:
         vision.vision_embed(graph, config.vision, formats)
@@ -115,7 +115,7 @@ def compile_blocks(
     """Compiles all blocks of a model into objects for an engine, once per kind of processor.
 
     Args:
-        config: the model's geometry; its depth does not matter.
+        config: the model's geometry; its depth matters only where layers' formats differ.
         plan: how its matrices are stored.
         target: the platform.
         folder: gets the objects.

@@ -46,10 +46,14 @@ Blocks::Blocks(const std::string& prefix, const Bundle& bundle)
                                           "vision.pos_embed"});
     for (int64_t i = 0; i < config_.vision->depth; ++i) {
       std::vector<std::string> names;
+      const std::string block = "vision.blocks." + std::to_string(i) + ".";
       for (const char* part : {"norm1", "qkv", "proj", "norm2", "fc1", "fc2"}) {
-        AddPair("vision.blocks." + std::to_string(i) + "." + part, &names);
+        AddPair(block + part, &names);
       }
-      vision_blocks_.push_back(Bind("vision_block", names));
+      vision_blocks_.push_back(
+          Bind(Variant("vision_block", {block + "qkv.weight", block + "proj.weight",
+                                        block + "fc1.weight", block + "fc2.weight"}),
+               names));
     }
     vision_norm_ = Bind("vision_norm", {"vision.norm.weight", "vision.norm.bias"});
     resampler_ =
@@ -63,13 +67,16 @@ Blocks::Blocks(const std::string& prefix, const Bundle& bundle)
   embed_ = Bind("embed", {"llm.embed"});
   for (int64_t i = 0; i < config_.decoder.num_hidden_layers; ++i) {
     std::vector<std::string> names;
+    const std::string layer = "llm.layers." + std::to_string(i) + ".";
     for (const char* part :
          {"input_norm.weight", "qkv", "o", "post_norm.weight", "gate_up", "down"}) {
-      names.push_back("llm.layers." + std::to_string(i) + "." + part);
+      names.push_back(layer + part);
     }
-    layers_.push_back(Bind("decoder_layer", names));
+    const std::vector<std::string> matrices{layer + "qkv", layer + "o", layer + "gate_up",
+                                            layer + "down"};
+    layers_.push_back(Bind(Variant("decoder_layer", matrices), names));
+    steps_.push_back(Find(Variant("decoder_step", matrices)));
   }
-  step_ = Find("decoder_step");
   lm_head_ = Bind("lm_head", {"llm.norm.weight", config_.untied_head ? "llm.head" : "llm.embed"});
 }
 
@@ -87,11 +94,12 @@ Tensor Blocks::Embed(const Tensor& ids) const { return Call(embed_, {ids}); }
 
 Tensor Blocks::DecoderLayer(int64_t index, const Tensor& x, const LayerCache& cache) const {
   const ffi::Shape numbers{cache.start, cache.window, cache.pinned};
-  const Block& layer = layers_.at(static_cast<size_t>(index));
+  const size_t at = static_cast<size_t>(index);
+  const Block& layer = layers_.at(at);
   std::vector<ffi::AnyView> inputs{x, cache.angles};
   inputs.insert(inputs.end(), cache.tensors.begin(), cache.tensors.end());
   inputs.emplace_back(numbers);
-  return Call(x.size(0) == 1 ? step_ : layer.function, layer.weights, std::move(inputs));
+  return Call(x.size(0) == 1 ? steps_.at(at) : layer.function, layer.weights, std::move(inputs));
 }
 
 Tensor Blocks::Logits(const Tensor& hidden) const { return Call(lm_head_, {hidden}); }
@@ -124,15 +132,22 @@ void Blocks::ReleaseMemory() const {
   MemoryManager::GetOrCreateAllocator(kCpu, kAllocator)->Clear();
 }
 
-ffi::Function Blocks::Find(const char* function) const {
+std::string Blocks::Variant(std::string function,
+                            const std::vector<std::string>& matrices) const {
+  for (const std::string& name : matrices) function += "_" + bundle_.Format(name);
+  return function;
+}
+
+ffi::Function Blocks::Find(const std::string& function) const {
   const auto found = vm_.cast<ffi::Module>()->GetFunction(function, true);
   if (!found.has_value()) {
-    throw EngineError(error_code::kInternal, std::string("no compiled block ") + function);
+    throw EngineError(error_code::kInternal, "no compiled block " + function);
   }
   return *found;
 }
 
-Blocks::Block Blocks::Bind(const char* function, const std::vector<std::string>& weights) const {
+Blocks::Block Blocks::Bind(const std::string& function,
+                           const std::vector<std::string>& weights) const {
   Block block{Find(function), {}};
   for (const std::string& name : weights) {
     for (const TensorView& part : bundle_.Parts(name)) block.weights.emplace_back(Borrow(part));

@@ -66,8 +66,11 @@ class Blocks {
     Arguments weights;
   };
 
-  tvm::ffi::Function Find(const char* function) const;
-  Block Bind(const char* function, const std::vector<std::string>& weights) const;
+  // Returns the name of a layer's function, which is compiled once for each combination of formats
+  // that the layer's matrices have; see `variant` in `convert/blocks/matrix_formats.py`.
+  std::string Variant(std::string function, const std::vector<std::string>& matrices) const;
+  tvm::ffi::Function Find(const std::string& function) const;
+  Block Bind(const std::string& function, const std::vector<std::string>& weights) const;
   static Tensor Call(const Block& block, std::vector<tvm::ffi::AnyView> inputs);
   static Tensor Call(const tvm::ffi::Function& function, const Arguments& weights,
                      std::vector<tvm::ffi::AnyView> arguments);
@@ -77,7 +80,7 @@ class Blocks {
   tvm::ffi::Any vm_;  // keeps the functions alive
   Block vision_embed_, vision_norm_, resampler_, embed_, lm_head_;
   std::vector<Block> vision_blocks_, layers_;
-  tvm::ffi::Function step_;           // a layer for one token
+  std::vector<tvm::ffi::Function> steps_;  // each layer for one token
   std::shared_ptr<Profile> profile_;  // null until profiling is turned on
 };
 

@@ -32,6 +32,9 @@ class Bundle {
   // has two, codes and scales. name: one of TensorShapes(config()).
   std::vector<TensorView> Parts(const std::string& name) const;
 
+  // Returns the format of a tensor's values: q4, q8, f16_tiled, f16 or f32. name: as for Parts.
+  const std::string& Format(const std::string& name) const { return tensors_.at(name).format; }
+
   // Size of the weights file, bytes.
   size_t weights_bytes() const { return weights_->size(); }
 

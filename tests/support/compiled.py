@@ -14,6 +14,7 @@ from torch import Tensor
 from tvm import relax
 
 from convert.blocks.lowering import build
+from convert.blocks.matrix_formats import variant
 from convert.bundle.kv_cache import FP16, INT8
 from convert.bundle.plan import Plan
 from convert.checkpoint.config import DecoderConfig, ModelConfig
@@ -146,9 +147,9 @@ class CompiledBackend:
 
 def compile_here(config: ModelConfig, plan: Plan) -> Any:
     """Compiles a model's blocks for this PC, in memory; returns the machine that runs them."""
-    variant = Target.load("host").variants[-1]  # what every host can run
-    module, _ = build_blocks(config, plan, variant)
-    return relax.VirtualMachine(build(module, variant.tvm), tvm.cpu())
+    host = Target.load("host").variants[-1]  # what every host can run
+    module, _ = build_blocks(config, plan, host)
+    return relax.VirtualMachine(build(module, host.tvm), tvm.cpu())
 
 
 class CompiledModel:
@@ -184,7 +185,9 @@ class CompiledModel:
 
     def vision_block(self, i: int, x: Array) -> Float32:
         """Runs the vision encoder's block i on (P, Dv)."""
-        return self._call("vision_block", _copy(x), *self._vision_blocks[i])
+        names = [f"vision.blocks.{i}.{part}.weight" for part in ("qkv", "proj", "fc1", "fc2")]
+        function = variant("vision_block", [self._format(name) for name in names])
+        return self._call(function, _copy(x), *self._vision_blocks[i])
 
     def vision_norm(self, x: Array) -> Float32:
         """Applies the vision encoder's last norm to (P, Dv)."""
@@ -205,9 +208,11 @@ class CompiledModel:
 
     def layer(self, i: int, x: Array, cache: CompiledCache) -> Float32:
         """Runs decoder layer i on the next tokens (L, D) and adds them to its cache."""
+        names = [f"llm.layers.{i}.{part}" for part in ("qkv", "o", "gate_up", "down")]
+        formats = [self._format(name) for name in names]
         parts = [
             self._call(
-                "decoder_step" if len(part) == 1 else "decoder_layer",
+                variant("decoder_step" if len(part) == 1 else "decoder_layer", formats),
                 _copy(part),
                 *cache.place(i, len(part)),
                 *self._layers[i],
@@ -215,6 +220,12 @@ class CompiledModel:
             for part in _chunks(x, cache.chunk)
         ]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def _format(self, name: str) -> str:
+        codes = self._weights.get(f"{name}.q_weight")
+        if codes is None:
+            return "f16_tiled"
+        return "q8" if codes.dtype == np.int8 else "q4"
 
     def logits(self, hidden: Array) -> Float32:
         """Maps hidden states (L, D) to logits (L, V): final norm and LM head."""

@@ -360,10 +360,11 @@ def _plan(config: ModelConfig, **formats: str) -> Plan:
 
 
 def test_functions_of_both_architectures() -> None:
-    decoder = ("embed", "decoder_layer", "decoder_step", "lm_head")
+    layer, block = "_q4" * 4, "_q8" * 4
+    decoder = ("embed", f"decoder_layer{layer}", f"decoder_step{layer}", "lm_head")
     config = _config(decoder_only=True)
     assert build_blocks(config, _plan(config), PLAIN)[1] == decoder
-    vision = ("vision_embed", "vision_block", "vision_norm", "resampler")
+    vision = ("vision_embed", f"vision_block{block}", "vision_norm", "resampler")
     assert build_blocks(_config(), _plan(_config()), PLAIN)[1] == (*vision, *decoder)
 
 
@@ -399,9 +400,23 @@ def test_refuses_formats_without_kernels() -> None:
     config = _config()
     with pytest.raises(ConfigError, match=r"llm.layers.\*.o has the format f32, which no kernel"):
         build_blocks(config, _plan(config, **{"llm.layers.*.o": "f32"}), PLAIN)
-    mixed = {"llm.layers.0.o": "q8"}
-    with pytest.raises(ConfigError, match=r"llm.layers.\*.o has the formats q4, q8; a layer is"):
-        build_blocks(config, _plan(config, **mixed), PLAIN)
+    with pytest.raises(ConfigError, match=r"llm.layers.\*.o has the format f16, which no kernel"):
+        build_blocks(config, _plan(config, **{"llm.layers.1.o": "f16"}), PLAIN)
+
+
+def test_each_combination_of_formats_is_compiled_once() -> None:
+    """Two layers with one raised tensor, and two vision blocks: functions, not kernels, double."""
+    config = _config()
+    mixed = _plan(config, **{"llm.layers.1.down": "q8", "vision.blocks.0.fc1.weight": "f16_tiled"})
+    _, functions = build_blocks(config, mixed, PLAIN)
+    assert [name for name in functions if name.startswith(("vision_block", "decoder"))] == [
+        "vision_block_q8_q8_f16_tiled_q8",
+        "vision_block_q8_q8_q8_q8",
+        "decoder_layer_q4_q4_q4_q4",
+        "decoder_step_q4_q4_q4_q4",
+        "decoder_layer_q4_q4_q4_q8",
+        "decoder_step_q4_q4_q4_q8",
+    ]
 
 
 def test_targets_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
