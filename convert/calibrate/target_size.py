@@ -138,7 +138,7 @@ def measure_losses(
         CalibrationError: a sample does not suit the model.
         CheckpointError: a tensor holds NaN or infinity.
     """
-    few = tokenize(samples[:: max(1, -(-len(samples) // _SAMPLES))], checkpoint)
+    few = few_samples(samples, checkpoint)
     table = part_formats(checkpoint, base)
     variants = [(part, form) for part, row in table.items() for form in row if form != LOSSLESS]
     measured = _Measurement(checkpoint, base, few)
@@ -149,6 +149,17 @@ def measure_losses(
         measured.layer(i, streams)
     progress("measure formats", depth, depth)
     return measured.losses(streams)
+
+
+def few_samples(
+    samples: Sequence[CalibrationSample], checkpoint: Checkpoint
+) -> list[TokenizedSample]:
+    """Returns a few samples, spread over all, as the model reads them.
+
+    Raises:
+        CalibrationError: one does not suit the model.
+    """
+    return tokenize(samples[:: max(1, -(-len(samples) // _SAMPLES))], checkpoint)
 
 
 Variant = tuple[str, str]  # part and format
@@ -285,4 +296,10 @@ def with_formats(base: Recipe, formats: Mapping[str, str], losses: Losses | None
         if losses is not None:
             why += f": alone, KL {losses.get((part, form), 0.0):.2g}"
         rows += [{"pattern": p, "format": form, "why": why} for p in PARTS[part]]
+    return Recipe.from_json({**base.source, "tensors": [*rows, *base.source["tensors"]]})
+
+
+def with_tensors(base: Recipe, formats: Mapping[str, str], why: str) -> Recipe:
+    """Returns a recipe with other formats for some tensors, by their names in a bundle."""
+    rows = [{"pattern": name, "format": form, "why": why} for name, form in formats.items()]
     return Recipe.from_json({**base.source, "tensors": [*rows, *base.source["tensors"]]})

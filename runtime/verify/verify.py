@@ -94,7 +94,7 @@ def verify(
         reference_results: such a file, to read them from instead of running the reference.
         noise_floor: whether to measure what the reference loses in the checkpoint's own 16 bits.
         card: whether to write the figures into the `README.md` of what is compared.
-        sensitivity: a file for a recipe that stores what costs most in int8; this is measured.
+        sensitivity: a file for a recipe that stores the tensors in int8 that gain most; measured.
         progress: receives the progress of every stage.
 
     Returns:
@@ -191,7 +191,8 @@ def _measure_sensitivity(
         return None
     pictures = bundle.config.vision is not None
     samples = default_samples(demo=bundle.manifest.source.demo, pictures=pictures)
-    return measure_sensitivity(checkpoint, bundle.plan, samples, request.sensitivity, progress)
+    stored = BundleTensors(bundle.plan, bundle.weights())
+    return measure_sensitivity(checkpoint, stored, samples, request.sensitivity, progress)
 
 
 def _open_bundle(path: Path) -> Bundle:

@@ -8,7 +8,7 @@ from convert.support.console import print_table
 from runtime.verify.measure.sensitivity import Sensitivity
 from runtime.verify.report.report import Report, figure, shown_floor, shown_value
 
-_SHOWN_FAILURES, _SHOWN_ANSWERS = 12, 24
+_SHOWN_FAILURES, _SHOWN_ANSWERS, _SHOWN_TENSORS = 12, 24, 8
 
 
 def print_report(report: Report, console: Console) -> None:
@@ -71,7 +71,7 @@ def print_report(report: Report, console: Console) -> None:
 
 
 def _print_sensitivity(found: Sensitivity, console: Console) -> None:
-    """Prints what each part costs, and the advice."""
+    """Prints what each part costs, which tensors gain most, and the advice."""
     rows = [
         [
             *(part.part, f"{part.tensors}", part.format),
@@ -80,5 +80,10 @@ def _print_sensitivity(found: Sensitivity, console: Console) -> None:
         for part in found.parts
     ]
     print_table(console, ["part", "tensors", "format", "KL, nats", "in int8", "MB more"], rows)
+    rows = [
+        [gain.name, figure(gain.gain_nats), f"{gain.int8_bytes / 1e6:.3g}"]
+        for gain in found.tensors[:_SHOWN_TENSORS]
+    ]
+    print_table(console, ["tensor", "would gain in int8, nats, about", "MB more"], rows)
     file = f"; convert with --quant {found.recipe}" if found.recipe else ""
     console.print(f"advice: {found.advice}{file}\n", markup=False, soft_wrap=True)
