@@ -20,24 +20,53 @@ from quantize.errors import ConfigError
 CONFIGS = Path(__file__).resolve().parent.parent.parent / "configs"
 
 MULTIMODAL, TEXT_ONLY = "MiniCPMV", "MiniCPMForCausalLM"
+_SLICE_TOKENS = {"slice_start_token_id": 111, "slice_end_token_id": 112}  # with upstream's defaults
+
+
+class SlicesError(ConfigError):
+    """A model that cuts pictures into slices is given to what takes squares of one size."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SliceConfig:
+    """How a picture becomes images of several shapes: an overview, and slices of more detail."""
+
+    max_slice_nums: int  # beside the overview; 1: every picture is one image
+    scale_resolution: int  # pixels; an image has about the area of a square with this side
+    slice_start_token_id: int
+    slice_end_token_id: int
+
+    def __post_init__(self) -> None:
+        """Checks the rules between fields."""
+        _check_ranges(self)
+        if self.slice_start_token_id == self.slice_end_token_id:
+            raise ConfigError(
+                f"slice_start_token_id and slice_end_token_id are both {self.slice_end_token_id}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
 class VisionConfig:
-    """Geometry of the vision encoder (`vpm.`)."""
+    """Geometry of the vision encoder (`vpm.`), and of the images that it takes."""
 
     name: str  # of the vision transformer, without timm's suffix
-    image_size: int  # pixels, square
+    image_size: int  # pixels; the side of the square that a picture is resized to without slices
     patch_size: int  # pixels
     embed_dim: int
     depth: int  # blocks that run: one fewer than the named model where the last is dropped
     num_heads: int
     mlp_hidden_dim: int
     norm_eps: float
+    slices: SliceConfig | None = None  # None: a picture is one square of `image_size`
 
     def __post_init__(self) -> None:
         """Checks the rules between fields."""
         _check_ranges(self)
+        if self.slices is not None and self.slices.scale_resolution < self.patch_size:
+            raise ConfigError(
+                f"scale_resolution {self.slices.scale_resolution} is less than patch_size "
+                f"{self.patch_size}"
+            )
         if self.image_size % self.patch_size:
             raise ConfigError(
                 f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}"
@@ -49,13 +78,23 @@ class VisionConfig:
 
     @property
     def grid(self) -> int:
-        """Patches along one side."""
+        """Patches along one side of the square; images of a model with slices have no one grid."""
+        assert self.slices is None, "images have several shapes"
         return self.image_size // self.patch_size
 
     @property
     def num_patches(self) -> int:
-        """Patches of one picture."""
+        """Patches of one picture; see `grid`."""
         return self.grid**2
+
+    @property
+    def trained_grid(self) -> int:
+        """Patches along one side of the images that the named encoder was trained on.
+
+        timm's names end with the size of these images.
+        """
+        size = self.name.rpartition("_")[2]
+        return (int(size) if size.isdecimal() else self.image_size) // self.patch_size
 
     @property
     def patch_dim(self) -> int:
@@ -164,6 +203,21 @@ class ModelConfig:
     resampler: ResamplerConfig | None
     source: Mapping[str, Any]  # the `config.json` it was read from, for bundles and packages
 
+    def require_square(self, source: Path | None = None) -> None:
+        """Raises SlicesError unless every picture is resized to one square.
+
+        Args:
+            source: what it was read from, for the message; None where a caller adds it.
+        """
+        if self.vision is not None and self.vision.slices is not None:
+            prefix = "" if source is None else f"{source}: "
+            raise SlicesError(
+                f"{prefix}the model takes images of several shapes (slice_mode, MiniCPM-V 2.0), "
+                "which bundles, ONNX files and MLC packages do not support yet; what works today "
+                "is its checkpoint in full precision: `minicpmv chat`, `serve`, `info`, the Python "
+                "API"
+            )
+
     @staticmethod
     def load(path: Path) -> ModelConfig:
         """Reads a `config.json`.
@@ -197,7 +251,7 @@ class ModelConfig:
         decoder = _decoder(keys)
         vision = resampler = None
         if architectures[0] == MULTIMODAL:
-            vision = _vision(keys)
+            vision = _vision(keys, decoder)
             resampler = _resampler(keys, vision, decoder)
         keys.finish()
         return ModelConfig(
@@ -253,7 +307,7 @@ def _rope_theta(keys: ConfigReader) -> float:
     return 10000.0 if theta is None else theta
 
 
-def _vision(keys: ConfigReader) -> VisionConfig:
+def _vision(keys: ConfigReader, decoder: DecoderConfig) -> VisionConfig:
     full_name = keys.take("vision_encoder", str)
     table = json.loads((CONFIGS / "vision_encoders.json").read_text("utf-8"))
     name = full_name.partition(".")[0]  # timm writes `model.pretraining`
@@ -268,14 +322,38 @@ def _vision(keys: ConfigReader) -> VisionConfig:
             f"patch_size is {patch_size}, but vision_encoder {full_name!r} has patches of "
             f"{shape['patch_size']} pixels"
         )
-    for unused in ("max_slice_nums", "scale_resolution"):  # 2.0's, of slices
-        keys.optional(unused, int)
     depth = shape.pop("depth") - (1 if keys.take("drop_vision_last_layer", bool, True) else 0)
     return VisionConfig(
         name=name,
         image_size=keys.take("image_size", int),
         depth=depth,
+        slices=_slices(keys, decoder),
         **shape,
+    )
+
+
+def _slices(keys: ConfigReader, decoder: DecoderConfig) -> SliceConfig | None:
+    """Reads how pictures are cut; 1.0 has none of these keys, 2.0 says `slice_mode`."""
+    mode: bool | None = keys.optional("slice_mode", bool)
+    if mode is None:
+        for key in ("max_slice_nums", "scale_resolution", *_SLICE_TOKENS):
+            if keys.has(key):
+                raise ConfigError(
+                    f"key {key!r} is given without 'slice_mode', which says whether pictures are "
+                    "cut into slices: true or false for MiniCPM-V 2.0, none of them for 1.0"
+                )
+        return None
+    tokens = {key: keys.take(key, int, default) for key, default in _SLICE_TOKENS.items()}
+    for key, id in tokens.items():
+        if id >= decoder.vocab_size:
+            raise ConfigError(
+                f"{key} is {id}, outside of the vocabulary: vocab_size is {decoder.vocab_size}"
+            )
+    most = keys.take("max_slice_nums", int)
+    return SliceConfig(
+        max_slice_nums=most if mode else 1,
+        scale_resolution=keys.take("scale_resolution", int),
+        **tokens,
     )
 
 

@@ -31,7 +31,9 @@ _GENERATION = "it would change the original's answers; ours follow configs/gener
 NEUTRAL: Mapping[str, tuple[Any, str]] = {
     "hidden_act": ("silu", "the decoder's MLP is SwiGLU"),
     "attention_bias": (False, "MiniCPM's attention has no bias"),
-    "slice_mode": (False, "MiniCPM-V 2.0's slices are not supported"),
+    "im_start_token_id": (101, "the piece <image> of tokenizer.model has this id"),
+    "im_end_token_id": (102, "the piece </image> of tokenizer.model has this id"),
+    "unk_token_id": (0, "<unk> holds the place of image tokens"),
     "mm_use_im_start_end": (True, "the prompt frames the picture with two tags"),
     "is_encoder_decoder": (False, "MiniCPM is a decoder"),
     "add_cross_attention": (False, "MiniCPM's decoder attends to itself"),
@@ -83,6 +85,8 @@ RANGES: Mapping[str, tuple[float, float]] = {
     "query_num": (1, 4096),
     "scale_resolution": (1, 4096),  # pixels
     "max_slice_nums": (1, 1024),
+    "slice_start_token_id": (0, 2**24),  # and inside the vocabulary
+    "slice_end_token_id": (0, 2**24),
     "embed_dim": (1, 2**17),
     "depth": (1, 1024),
     "num_heads": (1, 2**12),

@@ -19,12 +19,12 @@ def square_side(count: int) -> int:
     return side
 
 
-def resample_grid(positions: Tensor, grid: int) -> Tensor:
-    """Resamples the vision encoder's positions (1, P, D) to (1, grid * grid, D), float32.
+def resample_grid(positions: Tensor, rows: int, columns: int) -> Tensor:
+    """Resamples the vision encoder's positions (1, P, D) to (1, rows * columns, D), float32.
 
     Bicubic with antialiasing, in float32. Source: timm 0.9.10 `resample_abs_pos_embed`.
     """
-    return _resize(positions.float().squeeze(0), grid, antialias=True).unsqueeze(0)
+    return _resize(positions.float().squeeze(0), rows, columns, antialias=True).unsqueeze(0)
 
 
 def interpolate_grid(positions: Tensor, grid: int) -> Tensor:
@@ -32,15 +32,35 @@ def interpolate_grid(positions: Tensor, grid: int) -> Tensor:
 
     Bicubic without antialiasing, in float32. Source: MiniCPM-V 1.0 `get_abs_pos`.
     """
-    return _resize(positions.float(), grid, antialias=False)
+    return _resize(positions.float(), grid, grid, antialias=False)
 
 
-def _resize(positions: Tensor, grid: int, *, antialias: bool) -> Tensor:
+def sincos_grid(width: int, rows: int, columns: int) -> Tensor:
+    """Makes the positions of a grid: (rows * columns, width), float32, row by row.
+
+    The first half of the width encodes the column, the second the row; each half holds sines, then
+    cosines. Computed in float64, where the original has float32. Source: MiniCPM-V 2.0
+    `get_2d_sincos_pos_embed`.
+    """
+    half = width // 4  # frequencies of one axis
+    steps = torch.arange(half, dtype=torch.float64)
+    frequencies = 10000.0 ** -(steps / half)
+
+    def encode(count: int) -> Tensor:
+        angles = torch.arange(count, dtype=torch.float64).unsqueeze(1) * frequencies
+        return torch.cat((angles.sin(), angles.cos()), dim=1)
+
+    x = encode(columns).expand(rows, -1, -1)
+    y = encode(rows).unsqueeze(1).expand(-1, columns, -1)
+    return torch.cat((x, y), dim=2).reshape(rows * columns, width).float()
+
+
+def _resize(positions: Tensor, rows: int, columns: int, *, antialias: bool) -> Tensor:
     side = square_side(positions.shape[0])
-    if side == grid:
+    if side == rows == columns:
         return positions
     plane = positions.view(1, side, side, -1).permute(0, 3, 1, 2)
     plane = F.interpolate(
-        plane, size=(grid, grid), mode="bicubic", align_corners=False, antialias=antialias
+        plane, size=(rows, columns), mode="bicubic", align_corners=False, antialias=antialias
     )
-    return plane.permute(0, 2, 3, 1).reshape(grid * grid, -1).to(torch.float32)
+    return plane.permute(0, 2, 3, 1).reshape(rows * columns, -1).to(torch.float32)

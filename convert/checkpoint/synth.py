@@ -24,7 +24,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from convert.checkpoint.config import CONFIGS, TEXT_ONLY, ModelConfig, VisionConfig
+from convert.checkpoint.config import CONFIGS, TEXT_ONLY, ModelConfig
 from convert.checkpoint.shards import FLOATS
 from convert.checkpoint.tensor_tables import ANY_GRID, EMBEDDING, HEAD, sources
 from convert.checkpoint.writer import SHARD_BYTES, TensorEntry, write_weights
@@ -104,7 +104,7 @@ def stored_tensors(config: ModelConfig, dtype: str) -> list[TensorEntry]:
     shapes = sources(config)
     named: list[tuple[str, tuple[int, ...]]] = []
     for name, shape in shapes.items():
-        grid = 0 if config.vision is None else _stored_grid(config.vision)
+        grid = 0 if config.vision is None else config.vision.trained_grid
         named.append((name, tuple(grid**2 if n == ANY_GRID else n for n in shape)))
         if name == "llm.model.norm.weight":  # the decoder's last; where the original has its head
             named.append((HEAD, shapes[EMBEDDING]))
@@ -150,15 +150,6 @@ def write_synthetic(
 
     write_weights(folder, tensors, values, format=format, shard_bytes=shard_bytes)
     return tensors
-
-
-def _stored_grid(vision: VisionConfig) -> int:
-    """Returns the side of the stored position grid.
-
-    It is that of the pictures that the encoder was trained on: timm's names end with their size.
-    """
-    size = vision.name.rpartition("_")[2]
-    return int(size) // vision.patch_size if size.isdecimal() else vision.grid
 
 
 def _values(name: str, shape: tuple[int, ...], dtype: str, seed: int) -> Iterator[Array]:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 # Its messages need protobuf, which onnx brings.
 from sentencepiece import sentencepiece_model_pb2 as messages
 
+from convert.checkpoint.config import SliceConfig
 from quantize.errors import ConfigError
 
 _IMAGE_ID = 101  # of the first tag; the others follow it, as in the real model
@@ -19,16 +20,25 @@ _TAGS = ("<image>", "</image>", "<ref>", "</ref>", "<box>", "</box>", "<quad>", 
 _CHINESE = (0x4E00, 0xA000)  # code points of the common characters
 
 
-def generate_tokenizer(vocab_size: int) -> bytes:
+def generate_tokenizer(vocab_size: int, *, slices: SliceConfig | None = None) -> bytes:
     """Returns a `tokenizer.model`: BPE with byte fallback, settings as the real one's.
+
+    Args:
+        vocab_size: of the model.
+        slices: of a model that cuts pictures into slices.
 
     Raises:
         ConfigError: the vocabulary has no room for the pieces that must be there.
     """
     types = messages.ModelProto.SentencePiece
     pieces = [("<unk>", types.UNKNOWN), ("<s>", types.CONTROL), ("</s>", types.CONTROL)]
-    fillers = (f"<reserved_{i}>" for i in range(_IMAGE_ID - len(pieces)))
-    pieces += [(piece, types.USER_DEFINED) for piece in (*fillers, *_TAGS)]
+    fillers = (f"<reserved_{i}>" for i in itertools.count())
+    reserved = [*itertools.islice(fillers, _IMAGE_ID - len(pieces)), *_TAGS]
+    # Tags of slices have ids, but no pieces of their own names, as in the real tokenizer.
+    if slices is not None:
+        count = max(slices.slice_start_token_id, slices.slice_end_token_id) + 1
+        reserved += itertools.islice(fillers, max(0, count - len(pieces) - len(reserved)))
+    pieces += [(piece, types.USER_DEFINED) for piece in reserved]
     pieces += [(f"<0x{byte:02X}>", types.BYTE) for byte in range(256)]
     needed = len(pieces) + 1  # SentencePiece refuses a model without an ordinary piece
     if vocab_size < needed:

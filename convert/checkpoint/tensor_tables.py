@@ -112,8 +112,9 @@ def reference_rules(config: ModelConfig, untied_head: bool) -> Table:
     rules = []
     for name, shape in shapes.items():
         if ANY_GRID in shape and config.vision is not None:
-            resampled = tuple(config.vision.num_patches if n == ANY_GRID else n for n in shape)
-            transform = partial(resample_grid, grid=config.vision.grid)
+            side = config.vision.grid
+            resampled = tuple(side**2 if n == ANY_GRID else n for n in shape)
+            transform = partial(resample_grid, rows=side, columns=side)
             rules.append(Rule(name, (name,), resampled, transform))
         else:
             rules.append(Rule(name, (name,), shape))
@@ -121,7 +122,12 @@ def reference_rules(config: ModelConfig, untied_head: bool) -> Table:
 
 
 def bundle_rules(config: ModelConfig, untied_head: bool) -> Table:
-    """Makes a bundle's tensors, before quantization; linears are (N, K), outputs by inputs."""
+    """Makes a bundle's tensors, before quantization; linears are (N, K), outputs by inputs.
+
+    Raises:
+        SlicesError: a bundle cannot hold such a model yet.
+    """
+    config.require_square()
     rules: list[Rule] = []
     if config.vision is not None and config.resampler is not None:
         rules += _vision_rules(config.vision)
@@ -152,7 +158,7 @@ def third(packed: Tensor, *, index: int) -> Tensor:
 
 def resample_positions(positions: Tensor, *, grid: int) -> Tensor:
     """Resamples the vision encoder's positions (1, n, D) to (grid * grid, D), float32."""
-    return resample_grid(positions, grid).squeeze(0)
+    return resample_grid(positions, grid, grid).squeeze(0)
 
 
 def project_queries(
@@ -208,10 +214,12 @@ def _decoder_sources(c: DecoderConfig) -> dict[str, Shape]:
 
 def _vision_sources(c: VisionConfig) -> dict[str, Shape]:
     width, patch = c.embed_dim, c.patch_size
+    # For slices they are kept as stored, and resampled to the grid of each image.
+    positions = ANY_GRID if c.slices is None else c.trained_grid**2
     shapes: dict[str, Shape] = {
         "vpm.patch_embed.proj.weight": (width, 3, patch, patch),
         "vpm.patch_embed.proj.bias": (width,),
-        "vpm.pos_embed": (1, ANY_GRID, width),
+        "vpm.pos_embed": (1, positions, width),
     }
     for i in range(c.depth):
         block = f"vpm.blocks.{i}"

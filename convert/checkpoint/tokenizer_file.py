@@ -68,3 +68,23 @@ def check_tokenizer(
     for tag in _PICTURE_TAGS if config.vision is not None else ():
         if pieces.piece_to_id(tag) == pieces.unk_id():
             raise CheckpointError(f"{path}: lacks the piece {tag}; is it MiniCPM-V's?")
+    slices = None if config.vision is None else config.vision.slices
+    if slices is not None:
+        for name in ("slice_start_token_id", "slice_end_token_id"):
+            _check_reserved(path, pieces, name, getattr(slices, name))
+
+
+def _check_reserved(
+    path: Path, pieces: sentencepiece.SentencePieceProcessor, name: str, id: int
+) -> None:
+    """Raises CheckpointError unless an id's piece is one that no ordinary text becomes.
+
+    The file may still call it `<reserved_22>`.
+    """
+    piece = pieces.id_to_piece(id) if id < pieces.vocab_size() else "no piece"
+    is_tag = piece.startswith("<") and piece.endswith(">") and piece not in _PICTURE_TAGS
+    if not is_tag or pieces.encode(piece) != [id]:
+        raise CheckpointError(
+            f"{path}: {name} is {id}, which is {piece!r} here; expected a piece reserved for it, "
+            "such as <slice> or <reserved_22>; do both belong to the same model?"
+        )

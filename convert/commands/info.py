@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from convert.bundle.manifest import Bundle
-    from convert.checkpoint.config import ModelConfig
+    from convert.checkpoint.config import ModelConfig, VisionConfig
 
 NAME = "info"
 HELP = "describe a checkpoint, a bundle, an MLC package, a config.json or a recipe"
@@ -99,11 +99,11 @@ def _describe_config(path: Path) -> dict[str, Any]:
         **_stored(config),
         **_parts(sizes),
         "kv_caches": _kv_caches(config),
-        "converted": _converted(config, untied_head=False),
+        **_converted(config, untied_head=False),
     }
     # Only the weights show whether a stored head is a copy of the embedding.
-    if config.source.get("tie_word_embeddings") is False:
-        info["converted_own_head"] = _converted(config, untied_head=True)
+    if "converted" in info and config.source.get("tie_word_embeddings") is False:
+        info["converted_own_head"] = _converted(config, untied_head=True)["converted"]
     return info
 
 
@@ -122,7 +122,7 @@ def _describe_checkpoint(source: str | None) -> dict[str, Any]:
         "dropped": checkpoint.dropped,
         **_parts(sizes),
         "kv_caches": _kv_caches(checkpoint.config),
-        "converted": _converted(checkpoint.config, checkpoint.untied_head),
+        **_converted(checkpoint.config, checkpoint.untied_head),
     }
 
 
@@ -158,15 +158,27 @@ def _describe_model(config: ModelConfig) -> dict[str, Any]:
     if config.vision is not None and config.resampler is not None:
         v = config.vision
         info["vision"] = (
-            f"{v.name}: {v.image_size} px, {v.grid} x {v.grid} patches, {v.depth} blocks, "
+            f"{v.name}: {_images(v)}, {v.depth} blocks, "
             f"width {v.embed_dim}, {v.num_heads} heads, MLP {v.mlp_hidden_dim}"
         )
-        info["resampler"] = f"{config.resampler.query_num} image tokens"
+        per_image = "" if v.slices is None else " for each image"
+        info["resampler"] = f"{config.resampler.query_num} image tokens{per_image}"
     info["decoder"] = (
         f"{c.num_hidden_layers} layers, width {c.hidden_size}, {c.num_attention_heads} heads "
         f"({c.num_key_value_heads} of keys), MLP {c.intermediate_size}, vocabulary {c.vocab_size}"
     )
     return info
+
+
+def _images(vision: VisionConfig) -> str:
+    """Says which images the vision encoder gets of a picture."""
+    slices = vision.slices
+    if slices is None:
+        return f"{vision.image_size} px, {vision.grid} x {vision.grid} patches"
+    shape = f"of about {slices.scale_resolution}² px, patches of {vision.patch_size} px"
+    if slices.max_slice_nums == 1:
+        return f"one image {shape}"
+    return f"an overview and up to {slices.max_slice_nums} slices {shape}"
 
 
 def _stored(config: ModelConfig) -> dict[str, Any]:
@@ -200,17 +212,21 @@ def _parts(sizes: Iterable[tuple[str, int, int | None]]) -> dict[str, Any]:
 
 
 def _converted(config: ModelConfig, untied_head: bool) -> dict[str, Any]:
-    """Returns the size of a bundle's weights file, by recipe."""
+    """Returns the size of a bundle's weights file, by recipe; nothing if there can be no bundle."""
     from convert.bundle.plan import Recipe, make_plan
     from quantize.schemes import RECIPES
 
+    if config.vision is not None and config.vision.slices is not None:
+        return {}
     plans = {
         path.stem: make_plan(config, untied_head, Recipe.load(path.stem))
         for path in sorted(RECIPES.glob("*.json"))
     }
     return {
-        name: {"bytes": plan.nbytes, "bits_per_weight": round(plan.bits_per_weight, 3)}
-        for name, plan in plans.items()
+        "converted": {
+            name: {"bytes": plan.nbytes, "bits_per_weight": round(plan.bits_per_weight, 3)}
+            for name, plan in plans.items()
+        }
     }
 
 

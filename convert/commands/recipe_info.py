@@ -74,9 +74,11 @@ def describe_mlc_package(path: Path) -> dict[str, Any]:
 
     Raises:
         BundleError: not one of ours, or damaged.
+        SlicesError: it claims a model that no package can hold.
     """
     manifest = PackageManifest.read(path)
     config = ModelConfig.from_json(manifest.model)
+    config.require_square(path)
     size, parameters = manifest.weights_bytes, manifest.parameters
     return {
         "kind": "MLC package",

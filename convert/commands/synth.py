@@ -153,7 +153,8 @@ def _tokenizer(path: Path | None, config: ModelConfig) -> bytes:
 
     vocab_size = config.decoder.vocab_size
     if path is None:
-        return generate_tokenizer(vocab_size)
+        slices = None if config.vision is None else config.vision.slices
+        return generate_tokenizer(vocab_size, slices=slices)
     pieces = open_tokenizer(path)
     if pieces.vocab_size() != vocab_size:
         raise CheckpointError(

@@ -26,7 +26,7 @@ from torch.nn.utils import parametrize
 from torch.utils.data import DataLoader
 
 from convert.checkpoint.config import CONFIGS, ModelConfig
-from convert.checkpoint.positions import resample_grid
+from convert.checkpoint.positions import resample_grid, sincos_grid
 from convert.support.whole_file import whole_file
 from runtime.demo.batches import CLASSES, IGNORED_TARGET, Batch, Samples, collate
 from runtime.demo.scenes import Scene, ShapeItem, draw
@@ -52,7 +52,7 @@ class _Resample(nn.Module):
         self.grid = grid
 
     def forward(self, stored: Tensor) -> Tensor:
-        return resample_grid(stored, self.grid)
+        return resample_grid(stored, self.grid, self.grid)
 
 
 class _Probe(nn.Module):
@@ -191,31 +191,21 @@ def _initialise(model: MiniCPMV) -> None:
         nn.init.normal_(block.mlp.get_parameter("fc2.weight"), std=0.02)
         nn.init.normal_(block.attn.get_parameter("proj.weight"), std=0.02)
     # As strong as the differences between patches; if weaker, places are learnt much later.
-    vpm.pos_embed = nn.Parameter(_sincos(width, _STORED_GRID).unsqueeze(0) * 2)
-    parametrize.register_parametrization(
-        vpm, "pos_embed", _Resample(resampler.patch_grid), unsafe=True
-    )
+    vpm.pos_embed = nn.Parameter(sincos_grid(width, _STORED_GRID, _STORED_GRID).unsqueeze(0) * 2)
+    grid = resampler.patch_grid
+    assert grid is not None, "the demo's pictures are squares"
+    parametrize.register_parametrization(vpm, "pos_embed", _Resample(grid), unsafe=True)
     with torch.no_grad():
         embed_dim = resampler.query.shape[1]
         resampler.query.normal_(std=0.02)
         resampler.ln_q.weight.fill_(0.1)
-        resampler.pos_embed.copy_(_sincos(embed_dim, math.isqrt(resampler.query.shape[0])))
+        side = math.isqrt(resampler.query.shape[0])
+        resampler.pos_embed.copy_(sincos_grid(embed_dim, side, side))
         resampler.pos_embed.requires_grad_(False)
         # Queries and keys share a rotation: a query starts by looking at its own place.
         rotation = torch.linalg.qr(torch.randn(embed_dim, embed_dim)).Q
         resampler.attn.in_proj_weight[: 2 * embed_dim] = torch.cat((rotation, rotation)) * 1.5
         nn.init.normal_(resampler.proj, std=embed_dim**-0.5)
-
-
-def _sincos(width: int, grid: int) -> Tensor:
-    """Builds 2-D sine-cosine positions (grid * grid, width): half for columns, half for rows."""
-    quarter = width // 4
-    frequencies = 10000.0 ** -(torch.arange(quarter, dtype=torch.float64) / quarter)
-    angles = torch.arange(grid, dtype=torch.float64)[:, None] * frequencies
-    line = torch.cat((angles.sin(), angles.cos()), dim=1)  # (grid, width / 2)
-    columns = line.unsqueeze(0).expand(grid, -1, -1)
-    rows = line.unsqueeze(1).expand(-1, grid, -1)
-    return torch.cat((columns, rows), dim=2).reshape(grid * grid, -1).float()
 
 
 def _save(trainer: Trainer, output: Path, state: Path, step: int) -> None:

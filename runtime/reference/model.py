@@ -12,7 +12,7 @@ from runtime.reference.vision import VisionEncoder
 
 
 class MiniCPMV(nn.Module):
-    """MiniCPM-V 1.0; without vision for a decoder-only checkpoint."""
+    """MiniCPM-V; without vision for a decoder-only checkpoint."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -22,7 +22,8 @@ class MiniCPMV(nn.Module):
         self.resampler: Resampler | None = None
         if config.vision is not None and config.resampler is not None:
             self.vpm = VisionEncoder(config.vision)
-            self.resampler = Resampler(config.resampler, config.vision.grid)
+            grid = config.vision.grid if config.vision.slices is None else None
+            self.resampler = Resampler(config.resampler, grid)
 
     @property
     def device(self) -> torch.device:
@@ -35,9 +36,11 @@ class MiniCPMV(nn.Module):
         return self.llm.model.norm.weight.dtype
 
     def encode_image(self, pixels: Tensor) -> Tensor:
-        """Maps normalised pixels (B, 3, S, S) to image tokens (B, Q, D)."""
+        """Maps normalised pixels (B, 3, height, width) to image tokens (B, Q, D)."""
         assert self.vpm is not None and self.resampler is not None, "a decoder-only model"
-        out: Tensor = self.resampler(self.vpm(pixels.to(self.device, self.dtype)))
+        rows, columns = (side // self.vpm.patch_size for side in pixels.shape[-2:])
+        features = self.vpm(pixels.to(self.device, self.dtype))
+        out: Tensor = self.resampler(features, (rows, columns))
         return out
 
     def embed_prompt(self, ids: Tensor, image_start: int | None, image: Tensor | None) -> Tensor:

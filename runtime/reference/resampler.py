@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convert.checkpoint.config import ResamplerConfig
-from convert.checkpoint.positions import interpolate_grid
+from convert.checkpoint.positions import interpolate_grid, sincos_grid
 
 
 class CrossAttention(nn.Module):
@@ -34,10 +34,10 @@ class CrossAttention(nn.Module):
 
 
 class Resampler(nn.Module):
-    """Turns the patches of a picture into `query_num` image tokens."""
+    """Turns the patches of an image into `query_num` image tokens."""
 
-    def __init__(self, c: ResamplerConfig, grid: int) -> None:
-        """Args: c: the geometry. grid: patches along one side of the picture."""
+    def __init__(self, c: ResamplerConfig, grid: int | None) -> None:
+        """Args: c: the geometry. grid: patches along one side; None: it varies."""
         super().__init__()
         self.patch_grid = grid
         self.query = nn.Parameter(torch.zeros(c.query_num, c.embed_dim))
@@ -49,10 +49,22 @@ class Resampler(nn.Module):
         self.ln_post = nn.LayerNorm(c.embed_dim, eps=c.norm_eps)
         self.proj = nn.Parameter(torch.zeros(c.embed_dim, c.embed_dim))
 
-    def forward(self, features: Tensor) -> Tensor:
-        """Maps vision features (B, P, Dv) to image tokens (B, Q, D)."""
+    def forward(self, features: Tensor, shape: tuple[int, int] | None = None) -> Tensor:
+        """Maps vision features (B, P, Dv) to image tokens (B, Q, D).
+
+        Args:
+            features: row by row.
+            shape: rows and columns of patches, for images of several shapes.
+        """
         kv = self.ln_kv(self.kv_proj(features))
-        key_positions = interpolate_grid(self.pos_embed, self.patch_grid).to(kv.dtype)
-        x = self.attn(self.ln_q(self.query) + self.pos_embed, kv + key_positions, kv)
+        keys = kv + self._key_positions(shape).to(kv)
+        x = self.attn(self.ln_q(self.query) + self.pos_embed, keys, kv)
         out: Tensor = self.ln_post(x) @ self.proj
         return out
+
+    def _key_positions(self, shape: tuple[int, int] | None) -> Tensor:
+        """Returns the keys' positions (P, D), float32."""
+        if self.patch_grid is not None:
+            return interpolate_grid(self.pos_embed, self.patch_grid)
+        assert shape is not None, "images have several shapes"
+        return sincos_grid(self.pos_embed.shape[1], *shape)

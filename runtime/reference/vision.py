@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convert.checkpoint.config import VisionConfig
+from convert.checkpoint.positions import resample_grid
 
 
 class PatchEmbed(nn.Module):
@@ -17,7 +18,7 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(3, c.embed_dim, c.patch_size, stride=c.patch_size)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Maps pixels (B, 3, S, S) to patches (B, P, D), row by row."""
+        """Maps pixels (B, 3, height, width) to patches (B, P, D), row by row."""
         out: Tensor = self.proj(pixels)
         return out.flatten(2).transpose(1, 2)
 
@@ -77,19 +78,29 @@ class VisionEncoder(nn.Module):
 
     def __init__(self, c: VisionConfig) -> None:
         super().__init__()
+        self.patch_size = c.patch_size
         self.patch_embed = PatchEmbed(c)
-        # Already resampled to the patch grid of `image_size`.
-        self.pos_embed = nn.Parameter(torch.zeros(1, c.num_patches, c.embed_dim))
+        # Of a square they are resampled to its grid at load, else as the checkpoint has them.
+        self._is_square = c.slices is None
+        positions = c.num_patches if self._is_square else c.trained_grid**2
+        self.pos_embed = nn.Parameter(torch.zeros(1, positions, c.embed_dim))
         self.blocks = nn.ModuleList(VisionBlock(c) for _ in range(c.depth))
         self.norm = nn.LayerNorm(c.embed_dim, eps=c.norm_eps)
 
     def embed(self, pixels: Tensor) -> Tensor:
-        """Maps pixels (B, 3, S, S) to patch embeddings with positions (B, P, D)."""
-        out: Tensor = self.patch_embed(pixels) + self.pos_embed
-        return out
+        """Maps pixels (B, 3, height, width) to patch embeddings with positions (B, P, D)."""
+        patches: Tensor = self.patch_embed(pixels)
+        return patches + self._positions(pixels).to(patches.dtype)
+
+    def _positions(self, pixels: Tensor) -> Tensor:
+        """Returns the positions (1, P, D) of the grid of patches that an image has."""
+        if self._is_square:
+            return self.pos_embed
+        rows, columns = (side // self.patch_size for side in pixels.shape[-2:])
+        return resample_grid(self.pos_embed, rows, columns)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Maps normalised pixels (B, 3, S, S) to features (B, P, D)."""
+        """Maps normalised pixels (B, 3, height, width) to features (B, P, D)."""
         x = self.embed(pixels)
         for block in self.blocks:
             x = block(x)

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -7,6 +8,8 @@ from convert.checkpoint.config import (
     DecoderConfig,
     ModelConfig,
     ResamplerConfig,
+    SliceConfig,
+    SlicesError,
     VisionConfig,
 )
 from convert.checkpoint.config_keys import RANGES
@@ -14,6 +17,8 @@ from quantize.errors import ConfigError
 from tests.support.tiny import tiny_config
 
 REAL, DEMO = CONFIGS / "model" / "minicpm-v-1.0.json", CONFIGS / "demo" / "config.json"
+SLICES = {"max_slice_nums": 9, "scale_resolution": 448}
+SLICED = {"slice_mode": True, **SLICES}
 
 
 def test_real_model_geometry():
@@ -27,6 +32,39 @@ def test_real_model_geometry():
     assert (resampler.grid, resampler.num_heads, resampler.head_dim) == (8, 18, 128)
     assert (decoder.head_dim, decoder.kv_dim, decoder.logits_divisor) == (64, 2304, 9)
     assert decoder.residual_scale == pytest.approx(0.22135943621)
+
+
+def test_real_model_with_slices():
+    """MiniCPM-V 2.0: 1.0's shapes, and images of several shapes."""
+    plain = ModelConfig.load(REAL)
+    config = ModelConfig.load(CONFIGS / "model" / "minicpm-v-2.0.json")
+    assert config.vision is not None and plain.vision is not None
+    assert config.vision.slices == SliceConfig(
+        max_slice_nums=9,
+        scale_resolution=448,
+        slice_start_token_id=111,
+        slice_end_token_id=112,
+    )
+    assert replace(config.vision, slices=None) == plain.vision
+    assert (config.decoder, config.resampler) == (plain.decoder, plain.resampler)
+    assert config.vision.trained_grid == 27
+    with pytest.raises(AssertionError, match="several shapes"):
+        assert config.vision.grid
+
+
+def test_without_slices_but_with_their_mode_a_picture_is_one_image():
+    vision = ModelConfig.from_json(tiny_config(slice_mode=False, **SLICES)).vision
+    assert vision is not None and vision.slices is not None
+    assert vision.slices.max_slice_nums == 1
+
+
+def test_what_takes_squares_only_refuses_slices():
+    ModelConfig.from_json(tiny_config()).require_square()
+    ModelConfig.from_json(tiny_config(decoder_only=True)).require_square()
+    for mode in (True, False):
+        config = ModelConfig.from_json(tiny_config(slice_mode=mode, **SLICES))
+        with pytest.raises(SlicesError, match=r"slice_mode.*what works today.*minicpmv chat"):
+            config.require_square()
 
 
 def test_the_demo_says_what_the_real_one_does():
@@ -88,12 +126,21 @@ def test_missing_key_is_named(key):
         ({"architectures": ["LlamaForCausalLM"]}, "LlamaForCausalLM.*expected.*MiniCPMV"),
         ({"architectures": ["MiniCPMV", "MiniCPMV"]}, "architectures"),
         ({"architectures": "MiniCPMV"}, "expected list"),
-        ({"slice_mode": True}, "slice_mode.*2.0"),
-        ({"slice_mode": 0}, "slice_mode"),
+        ({"slice_mode": 0}, "slice_mode.*expected bool"),
+        ({"slice_mode": True}, "max_slice_nums.*missing"),
+        ({"slice_mode": False, "max_slice_nums": 9}, "scale_resolution.*missing"),
+        *[({key: 111}, f"{key}.*without 'slice_mode'") for key in (*SLICES, "slice_end_token_id")],
+        (SLICED | {"slice_start_token_id": 501}, "slice_start_token_id is 501.*vocab_size is 501"),
+        (SLICED | {"slice_end_token_id": 111}, "slice_start_token_id and slice_end.*both 111"),
+        (SLICED | {"slice_end_token_id": -1}, "slice_end_token_id is -1"),
+        (SLICED | {"scale_resolution": 13}, "scale_resolution 13 is less than patch_size 14"),
+        ({"decoder_only": True, "slice_mode": True}, "unknown keys slice_mode"),
+        ({"im_start_token_id": 7}, "im_start_token_id.*only 101.*<image>"),
+        ({"unk_token_id": 7}, "unk_token_id.*only 0"),
         ({"patch_size": 16}, "patch_size is 16.*vit_demo_patch14_126.*14"),
-        ({"max_slice_nums": 0}, "max_slice_nums is 0"),
-        ({"max_slice_nums": "9"}, "max_slice_nums.*expected int"),
-        ({"scale_resolution": -448}, "scale_resolution is -448"),
+        (SLICED | {"max_slice_nums": 0}, "max_slice_nums is 0"),
+        (SLICED | {"max_slice_nums": "9"}, "max_slice_nums.*expected int"),
+        (SLICED | {"scale_resolution": -448}, "scale_resolution is -448"),
         ({"quantization_config": {"bits": 4}}, "quantization_config.*quantized already"),
         ({"pruned_heads": {"0": [1]}}, "pruned_heads.*cut out"),
         ({"is_encoder_decoder": True}, "is_encoder_decoder.*decoder"),
@@ -133,10 +180,10 @@ def test_contradiction_is_named(overrides, says):
 
 BESIDE_1_0 = {
     "patch_size": 14,
-    "slice_mode": False,
     "mm_use_im_start_end": True,
-    "scale_resolution": 448,
-    "max_slice_nums": 9,
+    "im_start_token_id": 101,
+    "im_end_token_id": 102,
+    "unk_token_id": 0,
 }
 # What `transformers` 4 and 5 write beside the class's own keys, some only with `use_diff=False`.
 OF_TRANSFORMERS = {
@@ -174,7 +221,7 @@ def test_null_is_the_default():
 def test_every_number_has_a_range():
     numbers = {
         name
-        for kind in (DecoderConfig, VisionConfig, ResamplerConfig)
+        for kind in (DecoderConfig, VisionConfig, ResamplerConfig, SliceConfig)
         for name, type_ in kind.__annotations__.items()
         if type_ in ("int", "float")
     }
@@ -183,7 +230,7 @@ def test_every_number_has_a_range():
 
 HUGE = 10**299  # more digits than this are no number of JSON for us
 GIVEN = {"max_position_embeddings": 2048, "rope_theta": 1e4, "bos_token_id": 1, "eos_token_id": 2}
-GIVEN |= {"patch_size": 14, "max_slice_nums": 9, "scale_resolution": 448}
+GIVEN |= {"patch_size": 14, **SLICED, "slice_start_token_id": 99, "slice_end_token_id": 100}
 
 
 @pytest.mark.parametrize("value", [HUGE, -HUGE, 10**9, -1, float("inf"), float("nan")])

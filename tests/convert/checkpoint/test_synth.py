@@ -309,7 +309,7 @@ def test_an_earlier_one_is_replaced(tiny: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        (["--config", "minicpm-v-9"], "minicpm-v-1.0, demo"),
+        (["--config", "minicpm-v-9"], "minicpm-v-1.0, minicpm-v-2.0, demo"),
         (["--config", "TMP"], "is unknown"),
         (["--config", "TMP/empty"], "cannot be read as JSON"),
         (["--config", "TMP/tiny.json", "--tokenizer", "TMP/empty"], "is empty"),

@@ -178,7 +178,7 @@ def spread(positions, old, new, *, antialias):
 def test_vision_positions_are_resampled_with_antialiasing(old, new, record_property):
     positions = torch.randn(1, old * old, 16, generator=torch.Generator().manual_seed(0))
     expected = spread(positions[0], old, new, antialias=True)
-    resampled = resample_grid(positions, new)
+    resampled = resample_grid(positions, new, new)
     assert resampled.dtype == torch.float32
     # float32 against float64
     assert_close(f"{old} to {new}", resampled[0], expected, 2e-6, record_property)
@@ -293,7 +293,7 @@ def test_load_reference(tmp_path, head, decoder_only):
     for name, parameter in model.named_parameters():
         stored = state[name].float()
         if name == "vpm.pos_embed":
-            stored = resample_grid(stored, 4)
+            stored = resample_grid(stored, 4, 4)
         assert torch.equal(parameter, stored), name
     logits = model.llm.logits(model.llm(model.llm.embed(torch.arange(5)[None])))
     assert logits.isfinite().all()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from convert.checkpoint.config import CONFIGS, ModelConfig, ResamplerConfig
-from convert.checkpoint.positions import interpolate_grid
+from convert.checkpoint.positions import interpolate_grid, sincos_grid
 from quantize.errors import ShapeError
 from runtime.reference.resampler import Resampler
 from tests.support.compare import Record, assert_close, randomize
@@ -101,6 +102,32 @@ def test_key_positions_are_bicubic_without_antialias(
 def test_key_positions_of_half_precision_are_computed_in_float32() -> None:
     positions = torch.randn(64, 6, generator=torch.manual_seed(3)).bfloat16()
     assert torch.equal(interpolate_grid(positions, 12), interpolate_grid(positions.float(), 12))
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(28, 37), (37, 28), (8, 8), (1, 40)])
+def test_key_positions_of_slices_are_sines_and_cosines(rows: int, columns: int) -> None:
+    """Half of the width for the column, half for the row; each value on its own."""
+    width, table = 64, sincos_grid(64, rows, columns)
+    assert table.dtype == torch.float32
+    expected = np.empty((rows, columns, width))
+    for y, x, i in np.ndindex(expected.shape):
+        place, within = (x, i) if i < width // 2 else (y, i - width // 2)
+        wave = (math.sin, math.cos)[within // (width // 4)]
+        expected[y, x, i] = wave(place / 10000 ** (within % (width // 4) / (width / 4)))
+    found = table.view(rows, columns, width).double().numpy()
+    assert np.abs(found - expected).max() < 1e-6
+
+
+def test_images_of_several_shapes_need_their_shape() -> None:
+    c, _ = _demo()
+    resampler = Resampler(c, None)
+    randomize(resampler)
+    features = torch.randn(1, 6, c.kv_dim)
+    with torch.no_grad():
+        wide, tall = resampler(features, (2, 3)), resampler(features, (3, 2))
+    assert (wide - tall).abs().max() > 1e-3
+    with pytest.raises(AssertionError, match="several shapes"):
+        resampler(features)
 
 
 def test_positions_that_form_no_square_are_refused() -> None:

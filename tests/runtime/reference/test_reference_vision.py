@@ -89,16 +89,29 @@ def test_pictures_of_a_batch_do_not_mix() -> None:
     torch.testing.assert_close(both, alone, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize(("stored", "wanted"), [(27, 32), (9, 12), (32, 12), (5, 4), (1, 6)])
+@pytest.mark.parametrize(
+    ("stored", "wanted"),
+    [
+        (27, (32, 32)),
+        (9, (12, 12)),
+        (32, (12, 12)),
+        (5, (4, 4)),
+        (1, (6, 6)),
+        (27, (28, 37)),
+        (9, (3, 40)),
+    ],
+)
 def test_positions_are_resampled_as_pil_does(
-    stored: int, wanted: int, record_property: Record
+    stored: int, wanted: tuple[int, int], record_property: Record
 ) -> None:
     positions = torch.randn(1, stored * stored, 8, generator=torch.manual_seed(3))
     planes = positions.view(stored, stored, 8).permute(2, 0, 1).numpy()
-    size = (wanted, wanted)
+    size = wanted[::-1]  # columns first
     resized = [Image.fromarray(p).resize(size, Image.Resampling.BICUBIC) for p in planes]
-    expected = np.stack([np.asarray(p) for p in resized], axis=-1).reshape(1, wanted**2, 8)
-    actual = resample_grid(positions, wanted)
+    expected = np.stack([np.asarray(p) for p in resized], axis=-1).reshape(
+        1, wanted[0] * wanted[1], 8
+    )
+    actual = resample_grid(positions, *wanted)
     assert_close(
         f"positions {stored} -> {wanted}", actual, expected, FLOAT32_FILTER, record_property
     )
@@ -106,9 +119,9 @@ def test_positions_are_resampled_as_pil_does(
 
 def test_positions_of_the_same_grid_stay_exactly() -> None:
     positions = torch.randn(1, 144, 8).bfloat16()
-    assert torch.equal(resample_grid(positions, 12), positions.float())
+    assert torch.equal(resample_grid(positions, 12, 12), positions.float())
 
 
 def test_positions_that_form_no_square_are_refused() -> None:
     with pytest.raises(ShapeError, match="145 positions"):
-        resample_grid(torch.zeros(1, 145, 8), 12)
+        resample_grid(torch.zeros(1, 145, 8), 12, 12)
