@@ -67,7 +67,12 @@ def _add_generation(parser: argparse.ArgumentParser) -> None:
         "generation", "Defaults are the settings of the original code."
     ).add_argument
     add("--greedy", action="store_true", help="always choose the most likely token")
-    add("--max-new-tokens", metavar="N", type=int, help="longest answer (default: 2048)")
+    add(
+        "--max-new-tokens",
+        metavar="N",
+        type=int,
+        help="longest answer (default: 2048; 1024 with slices)",
+    )
     add(
         "--temperature",
         metavar="T",
@@ -82,7 +87,12 @@ def _add_generation(parser: argparse.ArgumentParser) -> None:
     )
     add("--top-k", metavar="K", type=int, help="sample from the K most likely tokens; 0: from all")
     add("--seed", metavar="N", type=int, help="seed; equal seeds give equal answers")
-    add("--window", metavar="N", type=int, help="context window in tokens (default: 1024)")
+    add(
+        "--window",
+        metavar="N",
+        type=int,
+        help="context window in tokens (default: 1024; 2048 with slices)",
+    )
     add(
         "--as-original",
         action="store_true",

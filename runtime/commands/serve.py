@@ -69,7 +69,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     _add_access(parser)
     add = parser.add_argument_group("service").add_argument
     add("--name", metavar="NAME", help="the model's name for clients (default: the folder's)")
-    add("--window", metavar="N", type=int, help="context window in tokens (default: 1024)")
+    add(
+        "--window",
+        metavar="N",
+        type=int,
+        help="context window in tokens (default: 1024; 2048 with slices)",
+    )
     add(
         "--queue",
         metavar="N",

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from convert.checkpoint.config import CONFIGS
+from convert.checkpoint.config import CONFIGS, ModelConfig
 from convert.support.strict_json import load_json
 from quantize.errors import ConfigError
 from runtime.inputs.prompt import ORIGINAL_PROMPT_LIMIT
 from runtime.inputs.sampling import GenerationOptions
 
+CHAT_CLASS = "OmniLMMChat"  # the set of the original's other class, which samples
 DEFAULTS = CONFIGS / "generation.json"
 # Least and most that a file may say; GenerationOptions has the rules for what a caller chooses.
 RANGES: Mapping[str, tuple[float, float]] = {
@@ -43,11 +44,30 @@ class GenerationSet:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SliceDefaults:
+    """The defaults of models that cut pictures into slices, which take more tokens."""
+
+    window: int  # tokens
+    settings: str  # a set's name
+
+
+@dataclass(frozen=True, kw_only=True)
 class GenerationDefaults:
     """All sets by name, and the context window."""
 
     window: int  # tokens
     sets: Mapping[str, GenerationSet]
+    settings: str = "minicpm-v-1.0"  # the set of the original's `model.chat`
+    slices: SliceDefaults | None = None  # None in bundles of 0.1.0
+
+    def for_model(self, config: ModelConfig) -> GenerationDefaults:
+        """Returns the defaults of a model: whether it cuts pictures decides some of them."""
+        if self.slices is None or config.vision is None or config.vision.slices is None:
+            return self
+        window, settings = self.slices.window, self.slices.settings
+        # The original's class calls its `model.chat`, with sampling.
+        sets = {**self.sets, CHAT_CLASS: self.named(settings)}
+        return replace(self, window=window, settings=settings, sets=sets)
 
     @staticmethod
     def load(path: Path = DEFAULTS) -> GenerationDefaults:
@@ -59,8 +79,16 @@ class GenerationDefaults:
         try:
             raw = load_json(path)
             sets = {name: GenerationSet(**values) for name, values in raw.pop("sets").items()}
-            defaults = GenerationDefaults(sets=sets, **raw)
-            _check_ranges({"window": defaults.window})
+            slices = raw.pop("slices", None)
+            defaults = GenerationDefaults(
+                sets=sets, slices=None if slices is None else SliceDefaults(**slices), **raw
+            )
+            layouts = [(defaults.window, defaults.settings)]
+            if defaults.slices is not None:
+                layouts.append((defaults.slices.window, defaults.slices.settings))
+            for window, name in layouts:
+                _check_ranges({"window": window})
+                defaults.named(name)
             for one in sets.values():
                 for settings in (one.sample, one.beam):
                     GenerationOptions(max_new_tokens=one.max_new_tokens, **settings)

@@ -49,14 +49,22 @@ def open_picture(source: Path | bytes, *, name: str | None = None) -> Image.Imag
 def preprocess(picture: Image.Image, image_size: int) -> Tensor:
     """Resizes to a square (aspect is not kept) and normalises: (1, 3, S, S) float32 in [-1, 1].
 
-    PIL's bicubic filter, antialiased; mean and standard deviation 0.5. Source: MiniCPM-V 1.0.
+    Source: MiniCPM-V 1.0.
     """
+    return normalise(resize(to_rgb(picture), (image_size, image_size)))
+
+
+def resize(rgb: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Resizes to (width, height), pixels, with PIL's bicubic filter, antialiased."""
     bicubic = Image.Resampling.BICUBIC
     # Columns first, then rows, each rounded to bytes: as every Pillow did when the model was made.
     # One call would begin with the rows of a tall picture since Pillow 13 (pull request 9549).
-    wide = to_rgb(picture).resize((image_size, picture.height), bicubic)
-    resized = wide.resize((image_size, image_size), bicubic)
-    pixels = np.asarray(resized, dtype=np.float32) / 255.0
+    return rgb.resize((size[0], rgb.height), bicubic).resize(size, bicubic)
+
+
+def normalise(rgb: Image.Image) -> Tensor:
+    """Maps levels to [-1, 1]: (1, 3, height, width) float32; mean and standard deviation 0.5."""
+    pixels = np.asarray(rgb, dtype=np.float32) / 255.0
     return torch.from_numpy((pixels - 0.5) / 0.5).permute(2, 0, 1).unsqueeze(0)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
@@ -17,7 +17,7 @@ from convert.checkpoint.tokenizer_file import check_tokenizer, open_tokenizer
 from quantize.errors import ToolkitError
 
 if TYPE_CHECKING:
-    from convert.checkpoint.config import ModelConfig
+    from convert.checkpoint.config import ModelConfig, SliceConfig
 
 USER, ASSISTANT = "<用户>", "<AI>"
 IMAGE_START, IMAGE_END = "<image>", "</image>"
@@ -43,10 +43,26 @@ class Prompt:
 
     ids: list[int]
     image_start: int | None  # index of the first placeholder; None without a picture
+    slice_starts: tuple[int, ...] = ()  # index of the first placeholder of each slice
+
+    @property
+    def image_starts(self) -> tuple[int, ...]:
+        """Where each image's placeholders begin: the overview's, then the slices'."""
+        return () if self.image_start is None else (self.image_start, *self.slice_starts)
+
+    def picture_end(self, image_tokens: int) -> int | None:
+        """Returns the index of the picture's last tag; None without a picture.
+
+        Args:
+            image_tokens: of one image.
+        """
+        if self.image_start is None:
+            return None
+        return self.image_starts[-1] + image_tokens + (1 if self.slice_starts else 0)
 
     def cut(self, length: int) -> Prompt:
         """Keeps the first `length` ids, as the original does with long prompts."""
-        return Prompt(self.ids[:length], self.image_start)
+        return replace(self, ids=self.ids[:length])
 
 
 class Tokenizer:
@@ -73,9 +89,18 @@ class Tokenizer:
         self.vocab_size: int = self._sp.vocab_size()
         self.image_start_id: int = self._sp.piece_to_id(IMAGE_START)
         self.image_end_id: int = self._sp.piece_to_id(IMAGE_END)
+        vision = None if config is None else config.vision
+        self._slices: SliceConfig | None = None if vision is None else vision.slices
         tags = (IMAGE_START, IMAGE_END, _SLICE_START, _SLICE_END)
         pieces = [tag for tag in tags if self._sp.piece_to_id(tag) != UNKNOWN_ID]
-        self._picture_tags = re.compile("|".join(pieces)) if pieces else None
+        # What `decode` spells itself, and how.
+        self._spellings = {id: self._sp.id_to_piece(id) for id in (BOS_ID, EOS_ID)}
+        if self._slices is not None:
+            # Their ids are the configuration's; tokenizer.model may have other names for them.
+            ids = (self._slices.slice_start_token_id, self._slices.slice_end_token_id)
+            pieces += [self._sp.id_to_piece(id) for id in ids]
+            self._spellings |= zip(ids, (_SLICE_START, _SLICE_END), strict=True)
+        self._picture_tags = re.compile("|".join(map(re.escape, pieces))) if pieces else None
 
     def encode(self, text: str) -> list[int]:
         """Encodes text; a spelled tag of pictures becomes its first character and the rest apart.
@@ -102,8 +127,8 @@ class Tokenizer:
         """
         kept = [i for i in ids if i != UNKNOWN_ID and i < self.vocab_size]
         kept = kept[:-1] if kept[-1:] == [EOS_ID] else kept
-        runs = itertools.groupby(kept, (BOS_ID, EOS_ID).__contains__)
-        return "".join(self._spell(list(run), control) for control, run in runs)
+        runs = itertools.groupby(kept, self._spellings.__contains__)
+        return "".join(self._spell(list(run), special) for special, run in runs)
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
         """Returns the tokenizer's own spelling of ids, `▁` for a space; a number where it has none.
@@ -111,20 +136,32 @@ class Tokenizer:
         A character that it lacks is several pieces, one for each byte: `<0xE4>`.
         """
         known = range(self.vocab_size)
-        return [self._sp.id_to_piece(i) if i in known else f"<{i}>" for i in ids]
+        return [
+            self._spellings.get(i) or (self._sp.id_to_piece(i) if i in known else f"<{i}>")
+            for i in ids
+        ]
 
-    def _spell(self, ids: list[int], control: bool) -> str:
-        """Decodes ids that are all `<s>` and `</s>`, which the library leaves out, or no such."""
-        return "".join(map(self._sp.id_to_piece, ids)) if control else str(self._sp.decode(ids))
+    def _spell(self, ids: list[int], special: bool) -> str:
+        """Decodes ids that all have spellings of their own, or none of them."""
+        if special:  # the library leaves out `<s>` and `</s>`
+            return "".join(self._spellings[id] for id in ids)
+        return str(self._sp.decode(ids))
 
     def prompt(
-        self, messages: Sequence[Message], image_tokens: int, *, as_original: bool = False
+        self,
+        messages: Sequence[Message],
+        image_tokens: int,
+        *,
+        grid: tuple[int, int] | None = None,
+        as_original: bool = False,
     ) -> Prompt:
         """Builds the ids of a conversation that the assistant is to continue.
 
         Args:
             messages: turns of user and assistant in turn, a user's first and last.
-            image_tokens: placeholders for the picture in the first turn; 0 without a picture.
+            image_tokens: placeholders for each image of the picture in the first turn; 0 without a
+                picture.
+            grid: columns and rows of the picture's slices; None: it is one image.
             as_original: take turns in any order; see `check_messages`.
 
         Raises:
@@ -140,10 +177,25 @@ class Tokenizer:
         ids = [BOS_ID]
         if not image_tokens:
             return Prompt(ids + self.encode(before + after), None)
-        ids += [*self.encode(before), self.image_start_id]
-        start = len(ids)
-        ids += [UNKNOWN_ID] * image_tokens + [self.image_end_id]
-        return Prompt(ids + self.encode("\n" + after), start)
+        ids += self.encode(before)
+        image = [self.image_start_id, *[UNKNOWN_ID] * image_tokens, self.image_end_id]
+        start = len(ids) + 1
+        ids += image
+        slice_starts = [] if grid is None else self._add_slices(ids, image, grid)
+        return Prompt(ids + self.encode("\n" + after), start, tuple(slice_starts))
+
+    def _add_slices(self, ids: list[int], image: list[int], grid: tuple[int, int]) -> list[int]:
+        """Appends slices to a prompt, row by row; returns where each one's placeholders begin."""
+        assert self._slices is not None, "slices for a model without"
+        columns, rows = grid
+        starts: list[int] = []
+        ids.append(self._slices.slice_start_token_id)
+        for row in range(rows):
+            ids += self.encode("\n") if row else []
+            starts += [len(ids) + 1 + i * len(image) for i in range(columns)]
+            ids += image * columns
+        ids.append(self._slices.slice_end_token_id)
+        return starts
 
 
 def check_messages(messages: Sequence[Message], *, as_original: bool = False) -> None:

@@ -15,6 +15,7 @@ from convert.support.regular_file import read_regular
 from convert.support.strict_json import parse_json
 from runtime.engine_client.options import EngineOptions
 from runtime.inputs.base64_text import base64_bytes
+from runtime.inputs.defaults import CHAT_CLASS
 from runtime.inputs.picture import open_picture
 from runtime.inputs.picture_format import PictureError
 from runtime.inputs.prompt import Message, PromptError, Tokenizer
@@ -40,7 +41,7 @@ class ChatModel(Closing):
         serial: str | None = None,
         device: str | None = None,
         dtype: str | None = None,
-        settings: str = "minicpm-v-1.0",
+        settings: str | None = None,
         window: int | None = None,
         as_original: bool = False,
     ) -> None:
@@ -53,7 +54,8 @@ class ChatModel(Closing):
             serial: of the phone, for `adb`; by default $ANDROID_SERIAL, or the only one.
             device: cpu, mps or cuda, for the reference; by default the fastest that is there.
             dtype: float32, float16 or bfloat16, for the reference.
-            settings: whose generation defaults to use; a name in `configs/generation.json`.
+            settings: whose generation defaults to use, a name in `configs/generation.json`; by
+                default those of the original code of this model.
             window: tokens that a token may see; by default that of `configs/generation.json`.
             as_original: cut prompts to 2048 ids, let nothing slide out of the window, and take
                 turns in any order behind the first, empty ones too.
@@ -66,7 +68,9 @@ class ChatModel(Closing):
         self.tokenizer = loaded.tokenizer
         self.description = loaded.description
         self._loaded, self._window, self._as_original = loaded, window, as_original
-        self._settings = loaded.defaults.named(settings)
+        self._settings = loaded.defaults.named(
+            loaded.defaults.settings if settings is None else settings
+        )
         self._tokens = self._window_for(self._settings.max_new_tokens)
         self.session = self._open()
 
@@ -170,7 +174,7 @@ class OmniLMMChat(Closing):
             serial=serial,
             device=device,
             dtype=dtype,
-            settings="OmniLMMChat",
+            settings=CHAT_CLASS,
             window=window,
             as_original=as_original,
         )

@@ -16,13 +16,13 @@ from quantize.errors import ConfigError, ToolkitError
 from runtime.engine_client.client import EngineAnswer, EngineClient, EngineError, EngineGoneError
 from runtime.engine_client.place import Device
 from runtime.engine_client.process import EngineDiedError
-from runtime.engine_client.protocol import ErrorCode, Field, Stop
+from runtime.engine_client.protocol import ErrorCode, Field
 from runtime.inputs.callbacks import Cancelled, OnLogprobs, OnText
 from runtime.inputs.picture_file import rgb_strips
 from runtime.inputs.picture_format import PictureError
 from runtime.inputs.prompt import Message, PromptError, check_question
 from runtime.inputs.sampling import GenerationOptions
-from runtime.sessions.session import Reply, Statistics, check_window, require_vision
+from runtime.sessions.session import Reply, Statistics, check_window, nothing, require_vision
 
 # What a user can mend, by the engine's code for it.
 _ERRORS: dict[str, type[ToolkitError]] = {
@@ -136,7 +136,7 @@ class EngineSession:
                     cancelled=cancelled,
                 )
         except _PictureCancelledError:
-            return _nothing()
+            return nothing()
         except EngineDiedError:
             self.close()
             raise
@@ -235,18 +235,3 @@ def _reply(answer: EngineAnswer, encode_ms: float) -> Reply:
             peak_rss_bytes=about[Field.PEAK_RSS_BYTES],
         ),
     )
-
-
-def _nothing() -> Reply:
-    """Returns the empty answer to a question whose picture was cancelled."""
-    statistics = Statistics(
-        encode_ms=0.0,
-        prefill_ms=0.0,
-        decode_ms=0.0,
-        prompt_tokens=0,
-        reused_tokens=0,
-        generated_tokens=0,
-        decode_steps=0,
-        stop=Stop.CANCELLED,
-    )
-    return Reply("", [], statistics)

@@ -200,7 +200,7 @@ def _load_checkpoint(checkpoint: Checkpoint, device: str | None, dtype: str | No
         checkpoint.config,
         partial(ReferenceSession, ReferenceBackend(model), tokenizer),
         tokenizer,
-        GenerationDefaults.load(DEFAULTS),
+        GenerationDefaults.load(DEFAULTS).for_model(checkpoint.config),
         f"{checkpoint.path} on the reference engine ({name}, {where})",
     )
 
@@ -214,7 +214,7 @@ def _load_bundle(bundle: Bundle, options: EngineOptions, progress: Progress) -> 
         bundle.config,
         partial(EngineSession, place, bundle.config),
         tokenizer,
-        GenerationDefaults.load(bundle.generation),
+        GenerationDefaults.load(bundle.generation).for_model(bundle.config),
         f"{bundle.path} on the {place.description} ({made})",
     )
 

@@ -17,10 +17,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from convert.checkpoint.config import ModelConfig
 from convert.support.progress import Progress, silent
 from runtime.engine_client.protocol import Stage, Stop
 from runtime.inputs.callbacks import Cancelled, OnLogprobs, OnText
-from runtime.inputs.picture import preprocess
 from runtime.inputs.prompt import (
     ASSISTANT,
     ORIGINAL_PROMPT_LIMIT,
@@ -32,16 +32,17 @@ from runtime.inputs.prompt import (
     check_question,
 )
 from runtime.inputs.sampling import GenerationOptions
+from runtime.inputs.slices import Images, images_of
 from runtime.reference.kv_cache import pinned_tokens
 from runtime.sessions.backend import Backend, Cache
 from runtime.sessions.beam import beam_search
 from runtime.sessions.generate import Generation, generate
-from runtime.sessions.session import Reply, Statistics, check_window, require_vision
+from runtime.sessions.session import Reply, Statistics, check_window, nothing, require_vision
 from runtime.sessions.streaming import TextStream
 
 Key = int | tuple[str, int]  # a token's id; for an image token the picture's hash and its index
 
-_PICTURES_KEPT = 8  # whose image tokens are remembered: 0.6 MB each at full size
+_PICTURES_KEPT = 8  # whose image tokens are remembered: 0.6 MB for each image at full size
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,24 @@ class _Request:
     prompt: Prompt
     keys: list[Key]
     pinned: int  # tokens from the start that stay visible
+
+
+@dataclass(frozen=True)
+class _Picture:
+    """What the vision encoder gets of a picture, and by which it is known."""
+
+    images: Images
+    digest: str  # of all pixels
+
+    @staticmethod
+    def of(picture: Image.Image, config: ModelConfig) -> _Picture:
+        """Cuts and resizes a picture as the model's geometry says."""
+        images = images_of(picture, require_vision(config))
+        digest = hashlib.sha256(repr(images.grid).encode())
+        for pixels in images.pixels:
+            digest.update(repr(pixels.shape).encode())
+            digest.update(pixels.contiguous().numpy().tobytes())
+        return _Picture(images, digest.hexdigest())
 
 
 class ReferenceSession:
@@ -70,7 +89,7 @@ class ReferenceSession:
         check_window(window)
         self.backend, self.tokenizer, self.config = backend, tokenizer, backend.config
         self.window, self._as_original = window, as_original
-        self._pictures: OrderedDict[str, Tensor] = OrderedDict()
+        self._pictures: OrderedDict[str, list[Tensor]] = OrderedDict()
         self.reset()
 
     def close(self) -> None:
@@ -93,12 +112,12 @@ class ReferenceSession:
         on_progress: Progress = silent,
         cancelled: Cancelled = lambda: False,
     ) -> Reply:
-        """See `Session`; a picture is encoded in one go, and cannot be cancelled."""
-        pixels, digest = self._pixels(picture)
-        request = self._request(messages, digest)
+        """See `Session`; an image is encoded in one go, and can be cancelled only before."""
+        shown = None if picture is None else _Picture.of(picture, self.config)
+        request = self._request(messages, shown)
         try:
             hooks = (on_text, on_logprobs, on_progress, cancelled)
-            return self._reply(request, pixels, digest, options, *hooks)
+            return self._reply(request, shown, options, *hooks)
         except BaseException:
             self.reset()  # whatever stopped it, the cache may be half-written
             raise
@@ -106,8 +125,7 @@ class ReferenceSession:
     def _reply(
         self,
         request: _Request,
-        pixels: Tensor | None,
-        digest: str,
+        picture: _Picture | None,
         options: GenerationOptions,
         on_text: OnText,
         on_logprobs: OnLogprobs,
@@ -115,11 +133,13 @@ class ReferenceSession:
         cancelled: Cancelled,
     ) -> Reply:
         start = time.perf_counter()
-        encode = pixels is not None and digest not in self._pictures
-        image = None if pixels is None else self._image_tokens(pixels, digest)
+        encode = picture is not None and picture.digest not in self._pictures
+        images = None if picture is None else self._image_tokens(picture, on_progress, cancelled)
+        if picture is not None and images is None:
+            return nothing()
         encoded = time.perf_counter()
         cache, reused = self._rewind(request)
-        hidden = self._prefill(request, image, cache, reused, on_progress, cancelled)
+        hidden = self._prefill(request, images, cache, reused, on_progress, cancelled)
         stream = TextStream(self.tokenizer, on_text, options.stop)
         if hidden is None:
             prefilled = time.perf_counter()
@@ -168,35 +188,44 @@ class ReferenceSession:
             stopped=lambda: stream.stopped,
         )
 
-    def _pixels(self, picture: Image.Image | None) -> tuple[Tensor | None, str]:
-        """Returns the vision encoder's input and the hash by which a picture is known."""
-        if picture is None:
-            return None, ""
-        pixels = preprocess(picture, require_vision(self.config).image_size)
-        return pixels, hashlib.sha256(pixels.contiguous().numpy().tobytes()).hexdigest()
-
-    def _image_tokens(self, pixels: Tensor, digest: str) -> Tensor:
-        """Returns image tokens (Q, D), encoded or remembered."""
-        if digest not in self._pictures:
-            self._pictures[digest] = self.backend.encode_image(pixels)
+    def _image_tokens(
+        self, picture: _Picture, on_progress: Progress, cancelled: Cancelled
+    ) -> list[Tensor] | None:
+        """Returns each image's tokens (Q, D), encoded or remembered; None if cancelled."""
+        if picture.digest not in self._pictures:
+            encoded: list[Tensor] = []
+            for pixels in picture.images.pixels:
+                # One image cannot be cancelled, but between several there is a place for it.
+                if encoded and cancelled():
+                    return None
+                encoded.append(self.backend.encode_image(pixels))
+                on_progress(Stage.ENCODE, len(encoded), len(picture.images.pixels))
+            self._pictures[picture.digest] = encoded
             while len(self._pictures) > _PICTURES_KEPT:
                 self._pictures.popitem(last=False)
-        self._pictures.move_to_end(digest)
-        return self._pictures[digest]
+        self._pictures.move_to_end(picture.digest)
+        return self._pictures[picture.digest]
 
-    def _request(self, messages: Sequence[Message], digest: str) -> _Request:
+    def _request(self, messages: Sequence[Message], picture: _Picture | None) -> _Request:
         """Tokenizes a conversation and checks that it fits."""
         resampler = self.config.resampler
-        image_tokens = resampler.query_num if digest and resampler else 0
+        image_tokens = resampler.query_num if picture and resampler else 0
         check_question(messages, as_original=self._as_original)
-        prompt = self.tokenizer.prompt(messages, image_tokens, as_original=self._as_original)
+        prompt = self.tokenizer.prompt(
+            messages,
+            image_tokens,
+            grid=None if picture is None else picture.images.grid,
+            as_original=self._as_original,
+        )
+        end = prompt.picture_end(image_tokens)
         if self._as_original:
+            _check_cut(end)
             prompt = prompt.cut(ORIGINAL_PROMPT_LIMIT)
         keys: list[Key] = list(prompt.ids)
-        end = None
-        if prompt.image_start is not None:
-            start, end = prompt.image_start, prompt.image_start + image_tokens
-            keys[start:end] = [(digest, i) for i in range(image_tokens)]
+        if picture is not None:
+            for n, start in enumerate(prompt.image_starts):
+                of_image = range(n * image_tokens, (n + 1) * image_tokens)
+                keys[start : start + image_tokens] = [(picture.digest, i) for i in of_image]
         pinned = pinned_tokens(end)
         last = len(self.tokenizer.encode(USER + messages[-1]["content"] + ASSISTANT))
         self._check_fit(min(last, len(keys) - pinned), pinned, len(keys))
@@ -233,7 +262,7 @@ class ReferenceSession:
     def _prefill(
         self,
         request: _Request,
-        image: Tensor | None,
+        images: Sequence[Tensor] | None,
         cache: Cache,
         reused: int,
         on_progress: Progress,
@@ -248,11 +277,21 @@ class ReferenceSession:
             if cancelled():
                 return None
             embeds = self.backend.embed(ids[start : start + self.window])
-            if image is not None and request.prompt.image_start is not None:
-                embeds = _put(embeds, image.to(embeds), request.prompt.image_start - start)
+            for image, at in zip(images or (), request.prompt.image_starts, strict=True):
+                embeds = _put(embeds, image.to(embeds), at - start)
             hidden = self.backend.forward(embeds, cache)
             on_progress(Stage.PREFILL, cache.length - reused, len(ids) - reused)
         return hidden
+
+
+def _check_cut(picture_end: int | None) -> None:
+    """Raises PromptError where cutting a prompt as the original does would cut its picture."""
+    if picture_end is not None and picture_end >= ORIGINAL_PROMPT_LIMIT:
+        raise PromptError(
+            f"the picture takes {picture_end + 1:,} tokens with what stands before it, more than "
+            f"the {ORIGINAL_PROMPT_LIMIT:,} of a prompt that the original keeps: leave out "
+            "as_original"
+        )
 
 
 def _put(embeds: Tensor, image: Tensor, at: int) -> Tensor:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from convert.support.progress import Progress
+from runtime.engine_client.protocol import Stop
 from runtime.inputs.callbacks import Cancelled, OnLogprobs, OnText
 from runtime.inputs.picture_format import PictureError
 from runtime.inputs.prompt import PromptError
@@ -92,6 +93,21 @@ class Session(Protocol):
 
     def close(self) -> None:
         """Ends what runs the model."""
+
+
+def nothing() -> Reply:
+    """Returns the empty answer to a question whose picture was cancelled."""
+    statistics = Statistics(
+        encode_ms=0.0,
+        prefill_ms=0.0,
+        decode_ms=0.0,
+        prompt_tokens=0,
+        reused_tokens=0,
+        generated_tokens=0,
+        decode_steps=0,
+        stop=Stop.CANCELLED,
+    )
+    return Reply("", [], statistics)
 
 
 def check_window(window: int) -> None:

@@ -13,6 +13,7 @@ import huggingface_hub
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from convert import cli
 from convert.bundle.plan import Recipe, make_plan
@@ -25,6 +26,7 @@ from convert.checkpoint.writer import TensorEntry, write_weights
 from convert.encode import write_weights as convert_weights
 from runtime.inputs.prompt import Message, Tokenizer
 from runtime.reference.load import load_reference
+from runtime.sessions.chat import ChatModel
 from tests.support.bundles import snapshot
 from tests.support.tiny import random_state, tiny_config, tokenizer_model
 
@@ -274,6 +276,23 @@ def test_the_generated_tokenizer(tmp_path: Path) -> None:
     assert len(tokenizer.encode("that")) < 4  # longer pieces are found
     prompt = tokenizer.prompt([Message(role="user", content="What?")], 9)
     assert prompt.ids[prompt.image_start or 0 :][:9] == [0] * 9
+
+
+def test_a_checkpoint_with_slices(tmp_path: Path) -> None:
+    """Its tokenizer has reserved pieces where the tags of slices are."""
+    path = tmp_path / "sliced.json"
+    slices = {"slice_mode": True, "max_slice_nums": 9, "scale_resolution": 56}
+    path.write_text(json.dumps(tiny_config(**slices)))
+    assert _synth(tmp_path / "out", "--config", path) == 0
+    checkpoint = Checkpoint.open(tmp_path / "out")
+    assert checkpoint.tokenizer is not None
+    tokenizer = Tokenizer(checkpoint.tokenizer, checkpoint.config)
+    prompt = tokenizer.prompt([Message(role="user", content="What?")], 9, grid=(2, 1))
+    assert prompt.ids.index(111) < prompt.ids.index(112)
+    with ChatModel(tmp_path / "out", device="cpu") as model:
+        picture = Image.new("RGB", (100, 60), "red")
+        question = [Message(role="user", content="What?")]
+        model.chat(picture, question, sampling=True, max_new_tokens=1)
 
 
 def test_it_can_be_converted(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import re
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 import sentencepiece
 
-from convert.checkpoint.config import ModelConfig
+from convert.checkpoint.config import CONFIGS, ModelConfig
 from quantize.errors import CheckpointError
 from runtime.inputs.prompt import Message, Prompt, PromptError, Tokenizer, check_messages
 from tests.support.tiny import renamed_piece, tiny_config, tokenizer_model, wrong_tokenizers
@@ -169,6 +170,69 @@ def test_tags_that_only_a_later_tokenizer_has(tmp_path: Path, tag: str) -> None:
     assert (103 in ids) == (tag in ("<point>", "</point>"))
     assert 103 in pair.library.encode(text)
     assert pair.ours.decode(ids) == text
+
+
+def _sliced(pair: Pair, start: int, end: int) -> Tokenizer:
+    """Our tokenizer for a model whose slice tags have these ids."""
+    raw = json.loads((CONFIGS / "model" / "minicpm-v-2.0.json").read_text("utf-8"))
+    raw |= {"vocab_size": pair.ours.vocab_size}
+    raw |= {"slice_start_token_id": start, "slice_end_token_id": end}
+    return Tokenizer(pair.path, ModelConfig.from_json(raw))
+
+
+def _slice_ids(pair: Pair) -> tuple[int, int]:
+    """Ids of pieces that are reserved: the real model's, and others in the tiny tokenizer."""
+    return (111, 112) if pair.ours.vocab_size > 1000 else (97, 98)
+
+
+def test_a_prompt_with_slices(pair: Pair) -> None:
+    encode, image = pair.library.encode, [101, *[0] * 3, 102]
+    start, end = _slice_ids(pair)
+    tokenizer = _sliced(pair, start, end)
+    prompt = tokenizer.prompt([_user("What?")], 3, grid=(3, 2))
+    slices = [start, *image * 3, *encode("\n"), *image * 3, end]
+    before = [1, *encode("<用户>")]
+    assert prompt.ids == [*before, *image, *slices, *encode("\nWhat?<AI>")]
+    for first in prompt.image_starts:
+        assert prompt.ids[first - 1 : first + 4] == image
+    assert len(prompt.image_starts) == 7
+    assert prompt.image_start == prompt.image_starts[0] == len(before) + 1
+    last = prompt.picture_end(3)
+    assert last is not None and prompt.ids[last] == end
+    assert tokenizer.prompt([_user("What?")], 3) == pair.ours.prompt([_user("What?")], 3)
+
+
+def test_where_a_picture_without_slices_ends(pair: Pair) -> None:
+    prompt = pair.ours.prompt([_user("What?")], 3)
+    end = prompt.picture_end(3)
+    assert end is not None and prompt.ids[end] == 102
+    assert pair.ours.prompt([_user("What?")], 0).picture_end(3) is None
+
+
+@pytest.mark.parametrize("text", AROUND)
+def test_spelled_slice_tags_stay_text(pair: Pair, text: str) -> None:
+    """Their pieces' own names, too, which would be their ids."""
+    slice_ids = _slice_ids(pair)
+    tokenizer = _sliced(pair, *slice_ids)
+    for tag in ("<slice>", "</slice>", *pair.ours.pieces(slice_ids)):
+        ids = tokenizer.encode(text.format(tag, tag))
+        assert not set(slice_ids) & set(ids)
+        assert tokenizer.decode(ids) == text.format(tag, tag)
+
+
+def test_slice_tags_have_their_own_names_in_answers(pair: Pair) -> None:
+    start, end = _slice_ids(pair)
+    tokenizer, cat = _sliced(pair, start, end), pair.library.encode("cat")
+    assert tokenizer.decode([start, *cat, end, 2]) == "<slice>cat</slice>"
+    assert tokenizer.pieces([start, end]) == ["<slice>", "</slice>"]
+
+
+@pytest.mark.parametrize("id", [0, 1, 101, 102, 300, 500])
+def test_slice_tags_that_are_other_pieces_are_refused(tiny: Pair, id: int) -> None:
+    """Control pieces, the picture's tags, a byte, an ordinary piece."""
+    for ids, name in (((id, 98), "start"), ((98, id), "end")):
+        with pytest.raises(CheckpointError, match=f"slice_{name}_token_id is {id}, which is"):
+            _sliced(tiny, *ids)
 
 
 @pytest.mark.parametrize("text", ["<unk>", "<s>", "</s>", "<pad>", "<0x0A>", "<0x41>"])

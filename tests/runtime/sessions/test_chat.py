@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from convert.bundle.errors import BundleError
+from convert.checkpoint.config import CONFIGS, ModelConfig
 from quantize.errors import CheckpointError, ConfigError
 from runtime.inputs.defaults import DEFAULTS, GenerationDefaults
 from runtime.inputs.picture_format import PictureError
@@ -17,6 +18,7 @@ from runtime.inputs.prompt import PromptError
 from runtime.inputs.sampling import GenerationOptions
 from runtime.sessions.chat import ChatModel, OmniLMMChat, img2base64
 from runtime.sessions.reference_session import ReferenceSession
+from tests.support.slices import write_slices_checkpoint
 from tests.support.tiny import write_checkpoint
 
 QUESTION = {"role": "user", "content": "What colour is the shape?"}
@@ -256,6 +258,36 @@ def test_the_tables_of_the_original():
     assert defaults.window == 1024
 
 
+def test_a_model_with_slices_has_defaults_of_its_own():
+    config = ModelConfig.load(CONFIGS / "model" / "minicpm-v-2.0.json")
+    plain = GenerationDefaults.load()
+    assert plain.for_model(ModelConfig.load(CONFIGS / "demo" / "config.json")) == plain
+    defaults = plain.for_model(config)
+    assert (plain.window, plain.settings) == (1024, "minicpm-v-1.0")
+    assert (defaults.window, defaults.settings) == (2048, "minicpm-v-2.0")
+    # The original's class calls the model's `chat`: its penalty and its limit count.
+    assert defaults.named("OmniLMMChat") == plain.named("minicpm-v-2.0")
+
+
+def test_a_checkpoint_with_slices(tmp_path, options):
+    checkpoint = write_slices_checkpoint(tmp_path)
+    sampled = {"temperature": 0.7, "top_p": 0.8, "top_k": 100, "repetition_penalty": 1.05}
+    picture = Image.linear_gradient("L").resize((640, 480)).convert("RGB")
+    with ChatModel(checkpoint, device="cpu") as model:
+        answer, messages, settings = model.chat(picture, [dict(QUESTION)], seed=1)
+        assert settings == {"do_sample": True, **sampled}
+        assert messages[-1] == {"role": "assistant", "content": answer}
+        assert model.session.window == 2048
+        model.chat(picture, [dict(QUESTION)], sampling=False)
+    with OmniLMMChat(checkpoint, device="cpu") as omni:
+        picture.save(tmp_path / "picture.png")
+        image = img2base64(tmp_path / "picture.png")
+        omni.chat({"image": image, "question": json.dumps([QUESTION])})
+    sampling = GenerationOptions(max_new_tokens=1024, do_sample=True, **sampled)
+    beams = GenerationOptions(max_new_tokens=1024, num_beams=3, repetition_penalty=1.2)
+    assert options == [replace(sampling, seed=1), beams, sampling]
+
+
 def test_the_window_as_original_never_slides():
     defaults = GenerationDefaults.load()
     assert defaults.window_for(None, as_original=False, max_new_tokens=10) == 1024
@@ -269,6 +301,13 @@ def test_the_window_as_original_never_slides():
         (lambda raw: raw.pop("window"), "window"),
         (lambda raw: raw.pop("sets"), "sets"),
         (lambda raw: raw["sets"]["OmniLMMChat"].update(colour=1), "colour"),
+        (lambda raw: raw.update(settings="minicpm-v-9"), "minicpm-v-9"),
+        (lambda raw: raw.update(settings=[1]), "unhashable"),
+        (lambda raw: raw.update(slices=7), "mapping"),
+        (lambda raw: raw["slices"].update(colour=1), "colour"),
+        (lambda raw: raw["slices"].pop("window"), "window"),
+        (lambda raw: raw["slices"].update(window=0), "window is 0"),
+        (lambda raw: raw["slices"].update(settings="minicpm-v-9"), "minicpm-v-9"),
         (lambda raw: raw["sets"]["OmniLMMChat"]["sample"].update(top_p=3), "top_p is 3"),
         (lambda raw: raw["sets"]["OmniLMMChat"]["beam"].update(colour=3), "colour"),
     ],

@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from convert.checkpoint.config import ModelConfig
+from runtime.engine_client.protocol import Stage, Stop
 from runtime.inputs.picture_format import PictureError
 from runtime.inputs.prompt import Message, PromptError, Tokenizer
 from runtime.inputs.sampling import GenerationOptions
@@ -90,6 +91,78 @@ def test_a_second_question_reuses_the_first(session, options):
     assert session.backend.pictures == 1
     assert (first.statistics.encode_ms > 0, second.statistics.encode_ms) == (True, 0)
     assert_same_as_fresh(session, messages, RED, options, second)
+
+
+SLICES = {"slice_mode": True, "max_slice_nums": 4, "scale_resolution": 42, "patch_size": 14}
+# The tokenizer of the tests has reserved pieces here.
+SLICES |= {"slice_start_token_id": 98, "slice_end_token_id": 99}
+LARGE = Image.linear_gradient("L").resize((120, 90)).convert("RGB")
+
+
+@pytest.fixture
+def sliced(tmp_path) -> ReferenceSession:
+    (tmp_path / "tokenizer.model").write_bytes(tokenizer_model())
+    backend = make_backend(**SLICES)
+    tokenizer = Tokenizer(tmp_path / "tokenizer.model", backend.config)
+    return ReferenceSession(backend, tokenizer, window=512)
+
+
+def test_slices_are_encoded_once_and_counted(sliced):
+    progress = []
+    first = sliced.reply(
+        user(QUESTION), LARGE, ANSWER, on_progress=lambda *event: progress.append(event)
+    )
+    images = sliced.backend.pictures
+    assert images == 5  # an overview and 2 x 2
+    assert progress[:images] == [(Stage.ENCODE, i + 1, images) for i in range(images)]
+    again = sliced.reply(user(QUESTION, first.text, "Why?"), LARGE, ANSWER)
+    assert sliced.backend.pictures == images
+    assert again.statistics.reused_tokens >= first.statistics.prompt_tokens - 3
+    assert_same_as_fresh(sliced, user(QUESTION, first.text, "Why?"), LARGE, ANSWER, again)
+
+
+def test_every_slice_changes_the_answer(sliced):
+    """Its logits: each image's tokens are where its placeholders are."""
+    seen = []
+    for changed in range(5):
+        altered = LARGE.copy()
+        if changed:
+            x, y = (changed - 1) % 2 * 60, (changed - 1) // 2 * 45
+            altered.paste("white", (x + 10, y + 10, x + 50, y + 35))
+        seen.append(sliced.reply(user(QUESTION), altered, ANSWER).ids)
+    assert len({tuple(ids) for ids in seen}) > 1
+
+
+def test_encoding_is_cancelled_between_images(sliced):
+    asked = []
+
+    def cancelled() -> bool:
+        asked.append(sliced.backend.pictures)
+        return sliced.backend.pictures == 2
+
+    reply = sliced.reply(user(QUESTION), LARGE, ANSWER, cancelled=cancelled)
+    assert (reply.statistics.stop, reply.ids, sliced.backend.pictures) == (Stop.CANCELLED, [], 2)
+    assert sliced.reply(user(QUESTION), LARGE, ANSWER).ids
+    assert sliced.backend.pictures == 7
+
+
+def test_slices_stay_in_the_window(sliced):
+    """All of the picture is pinned; what does not fit beside it is refused with numbers."""
+    sliced.reply(user(QUESTION), LARGE, ANSWER)
+    pinned = sliced._pinned
+    assert pinned == sliced.tokenizer.prompt(user(QUESTION), 9, grid=(2, 2)).ids.index(99) + 1
+    narrow = ReferenceSession(sliced.backend, sliced.tokenizer, window=pinned + 5)
+    with pytest.raises(PromptError, match=f"room for 5 beside {pinned} pinned"):
+        narrow.reply(user(QUESTION), LARGE, ANSWER)
+
+
+def test_a_picture_that_the_original_would_cut_is_refused(tmp_path):
+    (tmp_path / "tokenizer.model").write_bytes(tokenizer_model())
+    backend = make_backend(**SLICES | {"max_slice_nums": 200})
+    tokenizer = Tokenizer(tmp_path / "tokenizer.model", backend.config)
+    session = ReferenceSession(backend, tokenizer, window=4096, as_original=True)
+    with pytest.raises(PromptError, match=r"picture takes 2,.*2,048.*as_original"):
+        session.reply(user(QUESTION), LARGE.resize((600, 600)), ANSWER)
 
 
 def test_asking_again_runs_only_the_last_token(session):
