@@ -5,8 +5,8 @@ by the power of their inputs, inputs within a group likewise. A group's scales a
 its turn comes, in the weights that the groups before have changed.
 
 Inputs are measured as the kernels see them: after the layers that are already quantized, and
-rounded to int8. `correct` first moves the weights to where these inputs give what the
-full-precision inputs gave, as far as a linear can (GPTAQ, arXiv 2504.02692, solves the same
+rounded to int8. `Compensation.correct` first moves the weights to where these inputs give what
+the full-precision inputs gave, as far as a linear can (GPTAQ, arXiv 2504.02692, solves the same
 problem column by column).
 """
 
@@ -23,7 +23,9 @@ from quantize.fast import nearest_codes, search_scales
 from quantize.schemes import GroupScheme
 
 DAMPING = 0.01  # of the inputs' mean power: what calibration never saw is not free
-_CHUNK_ROWS = 4096  # rows that are rounded together; they do not depend on each other
+_CHUNK_ROWS = 1024  # rounded together, so that a block of inputs stays in the second-level cache
+_BLOCK = 128  # inputs whose errors reach the inputs after them in one product
+_SQUARE = 512  # inputs whose products with those after them are summed up at once
 
 
 @dataclass(frozen=True)
@@ -31,37 +33,30 @@ class Inputs:
     """What calibration saw of a linear's K inputs, as sums over tokens."""
 
     power: Tensor  # (K, K) float64: of x xT, x as the quantized model has it
-    drift: Tensor  # (K, K) float64: of (f - x) xT, f as the full-precision model has it
+    drift: Tensor  # (K, K) float32: of (f - x) xT, f as the full-precision model has it
 
     @staticmethod
     def none(width: int) -> Inputs:
         """Returns the sums over no tokens."""
-        zeros = torch.zeros(width, width, dtype=torch.float64)
-        return Inputs(zeros, zeros.clone())
+        return Inputs(torch.zeros(width, width, dtype=torch.float64), torch.zeros(width, width))
 
     @staticmethod
     def of(pairs: Iterable[tuple[Tensor, Tensor]], width: int) -> Inputs:
         """Sums up tokens: pairs of what the two models have, (L, K) float32 each."""
-        sums = Inputs.none(width)
+        power, drift = torch.zeros(width, width), torch.zeros(width, width)
         for seen, wanted in pairs:
-            sums.power.add_(seen.T @ seen)
-            sums.drift.add_((wanted - seen).T @ seen)
-        return sums
+            for start in range(0, width, _SQUARE):  # the upper half: the lower one mirrors it
+                rows = slice(start, start + _SQUARE)
+                power[rows, start:].addmm_(seen[:, rows].T, seen[:, start:])
+            drift.addmm_((wanted - seen).T, seen)
+        return Inputs((power.triu() + power.triu(1).T).double(), drift)
 
     def damped(self, damping: float = DAMPING) -> Tensor:
         """Returns the power, its diagonal raised by `damping` of its mean: (K, K), definite."""
-        mean = self.power.diagonal().mean()
-        extra = damping * mean if mean > 0 else torch.ones(())
-        return self.power + torch.eye(len(self.power), dtype=self.power.dtype) * extra
-
-
-def correct(weight: Tensor, inputs: Inputs) -> Tensor:
-    """Returns the weights (N, K) float32 that make best use of the inputs as they are.
-
-    They minimise |W f - W' x|^2 + damping * |W - W'|^2 over what calibration saw.
-    """
-    step = torch.cholesky_solve(inputs.drift.T, torch.linalg.cholesky(inputs.damped())).T
-    return weight + weight @ step.to(weight.dtype)
+        power = self.power.clone()
+        mean = float(power.diagonal().mean())
+        power.diagonal().add_(damping * mean if mean > 0 else 1.0)
+        return power
 
 
 class Compensation:
@@ -76,9 +71,26 @@ class Compensation:
         """
         self._scheme = scheme
         self._order = _order(power.diagonal(), scheme.group_size)
-        ordered = power[self._order][:, self._order]
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky(ordered))
-        self._factor = torch.linalg.cholesky(inverse, upper=True).float()
+        # The factor is the upper U with power^-1 = UT U: the inverse of the upper R with
+        # power = R RT, which is the ordinary Cholesky factor with both axes reversed.
+        turned = self._order.flip(0)
+        root = torch.linalg.cholesky(power[turned][:, turned]).flip(0, 1)
+        self._factor = _invert_upper(root).float()
+
+    def correct(self, weight: Tensor, drift: Tensor) -> Tensor:
+        """Returns the weights (N, K) float32 that make best use of the inputs as they are.
+
+        They minimise |W f - W' x|^2 over what calibration saw, plus the damping times |W - W'|^2.
+
+        Args:
+            weight: (N, K) float32.
+            drift: (K, K) float32, see `Inputs`.
+        """
+        wide = len(weight) > len(drift)  # then a matrix of K rows is the smaller one to solve for
+        step = (drift if wide else weight @ drift)[:, self._order]
+        solved = torch.empty_like(step)
+        solved[:, self._order] = step @ self._factor.T @ self._factor
+        return weight + (weight @ solved if wide else solved)
 
     def round(self, weight: Tensor, *, name: str) -> tuple[Tensor, Tensor]:
         """Quantizes weights (N, K) of any float dtype.
@@ -91,17 +103,18 @@ class Compensation:
         """
         rows, columns = weight.shape
         size = self._scheme.group_size
-        q = torch.empty(rows, columns, dtype=torch.uint8)
-        scale = torch.empty(rows, columns // size, dtype=torch.float16)
+        q = torch.empty(columns, rows, dtype=torch.uint8)
+        scale = torch.empty(columns // size, rows, dtype=torch.float16)
         for start in range(0, rows, _CHUNK_ROWS):
             chunk = slice(start, min(start + _CHUNK_ROWS, rows))
             wide = weight[chunk].float()
             if not bool(wide.isfinite().all()):
                 raise CheckpointError(f"{name}: holds NaN or infinity; is the checkpoint damaged?")
-            codes, scales = _round(wide[:, self._order], self._factor, self._scheme)
-            q[chunk, self._order] = codes
-            scale[chunk, self._order[::size] // size] = scales
-        return q, scale
+            ordered = wide.T.contiguous()[self._order]
+            codes, scales = _round(ordered, self._factor, self._scheme)
+            q[self._order, chunk] = codes
+            scale[self._order[::size] // size, chunk] = scales
+        return q.T.contiguous(), scale.T.contiguous()
 
 
 def _order(power: Tensor, size: int) -> Tensor:
@@ -112,24 +125,51 @@ def _order(power: Tensor, size: int) -> Tensor:
     return (first.unsqueeze(-1) * size + inside).flatten()
 
 
+def _invert_upper(root: Tensor) -> Tensor:
+    """Inverts an upper triangular matrix (K, K), half by half: most of the work is products."""
+    half = len(root) // 2
+    if half < _BLOCK:
+        one = torch.eye(len(root), dtype=root.dtype)
+        small: Tensor = torch.linalg.solve_triangular(root, one, upper=True)
+        return small
+    inverse = torch.zeros_like(root)
+    first, last = _invert_upper(root[:half, :half]), _invert_upper(root[half:, half:])
+    inverse[:half, :half], inverse[half:, half:] = first, last
+    inverse[:half, half:] = (first @ root[:half, half:] @ last).neg_()
+    return inverse
+
+
 def _round(weight: Tensor, factor: Tensor, scheme: GroupScheme) -> tuple[Tensor, Tensor]:
-    """Rounds ordered weights (N, K), which it changes; `factor`: upper, of the inverse power."""
-    rows, columns = weight.shape
+    """Rounds ordered weights, which it changes; a weight row is a column here.
+
+    Args:
+        weight: (K, N) float32.
+        factor: (K, K) float32, upper, of the inverse power.
+        scheme: the number format.
+
+    Returns:
+        codes (K, N) uint8; scale (K/G, N) float16.
+    """
+    columns, rows = weight.shape
     size = scheme.group_size
-    q = torch.empty(rows, columns, dtype=torch.uint8)
-    scale = torch.empty(rows, columns // size, dtype=torch.float16)
-    importance = factor.diagonal() ** -2
-    for start in range(0, columns, size):
-        inputs = slice(start, start + size)
-        block = weight[:, inputs].contiguous()
-        steps = search_scales(block, scheme, importance[inputs])[:, 0]
-        losses = torch.empty_like(block)
-        for j in range(size):
-            at = start + j
-            codes = nearest_codes(block[:, j], steps, scheme)
-            losses[:, j] = (block[:, j] - codes * steps) / factor[at, at]
-            block[:, j:] -= losses[:, j : j + 1] * factor[at, at : start + size]
-            q[:, at] = (codes + scheme.zero_point).to(torch.uint8)
-        scale[:, start // size] = steps.half()
-        weight[:, start + size :] -= losses @ factor[inputs, start + size :]
+    q = torch.empty(columns, rows, dtype=torch.uint8)
+    scale = torch.empty(columns // size, rows, dtype=torch.float16)
+    diagonal = factor.diagonal()
+    importance, divisors = diagonal**-2, diagonal.tolist()
+    for first in range(0, columns, _BLOCK):
+        last = min(first + _BLOCK, columns)
+        losses = torch.empty(last - first, rows)
+        for start in range(first, last, size):
+            end = start + size
+            steps = search_scales(weight[start:end].T, scheme, importance[start:end])[:, 0]
+            for at in range(start, end):
+                codes = nearest_codes(weight[at], steps, scheme)
+                loss = torch.sub(weight[at], codes * steps, out=losses[at - first])
+                loss.div_(divisors[at])
+                weight[at + 1 : end] -= factor[at, at + 1 : end, None] * loss
+                q[at] = codes + scheme.zero_point
+            scale[start // size] = steps
+            lost = losses[start - first : end - first]
+            weight[end:last].addmm_(factor[start:end, end:last].T, lost, alpha=-1)
+        weight[last:].addmm_(factor[first:last, last:].T, losses, alpha=-1)
     return q, scale

@@ -16,20 +16,20 @@ import torch
 from torch import Tensor
 
 from convert.bundle.plan import Plan
-from convert.calibrate.layer import STAGES, LayerWalk, fold_layer
+from convert.calibrate.layer import STAGES, LayerWalk, fold_layer, token_runs
 from convert.calibrate.samples import CalibrationSample, TokenizedSample, tokenize
 from convert.calibrate.store import CalibratedWeights, CalibrationStore, Stream
 from convert.checkpoint.reader import Checkpoint
 from convert.checkpoint.tensor_tables import EMBEDDING, HEAD
 from convert.support.progress import Progress
-from quantize.gptq import Compensation, Inputs, correct
+from quantize.gptq import Compensation, Inputs
 from quantize.methods import find_method, quantize_weight
 from quantize.schemes import GroupScheme, dequantize_groups
 from runtime.reference.arithmetic import round_to_format, round_to_int8
 from runtime.reference.decoder import DecoderLayer, RMSNorm
 from runtime.reference.load import VISION, load_reference
 
-VERSION = 2  # of the computation; folders of another version are not resumed
+VERSION = 3  # of the computation; folders of another version are not resumed
 # A tied embedding is also looked up: the weight of its error there, as a fraction of the mean power
 # of the head's inputs. Half or twice this value measured about the same.
 _LOOKUP = 0.3
@@ -140,8 +140,7 @@ class _CalibrationRun:
             self._store.save_stream("layers", i + 1, streams)
         if self._head:
             inputs = self._head_inputs(streams[1], streams[0])
-            head = correct(self._checkpoint.read(HEAD).float(), inputs)
-            codes = Compensation(inputs.damped(), self._scheme).round(head, name=HEAD)
+            codes = self._compensate(self._checkpoint.read(HEAD).float(), inputs, HEAD)
             self._store.save("head", {"llm.head": codes}, {})
         self._report(self._first + 4 * self._depth)
 
@@ -164,13 +163,15 @@ class _CalibrationRun:
             weight = walks[0].weight(stage)
             name = f"llm.layers.{i}.{stage.name}"
             form = self._formats[name]
+            if self._method.compensate:
+                walks[1].round_inputs(form, self._scheme)
             if form == "q4":
                 codes[name] = self._round(weight, walks, name)
                 stored = self._dequantize(codes[name])
             else:
                 stored = round_to_format(weight, form, self._scheme, name)
             if self._method.compensate:
-                walks[1].set_weight(stage, stored, form, self._scheme)
+                walks[1].set_weight(stage, stored)
             for walk in walks:
                 walk.advance()
             self._report(self._first + 4 * i + k + 1)
@@ -185,26 +186,19 @@ class _CalibrationRun:
             q, scale = quantize_weight(half, self._scheme, self._method, name=name)
             return torch.from_numpy(q), torch.from_numpy(scale)
         wanted, seen = (walk.inputs for walk in walks)
-        inputs = Inputs.of(self._pairs(seen, wanted), weight.shape[1])
+        inputs = Inputs.of(_pairs(seen, wanted), weight.shape[1])
+        return self._compensate(weight, inputs, name)
+
+    def _compensate(self, weight: Tensor, inputs: Inputs, name: str) -> tuple[Tensor, Tensor]:
         compensation = Compensation(inputs.damped(), self._scheme)
-        return compensation.round(correct(weight, inputs), name=name)
+        return compensation.round(compensation.correct(weight, inputs.drift), name=name)
 
     def _head_inputs(self, seen: Stream, wanted: Stream) -> Inputs:
         config = self._checkpoint.config.decoder
         norm = load_reference(self._checkpoint, only=("llm.model.norm.",)).llm.model.norm
-        streams = [[norm(x) / config.logits_divisor for x in stream] for stream in (seen, wanted)]
-        return Inputs.of(self._pairs(*streams), config.hidden_size)
-
-    def _pairs(self, seen: Stream, wanted: Stream) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yields tokens of both streams; those of `seen` are rounded as the kernels round them."""
-        first = tokens = 0
-        for i, sample in enumerate(seen):
-            tokens += len(sample)
-            if tokens >= _CHUNK_TOKENS or i + 1 == len(seen):
-                chunk = slice(first, i + 1)
-                rounded = round_to_int8(torch.cat(seen[chunk]), self._scheme.group_size)
-                yield rounded, torch.cat(wanted[chunk])
-                first, tokens = i + 1, 0
+        seen, wanted = ([norm(x) / config.logits_divisor for x in s] for s in (seen, wanted))
+        rounded = [round_to_int8(x, self._scheme.group_size) for x in seen]
+        return Inputs.of(_pairs(rounded, wanted), config.hidden_size)
 
     def _load_layer(self, i: int) -> DecoderLayer:
         model = load_reference(self._checkpoint, only=(f"llm.model.layers.{i}.",))
@@ -267,6 +261,12 @@ class _CalibrationRun:
 
     def _report(self, done: int) -> None:
         self._progress("calibration", done, self._first + 4 * self._depth)
+
+
+def _pairs(seen: Stream, wanted: Stream) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yields many tokens of both streams at once."""
+    for run in token_runs(seen, _CHUNK_TOKENS):
+        yield torch.cat(seen[run]), torch.cat(wanted[run])
 
 
 def _formats(plan: Plan) -> dict[str, str]:

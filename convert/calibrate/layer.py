@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,10 +14,11 @@ from quantize.awq import choose_factors
 from quantize.fast import nearest_codes, search_scales
 from quantize.int8 import INT8_GROUP
 from quantize.schemes import GroupScheme
-from runtime.reference.arithmetic import QuantizedLinear, round_to_int8
+from runtime.reference.arithmetic import round_to_int8
 from runtime.reference.decoder import DecoderLayer, RMSNorm
 
 _FOLD_TOKENS = 4096  # whose activations determine AWQ's factors
+_RUN_TOKENS = 1024  # that a linear takes at once: fewer cost more, more do not fit the cache
 
 
 @dataclass(frozen=True)
@@ -55,44 +57,52 @@ class LayerWalk:
         """Returns the weights of a stage's linears, stacked: (N, K) float32."""
         return torch.cat([linear.weight for linear in map(self._linear, stage.linears)])
 
-    def set_weight(
-        self, stage: LinearGroup, weight: Tensor, form: str, scheme: GroupScheme
-    ) -> None:
-        """Replaces a stage's linears by the rows of `weight` (N, K), with a format's arithmetic.
+    def set_weight(self, stage: LinearGroup, weight: Tensor) -> None:
+        """Replaces a stage's linears by the rows of `weight` (N, K), as their format rounds them.
 
         Args:
             stage: the current one, or a later one.
             weight: the weights with the rounding of their stored form.
-            form: a format of a plan; `q4` and `q8` round activations to int8.
-            scheme: that of the 4-bit format.
         """
         sizes = [len(linear.weight) for linear in map(self._linear, stage.linears)]
         for name, rows in zip(stage.linears, torch.split(weight, sizes), strict=True):
-            linear = _linear_of(rows.contiguous(), form, scheme)
+            linear = _linear_of(rows)
             if stage.name in self._last:
-                self._last[stage.name] = linear  # type: ignore[assignment]
+                self._last[stage.name] = linear
             else:
                 parent, _, child = name.rpartition(".")
                 setattr(self._layer.get_submodule(parent), child, linear)
+
+    def round_inputs(self, form: str, scheme: GroupScheme) -> None:
+        """Rounds the inputs of this stage's linears; see the function of that name."""
+        self.inputs = [round_inputs(x, form, scheme) for x in self.inputs]
 
     def advance(self) -> None:
         """Runs this stage's linears, and everything up to the inputs of the next stage."""
         layer, stage = self._layer, STAGES[self._stage].name
         if stage == "qkv":
-            self.inputs = [self._attend(x) for x in self.inputs]
+            self.inputs = self._attend()
         elif stage == "gate_up":
-            self.inputs = [layer.mlp(x) for x in self.inputs]
+            self.inputs = _in_runs(layer.mlp, self.inputs)
         else:
-            last, scale = self._last[stage], layer.residual_scale
-            pairs = zip(self.stream, self.inputs, strict=True)
-            self.stream = [x + last(inputs) * scale for x, inputs in pairs]
+            pairs = zip(self.stream, _in_runs(self._last[stage], self.inputs), strict=True)
+            self.stream = [x + out * layer.residual_scale for x, out in pairs]
             after = layer.post_attention_layernorm
             self.inputs = [after(x) for x in self.stream] if stage == "o" else []
         self._stage += 1
 
-    def _attend(self, x: Tensor) -> Tensor:
-        positions = torch.arange(len(x))
-        out: Tensor = self._layer.self_attn(x.unsqueeze(0), positions, None, None, 0)[0]
+    def _attend(self) -> Stream:
+        """Runs q, k and v over many samples at once, then attention over each."""
+        attention = self._layer.self_attn
+        made: list[tuple[_Made, Stream]] = []
+        for name in ("q_proj", "k_proj", "v_proj"):
+            made.append((_Made(), _in_runs(getattr(attention, name), self.inputs)))
+            setattr(attention, name, made[-1][0])
+        out = []
+        for i, x in enumerate(self.inputs):
+            for module, values in made:
+                module.values = values[i].unsqueeze(0)
+            out.append(attention(x.unsqueeze(0), torch.arange(len(x)), None, None, 0)[0])
         return out
 
     def _linear(self, name: str) -> nn.Linear:
@@ -112,12 +122,37 @@ def _group_size(form: str, scheme: GroupScheme) -> int | None:
     return {"q4": scheme.group_size, "q8": INT8_GROUP}.get(form)
 
 
-def _linear_of(weight: Tensor, form: str, scheme: GroupScheme) -> nn.Module:
-    group = _group_size(form, scheme)
-    if group is not None:
-        return QuantizedLinear(weight, group)
+class _Made(nn.Module):
+    """Stands in for a linear whose outputs are there already."""
+
+    values: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.values
+
+
+def token_runs(samples: Sequence[Tensor], tokens: int) -> Iterator[slice]:
+    """Cuts samples (L, K) into runs of at least `tokens` tokens, the last one perhaps fewer."""
+    first = count = 0
+    for i, sample in enumerate(samples, 1):
+        count += len(sample)
+        if count >= tokens or i == len(samples):
+            yield slice(first, i)
+            first, count = i, 0
+
+
+def _in_runs(function: Callable[[Tensor], Tensor], samples: Stream) -> Stream:
+    """Applies what treats tokens alike to many samples at once."""
+    out: Stream = []
+    for run in token_runs(samples, _RUN_TOKENS):
+        some = samples[run]
+        out += torch.split(function(torch.cat(some)), [len(x) for x in some])
+    return out
+
+
+def _linear_of(weight: Tensor) -> nn.Linear:
     linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
-    linear.weight = nn.Parameter(weight, requires_grad=False)
+    linear.weight = nn.Parameter(weight.contiguous(), requires_grad=False)
     return linear
 
 

@@ -199,7 +199,8 @@ class _Measurement:
             for stage in STAGES:
                 if variant[0] == f"layers' {stage.name}":
                     weight = self._rounded(walk.weight(stage), variant[1], stage.name)
-                    walk.set_weight(stage, weight, variant[1], self._scheme)
+                    walk.round_inputs(variant[1], self._scheme)
+                    walk.set_weight(stage, weight)
                 walk.advance()
             streams[variant] = walk.stream
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from quantize.awq import choose_factors
 from quantize.errors import CheckpointError
 from quantize.fast import nearest_codes, search_scales
-from quantize.gptq import Compensation, Inputs, correct
+from quantize.gptq import Compensation, Inputs
 from quantize.schemes import GroupScheme, dequantize_groups
 from quantize.search import search_groups
 
@@ -33,6 +33,10 @@ def values(q: Tensor, scale: Tensor) -> Tensor:
 
 def statistics(seen: Tensor, wanted: Tensor | None = None) -> Inputs:
     return Inputs.of([(seen, seen if wanted is None else wanted)], seen.shape[1])
+
+
+def correct(weight: Tensor, inputs: Inputs) -> Tensor:
+    return Compensation(inputs.damped(), SCHEME).correct(weight, inputs.drift)
 
 
 def output_error(weight: Tensor, rounded: Tensor, inputs: Tensor) -> float:
@@ -91,6 +95,21 @@ def test_correction_makes_good_a_drift(weight: Tensor) -> None:
     after = float((wanted @ weight.T - seen @ moved.T).square().mean())
     assert after < 0.2 * before
     assert torch.allclose(correct(weight, statistics(wanted)), weight)
+
+
+@pytest.mark.parametrize("rows", [70, 700])  # fewer, and more, than the 512 inputs
+def test_correction_is_the_solution(rows: int) -> None:
+    wanted = correlated(3000, 512, seed=3)
+    wanted[:, [7, 300]] *= 50
+    seen = wanted + 0.1 * torch.roll(wanted, 1, dims=1)
+    inputs = statistics(seen, wanted)
+    weight = torch.randn(rows, 512, generator=torch.Generator().manual_seed(8)) * 0.05
+    f, x = wanted.double(), seen.double()
+    power, drift = x.T @ x, (f - x).T @ x
+    damped = power + torch.eye(512) * 0.01 * power.diagonal().mean()
+    step = weight.double() @ torch.linalg.solve(damped, drift.T).T
+    moved = correct(weight, inputs).double() - weight
+    assert float((moved - step).norm() / step.norm()) < 1e-3  # float32
 
 
 def test_without_tokens_nothing_moves(weight: Tensor) -> None:
