@@ -209,7 +209,7 @@ def test_a_walk_is_the_layer(checkpoint: Checkpoint) -> None:
             assert walk.inputs[0].shape[1] == walk.weight(stage).shape[1]
             walk.advance()
     for i, found in enumerate(walk.stream):
-        assert torch.allclose(found, expected if i % 2 else expected[:9], atol=1e-6)
+        assert torch.allclose(found, expected if i % 2 else expected[:9], atol=1e-5)
 
 
 def test_a_tensor_with_nan_is_refused_by_name(tmp_path: Path) -> None:
