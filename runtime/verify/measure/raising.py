@@ -152,7 +152,8 @@ class Raising:
             name = f"llm.layers.{i}.{stage.name}"
             form = self._form(name, raised)
             weight = self._weight(name, walk.weight(stage), form)
-            walk.set_weight(stage, weight, form, self._scheme)
+            walk.round_inputs(form, self._scheme)
+            walk.set_weight(stage, weight)
 
         return _run(_half_norms(copy.deepcopy(layer)), stream, replace)
 
