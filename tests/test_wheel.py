@@ -69,6 +69,8 @@ def test_what_it_carries(wheel: Path) -> None:
     pictures = {name for name in listed if name.startswith("android/screens/")}
     assert listed - carried <= pages | pictures
     assert carried <= listed
+    licences = {name for name in pages if name.endswith("/LICENCES.md")}
+    assert licences and licences <= carried
     assert f"-{VERSION}-" in wheel.name
 
 

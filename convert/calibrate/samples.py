@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import itertools
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,24 +11,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from convert.checkpoint.config import CONFIGS
 from convert.checkpoint.reader import Checkpoint
 from convert.support.json_text import json_lines
 from convert.support.regular_file import read_regular
 from convert.support.strict_json import parse_json
 from quantize.errors import ToolkitError
-from runtime.demo.questions import LANGUAGES, random_example
-from runtime.demo.scenes import draw, random_scene
 from runtime.inputs.picture import open_picture, preprocess
 from runtime.inputs.picture_format import PictureError
 from runtime.inputs.prompt import Message, PromptError, Tokenizer, check_question
 
-SETTINGS = CONFIGS / "calibration.json"
 _KEYS = {"image", "question", "answer"}
 _LINE_BYTES = 1 << 20
 _MAX_TOKENS = 2048  # of a sample
@@ -67,37 +62,12 @@ class TokenizedSample:
         return hashlib.sha256(self.ids.numpy().tobytes() + self.picture_digest.encode()).hexdigest()
 
 
-def default_samples(*, demo: bool, pictures: bool) -> list[CalibrationSample]:
-    """Returns the built-in samples: drawn pictures with questions, and texts.
-
-    Args:
-        demo: whether the model is the demo checkpoint: then all samples are pictures of the kind
-            that it was trained on, none of which it has seen.
-        pictures: whether the model has a vision encoder; if not, only texts are returned.
-    """
-    settings = json.loads(SETTINGS.read_text("utf-8"))
-    count = settings["demo_pictures" if demo else "pictures"] if pictures else 0
-    samples = []
-    for i in range(count):
-        rng = np.random.default_rng([settings["seed"], i])
-        scene = random_scene(rng)
-        picture = partial(_draw, settings["seed"], i)
-        key, where = f"drawn {settings['seed']} {i}", f"built-in picture {i + 1}"
-        words = np.random.default_rng([settings["seed"], i, 1])
-        for language in LANGUAGES:
-            example = random_example(scene, language, words)
-            samples.append(CalibrationSample(example.messages, example.answer, where, picture, key))
-    if not demo:
-        for i, text in enumerate(settings["texts"]):
-            asked: tuple[Message, ...] = ({"role": "user", "content": text["question"]},)
-            samples.append(CalibrationSample(asked, text["answer"], f"built-in text {i + 1}"))
-    return samples
-
-
 def read_samples(
     path: Path, *, pictures: bool, skip_bad: bool, token_ids: bool = False
 ) -> list[CalibrationSample]:
     """Reads JSON Lines: `question`, and optionally `answer` and `image`, a path next to the file.
+
+    A question may also be a list of strings, turns of user and assistant, the last a user's.
 
     Args:
         path: the file.
@@ -131,6 +101,21 @@ def read_samples(
             '{"image": "cat.jpg", "question": "What is this?", "answer": "A cat."}'
         )
     return samples
+
+
+def conversation(question: str | Sequence[str]) -> tuple[Message, ...]:
+    """Returns a question, or turns of user and assistant, as messages.
+
+    Raises:
+        PromptError: the last turn is the assistant's, or asks nothing.
+    """
+    turns = [question] if isinstance(question, str) else question
+    roles = itertools.cycle(("user", "assistant"))
+    messages: list[Message] = [
+        {"role": role, "content": turn} for role, turn in zip(roles, turns, strict=False)
+    ]
+    check_question(messages)
+    return tuple(messages)
 
 
 def tokenize(samples: Sequence[CalibrationSample], checkpoint: Checkpoint) -> list[TokenizedSample]:
@@ -181,11 +166,6 @@ def _require_length(sample: CalibrationSample, tokens: int) -> None:
         )
 
 
-def _draw(seed: int, i: int) -> Image.Image:
-    rng = np.random.default_rng([seed, i])
-    return draw(random_scene(rng), rng).picture
-
-
 def _pixels(picture: Callable[[], Image.Image], size: int) -> Tensor:
     return preprocess(picture(), size)
 
@@ -211,16 +191,20 @@ def _read_line(
         if not isinstance(ids, list) or not ids or any(type(i) is not int for i in ids):
             raise CalibrationError("ids is no list of at least one integer")
         return CalibrationSample((), "", where, ids=tuple(ids))
-    if not isinstance(raw, dict) or not all(isinstance(value, str) for value in raw.values()):
+    turns = raw.get("question") if isinstance(raw, dict) else None
+    several = isinstance(turns, list) and all(isinstance(turn, str) for turn in turns)
+    if not isinstance(raw, dict) or not all(
+        isinstance(value, str) or (name == "question" and several) for name, value in raw.items()
+    ):
         raise CalibrationError(
-            "expected an object of strings: question, and optionally image and answer"
+            "expected an object of strings: question, which may be a list of turns, and optionally "
+            "image and answer"
         )
     unknown = sorted(set(raw) - _KEYS)
     if unknown or "question" not in raw:
         what = f"has the unknown key {unknown[0]!r:.40}" if unknown else "lacks the key question"
         raise CalibrationError(f"{what}; known keys: {', '.join(sorted(_KEYS))}")
-    messages: tuple[Message, ...] = ({"role": "user", "content": raw["question"]},)
-    check_question(messages)
+    messages = conversation(raw["question"])
     if "image" not in raw:
         return CalibrationSample(messages, raw.get("answer", ""), where)
     if not pictures:

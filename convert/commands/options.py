@@ -121,8 +121,9 @@ def _add_calibration(parser: argparse.ArgumentParser) -> None:
         "--calibration",
         metavar="FILE.jsonl",
         type=Path,
-        help="samples, one JSON object per line: question, and optionally image (a path relative "
-        "to the file) and answer; or ids, a list of token ids (default: built-in samples)",
+        help="samples, one JSON object per line: question (or a list of turns), and optionally "
+        "image (a path relative to the file) and answer; or ids, a list of token ids (default: "
+        "built-in samples)",
     )
     add("--skip-bad", action="store_true", help="skip invalid lines of --calibration")
 

@@ -8,8 +8,9 @@ from functools import cached_property
 
 from convert.bundle.manifest import BundleSource
 from convert.bundle.plan import Plan, Recipe
+from convert.calibrate.built_in import default_samples
 from convert.calibrate.calibration import calibrate
-from convert.calibrate.samples import CalibrationSample, default_samples, read_samples
+from convert.calibrate.samples import CalibrationSample, read_samples
 from convert.calibrate.store import CalibratedWeights
 from convert.checkpoint.hub import is_hub_id
 from convert.checkpoint.reader import Checkpoint

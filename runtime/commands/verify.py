@@ -58,8 +58,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--data",
         metavar="FILE.jsonl",
         type=Path,
-        help="questions, one JSON object per line: question, and optionally image (a path relative "
-        "to the file) and answer (default: built-in questions)",
+        help="questions, one JSON object per line: question (or a list of turns), and optionally "
+        "image (a path relative to the file) and answer (default: built-in questions)",
     )
     add("--skip-bad", action="store_true", help="skip invalid lines of --data")
     _add_reference_options(add)

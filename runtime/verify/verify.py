@@ -16,7 +16,7 @@ from convert.bundle.errors import BundleError
 from convert.bundle.licence import Licence
 from convert.bundle.manifest import MANIFEST, Bundle
 from convert.bundle.results_file import identity
-from convert.calibrate.samples import default_samples
+from convert.calibrate.built_in import default_samples
 from convert.checkpoint.reader import Checkpoint
 from convert.mlc.manifest import MANIFEST as MLC_MANIFEST
 from convert.support.progress import Progress, silent

@@ -25,8 +25,8 @@ from torch import Tensor
 
 from convert.bundle.manifest import KIND, Bundle
 from convert.bundle.plan import Recipe, make_plan
+from convert.calibrate.built_in import default_samples
 from convert.calibrate.calibration import calibrate
-from convert.calibrate.samples import default_samples
 from convert.checkpoint.config import CONFIGS, ModelConfig
 from convert.checkpoint.reader import Checkpoint
 from convert.conversion.bundle_writer import write_bundle

@@ -18,12 +18,12 @@ from convert.bundle.manifest import Bundle
 from convert.bundle.plan import Plan, Recipe, make_plan
 from convert.bundle.weights_file import WeightsFile
 from convert.calibrate import calibration
+from convert.calibrate.built_in import default_samples
 from convert.calibrate.calibration import calibrate
 from convert.calibrate.layer import STAGES, LayerWalk, fold_layer
 from convert.calibrate.samples import (
     CalibrationError,
     CalibrationSample,
-    default_samples,
     read_samples,
     tokenize,
 )
@@ -229,18 +229,6 @@ def test_another_sample_is_another_calibration(checkpoint: Checkpoint, tmp_path:
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_built_in_samples() -> None:
-    mixed = default_samples(demo=False, pictures=True)
-    texts = default_samples(demo=False, pictures=False)
-    assert sum(s.picture is not None for s in mixed) == 64
-    assert len(texts) == len(mixed) - 64 == 32
-    assert all(s.answer for s in mixed)
-    chinese = [s for s in texts if any("\u4e00" <= c <= "\u9fff" for c in s.answer)]
-    assert 14 <= len(chinese) <= 18
-    assert mixed[0].picture is not None and mixed[0].picture_digest == mixed[1].picture_digest
-    assert mixed[0].picture_digest != mixed[2].picture_digest
-
-
 def write_lines(folder: Path, *lines: object) -> Path:
     Image.new("RGB", (20, 30), "red").save(folder / "red.png")
     (folder / "broken.png").write_bytes(b"\x89PNG nothing")
@@ -254,8 +242,11 @@ GOOD = {"image": "red.png", "question": "这是什么颜色？", "answer": "红�
 
 
 def test_reads_json_lines(tmp_path: Path, checkpoint: Checkpoint) -> None:
-    path = write_lines(tmp_path, GOOD, "", {"question": "Hello?"})
-    first, second = read_samples(path, pictures=True, skip_bad=False)
+    turns = ["Hello?", "Hi.", "我们走吧？"]
+    path = write_lines(tmp_path, GOOD, "", {"question": "Hello?"}, {"question": turns})
+    first, second, third = read_samples(path, pictures=True, skip_bad=False)
+    roles = [(message["role"], message["content"]) for message in third.messages]
+    assert roles == list(zip(("user", "assistant", "user"), turns, strict=True))
     assert first.messages[-1]["content"] == "这是什么颜色？" and first.answer == "红色。"
     assert first.picture is not None and first.picture().size == (20, 30)
     assert second.picture is None and second.answer == ""
@@ -274,6 +265,11 @@ def test_reads_json_lines(tmp_path: Path, checkpoint: Checkpoint) -> None:
         ("[" * 100_000, "not a line of JSON"),
         ('"text"', "expected an object of strings"),
         ({"question": 5}, "expected an object of strings"),
+        ({"question": ["a", 5]}, "expected an object of strings"),
+        ({"question": "?", "answer": ["a"]}, "expected an object of strings"),
+        ({"question": []}, "the conversation is empty"),
+        ({"question": ["a", "b"]}, "the last message is the assistant's"),
+        ({"question": ["a", "b", " "]}, "the prompt is empty"),
         ({"image": "red.png"}, "lacks the key question"),
         ({"question": "?", "img": "red.png"}, "unknown key 'img'"),
         ({"question": "  "}, "the prompt is empty"),

@@ -14,7 +14,7 @@ from convert import cli
 from convert.bundle.manifest import Bundle
 from convert.bundle.plan import Recipe, make_plan
 from convert.calibrate import target_size
-from convert.calibrate.samples import default_samples
+from convert.calibrate.built_in import default_samples
 from convert.calibrate.target_size import (
     LOSSLESS,
     choose_recipe,

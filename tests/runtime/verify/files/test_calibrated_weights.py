@@ -12,6 +12,7 @@ import torch
 from convert.bundle.manifest import Bundle
 from convert.bundle.weights_file import WeightsFile
 from convert.bundle.weights_writer import WeightsWriter
+from convert.calibrate.built_in import TEXTS
 from convert.checkpoint.reader import Checkpoint
 from runtime.reference.arithmetic import QuantizedLinear, apply_arithmetic
 from runtime.reference.load import load_reference
@@ -29,11 +30,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Bundles of one checkpoint, a folder for each method."""
     folder = tmp_path_factory.mktemp("calibrated")
     source = write_checkpoint(folder / "checkpoint", outliers=True, head="different")
+    lines = folder / "samples.jsonl"
+    texts = sorted(TEXTS.glob("*.jsonl"))[::3]
+    lines.write_text("".join(path.read_text("utf-8") for path in texts), "utf-8")
     with pytest.MonkeyPatch.context() as patch:
         without_programs(patch)
         patch.setenv("MINICPMV_CACHE", str(folder / "cache"))
         for method in METHODS:
-            assert convert(source, folder / method, "--method", method) == 0
+            arguments = ("--method", method, "--calibration", str(lines))
+            assert convert(source, folder / method, *arguments) == 0
     return folder
 
 

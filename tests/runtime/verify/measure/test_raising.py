@@ -11,7 +11,8 @@ import torch
 
 from convert.bundle.manifest import Bundle
 from convert.bundle.plan import Recipe, make_plan
-from convert.calibrate.samples import CalibrationSample, default_samples
+from convert.calibrate.built_in import default_samples
+from convert.calibrate.samples import CalibrationSample
 from convert.calibrate.target_size import few_samples
 from convert.checkpoint.reader import Checkpoint
 from convert.support.progress import silent

@@ -1,0 +1,1 @@
+"""Pictures of many kinds for calibration, drawn by code."""
