@@ -3,7 +3,8 @@
 SmolLM2-135M-Instruct counts as full precision. Each row is converted by `minicpmv convert`, in
 a process of its own, and run by its engine; the logits of held-out text are compared with those of
 the reference in PyTorch. llama.cpp quantizes the same weights with its own quantizer, and runs them
-itself. KL divergence is in nats. Prose is of the kind that was calibrated on, licences are not.
+itself. KL divergence is in nats. Prose is of the kind that was calibrated on, licences and code are
+not; with `--calibration built-in` none is.
 """
 
 from __future__ import annotations
@@ -50,7 +51,15 @@ def main() -> int:
     )
     parser.add_argument("--rows", nargs="+", metavar="RECIPE:METHOD", help="default: all")
     parser.add_argument("--peers", nargs="*", default=PEERS, choices=PEERS, help="default: all")
-    parser.add_argument("--samples", type=int, default=real_text.SAMPLES, help="calibrated on")
+    parser.add_argument(
+        "--calibration",
+        choices=(real_text.DJANGO, real_text.BUILT_IN),
+        default=real_text.DJANGO,
+        help="texts: Django's documentation, or the toolkit's own set (default: django)",
+    )
+    parser.add_argument(
+        "--samples", type=int, default=real_text.SAMPLES, help="in sequences of 256 tokens"
+    )
     parser.add_argument("--threads", type=int, default=2, help="of llama.cpp (default: 2)")
     parser.add_argument("-o", "--output", type=Path, help="a JSON file to write")
     args = parser.parse_args()
@@ -62,22 +71,24 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if args.output is not None:
-        record = {"bench": "real_decoder", "samples": args.samples, "commit": commit()}
-        record |= {"machine": machine(), "rows": found}
+        record = {"bench": "real_decoder", "calibration": args.calibration}
+        record |= {"samples": args.samples, "commit": commit(), "machine": machine(), "rows": found}
         args.output.write_text(json.dumps(record, indent=1) + "\n")
     return 0
 
 
 def _measure(folder: Path, rows: list[Any], args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     model = smollm2.prepare(folder)
-    texts = real_text.load(model.tokenizer)
+    texts = real_text.load(model.tokenizer, args.calibration, args.samples)
     samples = folder / "samples.jsonl"
-    lines = [json.dumps({"ids": ids}) for ids in texts.samples[: args.samples]]
+    lines = [json.dumps({"ids": ids}) for ids in texts.samples]
     samples.write_text("\n".join(lines), "utf-8")
     comparison = Comparison(Checkpoint.open(model.checkpoint), texts.held_out)
     _print_row({"name": "full precision"} | comparison.own(), first=True)
     for recipe, method in rows:
         row = _ours(recipe, method, model.checkpoint, samples, folder, comparison)
+        if args.calibration == real_text.BUILT_IN and METHODS[method].calibrated:
+            row["name"] += f", {real_text.BUILT_IN} samples"
         _print_row(row)
         yield row
     for kind in args.peers:
@@ -181,7 +192,7 @@ def _theirs(
 
 def _print_row(row: dict[str, Any], *, first: bool = False) -> None:
     """Prints a row of the table, and before the first one its head."""
-    kinds = ("prose", "licences")
+    kinds = ("prose", "licences", "code")
     if first:
         shares = ", ".join(f"{share * 100:g}" for share in SHARES)
         columns = [f"{kind}: {what}" for kind in kinds
