@@ -60,6 +60,11 @@ DecoderConfig ReadDecoder(Fields* model) {
 }
 
 VisionConfig ReadVision(Fields* model, const TensorRecords& tensors) {
+  // Positions and prompt are others, whether its pictures are cut or not.
+  if (model->Has("slice_mode")) {
+    model->Refuse(
+        "slice_mode: this engine takes pictures as one square, not MiniCPM-V 2.0's images");
+  }
   VisionConfig c{};
   c.image_size = Extent(model, "image_size");
   c.patch_size = PatchSize(model, tensors);

@@ -159,6 +159,8 @@ def test_pipes_and_devices_as_files(client: WatchedEngine, tmp_path: Path) -> No
         {"patch_size": "14"},
         {"patch_size": 2**40},
         {"image_size": 55},
+        {"slice_mode": True},
+        {"slice_mode": False},
         {"eos_token_id": 501},
         {"eos_token_id": -1},
         {"num_hidden_layers": 10**9},
