@@ -110,21 +110,23 @@ int64_t ColumnsFrom(const Axis& across, int64_t begin, int64_t size) {
 
 }  // namespace
 
-ImagePreprocessor::ImagePreprocessor(int64_t image_size) : image_size_(image_size) {
-  const auto side = static_cast<size_t>(image_size);
+ImagePreprocessor::ImagePreprocessor(int64_t most_pixels) {
+  const auto most = static_cast<size_t>(3 * most_pixels);
   weights_.reserve(kWeightsKept);  // pages that are not touched cost no memory
-  row_.resize(3 * side);
-  sums_.resize(3 * side * side);
-  resized_.resize(3 * side * side);
+  row_.reserve(most);
+  sums_.reserve(most);
+  resized_.reserve(most);
 }
 
-const uint8_t* ImagePreprocessor::Resize(const RgbPicture& picture,
+const uint8_t* ImagePreprocessor::Resize(const RgbPicture& picture, Size size,
                                          const std::function<bool()>& cancelled) {
-  const Axis across(picture.width, image_size_), down(picture.height, image_size_);
-  std::fill(sums_.begin(), sums_.end(), kHalf);
+  const Axis across(picture.width, size.width), down(picture.height, size.height);
+  row_.resize(static_cast<size_t>(3 * size.width));
+  sums_.assign(static_cast<size_t>(3 * size.area()), kHalf);
+  resized_.resize(sums_.size());
   // All columns at once, unless the picture is so wide that their weights do not fit.
-  for (int64_t begin = 0, end = 0; begin < image_size_; begin = end) {
-    end = ColumnsFrom(across, begin, image_size_);
+  for (int64_t begin = 0, end = 0; begin < size.width; begin = end) {
+    end = ColumnsFrom(across, begin, size.width);
     weights_.clear();
     for (int64_t x = begin; x < end; ++x) {
       for (int64_t k = across.first(x); k < across.end(x); ++k) {
@@ -136,10 +138,10 @@ const uint8_t* ImagePreprocessor::Resize(const RgbPicture& picture,
       if (y % kRowsBetweenPolls == 0 && cancelled()) return nullptr;
       ResizeRow(across, begin, end, picture.pixels + 3 * picture.width * y, weights_.data(),
                 row_.data());
-      while (top < image_size_ && down.end(top) <= y) ++top;
-      for (int64_t out = top; out < image_size_ && down.first(out) <= y; ++out) {
+      while (top < size.height && down.end(top) <= y) ++top;
+      for (int64_t out = top; out < size.height && down.first(out) <= y; ++out) {
         const int32_t weight = down.Weight(out, y);
-        int32_t* sums = sums_.data() + 3 * image_size_ * out;
+        int32_t* sums = sums_.data() + 3 * size.width * out;
         for (int64_t i = 3 * begin; i < 3 * end; ++i) {
           sums[i] += row_[static_cast<size_t>(i)] * weight;
         }
@@ -150,13 +152,14 @@ const uint8_t* ImagePreprocessor::Resize(const RgbPicture& picture,
   return resized_.data();
 }
 
-void ImagePreprocessor::Normalize(const uint8_t* resized, float* pixels) const {
+void ImagePreprocessor::Normalize(const uint8_t* resized, Size size, int64_t row_pixels,
+                                  float* pixels) {
   float levels[256];
   for (int i = 0; i < 256; ++i) levels[i] = (static_cast<float>(i) / 255.0F - 0.5F) / 0.5F;
-  const int64_t area = image_size_ * image_size_;
   for (int64_t channel = 0; channel < 3; ++channel) {
-    for (int64_t i = 0; i < area; ++i) {
-      pixels[channel * area + i] = levels[resized[3 * i + channel]];
+    for (int64_t y = 0; y < size.height; ++y) {
+      const uint8_t* row = resized + 3 * row_pixels * y + channel;
+      for (int64_t x = 0; x < size.width; ++x) *pixels++ = levels[row[3 * x]];
     }
   }
 }

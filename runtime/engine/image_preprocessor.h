@@ -10,31 +10,30 @@
 
 namespace minicpmv {
 
-// Resizes to a square S x S with the arithmetic of Pillow's antialiased bicubic filter:
-// horizontally, then vertically, each rounded to 8 bits, with fixed-point weights. The result is
-// bit-exact. Rows of the picture are read once, from the top, and only their sums are kept: memory
-// is 15 bytes for each of the S * S pixels plus 8 MiB for weights, whatever the picture's size.
+// Resizes with the arithmetic of Pillow's antialiased bicubic filter: horizontally, then
+// vertically, each rounded to 8 bits, with fixed-point weights. The result is bit-exact. Rows of
+// the picture are read once, from the top, and only their sums are kept: memory is 15 bytes for
+// each resized pixel, a row, and 8 MiB for weights, whatever the picture's size.
 class ImagePreprocessor {
  public:
-  // image_size: S, pixels.
-  explicit ImagePreprocessor(int64_t image_size);
-
-  int64_t image_size() const { return image_size_; }
+  // most_pixels: of a resized picture; memory for it is reserved.
+  explicit ImagePreprocessor(int64_t most_pixels);
 
   // Resizes a picture of at least one pixel; the aspect ratio is not kept.
   // cancelled: polled every few rows; true aborts.
-  // Returns resized pixels (S, S, 3), valid until the next call; nullptr if cancelled.
-  const uint8_t* Resize(const RgbPicture& picture, const std::function<bool()>& cancelled);
+  // Returns resized pixels (height, width, 3), valid until the next call; nullptr if cancelled.
+  const uint8_t* Resize(const RgbPicture& picture, Size size,
+                        const std::function<bool()>& cancelled);
 
-  // Maps resized pixels (S, S, 3) from 0..255 to -1..1: pixels (3, S, S).
-  void Normalize(const uint8_t* resized, float* pixels) const;
+  // Maps resized pixels (height, width, 3) from 0..255 to -1..1: pixels (3, height, width).
+  // row_pixels: from one row to the next; more than the width where a part of them is taken.
+  static void Normalize(const uint8_t* resized, Size size, int64_t row_pixels, float* pixels);
 
  private:
-  const int64_t image_size_;
   std::vector<int32_t> weights_;  // of the current columns, concatenated
-  std::vector<uint8_t> row_;      // (S, 3) one row of the picture, resized horizontally
-  std::vector<int32_t> sums_;     // (S, S, 3) fixed point
-  std::vector<uint8_t> resized_;  // (S, S, 3)
+  std::vector<uint8_t> row_;      // (width, 3) one row of the picture, resized horizontally
+  std::vector<int32_t> sums_;     // (height, width, 3) fixed point
+  std::vector<uint8_t> resized_;  // (height, width, 3)
 };
 
 }  // namespace minicpmv

@@ -13,12 +13,12 @@ constexpr size_t kPicturesKept = 8;  // 0.6 MB each for the full-size model
 
 PictureEncoder::PictureEncoder(const Blocks& blocks)
     : blocks_(blocks),
-      preprocessor_(blocks.config().vision->image_size),
-      pixels_(static_cast<size_t>(3 * preprocessor_.image_size() * preprocessor_.image_size()) *
-              sizeof(float)) {}
+      size_{blocks.config().vision->image_size, blocks.config().vision->image_size},
+      preprocessor_(size_.area()),
+      pixels_(static_cast<size_t>(3 * size_.area()) * sizeof(float)) {}
 
 const EncodedPicture* PictureEncoder::Encode(const RgbPicture& picture, const WorkHooks& hooks) {
-  const uint8_t* resized = preprocessor_.Resize(picture, hooks.cancelled);
+  const uint8_t* resized = preprocessor_.Resize(picture, size_, hooks.cancelled);
   if (resized == nullptr) return nullptr;
   if (const EncodedPicture* known = Find(HashBytes(resized, resized_bytes()))) return known;
   auto encoded = Run(resized, hooks);
@@ -27,7 +27,7 @@ const EncodedPicture* PictureEncoder::Encode(const RgbPicture& picture, const Wo
 
 std::optional<EncodedPicture> PictureEncoder::Compute(const RgbPicture& picture,
                                                       const WorkHooks& hooks) {
-  const uint8_t* resized = preprocessor_.Resize(picture, hooks.cancelled);
+  const uint8_t* resized = preprocessor_.Resize(picture, size_, hooks.cancelled);
   if (resized == nullptr) return std::nullopt;
   return Run(resized, hooks);
 }
@@ -48,14 +48,14 @@ const EncodedPicture* PictureEncoder::Find(uint64_t key) {
 }
 
 Tensor PictureEncoder::Preprocess(const RgbPicture& picture) {
-  const int64_t side = preprocessor_.image_size();
-  preprocessor_.Normalize(preprocessor_.Resize(picture, [] { return false; }), pixels_.floats());
-  return Borrow(pixels_.data(), {3, side, side}, kFloat32);
+  const uint8_t* resized = preprocessor_.Resize(picture, size_, [] { return false; });
+  ImagePreprocessor::Normalize(resized, size_, size_.width, pixels_.floats());
+  return Borrow(pixels_.data(), {3, size_.height, size_.width}, kFloat32);
 }
 
 std::optional<EncodedPicture> PictureEncoder::Run(const uint8_t* resized, const WorkHooks& hooks) {
   EncodedPicture picture{HashBytes(resized, resized_bytes()), {}};
-  preprocessor_.Normalize(resized, pixels_.floats());
+  ImagePreprocessor::Normalize(resized, size_, size_.width, pixels_.floats());
   picture.tokens = RunBlocks(hooks);
   blocks_.ReleaseMemory();
   if (picture.tokens.empty()) return std::nullopt;

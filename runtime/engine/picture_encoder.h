@@ -60,6 +60,7 @@ class PictureEncoder {
   size_t resized_bytes() const { return pixels_.size() / sizeof(float); }
 
   const Blocks& blocks_;
+  const Size size_;  // of a resized picture
   ImagePreprocessor preprocessor_;
   AlignedBuffer pixels_;                // (3, S, S) float32
   std::list<EncodedPicture> pictures_;  // most recently used first

@@ -22,6 +22,14 @@ inline constexpr char kPictureMagic[] = "MCPMVRGB";
 inline constexpr uint32_t kPictureVersion = 1;
 inline constexpr size_t kPictureHeaderBytes = 24;
 
+// Pixels.
+struct Size {
+  int64_t width;
+  int64_t height;
+
+  int64_t area() const { return width * height; }
+};
+
 // A view of pixels (height, width, 3): red, green, blue. Does not own them.
 struct RgbPicture {
   const uint8_t* pixels;

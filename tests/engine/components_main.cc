@@ -2,6 +2,7 @@
 //
 // A command is `NAME COUNT\n` and COUNT fields, a field is `SIZE\n` and SIZE bytes. A reply is
 // `ok SIZE\n` or `error SIZE\n` and SIZE bytes; an error's are `CODE: MESSAGE`.
+#include <algorithm>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -23,6 +24,7 @@
 #include "runtime/engine/prompt.h"
 #include "runtime/engine/random.h"
 #include "runtime/engine/sampler.h"
+#include "runtime/engine/slices.h"
 #include "runtime/engine/text_stream.h"
 #include "runtime/engine/tokenizer.h"
 #include "runtime/engine/window.h"
@@ -66,7 +68,8 @@ class Components {
         {"picture", &Components::Picture},   {"peak", &Components::Peak},
         {"random", &Components::Numbers64},  {"distribution", &Components::Distribution},
         {"choose", &Components::Choose},     {"window", &Components::RunWindow},
-        {"logprobs", &Components::Logprobs},
+        {"logprobs", &Components::Logprobs}, {"cuts", &Components::PlanCuts},
+        {"slices", &Components::Slices},
     };
     return (this->*commands.at(name))(fields);
   }
@@ -120,15 +123,60 @@ class Components {
   // path, S -> resized (S, S, 3) bytes, then normalised (3, S, S) float32
   std::string Picture(const Fields& fields) {
     const PictureFile file(fields.at(0));
-    ImagePreprocessor preprocessor(std::stoll(fields.at(1)));
-    const size_t count =
-        static_cast<size_t>(3 * preprocessor.image_size() * preprocessor.image_size());
+    const Size size{std::stoll(fields.at(1)), std::stoll(fields.at(1))};
+    ImagePreprocessor preprocessor(size.area());
+    const auto count = static_cast<size_t>(3 * size.area());
     bool cancel = fields.size() > 2;
-    const uint8_t* resized = preprocessor.Resize(file.picture(), [&] { return cancel; });
+    const uint8_t* resized = preprocessor.Resize(file.picture(), size, [&] { return cancel; });
     if (resized == nullptr) return "cancelled";
     std::vector<float> pixels(count);
-    preprocessor.Normalize(resized, pixels.data());
+    ImagePreprocessor::Normalize(resized, size, size.width, pixels.data());
     return Bytes(resized, count) + Bytes(pixels.data(), count * sizeof(float));
+  }
+
+  static Cut Planned(const std::vector<int64_t>& n) {
+    return PlanCut({n.at(0), n.at(1)}, {n.at(2), n.at(3), n.at(4)});
+  }
+
+  // lines of width, height, max_slice_nums, scale_resolution, patch_size
+  // -> for each line the overview's size, columns, rows, a cell's size
+  std::string PlanCuts(const Fields& fields) {
+    std::istringstream lines(fields.at(0));
+    std::string reply;
+    for (std::string line; std::getline(lines, line);) {
+      const Cut cut = Planned(Numbers<int64_t>(line));
+      reply += Join(std::vector<int64_t>{cut.overview.width, cut.overview.height, cut.columns,
+                                         cut.rows, cut.cell.width, cut.cell.height});
+    }
+    return reply;
+  }
+
+  // path; max_slice_nums, scale_resolution, patch_size -> normalised (3, height, width) float32 of
+  // the overview and of each slice
+  std::string Slices(const Fields& fields) {
+    const PictureFile file(fields.at(0));
+    const RgbPicture& picture = file.picture();
+    auto n = Numbers<int64_t>(fields.at(1));
+    const Cut cut = PlanCut({picture.width, picture.height}, {n.at(0), n.at(1), n.at(2)});
+    const Size refined = cut.refined();
+    ImagePreprocessor preprocessor(std::max(cut.overview.area(), refined.area()));
+    std::string reply;
+    auto add = [&](const uint8_t* first, Size size, int64_t row_pixels) {
+      std::vector<float> pixels(static_cast<size_t>(3 * size.area()));
+      ImagePreprocessor::Normalize(first, size, row_pixels, pixels.data());
+      reply += Bytes(pixels.data(), pixels.size() * sizeof(float));
+    };
+    auto never = [] { return false; };
+    add(preprocessor.Resize(picture, cut.overview, never), cut.overview, cut.overview.width);
+    if (cut.columns == 0) return reply;
+    const uint8_t* pixels = preprocessor.Resize(picture, refined, never);
+    for (int64_t row = 0; row < cut.rows; ++row) {
+      for (int64_t column = 0; column < cut.columns; ++column) {
+        const int64_t at = row * cut.cell.height * refined.width + column * cut.cell.width;
+        add(pixels + 3 * at, cut.cell, refined.width);
+      }
+    }
+    return reply;
   }
 
   std::string Peak(const Fields&) {

@@ -22,6 +22,7 @@ SOURCES = ["image_preprocessor.cc", "logprobs.cc", "picture_file.cc", "prompt.cc
 SOURCES += [
     "regular_file.cc",
     "sampler.cc",
+    "slices.cc",
     "text_stream.cc",
     "tokenizer.cc",
     "utf8.cc",

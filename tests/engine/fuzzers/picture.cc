@@ -10,8 +10,8 @@
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   using namespace minicpmv;
-  constexpr int64_t kImageSize = 28;
-  static ImagePreprocessor preprocessor(kImageSize);
+  constexpr Size kSize{28, 28};
+  static ImagePreprocessor preprocessor(kSize.area());
   static const EmbeddingsIdentity identity{"program", "weights", 2, 4};
   {
     std::ofstream file("file", std::ios::binary);
@@ -20,7 +20,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     if (!file) std::abort();
   }
   try {
-    preprocessor.Resize(PictureFile("file").picture(), [] { return false; });
+    preprocessor.Resize(PictureFile("file").picture(), kSize, [] { return false; });
   } catch (const EngineError&) {
   }
   try {
