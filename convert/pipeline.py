@@ -102,7 +102,7 @@ def convert(
         target: what to make, as a list or separated by commas: `host`, `android-arm64` and
             `android-x86_64` give a bundle with an engine for each, `onnx` the vision encoder and
             the resampler, `mlc-android`, `mlc-opencl` and `mlc-host` a package for MLC-LLM.
-        quant: a recipe's name or `.json` file; None: `q4f16_1`, `small` with a size, `mlc` for MLC.
+        quant: a recipe's name or `.json` file; None: `small`, `mlc` for MLC.
         method: `rtn`, `mse`, `awq`, `gptq` or `awq+gptq`, for 4-bit codes; None: the recipe's.
         kv: the bundle's KV cache, `fp16` or `int8`; None: `fp16`.
         target_size: the size of the bundle's weights, such as `1.9GB`; each part of the model gets

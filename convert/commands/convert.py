@@ -39,6 +39,8 @@ def run(args: argparse.Namespace) -> int:
             plan = product.plan(conversion)
         if plan is not None:
             print_plan(console, plan, verbose=args.verbose)
+    for key, text in conversion.notes:
+        say(console, key, text)
     with bars:
         make_products(conversion, products)
     summary = summarize(conversion, products)

@@ -10,7 +10,6 @@ from convert.conversion.config import (
     DEFAULT_RECIPE,
     DEFAULT_TARGET,
     MLC_RECIPE,
-    SIZED_RECIPE,
     ConvertConfig,
     MlcOptions,
 )
@@ -97,14 +96,15 @@ def _add_formats(parser: argparse.ArgumentParser) -> None:
         "--method",
         metavar="NAME",
         help="how quantized values are chosen. rtn: rounding; mse: rounding with searched scales; "
-        "awq, gptq, awq+gptq: with calibration (default: the recipe's)",
+        "awq, gptq, awq+gptq: with calibration (default: the recipe's; rtn if neither is given and "
+        "calibration would take more than an hour, or the checkpoint has no tokenizer)",
     )
     add(
         "--target-size",
         metavar="SIZE",
         help="limit for the weights of a bundle, such as 1.9GB. The error of every format is "
         "measured for every tensor, and the formats with the smallest loss within SIZE are used. "
-        f"--quant gives the scheme and the method (default: {SIZED_RECIPE})",
+        f"--quant gives the scheme and the method (default: {DEFAULT_RECIPE})",
     )
     add(
         "--kv",

@@ -13,11 +13,12 @@ from convert.bundle.card import write_card
 from convert.bundle.kv_cache import describe_kv
 from convert.bundle.licence import Licence
 from convert.bundle.manifest import KIND, Bundle
-from convert.bundle.plan import Plan, make_plan
+from convert.bundle.plan import Plan
 from convert.calibrate.target_size import choose_recipe, measure_losses, parse_size, smallest_size
 from convert.conversion.bundle_writer import add_golden, open_journal, write_bundle
-from convert.conversion.config import DEFAULT_RECIPE, SIZED_RECIPE, ConvertConfig
+from convert.conversion.config import DEFAULT_RECIPE, ConvertConfig
 from convert.conversion.conversion import Conversion
+from convert.conversion.default_method import settle_method
 from convert.conversion.product import Product
 from convert.support.console import Size
 from convert.support.output_folder import OutputFolder
@@ -101,7 +102,7 @@ class BundleProduct(Product):
                     checkpoint, recipe, conversion.samples(), conversion.progress
                 )
                 recipe = choose_recipe(checkpoint, recipe, size, losses).recipe
-        self._plan = make_plan(checkpoint.config, checkpoint.untied_head, recipe, config.kv)
+        self._plan = settle_method(conversion, recipe)
         return self._plan
 
     @contextmanager
@@ -144,4 +145,4 @@ class BundleProduct(Product):
 
 
 def _recipe_name(config: ConvertConfig) -> str:
-    return config.quant or (SIZED_RECIPE if config.target_size else DEFAULT_RECIPE)
+    return config.quant or DEFAULT_RECIPE

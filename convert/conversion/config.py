@@ -9,8 +9,7 @@ from pathlib import Path
 from convert.bundle.kv_cache import FP16
 from convert.bundle.targets import HOST
 
-DEFAULT_TARGET, DEFAULT_RECIPE, MLC_RECIPE = HOST, "q4f16_1", "mlc"
-SIZED_RECIPE = "small"  # the default together with a target size
+DEFAULT_TARGET, DEFAULT_RECIPE, MLC_RECIPE = HOST, "small", "mlc"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,6 +30,8 @@ class Conversion:
     progress: Progress = silent
     phases: Phases = field(default_factory=Phases)
     started: float = field(default_factory=time.monotonic)
+    notes: list[tuple[str, str]] = field(default_factory=list)  # on the plan, for the user
+    most_samples: int | None = None  # of the built-in ones; None: all
 
     @cached_property
     def source(self) -> BundleSource:
@@ -68,7 +70,8 @@ class Conversion:
         if path is not None:
             skip_bad = self.config.skip_bad
             return read_samples(path, pictures=pictures, skip_bad=skip_bad, token_ids=True)
-        return default_samples(demo=self.config.checkpoint is None, pictures=pictures)
+        samples = default_samples(demo=self.config.checkpoint is None, pictures=pictures)
+        return samples[: self.most_samples]
 
     def calibrate(self, plan: Plan) -> CalibratedWeights | None:
         """Calibrates a plan's weights; None where the recipe's method needs no calibration.

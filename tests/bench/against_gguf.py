@@ -178,7 +178,11 @@ class _Sides:
     def ours(self) -> None:
         """Converts with this toolkit."""
         command = [sys.executable, "-m", "convert.cli", "convert", str(self._decoder), "--json"]
-        used = run("minicpmv", [*command, "-o", str(self._folder / "ours")], self._threads)
+        used = run(
+            "minicpmv",
+            [*command, "-o", str(self._folder / "ours"), "--quant", "q4f16_1"],
+            self._threads,
+        )
         summary = json.loads(used.output)
         engine = [summary["phases"].get(name) for name in _ENGINE_PHASES]
         known = [phase for phase in engine if phase is not None]

@@ -38,7 +38,7 @@ def build_program(*arguments, **more):
 
 bundle_writer.compile_ahead = lambda *_: contextlib.nullcontext()
 bundle_writer.build_program = build_program
-sys.exit(cli.main(["convert", sys.argv[1], "-o", sys.argv[2]]))
+sys.exit(cli.main(["convert", sys.argv[1], "-o", sys.argv[2], "--method", "rtn"]))
 """
 
 
@@ -304,7 +304,11 @@ def test_convert_from_python_is_the_command(
     stages: list[tuple[str, int, int]] = []
     targets = ["host", "android-arm64", "onnx", "mlc-android"]
     summary = pipeline.convert(
-        checkpoint, tmp_path / "b", target=targets, progress=lambda *state: stages.append(state)
+        checkpoint,
+        tmp_path / "b",
+        target=targets,
+        method="rtn",
+        progress=lambda *state: stages.append(state),
     )
     assert summary.bundle is not None and summary.onnx is not None and summary.mlc is not None
     assert list(summary.bundle.programs) == ["host", "android-arm64"]
@@ -358,9 +362,9 @@ def test_what_a_cross_check_follows_does_not_appear_without_it(
     bundle, _, mlc = pipeline.PRODUCTS
     monkeypatch.setattr(pipeline, "PRODUCTS", (bundle, _Broken, mlc))
     with pytest.raises(ConfigError, match="cannot be put in its place"):
-        pipeline.convert(checkpoint, tmp_path / "b", target="host,onnx,mlc-android")
+        pipeline.convert(checkpoint, tmp_path / "b", target="host,onnx,mlc-android", method="rtn")
     assert not os.listdir(tmp_path)
     monkeypatch.setattr(_Broken, "is_cross_check", False)
     with pytest.raises(ConfigError, match="cannot be put in its place"):
-        pipeline.convert(checkpoint, tmp_path / "b", target="host,onnx,mlc-android")
+        pipeline.convert(checkpoint, tmp_path / "b", target="host,onnx,mlc-android", method="rtn")
     assert os.listdir(tmp_path) == ["b"]

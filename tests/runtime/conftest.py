@@ -32,6 +32,6 @@ def bundle(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     def make(folder: Path) -> None:
         command = ["convert", str(checkpoint), "-o", str(folder / "bundle"), "--target", "host"]
-        assert cli.main(command) == 0
+        assert cli.main([*command, "--quant", "q4f16_1"]) == 0
 
     return once(tmp_path_factory, "bundle", make) / "bundle"

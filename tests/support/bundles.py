@@ -28,8 +28,13 @@ def without_programs(patch: pytest.MonkeyPatch) -> None:
 
 
 def convert(checkpoint: Path, output: Path, *arguments: str) -> int:
-    """Runs `minicpmv convert` in this process and returns its exit code."""
-    return cli.main(["convert", str(checkpoint), "-o", str(output), *arguments])
+    """Runs `minicpmv convert` in this process and returns its exit code.
+
+    It does not calibrate unless the arguments name a recipe, a method, a size or samples.
+    """
+    chosen = {"--quant", "--method", "--target-size", "--calibration"} & set(arguments)
+    method = () if chosen else ("--method", "rtn")
+    return cli.main(["convert", str(checkpoint), "-o", str(output), *method, *arguments])
 
 
 def write_bundle(folder: Path, **checkpoint: Any) -> Path:

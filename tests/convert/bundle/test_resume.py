@@ -56,6 +56,8 @@ stop_at(*{
     "mark": (journal.Journal, "add", "mark"),
     "engine": (bundle_writer, "build_program", "engine"),
 }[place])
+if not {"--quant", "--method"} & set(arguments):
+    arguments += ["--method", "rtn"]
 sys.exit(cli.main(["convert", *arguments]))
 """
 

@@ -179,7 +179,8 @@ def test_the_command_begins_to_write(
     without_programs(monkeypatch)
     monkeypatch.setattr(encoding, "encode", encode)
     monkeypatch.setattr(Checkpoint, "source_hash", lambda *_: "0" * 64)  # of 6.9 GB
-    code = cli.main(["convert", str(folder), "-o", str(tmp_path / "bundle"), "--target", "host"])
+    command = ["convert", str(folder), "-o", str(tmp_path / "bundle"), "--target", "host"]
+    code = cli.main([*command, "--method", "rtn"])
     said = capsys.readouterr()
     assert (code, said.err.splitlines()[-1]) == (cli.INTERRUPTED, "interrupted")
     assert made[:3] == [

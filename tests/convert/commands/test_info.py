@@ -45,7 +45,7 @@ def test_bundle(bundle: Path, described: Any) -> None:
     info = described(bundle)
     opened = Bundle.open(bundle)
     assert info["kind"] == "bundle"
-    assert (info["quantization"], info["method"]) == ("q4f16_1", "rtn")
+    assert (info["quantization"], info["method"]) == ("small", "rtn")
     assert info["source"]["sha256"] == Checkpoint.open(opened.manifest.source.path).source_hash()
     assert info["kv_cache"] == {"format": "fp16", "bytes_per_token": 2 * 2 * 2 * 256}
     assert info["programs"] == {"host": opened.manifest.targets["host"].program_id}

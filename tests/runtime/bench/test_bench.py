@@ -245,7 +245,7 @@ def test_an_engine_s_figures(
     assert figures["decode_share_of_limit"]["median"] == pytest.approx(100 * nbytes / 2e9, 2e-3)
     assert report["peak_rss_bytes"] == PEAK_RSS_BYTES
     assert report["device"]["threads"] == 2
-    assert report["quantization"] == "q4f16_1"
+    assert report["quantization"] == "small"
     assert report["window"] == json.loads((CONFIGS / "generation.json").read_text())["window"]
 
 

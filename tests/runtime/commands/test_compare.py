@@ -23,7 +23,7 @@ def searched(checkpoint: Path, bundle: Path, tmp_path_factory: pytest.TempPathFa
     """The bundle's sister: the same formats, scales that were searched."""
     folder = tmp_path_factory.mktemp("bundles") / "searched"
     command = ["convert", str(checkpoint), "-o", str(folder), "--target", "host"]
-    assert cli.main([*command, "--method", "mse"]) == 0
+    assert cli.main([*command, "--quant", "q4f16_1", "--method", "mse"]) == 0
     return folder
 
 

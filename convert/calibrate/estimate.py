@@ -1,0 +1,85 @@
+"""How long a calibration takes here: its operations, at the rate of this machine's products."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import torch
+
+from convert.bundle.plan import Plan, PlannedTensor
+from convert.calibrate.samples import TokenizedSample
+from convert.checkpoint.config import ModelConfig
+from quantize.methods import find_method
+
+# Of a weight that gets a code, in the time of a product's operations: the search for its group's
+# scale and its column's share of the rounding, both limited by memory.
+_ROUNDING = 18_000
+_SUMS = 3.1  # operations per token and pair of inputs: half of `power`, all of `drift`
+_FACTOR = 2  # times K^3: a Cholesky factor and its inverse in float64, half as fast as float32
+
+
+def estimate_seconds(config: ModelConfig, plan: Plan, samples: Sequence[TokenizedSample]) -> float:
+    """Estimates how long `calibrate` takes on this machine, with the load that it has now.
+
+    Args:
+        config: of the model.
+        plan: with a method that calibrates.
+        samples: those of the calibration.
+    """
+    return count_operations(config, plan, samples) / _operations_per_second()
+
+
+def count_operations(config: ModelConfig, plan: Plan, samples: Sequence[TokenizedSample]) -> float:
+    """Counts the float32 operations of a calibration, or what takes as long.
+
+    Args:
+        config: of the model.
+        plan: with a method that calibrates.
+        samples: those of the calibration.
+    """
+    method = find_method(plan.recipe.method)
+    tokens = sum(len(sample.ids) for sample in samples)
+    total = _of_pictures(config, plan, samples)
+    layers = [t for t in plan.tensors if t.name.startswith("llm.layers.") and len(t.rule.shape) > 1]
+    ends = [t for t in plan.tensors if t.name in ("llm.embed", "llm.head") and t.format == "q4"]
+    forward = sum(2.0 * tensor.parameters * tokens for tensor in layers)
+    total += forward * (2 if method.compensate else 1)
+    if not method.compensate:
+        return total + sum(_ROUNDING * t.parameters for t in layers if t.format == "q4")
+    total += sum(_of_compensation(t, tokens) for t in layers if t.format == "q4")
+    tied = all(tensor.name != "llm.head" for tensor in plan.tensors)
+    if tied and ends:
+        total += forward  # of the full-precision model, for the head's inputs
+    if tied or len(ends) > 1:
+        total += sum(_of_compensation(t, tokens) for t in ends[-1:])
+    return total
+
+
+def _of_compensation(tensor: PlannedTensor, tokens: int) -> float:
+    """Counts what GPTQ does for a linear (N, K)."""
+    n, k = tensor.rule.shape
+    correction = min(4.0 * k**3 + 2.0 * n * k**2, 6.0 * n * k**2)
+    return _SUMS * k**2 * tokens + _FACTOR * k**3 + correction + n * k * (k + _ROUNDING)
+
+
+def _of_pictures(config: ModelConfig, plan: Plan, samples: Sequence[TokenizedSample]) -> float:
+    vision = config.vision
+    if vision is None:
+        return 0.0
+    pictures = len({sample.picture_digest for sample in samples if sample.pixels is not None})
+    patches = (vision.image_size // vision.patch_size) ** 2
+    weights = sum(t.parameters for t in plan.tensors if t.name.startswith(("vision.", "resampler")))
+    attention = 4.0 * vision.depth * patches**2 * vision.embed_dim
+    return pictures * (2.0 * weights * patches + attention)
+
+
+def _operations_per_second() -> float:
+    """Measures products of matrices as large as a run of tokens and a linear."""
+    tokens, weight = torch.ones(1024, 2048), torch.ones(2048, 2048)
+    seconds = []
+    for _ in range(4):  # the first one warms up
+        start = time.perf_counter()
+        torch.mm(tokens, weight)
+        seconds.append(time.perf_counter() - start)
+    return 2.0 * len(tokens) * weight.numel() / sorted(seconds[1:])[1]
