@@ -130,7 +130,7 @@ def _check_phone(serial: str, state: str) -> Finding:
     if state != READY:
         return _phone(serial, state=NOTE, detail=f"not ready ({state}): {advice(state)}")
     try:
-        phone = Adb(serial).info()
+        phone = Adb(serial, away_seconds=0).info()
     except AdbError as error:
         return _phone(serial, state=NOTE, detail=str(error))
     memory = f"{phone.memory_bytes / 2**30:.1f} GiB"

@@ -1,6 +1,9 @@
 """A phone through `adb`, the Android Debug Bridge: its shell, its files, what it is.
 
-The only client of adb. Copies go through the phone's shell, so that one that broke goes on.
+The only client of adb. Copies go through the phone's shell, so that one that broke goes on. When
+the phone goes away, or adb's server ends, adb 29 ends a shell with exit code 0 and says nothing. So
+every script says when it has ended. One that has not is run again when the phone is back, which all
+scripts here allow.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import select
 import shlex
 import shutil
 import subprocess
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +29,11 @@ READY = "device"  # the state of a phone that can be used
 QUICK_SECONDS = 60.0  # for a command, and for a copy to move on
 _SLOWEST_BYTES_S = 250_000  # an old phone on a bad cable
 _BLOCK = 1 << 20  # bytes
-_TRIES = 3  # of a copy that breaks
-_WAIT_SECONDS = 20.0  # for a phone that went away
+_TRIES = 3  # of a command, or of a copy that does not move on, while the phone is there
+AWAY_SECONDS = 120.0  # for a phone that went away to come back
+_POLL_SECONDS = 1.0  # between two questions whether it is back
+_SETTLE_SECONDS = 0.5  # in which what was on its way still arrives
+_END = "minicpmv-end"  # what a script says last, with its exit code
 _FULL = "No space left"
 _STATES = {
     "unauthorized": "it asks whether it trusts this PC; answer on its screen",
@@ -46,6 +53,10 @@ OnBytes = Callable[[int], None]  # bytes that have arrived
 
 class AdbError(ToolkitError):
     """A phone cannot be reached, or refused a command."""
+
+
+class PhoneAwayError(AdbError):
+    """A phone went away, and did not come back in time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,8 +87,10 @@ class AdbResult:
 class Adb:
     """One phone's shell and files."""
 
-    def __init__(self, serial: str) -> None:
+    def __init__(self, serial: str, *, away_seconds: float | None = None) -> None:
+        """Args: serial: its number. away_seconds: to wait if it goes away; None: AWAY_SECONDS."""
         self.serial = serial
+        self._away_seconds = AWAY_SECONDS if away_seconds is None else away_seconds
 
     def command(self, *arguments: str) -> list[str]:
         """Returns a command line of adb."""
@@ -109,13 +122,59 @@ class Adb:
         Raises:
             AdbError: it failed, or takes too long.
         """
-        what = f"`{script:.60}`"
-        return self._checked(what, self.run(what, "shell", "-T", script))
+        return self._checked(f"`{script:.60}`", self._answer(script))
 
-    def try_shell(self, script: str) -> str | None:
-        """Runs a script that may fail; None if it did."""
-        said = self.run(f"`{script:.60}`", "shell", "-T", script)
+    def try_shell(self, script: str, *, seconds: float = QUICK_SECONDS) -> str | None:
+        """Runs a script that may fail; None if it did.
+
+        Raises:
+            AdbError: it takes longer, or the phone is away.
+        """
+        said = self._answer(script, seconds)
         return None if said.code else said.out
+
+    def await_return(self, reason: str) -> None:
+        """Waits for a phone that went away; returns at once where it is there.
+
+        Args:
+            reason: what adb said.
+
+        Raises:
+            PhoneAwayError: it does not come back in time.
+        """
+        deadline = time.monotonic() + self._away_seconds
+        while True:
+            try:
+                said = _run(self.command("get-state"), QUICK_SECONDS)
+            except TimeoutError:
+                said = AdbResult(1, "", "`adb get-state` does not answer")
+            if said.code == 0 and said.out.strip() == READY:
+                return
+            reason = said.reason if said.code else f"its state is {said.out.strip()}"
+            if time.monotonic() >= deadline:
+                raise PhoneAwayError(
+                    f"{self.serial}: went away, and did not come back within "
+                    f"{self._away_seconds:.0f} s: {reason}; look at the cable and the phone's "
+                    "screen, see whether `adb devices` lists it, and run the same command again: "
+                    "it goes on with what has arrived"
+                )
+            time.sleep(_POLL_SECONDS)
+
+    def _answer(self, script: str, seconds: float = QUICK_SECONDS) -> AdbResult:
+        """Runs a script to its end, again if the phone goes away meanwhile.
+
+        Raises:
+            AdbError: it takes longer, or the phone does not come back.
+        """
+        what, ending = f"`{script:.60}`", f"({script}); echo {_END} $?"
+        said = AdbResult(1, "", "")
+        for _ in range(_TRIES):
+            said = self.run(what, "shell", "-T", ending, seconds=seconds)
+            end = re.search(rf"{_END} (\d+)\s*$", said.out)
+            if end is not None:
+                return AdbResult(int(end[1]), said.out[: end.start()], said.err)
+            self.await_return(said.reason)
+        return AdbResult(said.code or 1, said.out, said.err or "the connection broke")
 
     def info(self) -> PhoneInfo:
         """Asks the phone what it is.
@@ -159,11 +218,9 @@ class Adb:
     def sha256(self, path: str, size: int) -> str | None:
         """Returns the hash of a file of that size, None if the phone has no program for that."""
         seconds = QUICK_SECONDS + size / _SLOWEST_BYTES_S
-        said = self.run(
-            "sha256sum", "shell", "-T", f"sha256sum {shlex.quote(path)}", seconds=seconds
-        )
-        match = re.match(r"([0-9a-f]{64})\b", said.out)
-        return match[1] if said.code == 0 and match else None
+        said = self.try_shell(f"sha256sum {shlex.quote(path)}", seconds=seconds)
+        match = re.match(r"([0-9a-f]{64})\b", said or "")
+        return match[1] if match else None
 
     def pull(self, remote: str, local: Path) -> None:
         """Copies a file from the phone.
@@ -209,32 +266,10 @@ class Adb:
         sha256 = sha256 or _hash(local)
         partial = _partial(remote, sha256)
         quoted = shlex.quote(partial)
-        done, problem = 0, ""
-        for _ in range(_TRIES):
-            start = self.size(partial) or 0
-            if start > total:
-                self.shell(f"rm {quoted}")
-                start = 0
-            problem = self._append(local, start, partial, on_bytes)
-            done = self.size(partial) or 0
-            if done == total:
-                break
-            if _FULL in problem:
-                self.try_shell(f"rm -f {quoted}")
-                raise AdbError(
-                    f"{self.serial}: push {local.name} failed: {problem}; the phone is full, and "
-                    "what had arrived was removed: free some space, and try again"
-                )
-            self._wait()
-        else:
-            raise AdbError(
-                f"{self.serial}: push {local.name} failed: {done / 2**20:,.0f} of "
-                f"{total / 2**20:,.0f} MiB are on the phone: {problem}; the same command goes on "
-                "from there"
-            )
+        self._send(local, partial, on_bytes)
         found = self.sha256(partial, total)
         if found is not None and found != sha256:
-            self.shell(f"rm {quoted}")
+            self.shell(f"rm -f {quoted}")
             if _hash(local) != sha256:
                 raise AdbError(
                     f"{local}: altered: its SHA-256 is not {sha256[:12]}…, as the manifest says; "
@@ -244,7 +279,47 @@ class Adb:
                 f"{self.serial}: push {local.name} failed: it arrived damaged and was removed; try "
                 "another cable"
             )
-        self.shell(f"chmod 644 {quoted} && mv {quoted} {shlex.quote(remote)}")
+        whole = shlex.quote(remote)
+        self.shell(f"if [ -e {quoted} ]; then chmod 644 {quoted} && mv {quoted} {whole}; fi")
+
+    def _send(self, local: Path, partial: str, on_bytes: OnBytes) -> None:
+        """Sends what is missing of a file, as long as every try brings some of it.
+
+        Raises:
+            AdbError: the phone ran full, takes nothing, or does not come back.
+        """
+        total, idle = local.stat().st_size, 0
+        done = self.size(partial) or 0
+        while True:
+            if done > total:  # not a part of it
+                self.shell(f"rm -f {shlex.quote(partial)}")
+                done = 0
+            problem = self._append(local, done, partial, on_bytes)
+            before, done = done, self.size(partial) or 0
+            if done == total:
+                return
+            if _FULL in problem:
+                self.try_shell(f"rm -f {shlex.quote(partial)}")
+                raise AdbError(
+                    f"{self.serial}: push {local.name} failed: {problem}; the phone is full, and "
+                    "what had arrived was removed: free some space, and try again"
+                )
+            idle = 0 if done > before else idle + 1
+            if idle == _TRIES:
+                raise AdbError(
+                    f"{self.serial}: push {local.name} failed: {done / 2**20:,.0f} of "
+                    f"{total / 2**20:,.0f} MiB are on the phone: {problem}; the same command goes "
+                    "on from there"
+                )
+            done = self._settled(partial, done)
+
+    def _settled(self, path: str, size: int) -> int:
+        """Returns a file's size once nothing arrives any more: the end of a cut copy may."""
+        while True:
+            time.sleep(_SETTLE_SECONDS)
+            before, size = size, self.size(path) or 0
+            if size == before:
+                return size
 
     def _append(self, local: Path, start: int, remote: str, on_bytes: OnBytes) -> str:
         """Sends a file's rest; returns what went wrong, if anything did."""
@@ -261,12 +336,6 @@ class Adb:
             _end(process)
         lines = [line for line in _text(err).splitlines() if line.strip()]
         return lines[0].strip() if lines else "the connection broke"
-
-    def _wait(self) -> None:
-        try:
-            _run(self.command("wait-for-device"), _WAIT_SECONDS)
-        except TimeoutError:
-            return  # the next try says that it is gone
 
     def _checked(self, what: str, said: AdbResult) -> str:
         if said.code:

@@ -165,6 +165,7 @@ class EngineClient(Closing):
         name: str | None = None,
         environment: Mapping[str, str] = _NOTHING,
         files: Files | None = None,
+        end_mark: str | None = None,
         quiet_seconds: float = QUIET_SECONDS,
         cancel_seconds: float = CANCEL_SECONDS,
     ) -> None:
@@ -175,6 +176,7 @@ class EngineClient(Closing):
             name: what errors call the engine; by default its program's name.
             environment: variables added to this process's.
             files: how files get to the engine; by default it reads this machine's.
+            end_mark: see `EngineProcess`.
             quiet_seconds: an engine at work that writes no line for so long counts as dead.
             cancel_seconds: the same after a cancel.
 
@@ -183,7 +185,9 @@ class EngineClient(Closing):
             EngineDiedError: it does not start, or speaks another version of the protocol.
             EngineError: it cannot run on this processor.
         """
-        self._process = EngineProcess(command, name=name, environment=environment)
+        self._process = EngineProcess(
+            command, name=name, environment=environment, end_mark=end_mark
+        )
         self._files = files or SharedFiles()
         self._quiet_seconds, self._cancel_seconds = quiet_seconds, cancel_seconds
         self._number = 0

@@ -19,6 +19,7 @@ from runtime.engine_client.options import ADB
 from runtime.engine_client.place import threads_environment
 
 ROOT = "/data/local/tmp/minicpmv"  # where a shell may keep and run files
+_END_MARK = "minicpmv-engine-end"  # what the phone's shell says last
 _STAMP = ".sha256"  # of a file that has arrived whole: its name with this holds its hash
 
 
@@ -124,14 +125,20 @@ class Phone:
         # The phone's shell clears the exchange away, whatever becomes of this process.
         script = (
             f"cd {self._folder} && mkdir {exchange} && trap 'rm -rf {exchange}' EXIT && "
-            f"chmod 755 {program} && {variables}{program}; exit $?"
+            f"trap 'exit 129' HUP && chmod 755 {program} && {variables}{program}; "
+            f"code=$?; echo {_END_MARK} >&2; exit $code"
         )
         return EngineClient(
             self._adb.shell_command(script),
             name=self.description,
             files=PhoneFiles(self._adb, self._folder, exchange),
+            end_mark=_END_MARK,
             cancel_seconds=SLOW_CANCEL_SECONDS,
         )
+
+    def await_return(self, reason: str) -> None:
+        """See `Device`."""
+        self._adb.await_return(reason)
 
     def _is_altered(self, name: str, files: Mapping[str, FileRecord]) -> bool:
         """Says whether a file on the phone has another hash; not where the phone cannot tell."""

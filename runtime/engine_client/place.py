@@ -25,6 +25,16 @@ class Device(Protocol):
     def brought(self, progress: Progress) -> dict[str, bool]:
         """Returns whether the files that were brought there are still what the manifest names."""
 
+    def await_return(self, reason: str) -> None:
+        """Waits for a machine that went away.
+
+        Args:
+            reason: how that showed.
+
+        Raises:
+            ToolkitError: it does not come back; says what to try.
+        """
+
     def start(self) -> EngineClient:
         """Starts an engine, if its program is the bundle's own; the caller closes it."""
 

@@ -34,6 +34,9 @@ class ThisMachine:
         """See `Device`; none was."""
         return {}
 
+    def await_return(self, reason: str) -> None:
+        """See `Device`; it never goes away."""
+
     def start(self) -> EngineClient:
         """See `Device`."""
         patience = CANCEL_SECONDS if self.engine == LOCAL else SLOW_CANCEL_SECONDS

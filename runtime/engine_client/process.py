@@ -72,6 +72,10 @@ class EngineDiedError(ToolkitError):
         self.death, self.from_outside = death, from_outside
 
 
+class EngineAwayError(EngineDiedError):
+    """The machine that the engine ran on went away; what became of the engine is not known."""
+
+
 _running: set[EngineProcess] = set()
 _running_lock = threading.Lock()
 
@@ -91,7 +95,12 @@ class EngineProcess:
     """A started program. Lines may be sent from any thread, and are received in one."""
 
     def __init__(
-        self, command: Sequence[str | Program], *, name: str | None, environment: Mapping[str, str]
+        self,
+        command: Sequence[str | Program],
+        *,
+        name: str | None,
+        environment: Mapping[str, str],
+        end_mark: str | None = None,
     ) -> None:
         """Starts it.
 
@@ -100,11 +109,14 @@ class EngineProcess:
                 manifest first.
             name: by which errors call it; by default its program's.
             environment: variables that it gets besides this process's.
+            end_mark: the last line on stderr of an engine elsewhere; if it is missing, the
+                connection broke.
 
         Raises:
             BundleError: the program is not its bundle's.
             EngineDiedError: it does not start.
         """
+        self._end_mark, self._has_marked = end_mark, False
         words = [str(word.path) if isinstance(word, Program) else word for word in command]
         self.name = name or Path(words[-1]).name
         self._lines: queue.Queue[bytes | None] = queue.Queue()
@@ -254,6 +266,14 @@ class EngineProcess:
             for thread in self._threads:
                 thread.join(_WORDS_SECONDS)  # its last words may still be on their way
         words = " | ".join(self._last_words)
+        gone = self._process.returncode is not None
+        if gone and self._end_mark is not None and not self._has_marked:
+            said = f": {words}" if words else ""
+            return EngineAwayError(
+                f"{self.name}: {what}: the connection broke{said}; look at the cable, and whether "
+                "the phone has memory left",
+                death,
+            )
         text = f"{self.name}: {what}{end}{f': {words}' if words else ''}"
         by_signal = death in (Death.KILLED, Death.DIED) and (self.exit_code or 0) < 0
         return EngineDiedError(text, death, from_outside=by_signal)
@@ -265,7 +285,11 @@ class EngineProcess:
 
     def _read_words(self, stream: BinaryIO) -> None:
         for line in stream:
-            self._last_words.append(line.decode(errors="replace").rstrip())
+            text = line.decode(errors="replace").rstrip()
+            if text == self._end_mark:
+                self._has_marked = True
+            else:
+                self._last_words.append(text)
 
 
 def _start(

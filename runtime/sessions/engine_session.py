@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from PIL import Image
 
@@ -13,9 +13,10 @@ from convert.bundle.errors import BundleError
 from convert.checkpoint.config import ModelConfig
 from convert.support.progress import Progress, silent
 from quantize.errors import ConfigError, ToolkitError
+from runtime.engine_client.adb import AdbError, PhoneAwayError
 from runtime.engine_client.client import EngineAnswer, EngineClient, EngineError, EngineGoneError
 from runtime.engine_client.place import Device
-from runtime.engine_client.process import EngineDiedError
+from runtime.engine_client.process import EngineAwayError, EngineDiedError
 from runtime.engine_client.protocol import ErrorCode, Field
 from runtime.inputs.callbacks import Cancelled, OnLogprobs, OnText
 from runtime.inputs.picture_file import rgb_strips
@@ -23,6 +24,9 @@ from runtime.inputs.picture_format import PictureError
 from runtime.inputs.prompt import Message, PromptError, check_question
 from runtime.inputs.sampling import GenerationOptions
 from runtime.sessions.session import Reply, Statistics, check_window, nothing, require_vision
+
+_AWAY_TRIES = 5  # of one request
+T = TypeVar("T")
 
 # What a user can mend, by the engine's code for it.
 _ERRORS: dict[str, type[ToolkitError]] = {
@@ -60,7 +64,7 @@ class EngineSession:
         self._place, self._window, self._as_original = place, window, as_original
         self._picture: tuple[bytes, str] | None = None  # the latest: its digest and its name
         self._running: EngineClient | None = None
-        self.client()
+        self.ask(lambda client: client)
 
     def client(self) -> EngineClient:
         """Returns the running engine; starts one that has ended."""
@@ -68,6 +72,7 @@ class EngineSession:
             self.close()
         if self._running is None:
             self._picture = None
+            self._place.await_return("the engine cannot be started")
             running = self._place.start()
             try:
                 with translate_engine_errors():
@@ -77,6 +82,27 @@ class EngineSession:
                 raise
             self._running = running
         return self._running
+
+    def ask(self, work: Callable[[EngineClient], T]) -> T:
+        """Has the engine do what needs nothing that it did before.
+
+        If its machine goes away meanwhile, this waits until it is back, starts an engine there, and
+        asks again.
+
+        Args:
+            work: asks the engine that it is given.
+
+        Raises:
+            ToolkitError: the machine does not come back, or goes away again and again.
+        """
+        for left in reversed(range(_AWAY_TRIES)):
+            try:
+                return work(self.client())
+            except (EngineAwayError, EngineGoneError, AdbError) as error:
+                self.close()
+                if isinstance(error, PhoneAwayError) or not left:
+                    raise
+        raise AssertionError("the last try returns or raises")
 
     def reply(
         self,

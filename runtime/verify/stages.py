@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from PIL import Image
@@ -18,7 +18,9 @@ from runtime.inputs.picture import preprocess
 from runtime.inputs.prompt import Message, Prompt
 from runtime.reference.kv_cache import ATTENTION_SINKS, KVCache
 from runtime.reference.model import MiniCPMV
+from runtime.sessions.engine_session import EngineSession
 
+T = TypeVar("T")
 LAYER_TOKENS = 64  # fed to layers whose window is narrow; more tokens would show nothing new
 
 
@@ -171,13 +173,13 @@ class TorchStages:
 class EngineStages:
     """A bundle's engine, one stage at a time."""
 
-    def __init__(self, client: EngineClient, config: ModelConfig) -> None:
-        """Args: client: with the bundle loaded. config: the bundle's."""
-        self._client, self.config = client, config
+    def __init__(self, session: EngineSession) -> None:
+        """Args: session: with the bundle; an engine that goes away with its phone is replaced."""
+        self._session, self.config = session, session.config
 
     def preprocess(self, picture: Image.Image) -> Tensor:
         """See `Stages`."""
-        return torch.from_numpy(self._client.tap(Tap.PREPROCESS, picture))
+        return self._ask(lambda client: torch.from_numpy(client.tap(Tap.PREPROCESS, picture)))
 
     def vision_embed(self, pixels: Tensor) -> Tensor:
         """See `Stages`."""
@@ -197,7 +199,7 @@ class EngineStages:
 
     def embed(self, ids: Sequence[int]) -> Tensor:
         """See `Stages`."""
-        return torch.from_numpy(self._client.tap(Tap.EMBED, ids))
+        return self._ask(lambda client: torch.from_numpy(client.tap(Tap.EMBED, ids)))
 
     def layers(self, inputs: Sequence[Tensor], window: int, pinned: int) -> list[Tensor]:
         """See `Stages`."""
@@ -213,19 +215,26 @@ class EngineStages:
 
     def prompt(self, messages: Sequence[Message], image_tokens: int) -> Prompt:
         """Returns what the engine makes of a conversation."""
-        return Prompt(*self._client.tokenize(messages, image_tokens))
+        return self._ask(lambda client: Prompt(*client.tokenize(messages, image_tokens)))
 
     def text(self, ids: Sequence[int]) -> str:
         """Returns what the engine makes of an answer."""
-        return self._client.detokenize(ids)
+        return self._ask(lambda client: client.detokenize(ids))
 
     def self_check(self, on_progress: Progress) -> list[dict[str, Any]]:
         """Returns what the engine says of its golden answers."""
-        checks: list[dict[str, Any]] = self._client.self_check(on_progress)[Field.CHECKS]
+        checks: list[dict[str, Any]] = self._ask(
+            lambda client: client.self_check(on_progress)[Field.CHECKS]
+        )
         return checks
 
     def _tap(self, what: str, x: Tensor, options: Mapping[str, Any] | None = None) -> Tensor:
-        return torch.from_numpy(self._client.tap(what, x.numpy(), options or {}))
+        return self._ask(
+            lambda client: torch.from_numpy(client.tap(what, x.numpy(), options or {}))
+        )
+
+    def _ask(self, work: Callable[[EngineClient], T]) -> T:
+        return self._session.ask(work)
 
 
 def _layer_input(index: int, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Tensor:

@@ -237,7 +237,7 @@ def _measure(
     checks += check_brought(place, progress)
     with closing(_start(place, bundle, window, checks)) as session:
         hello = session.client().hello
-        engine = EngineStages(session.client(), bundle.config)
+        engine = EngineStages(session)
         contents = check_contents(bundle, checkpoint, engine, progress)
         checks += contents.checks
         models = _load_models(bundle, checkpoint, kept, engine, session, progress)

@@ -201,7 +201,7 @@ def measure(recipe: str, method: str, cases: Cases, questions: int) -> dict[str,
         bundle = Bundle.open(path)
         place = open_place(bundle, EngineOptions())
         with closing(EngineSession(place, bundle.config, window=WINDOW)) as session:
-            row |= cases.compare(EngineStages(session.client(), bundle.config))
+            row |= cases.compare(EngineStages(session))
         return row | accuracy(path, questions)
 
 

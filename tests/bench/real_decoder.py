@@ -159,7 +159,7 @@ def _ours(
     row |= {"bytes": summary["weights_bytes"], "bits": bundle.plan.bits_per_weight}
     place = open_place(bundle, EngineOptions())
     with closing(EngineSession(place, bundle.config, window=WINDOW)) as session:
-        row |= comparison.of(_stages_logits(EngineStages(session.client(), bundle.config)))
+        row |= comparison.of(_stages_logits(EngineStages(session)))
     return row
 
 

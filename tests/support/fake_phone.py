@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from runtime.engine_client import adb as adb_client
 from runtime.engine_client.adb import SERIAL_VARIABLE
 
 FAKE_ADB = Path(__file__).with_name("fake_adb.py")
@@ -54,6 +55,10 @@ class FakePhone:
     def adb_says(self, version: str) -> None:
         self.write("version", version)
 
+    def cut(self, *moments: tuple[str, str, int]) -> None:
+        """Makes the phone go away: in which call, what still happens of it, for how many calls."""
+        self.write("cuts", "".join(f"{call}\t{what}\t{n}\n" for call, what, n in moments))
+
     def path(self, target: str) -> Path:
         return self.state / target.lstrip("/")
 
@@ -76,4 +81,6 @@ def fake_phone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> FakePhone:
     monkeypatch.setenv("PATH", str(programs), prepend=":")
     monkeypatch.setenv("FAKE_ADB", str(state))
     monkeypatch.delenv(SERIAL_VARIABLE, raising=False)
+    for pause in ("_POLL_SECONDS", "_SETTLE_SECONDS"):
+        monkeypatch.setattr(adb_client, pause, 0.01)
     return FakePhone(state)

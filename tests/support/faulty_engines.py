@@ -276,7 +276,7 @@ class Verified:
         cases = built_in_cases(settings["built_in"], with_pictures=True)
         place: Device = open_place(Bundle.open(runs or folder), EngineOptions(engine=LOCAL))
         with closing(session(place, bundle.config, window=WINDOW)) as running:
-            engine = stages(running.client(), bundle.config)
+            engine = stages(running)
             contents = check_contents(bundle, self.checkpoint, engine, silent)
             checks += contents.checks
             assert bundle.tokenizer is not None

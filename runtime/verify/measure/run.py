@@ -18,11 +18,12 @@ from torch import Tensor
 from convert.checkpoint.config import CONFIGS
 from convert.support.progress import Progress
 from runtime.inputs.picture_format import PictureError
-from runtime.inputs.prompt import Prompt, PromptError, Tokenizer
+from runtime.inputs.prompt import Message, Prompt, PromptError, Tokenizer
 from runtime.inputs.sampling import GenerationOptions
 from runtime.reference import metrics
 from runtime.reference.kv_cache import ATTENTION_SINKS
-from runtime.sessions.session import Session
+from runtime.sessions.engine_session import EngineSession
+from runtime.sessions.session import Reply
 from runtime.verify.cases import Case
 from runtime.verify.check import Check
 from runtime.verify.files.tokenizer import prompt_check, text_check
@@ -51,8 +52,15 @@ class EngineUnderTest:
     """A bundle's engine."""
 
     stages: EngineStages
-    session: Session
+    session: EngineSession
     tokenizer: Tokenizer  # of the bundle's own file
+
+    def reply(
+        self, messages: Sequence[Message], picture: Image.Image | None, options: GenerationOptions
+    ) -> Reply:
+        """Answers a question; asks again where the engine's machine went away meanwhile."""
+        self.session.reset()  # no case may hang on the one before
+        return self.session.ask(lambda _: self.session.reply(messages, picture, options))
 
 
 @dataclass(frozen=True)
@@ -165,9 +173,8 @@ class _Runner:
         """Compares what the models make of a case."""
         models, worst, logits = self._models, StageLosses(self._thresholds), Logits()
         picture, window = case.open(), self._window
-        models.bundle.session.reset()  # no case may hang on the one before
         # The bundle is asked first: what it says, the others try at once, and say their own.
-        reply = models.bundle.session.reply(case.messages, picture, self._options)
+        reply = models.bundle.reply(case.messages, picture, self._options)
         bundle = GreedyAnswer.of(reply)
         self._steps.step()
         if case.picture_digest != self._picture:  # the cases of a picture follow each other

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from runtime.engine_client import adb as module
-from runtime.engine_client.adb import Adb, AdbError, connect
+from runtime.engine_client.adb import Adb, AdbError, PhoneAwayError, connect
 from tests.support.fake_phone import SERIAL, FakePhone
 
 FOLDER = "/sdcard/Android/data/org.minicpmv.app/files"
@@ -161,12 +161,13 @@ def test_room_is_made_for_a_file(phone: FakePhone, weights: Path) -> None:
 
 
 def test_a_phone_that_is_gone_is_told(phone: FakePhone, weights: Path) -> None:
-    adb = connect()
+    adb = Adb(SERIAL, away_seconds=0.0)
     phone.write("lost", "")
-    with pytest.raises(AdbError, match=r"0 of 3 MiB.*device 'ABC' not found.*goes on from there"):
-        adb.push(weights, TARGET)
-    with pytest.raises(AdbError, match="`true` failed: error: device 'ABC' not found"):
-        adb.shell("true")
+    for work in (lambda: adb.push(weights, TARGET), lambda: adb.shell("true")):
+        with pytest.raises(
+            PhoneAwayError, match=r"within 0 s: error: device 'ABC' not found; look"
+        ):
+            work()
 
 
 def test_a_phone_that_is_full_keeps_nothing(phone: FakePhone, weights: Path) -> None:
@@ -216,3 +217,95 @@ def test_an_adb_that_does_not_start(
     (tmp_path / "bin" / "adb").write_text("no program")
     with pytest.raises(AdbError, match="adb: does not start: Exec format error"):
         connect()
+
+
+@pytest.mark.parametrize("what", ["before", "after"])
+def test_a_script_whose_answer_is_lost_is_run_again(phone: FakePhone, what: str) -> None:
+    """adb ends it with code 0, and without a word."""
+    adb = connect()
+    phone.write("sdcard/a", "12345")
+    phone.cut(("stat", what, 3))
+    assert adb.size("/sdcard/a") == 5
+    assert adb.size("/sdcard/b") is None
+    phone.cut(("mkdir -p", what, 2), ("df -k", what, 1))
+    assert adb.can_write(FOLDER)
+    assert adb.free_bytes("/sdcard") == 1 << 40
+    phone.cut(("getprop", what, 4))
+    assert adb.info().model == "Pixel"
+
+
+def test_a_file_that_was_moved_already_has_arrived(phone: FakePhone, weights: Path) -> None:
+    phone.cut(("mv ", "after", 2))
+    push(connect(), weights)
+    assert phone.path(TARGET).read_bytes() == weights.read_bytes()
+    assert [path.name for path in phone.path(FOLDER).iterdir()] == ["it's weights"]
+
+
+def test_nothing_is_sent_twice(phone: FakePhone, weights: Path) -> None:
+    """Not even if the phone is away when its part is to be measured."""
+    total = weights.stat().st_size
+    adb = connect()
+    assert adb.can_write(FOLDER)
+    partial = Path(f"{phone.path(TARGET)}.part-{sha256(weights)[:8]}")
+    partial.write_bytes(weights.read_bytes()[:1000000])
+    phone.cut(("stat", "before", 3), ("cat >> ", "before", 2), ("stat", "after", 2))
+    heard: list[int] = []
+    adb.push(weights, TARGET, heard.append)
+    assert phone.path(TARGET).read_bytes() == weights.read_bytes()
+    assert (min(heard), max(heard)) == (1000000, total)
+
+
+def test_a_copy_goes_on_as_long_as_it_moves(phone: FakePhone, weights: Path) -> None:
+    """A cable that breaks at every half megabyte: six times, twice as many as idle tries."""
+    adb, real = connect(), module.Adb._append
+    assert adb.can_write(FOLDER)
+
+    def breaks(self: Adb, local: Path, start: int, remote: str, on_bytes: module.OnBytes) -> str:
+        phone.write("break", "500000")
+        return real(self, local, start, remote, on_bytes)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module.Adb, "_append", breaks)
+        adb.push(weights, TARGET)
+    assert phone.path(TARGET).read_bytes() == weights.read_bytes()
+
+
+def test_a_part_that_still_grows_is_waited_for(
+    phone: FakePhone, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a cut connection had brought to the phone is written after the answer is lost."""
+    content, adb = weights.read_bytes(), connect()
+    partial = Path(f"{phone.path(TARGET)}.part-{sha256(weights)[:8]}")
+    assert adb.can_write(FOLDER)
+    late = [content[1000000:1200000], content[1200000:1300000]]
+
+    def sleep(seconds: float) -> None:
+        if seconds == module._SETTLE_SECONDS and late:
+            with partial.open("ab") as file:
+                file.write(late.pop(0))
+
+    monkeypatch.setattr(module.time, "sleep", sleep)
+    phone.write("break", "1000000")
+    heard: list[int] = []
+    adb.push(weights, TARGET, heard.append)
+    assert 1300000 in heard and 1000000 not in heard
+    assert phone.path(TARGET).read_bytes() == content
+
+
+def test_a_phone_that_stays_away_is_named(phone: FakePhone, weights: Path) -> None:
+    adb = Adb(SERIAL, away_seconds=0.0)
+    phone.cut(("cat >> ", "before", 10**6))
+    with pytest.raises(PhoneAwayError) as told:
+        adb.push(weights, TARGET)
+    message = str(told.value)
+    assert message.startswith("ABC: went away, and did not come back within 0 s: error: device off")
+    assert "look at the cable" in message and "`adb devices` lists it" in message
+    assert "goes on with what has arrived" in message and "\n" not in message
+
+
+def test_a_shell_that_never_ends_by_itself(phone: FakePhone) -> None:
+    """The phone is there all the time: some tries, and adb's own words."""
+    phone.write("fails", "shell error: closed")
+    with pytest.raises(AdbError, match="`true` failed: error: closed") as told:
+        connect().shell("true")
+    assert not isinstance(told.value, PhoneAwayError)

@@ -15,11 +15,12 @@ from convert import cli
 from convert.bundle.errors import BundleError
 from convert.bundle.manifest import Bundle
 from convert.bundle.targets import EMULATOR
+from runtime.engine_client import adb
 from runtime.engine_client.adb import AdbError
 from runtime.engine_client.options import EngineOptions
 from runtime.engine_client.phone import ROOT
 from runtime.engine_client.places import open_place
-from runtime.engine_client.process import EngineDiedError
+from runtime.engine_client.process import EngineAwayError, EngineDiedError
 from runtime.engine_client.protocol import Field, Tap
 from runtime.inputs.sampling import GenerationOptions
 from runtime.sessions.chat import ChatModel
@@ -244,3 +245,88 @@ def test_a_push_goes_on_where_it_broke(for_phones, phone):
     place.prepare(lambda _, done, total: seen.append(done))
     assert seen == [len(content) - 100, len(content)]
     assert weights.read_bytes() == content
+
+
+ENGINE = "code=$?"  # in the call that starts an engine
+
+
+@pytest.fixture
+def short(monkeypatch, tmp_path, for_phones):
+    """Verifies with one question."""
+    settings = run.load_settings()
+    settings["built_in"] |= {"max_new_tokens": 4}
+    monkeypatch.setattr(run, "load_settings", lambda: settings)
+    (tmp_path / "data.jsonl").write_text(json.dumps({"question": "What colour is it?"}))
+    data = ["--data", str(tmp_path / "data.jsonl"), "--no-noise-floor"]
+    return ["verify", str(for_phones), "--engine", "adb", *data, "--json"]
+
+
+def test_verify_goes_on_when_the_phone_is_back(for_phones, phone, capsys, short):
+    """Whatever it was at: the figures are those of a phone that was there all the time."""
+    assert cli.main(short) == 0
+    expected = json.loads(capsys.readouterr().out)
+    shutil.rmtree(folder_of(phone))
+    pushed(phone)
+    phone.write("break", "300000")
+    phone.cut(
+        ("mkdir -p", "after", 2),
+        ("chmod 644", "after", 3),
+        (".sha256", "before", 2),
+        ("sha256sum", "after", 2),
+        (ENGINE, "before", 3),  # as it is started
+        (ENGINE, "1", 2),  # after its first line
+        (" pull ", "before", 2),
+        (ENGINE, "9", 3),  # at work
+        ("exchange-", "before", 2),
+        (ENGINE, "14", 2),
+    )
+    assert cli.main(short) == 0
+    assert not (phone.state / "cuts").read_text(), "each of these moments came"
+    found = json.loads(capsys.readouterr().out)
+    assert found["checks"] == expected["checks"]
+    assert found["answers"] == expected["answers"]
+    names = [name for name in pushed(phone) if name in Bundle.open(for_phones).manifest.files]
+    assert len(names) == len(set(names)) + 1, "one was cut, and went on"
+
+
+def test_verify_of_a_phone_that_stays_away(for_phones, phone, capsys, short, monkeypatch):
+    monkeypatch.setattr(adb, "AWAY_SECONDS", 0.0)
+    phone.cut((ENGINE, "9", 10**6))
+    assert cli.main(short) == 2
+    said = capsys.readouterr().err
+    assert f"PhoneAwayError: {SERIAL}: went away, and did not come back within 0 s: error" in said
+    (phone.state / "away").unlink()
+    pushed(phone)
+    assert cli.main(short) == 0
+    there = {*Bundle.open(for_phones).manifest.files} & {*pushed(phone)}
+    assert not there, "what has arrived is not pushed again"
+
+
+def test_a_phone_that_goes_away_again_and_again(for_phones, phone):
+    """Is told after some tries: it may be the engine that brings it down."""
+    session = open_session(for_phones)
+    session.close()
+    phone.cut(*[(ENGINE, "2", 1)] * 9)
+    with pytest.raises(EngineAwayError, match=f"engine of phone {SERIAL}: .*the connection broke"):
+        session.ask(lambda client: client.tap(Tap.EMBED, [5, 6]))
+    assert len((phone.state / "cuts").read_text().splitlines()) == 4
+    (phone.state / "cuts").unlink()
+    assert session.ask(lambda client: client.tap(Tap.EMBED, [5, 6])).shape == (2, 256)
+    session.close()
+    assert not list(folder_of(phone).glob("exchange-*")), "each engine's is cleared away"
+
+
+def test_an_answer_that_was_begun_is_not_begun_again(for_phones, phone):
+    """Somebody has read its first words; the next question starts an engine on the phone."""
+    session = open_session(for_phones)
+    try:
+        expected = session.reply(QUESTION, None, ANSWER)
+        session.close()
+        phone.cut((ENGINE, "6", 2))  # after hello, load and some pieces
+        heard: list[str] = []
+        with pytest.raises(EngineAwayError):
+            session.reply(QUESTION, None, ANSWER, on_text=heard.append)
+        assert heard
+        assert session.reply(QUESTION, None, ANSWER).ids == expected.ids
+    finally:
+        session.close()
