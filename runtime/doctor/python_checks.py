@@ -24,8 +24,10 @@ _MODULES = {
     "apache-tvm": "tvm",
     "apache-tvm-ffi": "tvm_ffi",
     "import-linter": "importlinter",
+    "markdown-it-py": "markdown_it",
     "pillow": "PIL",
     "pytest-xdist": "xdist",
+    "pyyaml": "yaml",
 }
 _IMPORT = """
 import importlib, json, sys
