@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from runtime.inputs.prompt import Message, Prompt, PromptError, Tokenizer
+from runtime.inputs.slices import Images
 from runtime.reference.kv_cache import KVCache
-from runtime.sessions.reference_session import Key, ReferenceSession, _Request
+from runtime.sessions.reference_session import Key, ReferenceSession, _Picture, _Request
 from tests.engine.components import ComponentError, Components, numbers
 from tests.support.tiny import tokenizer_model
 
@@ -149,7 +150,9 @@ def test_requests_are_keyed_and_fitted_alike(
         last = len(tokenizer.encode("<用户>" + messages[-1]["content"] + "<AI>"))
         fit = f"fit {window} {pinned} {last} {len(prompt.ids)}"
         try:
-            request = session._request(messages, picture)
+            request = session._request(
+                messages, _Picture(Images((), None), picture) if picture else None
+            )
         except PromptError as error:
             refused += 1
             with pytest.raises(ComponentError, match=r"^prompt_too_long: ") as caught:
