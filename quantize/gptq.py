@@ -22,7 +22,8 @@ from quantize.errors import CheckpointError
 from quantize.fast import nearest_codes, search_scales
 from quantize.schemes import GroupScheme
 
-DAMPING = 0.01  # of the inputs' mean power: what calibration never saw is not free
+DAMPINGS = (0.01, 0.3)  # of the inputs' mean power; `choose_damping` picks one
+SAMPLED_ROWS = 128  # of a linear, evenly spread: enough to tell dampings apart
 _CHUNK_ROWS = 1024  # rounded together, so that a block of inputs stays in the second-level cache
 _BLOCK = 128  # inputs whose errors reach the inputs after them in one product
 _SQUARE = 512  # inputs whose products with those after them are summed up at once
@@ -51,7 +52,21 @@ class Inputs:
             drift.addmm_((wanted - seen).T, seen)
         return Inputs((power.triu() + power.triu(1).T).double(), drift)
 
-    def damped(self, damping: float = DAMPING) -> Tensor:
+    def __add__(self, other: Inputs) -> Inputs:
+        return Inputs(self.power + other.power, self.drift + other.drift)
+
+    def loss(self, weight: Tensor, stored: Tensor) -> float:
+        """Returns |W f - W' x|^2 over the tokens, less |W (f - x)|^2, which no W' changes.
+
+        Args:
+            weight: W, (N, K) float32.
+            stored: W', (N, K) float32.
+        """
+        error = weight - stored
+        cost = error @ self.power.float() + 2 * (weight @ self.drift)
+        return float((cost * error).sum(dtype=torch.float64))
+
+    def damped(self, damping: float) -> Tensor:
         """Returns the power, its diagonal raised by `damping` of its mean: (K, K), definite."""
         power = self.power.clone()
         mean = float(power.diagonal().mean())
@@ -115,6 +130,35 @@ class Compensation:
             q[self._order, chunk] = codes
             scale[self._order[::size] // size, chunk] = scales
         return q.T.contiguous(), scale.T.contiguous()
+
+
+def choose_damping(
+    weight: Tensor, seen: Inputs, held_out: Inputs, scheme: GroupScheme, *, name: str
+) -> float:
+    """Returns the damping with which weights serve tokens best that rounding has not seen.
+
+    What is right depends on the model: the demo, whose questions are all alike, needs hardly any;
+    on real text little damping fits the weights to the samples.
+
+    Args:
+        weight: (N, K) float32.
+        seen: the inputs to round with.
+        held_out: the inputs to judge by.
+        scheme: the number format.
+        name: the tensor, for messages.
+
+    Raises:
+        CheckpointError: a value of the tensor is not finite.
+    """
+    sampled = weight[:: -(-len(weight) // SAMPLED_ROWS)]
+
+    def loss(damping: float) -> float:
+        compensation = Compensation(seen.damped(damping), scheme)
+        q, scale = compensation.round(compensation.correct(sampled, seen.drift), name=name)
+        codes = (q.float() - scheme.zero_point).view(*scale.shape, scheme.group_size)
+        return held_out.loss(sampled, (codes * scale.float().unsqueeze(-1)).flatten(1))
+
+    return min(DAMPINGS, key=loss)
 
 
 def _order(power: Tensor, size: int) -> Tensor:

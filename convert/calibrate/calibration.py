@@ -22,17 +22,18 @@ from convert.calibrate.store import CalibratedWeights, CalibrationStore, Stream
 from convert.checkpoint.reader import Checkpoint
 from convert.checkpoint.tensor_tables import EMBEDDING, HEAD
 from convert.support.progress import Progress
-from quantize.gptq import Compensation, Inputs
+from quantize.gptq import Compensation, Inputs, choose_damping
 from quantize.methods import find_method, quantize_weight
 from quantize.schemes import GroupScheme, dequantize_groups
 from runtime.reference.arithmetic import round_to_format, round_to_int8
 from runtime.reference.decoder import DecoderLayer, RMSNorm
 from runtime.reference.load import VISION, load_reference
 
-VERSION = 3  # of the computation; folders of another version are not resumed
+VERSION = 4  # of the computation; folders of another version are not resumed
 # A tied embedding is also looked up: the weight of its error there, as a fraction of the mean power
 # of the head's inputs. Half or twice this value measured about the same.
 _LOOKUP = 0.3
+_HELD_OUT = 4  # one sample of so many judges the damping
 _CHUNK_TOKENS = 2048  # whose inputs are accumulated at once
 
 
@@ -128,8 +129,8 @@ class _CalibrationRun:
 
     def _quantize_embedding(self, hidden: Stream) -> None:
         """Quantizes an embedding that is also the LM head."""
-        inputs = self._head_inputs(hidden, hidden)
-        compensation = Compensation(inputs.damped(_LOOKUP), self._scheme)
+        seen, held_out = self._head_inputs(hidden, hidden)
+        compensation = Compensation((seen + held_out).damped(_LOOKUP), self._scheme)
         codes = compensation.round(self._checkpoint.read(EMBEDDING), name=EMBEDDING)
         self._store.save("embed", {"llm.embed": codes}, {})
 
@@ -186,19 +187,22 @@ class _CalibrationRun:
             q, scale = quantize_weight(half, self._scheme, self._method, name=name)
             return torch.from_numpy(q), torch.from_numpy(scale)
         wanted, seen = (walk.inputs for walk in walks)
-        inputs = Inputs.of(_pairs(seen, wanted), weight.shape[1])
-        return self._compensate(weight, inputs, name)
+        return self._compensate(weight, _split(seen, wanted), name)
 
-    def _compensate(self, weight: Tensor, inputs: Inputs, name: str) -> tuple[Tensor, Tensor]:
-        compensation = Compensation(inputs.damped(), self._scheme)
-        return compensation.round(compensation.correct(weight, inputs.drift), name=name)
+    def _compensate(
+        self, weight: Tensor, inputs: tuple[Inputs, Inputs], name: str
+    ) -> tuple[Tensor, Tensor]:
+        damping = choose_damping(weight, *inputs, self._scheme, name=name)
+        both = inputs[0] + inputs[1]
+        compensation = Compensation(both.damped(damping), self._scheme)
+        return compensation.round(compensation.correct(weight, both.drift), name=name)
 
-    def _head_inputs(self, seen: Stream, wanted: Stream) -> Inputs:
+    def _head_inputs(self, seen: Stream, wanted: Stream) -> tuple[Inputs, Inputs]:
         config = self._checkpoint.config.decoder
         norm = load_reference(self._checkpoint, only=("llm.model.norm.",)).llm.model.norm
         seen, wanted = ([norm(x) / config.logits_divisor for x in s] for s in (seen, wanted))
         rounded = [round_to_int8(x, self._scheme.group_size) for x in seen]
-        return Inputs.of(_pairs(rounded, wanted), config.hidden_size)
+        return _split(rounded, wanted)
 
     def _load_layer(self, i: int) -> DecoderLayer:
         model = load_reference(self._checkpoint, only=(f"llm.model.layers.{i}.",))
@@ -261,6 +265,16 @@ class _CalibrationRun:
 
     def _report(self, done: int) -> None:
         self._progress("calibration", done, self._first + 4 * self._depth)
+
+
+def _split(seen: Stream, wanted: Stream) -> tuple[Inputs, Inputs]:
+    """Sums up the samples that choose codes, and those (every fourth) that choose the damping."""
+    held = [i % _HELD_OUT == _HELD_OUT - 1 for i in range(len(seen))]
+    sums = []
+    for part in (False, True):
+        streams = ([x for x, h in zip(s, held, strict=True) if h is part] for s in (seen, wanted))
+        sums.append(Inputs.of(_pairs(*streams), seen[0].shape[1]))
+    return sums[0], sums[1]
 
 
 def _pairs(seen: Stream, wanted: Stream) -> Iterator[tuple[Tensor, Tensor]]:

@@ -10,6 +10,7 @@ import torch
 from convert.bundle.plan import Plan, PlannedTensor
 from convert.calibrate.samples import TokenizedSample
 from convert.checkpoint.config import ModelConfig
+from quantize.gptq import DAMPINGS, SAMPLED_ROWS
 from quantize.methods import find_method
 
 # Of a weight that gets a code, in the time of a product's operations: the search for its group's
@@ -59,8 +60,11 @@ def count_operations(config: ModelConfig, plan: Plan, samples: Sequence[Tokenize
 def _of_compensation(tensor: PlannedTensor, tokens: int) -> float:
     """Counts what GPTQ does for a linear (N, K)."""
     n, k = tensor.rule.shape
-    correction = min(4.0 * k**3 + 2.0 * n * k**2, 6.0 * n * k**2)
-    return _SUMS * k**2 * tokens + _FACTOR * k**3 + correction + n * k * (k + _ROUNDING)
+    total = _SUMS * k**2 * tokens
+    for rows in (n, *(min(n, SAMPLED_ROWS) for _ in DAMPINGS)):
+        correction = min(4.0 * k**3 + 2.0 * rows * k**2, 6.0 * rows * k**2)
+        total += _FACTOR * k**3 + correction + rows * k * (k + _ROUNDING)
+    return total
 
 
 def _of_pictures(config: ModelConfig, plan: Plan, samples: Sequence[TokenizedSample]) -> float:

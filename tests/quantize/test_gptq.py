@@ -12,11 +12,12 @@ from torch import Tensor
 from quantize.awq import choose_factors
 from quantize.errors import CheckpointError
 from quantize.fast import nearest_codes, search_scales
-from quantize.gptq import Compensation, Inputs
+from quantize.gptq import DAMPINGS, Compensation, Inputs, choose_damping
 from quantize.schemes import GroupScheme, dequantize_groups
 from quantize.search import search_groups
 
 SCHEME = replace(GroupScheme.load("q4f16_1"), max_code=15)
+DAMPING = 0.01  # a share of the mean power
 
 
 def correlated(tokens: int, width: int, seed: int = 0) -> Tensor:
@@ -36,7 +37,7 @@ def statistics(seen: Tensor, wanted: Tensor | None = None) -> Inputs:
 
 
 def correct(weight: Tensor, inputs: Inputs) -> Tensor:
-    return Compensation(inputs.damped(), SCHEME).correct(weight, inputs.drift)
+    return Compensation(inputs.damped(DAMPING), SCHEME).correct(weight, inputs.drift)
 
 
 def output_error(weight: Tensor, rounded: Tensor, inputs: Tensor) -> float:
@@ -50,7 +51,9 @@ def weight() -> Tensor:
 
 def test_compensation_loses_much_less(weight: Tensor) -> None:
     inputs = correlated(2000, 128)
-    compensated = values(*Compensation(statistics(inputs).damped(), SCHEME).round(weight, name="w"))
+    compensated = values(
+        *Compensation(statistics(inputs).damped(DAMPING), SCHEME).round(weight, name="w")
+    )
     half = weight.half().numpy()
     searched = torch.from_numpy(dequantize_groups(*search_groups(half, SCHEME, name="w"), SCHEME))
     unseen = correlated(2000, 128)  # the same mixing
@@ -60,7 +63,7 @@ def test_compensation_loses_much_less(weight: Tensor) -> None:
 def test_equals_the_textbook(weight: Tensor) -> None:
     """Optimal brain quantization, input by input, with the inverse recomputed each time."""
     inputs = correlated(500, 64, seed=2)
-    power = statistics(inputs).damped()
+    power = statistics(inputs).damped(DAMPING)
     small = weight[:5, :64]
     q, scale = Compensation(power, SCHEME).round(small, name="w")
     sums = power.diagonal().view(2, 32).sum(-1)
@@ -81,7 +84,7 @@ def test_equals_the_textbook(weight: Tensor) -> None:
 
 
 def test_rows_do_not_depend_on_each_other(weight: Tensor) -> None:
-    power = statistics(correlated(500, 128)).damped()
+    power = statistics(correlated(500, 128)).damped(DAMPING)
     q, scale = Compensation(power, SCHEME).round(weight, name="w")
     alone_q, alone_scale = Compensation(power, SCHEME).round(weight[17:18], name="w")
     assert torch.equal(alone_q[0], q[17]) and torch.equal(alone_scale[0], scale[17])
@@ -106,7 +109,7 @@ def test_correction_is_the_solution(rows: int) -> None:
     weight = torch.randn(rows, 512, generator=torch.Generator().manual_seed(8)) * 0.05
     f, x = wanted.double(), seen.double()
     power, drift = x.T @ x, (f - x).T @ x
-    damped = power + torch.eye(512) * 0.01 * power.diagonal().mean()
+    damped = power + torch.eye(512) * DAMPING * power.diagonal().mean()
     step = weight.double() @ torch.linalg.solve(damped, drift.T).T
     moved = correct(weight, inputs).double() - weight
     assert float((moved - step).norm() / step.norm()) < 1e-3  # float32
@@ -115,8 +118,34 @@ def test_correction_is_the_solution(rows: int) -> None:
 def test_without_tokens_nothing_moves(weight: Tensor) -> None:
     nothing = Inputs.none(128)
     assert torch.equal(correct(weight, nothing), weight)
-    q, scale = Compensation(nothing.damped(), SCHEME).round(weight, name="w")
+    q, scale = Compensation(nothing.damped(DAMPING), SCHEME).round(weight, name="w")
     assert float((values(q, scale) - weight).abs().max()) < 0.05
+
+
+def test_loss_is_the_error_of_the_output(weight: Tensor) -> None:
+    wanted, other = correlated(50, 128, seed=1), weight + 0.01
+    seen = wanted + 0.1 * torch.roll(wanted, 1, dims=1)
+    f, x, w, stored = (m.double() for m in (wanted, seen, weight, other))
+    error = (f @ w.T - x @ stored.T).square().sum() - (f @ w.T - x @ w.T).square().sum()
+    assert statistics(seen, wanted).loss(weight, other) == pytest.approx(float(error), rel=1e-4)
+
+
+def test_damping_is_what_serves_unseen_tokens(weight: Tensor) -> None:
+    generator = torch.Generator().manual_seed(4)
+
+    def part(wanted: Tensor, noise: float) -> Inputs:
+        drawn = torch.randn(wanted.shape, generator=generator)
+        return statistics(wanted + noise * drawn, wanted)
+
+    def chosen(tokens: int, noise: float) -> float:
+        inputs = correlated(tokens + 500, 128)
+        seen, held_out = part(inputs[:tokens], noise), part(inputs[tokens:], noise)
+        return choose_damping(weight, seen, held_out, SCHEME, name="w")
+
+    assert chosen(20_000, 1.0) == DAMPINGS[0]  # the correction is known well
+    assert chosen(60, 1.0) > DAMPINGS[0]  # fewer tokens than inputs: it fits their noise
+    nothing = Inputs.none(128)
+    assert choose_damping(weight, nothing, nothing, SCHEME, name="w") == DAMPINGS[0]
 
 
 def test_compensation_refuses(weight: Tensor) -> None:
