@@ -20,7 +20,7 @@ from torch import Tensor
 
 from quantize.errors import CheckpointError
 from quantize.fast import nearest_codes, search_scales
-from quantize.schemes import GroupScheme
+from quantize.schemes import GroupScheme, dequantize_groups
 
 DAMPINGS = (0.01, 0.3)  # of the inputs' mean power; `choose_damping` picks one
 SAMPLED_ROWS = 128  # of a linear, evenly spread: enough to tell dampings apart
@@ -35,11 +35,6 @@ class Inputs:
 
     power: Tensor  # (K, K) float64: of x xT, x as the quantized model has it
     drift: Tensor  # (K, K) float32: of (f - x) xT, f as the full-precision model has it
-
-    @staticmethod
-    def none(width: int) -> Inputs:
-        """Returns the sums over no tokens."""
-        return Inputs(torch.zeros(width, width, dtype=torch.float64), torch.zeros(width, width))
 
     @staticmethod
     def of(pairs: Iterable[tuple[Tensor, Tensor]], width: int) -> Inputs:
@@ -155,8 +150,8 @@ def choose_damping(
     def loss(damping: float) -> float:
         compensation = Compensation(seen.damped(damping), scheme)
         q, scale = compensation.round(compensation.correct(sampled, seen.drift), name=name)
-        codes = (q.float() - scheme.zero_point).view(*scale.shape, scheme.group_size)
-        return held_out.loss(sampled, (codes * scale.float().unsqueeze(-1)).flatten(1))
+        stored = torch.from_numpy(dequantize_groups(q.numpy(), scale.numpy(), scheme))
+        return held_out.loss(sampled, stored)
 
     return min(DAMPINGS, key=loss)
 

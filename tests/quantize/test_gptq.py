@@ -116,7 +116,7 @@ def test_correction_is_the_solution(rows: int) -> None:
 
 
 def test_without_tokens_nothing_moves(weight: Tensor) -> None:
-    nothing = Inputs.none(128)
+    nothing = Inputs.of([], 128)
     assert torch.equal(correct(weight, nothing), weight)
     q, scale = Compensation(nothing.damped(DAMPING), SCHEME).round(weight, name="w")
     assert float((values(q, scale) - weight).abs().max()) < 0.05
@@ -144,7 +144,7 @@ def test_damping_is_what_serves_unseen_tokens(weight: Tensor) -> None:
 
     assert chosen(20_000, 1.0) == DAMPINGS[0]  # the correction is known well
     assert chosen(60, 1.0) > DAMPINGS[0]  # fewer tokens than inputs: it fits their noise
-    nothing = Inputs.none(128)
+    nothing = Inputs.of([], 128)
     assert choose_damping(weight, nothing, nothing, SCHEME, name="w") == DAMPINGS[0]
 
 
