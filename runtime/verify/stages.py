@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import torch
 from PIL import Image
@@ -12,7 +12,6 @@ from torch import Tensor
 
 from convert.checkpoint.config import ModelConfig
 from convert.support.progress import Progress
-from runtime.engine_client.client import EngineClient
 from runtime.engine_client.protocol import Field, Tap
 from runtime.inputs.picture import preprocess
 from runtime.inputs.prompt import Message, Prompt
@@ -20,7 +19,6 @@ from runtime.reference.kv_cache import ATTENTION_SINKS, KVCache
 from runtime.reference.model import MiniCPMV
 from runtime.sessions.engine_session import EngineSession
 
-T = TypeVar("T")
 LAYER_TOKENS = 64  # fed to layers whose window is narrow; more tokens would show nothing new
 
 
@@ -179,7 +177,9 @@ class EngineStages:
 
     def preprocess(self, picture: Image.Image) -> Tensor:
         """See `Stages`."""
-        return self._ask(lambda client: torch.from_numpy(client.tap(Tap.PREPROCESS, picture)))
+        return self._session.ask(
+            lambda client: torch.from_numpy(client.tap(Tap.PREPROCESS, picture))
+        )
 
     def vision_embed(self, pixels: Tensor) -> Tensor:
         """See `Stages`."""
@@ -199,7 +199,7 @@ class EngineStages:
 
     def embed(self, ids: Sequence[int]) -> Tensor:
         """See `Stages`."""
-        return self._ask(lambda client: torch.from_numpy(client.tap(Tap.EMBED, ids)))
+        return self._session.ask(lambda client: torch.from_numpy(client.tap(Tap.EMBED, ids)))
 
     def layers(self, inputs: Sequence[Tensor], window: int, pinned: int) -> list[Tensor]:
         """See `Stages`."""
@@ -215,26 +215,23 @@ class EngineStages:
 
     def prompt(self, messages: Sequence[Message], image_tokens: int) -> Prompt:
         """Returns what the engine makes of a conversation."""
-        return self._ask(lambda client: Prompt(*client.tokenize(messages, image_tokens)))
+        return self._session.ask(lambda client: Prompt(*client.tokenize(messages, image_tokens)))
 
     def text(self, ids: Sequence[int]) -> str:
         """Returns what the engine makes of an answer."""
-        return self._ask(lambda client: client.detokenize(ids))
+        return self._session.ask(lambda client: client.detokenize(ids))
 
     def self_check(self, on_progress: Progress) -> list[dict[str, Any]]:
         """Returns what the engine says of its golden answers."""
-        checks: list[dict[str, Any]] = self._ask(
+        checks: list[dict[str, Any]] = self._session.ask(
             lambda client: client.self_check(on_progress)[Field.CHECKS]
         )
         return checks
 
     def _tap(self, what: str, x: Tensor, options: Mapping[str, Any] | None = None) -> Tensor:
-        return self._ask(
+        return self._session.ask(
             lambda client: torch.from_numpy(client.tap(what, x.numpy(), options or {}))
         )
-
-    def _ask(self, work: Callable[[EngineClient], T]) -> T:
-        return self._session.ask(work)
 
 
 def _layer_input(index: int, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Tensor:
