@@ -23,6 +23,10 @@ from tests.engine.test_picture import random_picture
 WINDOW = 160
 QUESTIONS = ("What colour is the shape?", "图片里有几个圆形？")
 BANDWIDTH_BYTES = 1 << 20
+# What has been generated becomes ever more likely, so that EOS never comes. Without it, a random
+# model's answer ends after a tenth of a second, before a cancel that a busy machine delays.
+REPEATING = {"repetition_penalty": 0.01}
+ENDLESS_TOKENS = 1_000_000
 # Errors that no request can cause: they depend on the machine, the model's numbers, or a bug.
 UNREACHABLE = {
     *(ErrorCode.UNSUPPORTED_CPU, ErrorCode.OUT_OF_MEMORY),
@@ -160,7 +164,12 @@ def cancelled_answer(client: EngineClient) -> EngineAnswer:
 
     helper = threading.Thread(target=cancel)
     helper.start()
-    answer = client.chat(ask(QUESTIONS[0]), max_new_tokens=1_000_000, on_text=lambda _: heard.set())
+    answer = client.chat(
+        ask(QUESTIONS[0]),
+        max_new_tokens=ENDLESS_TOKENS,
+        options=REPEATING,
+        on_text=lambda _: heard.set(),
+    )
     helper.join()
     return answer
 
@@ -242,7 +251,7 @@ def _refuses_another_program(client: WatchedEngine, bundle: Path, folder: Path) 
 
 def _cancels_while_waiting(client: WatchedEngine) -> None:
     """Checks that a cancel also ends a queued request before it starts."""
-    chat = {"messages": ask(QUESTIONS[0]), "max_new_tokens": 1_000_000}
+    chat = {"messages": ask(QUESTIONS[0]), "max_new_tokens": ENDLESS_TOKENS, **REPEATING}
     endless = {Field.OP: Op.CHAT, Field.ID: "nobody's", **chat}
     waiting = {Field.OP: Op.BANDWIDTH}
     lines = [json.dumps(line).encode() + b"\n" for line in (endless, waiting)]

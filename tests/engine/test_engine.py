@@ -28,6 +28,7 @@ from runtime.inputs.prompt import Message, Tokenizer
 from runtime.inputs.sampling import GenerationOptions
 from runtime.sessions.reference_session import ReferenceSession
 from tests.engine.engines import Built
+from tests.engine.operations import ENDLESS_TOKENS, REPEATING
 from tests.engine.test_picture import random_picture
 from tests.support.compare import Record, assert_close
 from tests.support.compiled import CompiledBackend, CompiledModel, compile_here
@@ -231,10 +232,12 @@ def test_cancel(built: Built, client: EngineClient) -> None:
 
     helper = threading.Thread(target=cancel)
     helper.start()
-    answer = client.chat(ask, max_new_tokens=1_000_000, on_text=lambda _: heard.set())
+    answer = client.chat(
+        ask, max_new_tokens=ENDLESS_TOKENS, options=REPEATING, on_text=lambda _: heard.set()
+    )
     helper.join()
     assert answer.stop == Stop.CANCELLED and answer.ids
-    again = client.chat(ask, max_new_tokens=3)
+    again = client.chat(ask, max_new_tokens=3, options=REPEATING)
     assert again.ids[: len(answer.ids)] == answer.ids[:3]
     prompt = again.statistics[Field.PROMPT_TOKENS]
     # A busy machine lets the cancel wait. The last token may have been computed, or not yet.
@@ -393,7 +396,7 @@ def test_the_end_of_its_input_ends_it(built: Built, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("runtime.engine_client.process._TERM_SECONDS", 60)
     client = EngineClient(engine_command(LOCAL, built.program))
     client.load(built.bundle, window=WINDOW)
-    answer = {"messages": _ask("What?"), "max_new_tokens": 1_000_000}
+    answer = {"messages": _ask("What?"), "max_new_tokens": ENDLESS_TOKENS, **REPEATING}
     client._process.send({Field.OP: Op.CHAT, **answer})
     client.close()
     assert client._process.exit_code == 0
