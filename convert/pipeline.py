@@ -239,7 +239,6 @@ def begin(
     phases = Phases()
     with phases.measure("open checkpoint"):
         checkpoint = Checkpoint.open(config.checkpoint)
-        checkpoint.config.require_square(checkpoint.path)
     conversion = Conversion(config, checkpoint, progress, phases, started)
     for product in products:
         product.check(conversion)

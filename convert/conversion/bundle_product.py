@@ -84,7 +84,9 @@ class BundleProduct(Product):
         self._summary: BundleSummary | None = None
 
     def check(self, conversion: Conversion) -> None:
-        """Accepts every checkpoint that can be opened."""
+        """Refuses a model that cuts pictures into slices."""
+        checkpoint = conversion.checkpoint
+        checkpoint.config.require_square(checkpoint.path)
 
     def plan(self, conversion: Conversion) -> Plan:
         """Decides how each tensor is stored; measures the formats first for a target size.

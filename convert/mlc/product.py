@@ -148,6 +148,7 @@ class MlcProduct(Product):
             ConfigError: it has none, or one that MLC-LLM has no place for.
         """
         config = conversion.config
+        conversion.checkpoint.config.require_square(conversion.checkpoint.path)
         sees = conversion.checkpoint.config.vision is not None
         if config.mlc.pictures and not sees:
             raise ConfigError("--mlc-pictures: the checkpoint has no vision encoder")

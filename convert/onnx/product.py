@@ -71,7 +71,8 @@ class OnnxProduct(Product):
         self._summary: OnnxSummary | None = None
 
     def check(self, conversion: Conversion) -> None:
-        """Refuses a checkpoint without a vision encoder."""
+        """Refuses a checkpoint without a vision encoder, and one that cuts pictures."""
+        conversion.checkpoint.config.require_square(conversion.checkpoint.path)
         if conversion.checkpoint.config.vision is None:
             raise BundleError(
                 f"{conversion.checkpoint.path}: has no vision encoder; leave out "
