@@ -58,6 +58,7 @@ inline constexpr char kCancelled[] = "cancelled";
 
 // Stages that a tap runs.
 namespace tap {
+inline constexpr char kCut[] = "cut";
 inline constexpr char kPreprocess[] = "preprocess";
 inline constexpr char kVisionEmbed[] = "vision_embed";
 inline constexpr char kVisionBlock[] = "vision_block";
@@ -93,9 +94,12 @@ inline constexpr char kLoadMs[] = "load_ms";
 inline constexpr char kWeightsBytes[] = "weights_bytes";
 inline constexpr char kArchitecture[] = "architecture";
 inline constexpr char kImageTokens[] = "image_tokens";
+inline constexpr char kMaxSlices[] = "max_slices";
 // Pictures.
 inline constexpr char kPath[] = "path";
 inline constexpr char kImage[] = "image";
+inline constexpr char kImages[] = "images";
+inline constexpr char kGrid[] = "grid";
 inline constexpr char kEncodeMs[] = "encode_ms";
 inline constexpr char kRemembered[] = "remembered";
 // progress.
@@ -141,6 +145,10 @@ inline constexpr char kIndex[] = "index";
 inline constexpr char kPerLayer[] = "per_layer";
 inline constexpr char kPinned[] = "pinned";
 inline constexpr char kShape[] = "shape";
+inline constexpr char kWidth[] = "width";
+inline constexpr char kHeight[] = "height";
+inline constexpr char kColumns[] = "columns";
+inline constexpr char kRows[] = "rows";
 // selfcheck.
 inline constexpr char kPassed[] = "passed";
 inline constexpr char kChecks[] = "checks";
@@ -153,7 +161,6 @@ inline constexpr char kLaunchUs[] = "launch_us";
 inline constexpr char kKernels[] = "kernels";
 inline constexpr char kName[] = "name";
 inline constexpr char kCalls[] = "calls";
-inline constexpr char kRows[] = "rows";
 }  // namespace field
 
 }  // namespace protocol

@@ -58,6 +58,7 @@ class Stop:
 class Tap:
     """What a tap runs."""
 
+    CUT = "cut"
     PREPROCESS = "preprocess"
     VISION_EMBED = "vision_embed"
     VISION_BLOCK = "vision_block"
@@ -91,8 +92,11 @@ class Field:
     WEIGHTS_BYTES = "weights_bytes"
     ARCHITECTURE = "architecture"
     IMAGE_TOKENS = "image_tokens"
+    MAX_SLICES = "max_slices"
     PATH = "path"
     IMAGE = "image"
+    IMAGES = "images"
+    GRID = "grid"
     ENCODE_MS = "encode_ms"
     REMEMBERED = "remembered"
     STAGE = "stage"
@@ -134,6 +138,10 @@ class Field:
     PER_LAYER = "per_layer"
     PINNED = "pinned"
     SHAPE = "shape"
+    WIDTH = "width"
+    HEIGHT = "height"
+    COLUMNS = "columns"
+    ROWS = "rows"
     PASSED = "passed"
     CHECKS = "checks"
     QUESTION = "question"
@@ -144,7 +152,6 @@ class Field:
     KERNELS = "kernels"
     NAME = "name"
     CALLS = "calls"
-    ROWS = "rows"
 
 
 class ErrorCode:
