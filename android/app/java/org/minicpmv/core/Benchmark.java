@@ -8,6 +8,8 @@ import java.nio.file.Files;
 import java.util.Random;
 import org.json.JSONArray;
 import org.json.JSONObject;
+import org.minicpmv.core.Protocol.Field;
+import org.minicpmv.core.Protocol.Op;
 
 /** Measures what a question about a picture takes on this phone, as `runtime/web/benchmark.py` does. */
 final class Benchmark {
@@ -36,22 +38,27 @@ final class Benchmark {
     String image = null;
     if (sees) {
       JSONObject line = encode();
-      Json.put(results, "encode_ms", line.optDouble("encode_ms"));
-      image = line.optString("image");
+      Json.put(results, "encode_ms", line.optDouble(Field.ENCODE_MS));
+      image = line.optString(Field.IMAGE);
     }
     cancel.check();
-    manager.request("reset", new JSONObject(), listener); // nothing of the prompt is cached
+    manager.request(Op.RESET, new JSONObject(), listener); // nothing of the prompt is cached
     JSONObject fields =
         Json.object(
-            "messages", new JSONArray().put(Json.object("role", "user", "content", QUESTION)),
-            "image", image,
-            "max_new_tokens", NEW_TOKENS);
-    JSONObject line = manager.request("chat", fields, listener);
+            Field.MESSAGES,
+                new JSONArray().put(Json.object(Field.ROLE, "user", Field.CONTENT, QUESTION)),
+            Field.IMAGE, image,
+            Field.MAX_NEW_TOKENS, NEW_TOKENS);
+    JSONObject line = manager.request(Op.CHAT, fields, listener);
     cancel.check();
-    JSONObject statistics = line.optJSONObject("statistics");
+    JSONObject statistics = line.optJSONObject(Field.STATISTICS);
     for (String name :
         new String[] {
-          "prompt_tokens", "prefill_tok_s", "generated_tokens", "decode_tok_s", "peak_rss_bytes"
+          Field.PROMPT_TOKENS,
+          Field.PREFILL_TOK_S,
+          Field.GENERATED_TOKENS,
+          Field.DECODE_TOK_S,
+          Field.PEAK_RSS_BYTES
         }) {
       Json.put(results, name, statistics == null ? null : statistics.opt(name));
     }
@@ -72,7 +79,7 @@ final class Benchmark {
       throw FileTools.failure(EngineException.FILE_ERROR, "the test picture", e);
     }
     try {
-      return manager.request("image", Json.object("path", pixels.getPath()), listener);
+      return manager.request(Op.IMAGE, Json.object(Field.PATH, pixels.getPath()), listener);
     } finally {
       pixels.delete();
     }

@@ -35,11 +35,13 @@ public final class BundleFiles {
       bringUpToDate(MANIFEST, content);
       generation = new JSONObject(FileTools.read(new File(folder, GENERATION)));
     } catch (FileNotFoundException e) {
-      throw new EngineException("invalid_bundle", "the app lacks a file: " + e.getMessage(), e);
+      throw new EngineException(
+          EngineException.INVALID_BUNDLE, "the app lacks a file: " + e.getMessage(), e);
     } catch (IOException e) {
       throw FileTools.failure(EngineException.FILE_ERROR, "the app cannot unpack its files", e);
     } catch (JSONException e) {
-      throw new EngineException("invalid_bundle", "the app's own files are damaged", e);
+      throw new EngineException(
+          EngineException.INVALID_BUNDLE, "the app's own files are damaged", e);
     }
   }
 

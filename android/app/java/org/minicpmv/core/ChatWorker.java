@@ -8,6 +8,7 @@ import java.util.concurrent.Executors;
 import java.util.concurrent.TimeUnit;
 import org.json.JSONArray;
 import org.json.JSONObject;
+import org.minicpmv.core.Protocol.Field;
 
 /**
  * Runs long operations on one worker thread, one at a time.
@@ -243,7 +244,7 @@ final class ChatWorker implements Closeable, LoadedModel.VerificationListener {
         fail(e, job.chat);
       } catch (RuntimeException e) {
         log.add("internal error: " + where(e));
-        fail(new EngineException("internal", String.valueOf(e), e), job.chat);
+        fail(new EngineException(EngineException.INTERNAL, String.valueOf(e), e), job.chat);
       } finally {
         synchronized (ChatWorker.this) {
           ChatWorker.this.job = null;
@@ -337,8 +338,8 @@ final class ChatWorker implements Closeable, LoadedModel.VerificationListener {
                 listener,
                 job.cancel,
                 speed);
-        stop = line.optString("stop");
-        Json.put(speed, "statistics", line.optJSONObject("statistics"));
+        stop = line.optString(Field.STOP);
+        Json.put(speed, "statistics", line.optJSONObject(Field.STATISTICS));
       } finally {
         if (!job.text().isEmpty()) { // also if the engine died midway
           chat.answer(Turn.answer(job.text(), stop, speed), System.currentTimeMillis());

@@ -15,6 +15,9 @@ import java.util.concurrent.LinkedBlockingQueue;
 import java.util.concurrent.TimeUnit;
 import org.json.JSONException;
 import org.json.JSONObject;
+import org.minicpmv.core.Protocol.Event;
+import org.minicpmv.core.Protocol.Field;
+import org.minicpmv.core.Protocol.Op;
 
 /**
  * A running engine: a child process that exchanges JSON lines, see runtime/engine/PROTOCOL.md.
@@ -23,7 +26,6 @@ import org.json.JSONObject;
  * and {@link #close} may be called from another.
  */
 public final class Engine implements AutoCloseable {
-  private static final int PROTOCOL = 1;
   private static final long START_SECONDS = 60;
   private static final long END_SECONDS = 5;
   private static final int CANCEL_ID = 0; // requests count from 1
@@ -80,10 +82,11 @@ public final class Engine implements AutoCloseable {
     reader.start();
     try {
       hello = checked(receive(START_SECONDS));
-      if (hello.optInt("protocol") != PROTOCOL) {
+      if (hello.optInt(Field.PROTOCOL) != Protocol.VERSION) {
         throw new EngineException(
             EngineException.NO_ENGINE,
-            "the engine uses protocol version " + hello.opt("protocol") + "; expected 1");
+            "the engine uses protocol version " + hello.opt(Field.PROTOCOL) + "; expected "
+                + Protocol.VERSION);
       }
     } catch (EngineException e) {
       close();
@@ -100,7 +103,7 @@ public final class Engine implements AutoCloseable {
   public JSONObject request(String op, JSONObject fields, Listener listener)
       throws EngineException {
     int id = ++lastId;
-    JSONObject request = Json.object("op", op, "id", id);
+    JSONObject request = Json.object(Field.OP, op, Field.ID, id);
     for (Iterator<String> names = fields.keys(); names.hasNext(); ) {
       String name = names.next();
       Json.put(request, name, fields.opt(name));
@@ -108,16 +111,17 @@ public final class Engine implements AutoCloseable {
     send(request);
     while (true) {
       JSONObject line = receive(timeoutSeconds);
-      if (line.optInt("id", id) != id) {
+      if (line.optInt(Field.ID, id) != id) {
         continue; // the reply to a cancel
       }
-      String event = checked(line).optString("event");
-      if (event.equals("done")) {
+      String event = checked(line).optString(Field.EVENT);
+      if (event.equals(Event.DONE)) {
         return line;
-      } else if (event.equals("progress")) {
-        listener.onProgress(line.optString("stage"), line.optLong("done"), line.optLong("total"));
-      } else if (event.equals("text")) {
-        listener.onText(line.optString("text"));
+      } else if (event.equals(Event.PROGRESS)) {
+        listener.onProgress(
+            line.optString(Field.STAGE), line.optLong(Field.DONE), line.optLong(Field.TOTAL));
+      } else if (event.equals(Event.TEXT)) {
+        listener.onText(line.optString(Field.TEXT));
       }
     }
   }
@@ -125,7 +129,7 @@ public final class Engine implements AutoCloseable {
   /** Cancels the running request; an answer then stops with reason `cancelled`. */
   public void cancel() {
     try {
-      send(Json.object("op", "cancel", "id", CANCEL_ID));
+      send(Json.object(Field.OP, Op.CANCEL, Field.ID, CANCEL_ID));
     } catch (EngineException e) {
       return; // the engine is gone; the thread that waits for a reply gets the error
     }
@@ -191,8 +195,8 @@ public final class Engine implements AutoCloseable {
   }
 
   private static JSONObject checked(JSONObject line) throws EngineException {
-    if (line.optString("event").equals("error")) {
-      throw new EngineException(line.optString("code"), line.optString("message"));
+    if (line.optString(Field.EVENT).equals(Event.ERROR)) {
+      throw new EngineException(line.optString(Field.CODE), line.optString(Field.MESSAGE));
     }
     return line;
   }

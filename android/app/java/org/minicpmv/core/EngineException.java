@@ -7,7 +7,17 @@ import java.util.List;
 public final class EngineException extends Exception {
   private static final long serialVersionUID = 1;
 
-  // In addition to the engine's own codes in runtime/engine/PROTOCOL.md:
+  // The engine's own codes, see runtime/engine/PROTOCOL.md, as far as the app tells them apart:
+  public static final String OUT_OF_MEMORY = "out_of_memory";
+  public static final String INVALID_PICTURE = "invalid_picture";
+  public static final String INVALID_TEXT = "invalid_text"; // cannot be saved as UTF-8
+  public static final String INVALID_BUNDLE = "invalid_bundle";
+  public static final String UNKNOWN_PICTURE = "unknown_picture"; // the engine evicted it
+  public static final String CANCELLED = "cancelled";
+  public static final String FILE_ERROR = "file_error";
+  public static final String INTERNAL = "internal"; // a bug in the app
+
+  // The app's codes:
   public static final String DIED = "engine_died"; // exited for an unknown reason
   public static final String KILLED = "engine_killed"; // by the system, usually for its memory
   public static final String CRASHED = "engine_crashed"; // a bug in the engine
@@ -18,13 +28,7 @@ public final class EngineException extends Exception {
   public static final String WRONG_WEIGHTS = "wrong_weights"; // the size does not match
   public static final String DAMAGED_WEIGHTS = "damaged_weights"; // the SHA-256 does not match
   public static final String NO_SPACE = "no_space";
-  public static final String OUT_OF_MEMORY = "out_of_memory";
-  public static final String INVALID_PICTURE = "invalid_picture";
-  public static final String INVALID_TEXT = "invalid_text"; // cannot be saved as UTF-8
-  public static final String CANCELLED = "cancelled";
   public static final String BUSY = "busy";
-  public static final String FILE_ERROR = "file_error";
-  public static final String OTHER_PROGRAM = "other_program";
 
   private static final List<String> DEATHS =
       Arrays.asList(DIED, KILLED, CRASHED, FORBIDDEN, SILENT, NO_ENGINE);

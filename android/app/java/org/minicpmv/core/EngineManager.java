@@ -7,6 +7,8 @@ import java.util.List;
 import java.util.Map;
 import org.json.JSONArray;
 import org.json.JSONObject;
+import org.minicpmv.core.Protocol.Field;
+import org.minicpmv.core.Protocol.Op;
 
 /**
  * Starts one engine on demand, loads the bundle into it, and stops it when it is not needed.
@@ -15,7 +17,6 @@ import org.json.JSONObject;
  */
 final class EngineManager {
   private static final long TIMEOUT_SECONDS = 600; // a slow phone takes minutes for a picture
-  private static final String UNKNOWN_PICTURE = "unknown_picture";
 
   private final List<String> command;
   private final File bundle;
@@ -60,7 +61,10 @@ final class EngineManager {
         loaded = null;
         window = settings.window();
         loaded =
-            request("load", Json.object("bundle", bundle.getPath(), "window", window), listener);
+            request(
+                Op.LOAD,
+                Json.object(Field.BUNDLE, bundle.getPath(), Field.WINDOW, window),
+                listener);
         log.add("bundle loaded: " + loaded);
       }
       return loaded;
@@ -106,13 +110,13 @@ final class EngineManager {
     }
     cancel.check();
     try {
-      return request("chat", chatFields(messages, name, sampling), listener);
+      return request(Op.CHAT, chatFields(messages, name, sampling), listener);
     } catch (EngineException e) {
-      if (!isRemembered || !e.code().equals(UNKNOWN_PICTURE)) {
+      if (!isRemembered || !e.code().equals(EngineException.UNKNOWN_PICTURE)) {
         throw e;
       }
       name = encode(picture, pictures, listener, cancel, speed); // it was evicted
-      return request("chat", chatFields(messages, name, sampling), listener);
+      return request(Op.CHAT, chatFields(messages, name, sampling), listener);
     }
   }
 
@@ -151,9 +155,9 @@ final class EngineManager {
       try {
         pictures.pixels(picture, pixels, listener, cancel);
         cancel.check();
-        JSONObject line = request("image", Json.object("path", pixels.getPath()), listener);
-        Json.put(speed, "encode_ms", line.optDouble("encode_ms"));
-        name = line.optString("image");
+        JSONObject line = request(Op.IMAGE, Json.object(Field.PATH, pixels.getPath()), listener);
+        Json.put(speed, "encode_ms", line.optDouble(Field.ENCODE_MS));
+        name = line.optString(Field.IMAGE);
       } finally {
         pixels.delete();
       }
@@ -169,8 +173,8 @@ final class EngineManager {
       return null;
     }
     try {
-      JSONObject fields = Json.object("path", embeddings.getPath());
-      return request("restore_image", fields, listener).optString("image");
+      JSONObject fields = Json.object(Field.PATH, embeddings.getPath());
+      return request(Op.RESTORE_IMAGE, fields, listener).optString(Field.IMAGE);
     } catch (EngineException e) {
       if (e.isEngineLost()) {
         throw e;
@@ -184,8 +188,8 @@ final class EngineManager {
   private void keep(String name, File embeddings, Engine.Listener listener)
       throws EngineException {
     try {
-      JSONObject fields = Json.object("image", name, "path", embeddings.getPath());
-      request("save_image", fields, listener);
+      JSONObject fields = Json.object(Field.IMAGE, name, Field.PATH, embeddings.getPath());
+      request(Op.SAVE_IMAGE, fields, listener);
     } catch (EngineException e) {
       if (e.isEngineLost()) {
         throw e; // other errors are harmless: the picture will be encoded again
@@ -202,7 +206,7 @@ final class EngineManager {
   }
 
   private static JSONObject chatFields(JSONArray messages, String image, JSONObject sampling) {
-    JSONObject fields = Json.object("messages", messages, "image", image);
+    JSONObject fields = Json.object(Field.MESSAGES, messages, Field.IMAGE, image);
     for (Iterator<String> keys = sampling.keys(); keys.hasNext(); ) {
       String key = keys.next();
       Json.put(fields, key, sampling.opt(key));

@@ -6,6 +6,7 @@ import java.io.InputStream;
 import java.util.concurrent.ExecutorService;
 import java.util.concurrent.Executors;
 import org.json.JSONObject;
+import org.minicpmv.core.Protocol.Field;
 
 /**
  * The bundle, its weights and the engine: finds, verifies, loads and unloads them.
@@ -139,7 +140,7 @@ final class LoadedModel {
   JSONObject benchmark(Engine.Listener listener, CancelToken cancel) throws EngineException {
     boolean sees;
     synchronized (this) {
-      sees = loaded != null && loaded.optInt("image_tokens") > 0;
+      sees = loaded != null && loaded.optInt(Field.IMAGE_TOKENS) > 0;
     }
     return new Benchmark(manager, paths.cache, listener, cancel).run(sees);
   }

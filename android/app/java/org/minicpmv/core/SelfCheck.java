@@ -3,6 +3,8 @@ package org.minicpmv.core;
 import java.io.File;
 import org.json.JSONArray;
 import org.json.JSONObject;
+import org.minicpmv.core.Protocol.Field;
+import org.minicpmv.core.Protocol.Op;
 
 /** Tests on this phone everything that an answer depends on. */
 final class SelfCheck {
@@ -39,9 +41,10 @@ final class SelfCheck {
     try {
       JSONObject loaded = manager.ready(settings, listener);
       JSONObject hello = manager.hello();
-      add("engine", true, hello.optString("version") + ", " + hello.optString("target"));
-      add("processor", true, hello.optString("cpu") + " " + hello.opt("cpu_features"));
-      add("load", true, loaded.optLong("load_ms") + " ms");
+      String version = hello.optString(Field.TOOLKIT_VERSION);
+      add("engine", true, version + ", " + hello.optString(Field.TARGET));
+      add("processor", true, hello.optString(Field.CPU) + " " + hello.opt(Field.CPU_FEATURES));
+      add("load", true, loaded.optLong(Field.LOAD_MS) + " ms");
       checkProgram(hello);
       checkAnswers();
     } catch (EngineException e) {
@@ -53,9 +56,9 @@ final class SelfCheck {
   private void checkProgram(JSONObject hello) {
     JSONObject targets = bundle.manifest.optJSONObject("targets");
     JSONObject target =
-        targets == null ? null : targets.optJSONObject(hello.optString("target"));
+        targets == null ? null : targets.optJSONObject(hello.optString(Field.TARGET));
     String wanted = target == null ? "none" : target.optString("program_id");
-    String found = hello.optString("program_id");
+    String found = hello.optString(Field.PROGRAM_ID);
     add("program", found.equals(wanted), found.substring(0, Math.min(found.length(), 16)));
   }
 
@@ -63,18 +66,18 @@ final class SelfCheck {
   private void checkAnswers() throws EngineException {
     JSONObject line;
     try {
-      line = manager.request("selfcheck", new JSONObject(), listener);
+      line = manager.request(Op.SELF_CHECK, new JSONObject(), listener);
     } catch (EngineException e) {
       failed("answer", e);
       return;
     }
-    for (JSONObject check : Json.objects(line.optJSONArray("checks"))) {
-      String answer = check.optString("question") + " " + check.optString("text");
-      boolean passed = check.optBoolean("passed");
-      String expected = passed ? "" : " (expected: " + check.optString("expected") + ")";
+    for (JSONObject check : Json.objects(line.optJSONArray(Field.CHECKS))) {
+      String answer = check.optString(Field.QUESTION) + " " + check.optString(Field.TEXT);
+      boolean passed = check.optBoolean(Field.PASSED);
+      String expected = passed ? "" : " (expected: " + check.optString(Field.EXPECTED) + ")";
       add("answer", passed, answer + expected);
     }
-    add("memory", true, (line.optLong("peak_rss_bytes") >> 20) + " MiB");
+    add("memory", true, (line.optLong(Field.PEAK_RSS_BYTES) >> 20) + " MiB");
   }
 
   private void failed(String name, EngineException e) throws EngineException {

@@ -9,6 +9,7 @@ import java.util.Iterator;
 import java.util.List;
 import org.json.JSONException;
 import org.json.JSONObject;
+import org.minicpmv.core.Protocol.Field;
 
 /** The user's settings, with defaults from the bundle. */
 public final class Settings {
@@ -62,7 +63,8 @@ public final class Settings {
     try (InputStream source = host.configFile(RANGES)) {
       return new JSONObject(new String(FileTools.read(source), StandardCharsets.UTF_8));
     } catch (IOException | JSONException e) {
-      throw new EngineException("invalid_bundle", "the app's file " + RANGES + " is damaged", e);
+      throw new EngineException(
+          EngineException.INVALID_BUNDLE, "the app's file " + RANGES + " is damaged", e);
     }
   }
 
@@ -119,14 +121,14 @@ public final class Settings {
     JSONObject all = all();
     JSONObject fields =
         Json.object(
-            "max_new_tokens", all.optInt("max_new_tokens"),
-            "repetition_penalty", all.optDouble("repetition_penalty"),
-            "do_sample", all.optBoolean("do_sample"));
+            Field.MAX_NEW_TOKENS, all.optInt("max_new_tokens"),
+            Field.REPETITION_PENALTY, all.optDouble("repetition_penalty"),
+            Field.DO_SAMPLE, all.optBoolean("do_sample"));
     if (all.optBoolean("do_sample")) {
-      Json.put(fields, "temperature", all.optDouble("temperature"));
-      Json.put(fields, "top_p", all.optDouble("top_p"));
+      Json.put(fields, Field.TEMPERATURE, all.optDouble("temperature"));
+      Json.put(fields, Field.TOP_P, all.optDouble("top_p"));
       if (all.optInt("top_k") > 0) {
-        Json.put(fields, "top_k", all.optInt("top_k"));
+        Json.put(fields, Field.TOP_K, all.optInt("top_k"));
       }
     }
     return fields;
