@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from convert.support.console import messages, results
 from quantize.errors import ToolkitError
-from runtime.commands.chat_options import SETTINGS, ChatConfig, load_model
+from runtime.commands.chat_options import SETTINGS, ChatConfig, add_max_slices, load_model
 from runtime.engine_client.options import add_engine_arguments, engine_options
 from runtime.sessions.conversation import Conversation, say
 
@@ -44,6 +44,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     add = parser.add_argument_group("question").add_argument
     add("--image", metavar="FILE", type=Path, help="the picture")
+    add_max_slices(add)
     add("--prompt", metavar="TEXT", help="ask one question and exit (default: a conversation)")
     add("--json", action="store_true", help="print each answer as one line of JSON")
     _add_generation(parser)
@@ -127,12 +128,14 @@ def _open(config: ChatConfig) -> Conversation:
     """Loads the picture and the model, and prints which model runs with which settings."""
     from runtime.inputs.picture import open_picture
     from runtime.inputs.sampling import GenerationOptions
+    from runtime.inputs.slices import limit_slices
     from runtime.sessions.session import require_vision
 
     picture = None if config.image is None else open_picture(config.image)
     loaded = load_model(config, config.engine)
     if picture is not None:
         require_vision(loaded.config)
+    limit_slices(loaded.config.vision, config.max_slices)
     settings = loaded.defaults.named(SETTINGS)
     limit = settings.max_new_tokens if config.max_new_tokens is None else config.max_new_tokens
     if config.greedy:
@@ -148,7 +151,9 @@ def _open(config: ChatConfig) -> Conversation:
         session = loaded.open_session(window=window, as_original=config.as_original)
     note = "" if config.source is not None else "demo checkpoint: "
     say(f"{note}{loaded.description}; window {window}; {_how(options)}")
-    return Conversation(session, options, picture, as_json=config.json)
+    return Conversation(
+        session, options, picture, max_slices=config.max_slices, as_json=config.json
+    )
 
 
 def _converse(chat: Conversation) -> int:

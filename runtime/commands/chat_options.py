@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,6 +36,7 @@ class ChatConfig:
     top_k: int | None
     seed: int | None
     window: int | None
+    max_slices: int | None
     as_original: bool
     json: bool
     web: bool
@@ -47,12 +49,23 @@ class ChatConfig:
         given = [f"--{n.replace('_', '-')}" for n in names if getattr(self, n) is not None]
         if self.greedy and given:
             raise ConfigError(f"--greedy does not sample; leave out {', '.join(given)}")
-        if self.web and (self.prompt is not None or self.json):
-            raise ConfigError("--prompt and --json do not work with --web")
+        if self.web and (self.prompt is not None or self.json or self.max_slices is not None):
+            raise ConfigError("--prompt, --json and --max-slices do not work with --web")
         if not self.web and (self.port is not None or self.no_open):
             raise ConfigError("--port and --no-open need --web")
         if self.port is not None and not 0 <= self.port <= _LAST_PORT:
             raise ConfigError(f"--port is {self.port}; expected 0 (any) to {_LAST_PORT}")
+
+
+def add_max_slices(add: Callable[..., object]) -> None:
+    """Declares `--max-slices`; add: an argument group's `add_argument`."""
+    add(
+        "--max-slices",
+        metavar="N",
+        type=int,
+        help="most slices that a picture is cut into (MiniCPM-V 2.0): 1 takes the overview only; "
+        "fewer take less time and memory but show less detail (default: the model's limit)",
+    )
 
 
 def load_model(config: ChatConfig, engine: EngineOptions) -> Loaded:

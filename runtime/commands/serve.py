@@ -10,6 +10,7 @@ from pathlib import Path
 from convert.support.console import results
 from convert.support.regular_file import read_regular
 from quantize.errors import ConfigError
+from runtime.commands.chat_options import add_max_slices
 from runtime.engine_client.options import (
     REFERENCE,
     EngineOptions,
@@ -45,6 +46,7 @@ class ServeConfig:
     key: str | None
     origins: tuple[str, ...]
     window: int | None  # tokens; None: the bundle's default
+    max_slices: int | None  # of a picture; None: the model's limit
     waiting: int
     name: str | None  # of the model; None: the folder's
 
@@ -75,6 +77,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         type=int,
         help="context window in tokens (default: 1024; 2048 with slices)",
     )
+    add_max_slices(add)
     add(
         "--queue",
         metavar="N",
@@ -135,6 +138,7 @@ def run(args: argparse.Namespace) -> int:
             key=_key(args),
             origins=tuple(args.cors),
             window=args.window,
+            max_slices=args.max_slices,
             waiting=args.queue,
             name=args.name,
         )
@@ -164,6 +168,7 @@ def serve_source(config: ServeConfig) -> None:
     """Loads the model and serves it."""
     from convert.bundle.manifest import Bundle
     from runtime.commands.chat_options import SETTINGS
+    from runtime.inputs.slices import limit_slices
     from runtime.serve.app import Served
     from runtime.serve.cors import Cors
     from runtime.serve.run import check_address, serve
@@ -178,6 +183,7 @@ def serve_source(config: ServeConfig) -> None:
         bundle=None if is_reference else Bundle.open(config.source),
         source=str(config.source),
     )
+    limit_slices(model.loaded.config.vision, config.max_slices)
     defaults = model.loaded.defaults
     settings = defaults.named(SETTINGS)
     window = defaults.window_for(
@@ -204,6 +210,7 @@ def serve_source(config: ServeConfig) -> None:
         key=config.key,
         origins=config.origins,
         window=window,
+        max_slices=config.max_slices,
         waiting=config.waiting,
         on_start=begin,
     )

@@ -137,6 +137,7 @@ inline constexpr char kDecodeSteps[] = "decode_steps";
 inline constexpr char kPeakRssBytes[] = "peak_rss_bytes";
 // tokenize.
 inline constexpr char kImageStart[] = "image_start";
+inline constexpr char kSliceStarts[] = "slice_starts";
 // tap.
 inline constexpr char kWhat[] = "what";
 inline constexpr char kInput[] = "input";

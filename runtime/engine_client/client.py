@@ -284,12 +284,21 @@ class EngineClient(Closing):
         picture: Image.Image,
         on_progress: Progress = silent,
         cancelled: Cancelled = _never,
+        *,
+        max_slices: int | None = None,
     ) -> Line:
-        """Encodes a picture, unless the engine remembers it; the line names it for `chat`."""
+        """Encodes a picture, unless the engine remembers it; the line names it for `chat`.
+
+        Args:
+            picture: which.
+            on_progress: receives the progress, counted in blocks of all images.
+            cancelled: polled while the engine works; true cancels the request.
+            max_slices: the most slices that it is cut into; None: the model's own limit.
+        """
         with scratch_folder() as folder:
             path = folder / "picture"
             write_picture_file(path, picture)
-            fields = {Field.PATH: self._files.send(path)}
+            fields = {Field.PATH: self._files.send(path), Field.MAX_SLICES: max_slices}
             return self.request(Op.IMAGE, fields, on_progress=on_progress, cancelled=cancelled)
 
     def chat(
@@ -356,12 +365,20 @@ class EngineClient(Closing):
         return kernels
 
     def tokenize(
-        self, messages: Sequence[Message], image_tokens: int
-    ) -> tuple[list[int], int | None]:
-        """Returns a conversation's ids, and where its image tokens begin, if it has any."""
-        fields = {Field.MESSAGES: list(messages), Field.IMAGE_TOKENS: image_tokens}
+        self,
+        messages: Sequence[Message],
+        image_tokens: int,
+        grid: tuple[int, int] | None = None,
+    ) -> tuple[list[int], int | None, tuple[int, ...]]:
+        """Returns a conversation's ids, and where the tokens of its overview and slices begin."""
+        fields = {
+            Field.MESSAGES: list(messages),
+            Field.IMAGE_TOKENS: image_tokens,
+            Field.GRID: grid,
+        }
         line = self.request(Op.TOKENIZE, fields)
-        return line[Field.IDS], line.get(Field.IMAGE_START)
+        starts = tuple(line.get(Field.SLICE_STARTS, ()))
+        return line[Field.IDS], line.get(Field.IMAGE_START), starts
 
     def detokenize(self, ids: Sequence[int]) -> str:
         """Returns the text of ids."""
@@ -382,7 +399,7 @@ class EngineClient(Closing):
 
         Args:
             what: a value of `runtime.engine_client.protocol.Tap`.
-            value: the stage's input; ids for `embed`, a picture for `preprocess`.
+            value: the stage's input; ids for `embed`, a picture for `cut` and `preprocess`.
             options: more fields of the request.
         """
         with scratch_folder() as folder:

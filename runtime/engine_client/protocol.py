@@ -131,6 +131,7 @@ class Field:
     DECODE_STEPS = "decode_steps"
     PEAK_RSS_BYTES = "peak_rss_bytes"
     IMAGE_START = "image_start"
+    SLICE_STARTS = "slice_starts"
     WHAT = "what"
     INPUT = "input"
     OUTPUT = "output"

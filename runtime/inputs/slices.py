@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from PIL import Image
 from torch import Tensor
 
 from convert.checkpoint.config import SliceConfig, VisionConfig
+from quantize.errors import ConfigError
 from runtime.inputs.picture import normalise, preprocess, resize
 from runtime.inputs.picture_format import PictureError
 from runtime.inputs.picture_modes import to_rgb
@@ -35,6 +36,32 @@ class Images:
 
     pixels: tuple[Tensor, ...]  # each (1, 3, height, width) float32: the overview, then slices
     grid: Grid | None  # of the slices; None without
+
+
+def limit_slices(vision: VisionConfig | None, max_slices: int | None) -> VisionConfig | None:
+    """Returns the geometry with another limit of slices: fewer take less time and fewer tokens.
+
+    Args:
+        vision: the model's; None for a decoder without one.
+        max_slices: 1 (the overview only) to the model's own limit; None: the model's own.
+
+    Raises:
+        ConfigError: the limit is out of range, or the model cuts no pictures.
+    """
+    if max_slices is None:
+        return vision
+    if vision is None or vision.slices is None:
+        takes = "takes no pictures" if vision is None else "resizes every picture to one square"
+        raise ConfigError(
+            f"max_slices is {max_slices!r:.40}, which is for models that cut pictures into slices "
+            f"(MiniCPM-V 2.0); this one {takes}: leave it out"
+        )
+    most = vision.slices.max_slice_nums
+    if type(max_slices) is not int or not 1 <= max_slices <= most:
+        raise ConfigError(
+            f"max_slices is {max_slices!r:.40}; this model takes 1 (the overview only) to {most}"
+        )
+    return replace(vision, slices=replace(vision.slices, max_slice_nums=max_slices))
 
 
 def images_of(picture: Image.Image, vision: VisionConfig) -> Images:

@@ -41,6 +41,7 @@ def serve(
     key: str | None,
     origins: Collection[str],
     window: int,
+    max_slices: int | None,
     waiting: int,
     on_start: Callable[[str], None],
 ) -> None:
@@ -54,6 +55,7 @@ def serve(
         key: API key that clients must send; None: no key.
         origins: of other sites' pages that may send requests.
         window: context window in tokens.
+        max_slices: most slices that a picture is cut into; None: the model's limit.
         waiting: how many requests may wait besides the one in progress.
         on_start: receives the address once requests are answered.
 
@@ -64,7 +66,7 @@ def serve(
     check_address(host, key)
     cors = Cors(origins)
     with (
-        closing(AnswerQueue(model, window=window, waiting=waiting)) as work,
+        closing(AnswerQueue(model, window=window, max_slices=max_slices, waiting=waiting)) as work,
         listening(host, port) as listener,
     ):
         work.prepare()

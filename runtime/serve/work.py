@@ -67,9 +67,19 @@ class PendingAnswer:
 class AnswerQueue:
     """The queue and its worker thread. Thread-safe, except `begin`: event loop only."""
 
-    def __init__(self, model: LoadedModel, *, window: int, waiting: int) -> None:
-        """Args: window: tokens. waiting: how many requests may wait besides the one in progress."""
+    def __init__(
+        self, model: LoadedModel, *, window: int, max_slices: int | None, waiting: int
+    ) -> None:
+        """Creates an empty queue.
+
+        Args:
+            model: loaded.
+            window: tokens.
+            max_slices: most slices that a picture is cut into; None: the model's limit.
+            waiting: how many requests may wait besides the one in progress.
+        """
         self._model, self._window, self._limit = model, window, 1 + waiting
+        self._max_slices = max_slices
         self._lock = threading.Lock()
         self._admitted = 0
         self._jobs: set[PendingAnswer] = set()
@@ -157,6 +167,7 @@ class AnswerQueue:
                 request.messages,
                 picture,
                 request.options,
+                max_slices=self._max_slices,
                 on_text=job.put,
                 on_logprobs=job.put,
                 cancelled=job.is_stopped,

@@ -20,6 +20,7 @@ from runtime.inputs.picture import open_picture
 from runtime.inputs.picture_format import PictureError
 from runtime.inputs.prompt import Message, PromptError, Tokenizer
 from runtime.inputs.sampling import GenerationOptions
+from runtime.inputs.slices import limit_slices
 from runtime.sessions.loader import load
 from runtime.sessions.session import Session
 
@@ -88,6 +89,7 @@ class ChatModel(Closing):
         max_new_tokens: int | None = None,
         sampling: bool | None = None,
         *,
+        max_slices: int | None = None,
         seed: int | None = None,
         on_text: Callable[[str], None] = lambda text: None,
         **kwargs: Any,
@@ -102,6 +104,9 @@ class ChatModel(Closing):
             vision_hidden_states: None: an encoded picture is remembered without.
             max_new_tokens: longest answer; by default as the settings say.
             sampling: whether to sample or to search with beams; by default as the settings say.
+            max_slices: the most slices that the picture is cut into, for MiniCPM-V 2.0: 1 (the
+                overview only) to the model's own limit, the default. Fewer take less time and fewer
+                tokens, but show less detail.
             seed: makes sampling repeatable.
             on_text: called with the answer's pieces as they come; all at once after beam search.
             kwargs: other values for the keys that the chosen settings have.
@@ -128,7 +133,7 @@ class ChatModel(Closing):
         limit = self._settings.max_new_tokens if max_new_tokens is None else max_new_tokens
         options = GenerationOptions(max_new_tokens=limit, seed=seed, **config)
         self._make_room(limit)
-        reply = self.session.reply(messages, image, options, on_text=on_text)
+        reply = self.session.reply(messages, image, options, max_slices=max_slices, on_text=on_text)
         messages.append({"role": "assistant", "content": reply.text})
         return reply.text, messages, config
 
@@ -164,9 +169,11 @@ class OmniLMMChat(Closing):
         device: str | None = None,
         dtype: str | None = None,
         window: int | None = None,
+        max_slices: int | None = None,
         as_original: bool = False,
     ) -> None:
-        """Loads a checkpoint or a bundle; see `ChatModel`."""
+        """Loads a checkpoint or a bundle; see `ChatModel`, and its `chat` for `max_slices`."""
+        self._max_slices = max_slices
         self.model = ChatModel(
             model_path,
             engine=engine,
@@ -178,6 +185,11 @@ class OmniLMMChat(Closing):
             window=window,
             as_original=as_original,
         )
+        try:
+            limit_slices(self.model.session.config.vision, max_slices)
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Ends the model's engine; another question starts it again."""
@@ -196,7 +208,7 @@ class OmniLMMChat(Closing):
             )
         image = inputs.get("image")
         picture = None if image is None else open_picture(_decode(image))
-        return self.model.chat(picture, inputs["question"])[0]
+        return self.model.chat(picture, inputs["question"], max_slices=self._max_slices)[0]
 
 
 def img2base64(file_name: str | Path) -> bytes:

@@ -33,9 +33,10 @@ class Conversation:
         options: GenerationOptions,
         picture: Image.Image | None,
         *,
+        max_slices: int | None,
         as_json: bool,
     ) -> None:
-        self._session, self._options = session, options
+        self._session, self._options, self._max_slices = session, options, max_slices
         self._picture, self._as_json = picture, as_json
         self._turns: list[Message] = []
 
@@ -61,6 +62,7 @@ class Conversation:
                 turns,
                 self._picture,
                 self._options,
+                max_slices=self._max_slices,
                 on_text=(lambda piece: None) if self._as_json else show,
                 on_progress=waiting.update,
                 cancelled=cancelled,

@@ -23,6 +23,7 @@ from runtime.inputs.picture_file import rgb_strips
 from runtime.inputs.picture_format import PictureError
 from runtime.inputs.prompt import Message, PromptError, check_question
 from runtime.inputs.sampling import GenerationOptions
+from runtime.inputs.slices import limit_slices
 from runtime.sessions.session import Reply, Statistics, check_window, nothing, require_vision
 
 _AWAY_TRIES = 5  # of one request
@@ -62,7 +63,8 @@ class EngineSession:
         check_window(window)
         self.config = config
         self._place, self._window, self._as_original = place, window, as_original
-        self._picture: tuple[bytes, str] | None = None  # the latest: its digest and its name
+        # The latest picture: its digest, the limit of slices, and its name.
+        self._picture: tuple[bytes, int | None, str] | None = None
         self._running: EngineClient | None = None
         self.ask(lambda client: client)
 
@@ -110,6 +112,7 @@ class EngineSession:
         picture: Image.Image | None,
         options: GenerationOptions,
         *,
+        max_slices: int | None = None,
         on_text: OnText = lambda text: None,
         on_logprobs: OnLogprobs = lambda step: None,
         on_progress: Progress = silent,
@@ -129,19 +132,21 @@ class EngineSession:
             )
         if picture is not None:
             require_vision(self.config)
+        limit_slices(self.config.vision, max_slices)
         hooks = (on_text, on_logprobs, on_progress, cancelled)
         try:
-            return self._reply(messages, picture, options, *hooks)
+            return self._reply(messages, picture, options, max_slices, *hooks)
         except EngineGoneError:
             if cancelled():
                 raise
-            return self._reply(messages, picture, options, *hooks)
+            return self._reply(messages, picture, options, max_slices, *hooks)
 
     def _reply(
         self,
         messages: Sequence[Message],
         picture: Image.Image | None,
         options: GenerationOptions,
+        max_slices: int | None,
         on_text: OnText,
         on_logprobs: OnLogprobs,
         on_progress: Progress,
@@ -150,7 +155,7 @@ class EngineSession:
         client = self.client()
         try:
             with translate_engine_errors():
-                name, encode_ms = self._encode(client, picture, on_progress, cancelled)
+                name, encode_ms = self._encode(client, picture, max_slices, on_progress, cancelled)
                 answer = client.chat(
                     messages,
                     image=name,
@@ -186,6 +191,7 @@ class EngineSession:
         self,
         client: EngineClient,
         picture: Image.Image | None,
+        max_slices: int | None,
         on_progress: Progress,
         cancelled: Cancelled,
     ) -> tuple[str | None, float]:
@@ -193,17 +199,17 @@ class EngineSession:
         if picture is None:
             return None, 0.0
         digest = _digest(picture)
-        if self._picture is not None and self._picture[0] == digest:
-            return self._picture[1], 0.0
+        if self._picture is not None and self._picture[:2] == (digest, max_slices):
+            return self._picture[2], 0.0
         if cancelled():  # a fast engine is done before it is polled
             raise _PictureCancelledError
         try:
-            line = client.image(picture, on_progress, cancelled)
+            line = client.image(picture, on_progress, cancelled, max_slices=max_slices)
         except EngineError as error:
             if error.code == ErrorCode.CANCELLED:
                 raise _PictureCancelledError from error
             raise
-        self._picture = digest, line[Field.IMAGE]
+        self._picture = digest, max_slices, line[Field.IMAGE]
         return line[Field.IMAGE], 0.0 if line[Field.REMEMBERED] else line[Field.ENCODE_MS]
 
 

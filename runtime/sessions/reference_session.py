@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from convert.checkpoint.config import ModelConfig
+from convert.checkpoint.config import VisionConfig
 from convert.support.progress import Progress, silent
 from runtime.engine_client.protocol import Stage, Stop
 from runtime.inputs.callbacks import Cancelled, OnLogprobs, OnText
@@ -32,7 +32,7 @@ from runtime.inputs.prompt import (
     check_question,
 )
 from runtime.inputs.sampling import GenerationOptions
-from runtime.inputs.slices import Images, images_of
+from runtime.inputs.slices import images_of, limit_slices
 from runtime.reference.kv_cache import pinned_tokens
 from runtime.sessions.backend import Backend, Cache
 from runtime.sessions.beam import beam_search
@@ -46,6 +46,21 @@ _PICTURES_KEPT = 8  # whose image tokens are remembered: 0.6 MB for each image a
 
 
 @dataclass(frozen=True)
+class _Image:
+    """What the vision encoder gets, and by which it is known."""
+
+    pixels: Tensor  # (1, 3, height, width) float32
+    digest: str
+
+    @staticmethod
+    def of(pixels: Tensor) -> _Image:
+        """Computes the digest."""
+        digest = hashlib.sha256(repr(pixels.shape).encode())
+        digest.update(pixels.contiguous().numpy().tobytes())
+        return _Image(pixels, digest.hexdigest())
+
+
+@dataclass(frozen=True)
 class _Request:
     """A conversation, tokenized and checked against the window."""
 
@@ -56,20 +71,19 @@ class _Request:
 
 @dataclass(frozen=True)
 class _Picture:
-    """What the vision encoder gets of a picture, and by which it is known."""
+    """A picture's images, and by which it is known."""
 
-    images: Images
-    digest: str  # of all pixels
+    images: list[_Image]
+    grid: tuple[int, int] | None  # columns and rows of its slices
+    digest: str  # of all images
 
     @staticmethod
-    def of(picture: Image.Image, config: ModelConfig) -> _Picture:
+    def of(picture: Image.Image, vision: VisionConfig) -> _Picture:
         """Cuts and resizes a picture as the model's geometry says."""
-        images = images_of(picture, require_vision(config))
-        digest = hashlib.sha256(repr(images.grid).encode())
-        for pixels in images.pixels:
-            digest.update(repr(pixels.shape).encode())
-            digest.update(pixels.contiguous().numpy().tobytes())
-        return _Picture(images, digest.hexdigest())
+        cut = images_of(picture, vision)
+        images = [_Image.of(pixels) for pixels in cut.pixels]
+        digest = hashlib.sha256(repr((cut.grid, [one.digest for one in images])).encode())
+        return _Picture(images, cut.grid, digest.hexdigest())
 
 
 class ReferenceSession:
@@ -89,7 +103,7 @@ class ReferenceSession:
         check_window(window)
         self.backend, self.tokenizer, self.config = backend, tokenizer, backend.config
         self.window, self._as_original = window, as_original
-        self._pictures: OrderedDict[str, list[Tensor]] = OrderedDict()
+        self._images: OrderedDict[str, Tensor] = OrderedDict()  # image tokens (Q, D), by digest
         self.reset()
 
     def close(self) -> None:
@@ -107,13 +121,17 @@ class ReferenceSession:
         picture: Image.Image | None,
         options: GenerationOptions,
         *,
+        max_slices: int | None = None,
         on_text: OnText = lambda text: None,
         on_logprobs: OnLogprobs = lambda step: None,
         on_progress: Progress = silent,
         cancelled: Cancelled = lambda: False,
     ) -> Reply:
         """See `Session`; an image is encoded in one go, and can be cancelled only before."""
-        shown = None if picture is None else _Picture.of(picture, self.config)
+        vision = limit_slices(self.config.vision, max_slices)
+        shown = None
+        if picture is not None:
+            shown = _Picture.of(picture, require_vision(self.config) if vision is None else vision)
         request = self._request(messages, shown)
         try:
             hooks = (on_text, on_logprobs, on_progress, cancelled)
@@ -133,7 +151,7 @@ class ReferenceSession:
         cancelled: Cancelled,
     ) -> Reply:
         start = time.perf_counter()
-        encode = picture is not None and picture.digest not in self._pictures
+        encode = picture is not None and any(i.digest not in self._images for i in picture.images)
         images = None if picture is None else self._image_tokens(picture, on_progress, cancelled)
         if picture is not None and images is None:
             return nothing()
@@ -192,19 +210,24 @@ class ReferenceSession:
         self, picture: _Picture, on_progress: Progress, cancelled: Cancelled
     ) -> list[Tensor] | None:
         """Returns each image's tokens (Q, D), encoded or remembered; None if cancelled."""
-        if picture.digest not in self._pictures:
-            encoded: list[Tensor] = []
-            for pixels in picture.images.pixels:
+        encoded = False
+        for done, image in enumerate(picture.images, 1):
+            if image.digest not in self._images:
                 # One image cannot be cancelled, but between several there is a place for it.
                 if encoded and cancelled():
                     return None
-                encoded.append(self.backend.encode_image(pixels))
-                on_progress(Stage.ENCODE, len(encoded), len(picture.images.pixels))
-            self._pictures[picture.digest] = encoded
-            while len(self._pictures) > _PICTURES_KEPT:
-                self._pictures.popitem(last=False)
-        self._pictures.move_to_end(picture.digest)
-        return self._pictures[picture.digest]
+                self._images[image.digest] = self.backend.encode_image(image.pixels)
+                encoded = True
+                on_progress(Stage.ENCODE, done, len(picture.images))
+            self._images.move_to_end(image.digest)
+        while len(self._images) > _PICTURES_KEPT * self._most_images():
+            self._images.popitem(last=False)
+        return [self._images[image.digest] for image in picture.images]
+
+    def _most_images(self) -> int:
+        """Returns how many images a picture may become."""
+        vision = self.config.vision
+        return 1 if vision is None or vision.slices is None else 1 + vision.slices.max_slice_nums
 
     def _request(self, messages: Sequence[Message], picture: _Picture | None) -> _Request:
         """Tokenizes a conversation and checks that it fits."""
@@ -214,7 +237,7 @@ class ReferenceSession:
         prompt = self.tokenizer.prompt(
             messages,
             image_tokens,
-            grid=None if picture is None else picture.images.grid,
+            grid=None if picture is None else picture.grid,
             as_original=self._as_original,
         )
         end = prompt.picture_end(image_tokens)
@@ -228,18 +251,19 @@ class ReferenceSession:
                 keys[start : start + image_tokens] = [(picture.digest, i) for i in of_image]
         pinned = pinned_tokens(end)
         last = len(self.tokenizer.encode(USER + messages[-1]["content"] + ASSISTANT))
-        self._check_fit(min(last, len(keys) - pinned), pinned, len(keys))
+        self._check_fit(min(last, len(keys) - pinned), pinned, len(keys), bool(prompt.slice_starts))
         return _Request(prompt, keys, pinned)
 
-    def _check_fit(self, last: int, pinned: int, total: int) -> None:
+    def _check_fit(self, last: int, pinned: int, total: int, has_slices: bool) -> None:
         """Earlier turns may slide out of the window; the last one may not."""
         room = self.window - pinned
         if room > 0 and last <= room:
             return
+        fewer = " or a lower --max-slices" if has_slices else ""
         raise PromptError(
             f"the prompt has {total} tokens; its last turn takes {last}, and the context window of "
             f"{self.window} has room for {max(room, 0)} beside {pinned} pinned ones: "
-            "shorten the turn, or try a larger --window"
+            f"shorten the turn, or try a larger --window{fewer}"
         )
 
     def _rewind(self, request: _Request) -> tuple[Cache, int]:

@@ -67,6 +67,7 @@ class Session(Protocol):
         picture: Image.Image | None,
         options: GenerationOptions,
         *,
+        max_slices: int | None = ...,
         on_text: OnText = ...,
         on_logprobs: OnLogprobs = ...,
         on_progress: Progress = ...,
@@ -78,6 +79,7 @@ class Session(Protocol):
             messages: all turns, a user's first and last.
             picture: shown with the first turn.
             options: how to generate.
+            max_slices: the most slices that the picture is cut into; see `limit_slices`.
             on_text: called with every piece of the answer; together they are the answer's text.
             on_logprobs: called for every token before its text, if the options ask for logprobs.
             on_progress: receives the progress of the picture and the prompt, a `Stage` each.
@@ -85,7 +87,8 @@ class Session(Protocol):
 
         Raises:
             PromptError: the conversation is malformed or its last turn exceeds the window.
-            PictureError: the model is a decoder without eyes.
+            PictureError: the model takes no pictures.
+            ConfigError: the model cannot cut a picture into so many slices.
         """
 
     def reset(self) -> None:

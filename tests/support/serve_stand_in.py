@@ -116,6 +116,7 @@ def main() -> None:
         key=args.key,
         origins=args.cors,
         window=1024,
+        max_slices=None,
         waiting=args.waiting,
         on_start=lambda address: print(address, flush=True),
     )

@@ -44,6 +44,7 @@ class Repeating:
         picture: Image.Image | None,
         options: GenerationOptions,
         *,
+        max_slices: int | None = None,
         on_text: OnText = lambda text: None,
         on_logprobs: OnLogprobs = lambda step: None,
         on_progress: Progress,

@@ -27,6 +27,7 @@ from convert.support.scratch import scratch_folder
 from runtime.commands import chat as chat_command
 from runtime.sessions import conversation
 from runtime.sessions.reference_session import ReferenceSession
+from tests.support.slices import write_slices_checkpoint
 from tests.support.tiny import write_checkpoint
 
 ROOT = Path(chat_command.__file__).resolve().parent.parent.parent
@@ -260,6 +261,27 @@ def test_a_decoder_takes_text_only(tmp_path, picture, monkeypatch, capsys, seen)
     assert "no vision encoder" in capsys.readouterr().err
     assert piped(monkeypatch, f"/image {picture}\nHello\n", source, *SHORT) == 2
     assert seen == [(1, False), (1, False)]
+
+
+def test_a_limit_of_slices(tmp_path, checkpoint, picture, capsys):
+    """The overview alone takes fewer tokens; limits that a model cannot have are refused."""
+    sliced, large = str(write_slices_checkpoint(tmp_path / "sliced")), str(tmp_path / "large.png")
+    Image.linear_gradient("L").resize((640, 480)).save(large)
+    asked = ["--image", large, "--prompt", "What is this?", *SHORT]
+    tokens = []
+    for limit in ([], ["--max-slices", "1"]):
+        assert cli.main(["chat", sliced, *asked, *limit]) == 0
+        tokens.append(int(re.findall(r"prompt (\d+) tokens", capsys.readouterr().err)[0]))
+    assert tokens[0] - tokens[1] == 2 * (64 + 2) + 2  # two slices and the tags around them
+    for source, limit, problem in (
+        (sliced, "0", "max_slices is 0"),
+        (sliced, "10", "max_slices is 10"),
+        (checkpoint, "1", "one square: leave it out"),
+    ):
+        assert cli.main(["chat", source, *asked, "--max-slices", limit]) == 2
+        assert problem in capsys.readouterr().err
+    assert cli.main(["chat", sliced, "--web", "--max-slices", "1"]) == 2
+    assert "--max-slices do not work with --web" in capsys.readouterr().err
 
 
 def test_progress_is_shown_until_the_first_word(monkeypatch):

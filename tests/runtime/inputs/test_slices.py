@@ -10,9 +10,10 @@ import torch
 from PIL import Image
 
 from convert.checkpoint.config import CONFIGS, ModelConfig, VisionConfig
+from quantize.errors import ConfigError
 from runtime.inputs.picture import preprocess
 from runtime.inputs.picture_format import PictureError
-from runtime.inputs.slices import Cut, cut_picture, images_of, plan_cut
+from runtime.inputs.slices import Cut, cut_picture, images_of, limit_slices, plan_cut
 
 
 def _vision(**slices: int) -> VisionConfig:
@@ -49,6 +50,24 @@ def test_fewer_slices(most: int) -> None:
     assert count <= most
     assert (cut.grid is None) == (most == 1)
     assert cut.overview == (518, 392)
+
+
+@pytest.mark.parametrize("most", [1, 4, 9])
+def test_a_limit_of_slices(most: int) -> None:
+    assert limit_slices(_vision(), most) == _vision(max_slice_nums=most)
+    assert limit_slices(_vision(), None) == _vision()
+    assert limit_slices(None, None) is None
+
+
+def test_limits_of_slices_that_are_refused() -> None:
+    for limit in (0, -1, 10, True, 2.0, "2"):
+        with pytest.raises(ConfigError, match=f"max_slices is {limit!r}.*overview only.* to 9"):
+            limit_slices(_vision(), limit)  # type: ignore[arg-type]
+    square = replace(_vision(), slices=None)
+    with pytest.raises(ConfigError, match=r"max_slices is 3.*one square: leave it out"):
+        limit_slices(square, 3)
+    with pytest.raises(ConfigError, match=r"max_slices is 1.*takes no pictures: leave it out"):
+        limit_slices(None, 1)
 
 
 def test_every_image_is_whole_patches_of_a_bounded_number() -> None:

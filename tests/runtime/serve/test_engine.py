@@ -175,6 +175,15 @@ def test_ctrl_c_leaves_nothing_behind(bundle: Path, tmp_path: Path) -> None:
     assert not Path(f"/proc/{engine}").exists()
 
 
+def test_a_limit_of_slices_for_a_model_without(
+    bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from convert import cli
+
+    assert cli.main(["serve", str(bundle), "--port", "0", "--max-slices", "1"]) == 2
+    assert "one square: leave it out" in capsys.readouterr().err
+
+
 def test_errors_of_the_command_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -288,6 +288,32 @@ def test_a_checkpoint_with_slices(tmp_path, options):
     assert options == [replace(sampling, seed=1), beams, sampling]
 
 
+def test_a_limit_of_slices(tmp_path, checkpoint, monkeypatch):
+    sliced = write_slices_checkpoint(tmp_path)
+    picture = Image.linear_gradient("L").resize((640, 480)).convert("RGB")
+    limits, reply = [], ReferenceSession.reply
+
+    def short(self, messages, picture, options, *, max_slices, **rest):
+        limits.append(max_slices)
+        options = replace(options, max_new_tokens=2)
+        return reply(self, messages, picture, options, max_slices=max_slices, **rest)
+
+    monkeypatch.setattr(ReferenceSession, "reply", short)
+    with ChatModel(sliced, device="cpu") as model:
+        model.chat(picture, [dict(QUESTION)], max_slices=1)
+        with pytest.raises(ConfigError, match="max_slices is 10"):
+            model.chat(picture, [dict(QUESTION)], max_slices=10)
+    picture.save(tmp_path / "picture.png")
+    inputs = {"image": img2base64(tmp_path / "picture.png"), "question": json.dumps([QUESTION])}
+    with OmniLMMChat(sliced, device="cpu", max_slices=1) as omni:
+        omni.chat(inputs)
+    assert limits == [1, 10, 1]
+    with pytest.raises(ConfigError, match="max_slices is 0"):
+        OmniLMMChat(sliced, device="cpu", max_slices=0)
+    with pytest.raises(ConfigError, match="one square: leave it out"):
+        OmniLMMChat(checkpoint, device="cpu", max_slices=2)
+
+
 def test_the_window_as_original_never_slides():
     defaults = GenerationDefaults.load()
     assert defaults.window_for(None, as_original=False, max_new_tokens=10) == 1024

@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from convert.checkpoint.config import ModelConfig
+from quantize.errors import ConfigError
 from runtime.engine_client.protocol import Stage, Stop
 from runtime.inputs.picture_format import PictureError
 from runtime.inputs.prompt import Message, PromptError, Tokenizer
@@ -96,7 +97,7 @@ def test_a_second_question_reuses_the_first(session, options):
 SLICES = {"slice_mode": True, "max_slice_nums": 4, "scale_resolution": 42, "patch_size": 14}
 # The tokenizer of the tests has reserved pieces here.
 SLICES |= {"slice_start_token_id": 98, "slice_end_token_id": 99}
-LARGE = Image.linear_gradient("L").resize((120, 90)).convert("RGB")
+LARGE = Image.radial_gradient("L").resize((120, 90)).convert("RGB")
 
 
 @pytest.fixture
@@ -155,7 +156,27 @@ def test_encoding_is_cancelled_between_images(sliced):
     reply = sliced.reply(user(QUESTION), LARGE, ANSWER, cancelled=cancelled)
     assert (reply.statistics.stop, reply.ids, sliced.backend.pictures) == (Stop.CANCELLED, [], 2)
     assert sliced.reply(user(QUESTION), LARGE, ANSWER).ids
-    assert sliced.backend.pictures == 7
+    assert sliced.backend.pictures == 5  # what was encoded is remembered
+
+
+def test_fewer_slices_reuse_the_overview(sliced):
+    whole = sliced.reply(user(QUESTION), LARGE, ANSWER)
+    assert sliced.backend.pictures == 5
+    overview = sliced.reply(user(QUESTION), LARGE, ANSWER, max_slices=1)
+    assert sliced.backend.pictures == 5
+    assert overview.statistics.encode_ms == 0
+    assert overview.statistics.prompt_tokens < whole.statistics.prompt_tokens
+    fresh = ReferenceSession(sliced.backend, sliced.tokenizer, window=512)
+    assert fresh.reply(user(QUESTION), LARGE, ANSWER, max_slices=1).ids == overview.ids
+
+
+@pytest.mark.parametrize("picture", [LARGE, None])
+def test_a_limit_of_slices_that_the_model_cannot_have(sliced, session, picture):
+    for limit in (0, 5, True, 1.0):
+        with pytest.raises(ConfigError, match=r"this model takes 1 .* to 4"):
+            sliced.reply(user(QUESTION), picture, ANSWER, max_slices=limit)
+    with pytest.raises(ConfigError, match="one square: leave it out"):
+        session.reply(user(QUESTION), picture, ANSWER, max_slices=1)
 
 
 def test_slices_stay_in_the_window(sliced):
@@ -164,7 +185,9 @@ def test_slices_stay_in_the_window(sliced):
     pinned = sliced._pinned
     assert pinned == sliced.tokenizer.prompt(user(QUESTION), 9, grid=(2, 2)).ids.index(99) + 1
     narrow = ReferenceSession(sliced.backend, sliced.tokenizer, window=pinned + 5)
-    with pytest.raises(PromptError, match=f"room for 5 beside {pinned} pinned"):
+    with pytest.raises(
+        PromptError, match=f"room for 5 beside {pinned} pinned .*lower --max-slices"
+    ):
         narrow.reply(user(QUESTION), LARGE, ANSWER)
 
 
