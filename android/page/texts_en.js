@@ -168,6 +168,7 @@ export const ENGLISH = {
   error_damaged_weights: 'The weights are not what the app expects: they were damaged while copying, or they belong to another version. Copy them again.',
   error_no_space: 'There is not enough free space. Free some space and try again.',
   error_invalid_picture: 'This picture cannot be opened. Try another one, or convert it to JPEG or PNG.',
+  error_unknown_picture: 'The engine no longer has this picture. Ask again.',
   error_invalid_text: 'This text contains invalid characters and cannot be saved. Remove them, or type the text again.',
   error_busy: 'Another task is running. Wait for it, or stop it.',
   error_other_program: 'The engine does not match the bundle. Build the app again from the bundle.',

@@ -168,6 +168,7 @@ export const CHINESE = {
   error_damaged_weights: '权重与应用所需的不符：可能在复制时损坏，或属于其他版本。请重新复制。',
   error_no_space: '剩余空间不足。请清理后重试。',
   error_invalid_picture: '无法打开这张图片。请换一张，或将它转换为 JPEG 或 PNG。',
+  error_unknown_picture: '引擎已不再保存这张图片。请再问一次。',
   error_invalid_text: '文本中含有无效字符，无法保存。请删除这些字符或重新输入。',
   error_busy: '另一项任务正在进行。请等待它完成，或停止它。',
   error_other_program: '引擎与模型包不匹配。请用该模型包重新生成应用。',
