@@ -298,7 +298,9 @@ class EngineClient(Closing):
         with scratch_folder() as folder:
             path = folder / "picture"
             write_picture_file(path, picture)
-            fields = {Field.PATH: self._files.send(path), Field.MAX_SLICES: max_slices}
+            fields: dict[str, Any] = {Field.PATH: self._files.send(path)}
+            if max_slices is not None:  # engines before 0.2.0 do not know the field
+                fields[Field.MAX_SLICES] = max_slices
             return self.request(Op.IMAGE, fields, on_progress=on_progress, cancelled=cancelled)
 
     def chat(
@@ -371,11 +373,12 @@ class EngineClient(Closing):
         grid: tuple[int, int] | None = None,
     ) -> tuple[list[int], int | None, tuple[int, ...]]:
         """Returns a conversation's ids, and where the tokens of its overview and slices begin."""
-        fields = {
+        fields: dict[str, Any] = {
             Field.MESSAGES: list(messages),
             Field.IMAGE_TOKENS: image_tokens,
-            Field.GRID: grid,
         }
+        if grid is not None:
+            fields[Field.GRID] = grid
         line = self.request(Op.TOKENIZE, fields)
         starts = tuple(line.get(Field.SLICE_STARTS, ()))
         return line[Field.IDS], line.get(Field.IMAGE_START), starts
