@@ -124,10 +124,9 @@ def reference_rules(config: ModelConfig, untied_head: bool) -> Table:
 def bundle_rules(config: ModelConfig, untied_head: bool) -> Table:
     """Makes a bundle's tensors, before quantization; linears are (N, K), outputs by inputs.
 
-    Raises:
-        SlicesError: a bundle cannot hold such a model yet.
+    Positions of images of one shape are finished. Of several shapes (slices) the table holds what
+    they are made from: the trained positions, and the matrices that the keys' positions meet.
     """
-    config.require_square()
     rules: list[Rule] = []
     if config.vision is not None and config.resampler is not None:
         rules += _vision_rules(config.vision)
@@ -154,6 +153,19 @@ def transpose(weight: Tensor) -> Tensor:
 def third(packed: Tensor, *, index: int) -> Tensor:
     """Returns queries' (0), keys' (1) or values' (2) part of a packed input projection."""
     return packed.chunk(3)[index]
+
+
+def half_inputs(packed: Tensor, *, index: int) -> Tensor:
+    """Returns what the keys' matrix (N, K) does with its first (0) or second (1) inputs: (N, K/2).
+
+    The first half of a sine table's width encodes the column, the second the row.
+    """
+    return third(packed, index=1).chunk(2, dim=1)[index].contiguous()
+
+
+def trained_positions(positions: Tensor) -> Tensor:
+    """Returns the vision encoder's positions as they are stored: (n, D) from (1, n, D)."""
+    return positions.squeeze(0)
 
 
 def resample_positions(positions: Tensor, *, grid: int) -> Tensor:
@@ -285,12 +297,7 @@ def _vision_rules(c: VisionConfig) -> list[Rule]:
             flatten_patches,
         ),
         Rule("vision.patch_embed.bias", (f"{patches}.bias",), (width,)),
-        Rule(
-            "vision.pos_embed",
-            ("vpm.pos_embed",),
-            (c.num_patches, width),
-            partial(resample_positions, grid=c.grid),
-        ),
+        _vision_positions(c),
     ]
     for i in range(c.depth):
         at, of = f"vision.blocks.{i}", f"vpm.blocks.{i}"
@@ -303,6 +310,14 @@ def _vision_rules(c: VisionConfig) -> list[Rule]:
     return rules + _both("vision.norm", "vpm.norm", (width,))
 
 
+def _vision_positions(c: VisionConfig) -> Rule:
+    name, sources = "vision.pos_embed", ("vpm.pos_embed",)
+    if c.slices is not None:
+        return Rule(name, sources, (c.trained_grid**2, c.embed_dim), trained_positions)
+    resample = partial(resample_positions, grid=c.grid)
+    return Rule(name, sources, (c.num_patches, c.embed_dim), resample)
+
+
 def _resampler_rules(c: ResamplerConfig, vision: VisionConfig) -> list[Rule]:
     width, square = c.embed_dim, (c.embed_dim, c.embed_dim)
     at, positions = "resampler", "resampler.pos_embed"
@@ -310,23 +325,33 @@ def _resampler_rules(c: ResamplerConfig, vision: VisionConfig) -> list[Rule]:
     query = (f"{at}.query", f"{at}.ln_q.weight", f"{at}.ln_q.bias", positions, *packed)
     keys, values = partial(third, index=1), partial(third, index=2)
     queries = partial(project_queries, eps=c.norm_eps)
-    key_positions = partial(project_key_positions, grid=vision.grid)
     return [
         Rule(f"{at}.query", query, (c.query_num, width), queries),
         Rule(f"{at}.kv_proj.weight", (f"{at}.kv_proj.weight",), (width, c.kv_dim)),
         *_both(f"{at}.ln_kv", f"{at}.ln_kv", (width,)),
         Rule(f"{at}.k_proj.weight", packed[:1], square, keys),
-        Rule(
-            f"{at}.key_positions",
-            (positions, *packed),
-            (vision.num_patches, width),
-            key_positions,
-        ),
+        *_key_positions(c, vision),
         Rule(f"{at}.v_proj.weight", packed[:1], square, values),
         Rule(f"{at}.v_proj.bias", packed[1:], (width,), values),
         *_both(f"{at}.out_proj", f"{at}.attn.out_proj", square),
         *_both(f"{at}.ln_post", f"{at}.ln_post", (width,)),
         Rule(f"{at}.proj.weight", (f"{at}.proj",), square, transpose),
+    ]
+
+
+def _key_positions(c: ResamplerConfig, vision: VisionConfig) -> list[Rule]:
+    """Returns what positions and bias add to the keys, or what makes it for each shape."""
+    at, width = "resampler", c.embed_dim
+    packed = (f"{at}.attn.in_proj_weight", f"{at}.attn.in_proj_bias")
+    if vision.slices is None:
+        make = partial(project_key_positions, grid=vision.grid)
+        shape = (vision.num_patches, width)
+        return [Rule(f"{at}.key_positions", (f"{at}.pos_embed", *packed), shape, make)]
+    column, row = (partial(half_inputs, index=i) for i in (0, 1))
+    return [
+        Rule(f"{at}.k_proj.bias", packed[1:], (width,), partial(third, index=1)),
+        Rule(f"{at}.key_column_proj.weight", packed[:1], (width, width // 2), column),
+        Rule(f"{at}.key_row_proj.weight", packed[:1], (width, width // 2), row),
     ]
 
 

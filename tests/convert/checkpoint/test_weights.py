@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from convert.checkpoint.config import CONFIGS, ModelConfig
-from convert.checkpoint.positions import interpolate_grid, resample_grid
+from convert.checkpoint.positions import interpolate_grid, resample_grid, sincos_grid
 from convert.checkpoint.reader import Checkpoint
 from convert.checkpoint.tensor_tables import (
     ANY_GRID,
@@ -26,10 +26,11 @@ from quantize.errors import CheckpointError, ShapeError
 from runtime.reference.load import load_reference
 from runtime.reference.model import MiniCPMV
 from tests.support.compare import assert_close
+from tests.support.slices import slices_config
 from tests.support.tiny import random_state, tiny_config, write_checkpoint
 
 HEAD = "llm.lm_head.weight"
-CONFIG_FILES = ("model/minicpm-v-1.0.json", "demo/config.json")
+CONFIG_FILES = ("model/minicpm-v-1.0.json", "model/minicpm-v-2.0.json", "demo/config.json")
 
 
 def configs():
@@ -223,6 +224,50 @@ def test_bundle_computes_the_resampler(record_property):
     actual = norm(mixed, b, "ln_post") @ b["proj.weight"].T
     # float32 stands between the two in queries and key positions only
     assert_close("resampler", actual, expected, 1e-6, record_property)
+
+
+def test_bundle_shapes_of_a_model_with_slices():
+    """Positions of each shape are made from the trained ones and two halves of a matrix."""
+    square, slices = (
+        {rule.name: rule.shape for rule in rows(bundle_rules(config, untied_head=True))}
+        for config in (ModelConfig.load(CONFIGS / file) for file in CONFIG_FILES[:2])
+    )
+    changed = {name: shape for name, shape in slices.items() if square.get(name) != shape}
+    assert changed == {
+        "vision.pos_embed": (729, 1152),
+        "resampler.k_proj.bias": (2304,),
+        "resampler.key_column_proj.weight": (2304, 1152),
+        "resampler.key_row_proj.weight": (2304, 1152),
+    }
+    assert square.keys() - slices.keys() == {"resampler.key_positions"}
+
+
+def test_bundle_computes_the_key_positions_of_a_shape():
+    """The halves of the matrix, on the halves of the sine table, against the packed projection."""
+    raw = slices_config()
+    config, width, columns, lines = ModelConfig.from_json(raw), raw["hidden_size"], 5, 3
+    packed, bias = torch.randn(3 * width, width), torch.randn(3 * width)
+    stored = {"in_proj_weight": packed, "in_proj_bias": bias}
+    b = {
+        rule.name.removeprefix("resampler."): rule.make(
+            lambda name: stored[name.removeprefix("resampler.attn.")]
+        )
+        for rule in rows(bundle_rules(config, untied_head=False))
+        if rule.name.startswith("resampler.key_") or rule.name == "resampler.k_proj.bias"
+    }
+    table = sincos_grid(width, lines, columns)
+    expected = F.linear(table, packed[width : 2 * width], bias[width : 2 * width])
+    of_columns = table[:columns, : width // 2] @ b["key_column_proj.weight"].T
+    of_rows = table[::columns, width // 2 :] @ b["key_row_proj.weight"].T
+    actual = of_columns[None] + of_rows[:, None] + b["k_proj.bias"]
+    torch.testing.assert_close(actual.flatten(0, 1), expected, atol=1e-4, rtol=0)
+
+
+def test_bundle_keeps_the_trained_positions_for_slices():
+    config = ModelConfig.from_json(slices_config())
+    positions = torch.randn(1, config.vision.trained_grid**2, config.vision.embed_dim)
+    (rule,) = [r for r in rows(bundle_rules(config, False)) if r.name == "vision.pos_embed"]
+    assert torch.equal(rule.make({"vpm.pos_embed": positions}.__getitem__), positions[0])
 
 
 def test_bundle_stacks_in_order():
