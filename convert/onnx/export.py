@@ -22,7 +22,8 @@ from torch import Tensor
 from convert.bundle.folder_manifest import CARD
 from convert.bundle.manifest import FileRecord
 from convert.checkpoint.config import ModelConfig
-from convert.onnx.graph import OPSET, OnnxGraph, OnnxWeight, build_graph
+from convert.onnx.builder import OnnxWeight
+from convert.onnx.graph import OPSET, OnnxGraph, build_graph
 from convert.support.json_text import json_text
 from convert.support.output_folder import FolderKind
 from convert.support.progress import Progress

@@ -15,7 +15,7 @@ from convert.conversion.config import ConvertConfig
 from convert.conversion.conversion import Conversion
 from convert.conversion.product import Product
 from convert.onnx.card import agreement, onnx_card
-from convert.onnx.check import Difference, compare_onnx, sample_pixels
+from convert.onnx.check import Difference, compare_onnx, sample_pixels, sample_sizes, worst
 from convert.onnx.export import KIND, MODEL, onnx_bytes, write_onnx
 from convert.support.console import Size
 from convert.support.output_folder import OutputFolder
@@ -71,8 +71,7 @@ class OnnxProduct(Product):
         self._summary: OnnxSummary | None = None
 
     def check(self, conversion: Conversion) -> None:
-        """Refuses a checkpoint without a vision encoder, and one that cuts pictures."""
-        conversion.checkpoint.config.require_square(conversion.checkpoint.path)
+        """Refuses a checkpoint without a vision encoder."""
         if conversion.checkpoint.config.vision is None:
             raise BundleError(
                 f"{conversion.checkpoint.path}: has no vision encoder; leave out "
@@ -91,7 +90,8 @@ class OnnxProduct(Product):
                 report = write_onnx(checkpoint.read, config, source.sha256, folder, progress)
                 progress("check ONNX", 0, 0)
                 reference = load_reference(checkpoint, only=VISION)
-                differences = compare_onnx(folder / MODEL, reference, sample_pixels(config.vision))
+                images = [sample_pixels(size) for size in sample_sizes(config.vision)]
+                differences = compare_onnx(folder / MODEL, reference, images)
                 self._require_agreement(differences)
                 card = onnx_card(source, config, report, folder)
                 write_card(folder, card, Licence.of(checkpoint.path), agreement(differences))
@@ -104,7 +104,7 @@ class OnnxProduct(Product):
             tensors=report.tensors,
             parameters=report.parameters,
             nbytes=report.nbytes,
-            differences={d.output: d.relative for d in differences},
+            differences={d.output: d.relative for d in worst(differences)},
         )
 
     def summary(self) -> OnnxSummary:
@@ -114,9 +114,10 @@ class OnnxProduct(Product):
 
     def _require_agreement(self, differences: Sequence[Difference]) -> None:
         for difference in differences:
+            w, h = difference.size
             if not difference.relative <= TOLERANCE:
                 raise BundleError(
-                    f"{self._output.path}: {difference.output} in onnxruntime is "
-                    f"{difference.relative:.1e} of its scale away from the reference; at most "
+                    f"{self._output.path}: {difference.output} of {w} x {h} pixels in onnxruntime "
+                    f"is {difference.relative:.1e} of its scale away from the reference; at most "
                     f"{TOLERANCE:.0e} is allowed"
                 )

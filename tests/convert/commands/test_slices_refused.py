@@ -47,7 +47,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("target", ["host", "android-arm64", "onnx", "mlc-android", "onnx,host"])
+@pytest.mark.parametrize("target", ["host", "android-arm64", "mlc-android", "onnx,host"])
 @pytest.mark.parametrize("mode", [True, False])
 def test_convert(
     tmp_path: Path, target: str, mode: bool, capsys: pytest.CaptureFixture[str]

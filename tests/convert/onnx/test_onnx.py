@@ -18,7 +18,7 @@ from convert.checkpoint.config import CONFIGS, ModelConfig
 from convert.checkpoint.reader import Checkpoint
 from convert.checkpoint.tensor_tables import Rule, bundle_rules
 from convert.onnx import export as onnx_export
-from convert.onnx.check import compare_onnx, run_onnx, sample_pixels
+from convert.onnx.check import compare_onnx, run_onnx, sample_pixels, sample_sizes
 from convert.onnx.export import (
     ALIGNMENT,
     DATA,
@@ -73,9 +73,10 @@ def test_onnxruntime_equals_the_reference(
     checkpoint: Checkpoint, exported: Path, pictures: int, record_property: Record
 ) -> None:
     assert checkpoint.config.vision is not None
-    pixels = sample_pixels(checkpoint.config.vision, pictures)
+    (size,) = sample_sizes(checkpoint.config.vision)
+    pixels = sample_pixels(size, pictures)
     model = load_reference(checkpoint, only=VISION)
-    differences = compare_onnx(exported / MODEL, model, pixels, threads=1)
+    differences = compare_onnx(exported / MODEL, model, [pixels], threads=1)
     assert [difference.output for difference in differences] == [FEATURES, TOKENS]
     for difference in differences:
         name = f"{difference.output} of {pictures}"
@@ -90,8 +91,8 @@ def test_a_wrong_weight_is_noticed(checkpoint: Checkpoint, exported: Path) -> No
     model = load_reference(checkpoint, only=VISION)
     assert model.resampler is not None
     model.resampler.ln_post.bias[5] += 0.01
-    pixels = sample_pixels(checkpoint.config.vision, 1)
-    features, tokens = compare_onnx(exported / MODEL, model, pixels, threads=1)
+    pixels = sample_pixels(sample_sizes(checkpoint.config.vision)[0], 1)
+    features, tokens = compare_onnx(exported / MODEL, model, [pixels], threads=1)
     assert features.relative < FLOAT32_ORDER < 1e-4 < tokens.relative
 
 
@@ -266,6 +267,7 @@ def test_damaged_files_give_one_clear_line(
         (tmp_path / DATA).write_bytes((exported / DATA).read_bytes()[:-5000])
     else:
         (tmp_path / MODEL).write_bytes(b"no graph at all")
+    pixels = sample_pixels(sample_sizes(checkpoint.config.vision)[0], 1)
     with pytest.raises(BundleError, match=r"vision\.onnx: onnxruntime cannot run it: .+") as error:
-        run_onnx(tmp_path / MODEL, sample_pixels(checkpoint.config.vision, 1), threads=1)
+        run_onnx(tmp_path / MODEL, [pixels], threads=1)
     assert "\n" not in str(error.value)
