@@ -29,7 +29,7 @@ from runtime.reference.arithmetic import round_to_format, round_to_int8
 from runtime.reference.decoder import DecoderLayer, RMSNorm
 from runtime.reference.load import VISION, load_reference
 
-VERSION = 4  # of the computation; folders of another version are not resumed
+VERSION = 5  # of the computation; folders of another version are not resumed
 # A tied embedding is also looked up: the weight of its error there, as a fraction of the mean power
 # of the head's inputs. Half or twice this value measured about the same.
 _LOOKUP = 0.3
@@ -150,7 +150,9 @@ class _CalibrationRun:
         layer = self._load_layer(i)
         small: dict[str, Tensor] = {}
         if self._method.fold:
-            fold_layer(layer, streams[0], self._scheme)
+            names = (stage.name for stage in STAGES)
+            stages = [n for n in names if self._formats[f"llm.layers.{i}.{n}"] == "q4"]
+            fold_layer(layer, streams[0], self._scheme, stages)
             small = {f"llm.layers.{i}.{name}": norm.weight for name, norm in _norms(layer)}
         walks = []
         if self._method.compensate:

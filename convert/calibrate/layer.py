@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -156,13 +156,16 @@ def _linear_of(weight: Tensor) -> nn.Linear:
     return linear
 
 
-def fold_layer(layer: DecoderLayer, stream: Stream, scheme: GroupScheme) -> None:
+def fold_layer(
+    layer: DecoderLayer, stream: Stream, scheme: GroupScheme, stages: Collection[str]
+) -> None:
     """Folds AWQ's factors into a layer's norms, values and up projection; its output is the same.
 
     Args:
         layer: is modified.
         stream: its input: each sample's hidden states (L, D).
         scheme: the number format whose loss determines the factors.
+        stages: the names of those in that format; the weights of the others stay as they are.
     """
     inputs = _stage_inputs(layer, stream)
     attention, mlp = layer.self_attn, layer.mlp
@@ -176,13 +179,17 @@ def fold_layer(layer: DecoderLayer, stream: Stream, scheme: GroupScheme) -> None
         ("qkv", layer.input_layernorm),
         ("gate_up", layer.post_attention_layernorm),
     ):
+        if stage not in stages:
+            continue
         exact = _fold_norm(norm, factors(stage))
         for linear in linears[stage]:
             linear.get_parameter("weight").mul_(exact)
-    if attention.v_proj.weight.shape[0] == attention.o_proj.weight.shape[1]:
-        _fold_rows(attention.v_proj, attention.o_proj, factors("o"))
     # With grouped-query attention a row of values feeds several inputs, so nothing is folded.
-    _fold_rows(mlp.up_proj, mlp.down_proj, factors("down"))
+    own_values = attention.v_proj.weight.shape[0] == attention.o_proj.weight.shape[1]
+    if own_values and {"qkv", "o"} <= set(stages):
+        _fold_rows(attention.v_proj, attention.o_proj, factors("o"))
+    if {"gate_up", "down"} <= set(stages):
+        _fold_rows(mlp.up_proj, mlp.down_proj, factors("down"))
 
 
 def _fold_norm(norm: RMSNorm, factors: Tensor) -> Tensor:

@@ -65,10 +65,10 @@ def samples() -> list[CalibrationSample]:
     return default_samples(demo=True, pictures=True)[:24]
 
 
-def loss(checkpoint: Checkpoint, method: str, folder: Path) -> float:
+def loss(checkpoint: Checkpoint, method: str, folder: Path, **formats: str) -> float:
     """Returns the mean KL divergence of a method's arithmetic on samples that it did not see."""
-    recipe = RECIPE.with_method(method)
-    plan = make_plan(checkpoint.config, checkpoint.untied_head, recipe)
+    plan = plan_of(checkpoint, method, **formats)
+    folder.mkdir(exist_ok=True)
     calibrated = None
     if method not in ("rtn", "mse"):
         calibrated = calibrate(checkpoint, plan, samples(), folder, silent)
@@ -97,6 +97,15 @@ def test_methods_lose_less_and_less(checkpoint: Checkpoint, tmp_path: Path) -> N
     assert awq < 0.9 * mse  # three channels are 20 times as large as the others
     assert gptq < 0.5 * mse
     assert both < 0.5 * mse
+
+
+def test_awq_leaves_other_formats_alone(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """A tensor in 16 bits is written as the checkpoint has it, so no factor may rely on it."""
+    everything = loss(checkpoint, "awq", tmp_path / "all")
+    for stage in STAGES:
+        others = {other.name for other in STAGES} - {stage.name} | {"embed"}
+        exact = dict.fromkeys(others, "f16_tiled")
+        assert loss(checkpoint, "awq", tmp_path / stage.name, **exact) < everything, stage.name
 
 
 @pytest.mark.parametrize("head", ["copy", "different"])
@@ -187,7 +196,8 @@ def test_folding_changes_nothing_in_full_precision(checkpoint: Checkpoint) -> No
     stream = [torch.randn(40, 256, generator=torch.Generator().manual_seed(i)) for i in range(3)]
     with torch.no_grad():
         folded = copy.deepcopy(layer)
-        fold_layer(folded, stream, RECIPE.with_method("awq").scheme)  # type: ignore[arg-type]
+        scheme = RECIPE.with_method("awq").scheme
+        fold_layer(folded, stream, scheme, [stage.name for stage in STAGES])
         assert not torch.equal(folded.mlp.down_proj.weight, layer.mlp.down_proj.weight)
         norm = folded.input_layernorm.weight
         assert torch.equal(norm, norm.half().float()), "a bundle stores norms in float16"
