@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from runtime.inputs.prompt import Message, Prompt, PromptError, Tokenizer
-from runtime.inputs.slices import Images
 from runtime.reference.kv_cache import KVCache
 from runtime.sessions.reference_session import Key, ReferenceSession, _Picture, _Request
 from tests.engine.components import ComponentError, Components, numbers
@@ -151,7 +150,7 @@ def test_requests_are_keyed_and_fitted_alike(
         fit = f"fit {window} {pinned} {last} {len(prompt.ids)}"
         try:
             request = session._request(
-                messages, _Picture(Images((), None), picture) if picture else None
+                messages, _Picture([], None, picture) if picture else None
             )
         except PromptError as error:
             refused += 1
