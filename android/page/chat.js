@@ -40,6 +40,18 @@ export function shownChat() {
   return chat === null ? undefined : chat.id;
 }
 
+/** Returns the picture's element that the answer in progress is about; null if none is drawn. */
+export function askedPicture() {
+  const turns = turnsShown();
+  const latest = turns.map((turn) => Boolean(turn.picture)).lastIndexOf(true);
+  return answering && drawn[latest] ? drawn[latest].element.querySelector('.picture') : null;
+}
+
+/** Returns whether the model sees a picture with the chat's last question. */
+export function hasPicture() {
+  return turnsShown().some((turn) => turn.picture);
+}
+
 /** Applies settings and language. */
 export function setOptions(changed) {
   const before = JSON.stringify(options);

@@ -4,10 +4,11 @@ import {connect} from './bridge.js';
 import * as chatView from './chat.js';
 import * as checks from './checks.js';
 import * as composer from './composer.js';
-import {find} from './dom.js';
+import {announce, find} from './dom.js';
 import * as history from './history.js';
 import * as panels from './panels.js';
 import * as shared from './shared.js';
+import * as slices from './slices.js';
 import * as startScreen from './start_screen.js';
 import {say, sayBytes, sayError, sayTime, setLanguage} from './texts.js';
 
@@ -76,6 +77,7 @@ function onChat(event) {
   find('title').textContent = (event.chat && event.chat.title) || say('title');
   if (state !== null) {
     state.shown = chatView.shownChat();
+    drawProgress();
     startScreen.draw(state);
     panels.update(state);
   }
@@ -91,8 +93,13 @@ function onText(event) {
 
 function onProgress(event) {
   if (state !== null && state.job && state.job.kind === event.kind) {
+    const isFirst = slices.placeOf(progress) === null;
     progress = event;
     drawProgress();
+    const place = slices.placeOf(progress);
+    if (isFirst && place !== null) {
+      announce(say('encodingSlices', place));
+    }
   }
 }
 
@@ -102,8 +109,16 @@ function onError(event) {
   if (isExplained && event.code !== 'no_space') {
     return; // on the start screen, in detail
   }
-  find('alert').querySelector('span').textContent = sayError(event.code) + '\n' + event.message;
+  const isDetailed = event.code === 'prompt_too_long' && chatView.hasPicture() && hasDetail();
+  find('alert').querySelector('span').textContent =
+    (isDetailed ? say('lessDetail') : sayError(event.code)) + '\n' + event.message;
   find('alert').hidden = false;
+}
+
+/** Whether the model could cut the picture into fewer slices. */
+function hasDetail() {
+  return Boolean(state && state.model && state.settings)
+    && Math.min(state.model.max_slices, state.settings.max_slices) > 1;
 }
 
 /** Tells a host that has to know in advance whether Back closes something. */
@@ -156,12 +171,17 @@ function label() {
 
 function drawProgress() {
   const isShown = state !== null && Boolean(state.job) && progress !== null;
+  const place = isShown ? slices.placeOf(progress) : null;
+  const isHere = isShown && progress.kind === 'answer' && progress.chat === chatView.shownChat();
+  slices.draw(isHere ? chatView.askedPicture() : null, place);
   find('progress').hidden = !isShown || progress.kind === 'rest';
   if (!isShown) {
     return;
   }
   const waits = state.answering && progress.kind !== 'answer';
-  const name = say(STAGES[progress.stage] || 'working') + (waits ? ' – ' + say('waiting') : '');
+  const stage = place === null
+    ? say(STAGES[progress.stage] || 'working') : say('encodingImage', place);
+  const name = stage + (waits ? ' – ' + say('waiting') : '');
   const bar = find('progress').querySelector('progress');
   if (progress.total > 0) {
     bar.max = progress.total;
@@ -170,7 +190,7 @@ function drawProgress() {
     bar.removeAttribute('value'); // indeterminate
   }
   bar.setAttribute('aria-label', name);
-  const share = progress.total > 0 ? Math.floor(100 * progress.done / progress.total) : null;
+  const share = progress.total > 0 && place === null ? Math.floor(100 * progress.done / progress.total) : null;
   const speed = progress.bytes_s
     ? ' – ' + say('speedLeft', {speed: sayBytes(progress.bytes_s), left: sayTime(progress.left_s)})
     : '';

@@ -15,6 +15,7 @@ from runtime.inputs.sampling import GenerationOptions
 from runtime.web.files import write_json
 
 SET = "OmniLMMChat"  # of generation.json
+MAX_SLICES = 4  # by default, of models that cut pictures; more take longer
 _SWITCHES = ("do_sample", "show_speed")
 _WORDS = {"language": ("system", "en", "zh"), "theme": ("system", "light", "dark")}
 # What each number may be: its `min`, `max` and `step`; a step of 1 means whole numbers.
@@ -46,6 +47,7 @@ class Settings:
             **settings.choose(True, {}),
             "max_new_tokens": settings.max_new_tokens,
             "window": window,
+            "max_slices": MAX_SLICES,
             "threads": 0,
             "show_speed": False,
             "theme": "system",

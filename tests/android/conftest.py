@@ -83,9 +83,13 @@ def start(browser: Browser, java_classpath: str, tmp_path: Path) -> Iterator[Cal
     from tests.android.phone import Phone
 
     started: list[Phone] = []
-    bundle = fake_bundle(tmp_path / "bundle")
 
-    def begin(*, weights: bool = True, size: str = "phone", **options: Any) -> Phone:
+    def begin(
+        *, weights: bool = True, size: str = "phone", slices: int | None = None, **options: Any
+    ) -> Phone:
+        bundle = tmp_path / "bundle"
+        if not bundle.exists():
+            fake_bundle(bundle, slices=slices)
         width, height = SIZES[size]
         page = browser.new_page(viewport={"width": width, "height": height})
         beside = tmp_path / f"beside-{len(started)}"

@@ -2,7 +2,8 @@
 
 `die 3` exits with code 3, `signal 9` kills it with a signal, `garbage` sends invalid JSON, `slow`
 streams text until it is cancelled, `count` streams numbers, `refuse CODE` fails with an error;
-anything else is echoed. A file `forget-pictures` in the bundle makes it evict all pictures once.
+anything else is echoed. A file `forget-pictures` in the bundle makes it evict all pictures once; a
+file `wait` there makes it stop halfway through a picture until it is cancelled.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ from pathlib import Path
 from typing import Any
 
 HEADER = struct.Struct("<8sIIII")  # of a picture file
+BLOCKS = 2  # of the vision encoder
+# By the number of slices asked for: their columns and rows, of any picture.
+GRIDS = {0: None, 1: None, 4: (2, 2), 9: (3, 3)}
 _PIECE_SECONDS = 0.02
 
 lines: queue.Queue[dict[str, Any] | None] = queue.Queue()
@@ -91,25 +95,47 @@ def chat(request: dict[str, Any], pictures: dict[str, str]) -> None:
     done(request, answer, "eos")
 
 
+def encode(request: dict[str, Any], most: int, waits: bool) -> str | None:
+    """Plays the encoding of a picture; returns its name, or None after an error."""
+    number, wanted = request["id"], request.get("max_slices")
+    if wanted is not None and not 1 <= wanted <= most:
+        say("error", number, code="invalid_request", message=f"max_slices is {wanted}")
+        return None
+    _, _, width, height, _ = HEADER.unpack(Path(request["path"]).read_bytes()[:24])
+    grid = GRIDS[most if wanted is None else wanted]
+    images = 1 + (0 if grid is None else grid[0] * grid[1])
+    cut = {} if grid is None else {"grid": grid}
+    for block in range(1, BLOCKS * images + 1):
+        say("progress", number, stage="encode", done=block, total=BLOCKS * images, **cut)
+        if waits and block == BLOCKS * images // 2:
+            cancelled.wait()
+            say("error", number, code="cancelled", message="cancelled")
+            return None
+    name = f"{width}x{height}" + ("" if grid is None else f" in {images}")
+    say("done", number, image=name, images=images, remembered=False, encode_ms=5.0, **cut)
+    return name
+
+
 def main() -> None:
     threading.Thread(target=read, daemon=True).start()
     threads = os.environ.get("TVM_NUM_THREADS", "")
     hello = {"protocol": 1, "version": "0", "target": "host", "program_id": "program", "cpu": "x"}
     print(json.dumps({"event": "hello", **hello, "threads": threads}), flush=True)
     pictures: dict[str, str] = {}
-    bundle = Path()
+    bundle, most = Path(), 0
     while (request := lines.get()) is not None:
         number, op = request["id"], request["op"]
         if op == "load":
             bundle = Path(request["bundle"])
             size = (bundle / "weights.safetensors").stat().st_size
-            say("done", number, image_tokens=4, weights_bytes=size, window=request["window"])
+            model = json.loads((bundle / "bundle.json").read_bytes()).get("model", {})
+            most = model.get("max_slice_nums", 0)
+            facts = {"image_tokens": 4, "max_slices": most, "weights_bytes": size}
+            say("done", number, **facts, window=request["window"])
         elif op == "image":
-            _, _, width, height, _ = HEADER.unpack(Path(request["path"]).read_bytes()[:24])
-            name = f"{width}x{height}"
-            pictures[name] = name
-            say("progress", number, stage="encode", done=1, total=2)
-            say("done", number, image=name, remembered=False, encode_ms=5.0)
+            found = encode(request, most, (bundle / "wait").exists())
+            if found is not None:
+                pictures[found] = found
         elif op == "save_image":
             Path(request["path"]).write_text(request["image"])
             say("done", number, bytes=1)

@@ -83,7 +83,7 @@ def open_app(
 
     size, language, dark, percent = LOOKS[look]
     width, height = SIZES[size]
-    bundle = fake_bundle(tmp_path / "bundle")
+    bundle = fake_bundle(tmp_path / "bundle", slices=9)
     opened: list[Phone] = []
 
     def begin(*, weights: bool = True) -> Phone:
@@ -138,7 +138,9 @@ def test_first_start(open_app: Callable[..., Phone], check: Callable[[Phone, str
     check(phone, "first-start")
 
 
-def test_chats(open_app: Callable[..., Phone], check: Callable[[Phone, str], None]) -> None:
+def test_chats(
+    open_app: Callable[..., Phone], check: Callable[[Phone, str], None], tmp_path: Path
+) -> None:
     phone = open_app()
     page = phone.page
     page.click("#new-chat")
@@ -173,6 +175,15 @@ def test_chats(open_app: Callable[..., Phone], check: Callable[[Phone, str], Non
     check(phone, "shared")
     page.locator(".offered button").last.click()
     phone.until("!document.querySelector('#attached').hidden")
+    wait = tmp_path / "app" / "files" / "bundle" / "wait"
+    wait.touch()  # the engine stops halfway through the picture
+    phone.ask("What is this?")
+    phone.until("document.querySelectorAll('.slices .done').length === 2")
+    phone.until("document.querySelector('.slices').clientWidth > 100")
+    check(phone, "slices")
+    page.click("#stop")
+    phone.until("document.querySelector('#stop').hidden")
+    wait.unlink()
     phone.ask("signal 9")
     phone.until(
         "!document.querySelector('#alert').hidden && document.querySelector('#stop').hidden"

@@ -65,7 +65,7 @@ final class Benchmark {
     return results;
   }
 
-  /** Encodes noise, which the engine cannot remember from an earlier run. */
+  /** Encodes noise as one image; the engine cannot remember it from an earlier run. */
   private JSONObject encode() throws EngineException {
     File pixels = new File(cache, "benchmark.pixels");
     try (OutputStream stream =
@@ -79,7 +79,7 @@ final class Benchmark {
       throw FileTools.failure(EngineException.FILE_ERROR, "the test picture", e);
     }
     try {
-      return manager.request(Op.IMAGE, Json.object(Field.PATH, pixels.getPath()), listener);
+      return manager.encode(pixels, Math.min(1, manager.mostSlices()), listener);
     } finally {
       pixels.delete();
     }

@@ -17,10 +17,11 @@ import org.json.JSONObject;
 public final class BundleFiles {
   private static final String MANIFEST = "bundle.json";
   private static final String GENERATION = "generation.json";
+  private static final String SETTINGS = "OmniLMMChat"; // a set of generation.json: it samples
 
   public final File folder;
   public final JSONObject manifest;
-  public final JSONObject generation;
+  private final JSONObject generation;
 
   /** Unpacks the files, or updates them after an app update. */
   public BundleFiles(File folder, Host host) throws EngineException {
@@ -50,6 +51,22 @@ public final class BundleFiles {
     JSONObject files = manifest.optJSONObject("files");
     JSONObject record = files == null ? null : files.optJSONObject(name);
     return record == null ? new JSONObject() : record;
+  }
+
+  /**
+   * Returns how the model generates unless told otherwise: `window`, and a set of settings as in
+   * generation.json. Models that cut pictures into slices have defaults of their own there, as
+   * `runtime/inputs/defaults.py` knows.
+   */
+  public JSONObject defaults() {
+    JSONObject model = manifest.optJSONObject("model");
+    boolean cutsPictures = model != null && model.opt("slice_mode") instanceof Boolean;
+    JSONObject slices = cutsPictures ? generation.optJSONObject("slices") : null;
+    JSONObject sets = generation.optJSONObject("sets");
+    String name = slices == null ? SETTINGS : slices.optString("settings");
+    return Json.object(
+        "window", (slices == null ? generation : slices).opt("window"),
+        "settings", sets == null ? null : sets.opt(name));
   }
 
   /** Returns the facts about the bundle that the page shows. */

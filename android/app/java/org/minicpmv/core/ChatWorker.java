@@ -192,7 +192,12 @@ final class ChatWorker implements Closeable, LoadedModel.VerificationListener {
 
     @Override
     public void onProgress(String stage, long done, long total) {
-      running.advance(stage, done, total);
+      onProgress(stage, done, total, null);
+    }
+
+    @Override
+    public void onProgress(String stage, long done, long total, JSONArray grid) {
+      running.advance(stage, done, total, grid);
       JSONObject event = running.toJson();
       Json.put(event, "event", "progress");
       host.toPage(event);
@@ -334,7 +339,7 @@ final class ChatWorker implements Closeable, LoadedModel.VerificationListener {
                 chat.messages(),
                 chat.picture(),
                 pictures,
-                settings().sampling(),
+                settings(),
                 listener,
                 job.cancel,
                 speed);

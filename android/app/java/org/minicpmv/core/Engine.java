@@ -13,6 +13,7 @@ import java.util.List;
 import java.util.concurrent.BlockingQueue;
 import java.util.concurrent.LinkedBlockingQueue;
 import java.util.concurrent.TimeUnit;
+import org.json.JSONArray;
 import org.json.JSONException;
 import org.json.JSONObject;
 import org.minicpmv.core.Protocol.Event;
@@ -43,6 +44,9 @@ public final class Engine implements AutoCloseable {
   /** Receives streamed text and progress. */
   public interface Listener extends Progress {
     void onText(String text);
+
+    /** As above; `grid`: columns and rows of the slices of the picture being encoded, or null. */
+    void onProgress(String stage, long done, long total, JSONArray grid);
   }
 
   private final Process process;
@@ -119,7 +123,10 @@ public final class Engine implements AutoCloseable {
         return line;
       } else if (event.equals(Event.PROGRESS)) {
         listener.onProgress(
-            line.optString(Field.STAGE), line.optLong(Field.DONE), line.optLong(Field.TOTAL));
+            line.optString(Field.STAGE),
+            line.optLong(Field.DONE),
+            line.optLong(Field.TOTAL),
+            line.optJSONArray(Field.GRID));
       } else if (event.equals(Event.TEXT)) {
         listener.onText(line.optString(Field.TEXT));
       }

@@ -2,7 +2,7 @@ package org.minicpmv.core;
 
 import java.io.File;
 import java.util.Iterator;
-import java.util.LinkedHashMap;
+import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
 import org.json.JSONArray;
@@ -22,7 +22,7 @@ final class EngineManager {
   private final File bundle;
   private final File cache;
   private final Log log;
-  private final Map<String, String> names = new LinkedHashMap<>(); // picture id to engine's name
+  private final Map<File, String> names = new HashMap<>(); // embeddings to the engine's name
   private volatile Engine engine;
   private volatile JSONObject loaded; // the reply to `load`; null: no bundle is loaded
   private int window;
@@ -91,31 +91,33 @@ final class EngineManager {
    * Answers a conversation.
    *
    * @param messages in the protocol's format
-   * @param picture the id of the picture in the conversation, or null
+   * @param picture the id of the picture in the conversation, or null; cut as the settings say now
    * @param speed receives the picture's encoding time
    */
   JSONObject chat(
       JSONArray messages,
       String picture,
       Pictures pictures,
-      JSONObject sampling,
+      Settings settings,
       Engine.Listener listener,
       CancelToken cancel,
       JSONObject speed)
       throws EngineException {
-    String name = picture == null ? null : names.get(picture);
+    int maxSlices = Math.min(settings.maxSlices(), mostSlices());
+    String name = picture == null ? null : names.get(pictures.embeddings(picture, maxSlices));
     boolean isRemembered = name != null;
     if (picture != null && name == null) {
-      name = encode(picture, pictures, listener, cancel, speed);
+      name = encode(picture, maxSlices, pictures, listener, cancel, speed);
     }
     cancel.check();
+    JSONObject sampling = settings.sampling();
     try {
       return request(Op.CHAT, chatFields(messages, name, sampling), listener);
     } catch (EngineException e) {
       if (!isRemembered || !e.code().equals(EngineException.UNKNOWN_PICTURE)) {
         throw e;
       }
-      name = encode(picture, pictures, listener, cancel, speed); // it was evicted
+      name = encode(picture, maxSlices, pictures, listener, cancel, speed); // it was evicted
       return request(Op.CHAT, chatFields(messages, name, sampling), listener);
     }
   }
@@ -140,22 +142,42 @@ final class EngineManager {
     }
   }
 
+  /**
+   * Has the engine encode a picture.
+   *
+   * @param pixels the picture's file, decoded
+   * @param maxSlices the most slices to cut it into; 0: the model cuts none
+   */
+  JSONObject encode(File pixels, int maxSlices, Engine.Listener listener) throws EngineException {
+    JSONObject fields =
+        Json.object(
+            Field.PATH, pixels.getPath(),
+            Field.MAX_SLICES, maxSlices == 0 ? null : (Object) maxSlices);
+    return request(Op.IMAGE, fields, listener);
+  }
+
+  /** Returns the most slices that the model cuts a picture into; 0: it cuts none. */
+  int mostSlices() {
+    return loaded.optInt(Field.MAX_SLICES);
+  }
+
   /** Sends a picture to the engine: its saved embeddings, or else its pixels. */
   private String encode(
       String picture,
+      int maxSlices,
       Pictures pictures,
       Engine.Listener listener,
       CancelToken cancel,
       JSONObject speed)
       throws EngineException {
-    File embeddings = pictures.embeddings(picture);
+    File embeddings = pictures.embeddings(picture, maxSlices);
     String name = restore(embeddings, listener);
     if (name == null) {
       File pixels = new File(cache, "picture.pixels");
       try {
         pictures.pixels(picture, pixels, listener, cancel);
         cancel.check();
-        JSONObject line = request(Op.IMAGE, Json.object(Field.PATH, pixels.getPath()), listener);
+        JSONObject line = encode(pixels, maxSlices, listener);
         Json.put(speed, "encode_ms", line.optDouble(Field.ENCODE_MS));
         name = line.optString(Field.IMAGE);
       } finally {
@@ -163,7 +185,7 @@ final class EngineManager {
       }
       keep(name, embeddings, listener);
     }
-    names.put(picture, name);
+    names.put(embeddings, name);
     return name;
   }
 

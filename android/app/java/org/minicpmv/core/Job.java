@@ -1,5 +1,6 @@
 package org.minicpmv.core;
 
+import org.json.JSONArray;
 import org.json.JSONObject;
 
 /** A unit of work: the page shows its progress and can stop it. */
@@ -19,6 +20,7 @@ final class Job {
   private String stage = "";
   private long done;
   private long total;
+  private JSONArray grid; // columns and rows of the slices of a picture; null: none
   private final Rate rate = new Rate();
 
   Job(String kind, String chat) {
@@ -26,11 +28,12 @@ final class Job {
     this.chat = chat;
   }
 
-  synchronized void advance(String newStage, long newDone, long newTotal) {
+  synchronized void advance(String newStage, long newDone, long newTotal, JSONArray newGrid) {
     rate.add(newStage, System.nanoTime(), newDone);
     stage = newStage;
     done = newDone;
     total = newTotal;
+    grid = newGrid;
   }
 
   /** Appends a piece to an answer; returns its offset. */
@@ -46,7 +49,8 @@ final class Job {
 
   synchronized JSONObject toJson() {
     JSONObject job =
-        Json.object("kind", kind, "chat", chat, "stage", stage, "done", done, "total", total);
+        Json.object(
+            "kind", kind, "chat", chat, "stage", stage, "done", done, "total", total, "grid", grid);
     double speed = rate.perSecond();
     if (stage.equals(IMPORT) && speed > 0) {
       Json.put(job, "bytes_s", Math.round(speed));

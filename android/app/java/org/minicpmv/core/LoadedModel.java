@@ -58,7 +58,7 @@ final class LoadedModel {
     synchronized (this) {
       bundle = files;
       settings =
-          new Settings(new File(paths.files, "settings.json"), files.generation, ranges, log);
+          new Settings(new File(paths.files, "settings.json"), files.defaults(), ranges, log);
       weights = new Weights(files.folder, paths.externalWeights, files.record(Weights.NAME));
       if (manager == null) {
         manager = new EngineManager(paths.engine, files.folder, paths.cache, log);

@@ -51,9 +51,14 @@ public final class Pictures {
     return new File(folder, id + SMALL);
   }
 
-  /** The file of a picture's embeddings, written by the engine. */
-  public File embeddings(String id) {
-    return new File(folder, id + EMBEDDINGS);
+  /**
+   * The file of a picture's embeddings, written by the engine.
+   *
+   * @param maxSlices the most slices into which the picture was cut; 0: the model cuts none
+   */
+  public File embeddings(String id, int maxSlices) {
+    String detail = maxSlices == 0 ? "" : "." + maxSlices;
+    return new File(folder, id + detail + EMBEDDINGS);
   }
 
   /** Decodes a picture to the engine's file format. */

@@ -50,8 +50,10 @@ final class Protocol {
     static final String WINDOW = "window";
     static final String LOAD_MS = "load_ms";
     static final String IMAGE_TOKENS = "image_tokens";
+    static final String MAX_SLICES = "max_slices";
     static final String PATH = "path";
     static final String IMAGE = "image";
+    static final String GRID = "grid";
     static final String ENCODE_MS = "encode_ms";
     static final String STAGE = "stage";
     static final String DONE = "done";

@@ -13,8 +13,8 @@ import org.minicpmv.core.Protocol.Field;
 
 /** The user's settings, with defaults from the bundle. */
 public final class Settings {
-  private static final String DEFAULTS = "OmniLMMChat"; // a set in generation.json
   private static final int MAX_NEW_TOKENS = 1024; // the default; phones are slow
+  private static final int MAX_SLICES = 4; // the default, as in `runtime/web/settings.py`
   private static final String RANGES = "setting_ranges.json";
   private static final List<String> SWITCHES = Arrays.asList("do_sample", "show_speed");
   private static final List<String> LANGUAGES = Arrays.asList("system", "en", "zh");
@@ -27,25 +27,25 @@ public final class Settings {
 
   /**
    * @param file where the user's choices are saved
-   * @param generation the bundle's generation.json
+   * @param given the bundle's defaults, see {@link BundleFiles#defaults}
    * @param ranges the numbers' ranges, see {@link #readRanges}
    */
-  public Settings(File file, JSONObject generation, JSONObject ranges, Log log) {
+  public Settings(File file, JSONObject given, JSONObject ranges, Log log) {
     this.file = file;
     this.ranges = ranges;
-    JSONObject sets = generation.optJSONObject("sets");
-    JSONObject set = sets == null ? null : sets.optJSONObject(DEFAULTS);
-    JSONObject sample = set == null ? null : set.optJSONObject("sample");
-    JSONObject given = sample == null ? new JSONObject() : sample;
+    JSONObject set = given.optJSONObject("settings");
+    JSONObject known = set == null ? null : set.optJSONObject("sample");
+    JSONObject sample = known == null ? new JSONObject() : known;
     defaults =
         Json.object(
-            "do_sample", given.optBoolean("do_sample", true),
-            "temperature", given.optDouble("temperature", 0.7),
-            "top_p", given.optDouble("top_p", 0.8),
-            "top_k", given.optInt("top_k", 100),
-            "repetition_penalty", given.optDouble("repetition_penalty", 1.0),
+            "do_sample", sample.optBoolean("do_sample", true),
+            "temperature", sample.optDouble("temperature", 0.7),
+            "top_p", sample.optDouble("top_p", 0.8),
+            "top_k", sample.optInt("top_k", 100),
+            "repetition_penalty", sample.optDouble("repetition_penalty", 1.0),
             "max_new_tokens", MAX_NEW_TOKENS,
-            "window", generation.optInt("window", 1024),
+            "window", given.optInt("window", 1024),
+            "max_slices", MAX_SLICES,
             "threads", 0,
             "show_speed", false,
             "theme", "system",
@@ -105,6 +105,11 @@ public final class Settings {
 
   public int threads() {
     return all().optInt("threads");
+  }
+
+  /** Returns the most slices to cut a picture into, for models that can. */
+  public int maxSlices() {
+    return all().optInt("max_slices");
   }
 
   public String language() {

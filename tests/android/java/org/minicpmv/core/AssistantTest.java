@@ -12,8 +12,10 @@ import java.io.IOException;
 import java.io.InputStream;
 import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
+import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.Collections;
+import java.util.List;
 import java.util.concurrent.CountDownLatch;
 import org.json.JSONArray;
 import org.json.JSONObject;
@@ -75,6 +77,86 @@ public final class AssistantTest {
     app.say("do", "send", "text", "and now", "chat", id);
     app.await("text");
     assertTrue(turn(app.awaitAnswer(), 3).getString("text").contains("seeing 5x3"));
+  }
+
+  /** Packages a model that cuts a picture into up to 9 slices. */
+  private void carrySlices() throws Exception {
+    JSONObject model = Json.object("slice_mode", true, "max_slice_nums", 9);
+    app.carry(Fixture.WEIGHTS, model);
+  }
+
+  @Test
+  public void aPictureIsCutAsTheSettingsSayNow() throws Exception {
+    carrySlices();
+    app.ready().say("do", "picture", "camera", false);
+    String picture = app.await("picture").getJSONObject("picture").getString("id");
+    app.say("do", "send", "text", "what", "picture", picture);
+    JSONObject chat = app.awaitAnswer();
+    assertEquals("1: what seeing 5x3 in 5", turn(chat, 1).getString("text"));
+    Object[][] choices = {
+      {9, "in 10", true}, {1000, "in 10", false}, {1, "", true}, {4, "in 5", false},
+    };
+    for (int i = 0; i < choices.length; i++) {
+      app.awaitIdle();
+      app.say("do", "settings", "settings", Json.object("max_slices", choices[i][0]));
+      app.say("do", "send", "text", "now", "chat", chat.getString("id"));
+      app.await("text");
+      JSONObject answer = turn(app.awaitAnswer(), 2 * i + 3);
+      String seen = (2 * i + 3) + ": now seeing 5x3 " + choices[i][1];
+      assertEquals(seen.trim(), answer.getString("text"));
+      // A detail that was asked for before needs no encoding.
+      assertEquals(choices[i][2], answer.getJSONObject("speed").has("encode_ms"));
+    }
+    app.awaitIdle();
+    app.say("do", "send", "text", "signal 9", "chat", chat.getString("id"));
+    assertEquals("engine_killed", app.await("error").getString("code"));
+    app.awaitIdle();
+    app.say("do", "settings", "settings", Json.object("max_slices", 9));
+    app.say("do", "send", "text", "and", "chat", chat.getString("id"));
+    app.await("text");
+    assertEquals("13: and seeing 5x3 in 10 again", turn(app.awaitAnswer(), 13).getString("text"));
+    app.awaitIdle();
+    String[] kept = new File(app.files, "pictures").list();
+    Arrays.sort(kept);
+    assertEquals(
+        Arrays.asList("", ".1.embeddings", ".4.embeddings", ".9.embeddings", ".jpg"),
+        suffixes(kept, picture));
+    app.say("do", "delete", "chat", chat.getString("id"));
+    app.awaitIdle();
+    app.close();
+    app.start();
+    assertEquals(0, new File(app.files, "pictures").list().length);
+  }
+
+  private static List<String> suffixes(String[] names, String prefix) {
+    List<String> suffixes = new ArrayList<>();
+    for (String name : names) {
+      assertTrue(name, name.startsWith(prefix));
+      suffixes.add(name.substring(prefix.length()));
+    }
+    return suffixes;
+  }
+
+  @Test
+  public void theGridOfAPictureIsPartOfItsProgress() throws Exception {
+    carrySlices();
+    app.ready().say("do", "picture", "camera", false);
+    String picture = app.await("picture").getJSONObject("picture").getString("id");
+    Files.createFile(new File(app.files, "bundle/wait").toPath());
+    app.say("do", "send", "text", "what", "picture", picture);
+    JSONObject event = app.await("progress");
+    while (!event.getString("stage").equals("encode") || event.getInt("done") < 5) {
+      event = app.await("progress");
+    }
+    assertEquals("[2,2]", event.getJSONArray("grid").toString());
+    assertEquals(10, event.getInt("total"));
+    app.events.clear();
+    app.say("do", "hello"); // a page that comes later
+    JSONObject job = app.await("state").getJSONObject("job");
+    assertEquals("[2,2]", job.getJSONArray("grid").toString());
+    assertEquals(5, job.getInt("done"));
+    app.say("do", "stop");
+    assertFalse(app.awaitIdle().has("job"));
   }
 
   @Test

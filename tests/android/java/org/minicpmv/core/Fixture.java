@@ -48,12 +48,18 @@ final class Fixture implements Host, AutoCloseable {
     carry(WEIGHTS);
   }
 
-  /** Packages a bundle with these weights into the app. */
+  /** Packages a bundle with these weights into the app; its model cuts no pictures. */
   void carry(byte[] weights) throws Exception {
+    carry(weights, new JSONObject());
+  }
+
+  /** The same with a model's configuration. */
+  void carry(byte[] weights, JSONObject model) throws Exception {
     JSONObject file = Json.object("size", weights.length, "sha256", sha256(weights));
     JSONObject manifest =
         Json.object(
             "architecture", "MiniCPMV",
+            "model", model,
             "files",
                 Json.object(
                     "weights.safetensors", file, "generation.json", new JSONObject(),

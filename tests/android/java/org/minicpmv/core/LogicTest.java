@@ -9,6 +9,7 @@ import static org.junit.Assert.fail;
 
 import java.io.File;
 import java.io.IOException;
+import java.io.InputStream;
 import java.nio.file.Files;
 import java.util.Arrays;
 import org.json.JSONArray;
@@ -199,25 +200,45 @@ public final class LogicTest {
     File folder = Files.createTempDirectory("settings").toFile();
     File file = new File(folder, "settings.json");
     Log log = new Log(new File(folder, "log"));
-    JSONObject sets = new JSONObject("{\"OmniLMMChat\": {\"sample\": {\"top_k\": 7}}}");
-    JSONObject generation = Json.object("window", 300, "sets", sets);
+    JSONObject sample = new JSONObject("{\"sample\": {\"top_k\": 7}}");
+    JSONObject given = Json.object("window", 300, "settings", sample);
     JSONObject ranges = Settings.readRanges(new Fixture());
-    Settings settings = new Settings(file, generation, ranges, log);
+    Settings settings = new Settings(file, given, ranges, log);
     assertEquals(300, settings.window());
     assertEquals(7, settings.sampling().getInt("top_k"));
     settings.choose(
         new JSONObject(
             "{\"temperature\": 0.5, \"top_k\": 1.5, \"window\": 1e9, \"language\": \"xx\","
                 + " \"do_sample\": \"no\", \"unknown\": 1}"));
-    settings = new Settings(file, generation, ranges, log);
+    settings = new Settings(file, given, ranges, log);
     assertEquals(0.5, settings.sampling().getDouble("temperature"), 0);
     assertEquals(7, settings.sampling().getInt("top_k"));
     assertEquals("system", settings.language());
     settings.choose(new JSONObject("{\"do_sample\": false, \"top_k\": 0}"));
     assertFalse(settings.sampling().has("temperature"));
     Files.write(file.toPath(), new byte[] {'['});
-    assertEquals(300, new Settings(file, generation, ranges, log).window());
+    assertEquals(300, new Settings(file, given, ranges, log).window());
     assertTrue(log.text().contains("settings"));
+  }
+
+  @Test
+  public void theDefaultsAreThoseOfTheModel() throws Exception {
+    Fixture phone = new Fixture();
+    try (InputStream source = phone.configFile("generation.json")) {
+      phone.carried.put("generation.json", FileTools.read(source));
+    }
+    JSONObject defaults = new BundleFiles(phone.files, phone).defaults();
+    assertEquals(1024, defaults.getInt("window"));
+    JSONObject sample = defaults.getJSONObject("settings").getJSONObject("sample");
+    assertFalse(sample.has("repetition_penalty"));
+    phone.carry(Fixture.WEIGHTS, new JSONObject("{\"slice_mode\": false}"));
+    try (InputStream source = phone.configFile("generation.json")) {
+      phone.carried.put("generation.json", FileTools.read(source));
+    }
+    defaults = new BundleFiles(phone.files, phone).defaults();
+    assertEquals(2048, defaults.getInt("window"));
+    sample = defaults.getJSONObject("settings").getJSONObject("sample");
+    assertEquals(1.05, sample.getDouble("repetition_penalty"), 0);
   }
 
   @Test
