@@ -49,8 +49,8 @@ class ChatConfig:
         given = [f"--{n.replace('_', '-')}" for n in names if getattr(self, n) is not None]
         if self.greedy and given:
             raise ConfigError(f"--greedy does not sample; leave out {', '.join(given)}")
-        if self.web and (self.prompt is not None or self.json or self.max_slices is not None):
-            raise ConfigError("--prompt, --json and --max-slices do not work with --web")
+        if self.web and (self.prompt is not None or self.json):
+            raise ConfigError("--prompt and --json do not work with --web")
         if not self.web and (self.port is not None or self.no_open):
             raise ConfigError("--port and --no-open need --web")
         if self.port is not None and not 0 <= self.port <= _LAST_PORT:

@@ -10,6 +10,7 @@ from convert.bundle.manifest import Bundle
 from convert.support.console import results
 from runtime.commands.chat_options import SETTINGS, ChatConfig, load_model
 from runtime.engine_client.options import REFERENCE
+from runtime.inputs.slices import limit_slices
 from runtime.sessions.conversation import say
 from runtime.sessions.loader import is_bundle
 from runtime.web.files import data_folder
@@ -17,7 +18,7 @@ from runtime.web.model import LoadedModel
 from runtime.web.serve import serve
 
 # Settings that both the command line and the page have.
-_SHARED = ("temperature", "top_p", "top_k", "max_new_tokens", "window")
+_SHARED = ("temperature", "top_p", "top_k", "max_new_tokens", "window", "max_slices")
 
 
 def chat_on_page(config: ChatConfig) -> int:
@@ -33,6 +34,7 @@ def chat_on_page(config: ChatConfig) -> int:
         source=config.source or "demo",
         as_original=config.as_original,
     )
+    limit_slices(model.loaded.config.vision, config.max_slices)
     defaults = model.loaded.defaults
     limit = defaults.named(SETTINGS).max_new_tokens
     folder = data_folder()

@@ -1,4 +1,4 @@
-"""Measures what a question about a picture takes, as the app's `Benchmark.java` does."""
+"""Measures what a question about one image takes, as the app's `Benchmark.java` does."""
 
 from __future__ import annotations
 
@@ -26,10 +26,12 @@ def run(session: Session, job: Job) -> dict[str, Any]:
         StoppedError: the user ended it.
     """
     session.reset()  # nothing of the prompt is cached
+    vision = session.config.vision
     reply = session.reply(
         [{"role": "user", "content": QUESTION}],
-        None if session.config.resampler is None else _noise(),
+        None if vision is None else _noise(),
         GenerationOptions(max_new_tokens=_NEW_TOKENS),
+        max_slices=1 if vision is not None and vision.slices is not None else None,
         on_progress=job.advance,
         cancelled=job.is_stopped,
     )
@@ -41,7 +43,7 @@ def run(session: Session, job: Job) -> dict[str, Any]:
         "generated_tokens": found.generated_tokens,
         "decode_tok_s": found.decode_tok_s,
     }
-    if session.config.resampler is not None:
+    if vision is not None:
         results["encode_ms"] = found.encode_ms
     if found.peak_rss_bytes is not None:
         results["peak_rss_bytes"] = found.peak_rss_bytes

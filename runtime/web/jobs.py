@@ -6,6 +6,8 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from runtime.engine_client.protocol import Stage
+
 LOAD, ANSWER, CHECK, BENCH = "load", "answer", "check", "bench"
 
 
@@ -24,6 +26,7 @@ class Job:
         self._cancel_requested = threading.Event()
         self._text = ""
         self._progress = ("", 0, 0)
+        self._grid: tuple[int, int] | None = None
 
     @property
     def text(self) -> str:
@@ -46,8 +49,15 @@ class Job:
 
     def advance(self, stage: str, done: int, total: int) -> None:
         """Reports progress; the page gets an event for every whole percent."""
+        self.advance_picture(None, stage, done, total)
+
+    def advance_picture(
+        self, grid: tuple[int, int] | None, stage: str, done: int, total: int
+    ) -> None:
+        """Does so for an answer about a picture; grid: columns and rows of its slices, if any."""
         with self._lock:
             before, self._progress = self._progress, (stage, done, total)
+            self._grid = grid if stage == Stage.ENCODE else None
         if before[0] != stage or _percent(before[1], total) != _percent(done, total):
             self._publish({"event": "progress", "chat": self.chat, **self._fields()})
 
@@ -65,7 +75,8 @@ class Job:
     def _fields(self) -> dict[str, Any]:
         with self._lock:
             stage, done, total = self._progress
-        return {"kind": self.kind, "stage": stage, "done": done, "total": total}
+            grid = {} if self._grid is None else {"grid": self._grid}
+        return {"kind": self.kind, "stage": stage, "done": done, "total": total, **grid}
 
 
 def _percent(done: int, total: int) -> int:

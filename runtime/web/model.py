@@ -87,6 +87,11 @@ class LoadedModel:
         return about
 
     def image_tokens(self) -> int:
-        """Returns how many tokens a picture takes; 0: the model takes no pictures."""
+        """Returns how many tokens an image takes; 0: the model takes no pictures."""
         resampler = self.loaded.config.resampler
         return 0 if resampler is None else resampler.query_num
+
+    def most_slices(self) -> int:
+        """Returns into how many slices the model cuts a picture at most; 0: it cuts none."""
+        vision = self.loaded.config.vision
+        return 0 if vision is None or vision.slices is None else vision.slices.max_slice_nums

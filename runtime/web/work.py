@@ -9,10 +9,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from runtime.http.worker import Worker
 from runtime.inputs.memory import give_back_memory
+from runtime.inputs.slices import Grid, limit_slices, plan_cut
 from runtime.sessions.engine_session import EngineSession
 from runtime.sessions.session import Reply, Session
 from runtime.web import benchmark, jobs, self_check
@@ -28,6 +29,11 @@ _SPEEDS = (
     "prompt_tokens", "reused_tokens", "generated_tokens", "prefill_tok_s", "decode_tok_s",
 )  # fmt: skip
 _FAILED = "failed"  # how an answer ended whose engine died
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from convert.checkpoint.config import VisionConfig
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +115,10 @@ class ChatWorker:
             if self._problem is not None:
                 state["problem"] = self._problem
         if model.is_ready:
-            state["model"] = {"image_tokens": model.image_tokens()}
+            state["model"] = {
+                "image_tokens": model.image_tokens(),
+                "max_slices": model.most_slices(),
+            }
             state["engine"] = {"cpu": model.hello.get("cpu")}
         return state
 
@@ -179,12 +188,15 @@ class ChatWorker:
             if name is not None:
                 job.advance("decode", 0, 0)
             picture = None if name is None else self._services.pictures.open(name)
+            max_slices = self._max_slices()
+            grid = grid_of(picture, session.config.vision, max_slices)
             reply = session.reply(
                 chat.messages(),
                 picture,
                 self._services.settings.options(self._services.seed),
+                max_slices=max_slices,
                 on_text=job.add,
-                on_progress=job.advance,
+                on_progress=partial(job.advance_picture, grid),
                 cancelled=job.is_stopped,
             )
             stop, speed = reply.statistics.stop, _speed(reply)
@@ -193,6 +205,11 @@ class ChatWorker:
                 answer = Turn(role=ASSISTANT, text=job.text, stop=stop, speed=speed)
                 chat.answer(answer, now())
                 self._services.chats.save(chat)
+
+    def _max_slices(self) -> int | None:
+        """Returns into how many slices to cut a picture at most; None: the model cuts none."""
+        most = self._services.model.most_slices()
+        return min(most, self._services.settings.all()["max_slices"]) if most else None
 
     def _check(self, job: Job) -> None:
         bundle = self._services.model.bundle
@@ -214,6 +231,25 @@ class ChatWorker:
         results = benchmark.run(self._session(job), job)
         log.info("benchmark: %s", results)
         self._publish({"event": "bench", "results": results})
+
+
+def grid_of(
+    picture: Image.Image | None, vision: VisionConfig | None, max_slices: int | None
+) -> Grid | None:
+    """Returns columns and rows of a picture's slices; None: it has none.
+
+    Args:
+        picture: None: there is none.
+        vision: the model's.
+        max_slices: the most slices; None: the model cuts no pictures.
+
+    Raises:
+        PictureError: the picture is too long and narrow.
+    """
+    limited = limit_slices(vision, max_slices)
+    if picture is None or limited is None or limited.slices is None:
+        return None
+    return plan_cut(picture.size, limited).grid
 
 
 def _speed(reply: Reply) -> dict[str, Any]:

@@ -45,9 +45,11 @@ class PageHost(Protocol):
 class App:
     """The app: `FakeHost.java` with the fake engine."""
 
-    def __init__(self, classpath: str, folder: Path) -> None:
-        """Args: classpath: of the app's logic and its tests. folder: for all that it keeps."""
-        bundle, beside = fake_bundle(folder / "bundle"), folder / "weights"
+    def __init__(self, classpath: str, folder: Path, *, slices: int | None = None) -> None:
+        """Args: classpath: of the app's logic and its tests. folder: for all that it keeps.
+        slices: see `fake_bundle`.
+        """
+        bundle, beside = fake_bundle(folder / "bundle", slices=slices), folder / "weights"
         shutil.copy(bundle / WEIGHTS, beside)
         self._command = [
             *("java", "-Djava.awt.headless=true", f"-Dconfigs={CONFIGS}", f"-Dversion={VERSION}"),
@@ -100,13 +102,13 @@ class App:
 class Web:
     """`chat --web`, with a stand-in for the model."""
 
-    def __init__(self, folder: Path) -> None:
-        """Args: folder: for all that it keeps."""
-        self._folder = folder
+    def __init__(self, folder: Path, *options: str) -> None:
+        """Args: folder: for all that it keeps. options: of the stand-in."""
+        self._folder, self._command = folder, (*STAND_IN, *options)
         self._start()
 
     def _start(self) -> None:
-        self._server = WebServer(STAND_IN, self._folder)
+        self._server = WebServer(self._command, self._folder)
         self._events = self._server.listen()
 
     def restart(self) -> None:

@@ -18,6 +18,7 @@ CONTRACT = Path(__file__).parent / "contract"
 EVENTS = json.loads((CONTRACT / "events.json").read_text("utf-8"))
 JOB = EVENTS.pop("job")  # of `state`
 PLAYS = sorted(set(CONTRACT.glob("*.json")) - {CONTRACT / "events.json"})
+PLAYS_WITH_SLICES = sorted((CONTRACT / "slices").glob("*.json"))
 
 
 @pytest.fixture(scope="module", params=["app", "web"])
@@ -34,12 +35,32 @@ def host(
     host.close()
 
 
+@pytest.fixture(scope="module", params=["app", "web"])
+def host_with_slices(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[PageHost]:
+    """A host whose model cuts a picture into up to 9 slices."""
+    folder = tmp_path_factory.mktemp("host")
+    host: PageHost
+    if request.param == "app":
+        host = App(request.getfixturevalue("java_classpath"), folder, slices=9)
+    else:
+        host = Web(folder, "--slices")
+    yield host
+    host.close()
+
+
 @pytest.mark.parametrize("path", PLAYS, ids=lambda path: path.stem)
 def test_both_hosts_keep_to_it(host: PageHost, path: Path) -> None:
     play = Play(host)
     play.begin()
     for step in json.loads(path.read_text("utf-8")):
         play.do(step)
+
+
+@pytest.mark.parametrize("path", PLAYS_WITH_SLICES, ids=lambda path: path.stem)
+def test_both_hosts_keep_to_it_with_slices(host_with_slices: PageHost, path: Path) -> None:
+    test_both_hosts_keep_to_it(host_with_slices, path)
 
 
 def test_the_bridge_lists_what_events_have() -> None:

@@ -205,6 +205,28 @@ def test_pictures_upright_and_refused(show: Show, tmp_path: Path) -> None:
         screen.shoot("web-gif", tmp_path)
 
 
+def test_the_grid_of_a_picture_being_encoded(show: Show, tmp_path: Path) -> None:
+    cells = "[...document.querySelectorAll('.slices > *')].map((e) => e.className).join(' ')"
+    with WebServer([*STAND_IN, "--slices"], tmp_path) as server:
+        screen = show(server)
+        screen.ready()
+        attach(screen, PICTURE)
+        screen.ask("wait")
+        screen.until(f"{cells} === 'done done now next next'")
+        assert screen.page.inner_text("#progress span") == "Looking at image 3 of 5"
+        screen.page.reload()
+        screen.until(f"{cells} === 'done done now next next'")
+        screen.page.click("#open-settings")
+        screen.page.select_option("#set-max_slices", label="Fast")
+        screen.page.keyboard.press("Escape")
+        screen.page.click("#stop")
+        screen.until("document.querySelector('#stop').hidden")
+        assert screen.page.locator(".slices").count() == 0
+        screen.ask("now")
+        screen.answered(1)
+        assert screen.turns()[-1] == "1: now seeing 320x240"
+
+
 @pytest.mark.parametrize("way", ["drop", "paste"])
 def test_pictures_dropped_and_pasted(show: Show, tmp_path: Path, way: str) -> None:
     with WebServer(STAND_IN, tmp_path) as server:

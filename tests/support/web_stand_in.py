@@ -1,8 +1,9 @@
 """The page's server with a fake model that does what the question says.
 
-`count` counts until it is stopped, `signal 9` ends in the middle, `refuse CODE` is refused as a
-prompt that is too long; all else is repeated, with the number of turns before it and the size of
-the picture.
+`count` counts until it is stopped, `wait` stops halfway through a picture until it is cancelled,
+`signal 9` ends in the middle, `refuse CODE` is refused as a prompt that is too long; all else is
+repeated, with the number of turns before it and the size of the picture. With `--slices` the model
+cuts pictures, and says into how many images.
 """
 
 from __future__ import annotations
@@ -22,14 +23,18 @@ from runtime.inputs.callbacks import Cancelled, OnLogprobs, OnText
 from runtime.inputs.defaults import GenerationDefaults
 from runtime.inputs.prompt import Message, PromptError
 from runtime.inputs.sampling import GenerationOptions
+from runtime.inputs.slices import limit_slices, plan_cut
 from runtime.sessions.loader import Loaded
-from runtime.sessions.session import Reply, Statistics
+from runtime.sessions.session import Reply, Statistics, nothing
 from runtime.web.files import data_folder
 from runtime.web.model import LoadedModel
 from runtime.web.serve import serve
 from tests.support.tiny import tiny_config
 
 _PIECE_SECONDS = 0.02
+_BLOCKS = 2  # of the vision encoder
+# Small enough that the demo's picture fills every grid.
+_SLICES = {"slice_mode": True, "max_slice_nums": 9, "scale_resolution": 56, "patch_size": 14}
 
 
 class Repeating:
@@ -53,8 +58,17 @@ class Repeating:
         question = messages[-1]["content"]
         if question.startswith("refuse"):
             raise PromptError(f"the window is {self._window}")
+        size = ""
         if picture is not None:
-            on_progress(Stage.ENCODE, 1, 2)
+            images = _images(picture, self.config, max_slices)
+            for done in range(1, _BLOCKS * images + 1):
+                on_progress(Stage.ENCODE, done, _BLOCKS * images)
+                while question == "wait" and done == _BLOCKS * images // 2:
+                    time.sleep(_PIECE_SECONDS)
+                    if cancelled():
+                        return nothing()
+            cut = "" if images == 1 else f" in {images}"
+            size = f" seeing {picture.width}x{picture.height}{cut}"
         stop, said = Stop.EOS, ""
         if question == "count":
             while not cancelled():
@@ -66,7 +80,6 @@ class Repeating:
             on_text("half an ans")
             raise EngineDiedError("host: has ended (signal 9)", Death.KILLED)
         else:
-            size = "" if picture is None else f" seeing {picture.width}x{picture.height}"
             said = f"{len(messages)}: {question}{size}"
             for start in range(0, len(said), 2):
                 on_text(said[start : start + 2])
@@ -89,21 +102,32 @@ class Repeating:
         """Does nothing: there is no process."""
 
 
+def _images(picture: Image.Image, config: ModelConfig, max_slices: int | None) -> int:
+    """Returns how many images a picture becomes."""
+    vision = limit_slices(config.vision, max_slices)
+    assert vision is not None
+    grid = None if vision.slices is None else plan_cut(picture.size, vision).grid
+    return 1 if grid is None else 1 + grid[0] * grid[1]
+
+
 def main() -> None:
     def load(threads: int | None) -> Loaded:
-        config = ModelConfig.from_json(tiny_config())
+        slices = _SLICES if "--slices" in sys.argv else {}
+        config = ModelConfig.from_json(tiny_config(**slices))
 
         def open_session(*, window: int, as_original: bool = False) -> Repeating:
             return Repeating(config, window=window)
 
         tokenizer: Any = None  # the session reads no text
-        return Loaded(config, open_session, tokenizer, GenerationDefaults.load(), "a stand-in")
+        defaults = GenerationDefaults.load().for_model(config)
+        return Loaded(config, open_session, tokenizer, defaults, "a stand-in")
 
+    model = LoadedModel(load, bundle=None, source="nothing")
     serve(
-        LoadedModel(load, bundle=None, source="nothing"),
+        model,
         data_folder(),
         port=0,
-        window=1024,
+        window=model.loaded.defaults.window,
         choices={},
         seed=None,
         picture=None,

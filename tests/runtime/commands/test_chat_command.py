@@ -280,8 +280,8 @@ def test_a_limit_of_slices(tmp_path, checkpoint, picture, capsys):
     ):
         assert cli.main(["chat", source, *asked, "--max-slices", limit]) == 2
         assert problem in capsys.readouterr().err
-    assert cli.main(["chat", sliced, "--web", "--max-slices", "1"]) == 2
-    assert "--max-slices do not work with --web" in capsys.readouterr().err
+    assert cli.main(["chat", sliced, "--web", "--max-slices", "10"]) == 2
+    assert "max_slices is 10" in capsys.readouterr().err
 
 
 def test_progress_is_shown_until_the_first_word(monkeypatch):

@@ -381,3 +381,20 @@ def test_a_job_tells_every_percent_and_stops() -> None:
     job.stop()
     with pytest.raises(StoppedError):
         job.check()
+
+
+def test_a_job_tells_the_grid_while_a_picture_is_encoded() -> None:
+    events: list[dict[str, Any]] = []
+    job = Job(ANSWER, "x", events.append)
+    for stage, grid in (
+        ("decode", None),
+        ("encode", (3, 2)),
+        ("prefill", (3, 2)),
+        ("encode", None),
+    ):
+        job.advance_picture(grid, stage, 1, 2)
+    assert [event.get("grid") for event in events] == [None, (3, 2), None, None]
+    job.advance_picture((3, 2), "encode", 2, 2)
+    assert job.to_json()["grid"] == (3, 2)
+    job.advance("load", 0, 0)
+    assert "grid" not in job.to_json()
