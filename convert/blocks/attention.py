@@ -55,15 +55,14 @@ class KeyTiles:
     value_scale: Callable[[Expr], Expr] | None = None
 
 
-def attention(
-    heads: int, head_dim: int, queries: int, keys: int, q: Heads, k: Heads, v: Heads, *, block: int
-) -> Expr:
+def attention(heads: int, head_dim: int, q: Heads, k: Heads, v: Heads, *, block: int) -> Expr:
     """Makes the kernel (q, k, v) -> (queries, heads * head_dim), without a mask; float32.
 
     Args: block: queries that share a load of keys or values.
     """
-    tiles = -(-keys // LANES)
     with kernel("attention") as kern:
+        queries, keys = kern.length("queries"), kern.length("keys")
+        tiles = (keys + (LANES - 1)) // LANES
         q_rows = kern.tensor("q", (queries, q.columns))
         k_rows, v_rows = kern.tensor("k", (keys, k.columns)), kern.tensor("v", (keys, v.columns))
         out = kern.tensor("out", (queries, heads * head_dim))
@@ -82,11 +81,7 @@ def attention(
                     store(near, part, slot, span(at, lanes))
 
             def mask(scores: Expr, tile: Expr, _row: Expr) -> Expr:
-                return (
-                    scores
-                    if keys % LANES == 0
-                    else keep(scores, slots(tile) < spread(T.int32(keys)))
-                )
+                return keep(scores, slots(tile) < spread(T.cast(keys, "int32")))
 
             def query(row: Expr, d: Expr) -> Expr:
                 return q_rows[row, q.first + head * head_dim + d] * T.float32(head_dim**-0.5)
@@ -99,7 +94,7 @@ def attention(
             def attend_block(first: Expr, count: int) -> None:
                 attend(scratch, head, [run], first, count, head_dim, value, out, head * head_dim)
 
-            each_row_block(T.int64(queries), block, attend_block)
+            each_row_block(queries, block, attend_block)
     return kern.function
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,6 +11,8 @@ from tvm import relax, tirx
 from convert.blocks.products import Products
 
 Expr = Any  # TVM has no type stubs
+
+_UPPER_BOUNDS = "tir_var_upper_bound"  # the attribute that TVM's memory planning reads
 
 
 class Graph:
@@ -28,10 +30,20 @@ class Graph:
         return self._builder.get()
 
     @contextmanager
-    def function(self, name: str, parameters: Sequence[Expr]) -> Iterator[None]:
-        """Opens a function; `finish` ends it."""
+    def function(
+        self, name: str, parameters: Sequence[Expr], most: Mapping[str, int] | None = None
+    ) -> Iterator[None]:
+        """Opens a function; `finish` ends it.
+
+        Args:
+            name: under which it is called.
+            parameters: its own.
+            most: of variables by name: the largest values, for which memory is planned. Calls with
+                larger ones fail. Without it, memory follows the variables.
+        """
         self.functions.append(name)
-        with self._builder.function(name, list(parameters)):
+        attributes = {} if most is None else {_UPPER_BOUNDS: dict(most)}
+        with self._builder.function(name, list(parameters), attributes):
             yield
 
     def finish(self, result: Expr) -> None:

@@ -187,16 +187,39 @@ def quantize(source: RowSource, size: int, zero_point: int) -> Expr:
 
 
 def patches(c: VisionConfig) -> Expr:
-    """Makes the kernel (pixels (3, S, S)) -> (P, 3 * p * p), a patch's values as (c, y, x)."""
+    """Makes the kernel (pixels (3, H, W)) -> (P, 3 * p * p), a patch's values as (c, y, x).
+
+    H and W must be multiples of p, and P = H * W / p^2: patches go row by row.
+    """
     size = c.patch_size
     with kernel("patches") as k:
-        pixels = k.tensor("pixels", (3, c.image_size, c.image_size))
-        out = k.tensor("out", (c.num_patches, c.patch_dim))
-        with T.parallel(0, c.num_patches) as patch:
+        height, width, count = k.length("height"), k.length("width"), k.length("rows")
+        pixels = k.tensor("pixels", (3, height, width))
+        out = k.tensor("out", (count, c.patch_dim))
+        with T.parallel(0, count) as patch:
+            columns = T.Bind(width // size)
+            top, left = T.Bind(patch // columns * size), T.Bind(patch % columns * size)
             with T.grid(3, size, size) as (colour, y, x):
-                at = (colour * size + y) * size + x
-                value = pixels[colour, patch // c.grid * size + y, patch % c.grid * size + x]
-                store(out, value, patch, at)
+                value = pixels[colour, top + y, left + x]
+                store(out, value, patch, (colour * size + y) * size + x)
+    return k.function
+
+
+def grid_sums(width: int) -> Expr:
+    """Makes the kernel (columns (C, D), rows (R, D)) -> the sums of all pairs (C * R, D).
+
+    In the order of a grid, row by row.
+    """
+    lanes = lanes_of(width)
+    with kernel("grid_sums") as k:
+        across, down, count = k.length("columns"), k.length("rows"), k.length("count")
+        columns, rows = k.tensor("columns", (across, width)), k.tensor("rows", (down, width))
+        out = k.tensor("out", (count, width))
+        with T.parallel(0, count) as at:
+            column, row = T.Bind(at % across), T.Bind(at // across)
+            with T.serial(0, width // lanes) as i:
+                part = span(i * lanes, lanes)
+                store(out, columns[column, part] + rows[row, part], at, part)
     return k.function
 
 

@@ -1,4 +1,8 @@
-"""Blocks of vision encoder and resampler: matrices in the recipe's formats, rest in float32."""
+"""Blocks of vision encoder and resampler: matrices in the recipe's formats, rest in float32.
+
+The number of patches P varies from image to image, up to `VisionConfig.most_patches`. The memory
+between kernels is planned for that many: whatever an image's shape, calls take the same buffers.
+"""
 
 from __future__ import annotations
 
@@ -6,23 +10,24 @@ from collections.abc import Sequence
 
 from convert.blocks import rows
 from convert.blocks.attention import Heads
-from convert.blocks.graph import Expr, Graph, tensor, tensor_type
+from convert.blocks.graph import Expr, Graph, tensor, tensor_type, variable
 from convert.blocks.linear import Linear
 from convert.blocks.matrix_formats import Formats, Rows, StoredMatrix, variant
 from convert.blocks.word_attention import all_attention
 from convert.checkpoint.config import ResamplerConfig, VisionConfig
 
+_PATCHES = "patches"  # the variable of the functions whose memory is planned
+
 
 def vision_embed(graph: Graph, c: VisionConfig, formats: Formats) -> None:
-    """Adds the function (pixels (3, S, S), weight, bias, positions (P, D)) -> (P, D)."""
-    pixels = tensor("pixels", (3, c.image_size, c.image_size))
+    """Adds the function (pixels (3, H, W), positions (P, D), weight, bias) -> (P, D)."""
+    height, width = variable("height"), variable("width")
+    patches = height // c.patch_size * (width // c.patch_size)
+    pixels = tensor("pixels", (3, height, width))
+    positions, bias = tensor("positions", (patches, c.embed_dim)), tensor("bias", (c.embed_dim,))
     weight = formats.matrix("vision.patch_embed.weight", c.embed_dim, c.patch_dim)
-    bias, positions = (
-        tensor("bias", (c.embed_dim,)),
-        tensor("positions", (c.num_patches, c.embed_dim)),
-    )
-    with graph.function("vision_embed", [pixels, *weight.parameters, bias, positions]):
-        cut = graph.call(rows.patches(c), [pixels], tensor_type((c.num_patches, c.patch_dim)))
+    with graph.function("vision_embed", [pixels, positions, *weight.parameters, bias]):
+        cut = graph.call(rows.patches(c), [pixels], tensor_type((patches, c.patch_dim)))
         project = Linear(rows=c.embed_dim, columns=c.patch_dim, bias=True, residual=1.0)
         graph.finish(weight.linear(graph, project, cut, bias, positions))
 
@@ -44,7 +49,8 @@ def _block(graph: Graph, c: VisionConfig, matrices: Sequence[StoredMatrix], name
     Each name stands for a weight, two arguments where it is quantized, and a bias.
     """
     d, hidden = c.embed_dim, c.mlp_hidden_dim
-    x = tensor("x", (c.num_patches, d))
+    patches = variable(_PATCHES)
+    x = tensor("x", (patches, d))
     norm1, norm2 = _norm("norm1", d), _norm("norm2", d)
     qkv, proj, fc1, fc2 = matrices
     outputs = {"qkv": 3 * d, "proj": d, "fc1": hidden, "fc2": d}
@@ -53,13 +59,11 @@ def _block(graph: Graph, c: VisionConfig, matrices: Sequence[StoredMatrix], name
     parameters = [x, *norm1, *qkv.parameters, qkv_bias, *proj.parameters, proj_bias]
     parameters += [*norm2, *fc1.parameters, fc1_bias, *fc2.parameters, fc2_bias]
     norm = rows.layer_norm(d, c.norm_eps)
-    with graph.function(name, parameters):
+    with graph.function(name, parameters, {_PATCHES: c.most_patches}):
         normed = Rows(norm, (x, *norm1))
         packed = qkv.linear(graph, Linear(rows=3 * d, columns=d, bias=True), normed, qkv_bias)
         heads = [Heads(3 * d, i * d) for i in range(3)]
-        attend = all_attention(
-            graph.products, c.num_heads, c.head_dim, c.num_patches, c.num_patches, *heads
-        )
+        attend = all_attention(graph.products, c.num_heads, c.head_dim, *heads)
         mixed = graph.call(attend, [packed] * 3, x.ty)
         added = Linear(rows=d, columns=d, bias=True, residual=1.0)
         y = proj.linear(graph, added, mixed, proj_bias, x)
@@ -72,47 +76,67 @@ def _block(graph: Graph, c: VisionConfig, matrices: Sequence[StoredMatrix], name
 
 def vision_norm(graph: Graph, c: VisionConfig) -> None:
     """Adds the function (x (P, D), weight, bias) -> (P, D)."""
-    x = tensor("x", (c.num_patches, c.embed_dim))
+    x = tensor("x", (variable(_PATCHES), c.embed_dim))
     norm = _norm("norm", c.embed_dim)
     with graph.function("vision_norm", [x, *norm]):
         graph.finish(Rows(rows.layer_norm(c.embed_dim, c.norm_eps), (x, *norm)).write(graph))
 
 
-def resampler(graph: Graph, c: ResamplerConfig, patches: int, formats: Formats) -> None:
-    """Adds the function (features (P, Dv), ...) -> (Q, D).
+def resampler(graph: Graph, c: ResamplerConfig, most_patches: int, formats: Formats) -> None:
+    """Adds the function (features (P, Dv), key_positions (P, D), ...) -> (Q, D).
 
-    After the features: kv_proj, ln_kv (2), query (Q, D), k_proj, key_positions (P, D),
-    v_proj, out_proj, ln_post (2), proj; v_proj and out_proj with biases, and a quantized matrix
-    being two arguments. The query is finished (normed, with positions,
-    projected), and so are the keys' positions: neither depends on the picture.
+    After these: kv_proj, ln_kv (2), query (Q, D), k_proj, v_proj, out_proj, ln_post (2), proj;
+    v_proj and out_proj with biases, and a quantized matrix being two arguments. The query is
+    finished (normed, with positions, projected), and so are the keys' positions: neither depends on
+    what a picture shows.
     """
-    d = c.embed_dim
+    d, patches = c.embed_dim, variable(_PATCHES)
     features = tensor("features", (patches, c.kv_dim))
+    key_positions = tensor("key_positions", (patches, d))
     widths = {"kv_proj": c.kv_dim, "k_proj": d, "v_proj": d, "out_proj": d, "proj": d}
     kv_proj, k_proj, v_proj, out_proj, proj = (
         formats.matrix(f"resampler.{name}.weight", d, width) for name, width in widths.items()
     )
     ln_kv, ln_post = _norm("ln_kv", d), _norm("ln_post", d)
-    query, key_positions = tensor("query", (c.query_num, d)), tensor("key_positions", (patches, d))
+    query = tensor("query", (c.query_num, d))
     v_bias, out_bias = tensor("v_proj_bias", (d,)), tensor("out_proj_bias", (d,))
-    parameters = [features, *kv_proj.parameters, *ln_kv, query, *k_proj.parameters, key_positions]
+    parameters = [features, key_positions, *kv_proj.parameters, *ln_kv, query, *k_proj.parameters]
     parameters += [*v_proj.parameters, v_bias, *out_proj.parameters, out_bias]
     parameters += [*ln_post, *proj.parameters]
     norm = rows.layer_norm(d, c.norm_eps)
-    with graph.function("resampler", parameters):
+    with graph.function("resampler", parameters, {_PATCHES: most_patches}):
         kv = kv_proj.linear(graph, Linear(rows=d, columns=c.kv_dim), features)
         kv = Rows(norm, (kv, *ln_kv)).write(graph)  # for two matrices
         keys = Linear(rows=d, columns=d, residual=1.0)
         k = k_proj.linear(graph, keys, kv, key_positions)
         biased = Linear(rows=d, columns=d, bias=True)
         v = v_proj.linear(graph, biased, kv, v_bias)
-        attend = all_attention(
-            graph.products, c.num_heads, c.head_dim, c.query_num, patches, *[Heads(d)] * 3
-        )
+        attend = all_attention(graph.products, c.num_heads, c.head_dim, *[Heads(d)] * 3)
         mixed = graph.call(attend, [query, k, v], query.ty)
         x = out_proj.linear(graph, biased, mixed, out_bias)
         normed = Rows(norm, (x, *ln_post))
         graph.finish(proj.linear(graph, Linear(rows=d, columns=d), normed))
+
+
+def key_positions(graph: Graph, c: ResamplerConfig, formats: Formats) -> None:
+    """Adds the function (columns (C, D/2), rows (R, D/2), column, row, bias) -> (C * R, D).
+
+    What a grid's positions add to the resampler's keys, row by row, for images of several shapes.
+    The first two encode the numbers of the columns and of the rows, as
+    `convert.checkpoint.positions.sincos_grid` does; `column` and `row` are matrices.
+    """
+    d, half = c.embed_dim, c.embed_dim // 2
+    across, down = variable("columns"), variable("rows")
+    columns, lines = tensor("columns", (across, half)), tensor("rows", (down, half))
+    column, row = (
+        formats.matrix(f"resampler.key_{n}_proj.weight", d, half) for n in ("column", "row")
+    )
+    bias = tensor("bias", (d,))
+    parameters = [columns, lines, *column.parameters, *row.parameters, bias]
+    with graph.function("key_positions", parameters):
+        x = column.linear(graph, Linear(rows=d, columns=half), columns)
+        y = row.linear(graph, Linear(rows=d, columns=half, bias=True), lines, bias)
+        graph.finish(graph.call(rows.grid_sums(d), [x, y], tensor_type((across * down, d))))
 
 
 def _norm(name: str, width: int) -> list[Expr]:

@@ -43,20 +43,16 @@ _MAX_HEAD_DIM = 128
 _AHEAD = 8  # rows from the one that is read to the one that is prefetched
 
 
-def all_attention(
-    by: Products, heads: int, head_dim: int, queries: int, keys: int, q: Heads, k: Heads, v: Heads
-) -> Expr:
+def all_attention(by: Products, heads: int, head_dim: int, q: Heads, k: Heads, v: Heads) -> Expr:
     """Makes the faster kernel for a processor: `word_attention` or `attention`."""
     if by.pairs is None or head_dim % 2 or head_dim > _MAX_HEAD_DIM:
-        return attention(heads, head_dim, queries, keys, q, k, v, block=by.queries)
-    return word_attention(heads, head_dim, queries, keys, q, k, v, by.pairs)
+        return attention(heads, head_dim, q, k, v, block=by.queries)
+    return word_attention(heads, head_dim, q, k, v, by.pairs)
 
 
 def word_attention(
     heads: int,
     head_dim: int,
-    queries: int,
-    keys: int,
     q: Heads,
     k: Heads,
     v: Heads,
@@ -64,11 +60,11 @@ def word_attention(
 ) -> Expr:
     """Makes the kernel (q, k, v) -> (queries, heads * head_dim), without a mask; float32.
 
+    The numbers of queries and keys are those of the arguments' rows.
+
     Args:
         heads: their number.
         head_dim: an even width of at most 128.
-        queries: their number.
-        keys: their number.
         q: where a row of the first argument holds its heads.
         k: where a row of the second argument holds its heads.
         v: where a row of the third argument holds its heads.
@@ -76,8 +72,15 @@ def word_attention(
     """
     assert head_dim % 2 == 0
     assert head_dim <= _MAX_HEAD_DIM
-    size = _Size(head_dim, keys, pairs)
     with kernel("word_attention") as kern:
+        queries, keys = kern.length("queries"), kern.length("keys")
+        size = _Size(
+            head_dim=head_dim,
+            keys=keys,
+            tiles=T.Bind((keys + (LANES - 1)) // LANES),
+            runs=T.Bind((keys + (_RUN - 1)) // _RUN),
+            pairs=pairs,
+        )
         q_rows = kern.tensor("q", (queries, q.columns))
         k_rows, v_rows = kern.tensor("k", (keys, k.columns)), kern.tensor("v", (keys, v.columns))
         out = kern.tensor("out", (queries, heads * head_dim))
@@ -91,27 +94,19 @@ def word_attention(
             def attend(first: Expr, count: int) -> None:
                 staged.attend(asked, results, first, count)
 
-            each_row_block(T.int64(queries), pairs.queries, attend)
+            each_row_block(queries, pairs.queries, attend)
     return kern.function
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Size:
     """The numbers that a kernel is made for."""
 
     head_dim: int
-    keys: int
+    keys: Expr
+    tiles: Expr  # of keys
+    runs: Expr  # of slots, which the keys fill up to the last run
     pairs: Pairs
-
-    @property
-    def tiles(self) -> int:
-        """Tiles of keys."""
-        return -(-self.keys // LANES)
-
-    @property
-    def slots(self) -> int:
-        """Keys, rounded up to whole runs."""
-        return -(-self.keys // _RUN) * _RUN
 
     @property
     def width(self) -> int:
@@ -139,16 +134,17 @@ class _StagedHead:
         """Rounds the keys and values."""
         self._size = size
         self._key_words = T.alloc_buffer((size.tiles, size.head_dim // 2, 2 * LANES), "int16")
-        self._value_words = T.alloc_buffer((size.slots // 2, 2 * size.width), "int16")
+        self._value_words = T.alloc_buffer((size.runs * (_RUN // 2), 2 * size.width), "int16")
         self._key_step = _stage_keys(self._key_words, keys, size)
         self._value_steps = local((size.width,))
         _stage_values(self._value_words, self._value_steps, values, size)
         block = size.pairs.queries
         self._queries = T.alloc_buffer((block, size.head_dim), "int16")
-        self._scores = T.alloc_buffer((block, size.tiles * LANES), "float32")
-        self._weights = T.alloc_buffer((block, size.slots), "int16")
-        with T.grid(block, size.slots // LANES) as (m, i):
-            store(self._weights, T.broadcast(T.int16(0), LANES), m, span(i * LANES))
+        # Keys come before queries, so that all strides are constants.
+        self._scores = T.alloc_buffer((size.tiles, block, LANES), "float32")
+        self._weights = T.alloc_buffer((size.runs, block, _RUN), "int16")
+        with T.grid(size.runs, block, _RUN // LANES) as (run, m, i):
+            store(self._weights, T.broadcast(T.int16(0), LANES), run, m, span(i * LANES))
 
     def attend(self, queries: _HeadRows, out: _HeadRows, first: Expr, count: int) -> None:
         """Attends with `count` queries from row `first` on."""
@@ -160,9 +156,11 @@ class _StagedHead:
         for m in range(count):
             step = _stage_query(self._queries, m, queries, first + m, size)
             steps.append(T.Bind(step * self._key_step * T.float32(scale)))
-        for first_tile, some, turns in _cut(size.tiles, size.pairs.tiles):
-            with T.serial(0, turns) as turn:
-                self._score([first_tile + turn * some + i for i in range(some)], largest)
+
+        def score(first_tile: Expr, some: int) -> None:
+            self._score([first_tile + i for i in range(some)], largest)
+
+        each_row_block(size.tiles, size.pairs.tiles, score)
         for m in range(count):
             self._weigh(m, steps[m], largest[m], sums[m])
         factors = [T.Bind(T.float32(1) / _fold_row(row, lambda a, b: a + b)) for row in sums]
@@ -178,36 +176,42 @@ class _StagedHead:
         dots = local_rows(len(tiles) * count, T.int32(0))
         with T.serial(0, head_dim // 2) as d:
             words = [T.Bind(self._key_words[tile, d, span(0, 2 * LANES)]) for tile in tiles]
-            self._add_products(dots, words, self._queries, d, count)
+            pairs = [self._queries[m, span(2 * d, 2)] for m in range(count)]
+            self._add_products(dots, words, pairs)
         for i, tile in enumerate(tiles):
             for m in range(count):
                 dot = dots[i * count + m][span(0)]
-                score = T.Bind(self._mask(T.cast(dot, "float32x16"), tile))
-                store(self._scores, score, m, span(tile * LANES))
+                # Rows beyond the last repeat it, so the largest score needs no mask.
+                score = T.Bind(T.cast(dot, "float32x16"))
+                store(self._scores, score, tile, m, span(0))
                 store(largest[m], T.max(largest[m][span(0)], score), span(0))
 
     def _weigh(self, m: int, step: Expr, largest: Expr, sums: Expr) -> None:
         """Turns a row of scores into codes of weights, and adds these up in `sums`."""
         top, end = _fold_row(largest, T.max), T.float32(math.log2(_WEIGHT_CODES))
+        last, keys = self._size.tiles - 1, T.cast(self._size.keys, "int32")
+        shown = keep(self._scores[last, m, span(0)], slots(last) < spread(keys))
+        store(self._scores, shown, last, m, span(0))
         with T.serial(0, self._size.tiles) as tile:
-            at_tile = span(tile * LANES)
             # Never above `end`, however large scores are: a code must fit.
-            power = (self._scores[m, at_tile] - spread(top)) * spread(step) + spread(end)
-            power = T.max(self._mask(power, tile), spread(T.float32(-126)))
+            power = (self._scores[tile, m, span(0)] - spread(top)) * spread(step) + spread(end)
+            power = T.max(power, spread(T.float32(-126)))
             code, word = nearest(exp2(power))
-            store(self._weights, word, m, at_tile)
+            in_run = _RUN // LANES
+            store(self._weights, word, tile // in_run, m, span(tile % in_run * LANES))
             store(sums, sums[span(0)] + code, span(0))
 
     def _mix(self, count: int, part: int, some: int) -> list[Expr]:
         """Sums weighted values: some vectors of columns, from vector `part` on, as codes."""
         mixed = local_rows(some * count, T.float32(0))
-        with T.serial(0, self._size.slots // _RUN) as run:
+        with T.serial(0, self._size.runs) as run:
             dots = local_rows(some * count, T.int32(0))
             with T.serial(0, _RUN // 2) as i:
                 slot = T.Bind(run * (_RUN // 2) + i)
                 columns = [span(2 * (part + j) * LANES, 2 * LANES) for j in range(some)]
                 words = [T.Bind(self._value_words[slot, at]) for at in columns]
-                self._add_products(dots, words, self._weights, slot, count)
+                pairs = [self._weights[run, m, span(2 * i, 2)] for m in range(count)]
+                self._add_products(dots, words, pairs)
             for sum_, dot in zip(mixed, dots, strict=True):
                 store(sum_, sum_[span(0)] + T.cast(dot[span(0)], "float32x16"), span(0))
         return mixed
@@ -230,25 +234,15 @@ class _StagedHead:
                     with T.serial(0, lanes) as i:
                         store(out.rows, result[i], first + m, out.first + at_part + i)
 
-    def _mask(self, scores: Expr, tile: Expr) -> Expr:
-        """Masks the slots beyond the last key."""
-        keys = self._size.keys
-        if keys % LANES == 0:
-            return scores
-        return keep(scores, slots(tile) < spread(T.int32(keys)))
-
-    def _add_products(
-        self, dots: list[Expr], words: list[Expr], rows: Expr, pair: Expr, count: int
-    ) -> None:
-        """Adds products of words with one pair of each of `count` rows.
+    def _add_products(self, dots: list[Expr], words: list[Expr], pairs: list[Expr]) -> None:
+        """Adds products of words with one pair of each row.
 
         All rows' sums for the first words come first in `dots`.
         """
-        pairs = [T.reinterpret("int32", rows[m, span(2 * pair, 2)]) for m in range(count)]
-        for m, one in enumerate(pairs):
-            both = T.Bind(one)
+        for m, pair in enumerate(pairs):
+            both = T.Bind(T.reinterpret("int32", pair))
             for i, some in enumerate(words):
-                row = dots[i * count + m]
+                row = dots[i * len(pairs) + m]
                 store(row, self._size.pairs.product(some, both, row[span(0)]), span(0))
 
 
@@ -304,9 +298,9 @@ def _stage_values(words: Expr, steps: Expr, values: _HeadRows, size: _Size) -> N
         step = _step(steps[d], _VALUE_CODES)
         store(steps, step, d)
         store(inverse, T.float32(1) / step, d)
-    with T.grid(size.slots // 2, 2 * width // LANES) as (slot, i):
+    with T.grid(size.runs * (_RUN // 2), 2 * width // LANES) as (slot, i):
         store(words, T.broadcast(T.int16(0), LANES), slot, span(i * LANES))
-    with T.serial(0, -(-size.keys // 2)) as slot:
+    with T.serial(0, (size.keys + 1) // 2) as slot:
         for at, lanes in parts(size.head_dim):
             pair = []
             for half in range(2):

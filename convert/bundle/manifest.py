@@ -222,6 +222,7 @@ def _plan_of(path: Path, manifest: Manifest) -> tuple[ModelConfig, Plan]:
     """Derives from the manifest what the weights file must hold."""
     try:
         config = ModelConfig.from_json(manifest.model)
+        config.require_square()
         untied_head = "llm.head" in manifest.tensors
         recipe = Recipe.from_json(manifest.quantization)
         plan = make_plan(config, untied_head, recipe, manifest.kv_cache)

@@ -221,12 +221,10 @@ def make_plan(config: ModelConfig, untied_head: bool, recipe: Recipe, kv: str = 
         kv: the decoder's KV cache, a key of `convert.bundle.kv_cache.KV_FORMATS`.
 
     Raises:
-        SlicesError: a bundle cannot hold such a model yet.
         ConfigError: the recipe has no row for a tensor, or the KV cache is unknown.
         ShapeError: a tensor's shape does not suit its format.
     """
     find_kv_format(kv)
-    config.require_square()
     tensors, rules = [], bundle_rules(config, untied_head)
     recipe.check_layers({rule.name for rule in rules if isinstance(rule, Rule)})
     for rule in rules:

@@ -88,6 +88,17 @@ class VisionConfig:
         return self.grid**2
 
     @property
+    def most_patches(self) -> int:
+        """Patches of an image, at most.
+
+        Of images of several shapes, twice the square's: what one has whose shorter side is half a
+        patch, rounded up. With 448 pixels and patches of 14 that is a picture of 1:4096.
+        """
+        if self.slices is None:
+            return self.num_patches
+        return 2 * self.slices.scale_resolution**2 // self.patch_size**2
+
+    @property
     def trained_grid(self) -> int:
         """Patches along one side of the images that the named encoder was trained on.
 

@@ -98,7 +98,9 @@ def build_blocks(config: ModelConfig, plan: Plan, variant: Variant) -> tuple[Any
         vision.vision_embed(graph, config.vision, formats)
         vision.vision_block(graph, config.vision, formats)
         vision.vision_norm(graph, config.vision)
-        vision.resampler(graph, config.resampler, config.vision.num_patches, formats)
+        vision.resampler(graph, config.resampler, config.vision.most_patches, formats)
+        if config.vision.slices is not None:
+            vision.key_positions(graph, config.resampler, formats)
     decoder.embed(graph, c, formats)
     decoder.decoder_layer(graph, c, formats, plan.kv)
     decoder.lm_head(graph, c, formats)

@@ -42,8 +42,8 @@ Blocks::Blocks(const std::string& prefix, const Bundle& bundle)
     : bundle_(bundle), config_(bundle.config()) {
   vm_ = LoadVm(prefix);
   if (config_.vision) {
-    vision_embed_ = Bind("vision_embed", {"vision.patch_embed.weight", "vision.patch_embed.bias",
-                                          "vision.pos_embed"});
+    vision_embed_ = Bind("vision_embed", {"vision.pos_embed", "vision.patch_embed.weight",
+                                          "vision.patch_embed.bias"});
     for (int64_t i = 0; i < config_.vision->depth; ++i) {
       std::vector<std::string> names;
       const std::string block = "vision.blocks." + std::to_string(i) + ".";
@@ -58,8 +58,8 @@ Blocks::Blocks(const std::string& prefix, const Bundle& bundle)
     vision_norm_ = Bind("vision_norm", {"vision.norm.weight", "vision.norm.bias"});
     resampler_ =
         Bind("resampler",
-             {"resampler.kv_proj.weight", "resampler.ln_kv.weight", "resampler.ln_kv.bias",
-              "resampler.query", "resampler.k_proj.weight", "resampler.key_positions",
+             {"resampler.key_positions", "resampler.kv_proj.weight", "resampler.ln_kv.weight",
+              "resampler.ln_kv.bias", "resampler.query", "resampler.k_proj.weight",
               "resampler.v_proj.weight", "resampler.v_proj.bias", "resampler.out_proj.weight",
               "resampler.out_proj.bias", "resampler.ln_post.weight", "resampler.ln_post.bias",
               "resampler.proj.weight"});

@@ -16,9 +16,6 @@ from runtime.inputs.picture_modes import to_rgb
 
 Size = tuple[int, int]  # width, height, pixels
 Grid = tuple[int, int]  # columns and rows of slices
-# Of an image, times the square's: what one has whose shorter side is half a patch, rounded up. With
-# 448 pixels and patches of 14 that is a picture of 1:4096.
-_MOST_PATCHES = 2
 
 
 @dataclass(frozen=True)
@@ -144,9 +141,7 @@ def _nearest(length: float, unit: int) -> int:
 
 
 def _check(size: Size, image: Size, vision: VisionConfig) -> None:
-    assert vision.slices is not None
-    patches = image[0] * image[1] // vision.patch_size**2
-    most = _MOST_PATCHES * vision.slices.scale_resolution**2 // vision.patch_size**2
+    patches, most = image[0] * image[1] // vision.patch_size**2, vision.most_patches
     if patches > most:
         raise PictureError(
             f"{size[0]} x {size[1]} pixels are too long and narrow: an image of it would have "

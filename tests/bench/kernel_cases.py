@@ -17,7 +17,7 @@ from tvm import relax, tirx
 
 from convert.blocks.lowering import KERNELS
 from convert.bundle.plan import Plan
-from convert.checkpoint.config import ModelConfig
+from convert.checkpoint.config import ModelConfig, VisionConfig
 from convert.engine.compile import Target, Variant, build_blocks
 from quantize.layout import TILE_ROWS
 
@@ -125,15 +125,26 @@ def host_variants(features: set[str]) -> Iterator[Variant]:
 def cases(
     config: ModelConfig, plan: Plan, variant: Variant, lengths: Sequence[int]
 ) -> Iterator[Case]:
-    """Yields every kernel, those of the decoder once per length; equal calls once."""
+    """Yields every kernel, those of the decoder once per length; equal calls once.
+
+    Where images have several shapes, the square of their area stands for them.
+    """
     module, _ = build_blocks(config, plan, variant)
     functions = {name.name_hint: function for name, function in module.functions.items()}
     ring = -(-(WINDOW - PINNED + CHUNK) // TILE_ROWS)
     known = {"tiles": -(-PINNED // TILE_ROWS) + ring}
+    grid = 0 if config.vision is None else _grid(config.vision)
+    if config.vision is not None:
+        side, patches = grid * config.vision.patch_size, grid**2
+        known |= {"height": side, "width": side, "columns": grid, "keys": patches, "count": patches}
+    varying = {"vision_embed": (grid**2,), "vision_norm": (grid**2,), "key_positions": (grid,)}
     seen = set()
     for caller, kernel, first in _calls(functions):
         fixed = first[0] if first else None
-        for rows in lengths if fixed is None else (fixed,):
+        counts: Sequence[int] = lengths if fixed is None else (fixed,)
+        if caller.startswith(("vision_block", "resampler")) and fixed is None:
+            counts = (grid**2,)
+        for rows in varying.get(caller, counts):
             if (kernel, rows) in seen:
                 continue
             seen.add((kernel, rows))
@@ -142,7 +153,7 @@ def cases(
                 caller=caller,
                 function=functions[kernel],
                 rows=rows,
-                arguments=_arguments(functions[kernel], {**known, "rows": rows}),
+                arguments=_arguments(functions[kernel], {**known, "rows": rows, "queries": rows}),
             )
 
 
@@ -158,6 +169,12 @@ def compiled(case: Case, variant: Variant) -> Any:
     """Compiles a kernel alone."""
     module = tvm.IRModule({"main": case.function.with_attr("global_symbol", "main")})
     return tvm.compile(module, target=tvm.target.Target(variant.tvm), tir_pipeline=KERNELS)
+
+
+def _grid(vision: VisionConfig) -> int:
+    """Returns the patches along one side of a typical image."""
+    slices = vision.slices
+    return vision.grid if slices is None else slices.scale_resolution // vision.patch_size
 
 
 def _calls(functions: Mapping[str, Any]) -> Iterator[tuple[str, str, list[int | None]]]:

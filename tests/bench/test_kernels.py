@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 
 from convert.bundle.plan import Recipe, make_plan
+from convert.checkpoint.config import ModelConfig
 from convert.checkpoint.synth import DEMO, load_config
 from tests.bench import machine_limits
 from tests.bench.kernel_cases import Argument, Case, cases, compiled, host_variants, kind
 from tests.bench.kernels import Limits, Sample, random_argument
 from tests.support.processor import processor_features
+from tests.support.slices import slices_config
 
 VARIANTS = list(host_variants(processor_features()))
 needs_x86 = pytest.mark.skipif(not VARIANTS, reason="needs x86-64 with SSE4.2")
@@ -53,19 +55,30 @@ def test_the_nearer_limit_counts() -> None:
 @needs_x86
 def test_every_kernel_runs() -> None:
     config = load_config(DEMO)
+    assert config.vision is not None
+    found = cases_of(config, patches=config.vision.num_patches)
+    for case in {case.kind: case for case in found}.values():
+        assert Sample(compiled(case, VARIANTS[-1])["main"], case).seconds() > 0
+
+
+@needs_x86
+def test_kernels_of_several_shapes_run_on_a_square() -> None:
+    found = cases_of(ModelConfig.from_json(slices_config()), patches=32**2)
+    (sums,) = (case for case in found if case.kind == "grid_sums")
+    assert [argument.shape for argument in sums.arguments] == [(32, 256), (32, 256), (1024, 256)]
+    assert Sample(compiled(sums, VARIANTS[-1])["main"], sums).seconds() > 0
+
+
+def cases_of(config: ModelConfig, *, patches: int) -> list[Case]:
     plan = make_plan(config, False, Recipe.load("q4f16_1"))
     found = list(cases(config, plan, VARIANTS[-1], (1, 3)))
     assert {"linear", "embedding", "quantize", "rms_norm_quantize"} <= {case.kind for case in found}
     assert {case.format for case in found} >= {"", "q4", "q8", "f16"}
-    assert config.vision is not None
     assert {case.rows for case in found if case.caller.startswith("decoder_layer_")} == {1, 3}
-    patches = [case for case in found if case.caller.startswith("vision_block_")]
-    assert {case.rows for case in patches} == {config.vision.num_patches}
-    for case in found:
-        assert case.nbytes > 0
-    chosen = {case.kind: case for case in found}
-    for case in chosen.values():
-        assert Sample(compiled(case, VARIANTS[-1])["main"], case).seconds() > 0
+    in_blocks = [case for case in found if case.caller.startswith("vision_block_")]
+    assert {case.rows for case in in_blocks} == {patches}
+    assert all(case.nbytes > 0 for case in found)
+    return found
 
 
 def test_values_suit_their_kernels() -> None:

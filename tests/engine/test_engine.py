@@ -106,7 +106,7 @@ def test_vision_stages(client: EngineClient, model: CompiledModel, record_proper
         assert_close(f"vision_block {i}", tapped, x, ROUNDING, record_property)
     features = model.vision_norm(x)
     assert_close("vision_norm", client.tap(Tap.VISION_NORM, x), features, ROUNDING, record_property)
-    tokens = model.resample(features)
+    tokens = model.resample(features, (4, 4))
     assert_close(
         "resampler", client.tap(Tap.RESAMPLER, features), tokens, ROUNDING, record_property
     )

@@ -18,6 +18,7 @@ from convert.blocks.matrix_formats import variant
 from convert.bundle.kv_cache import FP16, INT8
 from convert.bundle.plan import Plan
 from convert.checkpoint.config import DecoderConfig, ModelConfig
+from convert.checkpoint.positions import resample_grid, sincos_grid
 from convert.engine.compile import Target, build_blocks
 from quantize.layout import TILE_ROWS, tiles
 
@@ -26,13 +27,15 @@ Float32 = NDArray[np.float32]
 
 PREFILL_CHUNK = 128  # tokens that go through a layer at once; a cache has room for the newest
 _ALIGNMENT = 64  # bytes; what TVM asks of tensors that it does not own
-# The arguments of each function, by the names of the bundle's tensors.
+Shape = tuple[int, int]  # rows and columns of patches
+# The weights of each function, by the names of the bundle's tensors.
 _VISION_BLOCK = ("norm1", "qkv", "proj", "norm2", "fc1", "fc2")
 _RESAMPLER = (
-    "kv_proj.weight", "ln_kv.weight", "ln_kv.bias", "query", "k_proj.weight", "key_positions",
+    "kv_proj.weight", "ln_kv.weight", "ln_kv.bias", "query", "k_proj.weight",
     "v_proj.weight", "v_proj.bias", "out_proj.weight", "out_proj.bias", "ln_post.weight",
     "ln_post.bias", "proj.weight",
 )  # fmt: skip
+_KEY_POSITIONS = ("key_column_proj.weight", "key_row_proj.weight", "k_proj.bias")
 _DECODER_LAYER = ("input_norm.weight", "qkv", "o", "post_norm.weight", "gate_up", "down")
 
 
@@ -127,7 +130,9 @@ class CompiledBackend:
         x = self._model.vision_embed(_numpy(pixels[0]))
         for i in range(self.config.vision.depth):
             x = self._model.vision_block(i, x)
-        return torch.from_numpy(self._model.resample(self._model.vision_norm(x)))
+        patch = self.config.vision.patch_size
+        rows, columns = (side // patch for side in pixels.shape[-2:])
+        return torch.from_numpy(self._model.resample(self._model.vision_norm(x), (rows, columns)))
 
     def embed(self, ids: Sequence[int]) -> Tensor:
         return torch.from_numpy(self._model.embed(list(ids)))
@@ -171,6 +176,7 @@ class CompiledModel:
         self._weights = weights
         self._wrapped: dict[str, Any] = {}
         self._vision_blocks: list[list[Any]] = []
+        self._key_positions: list[Any] = []
         if config.vision is not None:
             self._wrap_vision(config.vision.depth)
         layers = range(config.decoder.num_hidden_layers)
@@ -180,8 +186,14 @@ class CompiledModel:
         self._head = self._take("llm.norm.weight", "llm.head" if untied else "llm.embed")
 
     def vision_embed(self, pixels: Array) -> Float32:
-        """Maps normalised pixels (3, S, S) to patches with positions (P, Dv)."""
-        return self._call("vision_embed", _copy(pixels), *self._patch_embed)
+        """Maps normalised pixels (3, H, W) to patches with positions (P, Dv)."""
+        vision, positions = self.config.vision, self._weights["vision.pos_embed"]
+        assert vision is not None
+        if vision.slices is not None:
+            rows, columns = (side // vision.patch_size for side in pixels.shape[1:])
+            trained = torch.from_numpy(np.array(positions)).unsqueeze(0)
+            positions = resample_grid(trained, rows, columns)[0].numpy()
+        return self._call("vision_embed", _copy(pixels), _copy(positions), *self._patch_embed)
 
     def vision_block(self, i: int, x: Array) -> Float32:
         """Runs the vision encoder's block i on (P, Dv)."""
@@ -193,9 +205,19 @@ class CompiledModel:
         """Applies the vision encoder's last norm to (P, Dv)."""
         return self._call("vision_norm", _copy(x), *self._vision_norm)
 
-    def resample(self, features: Array) -> Float32:
-        """Maps vision features (P, Dv) to image tokens (Q, D)."""
-        return self._call("resampler", _copy(features), *self._resampler)
+    def resample(self, features: Array, shape: Shape) -> Float32:
+        """Maps vision features (P, Dv) of an image to image tokens (Q, D)."""
+        positions = _copy(self.key_positions(shape))
+        return self._call("resampler", _copy(features), positions, *self._resampler)
+
+    def key_positions(self, shape: Shape) -> Array:
+        """Returns what an image's positions add to the resampler's keys: (P, D)."""
+        if not self._key_positions:
+            return self._weights["resampler.key_positions"]
+        (_, columns), width = shape, self.config.decoder.hidden_size
+        table = sincos_grid(width, *shape).numpy()
+        halves = table[:columns, : width // 2], table[::columns, width // 2 :]
+        return self._call("key_positions", *map(_copy, halves), *self._key_positions)
 
     def embed(self, ids: Sequence[int]) -> Float32:
         """Maps token ids to scaled embeddings (L, D)."""
@@ -236,13 +258,14 @@ class CompiledModel:
         return result
 
     def _wrap_vision(self, depth: int) -> None:
-        patch_embed = (*_pair("vision.patch_embed"), "vision.pos_embed")
-        self._patch_embed = self._take(*patch_embed)
+        self._patch_embed = self._take(*_pair("vision.patch_embed"))
         for i in range(depth):
             names = [n for part in _VISION_BLOCK for n in _pair(f"vision.blocks.{i}.{part}")]
             self._vision_blocks.append(self._take(*names))
         self._vision_norm = self._take(*_pair("vision.norm"))
         self._resampler = self._take(*(f"resampler.{name}" for name in _RESAMPLER))
+        if "resampler.key_positions" not in self._weights:  # images have several shapes
+            self._key_positions = self._take(*(f"resampler.{name}" for name in _KEY_POSITIONS))
 
     def _quantized_layer(self, prefix: str) -> list[Any]:
         return self._take(*(f"{prefix}.{part}" for part in _DECODER_LAYER))

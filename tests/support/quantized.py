@@ -16,6 +16,7 @@ from torch import Tensor
 
 from convert.bundle.plan import Plan
 from convert.checkpoint.config import ModelConfig
+from convert.checkpoint.positions import resample_grid, sincos_grid
 from quantize.activations import multiply_codes, pad_groups, quantize_activations
 from quantize.int8 import INT8_GROUP, dequantize_int8, quantize_int8
 from quantize.layout import (
@@ -60,10 +61,12 @@ class NumpyModel:
     def vision_embed(self, pixels: Array) -> Array:
         v = self.config.vision
         assert v is not None
-        cut = pixels.reshape(3, v.grid, v.patch_size, v.grid, v.patch_size)
-        patches = cut.transpose(1, 3, 0, 2, 4).reshape(v.num_patches, v.patch_dim)
+        rows, columns = (side // v.patch_size for side in pixels.shape[1:])
+        cut = pixels.reshape(3, rows, v.patch_size, columns, v.patch_size)
+        patches = cut.transpose(1, 3, 0, 2, 4).reshape(rows * columns, v.patch_dim)
         embedded = self._dense("vision.patch_embed", v.embed_dim, patches)
-        return embedded + self._tensors["vision.pos_embed"]
+        positions = torch.from_numpy(self._tensors["vision.pos_embed"]).unsqueeze(0)
+        return embedded + resample_grid(positions, rows, columns)[0].numpy()
 
     def vision_block(self, i: int, x: Array) -> Array:
         v = self.config.vision
@@ -81,18 +84,28 @@ class NumpyModel:
         assert self.config.vision is not None
         return self._layer_norm("vision.norm", x, self.config.vision.norm_eps)
 
-    def resample(self, features: Array) -> Array:
+    def resample(self, features: Array, shape: tuple[int, int]) -> Array:
         c = self.config.resampler
         assert c is not None
         at, d = "resampler", c.embed_dim
         kv = self._dense(f"{at}.kv_proj", d, features)
         kv = self._layer_norm(f"{at}.ln_kv", kv, c.norm_eps)
-        k = self._dense(f"{at}.k_proj", d, kv) + self._tensors[f"{at}.key_positions"]
+        k = self._linear(f"{at}.k_proj.weight", d, kv) + self.key_positions(shape)
         v = self._dense(f"{at}.v_proj", d, kv)
         query = self._tensors[f"{at}.query"].astype(np.float64)
         mixed = _attend(*(_heads(part, c.num_heads) for part in (query, k, v)))
         x = self._dense(f"{at}.out_proj", d, mixed)
         return self._dense(f"{at}.proj", d, self._layer_norm(f"{at}.ln_post", x, c.norm_eps))
+
+    def key_positions(self, shape: tuple[int, int]) -> Array:
+        at = "resampler"
+        if f"{at}.key_positions" in self._tensors:
+            return self._tensors[f"{at}.key_positions"]
+        d = self.config.decoder.hidden_size
+        table = sincos_grid(d, *shape).numpy()
+        parts = zip(("column", "row"), np.split(table, 2, axis=1), strict=True)
+        sums: Array = sum(self._linear(f"{at}.key_{n}_proj.weight", d, x) for n, x in parts)
+        return sums + self._tensors[f"{at}.k_proj.bias"]
 
     def embed(self, ids: list[int]) -> Array:
         c = self.config.decoder

@@ -246,7 +246,10 @@ def _vision(config: Mapping[str, Any], random: _Random) -> State:
     patch = shape["patch_size"]
     width, hidden = shape["embed_dim"], shape["mlp_hidden_dim"]
     patches = random.linear("vpm.patch_embed.proj", width, 3 * patch * patch)
-    state = patches | {"vpm.pos_embed": random.normal(1, STORED_GRID**2, width, std=0.5)}
+    # Slices need all the positions that the named encoder was trained with.
+    side = int(config["vision_encoder"].rpartition("_")[2]) // patch
+    stored = side if "slice_mode" in config else STORED_GRID
+    state = patches | {"vpm.pos_embed": random.normal(1, stored**2, width, std=0.5)}
     weight = state["vpm.patch_embed.proj.weight"]
     state["vpm.patch_embed.proj.weight"] = weight.view(width, 3, patch, patch)
     for i in range(shape["depth"] - config.get("drop_vision_last_layer", True)):

@@ -304,49 +304,66 @@ def test_gate(width: int, record_property: Record) -> None:
     assert_close("gate", out, F.silu(gates) * values, ROUNDING, record_property)
 
 
-@pytest.mark.parametrize(
-    ("heads", "dim", "queries", "keys"), [(2, 72, 9, 36), (3, 16, 1, 1), (1, 10, 5, 33)]
-)
-def test_attention(heads: int, dim: int, queries: int, keys: int, record_property: Record) -> None:
-    width = heads * dim
-    q, packed = _normal(queries, width) * 3, _normal(keys, 2 * width + 1)
-    k, v = Heads(2 * width + 1, 1), Heads(2 * width + 1, width + 1)
-    run = _compile(attention(heads, dim, queries, keys, Heads(width), k, v, block=4))
-    out = np.empty_like(q)
-    run([q, packed, packed], [out])
+HEADS = [(2, 72), (3, 16), (1, 10)]
+# Of one kernel: less than a tile, whole tiles, whole runs of words, and beyond each of them.
+QUERIES_AND_KEYS = [(9, 36), (1, 1), (5, 33), (70, 16), (3, 64), (2, 65), (64, 333)]
+
+
+def _attended(q: Array, packed: Array, heads: int) -> Array:
+    """Returns what attention is in float64; `packed` has a column, keys and values."""
+    width = q.shape[1]
     split = [
-        torch.from_numpy(t).double().view(len(t), heads, dim).transpose(0, 1)
+        torch.from_numpy(t).double().view(len(t), heads, -1).transpose(0, 1)
         for t in (q, packed[:, 1 : width + 1].copy(), packed[:, width + 1 :].copy())
     ]
-    expected = F.scaled_dot_product_attention(*split).transpose(0, 1).reshape(queries, width)
-    assert_close("attention", out, expected, ROUNDING, record_property)
+    mixed = F.scaled_dot_product_attention(*split)
+    return mixed.transpose(0, 1).reshape(q.shape).numpy()
+
+
+@pytest.mark.parametrize(("heads", "dim"), HEADS)
+def test_attention(heads: int, dim: int, record_property: Record) -> None:
+    width = heads * dim
+    k, v = Heads(2 * width + 1, 1), Heads(2 * width + 1, width + 1)
+    run = _compile(attention(heads, dim, Heads(width), k, v, block=4))
+    for queries, keys in QUERIES_AND_KEYS:
+        q, packed = _normal(queries, width) * 3, _normal(keys, 2 * width + 1)
+        out = np.empty_like(q)
+        run([q, packed, packed], [out])
+        expected = _attended(q, packed, heads)
+        assert_close(f"{queries} to {keys}", out, expected, ROUNDING, record_property)
 
 
 @pytest.mark.parametrize("variant", HERE, ids=lambda variant: variant.products)
-@pytest.mark.parametrize(
-    ("heads", "dim", "queries", "keys"), [(2, 72, 9, 36), (3, 16, 1, 1), (1, 10, 5, 333)]
-)
-def test_word_attention(
-    variant: Variant, heads: int, dim: int, queries: int, keys: int, record_property: Record
-) -> None:
+@pytest.mark.parametrize(("heads", "dim"), HEADS)
+def test_word_attention(variant: Variant, heads: int, dim: int, record_property: Record) -> None:
     """Off by roundings of 10 to 15 bits, and by nothing more."""
     width = heads * dim
-    q, packed = _normal(queries, width) * 3, _normal(keys, 2 * width + 1)
-    q[0] = 0  # every key alike
-    q[1:2] *= 1e5  # one key has all the weight, as much as 15 bits hold
     k, v = Heads(2 * width + 1, 1), Heads(2 * width + 1, width + 1)
     pairs = products(variant.products).pairs
     assert pairs is not None
-    function = word_attention(heads, dim, queries, keys, Heads(width), k, v, pairs)
-    out = np.empty_like(q)
-    _compile(function, variant)([q, packed, packed], [out])
-    split = [
-        torch.from_numpy(t).double().view(len(t), heads, dim).transpose(0, 1)
-        for t in (q, packed[:, 1 : width + 1].copy(), packed[:, width + 1 :].copy())
-    ]
-    expected = F.scaled_dot_product_attention(*split).transpose(0, 1).reshape(queries, width)
-    assert_close("word_attention", out, expected, 3e-3, record_property)
-    assert_close("every key alike", out[0], packed[:, width + 1 :].mean(0), 3e-3, record_property)
+    run = _compile(word_attention(heads, dim, Heads(width), k, v, pairs), variant)
+    for queries, keys in QUERIES_AND_KEYS:
+        q, packed = _normal(queries, width) * 3, _normal(keys, 2 * width + 1)
+        q[0] = 0  # every key alike
+        q[1:2] *= 1e5  # one key has all the weight, as much as 15 bits hold
+        out = np.empty_like(q)
+        run([q, packed, packed], [out])
+        name, expected = f"{queries} to {keys}", _attended(q, packed, heads)
+        assert_close(name, out, expected, 3e-3, record_property)
+        mean = packed[:, width + 1 :].mean(0)
+        assert_close(f"{name}, keys alike", out[0], mean, 3e-3, record_property)
+
+
+@pytest.mark.parametrize(("rows_of", "columns"), [(1, 1), (1, 9), (7, 1), (5, 3)])
+def test_patches_go_row_by_row(rows_of: int, columns: int) -> None:
+    vision = _config().vision
+    assert vision is not None
+    size = vision.patch_size
+    pixels = _normal(3, rows_of * size, columns * size)
+    cut = pixels.reshape(3, rows_of, size, columns, size).transpose(1, 3, 0, 2, 4)
+    out = np.empty((rows_of * columns, vision.patch_dim), np.float32)
+    _compile(rows.patches(vision))([pixels], [out])
+    np.testing.assert_array_equal(out, cut.reshape(out.shape))
 
 
 def _config(**overrides: Any) -> ModelConfig:

@@ -185,8 +185,9 @@ def test_vision(
     features = model.vision_norm(x)
     expected = setup.numpy.vision_norm(x)
     assert_close("vision_norm", features, expected, ROUNDING, record_property)
-    tokens = model.resample(features)
-    expected = setup.numpy.resample(features)
+    shape = (c.grid, c.grid)
+    tokens = model.resample(features, shape)
+    expected = setup.numpy.resample(features, shape)
     _assert_sqnr("resampler", tokens, expected, WORDS, record_property)
     with torch.no_grad():
         reference = setup.reference().encode_image(torch.from_numpy(pixels)[None])[0]
