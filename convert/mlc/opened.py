@@ -47,6 +47,7 @@ class MlcPackage:
         chat = _chat_config(path / CHAT_CONFIG)
         try:
             config, recipe = ModelConfig.from_json(manifest.model), Recipe.load(manifest.recipe)
+            config.require_square()
             if recipe.method != manifest.method:
                 recipe = recipe.with_method(manifest.method)
             tied = chat["model_config"].get("tie_word_embeddings")
