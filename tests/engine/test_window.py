@@ -149,9 +149,7 @@ def test_requests_are_keyed_and_fitted_alike(
         last = len(tokenizer.encode("<用户>" + messages[-1]["content"] + "<AI>"))
         fit = f"fit {window} {pinned} {last} {len(prompt.ids)}"
         try:
-            request = session._request(
-                messages, _Picture([], None, picture) if picture else None
-            )
+            request = session._request(messages, _Picture([], None, picture) if picture else None)
         except PromptError as error:
             refused += 1
             with pytest.raises(ComponentError, match=r"^prompt_too_long: ") as caught:
