@@ -70,11 +70,18 @@ def test_the_grid_of_a_picture_being_encoded(start: Start, tmp_path: Path) -> No
     phone.until("document.querySelector('.slices') === null")
 
 
-def test_nothing_moves_while_a_picture_is_encoded(start: Start, tmp_path: Path) -> None:
-    phone = start(slices=9)
-    begin(phone, tmp_path)
-    phone.until(f"{_TEXT} === 'Looking at image 6 of 10'")
+@pytest.mark.parametrize(
+    ("size", "language", "percent"),
+    [("phone", "en", 100), ("phone", "zh-CN", 100), ("phone", "en", 200), ("small", "zh-CN", 200)],
+)
+def test_nothing_moves_while_a_picture_is_encoded(
+    start: Start, tmp_path: Path, size: str, language: str, percent: int
+) -> None:
+    phone = start(slices=9, size=size, language=language)
     page = phone.page
+    page.evaluate(f"document.documentElement.style.fontSize = '{percent}%'")
+    begin(phone, tmp_path, "Full" if language == "en" else "完整")
+    phone.until(f"{_CELLS}.filter((name) => name === 'done').length === 5")
     chat = page.evaluate("import('./chat.js').then((m) => m.shownChat())")
     places: list[Any] = []
     shown: list[str] = []
@@ -87,11 +94,11 @@ def test_nothing_moves_while_a_picture_is_encoded(start: Start, tmp_path: Path) 
         assert cells == ["done"] * (done // 2) + ["now", *["next"] * 9][: 10 - done // 2]
         shown.append(page.evaluate(_TEXT))
     assert all(place == places[0] for place in places)
-    assert shown[::10] == [
-        "Looking at image 1 of 10",
-        "Looking at image 6 of 10",
-        "Looking at image 10 of 10",
-    ]
+    if language == "en":
+        parts = [f"Looking at image {image} of 10" for image in (1, 6, 10)]
+    else:
+        parts = [f"正在分析第 {image} 张图，共 10 张" for image in (1, 6, 10)]
+    assert shown[::10] == parts
     event |= {"grid": None}
     page.evaluate("(event) => window.receive(event)", event)
     assert page.locator(".slices").count() == 0
