@@ -17,6 +17,7 @@ from torch import Tensor
 
 from convert.bundle.plan import Plan
 from convert.calibrate.layer import STAGES, LayerWalk, fold_layer, token_runs
+from convert.calibrate.pictures import encode_pictures, put_images
 from convert.calibrate.samples import CalibrationSample, TokenizedSample, tokenize
 from convert.calibrate.store import CalibratedWeights, CalibrationStore, Stream
 from convert.checkpoint.reader import Checkpoint
@@ -213,26 +214,14 @@ class _CalibrationRun:
         return layer
 
     def _encode_pictures(self, samples: Sequence[TokenizedSample]) -> list[Tensor | None]:
-        """Returns each sample's image tokens (Q, D)."""
+        """Returns each sample's image tokens (I, Q, D)."""
         if self._images is not None:
             return self._images
-        if all(sample.pixels is None for sample in samples):
+        if all(sample.images is None for sample in samples):
             return [None] * len(samples)
         model = load_reference(self._checkpoint, only=VISION)
-        images: list[Tensor | None] = []
-        latest: tuple[str, Tensor] | None = None
-        for i, sample in enumerate(samples):
-            self._progress("calibration pictures", i, len(samples))
-            if sample.pixels is None:
-                images.append(None)
-                continue
-            if latest is None or latest[0] != sample.picture_digest:
-                assert model.vpm is not None and model.resampler is not None
-                latest = sample.picture_digest, model.resampler(model.vpm(sample.pixels()))[0]
-            images.append(latest[1])
-        self._progress("calibration pictures", len(samples), len(samples))
-        self._images = images
-        return images
+        self._images = encode_pictures(model, samples, self._progress)
+        return self._images
 
     def _embed(
         self, samples: Sequence[TokenizedSample], images: Sequence[Tensor | None], *, rounded: bool
@@ -256,8 +245,7 @@ class _CalibrationRun:
         lengths = [len(sample.ids) for sample in samples]
         for sample, image, where in zip(samples, images, places.split(lengths), strict=True):
             embeds = rows[where]
-            if image is not None and sample.image_start is not None:
-                embeds[sample.image_start : sample.image_start + len(image)] = image
+            put_images(embeds, sample, image)
             stream.append(embeds)
         return stream
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Sequence
 
@@ -71,11 +72,11 @@ def _of_pictures(config: ModelConfig, plan: Plan, samples: Sequence[TokenizedSam
     vision = config.vision
     if vision is None:
         return 0.0
-    pictures = len({sample.picture_digest for sample in samples if sample.pixels is not None})
-    patches = (vision.image_size // vision.patch_size) ** 2
+    pictures = {sample.picture_digest: sample.patches for sample in samples}
     weights = sum(t.parameters for t in plan.tensors if t.name.startswith(("vision.", "resampler")))
-    attention = 4.0 * vision.depth * patches**2 * vision.embed_dim
-    return pictures * (2.0 * weights * patches + attention)
+    attention = 4.0 * vision.depth * vision.embed_dim
+    images = itertools.chain.from_iterable(pictures.values())
+    return sum(2.0 * weights * patches + attention * patches**2 for patches in images)
 
 
 def _operations_per_second() -> float:

@@ -15,14 +15,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from convert.checkpoint.config import ModelConfig, VisionConfig
 from convert.checkpoint.reader import Checkpoint
 from convert.support.json_text import json_lines
 from convert.support.regular_file import read_regular
 from convert.support.strict_json import parse_json
 from quantize.errors import ToolkitError
-from runtime.inputs.picture import open_picture, preprocess
+from runtime.inputs.picture import open_picture
 from runtime.inputs.picture_format import PictureError
 from runtime.inputs.prompt import Message, PromptError, Tokenizer, check_question
+from runtime.inputs.slices import Cut, images_of, plan_cut
 
 _KEYS = {"image", "question", "answer"}
 _LINE_BYTES = 1 << 20
@@ -52,9 +54,10 @@ class TokenizedSample:
     """A sample in the form that the decoder takes."""
 
     ids: Tensor  # (L,) int64, including the image tokens' placeholders
-    image_start: int | None
-    picture_digest: str
-    pixels: Callable[[], Tensor] | None  # (1, 3, S, S) float32
+    image_starts: tuple[int, ...] = ()  # where each image's placeholders begin
+    picture_digest: str = ""
+    images: Callable[[], tuple[Tensor, ...]] | None = None  # each (1, 3, height, width) float32
+    patches: tuple[int, ...] = ()  # of each image
 
     @property
     def digest(self) -> str:
@@ -124,12 +127,13 @@ def tokenize(samples: Sequence[CalibrationSample], checkpoint: Checkpoint) -> li
     Raises:
         CalibrationError: the checkpoint has no tokenizer, or a sample is too long.
     """
-    tokenizer = None if checkpoint.tokenizer is None else Tokenizer(checkpoint.tokenizer)
-    vision, resampler = checkpoint.config.vision, checkpoint.config.resampler
+    path, config = checkpoint.tokenizer, checkpoint.config
+    tokenizer = None if path is None else Tokenizer(path, config)
+    cuts: dict[str, Cut] = {}  # by picture
     tokenized = []
     for sample in samples:
         if sample.ids is not None:
-            tokenized.append(_of_ids(sample, sample.ids, checkpoint.config.decoder.vocab_size))
+            tokenized.append(_of_ids(sample, sample.ids, config.decoder.vocab_size))
             continue
         if tokenizer is None:
             raise CalibrationError(
@@ -137,16 +141,42 @@ def tokenize(samples: Sequence[CalibrationSample], checkpoint: Checkpoint) -> li
                 'give samples as token ids, lines such as {"ids": [1, 5]}, with --calibration, or '
                 "choose a method without calibration, --method mse"
             )
-        queries = resampler.query_num if sample.picture is not None and resampler else 0
-        prompt = tokenizer.prompt(sample.messages, queries)
-        answer = tokenizer.encode(sample.answer)
-        ids = torch.tensor(prompt.ids + answer)
-        _require_length(sample, len(ids))
-        pixels = None
-        if sample.picture is not None and vision is not None:
-            pixels = partial(_pixels, sample.picture, vision.image_size)
-        tokenized.append(TokenizedSample(ids, prompt.image_start, sample.picture_digest, pixels))
+        tokenized.append(_tokenize(sample, tokenizer, config, cuts))
     return tokenized
+
+
+def _tokenize(
+    sample: CalibrationSample, tokenizer: Tokenizer, config: ModelConfig, cuts: dict[str, Cut]
+) -> TokenizedSample:
+    """Tokenizes a sample; `cuts` has those of pictures so far, and gets that of its picture."""
+    vision, resampler, picture = config.vision, config.resampler, sample.picture
+    if picture is None or vision is None or resampler is None:
+        ids = tokenizer.prompt(sample.messages, 0).ids + tokenizer.encode(sample.answer)
+        _require_length(sample, len(ids))
+        return TokenizedSample(torch.tensor(ids))
+    grid, sizes = None, [(vision.image_size, vision.image_size)]
+    if vision.slices is not None:
+        if sample.picture_digest not in cuts:
+            cuts[sample.picture_digest] = _plan_cut(sample.where, picture(), vision)
+        cut = cuts[sample.picture_digest]
+        grid, sizes = cut.grid, cut.sizes
+    prompt = tokenizer.prompt(sample.messages, resampler.query_num, grid=grid)
+    ids = prompt.ids + tokenizer.encode(sample.answer)
+    _require_length(sample, len(ids))
+    return TokenizedSample(
+        torch.tensor(ids),
+        prompt.image_starts,
+        sample.picture_digest,
+        lambda: images_of(picture(), vision).pixels,
+        tuple(width * height // vision.patch_size**2 for width, height in sizes),
+    )
+
+
+def _plan_cut(where: str, picture: Image.Image, vision: VisionConfig) -> Cut:
+    try:
+        return plan_cut(picture.size, vision)
+    except PictureError as error:
+        raise CalibrationError(f"{where}: {error}") from error
 
 
 def _of_ids(sample: CalibrationSample, ids: Sequence[int], vocabulary: int) -> TokenizedSample:
@@ -156,7 +186,7 @@ def _of_ids(sample: CalibrationSample, ids: Sequence[int], vocabulary: int) -> T
             f"{sample.where}: token id {wrong} is not in the model's vocabulary of {vocabulary:,}"
         )
     _require_length(sample, len(ids))
-    return TokenizedSample(torch.tensor(ids), None, "", None)
+    return TokenizedSample(torch.tensor(ids))
 
 
 def _require_length(sample: CalibrationSample, tokens: int) -> None:
@@ -164,10 +194,6 @@ def _require_length(sample: CalibrationSample, tokens: int) -> None:
         raise CalibrationError(
             f"{sample.where}: has {tokens} tokens; at most {_MAX_TOKENS} are allowed"
         )
-
-
-def _pixels(picture: Callable[[], Image.Image], size: int) -> Tensor:
-    return preprocess(picture(), size)
 
 
 def _content(path: Path) -> bytes:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from convert.bundle.plan import FORMATS, Plan, Recipe, make_plan, stored_specs
 from convert.calibrate.layer import STAGES, LayerWalk, round_inputs
+from convert.calibrate.pictures import encode_pictures, put_images
 from convert.calibrate.samples import CalibrationSample, TokenizedSample, tokenize
 from convert.calibrate.store import Stream
 from convert.checkpoint.reader import Checkpoint
@@ -32,7 +33,6 @@ from runtime.reference import metrics
 from runtime.reference.arithmetic import apply_vision_arithmetic, round_to_format
 from runtime.reference.decoder import DecoderLayer
 from runtime.reference.load import VISION, load_reference
-from runtime.reference.model import MiniCPMV
 
 LOSSLESS = "f16_tiled"
 _PLAIN = ("f16", "f32")  # formats of tensors that no kernel multiplies
@@ -231,19 +231,18 @@ class _Measurement:
         for sample, image in zip(self._samples, images, strict=True):
             embeds = rows[torch.searchsorted(used, sample.ids)]
             embeds = embeds * self._checkpoint.config.decoder.scale_emb
-            if image is not None and sample.image_start is not None:
-                embeds[sample.image_start : sample.image_start + len(image)] = image
+            put_images(embeds, sample, image)
             stream.append(embeds)
         return stream
 
     def _images(self, variant: Variant | None) -> list[Tensor | None]:
-        """Returns each sample's image tokens, with one visual part in another format."""
-        if all(sample.pixels is None for sample in self._samples):
+        """Returns each sample's image tokens (I, Q, D), with one visual part in another format."""
+        if all(sample.images is None for sample in self._samples):
             return [None] * len(self._samples)
         model = load_reference(self._checkpoint, only=VISION)
         if variant is not None:
             apply_vision_arithmetic(model, self._vision_plan(*variant))
-        return [None if s.pixels is None else _image(model, s.pixels()) for s in self._samples]
+        return encode_pictures(model, self._samples)
 
     def _vision_plan(self, part: str, form: str) -> Plan:
         """Returns a plan that stores one part in a format, and the rest without loss."""
@@ -256,12 +255,6 @@ class _Measurement:
             return round_to_format(weight, form, self._scheme, name)
         parts = quantize_weight(weight.half().numpy(), self._scheme, METHODS["mse"], name=name)
         return torch.from_numpy(dequantize_groups(*parts, self._scheme))
-
-
-def _image(model: MiniCPMV, pixels: Tensor) -> Tensor:
-    assert model.vpm is not None and model.resampler is not None
-    tokens: Tensor = model.resampler(model.vpm(pixels))[0]
-    return tokens
 
 
 def part_formats(checkpoint: Checkpoint, base: Recipe) -> dict[str, dict[str, int]]:

@@ -10,6 +10,7 @@ from convert.bundle.manifest import BundleSource
 from convert.bundle.plan import Plan, Recipe
 from convert.calibrate.built_in import default_samples
 from convert.calibrate.calibration import calibrate
+from convert.calibrate.enlarged import with_slices
 from convert.calibrate.samples import CalibrationSample, read_samples
 from convert.calibrate.store import CalibratedWeights
 from convert.checkpoint.hub import is_hub_id
@@ -71,6 +72,7 @@ class Conversion:
             skip_bad = self.config.skip_bad
             return read_samples(path, pictures=pictures, skip_bad=skip_bad, token_ids=True)
         samples = default_samples(demo=self.config.checkpoint is None, pictures=pictures)
+        samples = with_slices(samples, self.checkpoint.config.vision)
         return samples[: self.most_samples]
 
     def calibrate(self, plan: Plan) -> CalibratedWeights | None:

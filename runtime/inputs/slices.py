@@ -26,6 +26,12 @@ class Cut:
     grid: Grid | None  # None: the overview is all
     cell: Size  # of one slice; the overview's where there are none
 
+    @property
+    def sizes(self) -> list[Size]:
+        """The size of each image."""
+        slices = 0 if self.grid is None else self.grid[0] * self.grid[1]
+        return [self.overview, *[self.cell] * slices]
+
 
 @dataclass(frozen=True)
 class Images:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from convert.bundle.plan import PlannedTensor
 from convert.calibrate.layer import STAGES, LayerWalk, LinearGroup, round_inputs
+from convert.calibrate.pictures import encode_pictures, put_images
 from convert.calibrate.samples import TokenizedSample
 from convert.calibrate.store import Stream
 from convert.checkpoint.reader import Checkpoint
@@ -183,25 +184,18 @@ class Raising:
         for sample, image in zip(self._samples, self._images[raised is not None], strict=True):
             embeds = self._rows(self._tensors[EMBED], sample.ids, form)
             embeds = embeds * self._checkpoint.config.decoder.scale_emb
-            if image is not None and sample.image_start is not None:
-                embeds[sample.image_start : sample.image_start + len(image)] = image
+            put_images(embeds, sample, image)
             stream.append(embeds)
         return stream
 
-    @torch.no_grad()
     def _encode(self, *, rounded: bool) -> list[Tensor | None]:
-        """Returns each sample's image tokens (Q, D), of the checkpoint or as a bundle has them."""
-        if all(sample.pixels is None for sample in self._samples):
+        """Returns each sample's image tokens (I, Q, D), of the checkpoint or as stored."""
+        if all(sample.images is None for sample in self._samples):
             return [None] * len(self._samples)
         model = load_reference(self._checkpoint, only=VISION)
         if rounded:
             apply_vision_arithmetic(model, self._plan)
-        assert model.vpm is not None and model.resampler is not None
-        found: dict[str, Tensor] = {}
-        for sample in self._samples:
-            if sample.pixels is not None and sample.picture_digest not in found:
-                found[sample.picture_digest] = model.resampler(model.vpm(sample.pixels()))[0]
-        return [found.get(sample.picture_digest) for sample in self._samples]
+        return encode_pictures(model, self._samples)
 
     def _divergences(self, streams: Mapping[TensorSet, Stream]) -> dict[TensorSet, float]:
         """Compares the logits of last layers' outputs, by the sets that are raised there."""
@@ -283,8 +277,7 @@ class Raising:
         for sample, slope, image in zip(self._samples, slopes, self._images[1], strict=True):
             rows = [self._rows(tensor, sample.ids, form) for form in (RAISED, tensor.format)]
             change = (rows[0] - rows[1]) * scale * slope
-            if image is not None and sample.image_start is not None:
-                change[sample.image_start : sample.image_start + len(image)] = 0
+            put_images(change, sample, None if image is None else torch.zeros_like(image))
             gains[EMBED] = gains.get(EMBED, 0.0) - float(change.sum()) / 2
 
     def _step(self, name: str, exact: Tensor, now: Tensor) -> Tensor | None:

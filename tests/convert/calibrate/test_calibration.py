@@ -80,11 +80,12 @@ def loss(checkpoint: Checkpoint, method: str, folder: Path, **formats: str) -> f
     losses = []
     with torch.inference_mode():
         for sample in tokenize(default_samples(demo=True, pictures=True)[-12:], checkpoint):
-            assert sample.pixels is not None
-            image = reference.encode_image(sample.pixels())[0]
+            assert sample.images is not None
+            (pixels,), (start,) = sample.images(), sample.image_starts
+            image = reference.encode_image(pixels)[0]
             logits = []
             for each in (reference, model):
-                embeds = each.embed_prompt(sample.ids, sample.image_start, image)
+                embeds = each.embed_prompt(sample.ids, start, image)
                 logits.append(each.llm.logits(each.llm(embeds))[0])
             losses.append(metrics.kl_divergence(*logits))
     return metrics.mean(torch.cat(losses))
@@ -261,7 +262,7 @@ def test_reads_json_lines(tmp_path: Path, checkpoint: Checkpoint) -> None:
     assert first.picture is not None and first.picture().size == (20, 30)
     assert second.picture is None and second.answer == ""
     tokenized = tokenize([first, second], checkpoint)
-    assert tokenized[0].image_start is not None and tokenized[1].image_start is None
+    assert len(tokenized[0].image_starts) == 1 and tokenized[1].image_starts == ()
     assert tokenized[0].digest != tokenized[1].digest
 
 
@@ -302,7 +303,7 @@ def test_samples_of_token_ids(tmp_path: Path, checkpoint: Checkpoint) -> None:
     path = write_lines(tmp_path, {"ids": [5, 2, 7]}, GOOD)
     first, second = read_samples(path, pictures=True, skip_bad=False, token_ids=True)
     one, other = tokenize([first, second], checkpoint)
-    assert one.ids.tolist() == [5, 2, 7] and one.pixels is None and other.pixels is not None
+    assert one.ids.tolist() == [5, 2, 7] and one.images is None and other.images is not None
     without = copy.copy(checkpoint)
     without.tokenizer = None
     assert tokenize([first], without)[0].digest == one.digest
