@@ -27,12 +27,12 @@ def resample_grid(positions: Tensor, rows: int, columns: int) -> Tensor:
     return _resize(positions.float().squeeze(0), rows, columns, antialias=True).unsqueeze(0)
 
 
-def interpolate_grid(positions: Tensor, grid: int) -> Tensor:
-    """Spreads the resampler's positions (Q, D) over the keys' grid: (grid * grid, D), float32.
+def interpolate_grid(positions: Tensor, rows: int, columns: int) -> Tensor:
+    """Spreads the resampler's positions (Q, D) over the keys' grid: (rows * columns, D), float32.
 
     Bicubic without antialiasing, in float32. Source: MiniCPM-V 1.0 `get_abs_pos`.
     """
-    return _resize(positions.float(), grid, grid, antialias=False)
+    return _resize(positions.float(), rows, columns, antialias=False)
 
 
 def sincos_grid(width: int, rows: int, columns: int) -> Tensor:

@@ -201,7 +201,7 @@ def project_key_positions(
     Interpolated in float32 as upstream does, multiplied in float64, rounded to float32.
     """
     weight, bias = third(in_weight, index=1), third(in_bias, index=1)
-    spread = interpolate_grid(positions, grid).double()
+    spread = interpolate_grid(positions, grid, grid).double()
     return F.linear(spread, weight.double(), bias.double()).float()
 
 

@@ -52,7 +52,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--window",
         type=int,
         metavar="N",
-        help="context window in tokens (default: 1024; of an MLC package its own)",
+        help="context window in tokens (default: 1024, of a model with slices 2048, of an MLC "
+        "package its own)",
     )
     add(
         "--data",

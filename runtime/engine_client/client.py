@@ -388,6 +388,17 @@ class EngineClient(Closing):
         text: str = self.request(Op.DETOKENIZE, {Field.IDS: list(ids)})[Field.TEXT]
         return text
 
+    def cut(
+        self, picture: Image.Image, *, max_slices: int | None = None
+    ) -> tuple[list[tuple[int, int]], tuple[int, int] | None]:
+        """Returns the width and height of each image of a picture, and the grid of its slices."""
+        sizes, line = self._tap(Tap.CUT, picture, {Field.MAX_SLICES: max_slices})
+        grid = line.get(Field.GRID)
+        return (
+            [(int(width), int(height)) for width, height in sizes],
+            None if grid is None else (grid[0], grid[1]),
+        )
+
     def reset(self) -> None:
         """Forgets the conversation; pictures stay encoded."""
         self.request(Op.RESET)
@@ -405,6 +416,12 @@ class EngineClient(Closing):
             value: the stage's input; ids for `embed`, a picture for `cut` and `preprocess`.
             options: more fields of the request.
         """
+        return self._tap(what, value, options)[0]
+
+    def _tap(
+        self, what: str, value: Float32 | Image.Image | Sequence[int], options: Mapping[str, Any]
+    ) -> tuple[Float32, Line]:
+        """Returns a stage's output, and the line that came with it."""
         with scratch_folder() as folder:
             source, result = folder / "input", folder / "output"
             fields = {Field.WHAT: what, Field.OUTPUT: self._files.room(result), **options}
@@ -419,7 +436,7 @@ class EngineClient(Closing):
             line = self.request(Op.TAP, fields)
             self._files.fetch(result)
             output: Float32 = np.fromfile(result, np.dtype("<f4")).reshape(line[Field.SHAPE])
-            return output
+            return output, line
 
 
 def _report(

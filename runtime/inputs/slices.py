@@ -16,6 +16,7 @@ from runtime.inputs.picture_modes import to_rgb
 
 Size = tuple[int, int]  # width, height, pixels
 Grid = tuple[int, int]  # columns and rows of slices
+Box = tuple[int, int, int, int]  # left, top, right, bottom, pixels
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,22 @@ class Cut:
         """The size of each image."""
         slices = 0 if self.grid is None else self.grid[0] * self.grid[1]
         return [self.overview, *[self.cell] * slices]
+
+    @property
+    def refined(self) -> Size:
+        """What the picture is resized to before it is cut into slices."""
+        assert self.grid is not None, "no slices"
+        return self.grid[0] * self.cell[0], self.grid[1] * self.cell[1]
+
+    @property
+    def boxes(self) -> list[Box]:
+        """The slices in the refined picture, row by row."""
+        (width, height), (whole, tall) = self.cell, self.refined
+        return [
+            (x, y, x + width, y + height)
+            for y in range(0, tall, height)
+            for x in range(0, whole, width)
+        ]
 
 
 @dataclass(frozen=True)
@@ -111,13 +128,8 @@ def cut_picture(picture: Image.Image, cut: Cut) -> list[Image.Image]:
     rgb = to_rgb(picture)
     images = [resize(rgb, cut.overview)]
     if cut.grid is not None:
-        (columns, rows), (width, height) = cut.grid, cut.cell
-        refined = resize(rgb, (columns * width, rows * height))
-        images += [
-            refined.crop((x, y, x + width, y + height))
-            for y in range(0, rows * height, height)
-            for x in range(0, columns * width, width)
-        ]
+        refined = resize(rgb, cut.refined)
+        images += map(refined.crop, cut.boxes)
     return images
 
 

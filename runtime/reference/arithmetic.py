@@ -92,23 +92,48 @@ class CutPatches(nn.Module):
         self.linear, self.patch_size = linear, patch_size
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Maps pixels (B, 3, S, S) to (B, D, S/p, S/p)."""
+        """Maps pixels (B, 3, height, width) to (B, D, height/p, width/p)."""
         patches = F.unfold(pixels, self.patch_size, stride=self.patch_size).transpose(1, 2)
-        side = pixels.shape[-1] // self.patch_size
+        shape = tuple(side // self.patch_size for side in pixels.shape[-2:])
         embedded: Tensor = self.linear(patches).transpose(1, 2)
-        return embedded.unflatten(-1, (side, side))  # type: ignore[no-untyped-call, no-any-return]
+        return embedded.unflatten(-1, shape)  # type: ignore[no-untyped-call, no-any-return]
+
+
+class AxesLinear(nn.Module):
+    """The projection of the keys' positions for any shape: one linear for each axis."""
+
+    def __init__(self, columns: nn.Module, rows: nn.Module, bias: Tensor) -> None:
+        """Args: columns, rows: take the first and the second half of a position."""
+        super().__init__()
+        self.columns, self.rows, self.bias = columns, rows, bias
+
+    def forward(self, positions: Tensor) -> Tensor:
+        """Maps (..., D) to (..., D)."""
+        x, y = positions.chunk(2, dim=-1)
+        out: Tensor = self.columns(x) + self.rows(y) + self.bias
+        return out
 
 
 class FoldedCrossAttention(nn.Module):
     """The resampler's attention as a bundle has it: what no picture changes is folded, unrounded.
 
-    That is the projection of the queries, and of the keys' positions.
+    That is the projection of the queries, and of the keys' positions where all images have one
+    shape.
     """
 
-    def __init__(self, full: CrossAttention, k_proj: nn.Module, v_proj: nn.Module) -> None:
-        """Args: full: whose queries' projection is used. k_proj, v_proj: as they are stored."""
+    def __init__(
+        self, full: CrossAttention, k_proj: nn.Module, v_proj: nn.Module, axes: AxesLinear | None
+    ) -> None:
+        """Makes it of the attention's parts.
+
+        Args:
+            full: whose queries' projection is used.
+            k_proj: as it is stored, and so the others.
+            v_proj: with its bias.
+            axes: of the keys' positions; None: they are folded.
+        """
         super().__init__()
-        self.full, self.k_proj, self.v_proj = full, k_proj, v_proj
+        self.full, self.k_proj, self.v_proj, self.axes = full, k_proj, v_proj, axes
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Maps query (Q, D), key and value (B, P, D) to (B, Q, D); key - value are positions."""
@@ -116,7 +141,9 @@ class FoldedCrossAttention(nn.Module):
             t.chunk(3) for t in (self.full.in_proj_weight, self.full.in_proj_bias)
         )
         q = F.linear(query, wq, bq).expand(len(value), -1, -1)
-        k = self.k_proj(value) + F.linear(key - value, wk, bk)
+        positions = key - value
+        projected = F.linear(positions, wk, bk) if self.axes is None else self.axes(positions)
+        k = self.k_proj(value) + projected
         heads = (t.unflatten(-1, (self.full.num_heads, -1)) for t in (q, k, self.v_proj(value)))
         mixed = F.scaled_dot_product_attention(*(t.transpose(1, 2) for t in heads))
         out: Tensor = self.full.out_proj(mixed.transpose(1, 2).flatten(-2))
@@ -239,6 +266,15 @@ class _Rounding:
         kept = self._formats[name]
         return hold_in_format(weight.detach(), kept, self._scheme, name, fast=True)
 
+    def axes(self, weight: Tensor, bias: Tensor) -> AxesLinear | None:
+        """Makes the projection of the keys' positions (D, D); None if the bundle folds it."""
+        names = [f"resampler.key_{axis}_proj.weight" for axis in ("column", "row")]
+        if names[0] not in self._formats:
+            return None
+        halves = weight.chunk(2, dim=1)
+        columns, rows = (self.linear(*pair) for pair in zip(names, halves, strict=True))
+        return AxesLinear(columns, rows, bias)
+
     def replace(self, parent: nn.Module, path: str, name: str) -> None:
         old = parent.get_submodule(path)
         assert isinstance(old, nn.Linear)
@@ -329,7 +365,7 @@ def _round_vision(encoder: VisionEncoder, rounding: _Rounding) -> None:
 
 def _round_resampler(resampler: Resampler, rounding: _Rounding) -> None:
     attention = resampler.attn
-    (_, wk, wv), (_, _, bv) = (
+    (_, wk, wv), (_, bk, bv) = (
         t.chunk(3) for t in (attention.in_proj_weight, attention.in_proj_bias)
     )
     rounding.replace(resampler, "kv_proj", "resampler.kv_proj.weight")
@@ -338,6 +374,7 @@ def _round_resampler(resampler: Resampler, rounding: _Rounding) -> None:
         attention,
         rounding.linear("resampler.k_proj.weight", wk),
         rounding.linear("resampler.v_proj.weight", wv, bv),
+        rounding.axes(wk, bk),
     )
     proj = rounding.linear("resampler.proj.weight", resampler.proj.T.contiguous())
     resampler.ln_post = nn.Sequential(resampler.ln_post, proj)  # type: ignore[assignment]

@@ -65,6 +65,6 @@ class Resampler(nn.Module):
     def _key_positions(self, shape: tuple[int, int] | None) -> Tensor:
         """Returns the keys' positions (P, D), float32."""
         if self.patch_grid is not None:
-            return interpolate_grid(self.pos_embed, self.patch_grid)
+            return interpolate_grid(self.pos_embed, self.patch_grid, self.patch_grid)
         assert shape is not None, "images have several shapes"
         return sincos_grid(self.pos_embed.shape[1], *shape)

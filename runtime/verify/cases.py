@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from convert.calibrate.samples import CalibrationError, read_samples
+from convert.checkpoint.config import VisionConfig
 from quantize.errors import ToolkitError
 from runtime.demo.questions import LANGUAGES, random_example
 from runtime.demo.scenes import draw, random_scene
@@ -48,14 +49,15 @@ class Case:
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-def built_in_cases(settings: Mapping[str, Any], *, with_pictures: bool) -> list[Case]:
+def built_in_cases(settings: Mapping[str, Any], vision: VisionConfig | None) -> list[Case]:
     """Returns drawn pictures with a question in each language, or plain questions.
 
     Args:
         settings: `built_in` of `configs/verify.json`.
-        with_pictures: false for a decoder-only model.
+        vision: how the model takes pictures: one that cuts them gets large ones, too; None for a
+            decoder-only model.
     """
-    if not with_pictures:
+    if vision is None:
         return [
             Case(f"text {i + 1}", ({"role": "user", "content": text},))
             for i, text in enumerate(settings["text_prompts"])
@@ -65,6 +67,10 @@ def built_in_cases(settings: Mapping[str, Any], *, with_pictures: bool) -> list[
         rng = np.random.default_rng([settings["seed"], i])
         scene = random_scene(rng)
         picture = draw(scene, rng).picture
+        if vision.slices is not None:
+            side, sizes = vision.slices.scale_resolution, settings["squares"]
+            width, height = (round(side * length) for length in sizes[i % len(sizes)])
+            picture = picture.resize((width, height), Image.Resampling.BICUBIC)
         digest = hashlib.sha256(picture.tobytes()).hexdigest()
         for language in LANGUAGES:
             example = random_example(scene, language, rng)

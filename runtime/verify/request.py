@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from convert.bundle.manifest import BundleSource
+from convert.checkpoint.config import VisionConfig
 from convert.checkpoint.reader import Checkpoint
 from quantize.errors import CheckpointError, ConfigError
 from runtime.engine_client.options import EngineOptions
@@ -46,18 +47,19 @@ class Request:
         """Returns the window that was asked for, or the default."""
         return default if self.window is None else self.window
 
-    def cases(self, settings: Mapping[str, Any], *, with_pictures: bool) -> list[Case]:
+    def cases(self, settings: Mapping[str, Any], vision: VisionConfig | None) -> list[Case]:
         """Returns the questions.
 
         Args:
             settings: `configs/verify.json`.
-            with_pictures: whether the artifact takes pictures.
+            vision: how the artifact takes pictures; None: it takes none.
 
         Raises:
             DataError: a line of the user's file cannot be used.
         """
         if self.data is None:
-            return built_in_cases(settings["built_in"], with_pictures=with_pictures)
+            return built_in_cases(settings["built_in"], vision)
+        with_pictures = vision is not None
         return read_cases(self.data, with_pictures=with_pictures, skip_bad=self.skip_bad)
 
     def open_reference(self, source: BundleSource) -> tuple[Checkpoint, list[str]]:

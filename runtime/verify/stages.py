@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -12,14 +13,23 @@ from torch import Tensor
 
 from convert.checkpoint.config import ModelConfig
 from convert.support.progress import Progress
+from runtime.engine_client.client import EngineClient
 from runtime.engine_client.protocol import Field, Tap
-from runtime.inputs.picture import preprocess
 from runtime.inputs.prompt import Message, Prompt
+from runtime.inputs.slices import Grid, Images, images_of
 from runtime.reference.kv_cache import ATTENTION_SINKS, KVCache
 from runtime.reference.model import MiniCPMV
 from runtime.sessions.engine_session import EngineSession
 
+Shape = tuple[int, int]  # of an image: rows and columns of patches
 LAYER_TOKENS = 64  # fed to layers whose window is narrow; more tokens would show nothing new
+
+
+def shape_of(pixels: Tensor, config: ModelConfig) -> Shape:
+    """Returns the shape of an image, by its pixels (3, height, width)."""
+    assert config.vision is not None
+    rows, columns = (side // config.vision.patch_size for side in pixels.shape[-2:])
+    return rows, columns
 
 
 def narrow_window(tokens: int) -> int:
@@ -34,11 +44,11 @@ class Stages(Protocol):
     def config(self) -> ModelConfig:
         """The model's geometry."""
 
-    def preprocess(self, picture: Image.Image) -> Tensor:
-        """Returns normalised pixels (3, S, S)."""
+    def images(self, picture: Image.Image) -> Images:
+        """Returns what the vision encoder gets of a picture."""
 
     def vision_embed(self, pixels: Tensor) -> Tensor:
-        """Maps pixels (3, S, S) to patch embeddings with positions (P, D)."""
+        """Maps an image's pixels (3, height, width) to patch embeddings with positions (P, D)."""
 
     def vision_block(self, index: int, x: Tensor) -> Tensor:
         """Runs one vision block on (P, D)."""
@@ -46,8 +56,8 @@ class Stages(Protocol):
     def vision_norm(self, x: Tensor) -> Tensor:
         """Maps (P, D) to vision features (P, D)."""
 
-    def resample(self, features: Tensor) -> Tensor:
-        """Maps vision features (P, Dv) to image tokens (Q, D)."""
+    def resample(self, features: Tensor, shape: Shape) -> Tensor:
+        """Maps vision features (P, Dv) of an image with a shape to image tokens (Q, D)."""
 
     def embed(self, ids: Sequence[int]) -> Tensor:
         """Maps token ids to scaled embeddings (L, D)."""
@@ -96,10 +106,10 @@ class TorchStages:
         # The latest pass of each kind and window.
         self._passes: dict[tuple[bool, int], _Pass] = {}
 
-    def preprocess(self, picture: Image.Image) -> Tensor:
+    def images(self, picture: Image.Image) -> Images:
         """See `Stages`."""
         assert self.config.vision is not None
-        return preprocess(picture, self.config.vision.image_size)[0]
+        return images_of(picture, self.config.vision)
 
     @torch.inference_mode()
     def vision_embed(self, pixels: Tensor) -> Tensor:
@@ -122,10 +132,10 @@ class TorchStages:
         return out.float()
 
     @torch.inference_mode()
-    def resample(self, features: Tensor) -> Tensor:
+    def resample(self, features: Tensor, shape: Shape) -> Tensor:
         """See `Stages`."""
         assert self._model.resampler is not None
-        out: Tensor = self._model.resampler(features.unsqueeze(0).to(self._dtype))[0]
+        out: Tensor = self._model.resampler(features.unsqueeze(0).to(self._dtype), shape)[0]
         return out.float()
 
     @torch.inference_mode()
@@ -175,15 +185,15 @@ class EngineStages:
         """Args: session: with the bundle; an engine that goes away with its phone is replaced."""
         self._session, self.config = session, session.config
 
-    def preprocess(self, picture: Image.Image) -> Tensor:
+    def images(self, picture: Image.Image) -> Images:
         """See `Stages`."""
-        return self._session.ask(
-            lambda client: torch.from_numpy(client.tap(Tap.PREPROCESS, picture))
-        )
+        return self._session.ask(partial(self._images, picture))
 
     def vision_embed(self, pixels: Tensor) -> Tensor:
         """See `Stages`."""
-        return self._tap(Tap.VISION_EMBED, pixels)
+        height, width = pixels.shape[-2:]
+        size = {Field.WIDTH: width, Field.HEIGHT: height}
+        return self._tap(Tap.VISION_EMBED, pixels, size if self._has_slices else {})
 
     def vision_block(self, index: int, x: Tensor) -> Tensor:
         """See `Stages`."""
@@ -193,9 +203,10 @@ class EngineStages:
         """See `Stages`."""
         return self._tap(Tap.VISION_NORM, x)
 
-    def resample(self, features: Tensor) -> Tensor:
+    def resample(self, features: Tensor, shape: Shape) -> Tensor:
         """See `Stages`."""
-        return self._tap(Tap.RESAMPLER, features)
+        fields = dict(zip((Field.ROWS, Field.COLUMNS), shape, strict=True))
+        return self._tap(Tap.RESAMPLER, features, fields if self._has_slices else {})
 
     def embed(self, ids: Sequence[int]) -> Tensor:
         """See `Stages`."""
@@ -213,9 +224,11 @@ class EngineStages:
         """See `Stages`."""
         return self._tap(Tap.LOGITS, hidden)
 
-    def prompt(self, messages: Sequence[Message], image_tokens: int) -> Prompt:
-        """Returns what the engine makes of a conversation."""
-        return self._session.ask(lambda client: Prompt(*client.tokenize(messages, image_tokens)))
+    def prompt(self, messages: Sequence[Message], image_tokens: int, grid: Grid | None) -> Prompt:
+        """Returns what the engine makes of a conversation; `grid`: of its picture's slices."""
+        return self._session.ask(
+            lambda client: Prompt(*client.tokenize(messages, image_tokens, grid))
+        )
 
     def text(self, ids: Sequence[int]) -> str:
         """Returns what the engine makes of an answer."""
@@ -227,6 +240,18 @@ class EngineStages:
             lambda client: client.self_check(on_progress)[Field.CHECKS]
         )
         return checks
+
+    @property
+    def _has_slices(self) -> bool:
+        return self.config.vision is not None and self.config.vision.slices is not None
+
+    def _images(self, picture: Image.Image, client: EngineClient) -> Images:
+        grid, fields = None, [dict[str, Any]()]
+        if self._has_slices:
+            sizes, grid = client.cut(picture)
+            fields = [{Field.INDEX: i} for i in range(len(sizes))]
+        pixels = [torch.from_numpy(client.tap(Tap.PREPROCESS, picture, f)) for f in fields]
+        return Images(tuple(image.unsqueeze(0) for image in pixels), grid)
 
     def _tap(self, what: str, x: Tensor, options: Mapping[str, Any] | None = None) -> Tensor:
         return self._session.ask(

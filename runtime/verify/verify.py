@@ -25,6 +25,7 @@ from quantize.methods import find_method
 from runtime.engine_client.options import LOCAL, MLC, EngineOptions
 from runtime.engine_client.place import Device
 from runtime.engine_client.places import open_place
+from runtime.inputs.defaults import GenerationDefaults
 from runtime.inputs.prompt import Tokenizer
 from runtime.reference.arithmetic import LOADING, RoundedKVCache, apply_arithmetic
 from runtime.reference.load import load_reference
@@ -55,8 +56,6 @@ from runtime.verify.report.report import Report, stored_tensors
 from runtime.verify.request import Request
 from runtime.verify.stages import EngineStages, TorchStages
 
-WINDOW = 1024  # tokens
-
 
 def verify(
     bundle: str | Path,
@@ -85,7 +84,7 @@ def verify(
         engine: where the engine runs: `local`, `qemu` or `adb`; `mlc` for a package.
         threads: of the engine; None: as many as it finds best.
         serial: of the phone, for `adb`; None: $ANDROID_SERIAL, or the only one.
-        window: context window, in tokens; None: 1024, or the package's own.
+        window: context window, in tokens; None: the model's or package's own.
         data: a JSON Lines file of questions; None: the built-in ones.
         skip_bad: leave out lines of `data` that cannot be used.
         report: a folder for a web page and its data; None: none is written.
@@ -134,7 +133,7 @@ def _verify_bundle(request: Request, progress: Progress) -> Report:
         check_card(bundle.path)
     if request.sensitivity is not None:
         check_replaceable(request.sensitivity)
-    cases = request.cases(settings, with_pictures=bundle.config.vision is not None)
+    cases = request.cases(settings, bundle.config.vision)
     place = open_place(bundle, request.engine)
     program = bundle.program(place.target).path
     files = check_files(bundle.path, bundle.manifest.files, program, progress)
@@ -142,7 +141,7 @@ def _verify_bundle(request: Request, progress: Progress) -> Report:
     require_same_model(bundle.path / MANIFEST, bundle.config, bundle.plan, checkpoint)
     # Stored results hold for the bundle as it was made; a case that is not measured saves nothing.
     stored = all(check.passed for check in files) and request.save_reference is None
-    window = request.window_or(WINDOW)
+    window = request.window_or(_window(bundle))
     about = {
         "bundle": identity(bundle),
         "engine": place.description,
@@ -195,6 +194,11 @@ def _measure_sensitivity(
     return measure_sensitivity(checkpoint, stored, samples, request.sensitivity, progress)
 
 
+def _window(bundle: Bundle) -> int:
+    """Returns the default context window of a bundle's model, tokens."""
+    return GenerationDefaults.load().for_model(bundle.config).window
+
+
 def _open_bundle(path: Path) -> Bundle:
     if (path / MLC_MANIFEST).exists() and not (path / MANIFEST).exists():
         raise BundleError(f"{path}: a package for MLC-LLM; to verify it: --engine {MLC}")
@@ -227,9 +231,9 @@ def _measure(
 
     assert checkpoint.tokenizer is not None
     tokenizer, limits, window = (
-        Tokenizer(checkpoint.tokenizer),
+        Tokenizer(checkpoint.tokenizer, checkpoint.config),
         settings["thresholds"],
-        request.window_or(WINDOW),
+        request.window_or(_window(bundle)),
     )
     tensors = BundleTensors(bundle.plan, bundle.weights())
     checks = [*files, *check_tensors(tensors, checkpoint, limits, progress)]

@@ -47,7 +47,7 @@ from runtime.reference.kv_cache import KVCache, pinned_tokens
 from runtime.reference.load import load_reference
 from runtime.sessions.engine_session import EngineSession
 from runtime.sessions.loader import load
-from runtime.verify.stages import EngineStages, Stages, TorchStages
+from runtime.verify.stages import EngineStages, Stages, TorchStages, shape_of
 from tests.bench.convert import ROOT, commit, machine
 
 SEED = 20_260_303  # of the conversations whose logits are compared
@@ -171,11 +171,12 @@ class Cases:
 
 def _logits(stages: Stages, picture: Any, ids: Sequence[int], start: int) -> Tensor:
     """Runs a picture and ids through a model, stage by stage: (L, V)."""
-    x = stages.vision_embed(stages.preprocess(picture))
+    (square,) = stages.images(picture).pixels
+    x = stages.vision_embed(square[0])
     assert stages.config.vision is not None
     for i in range(stages.config.vision.depth):
         x = stages.vision_block(i, x)
-    tokens = stages.resample(stages.vision_norm(x))
+    tokens = stages.resample(stages.vision_norm(x), shape_of(square[0], stages.config))
     embeds = stages.embed(ids).clone()
     embeds[start : start + len(tokens)] = tokens
     hidden = stages.layers([embeds], WINDOW, pinned_tokens(start + len(tokens)))[-1]

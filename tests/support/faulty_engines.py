@@ -24,6 +24,7 @@ from runtime.engine_client.options import LOCAL, EngineOptions
 from runtime.engine_client.place import Device
 from runtime.engine_client.places import open_place
 from runtime.inputs.prompt import Tokenizer
+from runtime.inputs.slices import Images
 from runtime.reference.arithmetic import RoundedKVCache, apply_arithmetic
 from runtime.reference.load import load_reference
 from runtime.sessions.engine_session import EngineSession
@@ -132,17 +133,18 @@ class OtherText(EngineStages):
 class Bilinear(EngineStages):
     """An engine that resizes bilinearly."""
 
-    def preprocess(self, picture: Image.Image) -> Tensor:
+    def images(self, picture: Image.Image) -> Images:
         assert self.config.vision is not None
         side = self.config.vision.image_size
-        return super().preprocess(picture.resize((side, side), Image.Resampling.BILINEAR))
+        return super().images(picture.resize((side, side), Image.Resampling.BILINEAR))
 
 
 class BlueFirst(EngineStages):
     """An engine that swaps the red and blue channels."""
 
-    def preprocess(self, picture: Image.Image) -> Tensor:
-        return super().preprocess(picture).flip(0)
+    def images(self, picture: Image.Image) -> Images:
+        images = super().images(picture)
+        return replace(images, pixels=tuple(pixels.flip(1) for pixels in images.pixels))
 
 
 class ShortWindow(EngineStages):
@@ -273,7 +275,7 @@ class Verified:
         checks += check_tensors(
             BundleTensors(bundle.plan, bundle.weights()), self.checkpoint, thresholds, silent
         )
-        cases = built_in_cases(settings["built_in"], with_pictures=True)
+        cases = built_in_cases(settings["built_in"], self.checkpoint.config.vision)
         place: Device = open_place(Bundle.open(runs or folder), EngineOptions(engine=LOCAL))
         with closing(session(place, bundle.config, window=WINDOW)) as running:
             engine = stages(running)

@@ -23,18 +23,21 @@ from runtime.reference import metrics
 from runtime.verify.cases import Case
 from runtime.verify.check import Cause, Check
 from runtime.verify.diagnose.decoder_faults import DecoderFaults
-from runtime.verify.diagnose.picture_faults import preprocessing_cause
+from runtime.verify.diagnose.picture_faults import picture_cause
 from runtime.verify.diagnose.stored_stages import Deviations, StoredStages
 from runtime.verify.diagnose.weight_faults import weight_causes
 from runtime.verify.files.contents import Contents
 from runtime.verify.files.tokenizer import tokenizer_causes
+from runtime.verify.measure.answers import Question
 from runtime.verify.measure.choices import choices_causes
 from runtime.verify.measure.patterns import STAGE as PATTERN_STAGE
 from runtime.verify.measure.patterns import draw_pattern
+from runtime.verify.measure.pictures import CUT, PIXELS
 from runtime.verify.measure.run import Models
-from runtime.verify.stages import Stages
+from runtime.verify.stages import Shape, Stages, shape_of
 
 # The stages whose parts are tried one by one; the rest is made of them.
+_PICTURES = frozenset({CUT, PIXELS})
 _VISION = frozenset({"vision encoder", "vision features"})
 _RESAMPLER = frozenset({"resampler"})
 _PATTERNS = frozenset({PATTERN_STAGE})  # go through both
@@ -42,7 +45,6 @@ _EMBEDDINGS = frozenset({"prompt embeddings"})
 _DECODER = frozenset({"decoder layers", "sliding window", "hidden states"})
 _HEAD = frozenset({"LM head"})
 _ALL = frozenset({"logits", "answers"})
-_LEVELS = 127.5  # a normalised pixel's 2.0 are 255 levels
 _FACTOR = 0.01  # a smaller one is rounding, not a missing factor
 
 
@@ -118,7 +120,8 @@ def _failed_pattern(failed: Sequence[Check], bundle: Bundle) -> list[Case]:
 class _Inputs:
     """What the reference feeds its own stages, for one case."""
 
-    pixels: Tensor | None
+    pixels: Tensor | None  # of the picture's last image
+    shape: Shape  # of that
     blocks: list[Tensor]  # and last the norm's
     features: Tensor | None
     ids: list[int]
@@ -145,7 +148,7 @@ class Parts:
     def causes(self, cases: Sequence[Case], stages: Collection[str]) -> list[Cause]:
         """Returns what is wrong in the parts that failed stages are made of."""
         failed = set(stages)
-        causes = self._preprocessing(cases) if "preprocessing" in failed else []
+        causes = self._pictures(cases) if failed & _PICTURES else []
         tests: list[tuple[frozenset[str], Callable[[_Inputs], list[Cause]]]] = [
             (_EMBEDDINGS, self._embeddings),
             (_DECODER, self._layers),
@@ -169,33 +172,40 @@ class Parts:
     def _inputs(self, case: Case) -> _Inputs:
         """Runs the reference's stages on a case."""
         stages, config = self._reference, self._reference.config
-        pixels = features = None
-        blocks: list[Tensor] = []
-        queries = 0
+        pixels = features = grid = None
+        shape, blocks = (0, 0), list[Tensor]()
+        tokens: list[Tensor] = []
         if (picture := case.open()) is not None:
-            assert config.vision is not None and config.resampler is not None
-            pixels, queries = stages.preprocess(picture), config.resampler.query_num
-            blocks.append(stages.vision_embed(pixels))
-            for i in range(config.vision.depth):
-                blocks.append(stages.vision_block(i, blocks[-1]))
-            features = stages.vision_norm(blocks[-1])
-        prompt = self._tokenizer.prompt(case.messages, queries)
+            assert config.vision is not None
+            images = stages.images(picture)
+            grid = images.grid
+            for image in images.pixels:
+                pixels, shape = image[0], shape_of(image[0], config)
+                blocks = [stages.vision_embed(pixels)]
+                for i in range(config.vision.depth):
+                    blocks.append(stages.vision_block(i, blocks[-1]))
+                features = stages.vision_norm(blocks[-1])
+                tokens.append(stages.resample(features, shape))
+        prompt = self._tokenizer.prompt(case.messages, len(tokens[0]) if tokens else 0, grid=grid)
         embeds = stages.embed(prompt.ids).clone()
-        if features is not None and prompt.image_start is not None:
-            embeds[prompt.image_start : prompt.image_start + queries] = stages.resample(features)
+        Question(prompt, tuple(tokens)).put(embeds)
         outputs = stages.layers([embeds], len(prompt.ids) + 1, 1)
         layers = [embeds, *outputs[:-1]]
-        return _Inputs(pixels, blocks, features, prompt.ids, layers, outputs[-1])
+        return _Inputs(pixels, shape, blocks, features, prompt.ids, layers, outputs[-1])
 
-    def _preprocessing(self, cases: Sequence[Case]) -> list[Cause]:
+    def _pictures(self, cases: Sequence[Case]) -> list[Cause]:
         limit = self._thresholds["preprocessing_levels"]
         seen = {case.picture_digest: case for case in cases if case.picture is not None}
         for case in seen.values():
             picture = case.open()
             assert picture is not None
-            right, actual = (s.preprocess(picture) for s in (self._reference, self._engine))
-            if not metrics.max_difference(right, actual) * _LEVELS <= limit:
-                return [preprocessing_cause(picture, right, actual, self._least_db)]
+            right, actual = (s.images(picture) for s in (self._reference, self._engine))
+            assert self._stored.config.vision is not None
+            cause = picture_cause(
+                picture, self._stored.config.vision, right, actual, limit, self._least_db
+            )
+            if cause is not None:
+                return [cause]
         return []
 
     def _vision(self, inputs: _Inputs) -> list[Cause]:
@@ -226,10 +236,22 @@ class Parts:
         x, bare = inputs.features, self._stored.with_rules(Deviations(positions=False))
         return self._part(
             "resampler",
-            self._engine.resample(x),
-            self._stored.resample(x),
-            {"the keys' positions are missing": lambda: bare.resample(x)},
+            self._engine.resample(x, inputs.shape),
+            self._stored.resample(x, inputs.shape),
+            {
+                "the keys' positions are missing": lambda: bare.resample(x, inputs.shape),
+                **self._interpolated_keys(x, inputs.shape),
+            },
         )
+
+    def _interpolated_keys(self, x: Tensor, shape: Shape) -> dict[str, Callable[[], Tensor]]:
+        """Returns the mistake of a model with slices whose keys are those of one without."""
+        vision = self._stored.config.vision
+        if vision is None or vision.slices is None:
+            return {}
+        interpolated = self._stored.with_rules(Deviations(interpolated_keys=True))
+        text = "the keys' positions are interpolated from the queries', as for a square"
+        return {text: lambda: interpolated.resample(x, shape)}
 
     def _embeddings(self, inputs: _Inputs) -> list[Cause]:
         actual, right = self._engine.embed(inputs.ids), self._stored.embed(inputs.ids)

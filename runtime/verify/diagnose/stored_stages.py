@@ -18,11 +18,18 @@ from torch import Tensor
 
 from convert.bundle.plan import Plan
 from convert.checkpoint.config import DecoderConfig, ModelConfig, ResamplerConfig, VisionConfig
+from convert.checkpoint.positions import (
+    interpolate_grid,
+    resample_grid,
+    sincos_grid,
+    square_side,
+)
 from quantize.int8 import INT8_GROUP
 from quantize.schemes import Array
 from runtime.reference.arithmetic import round_cached, round_to_int8
 from runtime.reference.lazy_weights import GroupCodes, multiply
 from runtime.verify.files.weights import decode_tensor, hold_stored
+from runtime.verify.stages import Shape, shape_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +45,7 @@ class Deviations:
     lost: int | None = None  # the first tokens, which no later one finds in the cache
     gelu: Literal["none", "tanh"] = "none"  # approximation
     positions: bool = True  # of patches, and of the resampler's keys
+    interpolated_keys: bool = False  # positions of keys from the queries', as without slices
 
 
 class StoredStages:
@@ -69,11 +77,16 @@ class StoredStages:
 
     @torch.inference_mode()
     def vision_embed(self, pixels: Tensor) -> Tensor:
-        """Maps pixels (3, S, S) to patches with positions (P, D)."""
+        """Maps an image's pixels (3, height, width) to patches with positions (P, D)."""
         patch = self._vision.patch_size
         patches = F.unfold(pixels.unsqueeze(0), patch, stride=patch)[0].T
         x = self._dense("vision.patch_embed", patches)
-        return x + self._tensor("vision.pos_embed") if self.rules.positions else x
+        if not self.rules.positions:
+            return x
+        table = self._tensor("vision.pos_embed")
+        if self._vision.slices is None:
+            return x + table
+        return x + resample_grid(table.unsqueeze(0), *shape_of(pixels, self.config))[0]
 
     @torch.inference_mode()
     def vision_block(self, index: int, x: Tensor) -> Tensor:
@@ -91,13 +104,13 @@ class StoredStages:
         return self._layer_norm("vision.norm", x, self._vision.norm_eps)
 
     @torch.inference_mode()
-    def resample(self, features: Tensor) -> Tensor:
-        """Maps features (P, Dv) to image tokens (Q, D)."""
+    def resample(self, features: Tensor, shape: Shape) -> Tensor:
+        """Maps features (P, Dv) of an image with a shape to image tokens (Q, D)."""
         c, at = self._resampler, "resampler"
         kv = self._layer_norm(f"{at}.ln_kv", self._dense(f"{at}.kv_proj", features), c.norm_eps)
         k = self._dense(f"{at}.k_proj", kv)
         if self.rules.positions:
-            k = k + self._tensor(f"{at}.key_positions")
+            k = k + self._key_positions(shape)
         parts = self._tensor(f"{at}.query"), k, self._dense(f"{at}.v_proj", kv)
         q, k, v = (_heads(part, c.num_heads) for part in parts)
         x = self._dense(f"{at}.out_proj", _joined(F.scaled_dot_product_attention(q, k, v)))
@@ -139,6 +152,19 @@ class StoredStages:
     def _resampler(self) -> ResamplerConfig:
         assert self.config.resampler is not None, "a decoder-only model"
         return self.config.resampler
+
+    def _key_positions(self, shape: Shape) -> Tensor:
+        """Returns the keys' positions (P, D), projected; the bias is k_proj's where it has one."""
+        if self._vision.slices is None:
+            return self._tensor("resampler.key_positions")
+        c = self._resampler
+        table = sincos_grid(c.embed_dim, *shape)
+        if self.rules.interpolated_keys:
+            side = square_side(c.query_num)
+            table = interpolate_grid(sincos_grid(c.embed_dim, side, side), *shape)
+        axes = zip(("column", "row"), table.chunk(2, dim=-1), strict=True)
+        x, y = (self._linear(f"resampler.key_{axis}_proj.weight", half) for axis, half in axes)
+        return x + y
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, window: int, pinned: int) -> Tensor:
         """Maps heads (H, L, head_dim) to (L, D); the window is `runtime.reference.kv_cache`'s."""

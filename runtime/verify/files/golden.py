@@ -14,6 +14,7 @@ from quantize.errors import ToolkitError
 from runtime.engine_client.protocol import Field
 from runtime.inputs.picture_file import picture_bytes
 from runtime.inputs.prompt import Tokenizer
+from runtime.inputs.slices import plan_cut
 from runtime.verify.check import Cause, Check
 from runtime.verify.files.differences import differences
 from runtime.verify.files.tokenizer import prompt_check, text_check
@@ -55,11 +56,15 @@ def text_checks(
 ) -> list[Check]:
     """Compares what the engine makes of golden prompts and answers with what the reference does."""
     queries = 0 if config.resampler is None else config.resampler.query_num
+    cut = None
+    if config.vision is not None and config.vision.slices is not None:
+        cut = plan_cut(golden_picture().size, config.vision)
     checks = []
     for i, prompt in enumerate(golden["prompts"], 1):
         messages, image_tokens = prompt["messages"], queries if prompt["image"] else 0
-        right = tokenizer.prompt(messages, image_tokens)
-        asked = engine.prompt(messages, image_tokens)
+        grid = cut.grid if cut is not None and prompt["image"] else None
+        right = tokenizer.prompt(messages, image_tokens, grid=grid)
+        asked = engine.prompt(messages, image_tokens, grid)
         checks.append(prompt_check(f"golden prompt {i}", asked, right))
         said, text = engine.text(prompt["ids"]), tokenizer.decode(prompt["ids"])
         checks.append(text_check(f"golden answer {i}", said, text))

@@ -35,21 +35,22 @@ class Question:
     """A prompt and its picture, as one of the models sees them."""
 
     prompt: Prompt
-    image: Tensor | None  # image tokens (Q, D)
+    images: tuple[Tensor, ...]  # image tokens (Q, D) of the picture's images; none without one
 
     @property
     def pinned(self) -> int:
         """Tokens from the start that stay in the window."""
-        start = self.prompt.image_start
-        return pinned_tokens(
-            None if start is None or self.image is None else start + len(self.image)
-        )
+        if not self.images:
+            return pinned_tokens(None)
+        return pinned_tokens(self.prompt.picture_end(len(self.images[0])))
 
     def put(self, embeds: Tensor) -> None:
-        """Puts the image tokens into embeddings (L, D) of the prompt."""
-        start = self.prompt.image_start
-        if start is not None and self.image is not None:
-            embeds[start : start + len(self.image)] = self.image
+        """Puts the image tokens into embeddings (L, D) of the prompt.
+
+        An engine may have laid out another number of images than there are; it has a fault then.
+        """
+        for start, tokens in zip(self.prompt.image_starts, self.images, strict=False):
+            embeds[start : start + len(tokens)] = tokens
 
     def hidden(self, stages: Stages, answer: Sequence[int], window: int) -> Tensor:
         """Returns the last layer's output over the prompt and an answer (L, D)."""

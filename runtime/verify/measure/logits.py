@@ -142,7 +142,7 @@ class Logits:
         Args:
             prompt: the question.
             ids: of the prompt and of the reference's answer to it, L.
-            queries: image tokens of its picture.
+            queries: image tokens of each image of its picture.
             reference: logits (L, V).
             arithmetic: those of the arithmetic's model.
             bundle: those of the bundle.
@@ -150,12 +150,12 @@ class Logits:
         """
         models = [reference, arithmetic, bundle, *([] if half is None else [half])]
         kinds = ["text"] * len(prompt.ids)
-        if prompt.image_start is not None:
-            kinds[prompt.image_start : prompt.image_start + queries] = ["image"] * queries
+        for start in prompt.image_starts:
+            kinds[start : start + queries] = ["image"] * queries
         # The last id of the prompt is where the answer's first token is chosen.
         kinds[-1] = "answer"
         kinds += ["answer"] * (len(ids) - len(prompt.ids))
-        before_picture = -1 if prompt.image_start is None else prompt.image_start - 1
+        before_images = {start - 1 for start in prompt.image_starts}
         following = torch.tensor([*ids[1:], 0])
         for kind in dict.fromkeys(kinds):
             at = [i for i, k in enumerate(kinds) if k == kind]
@@ -163,7 +163,7 @@ class Logits:
             known = [
                 j
                 for j, i in enumerate(at)
-                if kind != "image" and i != before_picture and i + 1 < len(ids)
+                if kind != "image" and i not in before_images and i + 1 < len(ids)
             ]
             self._add(kind, rows, known, following[at][known])
 

@@ -16,7 +16,7 @@ from convert.checkpoint.config import VisionConfig
 from runtime.verify.check import Check
 from runtime.verify.measure.losses import StageLosses
 from runtime.verify.measure.steps import Steps
-from runtime.verify.stages import Stages
+from runtime.verify.stages import Stages, shape_of
 
 STAGE = "synthetic patterns"
 PATTERNS = (
@@ -26,8 +26,9 @@ PATTERNS = (
 
 
 def draw_pattern(name: str, vision: VisionConfig) -> Image.Image:
-    """Returns a picture of the vision encoder's size; the name is one of `PATTERNS`."""
-    size, patch = vision.image_size, vision.patch_size
+    """Returns a picture that is one image, unresized; the name is one of `PATTERNS`."""
+    slices, patch = vision.slices, vision.patch_size
+    size = vision.image_size if slices is None else slices.scale_resolution
     y, x = np.indices((size, size))
     ramp = np.linspace(0, 255, size).round()
     middle = size // 2 // patch * patch
@@ -62,8 +63,9 @@ def compare_patterns(
     vision = reference.config.vision
     assert vision is not None
     for name in PATTERNS:
-        x = reference.preprocess(draw_pattern(name, vision))
-        outputs = [stages.vision_embed(x) for stages in everyone]
+        pixels = reference.images(draw_pattern(name, vision)).pixels[0][0]
+        shape = shape_of(pixels, reference.config)
+        outputs = [stages.vision_embed(pixels) for stages in everyone]
         losses.loss(STAGE, f"{name}, patch embedding", *outputs)
         for i in range(vision.depth):
             x = outputs[0]
@@ -74,6 +76,6 @@ def compare_patterns(
         outputs = [stages.vision_norm(x) for stages in everyone]
         losses.loss(STAGE, f"{name}, norm", *outputs)
         x = outputs[0]
-        outputs = [stages.resample(x) for stages in everyone]
+        outputs = [stages.resample(x, shape) for stages in everyone]
         losses.loss(STAGE, f"{name}, resampler", *outputs)
     return losses.checks()

@@ -15,20 +15,20 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from convert.checkpoint.config import ModelConfig
+from convert.checkpoint.config import ModelConfig, VisionConfig
 from convert.checkpoint.reader import Checkpoint
 from convert.support.progress import Progress
 from convert.support.versions import VERSION
 from quantize.schemes import Array
-from runtime.inputs.picture import preprocess
 from runtime.inputs.prompt import Tokenizer
 from runtime.inputs.sampling import GenerationOptions
+from runtime.inputs.slices import Cut, Images, images_of, plan_cut
 from runtime.verify.cases import Case
 from runtime.verify.measure.answers import GreedyAnswer, Question, greedy_answer
 from runtime.verify.measure.kept import Kept, ReferenceFile, ReferenceWriter, named
 from runtime.verify.measure.patterns import PATTERNS
 from runtime.verify.request import Request
-from runtime.verify.stages import LAYER_TOKENS, Stages
+from runtime.verify.stages import LAYER_TOKENS, Shape, Stages
 
 _FLOAT = 4  # bytes
 _SMALL = 1 << 14  # bytes of a case: its answer, and what it loses in 16 bits
@@ -49,10 +49,10 @@ class Reference:
         """The model itself, loaded when it is first needed."""
         return self._load()
 
-    def preprocess(self, picture: Image.Image) -> Tensor:
+    def images(self, picture: Image.Image) -> Images:
         """See `Stages`."""
         assert self.config.vision is not None
-        return preprocess(picture, self.config.vision.image_size)[0]
+        return images_of(picture, self.config.vision)
 
     def vision_embed(self, pixels: Tensor) -> Tensor:
         """See `Stages`."""
@@ -66,9 +66,11 @@ class Reference:
         """See `Stages`."""
         return self._once("vision_norm", [], [x], lambda: self.model.vision_norm(x))
 
-    def resample(self, features: Tensor) -> Tensor:
+    def resample(self, features: Tensor, shape: Shape) -> Tensor:
         """See `Stages`."""
-        return self._once("resampler", [], [features], lambda: self.model.resample(features))
+        return self._once(
+            "resampler", shape, [features], lambda: self.model.resample(features, shape)
+        )
 
     def embed(self, ids: Sequence[int]) -> Tensor:
         """See `Stages`."""
@@ -96,10 +98,10 @@ class Reference:
         """Answers greedily; see `greedy_answer`."""
         name = ""
         if self._kept is not None:
-            start = question.prompt.image_start
-            settings = [window, options.max_new_tokens, -1 if start is None else start]
-            image = [] if question.image is None else [question.image.numpy()]
-            name = named("answer", [*settings, *question.prompt.ids], image)
+            starts = question.prompt.image_starts
+            settings = [window, options.max_new_tokens, len(starts), *starts]
+            images = [tokens.numpy() for tokens in question.images]
+            name = named("answer", [*settings, *question.prompt.ids], images)
             found = self._kept.get(name)
             if found is not None:
                 return GreedyAnswer(*json.loads(found.tobytes()))
@@ -170,19 +172,34 @@ def kept_results(
 def results_bytes(checkpoint: Checkpoint, cases: Sequence[Case], max_new_tokens: int) -> int:
     """Returns how many bytes the reference's results of some cases take at most."""
     assert checkpoint.tokenizer is not None
-    config, tokenizer = checkpoint.config, Tokenizer(checkpoint.tokenizer)
+    config = checkpoint.config
+    tokenizer = Tokenizer(checkpoint.tokenizer, config)
     decoder, vision, resampler = config.decoder, config.vision, config.resampler
     width, depth = decoder.hidden_size, decoder.num_hidden_layers
-    pictures = len({case.picture_digest for case in cases if case.picture is not None})
-    pictures += len(PATTERNS)
     values = LAYER_TOKENS * width * depth
-    queries = 0
+    queries, cuts = 0, dict[str, Cut]()
     if vision is not None and resampler is not None:
-        queries = resampler.query_num
-        patches = vision.num_patches * vision.embed_dim
-        values += pictures * ((vision.depth + 2) * patches + queries * width)
+        queries, cuts = resampler.query_num, _cuts(cases, vision)
+        sizes = [size for cut in cuts.values() for size in cut.sizes]
+        side = vision.image_size if vision.slices is None else vision.slices.scale_resolution
+        sizes += [(side, side)] * len(PATTERNS)
+        patches = sum(w * h for w, h in sizes) // vision.patch_size**2 * vision.embed_dim
+        values += (vision.depth + 2) * patches + len(sizes) * queries * width
     for case in cases:
-        tokens = queries if case.picture is not None else 0
-        length = len(tokenizer.prompt(case.messages, tokens).ids) + max_new_tokens
+        cut = cuts.get(case.picture_digest)
+        tokens, grid = (0, None) if cut is None else (queries, cut.grid)
+        length = len(tokenizer.prompt(case.messages, tokens, grid=grid).ids) + max_new_tokens
         values += length * (width * (depth + 1) + decoder.vocab_size)
     return values * _FLOAT + len(cases) * _SMALL
+
+
+def _cuts(cases: Sequence[Case], vision: VisionConfig) -> dict[str, Cut]:
+    """Returns how each picture is cut, by its digest."""
+    cuts: dict[str, Cut] = {}
+    for case in cases:
+        if case.picture_digest in cuts or (picture := case.open()) is None:
+            continue
+        square = (vision.image_size, vision.image_size)
+        one = Cut(square, None, square)
+        cuts[case.picture_digest] = one if vision.slices is None else plan_cut(picture.size, vision)
+    return cuts

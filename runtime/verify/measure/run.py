@@ -20,12 +20,10 @@ from convert.support.progress import Progress
 from runtime.inputs.picture_format import PictureError
 from runtime.inputs.prompt import Message, Prompt, PromptError, Tokenizer
 from runtime.inputs.sampling import GenerationOptions
-from runtime.reference import metrics
 from runtime.reference.kv_cache import ATTENTION_SINKS
 from runtime.sessions.engine_session import EngineSession
 from runtime.sessions.session import Reply
 from runtime.verify.cases import Case
-from runtime.verify.check import Check
 from runtime.verify.files.tokenizer import prompt_check, text_check
 from runtime.verify.measure.answers import AnswerComparison, GreedyAnswer, Question, greedy_answer
 from runtime.verify.measure.choices import choice_checks
@@ -33,6 +31,7 @@ from runtime.verify.measure.logits import Logits
 from runtime.verify.measure.losses import StageLosses
 from runtime.verify.measure.noise import NoiseFloor
 from runtime.verify.measure.patterns import PATTERNS, compare_patterns
+from runtime.verify.measure.pictures import EncodedPicture, compare_picture
 from runtime.verify.measure.reference import Reference
 from runtime.verify.measure.results import CaseResult, Outcome, ResultCache, merge
 from runtime.verify.measure.steps import Steps
@@ -166,7 +165,7 @@ class _Runner:
         self._thresholds = settings["thresholds"]
         self._options = GenerationOptions(max_new_tokens=settings["built_in"]["max_new_tokens"])
         self._picture = ""  # the latest: its digest
-        self._image: tuple[Tensor, ...] = ()
+        self._encoded = EncodedPicture(None, ())
         self._slid = False  # the window was tried; it does not depend on the words
 
     def run(self, case: Case) -> CaseResult:
@@ -178,19 +177,21 @@ class _Runner:
         bundle = GreedyAnswer.of(reply)
         self._steps.step()
         if case.picture_digest != self._picture:  # the cases of a picture follow each other
-            self._image = _compare_vision(models, picture, worst, self._steps)
+            self._encoded = EncodedPicture(None, ())
+            if picture is not None:
+                self._encoded = compare_picture(models.stages, picture, worst, self._steps)
             self._picture = case.picture_digest
-        prompt, asked = _prompts(models, self._tokenizer, case)
+        prompt, asked = self._prompts(case)
         worst.add(prompt_check("prompts", asked, prompt))
         worst.add(text_check("answers", reply.text, self._tokenizer.decode(reply.ids)))
-        nothing = (None,) * len(models.stages)
-        questions = [Question(prompt, image) for image in self._image or nothing]
+        nothing: tuple[tuple[Tensor, ...], ...] = ((),) * len(models.stages)
+        questions = [Question(prompt, images) for images in self._encoded.images or nothing]
         said = models.reference.answer(questions[0], bundle.ids, self._options, window)
         self._steps.step()
         ids = prompt.ids + said.ids
         slide, self._slid = not self._slid, True
         ends = _compare_decoder(models, questions, ids, window, worst, self._steps, slide=slide)
-        logits.add(prompt, ids, len(self._image[0]) if self._image else 0, *ends)
+        logits.add(prompt, ids, self._queries(case), *ends)
         arithmetic = greedy_answer(models.arithmetic, questions[1], said.ids, self._options, window)
         half = None
         if models.noise is not None:
@@ -216,53 +217,16 @@ class _Runner:
         )
         return CaseResult(worst.checks(), answer, logits.positions, len(ids))
 
+    def _queries(self, case: Case) -> int:
+        """Returns the number of image tokens of each image of a case's picture."""
+        resampler = self._models.reference.config.resampler
+        return resampler.query_num if case.picture is not None and resampler else 0
 
-def _prompts(models: Models, tokenizer: Tokenizer, case: Case) -> tuple[Prompt, Prompt]:
-    """Returns what the reference makes of a case's conversation, and what the engine does."""
-    resampler = models.reference.config.resampler
-    image_tokens = resampler.query_num if case.picture is not None and resampler else 0
-    asked = models.bundle.stages.prompt(case.messages, image_tokens)
-    return tokenizer.prompt(case.messages, image_tokens), asked
-
-
-def _compare_vision(
-    models: Models, picture: Image.Image | None, worst: StageLosses, steps: Steps
-) -> tuple[Tensor, ...]:
-    """Compares the stages up to the image tokens; returns those of all models.
-
-    Each are the results of a model's own stages from the picture on.
-    """
-    if picture is None:
-        return ()
-    everyone = models.stages
-    reference = everyone[0]
-    pixels = [stages.preprocess(picture) for stages in everyone]
-    levels = metrics.max_difference(pixels[0], pixels[2]) * 127.5  # of 255, undoing (x - 0.5) / 0.5
-    limit = worst.thresholds["preprocessing_levels"]
-    worst.add(Check("preprocessing", "pixels", "max difference", "of 255", levels, 0, limit, False))
-    inside = [stages.vision_embed(pixels[0]) for stages in everyone]
-    worst.loss("vision encoder", "patch embedding", *inside)
-    # What the reference makes of its own inputs is computed once.
-    others = everyone[1:]
-    own = [stages.vision_embed(p) for stages, p in zip(others, pixels[1:], strict=True)]
-    x = inside[0]
-    assert reference.config.vision is not None
-    for i in range(reference.config.vision.depth):
-        outputs = [stages.vision_block(i, x) for stages in everyone]
-        worst.loss("vision encoder", f"block {i}", *outputs)
-        own = [stages.vision_block(i, o) for stages, o in zip(others, own, strict=True)]
-        x = outputs[0]
-        steps.block()
-    outputs = [stages.vision_norm(x) for stages in everyone]
-    worst.loss("vision encoder", "norm", *outputs)
-    own = [stages.vision_norm(o) for stages, o in zip(others, own, strict=True)]
-    features = [outputs[0], *own]
-    worst.loss("vision features", "whole encoder", *features)
-    outputs = [stages.resample(features[0]) for stages in everyone]
-    worst.loss("resampler", "from features", *outputs)
-    tokens = [outputs[0], *(s.resample(f) for s, f in zip(others, own, strict=True))]
-    worst.loss("resampler", "image tokens", *tokens)
-    return tuple(tokens)
+    def _prompts(self, case: Case) -> tuple[Prompt, Prompt]:
+        """Returns what the reference makes of a case's conversation, and what the engine does."""
+        queries, grid = self._queries(case), self._encoded.grid
+        asked = self._models.bundle.stages.prompt(case.messages, queries, grid)
+        return self._tokenizer.prompt(case.messages, queries, grid=grid), asked
 
 
 def _compare_decoder(
@@ -283,7 +247,7 @@ def _compare_decoder(
     everyone = models.stages
     text = [stages.embed(ids).clone() for stages in everyone]
     worst.loss("prompt embeddings", "token embeddings", *text)
-    if questions[0].image is not None:
+    if questions[0].images:
         for question, embeds in zip(questions, text, strict=True):
             question.put(embeds)
         worst.loss("prompt embeddings", "with picture", *text)

@@ -24,21 +24,26 @@ class Steps:
             seen, before = case.picture_digest in ("", before), case.picture_digest
             total += _STEPS * _BLOCKS + (0 if seen else depth)
             self._starts.append(total)
-        self._done, self._total = 0, total + patterns * depth
+        self._total = total + patterns * depth
+        self._done, self._share = 0.0, 1.0
 
     def start(self, index: int) -> None:
         """Says that all cases before one are done, wherever their results are from."""
-        self._done = self._starts[index]
-        self._progress("compare stages", self._done, self._total)
+        self._done, self._share = self._starts[index], 1.0
+        self._add(0)
+
+    def of_images(self, count: int) -> None:
+        """Says that the picture which is next has so many images."""
+        self._share = 1 / count
 
     def block(self) -> None:
-        """Says that a vision block is done."""
-        self._add(1)
+        """Says that a vision block is done, of one image."""
+        self._add(self._share)
 
     def step(self) -> None:
         """Says that another step of a question is done."""
         self._add(_BLOCKS)
 
-    def _add(self, count: int) -> None:
+    def _add(self, count: float) -> None:
         self._done += count
-        self._progress("compare stages", self._done, self._total)
+        self._progress("compare stages", round(self._done), self._total)

@@ -29,7 +29,7 @@ from runtime.verify.measure.losses import StageLosses
 from runtime.verify.measure.results import CaseResult, Outcome, ResultCache, Worst, merge
 from runtime.verify.measure.steps import Steps
 from runtime.verify.mlc.prompts import package_encode, package_prompt
-from runtime.verify.stages import Stages, TorchStages
+from runtime.verify.stages import Stages, TorchStages, shape_of
 
 SAME_WEIGHTS = "SQNR, same weights"  # a figure
 
@@ -108,7 +108,9 @@ class _Runner:
             self._image = () if picture is None else self._compare_picture(picture, worst)
             self._picture = case.picture_digest
         prompt = self._prompt(case, worst)
-        questions = [Question(prompt, image) for image in self._image or (None, None, None)]
+        nothing: list[tuple[Tensor, ...]] = [()] * 3
+        images = [(tokens,) for tokens in self._image]
+        questions = [Question(prompt, each) for each in images or nothing]
         conversation = _Conversation(models.engine, self._embeddings(questions, worst))
         bundle = conversation.answer(models.reference.config.decoder.eos_token_id, self._options)
         self._steps.step()
@@ -154,7 +156,8 @@ class _Runner:
     def _compare_picture(self, picture: Image.Image, worst: _Losses) -> tuple[Tensor, ...]:
         """Returns the image tokens of the three."""
         models = self._models
-        pixels = models.reference.preprocess(picture)
+        (square,) = models.reference.images(picture).pixels
+        pixels = square[0]
         tokens = _encode((models.reference, models.arithmetic), pixels, self._steps.block)
         tokens.append(models.engine.image_tokens(_levels(pixels)))
         worst.loss("resampler", "image tokens", *tokens)
@@ -225,8 +228,9 @@ def _encode(
     for i in range(vision.depth):
         xs = [stages.vision_block(i, x) for stages, x in zip(everyone, xs, strict=True)]
         on_block()
+    shape = shape_of(pixels, everyone[0].config)
     pairs = zip(everyone, xs, strict=True)
-    return [stages.resample(stages.vision_norm(x)) for stages, x in pairs]
+    return [stages.resample(stages.vision_norm(x), shape) for stages, x in pairs]
 
 
 def _levels(pixels: Tensor) -> Array:

@@ -65,7 +65,8 @@ def verify_package(request: Request, progress: Progress) -> Report:
     folder = None if request.report is None else ReportFolder(request.report)
     if request.card:
         check_card(package.path)
-    cases = request.cases(settings, with_pictures=package.manifest.pictures)
+    vision = package.config.vision if package.manifest.pictures else None
+    cases = request.cases(settings, vision)
     files = check_files(package.path, package.manifest.files, library, progress)
     checkpoint, warnings = request.open_reference(package.manifest.source)
     contents = _check_contents(package, checkpoint)

@@ -191,7 +191,7 @@ def test_resampler_positions_are_spread_without_antialiasing(old, new, record_pr
     positions = torch.randn(old * old, 16, generator=torch.Generator().manual_seed(0))
     expected = spread(positions, old, new, antialias=False)
     assert_close(
-        f"{old} to {new}", interpolate_grid(positions, new), expected, 2e-6, record_property
+        f"{old} to {new}", interpolate_grid(positions, new, new), expected, 2e-6, record_property
     )
 
 

@@ -94,14 +94,16 @@ def test_key_positions_are_bicubic_without_antialias(
 ) -> None:
     positions = torch.randn(stored * stored, 6, generator=torch.manual_seed(2))
     expected = _key_positions(positions, wanted)
-    actual = interpolate_grid(positions, wanted)
+    actual = interpolate_grid(positions, wanted, wanted)
     name = f"key positions {stored} -> {wanted}"
     assert_close(name, actual, expected, FLOAT32_FILTER, record_property)
 
 
 def test_key_positions_of_half_precision_are_computed_in_float32() -> None:
     positions = torch.randn(64, 6, generator=torch.manual_seed(3)).bfloat16()
-    assert torch.equal(interpolate_grid(positions, 12), interpolate_grid(positions.float(), 12))
+    assert torch.equal(
+        interpolate_grid(positions, 12, 12), interpolate_grid(positions.float(), 12, 12)
+    )
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(28, 37), (37, 28), (8, 8), (1, 40)])
@@ -132,4 +134,4 @@ def test_images_of_several_shapes_need_their_shape() -> None:
 
 def test_positions_that_form_no_square_are_refused() -> None:
     with pytest.raises(ShapeError, match="63 positions"):
-        interpolate_grid(torch.zeros(63, 6), 12)
+        interpolate_grid(torch.zeros(63, 6), 12, 12)

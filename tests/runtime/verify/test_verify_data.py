@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from convert.bundle.results_file import ResultsError, ResultsFile
+from convert.checkpoint.config import CONFIGS, ModelConfig
 from convert.cli import INTERRUPTED, main
 from runtime.inputs.prompt import Prompt
 from runtime.verify.cases import Case, DataError, built_in_cases, read_cases
@@ -202,11 +203,12 @@ def test_own_questions_are_read_as_calibrations_are(
 
 def test_built_in_cases_are_the_same_each_time() -> None:
     settings = {"pictures": 2, "seed": 7, "text_prompts": ["a", "b"]}
-    first, second = (built_in_cases(settings, with_pictures=True) for _ in range(2))
+    vision = ModelConfig.load(CONFIGS / "demo" / "config.json").vision
+    first, second = (built_in_cases(settings, vision) for _ in range(2))
     assert [c.digest for c in first] == [c.digest for c in second]
     assert len({c.digest for c in first}) == len(first) == 4
     assert len({c.picture_digest for c in first}) == 2
-    assert [c.open() for c in built_in_cases(settings, with_pictures=False)] == [None, None]
+    assert [c.open() for c in built_in_cases(settings, None)] == [None, None]
 
 
 @pytest.fixture

@@ -58,7 +58,7 @@ def test_a_decoder_alone_that_is_right_has_no_cause(tmp_path: Path) -> None:
     bundle = Bundle.open(write_bundle(tmp_path / "text", decoder_only=True))
     models = Verified(bundle.path)
     settings = run.load_settings()
-    cases = built_in_cases(settings["built_in"], with_pictures=False)
+    cases = built_in_cases(settings["built_in"], None)
     reference, engine = models.reference, models.arithmetic
     stored = StoredStages(bundle.config, bundle.plan, bundle.weights())
     parts = Parts(reference, engine, stored, models.tokenizer, settings["thresholds"])

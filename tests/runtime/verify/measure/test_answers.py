@@ -175,7 +175,7 @@ def test_an_answer_ends_with_the_end_token(drafted: int, model: MiniCPMV) -> Non
 
 def test_the_picture_s_tokens_are_what_a_model_sees(model: MiniCPMV) -> None:
     stages, image = TorchStages(model), random(3)
-    seen = Question(Prompt(PROMPT, 2), image)
+    seen = Question(Prompt(PROMPT, 2), (image,))
     assert (seen.pinned, question().pinned) == (6, 4)
     embeds = stages.embed(PROMPT).clone()
     embeds[2:5] = image
@@ -185,7 +185,7 @@ def test_the_picture_s_tokens_are_what_a_model_sees(model: MiniCPMV) -> None:
 
 
 def question() -> Question:
-    return Question(Prompt(PROMPT, None), None)
+    return Question(Prompt(PROMPT, None), ())
 
 
 def ending(model: MiniCPMV, token: int) -> TorchStages:

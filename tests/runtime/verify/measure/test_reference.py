@@ -61,7 +61,7 @@ def test_what_is_kept_takes_no_more_than_said(bundle: Path, tmp_path: Path) -> N
     report = verify(bundle, save_reference=tmp_path / "file")
     checkpoint = Checkpoint.open(report.reference)
     settings = module.load_settings()["built_in"]
-    cases = built_in_cases(settings, with_pictures=True)
+    cases = built_in_cases(settings, checkpoint.config.vision)
     most = results_bytes(checkpoint, cases, settings["max_new_tokens"])
     assert most / 3 < (tmp_path / "file").stat().st_size < most + 100_000  # names and hashes
 
