@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from PIL import Image
+
 from convert.bundle.kv_cache import find_kv_format
 from convert.bundle.plan import Plan
 from convert.checkpoint.config import DecoderConfig
@@ -20,9 +22,11 @@ from runtime.bench.inputs import (
 )
 from runtime.bench.runners import Asked, MachineSpeed, Runner
 from runtime.inputs.prompt import Tokenizer
+from runtime.inputs.slices import Size
 
 PREFILL_LENGTHS = (96, 256, 1024)  # tokens
 DECODE_STEPS = 64
+_MOST_ROUNDS = 1000  # that show pictures of their own
 _MOST_ANSWERS = 32  # a model may end its answers long before they have DECODE_STEPS tokens
 
 
@@ -70,7 +74,7 @@ class DecodeReads:
 class Workload:
     """What is measured, and how often."""
 
-    has_vision: bool
+    pictures: Mapping[int, Size]  # sizes by the number of images, see `picture_sizes`; or none
     tokenizer: Tokenizer | None  # None: nothing can be asked
     reads: DecodeReads | None  # None: the bandwidth limit is not measured
     window: int  # tokens; longer prompts are left out
@@ -105,8 +109,8 @@ def measure(runner: Runner, work: Workload, progress: Progress) -> Measurements:
     peak = _warm_up(runner, work, texts) if can_ask else None
     steps.next()
     for i in range(work.rounds):
-        if can_ask and work.has_vision:
-            _ask_about_picture(runner, i + 1, found)
+        if can_ask and work.pictures:
+            _ask_about_pictures(runner, i + 1, work.pictures, found)
         steps.next()
         for tokens, text in texts.items():
             _prefill(runner, tokens, text, found)
@@ -159,19 +163,34 @@ def _warm_up(runner: Runner, work: Workload, texts: Mapping[int, str]) -> int | 
 
     Measured now, because later it would include the bandwidth test's buffer.
     """
-    if work.has_vision:
-        runner.ask(FIRST_QUESTION, random_picture(0), 1)
+    if work.pictures:
+        runner.ask(FIRST_QUESTION, random_picture(0, work.pictures[max(work.pictures)]), 1)
     runner.ask(texts[max(texts)] if texts else LONG_ANSWER, None, 2)
     return runner.peak_rss_bytes()
 
 
-def _ask_about_picture(runner: Runner, seed: int, found: _Found) -> None:
-    """Asks two questions about a new picture."""
-    picture = random_picture(seed)
-    runner.forget()
-    first = runner.ask(FIRST_QUESTION, picture, 1)
+def encode_figure(images: int) -> str:
+    """Returns the name of the time that a picture of so many images takes to encode."""
+    return "image_encode_ms" if images == 1 else f"image_encode_{images}_ms"
+
+
+def _ask_about_pictures(
+    runner: Runner, seed: int, pictures: Mapping[int, Size], found: _Found
+) -> None:
+    """Asks about a new picture of each size, and about the largest once more."""
+    for images in sorted(pictures):
+        # Nothing of one size is seen in another, where an engine might remember it.
+        picture = random_picture(seed + _MOST_ROUNDS * (images - 1), pictures[images])
+        runner.forget()
+        first = runner.ask(FIRST_QUESTION, picture, 1)
+        found.add(encode_figure(images), first.encode_ms)
+        if images < max(pictures):
+            continue
+        _ask_again(runner, picture, first, found)
+
+
+def _ask_again(runner: Runner, picture: Image.Image, first: Asked, found: _Found) -> None:
     second = runner.ask(SECOND_QUESTION, picture, 1)
-    found.add("image_encode_ms", first.encode_ms)
     found.add("ttft_first_ms", first.total_ms, first.prefilled_tokens)
     found.add("ttft_second_ms", second.total_ms, second.prefilled_tokens)
 

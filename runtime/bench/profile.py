@@ -11,6 +11,7 @@ from runtime.engine_client.client import EngineClient
 from runtime.engine_client.process import Line
 from runtime.engine_client.protocol import Field
 from runtime.inputs.prompt import Tokenizer
+from runtime.inputs.slices import Size
 
 PROMPT_TOKENS = 256
 DECODE_STEPS = 32
@@ -44,21 +45,21 @@ class ProfiledPhase:
 
 
 def profile(
-    client: EngineClient, tokenizer: Tokenizer | None, *, pictures: bool
+    client: EngineClient, tokenizer: Tokenizer | None, size: Size | None
 ) -> tuple[ProfiledPhase, ...]:
     """Measures a loaded bundle, each phase once after a first run that warms up.
 
     Args:
         client: an engine with a bundle.
         tokenizer: the bundle's; without one, only pictures are profiled.
-        pictures: whether the bundle has a vision encoder.
+        size: of a picture that becomes one image; None: the bundle takes no pictures.
     """
     phases = []
     client.profile()
-    if pictures:
-        client.image(random_picture(_PICTURES[0]))
+    if size is not None:
+        client.image(random_picture(_PICTURES[0], size))
         client.profile()
-        encoded = client.image(random_picture(_PICTURES[1]))
+        encoded = client.image(random_picture(_PICTURES[1], size))
         phases.append(_phase("picture", encoded[Field.ENCODE_MS], 1, client.profile()))
     if tokenizer is None:
         return tuple(phases)

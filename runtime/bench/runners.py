@@ -68,9 +68,19 @@ class Runner(Protocol):
 class EngineRunner:
     """A bundle in an engine, here or elsewhere."""
 
-    def __init__(self, client: EngineClient, bundle: Path, *, window: int) -> None:
-        """Args: bundle: where the engine finds it. window: tokens that a token may see."""
+    def __init__(
+        self, client: EngineClient, bundle: Path, *, window: int, max_slices: int | None = None
+    ) -> None:
+        """Loads nothing.
+
+        Args:
+            client: the engine.
+            bundle: where the engine finds it.
+            window: tokens that a token may see.
+            max_slices: of a picture; None: the model's limit.
+        """
         self._client, self._bundle, self._window = client, bundle, window
+        self._max_slices = max_slices
         self._peak: int | None = None
         memory = client.hello[Field.MEMORY_BYTES]
         # As large as memory allows: it must exceed the CPU cache, which is 256 MiB on some servers.
@@ -95,7 +105,7 @@ class EngineRunner:
         start = time.perf_counter()
         image, encode_ms = None, 0.0
         if picture is not None:
-            line = self._client.image(picture)
+            line = self._client.image(picture, max_slices=self._max_slices)
             image = line[Field.IMAGE]
             encode_ms = 0.0 if line[Field.REMEMBERED] else float(line[Field.ENCODE_MS])
         answer = self._client.chat(ask(text), image=image, max_new_tokens=max_new_tokens)
@@ -132,9 +142,9 @@ class EngineRunner:
 class ReferenceRunner:
     """The full-precision model in this process."""
 
-    def __init__(self, load: Callable[[], Session]) -> None:
-        """Args: load: loads the model."""
-        self._load = load
+    def __init__(self, load: Callable[[], Session], *, max_slices: int | None = None) -> None:
+        """Args: load: loads the model. max_slices: of a picture; None: the model's limit."""
+        self._load, self._max_slices = load, max_slices
         self._session: Session | None = None
 
     def load(self) -> float:
@@ -148,7 +158,8 @@ class ReferenceRunner:
         """See `Runner`."""
         start = time.perf_counter()
         options = GenerationOptions(max_new_tokens=max_new_tokens)
-        s = self._loaded().reply(ask(text), picture, options).statistics
+        reply = self._loaded().reply(ask(text), picture, options, max_slices=self._max_slices)
+        s = reply.statistics
         return Asked(
             total_ms=(time.perf_counter() - start) * 1000,
             encode_ms=s.encode_ms,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from convert.support.streams import print_json
 from convert.support.versions import VERSION
 from quantize.errors import ConfigError
+from runtime.commands.chat_options import add_max_slices
 from runtime.engine_client.options import (
     LOCAL,
     REFERENCE,
@@ -25,10 +26,13 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from convert.bundle.manifest import Bundle
+    from convert.checkpoint.config import ModelConfig
     from convert.support.progress import Progress
     from runtime.bench.measure import Measurements
     from runtime.bench.profile import ProfiledPhase
     from runtime.bench.runners import Runner
+    from runtime.inputs.prompt import Tokenizer
+    from runtime.inputs.slices import Size
 
 _LEAST_SHARE = 0.002  # of a phase's time; kernels below it are not shown
 NAME = "bench"
@@ -47,6 +51,7 @@ class BenchConfig:
     engine: EngineOptions
     rounds: int
     window: int | None  # tokens; None: the bundle's default
+    max_slices: int | None = None  # of a picture; None: the model's limit
     profile: bool = False
 
     def __post_init__(self) -> None:
@@ -66,6 +71,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("measurement").add_argument
     add("--rounds", type=int, default=3, metavar="N", help="repetitions (default: %(default)s)")
     add("--window", type=int, metavar="N", help="context window in tokens (default: the bundle's)")
+    add_max_slices(add)
     add("--profile", action="store_true", help="also show the time that each kernel takes")
     add = parser.add_argument_group("output").add_argument
     add("--json", action="store_true", help="print one line of JSON on stdout")
@@ -80,6 +86,7 @@ def run(args: argparse.Namespace) -> int:
         engine=engine_options(args),
         rounds=args.rounds,
         window=args.window,
+        max_slices=args.max_slices,
         profile=args.profile,
     )
     report = bench(config)
@@ -102,27 +109,32 @@ def bench(config: BenchConfig) -> dict[str, Any]:
     from runtime.bench.measure import DecodeReads, Workload, measure
     from runtime.inputs.defaults import GenerationDefaults
     from runtime.inputs.prompt import Tokenizer
+    from runtime.inputs.slices import limit_slices
 
     started = time.monotonic()
     bundle = Bundle.open(config.bundle)
-    window = config.window or GenerationDefaults.load(bundle.generation).window
+    limit_slices(bundle.config.vision, config.max_slices)
+    defaults = GenerationDefaults.load(bundle.generation).for_model(bundle.config)
+    window = config.window or defaults.window
+    tokenizer = None
+    if bundle.tokenizer is not None:
+        tokenizer = Tokenizer(bundle.tokenizer, bundle.config)
+    pictures = _pictures(bundle.config, tokenizer, window, config.max_slices)
     is_reference = config.engine.engine == REFERENCE
     reads = None if is_reference else DecodeReads.of(bundle.plan, bundle.config.decoder)
     with Bars() as bars, _runner(bundle, config, window, bars) as (runner, device):
         measured = measure(
             runner,
             Workload(
-                has_vision=bundle.config.vision is not None,
-                tokenizer=None
-                if bundle.tokenizer is None
-                else Tokenizer(bundle.tokenizer, bundle.config),
+                pictures=pictures,
+                tokenizer=tokenizer,
                 reads=reads,
                 window=window,
                 rounds=config.rounds,
             ),
             bars,
         )
-        phases = _profile(runner, bundle) if config.profile else None
+        phases = _profile(runner, tokenizer, pictures) if config.profile else None
     return {
         "version": VERSION,
         "bundle": str(config.bundle),
@@ -132,6 +144,7 @@ def bench(config: BenchConfig) -> dict[str, Any]:
         "device": device,
         "window": window,
         "rounds": config.rounds,
+        "images": sorted(pictures),
         "weights_bytes": None if is_reference else bundle.plan.nbytes,
         "decode_reads": None if reads is None else asdict(reads),
         **_measured(measured),
@@ -140,14 +153,31 @@ def bench(config: BenchConfig) -> dict[str, Any]:
     }
 
 
-def _profile(runner: Runner, bundle: Bundle) -> tuple[ProfiledPhase, ...]:
+def _pictures(
+    config: ModelConfig, tokenizer: Tokenizer | None, window: int, max_slices: int | None
+) -> dict[int, Size]:
+    """Returns the sizes of pictures by their number of images; those beyond a window not."""
+    from runtime.bench.inputs import fits, picture_sizes
+    from runtime.inputs.slices import limit_slices
+
+    vision = limit_slices(config.vision, max_slices)
+    if vision is None:
+        return {}
+    return {
+        images: size
+        for images, size in picture_sizes(vision).items()
+        if images == 1 or tokenizer is None or fits(tokenizer, size, config, window)
+    }
+
+
+def _profile(
+    runner: Runner, tokenizer: Tokenizer | None, pictures: Mapping[int, Size]
+) -> tuple[ProfiledPhase, ...]:
     from runtime.bench.profile import profile
     from runtime.bench.runners import EngineRunner
-    from runtime.inputs.prompt import Tokenizer
 
     assert isinstance(runner, EngineRunner)
-    tokenizer = None if bundle.tokenizer is None else Tokenizer(bundle.tokenizer, bundle.config)
-    return profile(runner.client, tokenizer, pictures=bundle.config.vision is not None)
+    return profile(runner.client, tokenizer, pictures.get(1))
 
 
 def _measured(measured: Measurements) -> dict[str, Any]:
@@ -176,7 +206,7 @@ def _runner(
             Field.TARGET, Field.PROGRAM_ID, Field.CPU, Field.CPU_FEATURES, Field.BLOCKS,
             Field.THREADS, Field.MEMORY_BYTES,
         )  # fmt: skip
-        runner = EngineRunner(client, place.bundle, window=window)
+        runner = EngineRunner(client, place.bundle, window=window, max_slices=config.max_slices)
         yield runner, {key: client.hello[key] for key in keys}
 
 
@@ -198,7 +228,7 @@ def _reference(bundle: Bundle, config: BenchConfig, window: int) -> tuple[Runner
         raise CheckpointError(
             f"{checkpoint.path}: has no tokenizer.model, so it cannot answer questions"
         )
-    tokenizer = Tokenizer(checkpoint.tokenizer)
+    tokenizer = Tokenizer(checkpoint.tokenizer, checkpoint.config)
     device = choose_device(None)
     dtype = choose_dtype(None, device)
 
@@ -206,7 +236,7 @@ def _reference(bundle: Bundle, config: BenchConfig, window: int) -> tuple[Runner
         model = load_reference(checkpoint, device=device, dtype=dtype)
         return ReferenceSession(ReferenceBackend(model), tokenizer, window=window)
 
-    return ReferenceRunner(load), {
+    return ReferenceRunner(load, max_slices=config.max_slices), {
         "torch": torch.__version__,
         "device": str(device),
         "dtype": str(dtype).removeprefix("torch."),
@@ -281,7 +311,7 @@ def _rows(report: dict[str, Any]) -> dict[str, tuple[str, str, float, str]]:
         per_token = f"{Size(reads['weights_bytes'])} of weights and {{tokens}} tokens of cache"
     return {
         "load_ms": ("load", "ms", 1, ""),
-        "image_encode_ms": ("encode a picture", "ms", 1, ""),
+        **_encode_rows(report),
         "ttft_first_ms": (
             "first token, first question",
             "ms",
@@ -304,3 +334,18 @@ def _rows(report: dict[str, Any]) -> dict[str, tuple[str, str, float, str]]:
         "decode_limit_tok_s": ("decode at this bandwidth", "tok/s", 1, per_token),
         "decode_share_of_limit": ("decode, of that", "%", 100, ""),
     }
+
+
+def _encode_rows(report: dict[str, Any]) -> dict[str, tuple[str, str, float, str]]:
+    """Returns a row for each number of images that a picture becomes."""
+    from runtime.bench.measure import encode_figure
+
+    counts, rows = report["images"] or [1], {}
+    for count in counts:
+        title, note, name = "encode a picture", "", encode_figure(count)
+        if len(counts) > 1:
+            title += f": {count} image{'s' if count > 1 else ''}"
+            if count > 1 and name in report["figures"]:
+                note = f"{report['figures'][name]['median'] / count:,.1f} ms for each image"
+        rows[name] = title, "ms", 1.0, note
+    return rows

@@ -220,6 +220,7 @@ def _benchmark(config: CompareConfig, path: Path) -> dict[str, Any]:
             limit=config.limit,
             beams=1,
             window=None,
+            max_slices=None,
             output=None,
         )
     )

@@ -18,7 +18,12 @@ _SHOWN = 20  # bad rows that are printed; all are in the JSON
 
 
 def report(
-    benchmark: str, questions: Questions, columns: Mapping[str, Column], about: Mapping[str, Any]
+    benchmark: str,
+    questions: Questions,
+    columns: Mapping[str, Column],
+    about: Mapping[str, Any],
+    *,
+    slices: bool = False,
 ) -> dict[str, Any]:
     """Returns the report as a JSON object.
 
@@ -27,6 +32,7 @@ def report(
         questions: of it.
         columns: by model, in order.
         about: further fields of the report.
+        slices: whether the model cuts pictures into slices: then it is published as another one.
     """
     published = json.loads(PUBLISHED.read_text("utf-8"))
     bad = [{"row": row.row, "problem": row.problem} for row in questions.bad]
@@ -40,7 +46,7 @@ def report(
         "bad_rows": bad,
         "published": {
             "source": published["source"],
-            "model": published["model"],
+            "model": published["model_with_slices" if slices else "model"],
             "figures": {
                 one["name"]: {"size": one["size"], "figure": one[questions.name]}
                 for one in published["models"]

@@ -64,6 +64,8 @@ def answer_all(
     options: Callable[[int], GenerationOptions],
     results: Results,
     progress: Progress,
+    *,
+    max_slices: int | None = None,
 ) -> Column:
     """Asks the questions not answered yet, and scores all answers.
 
@@ -74,6 +76,7 @@ def answer_all(
         options: returns the options for a number of new tokens.
         results: earlier answers; new ones are added.
         progress: receives the questions answered.
+        max_slices: most slices that a picture is cut into; None: the model's limit.
 
     Raises:
         EngineDiedError: the engine ended twice at the same question.
@@ -86,7 +89,7 @@ def answer_all(
             digest = item.digest()
             found = results.get(item.key, digest)
             if found is None:
-                found = _ask(item, session, options(item.max_new_tokens))
+                found = _ask(item, session, options(item.max_new_tokens), max_slices)
                 results.add(item.key, digest, found)
         except PictureError as error:  # the file is gone
             found = {_PROBLEM: str(error)}
@@ -119,15 +122,17 @@ def _rows(questions: Questions, dropped: set[str]) -> dict[str, int]:
     return rows
 
 
-def _ask(item: EvalItem, session: Session, options: GenerationOptions) -> dict[str, Any]:
+def _ask(
+    item: EvalItem, session: Session, options: GenerationOptions, max_slices: int | None
+) -> dict[str, Any]:
     """Returns an answer, or the problem with the question."""
     messages: list[Message] = [{"role": "user", "content": item.prompt}]
     try:
         picture = item.open()
         try:
-            reply = session.reply(messages, picture, options)
+            reply = session.reply(messages, picture, options, max_slices=max_slices)
         except EngineDiedError:  # a long run survives one accident
-            reply = session.reply(messages, picture, options)
+            reply = session.reply(messages, picture, options, max_slices=max_slices)
     except (PictureError, PromptError) as error:
         return {_PROBLEM: str(error)}
     return {_ANSWER: reply.text, "tokens": reply.statistics.generated_tokens}

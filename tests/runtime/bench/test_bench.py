@@ -93,7 +93,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 def _work(tokenizer: Tokenizer | None, **changes: Any) -> Workload:
     # With 30 tokens before the decoded ones, and half of 64 of those: 10 MB.
     reads = DecodeReads(weights_bytes=10**7 - 62 * 10**5, cache_token_bytes=10**5)
-    settings = {"has_vision": True, "reads": reads, "window": 1024, "rounds": 2}
+    settings = {"pictures": {1: (640, 640)}, "reads": reads, "window": 1024, "rounds": 2}
     return Workload(tokenizer=tokenizer, **(settings | changes))
 
 
@@ -182,7 +182,7 @@ def test_short_answers_are_added_up(tokenizer: Tokenizer) -> None:
         (FakeRunner(answer_steps=0), {}, {"decode_tok_s", SHARE}),
         (FakeRunner(bandwidth=None), {}, {"launch_us", "read_bytes_s", LIMIT, SHARE}),
         (FakeRunner(), {"reads": None}, {LIMIT, SHARE}),
-        (FakeRunner(), {"has_vision": False}, OF_PICTURES),
+        (FakeRunner(), {"pictures": {}}, OF_PICTURES),
         (FakeRunner(), {"window": 1023}, {"prefill_1024_tok_s"}),
         (FakeRunner(), {"window": 50}, OF_PREFILL),
         (FakeRunner(), {"tokenizer": None}, {*OF_PICTURES, *OF_PREFILL, "decode_tok_s", SHARE}),
@@ -313,6 +313,7 @@ def test_the_reference(
         (["--rounds", "0"], "--rounds is 0"),
         (["--threads", "-1"], "threads is -1"),
         (["--window", "0"], "--window is 0"),
+        (["--max-slices", "3"], "this one resizes every picture to one square"),
         (["--engine", "qemu"], "holds no program for target 'android-arm64'"),
     ],
 )

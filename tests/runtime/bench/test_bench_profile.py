@@ -61,7 +61,7 @@ def phases(
 ) -> tuple[ProfiledPhase, ...]:
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
     path.write_bytes(tokenizer_model())
-    return profile(client, Tokenizer(path), pictures=True)  # type: ignore[arg-type]
+    return profile(client, Tokenizer(path), (640, 640))  # type: ignore[arg-type]
 
 
 def test_pictures_are_new_to_the_engine(
@@ -93,4 +93,4 @@ def test_rates_of_products(phases: tuple[ProfiledPhase, ...]) -> None:
 
 
 def test_without_a_tokenizer_or_pictures() -> None:
-    assert profile(FakeClient(), None, pictures=False) == ()  # type: ignore[arg-type]
+    assert profile(FakeClient(), None, None) == ()  # type: ignore[arg-type]

@@ -38,7 +38,8 @@ ABOUT = {"model": "one", "window": 100}
 class Knowing:
     """A session that chooses the option `red`, unless told otherwise."""
 
-    def __init__(self, *events: str | Exception) -> None:
+    def __init__(self, *events: str | Exception, max_slices: int | None = None) -> None:
+        self._max_slices = max_slices
         self.config = ModelConfig.from_json(tiny_config())
         self.asked: list[str] = []
         self._events = list(events)
@@ -48,9 +49,12 @@ class Knowing:
         messages: Sequence[Message],
         picture: Image.Image | None,
         options: GenerationOptions,
+        *,
+        max_slices: int | None = None,
         **hooks: Any,
     ) -> Reply:
         assert picture is not None
+        assert max_slices == self._max_slices
         prompt = messages[-1]["content"]
         self.asked.append(prompt)
         event = self._events.pop(0) if self._events else None
@@ -134,6 +138,20 @@ def test_a_picture_that_cannot_be_decoded_is_left_out(tmp_path: Path) -> None:
         run(only, tmp_path / "others.jsonl", Knowing())
 
 
+@pytest.mark.parametrize("limit", [None, 1, 4])
+def test_the_limit_of_slices_reaches_the_model(
+    data: Path, tmp_path: Path, limit: int | None
+) -> None:
+    """Also when the engine died, and is asked again."""
+    session = Knowing(EngineDiedError("gone"), max_slices=limit)
+    questions = read_questions("mmbench", data, None)
+    with Results(tmp_path / "answers.jsonl", ABOUT) as results:
+        column = answer_all(
+            "mmbench", questions, session, options, results, lambda *_: None, max_slices=limit
+        )
+    assert column.score.figure == 100.0 and len(session.asked) == 13
+
+
 def test_a_prompt_that_does_not_fit_is_left_out(data: Path, tmp_path: Path) -> None:
     path = tmp_path / "answers.jsonl"
     column = run(data, path, Knowing(PromptError("too long for the window")))
@@ -187,6 +205,12 @@ def test_published_figures_are_whole() -> None:
     assert figures == {
         "mme": 1452, "mmbench-en": 67.9, "mmbench-zh": 65.3, "mmmu": 37.2, "cmmmu": 32.1,
     }  # fmt: skip
+    name = published["model_with_slices"]
+    (other,) = [one for one in published["models"] if one["name"] == name]
+    assert other == {
+        "name": "MiniCPM-V 2.0", "size": "2.8B",
+        "mme": 1808.6, "mmbench-en": 69.6, "mmbench-zh": 68.1, "mmmu": 38.2,
+    }  # fmt: skip
 
 
 def test_the_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -205,6 +229,9 @@ def test_the_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert found["columns"]["full precision"]["figure"] == 100.0
     assert found["columns"]["this bundle"]["figure"] == 96.0
     assert found["same_answers"] == {"of": 100, "same": 99}
+    assert found["published"]["model"] == "MiniCPM-V 1.0"
+    cut = report("mmbench", read_questions("mmbench", data, None), {}, {}, slices=True)
+    assert cut["published"]["model"] == "MiniCPM-V 2.0"
     assert [bad["row"] for bad in found["bad_rows"]] == [
         "dev.tsv row 27 (index 30)", "dev.tsv row 28 (index 31)",
     ]  # fmt: skip
@@ -242,6 +269,8 @@ def test_the_command(
     assert cli.main(beams) == 0
     assert "full precision, 3 beams" in capsys.readouterr().out
     assert (output / "mmbench-en-reference-3-beams.jsonl").is_file()
+    assert cli.main([*command, "--max-slices", "3"]) == 2
+    assert "this one resizes every picture to one square" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
