@@ -103,7 +103,7 @@ def convert(
             `android-x86_64` give a bundle with an engine for each, `onnx` the vision encoder and
             the resampler, `mlc-android`, `mlc-opencl` and `mlc-host` a package for MLC-LLM.
         quant: a recipe's name or `.json` file; None: `small`, `mlc` for MLC.
-        method: `rtn`, `mse`, `awq`, `gptq` or `awq+gptq`, for 4-bit codes; None: the recipe's.
+        method: `rtn`, `mse`, `awq` or `gptq`, for 4-bit codes; None: the recipe's.
         kv: the bundle's KV cache, `fp16` or `int8`; None: `fp16`.
         target_size: the size of the bundle's weights, such as `1.9GB`; each part of the model gets
             the format that loses least within it. None: the recipe's formats.

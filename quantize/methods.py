@@ -28,7 +28,6 @@ METHODS = {
     "mse": Method(search=True),
     "awq": Method(search=True, fold=True),
     "gptq": Method(search=True, compensate=True),
-    "awq+gptq": Method(search=True, fold=True, compensate=True),
 }
 
 
