@@ -7,13 +7,15 @@ its turn comes, in the weights that the groups before have changed.
 Inputs are measured as the kernels see them: after the layers that are already quantized, and
 rounded to int8. `Compensation.correct` first moves the weights to where these inputs give what
 the full-precision inputs gave, as far as a linear can (GPTAQ, arXiv 2504.02692, solves the same
-problem column by column).
+problem column by column). A linear whose output is added to the hidden states also makes good
+what these have lost.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -22,11 +24,36 @@ from quantize.errors import CheckpointError
 from quantize.fast import nearest_codes, search_scales
 from quantize.schemes import GroupScheme, dequantize_groups
 
-DAMPINGS = (0.01, 0.3)  # of the inputs' mean power; `choose_damping` picks one
 SAMPLED_ROWS = 128  # of a linear, evenly spread: enough to tell dampings apart
 _CHUNK_ROWS = 1024  # rounded together, so that a block of inputs stays in the second-level cache
 _BLOCK = 128  # inputs whose errors reach the inputs after them in one product
 _SQUARE = 512  # inputs whose products with those after them are summed up at once
+
+
+@dataclass(frozen=True)
+class Damping:
+    """What holds a linear's weights back, as shares of its inputs' mean power."""
+
+    correction: float  # of the drift from full precision
+    rounding: float  # of the errors of the inputs before
+
+
+# `choose_damping` picks one. The first is the safest: with little damping a correction fits the
+# words of the samples, which other texts do not share.
+DAMPINGS = (Damping(0.3, 0.1), Damping(0.1, 0.01), Damping(0.01, 0.01))
+# By which another one must be better on samples held out, as a share of what rounding loses there.
+# These are of the same kinds as the others, so what is as good on them is not as good elsewhere.
+MARGIN = 0.1
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """What a linear has of some tokens in the two models."""
+
+    seen: Tensor  # (L, K) float32: inputs of the quantized model
+    wanted: Tensor  # (L, K) float32: inputs of the full-precision model
+    # (L, N) float32: what the hidden states that the output is added to lack, in its unit
+    behind: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -35,31 +62,55 @@ class Inputs:
 
     power: Tensor  # (K, K) float64: of x xT, x as the quantized model has it
     drift: Tensor  # (K, K) float32: of (f - x) xT, f as the full-precision model has it
+    behind: Tensor | None = None  # (N, K) float32: of b xT, b as `Tokens.behind`
 
     @staticmethod
-    def of(pairs: Iterable[tuple[Tensor, Tensor]], width: int) -> Inputs:
-        """Sums up tokens: pairs of what the two models have, (L, K) float32 each."""
+    def of(runs: Iterable[Tokens], width: int) -> Inputs:
+        """Sums up tokens with inputs of a width."""
         power, drift = torch.zeros(width, width), torch.zeros(width, width)
-        for seen, wanted in pairs:
+        behind: Tensor | None = None
+        for run in runs:
+            seen = run.seen
             for start in range(0, width, _SQUARE):  # the upper half: the lower one mirrors it
                 rows = slice(start, start + _SQUARE)
                 power[rows, start:].addmm_(seen[:, rows].T, seen[:, start:])
-            drift.addmm_((wanted - seen).T, seen)
-        return Inputs((power.triu() + power.triu(1).T).double(), drift)
+            drift.addmm_((run.wanted - seen).T, seen)
+            if run.behind is not None:
+                product = run.behind.T @ seen
+                behind = product if behind is None else behind.add_(product)
+        return Inputs((power.triu() + power.triu(1).T).double(), drift, behind)
 
     def __add__(self, other: Inputs) -> Inputs:
-        return Inputs(self.power + other.power, self.drift + other.drift)
+        behind = self.behind
+        if other.behind is not None:
+            behind = other.behind if behind is None else behind + other.behind
+        return Inputs(self.power + other.power, self.drift + other.drift, behind)
+
+    def every(self, step: int) -> Inputs:
+        """Returns the same for every `step`-th row of the linear."""
+        behind = None if self.behind is None else self.behind[::step]
+        return Inputs(self.power, self.drift, behind)
+
+    def missing(self, weight: Tensor) -> Tensor:
+        """Returns the sum of m xT, m what the output lacks with the weights W: (N, K) float32."""
+        missing = weight @ self.drift
+        return missing if self.behind is None else missing.add_(self.behind)
 
     def loss(self, weight: Tensor, stored: Tensor) -> float:
-        """Returns |W f - W' x|^2 over the tokens, less |W (f - x)|^2, which no W' changes.
+        """Returns |W f + b - W' x|^2 over the tokens, less what no W' changes: its value at W.
 
         Args:
             weight: W, (N, K) float32.
             stored: W', (N, K) float32.
         """
         error = weight - stored
-        cost = error @ self.power.float() + 2 * (weight @ self.drift)
+        cost = error @ self.power.float() + 2 * self.missing(weight)
         return float((cost * error).sum(dtype=torch.float64))
+
+    def error(self, weight: Tensor, stored: Tensor) -> float:
+        """Returns |W x - W' x|^2 over the tokens."""
+        error = weight - stored
+        return float((error @ self.power.float() * error).sum(dtype=torch.float64))
 
     def damped(self, damping: float) -> Tensor:
         """Returns the power, its diagonal raised by `damping` of its mean: (K, K), definite."""
@@ -87,17 +138,18 @@ class Compensation:
         root = torch.linalg.cholesky(power[turned][:, turned]).flip(0, 1)
         self._factor = _invert_upper(root).float()
 
-    def correct(self, weight: Tensor, drift: Tensor) -> Tensor:
+    def correct(self, weight: Tensor, inputs: Inputs) -> Tensor:
         """Returns the weights (N, K) float32 that make best use of the inputs as they are.
 
-        They minimise |W f - W' x|^2 over what calibration saw, plus the damping times |W - W'|^2.
+        They minimise |W f + b - W' x|^2 over the tokens, plus the damping times |W - W'|^2.
 
         Args:
-            weight: (N, K) float32.
-            drift: (K, K) float32, see `Inputs`.
+            weight: W, (N, K) float32.
+            inputs: of the linear.
         """
-        wide = len(weight) > len(drift)  # then a matrix of K rows is the smaller one to solve for
-        step = (drift if wide else weight @ drift)[:, self._order]
+        # In a wide linear a matrix of K rows is the smaller one to solve for.
+        wide = len(weight) > weight.shape[1] and inputs.behind is None
+        step = (inputs.drift if wide else inputs.missing(weight))[:, self._order]
         solved = torch.empty_like(step)
         solved[:, self._order] = step @ self._factor.T @ self._factor
         return weight + (weight @ solved if wide else solved)
@@ -127,13 +179,28 @@ class Compensation:
         return q.T.contiguous(), scale.T.contiguous()
 
 
+def compensate(
+    weight: Tensor, inputs: Inputs, damping: Damping, scheme: GroupScheme, *, name: str
+) -> tuple[Tensor, Tensor]:
+    """Corrects and rounds weights (N, K) float32.
+
+    Returns:
+        q (N, K) uint8 codes; scale (N, K/G) float16.
+
+    Raises:
+        CheckpointError: a value of the tensor `name` is not finite.
+    """
+    return _compensate(weight, inputs, damping, _damped(inputs, scheme), name)
+
+
 def choose_damping(
     weight: Tensor, seen: Inputs, held_out: Inputs, scheme: GroupScheme, *, name: str
-) -> float:
+) -> Damping:
     """Returns the damping with which weights serve tokens best that rounding has not seen.
 
     What is right depends on the model: the demo, whose questions are all alike, needs hardly any;
-    on real text little damping fits the weights to the samples.
+    on real text little damping fits the weights to the samples. So the first one counts unless
+    another is better by `MARGIN`.
 
     Args:
         weight: (N, K) float32.
@@ -145,15 +212,39 @@ def choose_damping(
     Raises:
         CheckpointError: a value of the tensor is not finite.
     """
-    sampled = weight[:: -(-len(weight) // SAMPLED_ROWS)]
+    step = -(-len(weight) // SAMPLED_ROWS)
+    weight, seen, held_out = weight[::step], seen.every(step), held_out.every(step)
 
-    def loss(damping: float) -> float:
-        compensation = Compensation(seen.damped(damping), scheme)
-        q, scale = compensation.round(compensation.correct(sampled, seen.drift), name=name)
-        stored = torch.from_numpy(dequantize_groups(q.numpy(), scale.numpy(), scheme))
-        return held_out.loss(sampled, stored)
+    prepared = _damped(seen, scheme)
 
-    return min(DAMPINGS, key=loss)
+    def stored(damping: Damping) -> Tensor:
+        q, scale = _compensate(weight, seen, damping, prepared, name)
+        return torch.from_numpy(dequantize_groups(q.numpy(), scale.numpy(), scheme))
+
+    best, *others = DAMPINGS
+    safe = stored(best)
+    least = held_out.loss(weight, safe) - MARGIN * held_out.error(weight, safe)
+    for damping in others:
+        loss = held_out.loss(weight, stored(damping))
+        if loss < least:
+            least, best = loss, damping
+    return best
+
+
+def _damped(inputs: Inputs, scheme: GroupScheme) -> Callable[[float], Compensation]:
+    """Prepares compensation with any share of damping, once for each."""
+    return cache(lambda share: Compensation(inputs.damped(share), scheme))
+
+
+def _compensate(
+    weight: Tensor,
+    inputs: Inputs,
+    damping: Damping,
+    damped: Callable[[float], Compensation],
+    name: str,
+) -> tuple[Tensor, Tensor]:
+    moved = damped(damping.correction).correct(weight, inputs)
+    return damped(damping.rounding).round(moved, name=name)
 
 
 def _order(power: Tensor, size: int) -> Tensor:

@@ -8,7 +8,7 @@ time, and the state after each layer is saved to disk.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -16,21 +16,21 @@ import torch
 from torch import Tensor
 
 from convert.bundle.plan import Plan
-from convert.calibrate.layer import STAGES, LayerWalk, fold_layer, token_runs
+from convert.calibrate.layer import STAGES, LayerWalk, LinearGroup, fold_layer, token_runs
 from convert.calibrate.pictures import encode_pictures, put_images
 from convert.calibrate.samples import CalibrationSample, TokenizedSample, tokenize
 from convert.calibrate.store import CalibratedWeights, CalibrationStore, Stream
 from convert.checkpoint.reader import Checkpoint
 from convert.checkpoint.tensor_tables import EMBEDDING, HEAD
 from convert.support.progress import Progress
-from quantize.gptq import Compensation, Inputs, choose_damping
+from quantize.gptq import Compensation, Inputs, Tokens, choose_damping, compensate
 from quantize.methods import find_method, quantize_weight
 from quantize.schemes import GroupScheme, dequantize_groups
 from runtime.reference.arithmetic import round_to_format, round_to_int8
 from runtime.reference.decoder import DecoderLayer, RMSNorm
 from runtime.reference.load import VISION, load_reference
 
-VERSION = 5  # of the computation; folders of another version are not resumed
+VERSION = 6  # of the computation; folders of another version are not resumed
 # A tied embedding is also looked up: the weight of its error there, as a fraction of the mean power
 # of the head's inputs. Half or twice this value measured about the same.
 _LOOKUP = 0.3
@@ -170,7 +170,7 @@ class _CalibrationRun:
             if self._method.compensate:
                 walks[1].round_inputs(form, self._scheme)
             if form == "q4":
-                codes[name] = self._round(weight, walks, name)
+                codes[name] = self._round(weight, walks, stage, name)
                 stored = self._dequantize(codes[name])
             else:
                 stored = round_to_format(weight, form, self._scheme, name)
@@ -183,29 +183,29 @@ class _CalibrationRun:
         return [walk.stream for walk in walks]
 
     def _round(
-        self, weight: Tensor, walks: Sequence[LayerWalk], name: str
+        self, weight: Tensor, walks: Sequence[LayerWalk], stage: LinearGroup, name: str
     ) -> tuple[Tensor, Tensor]:
         if not self._method.compensate:
             half = weight.half().numpy()
             q, scale = quantize_weight(half, self._scheme, self._method, name=name)
             return torch.from_numpy(q), torch.from_numpy(scale)
-        wanted, seen = (walk.inputs for walk in walks)
-        return self._compensate(weight, _split(seen, wanted), name)
+        full, rounded = walks
+        behind = full.behind(rounded) if stage.adds else [None] * len(full.inputs)
+        tokens = map(Tokens, rounded.inputs, full.inputs, behind)
+        return self._compensate(weight, _split(tokens, weight.shape[1]), name)
 
     def _compensate(
         self, weight: Tensor, inputs: tuple[Inputs, Inputs], name: str
     ) -> tuple[Tensor, Tensor]:
         damping = choose_damping(weight, *inputs, self._scheme, name=name)
-        both = inputs[0] + inputs[1]
-        compensation = Compensation(both.damped(damping), self._scheme)
-        return compensation.round(compensation.correct(weight, both.drift), name=name)
+        return compensate(weight, inputs[0] + inputs[1], damping, self._scheme, name=name)
 
     def _head_inputs(self, seen: Stream, wanted: Stream) -> tuple[Inputs, Inputs]:
         config = self._checkpoint.config.decoder
         norm = load_reference(self._checkpoint, only=("llm.model.norm.",)).llm.model.norm
         seen, wanted = ([norm(x) / config.logits_divisor for x in s] for s in (seen, wanted))
         rounded = [round_to_int8(x, self._scheme.group_size) for x in seen]
-        return _split(rounded, wanted)
+        return _split(map(Tokens, rounded, wanted), config.hidden_size)
 
     def _load_layer(self, i: int) -> DecoderLayer:
         model = load_reference(self._checkpoint, only=(f"llm.model.layers.{i}.",))
@@ -257,20 +257,25 @@ class _CalibrationRun:
         self._progress("calibration", done, self._first + 4 * self._depth)
 
 
-def _split(seen: Stream, wanted: Stream) -> tuple[Inputs, Inputs]:
+def _split(samples: Iterable[Tokens], width: int) -> tuple[Inputs, Inputs]:
     """Sums up the samples that choose codes, and those (every fourth) that choose the damping."""
-    held = [i % _HELD_OUT == _HELD_OUT - 1 for i in range(len(seen))]
-    sums = []
-    for part in (False, True):
-        streams = ([x for x, h in zip(s, held, strict=True) if h is part] for s in (seen, wanted))
-        sums.append(Inputs.of(_pairs(*streams), seen[0].shape[1]))
-    return sums[0], sums[1]
+    parts: tuple[list[Tokens], list[Tokens]] = [], []
+    for i, sample in enumerate(samples):
+        parts[i % _HELD_OUT == _HELD_OUT - 1].append(sample)
+    chosen, held_out = (Inputs.of(_joined(part), width) for part in parts)
+    return chosen, held_out
 
 
-def _pairs(seen: Stream, wanted: Stream) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yields many tokens of both streams at once."""
-    for run in token_runs(seen, _CHUNK_TOKENS):
-        yield torch.cat(seen[run]), torch.cat(wanted[run])
+def _joined(samples: Sequence[Tokens]) -> Iterator[Tokens]:
+    """Yields many tokens at once."""
+    for run in token_runs([sample.seen for sample in samples], _CHUNK_TOKENS):
+        some = samples[run]
+        behind = [sample.behind for sample in some if sample.behind is not None]
+        yield Tokens(
+            torch.cat([sample.seen for sample in some]),
+            torch.cat([sample.wanted for sample in some]),
+            torch.cat(behind) if behind else None,
+        )
 
 
 def _formats(plan: Plan) -> dict[str, str]:

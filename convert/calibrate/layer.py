@@ -27,13 +27,14 @@ class LinearGroup:
 
     name: str  # of the bundle's tensor, after `llm.layers.N.`
     linears: tuple[str, ...]  # submodules of the reference's layer
+    adds: bool = False  # whether their output is added to the hidden states
 
 
 STAGES = (
     LinearGroup("qkv", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
-    LinearGroup("o", ("self_attn.o_proj",)),
+    LinearGroup("o", ("self_attn.o_proj",), adds=True),
     LinearGroup("gate_up", ("mlp.gate_proj", "mlp.up_proj")),
-    LinearGroup("down", ("mlp.down_proj",)),
+    LinearGroup("down", ("mlp.down_proj",), adds=True),
 )
 
 
@@ -72,6 +73,14 @@ class LayerWalk:
             else:
                 parent, _, child = name.rpartition(".")
                 setattr(self._layer.get_submodule(parent), child, linear)
+
+    def behind(self, other: LayerWalk) -> Stream:
+        """Returns what another walk's hidden states lack to this one's: (L, D) for each sample.
+
+        Its unit is that of the output which this stage adds to them.
+        """
+        scale = self._layer.residual_scale
+        return [(a - b) / scale for a, b in zip(self.stream, other.stream, strict=True)]
 
     def round_inputs(self, form: str, scheme: GroupScheme) -> None:
         """Rounds the inputs of this stage's linears; see the function of that name."""

@@ -96,8 +96,8 @@ def _add_formats(parser: argparse.ArgumentParser) -> None:
         "--method",
         metavar="NAME",
         help="how quantized values are chosen. rtn: rounding; mse: rounding with searched scales; "
-        "awq, gptq: with calibration (default: the recipe's; rtn if neither is given and calibration "
-        "would take more than an hour, or the checkpoint has no tokenizer)",
+        "awq, gptq: with calibration (default: the recipe's; rtn if neither is given and "
+        "calibration would take more than an hour, or the checkpoint has no tokenizer)",
     )
     add(
         "--target-size",

@@ -9,10 +9,19 @@ import pytest
 import torch
 from torch import Tensor
 
+from quantize import gptq
 from quantize.awq import choose_factors
 from quantize.errors import CheckpointError
 from quantize.fast import nearest_codes, search_scales
-from quantize.gptq import DAMPINGS, Compensation, Inputs, choose_damping
+from quantize.gptq import (
+    DAMPINGS,
+    Compensation,
+    Damping,
+    Inputs,
+    Tokens,
+    choose_damping,
+    compensate,
+)
 from quantize.schemes import GroupScheme, dequantize_groups
 from quantize.search import search_groups
 
@@ -32,12 +41,12 @@ def values(q: Tensor, scale: Tensor) -> Tensor:
     return torch.from_numpy(dequantize_groups(q.numpy(), scale.numpy(), SCHEME))
 
 
-def statistics(seen: Tensor, wanted: Tensor | None = None) -> Inputs:
-    return Inputs.of([(seen, seen if wanted is None else wanted)], seen.shape[1])
+def statistics(seen: Tensor, wanted: Tensor | None = None, behind: Tensor | None = None) -> Inputs:
+    return Inputs.of([Tokens(seen, seen if wanted is None else wanted, behind)], seen.shape[1])
 
 
 def correct(weight: Tensor, inputs: Inputs) -> Tensor:
-    return Compensation(inputs.damped(DAMPING), SCHEME).correct(weight, inputs.drift)
+    return Compensation(inputs.damped(DAMPING), SCHEME).correct(weight, inputs)
 
 
 def output_error(weight: Tensor, rounded: Tensor, inputs: Tensor) -> float:
@@ -101,16 +110,19 @@ def test_correction_makes_good_a_drift(weight: Tensor) -> None:
 
 
 @pytest.mark.parametrize("rows", [70, 700])  # fewer, and more, than the 512 inputs
-def test_correction_is_the_solution(rows: int) -> None:
+@pytest.mark.parametrize("adds", [False, True])
+def test_correction_is_the_solution(rows: int, adds: bool) -> None:
     wanted = correlated(3000, 512, seed=3)
     wanted[:, [7, 300]] *= 50
     seen = wanted + 0.1 * torch.roll(wanted, 1, dims=1)
-    inputs = statistics(seen, wanted)
-    weight = torch.randn(rows, 512, generator=torch.Generator().manual_seed(8)) * 0.05
+    generator = torch.Generator().manual_seed(8)
+    weight = torch.randn(rows, 512, generator=generator) * 0.05
+    behind = torch.randn(3000, rows, generator=generator) if adds else torch.zeros(3000, rows)
+    inputs = statistics(seen, wanted, behind if adds else None)
     f, x = wanted.double(), seen.double()
-    power, drift = x.T @ x, (f - x).T @ x
+    power, missing = x.T @ x, ((f - x) @ weight.double().T + behind).T @ x
     damped = power + torch.eye(512) * DAMPING * power.diagonal().mean()
-    step = weight.double() @ torch.linalg.solve(damped, drift.T).T
+    step = torch.linalg.solve(damped, missing.T).T
     moved = correct(weight, inputs).double() - weight
     assert float((moved - step).norm() / step.norm()) < 1e-3  # float32
 
@@ -125,25 +137,64 @@ def test_without_tokens_nothing_moves(weight: Tensor) -> None:
 def test_loss_is_the_error_of_the_output(weight: Tensor) -> None:
     wanted, other = correlated(50, 128, seed=1), weight + 0.01
     seen = wanted + 0.1 * torch.roll(wanted, 1, dims=1)
-    f, x, w, stored = (m.double() for m in (wanted, seen, weight, other))
-    error = (f @ w.T - x @ stored.T).square().sum() - (f @ w.T - x @ w.T).square().sum()
-    assert statistics(seen, wanted).loss(weight, other) == pytest.approx(float(error), rel=1e-4)
+    behind = torch.randn(50, 70, generator=torch.Generator().manual_seed(9))
+    f, x, w, b, stored = (m.double() for m in (wanted, seen, weight, behind, other))
+    before = (f @ w.T + b - x @ w.T).square().sum()
+    error = (f @ w.T + b - x @ stored.T).square().sum() - before
+    inputs = statistics(seen, wanted, behind)
+    assert inputs.loss(weight, other) == pytest.approx(float(error), rel=1e-4)
+    fifth = (
+        ((f @ w.T + b - x @ stored.T).square() - (f @ w.T + b - x @ w.T).square())[:, ::5]
+    ).sum()
+    assert inputs.every(5).loss(weight[::5], other[::5]) == pytest.approx(float(fifth), rel=1e-4)
+    rounding = (x @ w.T - x @ stored.T).square().sum()
+    assert inputs.error(weight, other) == pytest.approx(float(rounding), rel=1e-4)
 
 
-def test_damping_is_what_serves_unseen_tokens(weight: Tensor) -> None:
+def test_sums_of_parts_are_those_of_all(weight: Tensor) -> None:
+    wanted, behind = correlated(300, 128, seed=1), correlated(300, 128, seed=2)
+    seen = wanted + 0.1 * torch.roll(wanted, 1, dims=1)
+    whole = statistics(seen, wanted, behind)
+    parts = [statistics(seen[s], wanted[s], behind[s]) for s in (slice(100), slice(100, 300))]
+    nothing = Inputs.of([], 128)
+    for summed in (parts[0] + parts[1], nothing + whole, whole + nothing):
+        assert summed.behind is not None and whole.behind is not None
+        for found, expected in (
+            (summed.power.float(), whole.power.float()),
+            (summed.drift, whole.drift),
+            (summed.behind, whole.behind),
+        ):
+            assert float((found - expected).norm() / expected.norm()) < 1e-5
+
+
+def test_a_correction_may_be_damped_more_than_rounding(weight: Tensor) -> None:
+    wanted = correlated(3000, 128)
+    inputs = statistics(wanted + 0.2 * torch.roll(wanted, 1, dims=1), wanted)
+    damping = Damping(0.5, DAMPING)
+    codes = compensate(weight, inputs, damping, SCHEME, name="w")
+    moved = Compensation(inputs.damped(0.5), SCHEME).correct(weight, inputs)
+    expected = Compensation(inputs.damped(DAMPING), SCHEME).round(moved, name="w")
+    assert all(map(torch.equal, codes, expected))
+
+
+def test_damping_is_what_serves_unseen_tokens(
+    weight: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
     generator = torch.Generator().manual_seed(4)
 
     def part(wanted: Tensor, noise: float) -> Inputs:
         drawn = torch.randn(wanted.shape, generator=generator)
         return statistics(wanted + noise * drawn, wanted)
 
-    def chosen(tokens: int, noise: float) -> float:
+    def chosen(tokens: int, noise: float) -> Damping:
         inputs = correlated(tokens + 500, 128)
         seen, held_out = part(inputs[:tokens], noise), part(inputs[tokens:], noise)
         return choose_damping(weight, seen, held_out, SCHEME, name="w")
 
-    assert chosen(20_000, 1.0) == DAMPINGS[0]  # the correction is known well
-    assert chosen(60, 1.0) > DAMPINGS[0]  # fewer tokens than inputs: it fits their noise
+    assert chosen(20_000, 1.0) != DAMPINGS[0]  # the correction is known well
+    assert chosen(60, 1.0) == DAMPINGS[0]  # fewer tokens than inputs: it fits their noise
+    monkeypatch.setattr(gptq, "MARGIN", 100.0)
+    assert chosen(20_000, 1.0) == DAMPINGS[0], "hardly better is not enough"
     nothing = Inputs.of([], 128)
     assert choose_damping(weight, nothing, nothing, SCHEME, name="w") == DAMPINGS[0]
 

@@ -222,6 +222,23 @@ def test_a_walk_is_the_layer(checkpoint: Checkpoint) -> None:
         assert torch.allclose(found, expected if i % 2 else expected[:9], atol=1e-5)
 
 
+def test_what_hidden_states_lack_is_in_the_unit_of_what_is_added(checkpoint: Checkpoint) -> None:
+    layer = load_reference(checkpoint).llm.model.layers[0]
+    assert layer.residual_scale != 1
+    stream = [torch.randn(9, 256, generator=torch.Generator().manual_seed(i)) for i in range(2)]
+    full, other = (LayerWalk(copy.deepcopy(layer), [f * x for x in stream]) for f in (1, 0.9))  # type: ignore[arg-type]
+    with torch.no_grad():
+        for stage in STAGES:
+            if stage.adds:  # a linear that gave this would make the hidden states equal
+                before, lacking = other.stream, full.behind(other)
+                for x, y, wanted in zip(before, lacking, full.stream, strict=True):
+                    assert torch.allclose(x + y * layer.residual_scale, wanted, atol=1e-5)
+            full.advance()
+            other.advance()
+            after = zip(before, other.stream, strict=True) if stage.adds else ()
+            assert not any(torch.equal(x, y) for x, y in after), "it is added here"
+
+
 def test_a_tensor_with_nan_is_refused_by_name(tmp_path: Path) -> None:
     from tests.support.tiny import random_state
 
