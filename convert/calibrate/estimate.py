@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 
 from convert.bundle.plan import Plan, PlannedTensor
+from convert.calibrate.layer import STAGES
 from convert.calibrate.samples import TokenizedSample
 from convert.checkpoint.config import ModelConfig
 from quantize.gptq import DAMPINGS, SAMPLED_ROWS
@@ -18,6 +19,7 @@ from quantize.methods import find_method
 # scale and its column's share of the rounding, both limited by memory.
 _ROUNDING = 18_000
 _SUMS = 3.1  # operations per token and pair of inputs: half of `power`, all of `drift`
+_ADDING = {stage.name for stage in STAGES if stage.adds}
 _FACTORS = 5  # of a linear: one for each damping that is tried, and two with all samples
 _FACTOR = 2  # times K^3: a Cholesky factor and its inverse in float64, half as fast as float32
 
@@ -62,7 +64,10 @@ def count_operations(config: ModelConfig, plan: Plan, samples: Sequence[Tokenize
 def _of_compensation(tensor: PlannedTensor, tokens: int) -> float:
     """Counts what GPTQ does for a linear (N, K)."""
     n, k = tensor.rule.shape
-    total = _SUMS * k**2 * tokens + _FACTORS * _FACTOR * k**3
+    total = _SUMS * k**2 * tokens
+    if tensor.name.rpartition(".")[2] in _ADDING:
+        total += 2.0 * n * k * tokens  # what the hidden states lack
+    total += _FACTORS * _FACTOR * k**3
     for rows in (n, *(min(n, SAMPLED_ROWS) for _ in DAMPINGS)):
         correction = min(4.0 * k**3 + 2.0 * rows * k**2, 6.0 * rows * k**2)
         total += correction + rows * k * (k + _ROUNDING)
