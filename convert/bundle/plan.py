@@ -19,7 +19,7 @@ from typing import Any
 from convert.bundle.kv_cache import FP16, find_kv_format
 from convert.bundle.weights_file import TensorSpec, file_size
 from convert.checkpoint.config import ModelConfig
-from convert.checkpoint.tensor_tables import Rule, bundle_rules
+from convert.checkpoint.tensor_tables import Rule, Table, bundle_rules
 from convert.support.strict_json import load_json
 from quantize.errors import ConfigError, ShapeError
 from quantize.int8 import INT8_GROUP
@@ -224,8 +224,13 @@ def make_plan(config: ModelConfig, untied_head: bool, recipe: Recipe, kv: str = 
         ConfigError: the recipe has no row for a tensor, or the KV cache is unknown.
         ShapeError: a tensor's shape does not suit its format.
     """
+    return plan_of(bundle_rules(config, untied_head), recipe, kv)
+
+
+def plan_of(rules: Table, recipe: Recipe, kv: str = FP16) -> Plan:
+    """Decides how each tensor of a table is stored; see `make_plan`."""
     find_kv_format(kv)
-    tensors, rules = [], bundle_rules(config, untied_head)
+    tensors = []
     recipe.check_layers({rule.name for rule in rules if isinstance(rule, Rule)})
     for rule in rules:
         if isinstance(rule, Rule):

@@ -224,9 +224,9 @@ class ModelConfig:
             prefix = "" if source is None else f"{source}: "
             raise SlicesError(
                 f"{prefix}the model takes images of several shapes (slice_mode, MiniCPM-V 2.0), "
-                "which bundles and MLC packages do not support yet; what works today is its "
-                "checkpoint in full precision: `minicpmv chat`, `serve`, `info`, the Python API; "
-                "and `convert --target onnx`"
+                "which bundles do not support yet; what works today is its checkpoint in full "
+                "precision: `minicpmv chat`, `serve`, `info`, the Python API; and `convert "
+                "--target onnx` and `mlc-android`"
             )
 
     @staticmethod

@@ -10,6 +10,7 @@ import msgspec
 from convert.bundle.plan import Plan, Recipe, make_plan
 from convert.checkpoint.config import CONFIGS, ModelConfig
 from convert.mlc.manifest import PackageManifest
+from convert.mlc.square import cut_square, one_shape
 from convert.support.strict_json import load_json
 from quantize.errors import ConfigError
 
@@ -74,11 +75,9 @@ def describe_mlc_package(path: Path) -> dict[str, Any]:
 
     Raises:
         BundleError: not one of ours, or damaged.
-        SlicesError: it claims a model that no package can hold.
     """
     manifest = PackageManifest.read(path)
     config = ModelConfig.from_json(manifest.model)
-    config.require_square(path)
     size, parameters = manifest.weights_bytes, manifest.parameters
     return {
         "kind": "MLC package",
@@ -86,6 +85,7 @@ def describe_mlc_package(path: Path) -> dict[str, Any]:
         "architecture": config.architecture,
         "quantization": f"{manifest.quantization}, {manifest.method}",
         "pictures": manifest.pictures,
+        "square": cut_square(config) if manifest.pictures else None,
         "libraries": msgspec.to_builtins(manifest.libraries),
         "tokenizer": "tokenizer.model" in manifest.files,
         "why_no_tokenizer_json": manifest.why_no_tokenizer_json,
@@ -121,7 +121,7 @@ def lines(info: dict[str, Any]) -> list[tuple[str, str]]:
     rows += [
         ("architecture", info["architecture"] + ("" if info["pictures"] else ", its decoder")),
         ("quantization", info["quantization"]),
-        ("pictures", "taken" if info["pictures"] else "not part of this package: text only"),
+        ("pictures", _pictures(info)),
         ("tokenizer", _tokenizer(info)),
         *(("library", _library(name, record)) for name, record in info["libraries"].items()),
         ("weights", f"{weights['parameters']:,} parameters, {Size(weights['bytes'])}, {bits}"),
@@ -130,6 +130,12 @@ def lines(info: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(("library", "not compiled yet"))
     rows += [("", f"{name}  {Size(size)}") for name, size in info["files"].items()]
     return rows
+
+
+def _pictures(info: dict[str, Any]) -> str:
+    if not info["pictures"]:
+        return "not part of this package: text only"
+    return "taken" if info["square"] is None else f"taken; {one_shape(info['square'])}"
 
 
 def _tokenizer(info: dict[str, Any]) -> str:

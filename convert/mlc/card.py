@@ -9,6 +9,7 @@ from convert.bundle.kv_cache import FP16, describe_kv
 from convert.checkpoint.config import ModelConfig
 from convert.mlc.compilers import command_for_later, library_name
 from convert.mlc.manifest import MANIFEST, PackageManifest
+from convert.mlc.square import cut_square
 from convert.support.console import Size, megabytes
 from convert.support.markdown import code
 
@@ -87,7 +88,10 @@ def _run(manifest: PackageManifest) -> str:
         f"On a phone: build MLC-LLM's Android app as [its documentation]({_ANDROID_PAGE}) "
         "describes, with the weights and the library of this folder in place of its own."
     )
-    if manifest.pictures:
+    square = cut_square(ModelConfig.from_json(manifest.model))
+    if manifest.pictures and square is not None:
+        parts.append(_run_slices(square, manifest))
+    elif manifest.pictures:
         parts.append(
             "The library alone knows the vision encoder; MLC-LLM itself does not. The app has to "
             "scale a picture to the model's size, and to send the parts of a message in this "
@@ -95,6 +99,28 @@ def _run(manifest: PackageManifest) -> str:
             "question."
         )
     return "\n\n".join(parts)
+
+
+def _run_slices(side: int, manifest: PackageManifest) -> str:
+    start, end = map(code, manifest.slice_tags or ("<slice>", "</slice>"))
+    return f"""The library alone knows the vision encoder; MLC-LLM itself does not. A picture
+becomes an overview and, where it is large, slices of it. The app has to cut it, and to scale each
+image to {side} x {side} pixels, since MLC-LLM takes images of one size. The model itself keeps an
+image's shape: what this package computes of an image that is no square differs from it.
+
+The parts of a message are texts and images. An overview alone is sent as the text `<image>`, the
+picture, and the text `</image>`, a newline and the question. With two rows of two slices the parts
+are these, each image a part of its own, each text without spaces at its ends:
+
+```text
+<image> OVERVIEW </image><slice><image> SLICE </image><image> SLICE </image>
+<image> SLICE </image><image> SLICE </image></slice>
+QUESTION
+```
+
+A newline stands between the rows of slices and before the question, and nowhere else. The tags
+around all slices are pieces of the tokenizer, which it spells {start} and {end}. An image takes 66
+tokens of the window."""
 
 
 def _unmeasured(manifest: PackageManifest) -> str:

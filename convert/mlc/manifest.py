@@ -53,6 +53,8 @@ class PackageManifest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     libraries: Mapping[str, LibraryRecord]  # by target
     tools: Mapping[str, str]  # versions
     files: Mapping[str, FileRecord]
+    # How the tokenizer spells the tags before and behind slices; None: it takes none.
+    slice_tags: tuple[str, str] | None = None
 
     def write(self, folder: Path) -> None:
         """Writes `mlc-package.json`, or replaces it as a whole."""

@@ -9,7 +9,7 @@ from typing import Any
 from convert.bundle.errors import BundleError
 from convert.bundle.folder_manifest import ANOTHER_VERSION, check_file, require_folder
 from convert.bundle.plan import Plan, Recipe
-from convert.checkpoint.config import ModelConfig, SlicesError
+from convert.checkpoint.config import ModelConfig
 from convert.mlc.manifest import KIND, MANIFEST, PackageManifest
 from convert.mlc.names import CHAT_CONFIG, TOKENIZER_JSON
 from convert.mlc.package import TOKENIZER, make_mlc_plan
@@ -47,13 +47,10 @@ class MlcPackage:
         chat = _chat_config(path / CHAT_CONFIG)
         try:
             config, recipe = ModelConfig.from_json(manifest.model), Recipe.load(manifest.recipe)
-            config.require_square()
             if recipe.method != manifest.method:
                 recipe = recipe.with_method(manifest.method)
             tied = chat["model_config"].get("tie_word_embeddings")
             plan = make_mlc_plan(config, tied is False, recipe, pictures=manifest.pictures)
-        except SlicesError as error:
-            raise SlicesError(f"{path / MANIFEST}: {error}") from error
         except ToolkitError as error:
             raise BundleError(f"{path / MANIFEST}: {error}; {ANOTHER_VERSION}") from error
         params = StoredParams(path, manifest.files, expected_params(plan))

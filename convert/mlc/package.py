@@ -11,7 +11,6 @@ from what, and every file's hash.
 
 from __future__ import annotations
 
-import json
 import platform
 import shutil
 from collections.abc import Sequence
@@ -19,30 +18,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from convert.bundle.manifest import GENERATION, BundleSource, FileRecord
-from convert.bundle.plan import Plan, Recipe, make_plan
+from convert.bundle.manifest import BundleSource, FileRecord
+from convert.bundle.plan import Plan, Recipe, plan_of
 from convert.calibrate.store import CalibratedWeights
-from convert.checkpoint.config import CONFIGS, ModelConfig
+from convert.checkpoint.config import ModelConfig
 from convert.checkpoint.reader import Checkpoint
+from convert.checkpoint.tokenizer_file import open_tokenizer
 from convert.mlc.manifest import PackageManifest
 from convert.mlc.names import CHAT_CONFIG, PICTURE_MODEL, SCHEME, TEXT_MODEL, TOKENIZER_JSON
 from convert.mlc.params import write_params
+from convert.mlc.square import square_rules
 from convert.mlc.tokenizer_json import TokenizerJsonError, make_tokenizer_json
 from convert.mlc.vision_config import MlcVisionConfig
 from convert.support.json_text import json_text
 from convert.support.progress import Progress
 from convert.support.versions import TOOLKIT, package_version
 from quantize.errors import ConfigError
+from runtime.inputs.defaults import GenerationDefaults
 from runtime.inputs.prompt import ASSISTANT, USER
 
 TOKENIZER = "tokenizer.model"
 TOKENIZER_FILES = (TOKENIZER, TOKENIZER_JSON)  # in MLC-LLM's order
 TOOLS = (TOOLKIT, "numpy", "tokenizers", "torch")
-# Tokens: a KV cache takes 360 KiB for each at full size, and MLC-LLM takes all of it at once.
-CONTEXT_WINDOW = 1024
 # Tokens at once, with pictures: what a phone can spare for activations. Longer prompts take turns.
 PICTURE_CHUNK = 256
-GENERATION_SET = "minicpm-v-1.0"  # of configs/generation.json
 _POSITIONS = 4096  # of a config.json that does not say
 
 
@@ -91,7 +90,9 @@ def make_mlc_plan(
         ),
         {"pattern": "*", "format": "f16", "why": "norms, biases and positions of vision"},
     ]
-    whole = make_plan(config, untied_head, Recipe.from_json({**recipe.source, "tensors": rows}))
+    whole = plan_of(
+        square_rules(config, untied_head), Recipe.from_json({**recipe.source, "tensors": rows})
+    )
     return Plan(
         whole.recipe,
         tuple(one for one in whole.tensors if pictures or one.name.startswith("llm.")),
@@ -143,6 +144,7 @@ def write_package(
             **{name: package_version(name) for name in TOOLS},
         },
         files={path.name: FileRecord.of(path) for path in files},
+        slice_tags=_slice_tags(checkpoint) if pictures else None,
     ).write(folder)
     return PackageReport(
         tensors=len(plan.tensors),
@@ -150,6 +152,18 @@ def write_package(
         weights_bytes=nbytes,
         why_no_tokenizer_json=why_not,
     )
+
+
+def _slice_tags(checkpoint: Checkpoint) -> tuple[str, str] | None:
+    """Returns how the tokenizer spells the tags around slices, which the configuration numbers."""
+    vision, path = checkpoint.config.vision, checkpoint.tokenizer
+    if vision is None or vision.slices is None or path is None:
+        return None
+    pieces, slices = open_tokenizer(path), vision.slices
+    start, end = (
+        pieces.id_to_piece(id) for id in (slices.slice_start_token_id, slices.slice_end_token_id)
+    )
+    return start, end
 
 
 def _write_tokenizer(checkpoint: Checkpoint, folder: Path) -> str | None:
@@ -177,10 +191,11 @@ def chat_config(
         pictures: whether the package takes pictures.
     """
     c, raw = checkpoint.config.decoder, checkpoint.config.source
-    window = min(CONTEXT_WINDOW, raw.get("max_position_embeddings") or _POSITIONS)
+    # A KV cache takes 360 KiB for each token at full size, and MLC-LLM takes all of it at once.
+    defaults = GenerationDefaults.load().for_model(checkpoint.config)
+    window = min(defaults.window, raw.get("max_position_embeddings") or _POSITIONS)
     chunk = min(window, PICTURE_CHUNK) if pictures else window
-    sets = json.loads((CONFIGS / GENERATION).read_text("utf-8"))["sets"]
-    sample = sets[GENERATION_SET]["sample"]
+    sample = defaults.named(defaults.settings).sample
     model_config = _model_config(checkpoint, window, chunk, pictures)
     return {
         "version": "0.1.0",  # of the format of MLC-LLM's chat configuration
@@ -198,7 +213,7 @@ def chat_config(
         "temperature": sample["temperature"],
         "presence_penalty": 0.0,
         "frequency_penalty": 0.0,
-        "repetition_penalty": 1.0,
+        "repetition_penalty": sample.get("repetition_penalty", 1.0),
         "top_p": sample["top_p"],
         "tokenizer_files": list(tokenizer_files),
         # What MLC-LLM itself finds in our tokenizer.json.

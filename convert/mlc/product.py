@@ -29,6 +29,7 @@ from convert.mlc.compilers import (
 )
 from convert.mlc.manifest import KIND, LibraryRecord, PackageManifest
 from convert.mlc.package import make_mlc_plan, write_package
+from convert.mlc.square import cut_square, one_shape
 from convert.mlc.vision_config import MlcVisionConfig
 from convert.support.console import Size, megabytes
 from convert.support.output_folder import OutputFolder
@@ -48,6 +49,7 @@ class MlcSummary:
     parameters: int
     nbytes: int  # of all parameters, as stored
     pictures: bool
+    square: int | None  # pixels: the side that each image of a model with slices is scaled to
     why_no_tokenizer_json: str | None  # None: there is one, with the ids of tokenizer.model
     libraries: Mapping[str, LibraryRecord]  # by target; none: MLC-LLM is not installed here
     mlc_llm: str | None  # the version that compiled them
@@ -66,6 +68,7 @@ class MlcSummary:
             "bytes": self.nbytes,
             "bits_per_weight": self.bits_per_weight,
             "pictures": self.pictures,
+            "square": self.square,
             "why_no_tokenizer_json": self.why_no_tokenizer_json,
             "libraries": {
                 target: str(self.path / library.file) for target, library in self.libraries.items()
@@ -83,6 +86,8 @@ class MlcSummary:
         bits = f"{self.bits_per_weight:.2f} bits per weight"
         what = "with pictures" if self.pictures else "text only, without pictures"
         rows = [("mlc package", f"{Size(self.nbytes)}, {bits}; {what}")]
+        if self.square is not None:
+            rows.append(("mlc pictures", f"{one_shape(self.square)}; README.md has the prompt"))
         if self.why_no_tokenizer_json is not None:
             rows.append(("mlc tokenizer", f"no tokenizer.json: {self.why_no_tokenizer_json}"))
         for library in self.libraries.values():
@@ -148,7 +153,6 @@ class MlcProduct(Product):
             ConfigError: it has none, or one that MLC-LLM has no place for.
         """
         config = conversion.config
-        conversion.checkpoint.config.require_square(conversion.checkpoint.path)
         sees = conversion.checkpoint.config.vision is not None
         if config.mlc.pictures and not sees:
             raise ConfigError("--mlc-pictures: the checkpoint has no vision encoder")
@@ -203,6 +207,7 @@ class MlcProduct(Product):
             parameters=report.parameters,
             nbytes=report.weights_bytes,
             pictures=self._pictures,
+            square=cut_square(checkpoint.config) if self._pictures else None,
             why_no_tokenizer_json=report.why_no_tokenizer_json,
             libraries=libraries,
             mlc_llm=None if compiler is None else compiler.version,

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from convert.checkpoint.config import ModelConfig
+from convert.mlc.square import square_side
 from quantize.errors import ConfigError
 from quantize.int8 import INT8_GROUP
 
@@ -43,15 +44,16 @@ class MlcVisionConfig:
         """
         vision, resampler = config.vision, config.resampler
         assert vision is not None and resampler is not None
-        pixels, queries = vision.image_size**2, resampler.query_num
+        side = square_side(vision)
+        pixels, queries = side**2, resampler.query_num
         patch = math.isqrt(pixels // queries)
         if pixels // patch**2 != queries:
             raise ConfigError(
-                f"a picture of {vision.image_size} pixels gives {queries} image tokens, which "
+                f"a picture of {side} pixels gives {queries} image tokens, which "
                 "MLC-LLM cannot count: it divides by whole patches; use --no-mlc-pictures"
             )
         return MlcVisionConfig(
-            image_size=vision.image_size,
+            image_size=side,
             patch_size=patch,
             encoder_patch_size=vision.patch_size,
             embed_dim=vision.embed_dim,

@@ -9,10 +9,8 @@ from pathlib import Path
 import pytest
 
 from convert import cli
-from convert.mlc.manifest import MANIFEST
-from tests.support.bundles import convert, snapshot, write_bundle
+from tests.support.bundles import snapshot, write_bundle
 from tests.support.slices import SLICES, write_slices_checkpoint
-from tests.support.tiny import write_checkpoint
 
 MESSAGE = "images of several shapes (slice_mode, MiniCPM-V 2.0)"
 WORKS = "`minicpmv chat`, `serve`, `info`, the Python API"
@@ -47,7 +45,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("target", ["host", "android-arm64", "mlc-android", "onnx,host"])
+@pytest.mark.parametrize("target", ["host", "android-arm64", "host,onnx", "onnx,host"])
 @pytest.mark.parametrize("mode", [True, False])
 def test_convert(
     tmp_path: Path, target: str, mode: bool, capsys: pytest.CaptureFixture[str]
@@ -94,17 +92,6 @@ def test_a_bundle_that_claims_slices(
     said = refused(capsys, *(named.get(argument, argument) for argument in arguments))
     assert str(bundle) in said
     assert not (tmp_path / "new.apk").exists()
-
-
-@pytest.mark.parametrize("arguments", [("info",), ("verify", "--engine", "mlc")])
-def test_a_package_that_claims_slices(
-    tmp_path: Path, arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]
-) -> None:
-    source, folder = write_checkpoint(tmp_path / "checkpoint"), tmp_path / "package"
-    assert convert(source, folder, "--target", "mlc-android") == 0
-    _claim_slices(folder / MANIFEST)
-    command, *options = arguments
-    assert str(folder) in refused(capsys, command, str(folder), *options)
 
 
 def test_info_describes_such_a_checkpoint(
