@@ -8,9 +8,11 @@ their area, with the positions that the model has for this square.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from convert.checkpoint.config import ModelConfig, VisionConfig
@@ -22,6 +24,9 @@ from convert.checkpoint.tensor_tables import (
     resample_positions,
     third,
 )
+from runtime.inputs.picture import normalise
+from runtime.inputs.prompt import IMAGE_END, IMAGE_START
+from runtime.inputs.slices import Grid, Images, cut_picture, images_of, plan_cut
 
 # Of a table with slices: what makes the keys' positions of any shape.
 _ANY_SHAPE = ("resampler.key_column_proj.weight", "resampler.key_row_proj.weight")
@@ -46,6 +51,30 @@ def one_shape(side: int) -> str:
         f"the overview and each slice become {side} x {side} pixels, whatever their shape: MLC-LLM "
         "takes images of one size"
     )
+
+
+def square_images(picture: Image.Image, vision: VisionConfig) -> Images:
+    """Returns a picture's images as an app has to make them: cut as the model does, and square."""
+    if vision.slices is None:
+        return images_of(picture, vision)
+    cut, side = plan_cut(picture.size, vision), square_side(vision)
+    square = replace(cut, overview=(side, side), cell=(side, side))
+    return Images(tuple(map(normalise, cut_picture(picture, square))), cut.grid)
+
+
+def message_parts(grid: Grid | None, tags: tuple[str, str] = ("", "")) -> list[str]:
+    """Returns the texts around the images of a message, the last one to stand before the question.
+
+    Args:
+        grid: columns and rows of slices; None: the overview is all.
+        tags: what stands before and behind all slices.
+    """
+    if grid is None:
+        return [IMAGE_START, f"{IMAGE_END}\n"]
+    (start, end), (columns, rows) = tags, grid
+    row = [IMAGE_END + IMAGE_START] * (columns - 1)
+    between = [*row, *[f"{IMAGE_END}\n{IMAGE_START}", *row] * (rows - 1)]
+    return [IMAGE_START, f"{IMAGE_END}{start}{IMAGE_START}", *between, f"{IMAGE_END}{end}\n"]
 
 
 def square_rules(config: ModelConfig, untied_head: bool) -> Table:

@@ -16,10 +16,12 @@ from PIL import Image
 from torch import Tensor
 
 from convert.mlc.opened import MlcPackage
+from convert.mlc.square import message_parts, square_images
 from convert.support.progress import Progress
 from quantize.schemes import Array
 from runtime.inputs.prompt import Prompt, PromptError, Tokenizer
 from runtime.inputs.sampling import GenerationOptions
+from runtime.inputs.slices import Grid
 from runtime.mlc.engine import MlcEngine
 from runtime.verify.cases import Case
 from runtime.verify.files.tokenizer import prompt_check
@@ -98,19 +100,20 @@ class _Runner:
         self._options = GenerationOptions(max_new_tokens=settings["built_in"]["max_new_tokens"])
         self._window = models.engine.window
         self._picture = ""  # the latest: its digest
-        self._image: tuple[Tensor, ...] = ()
+        self._images: list[tuple[Tensor, ...]] = []  # of each of the three: its images' tokens
+        self._grid: Grid | None = None
 
     def run(self, case: Case) -> CaseResult:
         """Compares what the three make of a case."""
         models, worst, logits = self._models, _Losses(self._thresholds), Logits()
         picture = case.open()
         if case.picture_digest != self._picture:  # the cases of a picture follow each other
-            self._image = () if picture is None else self._compare_picture(picture, worst)
+            self._images, self._grid = [()] * 3, None
+            if picture is not None:
+                self._compare_picture(picture, worst)
             self._picture = case.picture_digest
         prompt = self._prompt(case, worst)
-        nothing: list[tuple[Tensor, ...]] = [()] * 3
-        images = [(tokens,) for tokens in self._image]
-        questions = [Question(prompt, each) for each in images or nothing]
+        questions = [Question(prompt, images) for images in self._images]
         conversation = _Conversation(models.engine, self._embeddings(questions, worst))
         bundle = conversation.answer(models.reference.config.decoder.eos_token_id, self._options)
         self._steps.step()
@@ -139,10 +142,13 @@ class _Runner:
 
     def _prompt(self, case: Case, worst: Worst) -> Prompt:
         """Returns the reference's prompt; compares the package's with it."""
-        count = len(self._image[0]) if self._image else 0
-        prompt = self._tokenizer.prompt(case.messages, count)
+        count, around = 0, list[str]()
+        if self._images[0]:
+            tags = self._package.manifest.slice_tags or ("", "")
+            count, around = len(self._images[0][0]), message_parts(self._grid, tags)
+        prompt = self._tokenizer.prompt(case.messages, count, grid=self._grid)
         template = self._package.chat["conv_template"]
-        asked = package_prompt(template, self._encode, case.messages, count)
+        asked = package_prompt(template, self._encode, case.messages, count, around)
         worst.add(prompt_check("prompts", asked, prompt))
         room = self._window - len(prompt.ids)
         if room < self._options.max_new_tokens:
@@ -153,15 +159,19 @@ class _Runner:
             )
         return prompt
 
-    def _compare_picture(self, picture: Image.Image, worst: _Losses) -> tuple[Tensor, ...]:
-        """Returns the image tokens of the three."""
-        models = self._models
-        (square,) = models.reference.images(picture).pixels
-        pixels = square[0]
-        tokens = _encode((models.reference, models.arithmetic), pixels, self._steps.block)
-        tokens.append(models.engine.image_tokens(_levels(pixels)))
-        worst.loss("resampler", "image tokens", *tokens)
-        return tuple(tokens)
+    def _compare_picture(self, picture: Image.Image, worst: _Losses) -> None:
+        """Encodes each image of a picture with the three."""
+        models, vision = self._models, self._models.reference.config.vision
+        assert vision is not None
+        images = square_images(picture, vision)
+        self._steps.of_images(len(images.pixels))
+        encoded = []
+        for (pixels,) in images.pixels:
+            tokens = _encode((models.reference, models.arithmetic), pixels, self._steps.block)
+            tokens.append(models.engine.image_tokens(_levels(pixels)))
+            worst.loss("resampler", "image tokens", *tokens)
+            encoded.append(tokens)
+        self._images, self._grid = list(zip(*encoded, strict=True)), images.grid
 
     def _embeddings(self, questions: Sequence[Question], worst: _Losses) -> Tensor:
         """Compares the embeddings of a prompt; returns the library's, its picture put in."""

@@ -8,7 +8,7 @@ from typing import Any
 from convert.checkpoint.tokenizer_file import open_tokenizer
 from convert.mlc.opened import MlcPackage
 from convert.mlc.tokenizer_json import open_tokenizer_json
-from runtime.inputs.prompt import IMAGE_END, IMAGE_START, UNKNOWN_ID, Message, Prompt
+from runtime.inputs.prompt import UNKNOWN_ID, Message, Prompt
 
 Encode = Callable[[str], list[int]]
 
@@ -28,16 +28,21 @@ def package_encode(package: MlcPackage) -> Encode:
 
 
 def package_prompt(
-    template: Mapping[str, Any], encode: Encode, messages: Sequence[Message], image_tokens: int
+    template: Mapping[str, Any],
+    encode: Encode,
+    messages: Sequence[Message],
+    image_tokens: int,
+    around: Sequence[str] = (),
 ) -> Prompt:
-    """Puts turns together as MLC-LLM does, and tokenizes what stands before and after a picture.
+    """Puts turns together as MLC-LLM does, and tokenizes what stands around a picture's images.
 
     Args:
         template: `conv_template` of `mlc-chat-config.json`.
         encode: see `package_encode`.
         messages: turns of user and assistant in turn.
-        image_tokens: of the picture in the first turn; 0 without one. The text parts around it are
-            those that an app has to send: see `convert/mlc/README.md`.
+        image_tokens: of each image of the picture in the first turn.
+        around: the text parts around its images, which an app has to send: see
+            `convert.mlc.square.message_parts`; none without a picture.
     """
     parts = [""]
     for i, message in enumerate(messages):
@@ -46,13 +51,13 @@ def package_prompt(
             f"{{{role}_message}}", message["content"]
         )
         parts[-1] += template["roles"][role] + template["role_content_sep"]
-        if image_tokens and i == 0:
-            parts[-1] += IMAGE_START
-            parts.append(f"{IMAGE_END}\n")
+        if around and i == 0:
+            parts[-1] += around[0]
+            parts += around[1:]
         parts[-1] += content + template["seps"][i % len(template["seps"])]
     parts[-1] += template["roles"]["assistant"] + template["role_empty_sep"]
-    ids = [*template["system_prefix_token_ids"], *encode(parts[0])]
-    if len(parts) == 1:
-        return Prompt(ids, None)
-    start = len(ids)
-    return Prompt([*ids, *[UNKNOWN_ID] * image_tokens, *encode(parts[1])], start)
+    ids, starts = [*template["system_prefix_token_ids"], *encode(parts[0])], []
+    for part in parts[1:]:
+        starts.append(len(ids))
+        ids += [UNKNOWN_ID] * image_tokens + encode(part)
+    return Prompt(ids, starts[0] if starts else None, tuple(starts[1:]))

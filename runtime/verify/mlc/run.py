@@ -13,7 +13,6 @@ from convert.bundle.errors import BundleError
 from convert.bundle.kv_cache import FP16
 from convert.bundle.licence import Licence
 from convert.bundle.manifest import FileRecord
-from convert.checkpoint.config import SlicesError
 from convert.checkpoint.reader import Checkpoint
 from convert.checkpoint.tokenizer_file import open_tokenizer
 from convert.mlc.card import package_card
@@ -22,7 +21,6 @@ from convert.mlc.names import CHAT_CONFIG, TOKENIZER_JSON
 from convert.mlc.opened import MlcPackage
 from convert.mlc.package import TOKENIZER, TOKENIZER_FILES, chat_config
 from convert.mlc.same_ids import first_difference
-from convert.mlc.square import cut_square
 from convert.mlc.tokenizer_json import open_tokenizer_json
 from convert.support.progress import Progress
 from quantize.errors import ConfigError
@@ -56,7 +54,6 @@ def verify_package(request: Request, progress: Progress) -> Report:
     """Compares an MLC package with the full-precision model.
 
     Raises:
-        SlicesError: the model cuts pictures into slices.
         BundleError: no package, or one whose library is missing, altered, or another model's.
         CheckpointError: the reference is missing, or not what the package was made from.
         ConfigError: an option that means nothing here.
@@ -64,7 +61,6 @@ def verify_package(request: Request, progress: Progress) -> Report:
     started = time.monotonic()
     _check_options(request)
     package = MlcPackage.open(request.artifact)
-    _require_squares(package)
     settings, library = load_settings(), find_library(package)
     folder = None if request.report is None else ReportFolder(request.report)
     if request.card:
@@ -81,7 +77,7 @@ def verify_package(request: Request, progress: Progress) -> Report:
     checks += contents.checks
     models = _load_models(package, checkpoint, tensors, library_engine(library, package), progress)
     assert checkpoint.tokenizer is not None, "the request opened it"
-    tokenizer = Tokenizer(checkpoint.tokenizer)
+    tokenizer = Tokenizer(checkpoint.tokenizer, checkpoint.config)
     with known_results(kept, about, checkpoint, package.window, settings) as known:
         outcome = run_cases(models, package, tokenizer, cases, settings, progress, known)
     checks += outcome.checks
@@ -109,15 +105,6 @@ def verify_package(request: Request, progress: Progress) -> Report:
         licence, figures = Licence.of(checkpoint.path), accuracy(report, "package")
         write_card(package.path, package_card(package.manifest), licence, figures)
     return report
-
-
-def _require_squares(package: MlcPackage) -> None:
-    if package.manifest.pictures and cut_square(package.config) is not None:
-        raise SlicesError(
-            f"{package.path}: its model has slices of several shapes, its library takes squares, "
-            "so its figures would not be the model's; verify compares packages without pictures, "
-            "or of models that take squares"
-        )
 
 
 def library_engine(library: Path, package: MlcPackage) -> MlcEngine:

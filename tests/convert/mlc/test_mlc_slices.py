@@ -19,11 +19,11 @@ from convert.mlc.card import package_card
 from convert.mlc.manifest import MANIFEST, PackageManifest
 from convert.mlc.opened import MlcPackage
 from convert.mlc.package import make_mlc_plan, write_package
-from convert.mlc.square import cut_square
+from convert.mlc.square import cut_square, message_parts
 from convert.support.progress import silent
-from runtime.inputs.prompt import UNKNOWN_ID, Tokenizer
+from runtime.inputs.prompt import Message, Tokenizer
 from runtime.reference.load import VISION, load_reference
-from runtime.verify.mlc.prompts import Encode, package_encode
+from runtime.verify.mlc.prompts import package_encode, package_prompt
 from tests.support.bundles import convert
 from tests.support.slices import write_slices_checkpoint
 
@@ -83,24 +83,14 @@ def test_settings(package: MlcPackage) -> None:
     assert package.manifest.slice_tags == ("<reserved_84>", "<reserved_85>")
 
 
-def _ids(texts: list[str], encode: Encode) -> list[int]:
-    """Returns the ids that MLC-LLM makes of texts with an image between each two."""
-    ids = [1, *encode("<用户>" + texts[0])]
-    for text in texts[1:-1]:
-        ids += [UNKNOWN_ID] * 64 + encode(text)
-    return ids + [UNKNOWN_ID] * 64 + encode(texts[-1] + "<AI>")
-
-
 def _texts(columns: int, rows: int, tags: tuple[str, str]) -> list[str]:
-    """Returns the texts around the images of a picture, as the card says."""
+    """Returns the texts around the images of a picture."""
     start, end = tags
-    if not columns:
-        return ["<image>", f"</image>\n{QUESTION}"]
     between = [
         "</image>\n<image>" if n % columns == 0 else "</image><image>"
         for n in range(1, columns * rows)
     ]
-    return ["<image>", f"</image>{start}<image>", *between, f"</image>{end}\n{QUESTION}"]
+    return ["<image>", f"</image>{start}<image>", *between, f"</image>{end}\n"]
 
 
 @pytest.mark.parametrize("grid", [None, (1, 2), (2, 1), (2, 2), (3, 2), (1, 9), (3, 3)])
@@ -109,16 +99,20 @@ def test_the_parts_of_a_message_give_the_model_s_prompt(
 ) -> None:
     assert checkpoint.tokenizer is not None and package.manifest.slice_tags is not None
     tokenizer = Tokenizer(checkpoint.tokenizer, checkpoint.config)
-    expected = tokenizer.prompt([{"role": "user", "content": QUESTION}], 64, grid=grid)
-    texts = _texts(*(grid or (0, 0)), package.manifest.slice_tags)
-    assert _ids(texts, package_encode(package)) == expected.ids
+    messages: list[Message] = [{"role": "user", "content": QUESTION}]
+    expected = tokenizer.prompt(messages, 64, grid=grid)
+    texts = message_parts(grid, package.manifest.slice_tags)
+    if grid is not None:
+        assert texts == _texts(*grid, package.manifest.slice_tags)
+    template, encode = package.chat["conv_template"], package_encode(package)
+    assert package_prompt(template, encode, messages, 64, texts) == expected
 
 
 def test_the_card_shows_these_parts(package: MlcPackage) -> None:
     card = package_card(package.manifest)
     shown = card.run.split("```text\n")[1].split("\n```")[0]
     texts = shown.replace(" OVERVIEW ", "|").replace(" SLICE ", "|").split("|")
-    assert [t.replace("QUESTION", QUESTION) for t in texts] == _texts(2, 2, ("<slice>", "</slice>"))
+    assert [t.removesuffix("QUESTION") for t in texts] == _texts(2, 2, ("<slice>", "</slice>"))
     assert "448 x 448" in card.run and "`<reserved_84>` and `<reserved_85>`" in card.run
 
 
@@ -142,15 +136,6 @@ def test_info_says_what_becomes_of_images(
     assert "the overview and each slice become 448 x 448 pixels, whatever their shape" in said
     assert cli.main(["info", str(package.path), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["square"] == 448
-
-
-def test_verify_says_that_it_cannot(
-    package: MlcPackage, capsys: pytest.CaptureFixture[str]
-) -> None:
-    capsys.readouterr()
-    assert cli.main(["verify", str(package.path), "--engine", "mlc"]) == 2
-    (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
-    assert line.startswith("SlicesError: ") and str(package.path) in line
 
 
 def test_a_manifest_of_an_earlier_version(package: MlcPackage, tmp_path: Path) -> None:

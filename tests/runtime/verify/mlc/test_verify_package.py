@@ -22,6 +22,7 @@ from convert.checkpoint.reader import Checkpoint
 from convert.mlc.manifest import MANIFEST, LibraryRecord, PackageManifest
 from convert.mlc.opened import MlcPackage
 from convert.mlc.package import make_mlc_plan, write_package
+from convert.mlc.square import message_parts
 from convert.support.progress import silent
 from runtime.inputs.prompt import Tokenizer
 from runtime.mlc.engine import HOST, find_library
@@ -243,7 +244,8 @@ def test_prompts_are_the_toolkits(
         for i, text in enumerate(texts[:messages])
     ]
     template, encode = package.chat["conv_template"], package_encode(package)
-    found = package_prompt(template, encode, turns, image_tokens)
+    around = message_parts(None) if image_tokens else []
+    found = package_prompt(template, encode, turns, image_tokens, around)
     assert found == Tokenizer(package.tokenizer).prompt(turns, image_tokens)
 
 
