@@ -18,8 +18,8 @@ from convert.calibrate.samples import CalibrationSample
 from convert.checkpoint.config import SliceConfig, VisionConfig
 
 # One picture of so many: of the 47 eight, with the pixels of two to nine slices. One of nine is ten
-# images with 664 tokens. This share adds 18 % to the operations of a calibration at full size; a
-# third of the pictures would add 36 %.
+# images with 664 tokens. This share adds 17 % to the operations of a calibration at full size; a
+# third of the pictures would add 34 %.
 _EVERY = 6
 
 
