@@ -16,7 +16,7 @@ from convert.blocks.matrix_formats import Formats, Rows, StoredMatrix, variant
 from convert.blocks.word_attention import all_attention
 from convert.checkpoint.config import ResamplerConfig, VisionConfig
 
-_PATCHES = "patches"  # the variable of the functions whose memory is planned
+PATCHES = "patches"  # the variable of the functions whose memory is planned
 
 
 def vision_embed(graph: Graph, c: VisionConfig, formats: Formats) -> None:
@@ -49,7 +49,7 @@ def _block(graph: Graph, c: VisionConfig, matrices: Sequence[StoredMatrix], name
     Each name stands for a weight, two arguments where it is quantized, and a bias.
     """
     d, hidden = c.embed_dim, c.mlp_hidden_dim
-    patches = variable(_PATCHES)
+    patches = variable(PATCHES)
     x = tensor("x", (patches, d))
     norm1, norm2 = _norm("norm1", d), _norm("norm2", d)
     qkv, proj, fc1, fc2 = matrices
@@ -59,11 +59,11 @@ def _block(graph: Graph, c: VisionConfig, matrices: Sequence[StoredMatrix], name
     parameters = [x, *norm1, *qkv.parameters, qkv_bias, *proj.parameters, proj_bias]
     parameters += [*norm2, *fc1.parameters, fc1_bias, *fc2.parameters, fc2_bias]
     norm = rows.layer_norm(d, c.norm_eps)
-    with graph.function(name, parameters, {_PATCHES: c.most_patches}):
+    with graph.function(name, parameters, {PATCHES: c.most_patches}):
         normed = Rows(norm, (x, *norm1))
         packed = qkv.linear(graph, Linear(rows=3 * d, columns=d, bias=True), normed, qkv_bias)
         heads = [Heads(3 * d, i * d) for i in range(3)]
-        attend = all_attention(graph.products, c.num_heads, c.head_dim, *heads)
+        attend = all_attention(graph.products, c.num_heads, c.head_dim, c.most_patches, *heads)
         mixed = graph.call(attend, [packed] * 3, x.ty)
         added = Linear(rows=d, columns=d, bias=True, residual=1.0)
         y = proj.linear(graph, added, mixed, proj_bias, x)
@@ -76,7 +76,7 @@ def _block(graph: Graph, c: VisionConfig, matrices: Sequence[StoredMatrix], name
 
 def vision_norm(graph: Graph, c: VisionConfig) -> None:
     """Adds the function (x (P, D), weight, bias) -> (P, D)."""
-    x = tensor("x", (variable(_PATCHES), c.embed_dim))
+    x = tensor("x", (variable(PATCHES), c.embed_dim))
     norm = _norm("norm", c.embed_dim)
     with graph.function("vision_norm", [x, *norm]):
         graph.finish(Rows(rows.layer_norm(c.embed_dim, c.norm_eps), (x, *norm)).write(graph))
@@ -90,7 +90,7 @@ def resampler(graph: Graph, c: ResamplerConfig, most_patches: int, formats: Form
     finished (normed, with positions, projected), and so are the keys' positions: neither depends on
     what a picture shows.
     """
-    d, patches = c.embed_dim, variable(_PATCHES)
+    d, patches = c.embed_dim, variable(PATCHES)
     features = tensor("features", (patches, c.kv_dim))
     key_positions = tensor("key_positions", (patches, d))
     widths = {"kv_proj": c.kv_dim, "k_proj": d, "v_proj": d, "out_proj": d, "proj": d}
@@ -104,14 +104,15 @@ def resampler(graph: Graph, c: ResamplerConfig, most_patches: int, formats: Form
     parameters += [*v_proj.parameters, v_bias, *out_proj.parameters, out_bias]
     parameters += [*ln_post, *proj.parameters]
     norm = rows.layer_norm(d, c.norm_eps)
-    with graph.function("resampler", parameters, {_PATCHES: most_patches}):
+    with graph.function("resampler", parameters, {PATCHES: most_patches}):
         kv = kv_proj.linear(graph, Linear(rows=d, columns=c.kv_dim), features)
         kv = Rows(norm, (kv, *ln_kv)).write(graph)  # for two matrices
         keys = Linear(rows=d, columns=d, residual=1.0)
         k = k_proj.linear(graph, keys, kv, key_positions)
         biased = Linear(rows=d, columns=d, bias=True)
         v = v_proj.linear(graph, biased, kv, v_bias)
-        attend = all_attention(graph.products, c.num_heads, c.head_dim, *[Heads(d)] * 3)
+        heads = [Heads(d)] * 3
+        attend = all_attention(graph.products, c.num_heads, c.head_dim, most_patches, *heads)
         mixed = graph.call(attend, [query, k, v], query.ty)
         x = out_proj.linear(graph, biased, mixed, out_bias)
         normed = Rows(norm, (x, *ln_post))

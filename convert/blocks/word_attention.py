@@ -43,11 +43,16 @@ _MAX_HEAD_DIM = 128
 _AHEAD = 8  # rows from the one that is read to the one that is prefetched
 
 
-def all_attention(by: Products, heads: int, head_dim: int, q: Heads, k: Heads, v: Heads) -> Expr:
-    """Makes the faster kernel for a processor: `word_attention` or `attention`."""
+def all_attention(
+    by: Products, heads: int, head_dim: int, most: int, q: Heads, k: Heads, v: Heads
+) -> Expr:
+    """Makes the faster kernel for a processor: `word_attention` or `attention`.
+
+    Callers must not pass more than `most` keys.
+    """
     if by.pairs is None or head_dim % 2 or head_dim > _MAX_HEAD_DIM:
         return attention(heads, head_dim, q, k, v, block=by.queries)
-    return word_attention(heads, head_dim, q, k, v, by.pairs)
+    return word_attention(heads, head_dim, q, k, v, by.pairs, most)
 
 
 def word_attention(
@@ -57,6 +62,7 @@ def word_attention(
     k: Heads,
     v: Heads,
     pairs: Pairs,
+    most: int,
 ) -> Expr:
     """Makes the kernel (q, k, v) -> (queries, heads * head_dim), without a mask; float32.
 
@@ -69,6 +75,7 @@ def word_attention(
         k: where a row of the second argument holds its heads.
         v: where a row of the third argument holds its heads.
         pairs: the processor's product.
+        most: keys.
     """
     assert head_dim % 2 == 0
     assert head_dim <= _MAX_HEAD_DIM
@@ -79,6 +86,7 @@ def word_attention(
             keys=keys,
             tiles=T.Bind((keys + (LANES - 1)) // LANES),
             runs=T.Bind((keys + (_RUN - 1)) // _RUN),
+            most=-(-most // _RUN) * _RUN,
             pairs=pairs,
         )
         q_rows = kern.tensor("q", (queries, q.columns))
@@ -106,6 +114,7 @@ class _Size:
     keys: Expr
     tiles: Expr  # of keys
     runs: Expr  # of slots, which the keys fill up to the last run
+    most: int  # slots at most, whole runs
     pairs: Pairs
 
     @property
@@ -140,11 +149,11 @@ class _StagedHead:
         _stage_values(self._value_words, self._value_steps, values, size)
         block = size.pairs.queries
         self._queries = T.alloc_buffer((block, size.head_dim), "int16")
-        # Keys come before queries, so that all strides are constants.
-        self._scores = T.alloc_buffer((size.tiles, block, LANES), "float32")
-        self._weights = T.alloc_buffer((size.runs, block, _RUN), "int16")
-        with T.grid(size.runs, block, _RUN // LANES) as (run, m, i):
-            store(self._weights, T.broadcast(T.int16(0), LANES), run, m, span(i * LANES))
+        # As long as for the most keys, so that strides are known.
+        self._scores = T.alloc_buffer((block, size.most), "float32")
+        self._weights = T.alloc_buffer((block, size.most), "int16")
+        with T.grid(block, size.runs * (_RUN // LANES)) as (m, i):
+            store(self._weights, T.broadcast(T.int16(0), LANES), m, span(i * LANES))
 
     def attend(self, queries: _HeadRows, out: _HeadRows, first: Expr, count: int) -> None:
         """Attends with `count` queries from row `first` on."""
@@ -183,22 +192,23 @@ class _StagedHead:
                 dot = dots[i * count + m][span(0)]
                 # Rows beyond the last repeat it, so the largest score needs no mask.
                 score = T.Bind(T.cast(dot, "float32x16"))
-                store(self._scores, score, tile, m, span(0))
+                store(self._scores, score, m, span(tile * LANES))
                 store(largest[m], T.max(largest[m][span(0)], score), span(0))
 
     def _weigh(self, m: int, step: Expr, largest: Expr, sums: Expr) -> None:
         """Turns a row of scores into codes of weights, and adds these up in `sums`."""
         top, end = _fold_row(largest, T.max), T.float32(math.log2(_WEIGHT_CODES))
         last, keys = self._size.tiles - 1, T.cast(self._size.keys, "int32")
-        shown = keep(self._scores[last, m, span(0)], slots(last) < spread(keys))
-        store(self._scores, shown, last, m, span(0))
+        at_last = span(last * LANES)
+        shown = keep(self._scores[m, at_last], slots(last) < spread(keys))
+        store(self._scores, shown, m, at_last)
         with T.serial(0, self._size.tiles) as tile:
+            at_tile = span(tile * LANES)
             # Never above `end`, however large scores are: a code must fit.
-            power = (self._scores[tile, m, span(0)] - spread(top)) * spread(step) + spread(end)
+            power = (self._scores[m, at_tile] - spread(top)) * spread(step) + spread(end)
             power = T.max(power, spread(T.float32(-126)))
             code, word = nearest(exp2(power))
-            in_run = _RUN // LANES
-            store(self._weights, word, tile // in_run, m, span(tile % in_run * LANES))
+            store(self._weights, word, m, at_tile)
             store(sums, sums[span(0)] + code, span(0))
 
     def _mix(self, count: int, part: int, some: int) -> list[Expr]:
@@ -210,7 +220,7 @@ class _StagedHead:
                 slot = T.Bind(run * (_RUN // 2) + i)
                 columns = [span(2 * (part + j) * LANES, 2 * LANES) for j in range(some)]
                 words = [T.Bind(self._value_words[slot, at]) for at in columns]
-                pairs = [self._weights[run, m, span(2 * i, 2)] for m in range(count)]
+                pairs = [self._weights[m, span(2 * slot, 2)] for m in range(count)]
                 self._add_products(dots, words, pairs)
             for sum_, dot in zip(mixed, dots, strict=True):
                 store(sum_, sum_[span(0)] + T.cast(dot[span(0)], "float32x16"), span(0))

@@ -341,7 +341,7 @@ def test_word_attention(variant: Variant, heads: int, dim: int, record_property:
     k, v = Heads(2 * width + 1, 1), Heads(2 * width + 1, width + 1)
     pairs = products(variant.products).pairs
     assert pairs is not None
-    run = _compile(word_attention(heads, dim, Heads(width), k, v, pairs), variant)
+    run = _compile(word_attention(heads, dim, Heads(width), k, v, pairs, 333), variant)
     for queries, keys in QUERIES_AND_KEYS:
         q, packed = _normal(queries, width) * 3, _normal(keys, 2 * width + 1)
         q[0] = 0  # every key alike
