@@ -23,7 +23,7 @@ from convert.bundle.folder_manifest import (
 from convert.bundle.plan import Plan, Recipe, make_plan
 from convert.bundle.program import Program
 from convert.bundle.weights_file import WeightsFile
-from convert.checkpoint.config import ModelConfig, SlicesError
+from convert.checkpoint.config import ModelConfig
 from convert.support.hashing import feed
 from convert.support.json_text import json_text
 from convert.support.output_folder import FolderKind
@@ -222,12 +222,9 @@ def _plan_of(path: Path, manifest: Manifest) -> tuple[ModelConfig, Plan]:
     """Derives from the manifest what the weights file must hold."""
     try:
         config = ModelConfig.from_json(manifest.model)
-        config.require_square()
         untied_head = "llm.head" in manifest.tensors
         recipe = Recipe.from_json(manifest.quantization)
         plan = make_plan(config, untied_head, recipe, manifest.kv_cache)
-    except SlicesError as error:
-        raise SlicesError(f"{path}: {error}") from error
     except ToolkitError as error:
         raise BundleError(f"{path}: {error}; {ANOTHER_VERSION}") from error
     if config.architecture != manifest.architecture:

@@ -214,21 +214,6 @@ class ModelConfig:
     resampler: ResamplerConfig | None
     source: Mapping[str, Any]  # the `config.json` it was read from, for bundles and packages
 
-    def require_square(self, source: Path | None = None) -> None:
-        """Raises SlicesError unless every picture is resized to one square.
-
-        Args:
-            source: what it was read from, for the message; None where a caller adds it.
-        """
-        if self.vision is not None and self.vision.slices is not None:
-            prefix = "" if source is None else f"{source}: "
-            raise SlicesError(
-                f"{prefix}the model takes images of several shapes (slice_mode, MiniCPM-V 2.0), "
-                "which bundles do not support yet; what works today is its checkpoint in full "
-                "precision: `minicpmv chat`, `serve`, `info`, the Python API; and `convert "
-                "--target onnx` and `mlc-android`"
-            )
-
     @staticmethod
     def load(path: Path) -> ModelConfig:
         """Reads a `config.json`.

@@ -84,9 +84,7 @@ class BundleProduct(Product):
         self._summary: BundleSummary | None = None
 
     def check(self, conversion: Conversion) -> None:
-        """Refuses a model that cuts pictures into slices."""
-        checkpoint = conversion.checkpoint
-        checkpoint.config.require_square(checkpoint.path)
+        """Takes every model."""
 
     def plan(self, conversion: Conversion) -> Plan:
         """Decides how each tensor is stored; measures the formats first for a target size.

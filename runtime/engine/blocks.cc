@@ -42,8 +42,8 @@ Blocks::Blocks(const std::string& prefix, const Bundle& bundle)
     : bundle_(bundle), config_(bundle.config()) {
   vm_ = LoadVm(prefix);
   if (config_.vision) {
-    vision_embed_ = Bind("vision_embed", {"vision.pos_embed", "vision.patch_embed.weight",
-                                          "vision.patch_embed.bias"});
+    vision_embed_ =
+        Bind("vision_embed", {"vision.patch_embed.weight", "vision.patch_embed.bias"});
     for (int64_t i = 0; i < config_.vision->depth; ++i) {
       std::vector<std::string> names;
       const std::string block = "vision.blocks." + std::to_string(i) + ".";
@@ -58,11 +58,15 @@ Blocks::Blocks(const std::string& prefix, const Bundle& bundle)
     vision_norm_ = Bind("vision_norm", {"vision.norm.weight", "vision.norm.bias"});
     resampler_ =
         Bind("resampler",
-             {"resampler.key_positions", "resampler.kv_proj.weight", "resampler.ln_kv.weight",
-              "resampler.ln_kv.bias", "resampler.query", "resampler.k_proj.weight",
-              "resampler.v_proj.weight", "resampler.v_proj.bias", "resampler.out_proj.weight",
-              "resampler.out_proj.bias", "resampler.ln_post.weight", "resampler.ln_post.bias",
-              "resampler.proj.weight"});
+             {"resampler.kv_proj.weight", "resampler.ln_kv.weight", "resampler.ln_kv.bias",
+              "resampler.query", "resampler.k_proj.weight", "resampler.v_proj.weight",
+              "resampler.v_proj.bias", "resampler.out_proj.weight", "resampler.out_proj.bias",
+              "resampler.ln_post.weight", "resampler.ln_post.bias", "resampler.proj.weight"});
+    if (config_.vision->slices) {
+      key_positions_ =
+          Bind("key_positions", {"resampler.key_column_proj.weight",
+                                 "resampler.key_row_proj.weight", "resampler.k_proj.bias"});
+    }
   }
   embed_ = Bind("embed", {"llm.embed"});
   for (int64_t i = 0; i < config_.decoder.num_hidden_layers; ++i) {
@@ -80,7 +84,9 @@ Blocks::Blocks(const std::string& prefix, const Bundle& bundle)
   lm_head_ = Bind("lm_head", {"llm.norm.weight", config_.untied_head ? "llm.head" : "llm.embed"});
 }
 
-Tensor Blocks::VisionEmbed(const Tensor& pixels) const { return Call(vision_embed_, {pixels}); }
+Tensor Blocks::VisionEmbed(const Tensor& pixels, const Tensor& positions) const {
+  return Call(vision_embed_, {pixels, positions});
+}
 
 Tensor Blocks::VisionBlock(int64_t index, const Tensor& x) const {
   return Call(vision_blocks_.at(static_cast<size_t>(index)), {x});
@@ -88,7 +94,13 @@ Tensor Blocks::VisionBlock(int64_t index, const Tensor& x) const {
 
 Tensor Blocks::VisionNorm(const Tensor& x) const { return Call(vision_norm_, {x}); }
 
-Tensor Blocks::Resample(const Tensor& features) const { return Call(resampler_, {features}); }
+Tensor Blocks::Resample(const Tensor& features, const Tensor& key_positions) const {
+  return Call(resampler_, {features, key_positions});
+}
+
+Tensor Blocks::KeyPositions(const Tensor& columns, const Tensor& rows) const {
+  return Call(key_positions_, {columns, rows});
+}
 
 Tensor Blocks::Embed(const Tensor& ids) const { return Call(embed_, {ids}); }
 

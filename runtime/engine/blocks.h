@@ -39,10 +39,18 @@ class Blocks {
   const ModelConfig& config() const { return config_; }
 
   // Only if config().vision is set:
-  Tensor VisionEmbed(const Tensor& pixels) const;            // (3, S, S) -> (P, Dv)
+  // An image has P patches, at most MostPatches; see PositionTables for the positions.
+  // (3, height, width), (P, Dv) -> (P, Dv)
+  Tensor VisionEmbed(const Tensor& pixels, const Tensor& positions) const;
   Tensor VisionBlock(int64_t index, const Tensor& x) const;  // (P, Dv) -> (P, Dv)
   Tensor VisionNorm(const Tensor& x) const;                  // (P, Dv) -> (P, Dv)
-  Tensor Resample(const Tensor& features) const;             // (P, Dv) -> (Q, D)
+  // (P, Dv), (P, D) -> (Q, D)
+  Tensor Resample(const Tensor& features, const Tensor& key_positions) const;
+  // Only with slices: encoded columns (C, D / 2) and rows (R, D / 2) of patches -> (R * C, D)
+  Tensor KeyPositions(const Tensor& columns, const Tensor& rows) const;
+
+  // Returns a tensor of the bundle that has one part.
+  Tensor Weight(const std::string& name) const { return Borrow(bundle_.Parts(name).at(0)); }
 
   // ids: (L,) int32, each inside the vocabulary.
   Tensor Embed(const Tensor& ids) const;  // -> (L, D), scaled
@@ -78,7 +86,7 @@ class Blocks {
   const Bundle& bundle_;
   const ModelConfig& config_;
   tvm::ffi::Any vm_;  // keeps the functions alive
-  Block vision_embed_, vision_norm_, resampler_, embed_, lm_head_;
+  Block vision_embed_, vision_norm_, key_positions_, resampler_, embed_, lm_head_;
   std::vector<Block> vision_blocks_, layers_;
   std::vector<tvm::ffi::Function> steps_;  // each layer for one token
   std::shared_ptr<Profile> profile_;  // null until profiling is turned on

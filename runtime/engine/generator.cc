@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cstring>
 #include <utility>
 
 namespace minicpmv {
@@ -12,17 +11,6 @@ using Clock = std::chrono::steady_clock;
 
 double MsBetween(Clock::time_point start, Clock::time_point end) {
   return std::chrono::duration<double, std::milli>(end - start).count();
-}
-
-// Copies image tokens (Q, D) over the placeholder rows of a chunk (L, D). at: the first token's row
-// in the chunk, which may lie outside of it.
-void PutImage(const std::vector<float>& tokens, int64_t at, const Tensor& chunk) {
-  const int64_t width = chunk.size(1), count = static_cast<int64_t>(tokens.size()) / width;
-  const int64_t first = std::max<int64_t>(at, 0), last = std::min(at + count, chunk.size(0));
-  if (first >= last) return;
-  std::memcpy(static_cast<float*>(chunk.data_ptr()) + first * width,
-              tokens.data() + (first - at) * width,
-              static_cast<size_t>((last - first) * width) * sizeof(float));
 }
 
 }  // namespace
@@ -53,17 +41,16 @@ void Generator::Reset() {
 Generator::Plan Generator::MakePlan(const ChatRequest& request) const {
   CheckConversation(request.messages, request.as_original);
   request.sampling.Check();
-  const int64_t width = blocks_.config().decoder.hidden_size;
   const EncodedPicture* picture = request.picture;
-  const int64_t image_tokens =
-      picture == nullptr ? 0 : static_cast<int64_t>(picture->tokens.size()) / width;
-  Plan plan{BuildPrompt(tokenizer_, request.messages, image_tokens), {}, 0};
-  if (request.as_original) plan.prompt.Cut(kOriginalPromptLimit);
-  plan.keys = RequestKeys(plan.prompt.ids, plan.prompt.image_start, image_tokens,
+  const int64_t image_tokens = picture == nullptr ? 0 : blocks_.config().vision->query_num;
+  const Grid grid = picture == nullptr ? Grid{} : picture->grid;
+  Plan plan{BuildPrompt(tokenizer_, request.messages, image_tokens, grid), {}, 0};
+  if (request.as_original) plan.prompt.CutAsOriginal();
+  plan.keys = RequestKeys(plan.prompt.ids, plan.prompt.image_starts, image_tokens,
                           picture == nullptr ? 0 : picture->key);
-  plan.pinned = PinnedTokens(plan.prompt.image_start, image_tokens);
+  plan.pinned = PinnedTokens(plan.prompt.picture_end);
   CheckFit(cache_.window(), plan.pinned, TurnTokens(tokenizer_, request.messages.back().content),
-           static_cast<int64_t>(plan.keys.size()));
+           static_cast<int64_t>(plan.keys.size()), !grid.empty());
   return plan;
 }
 
@@ -95,7 +82,7 @@ std::optional<Tensor> Generator::Prefill(const Plan& plan, const EncodedPicture*
   for (int64_t start = reused; start < total; start += kPrefillChunk) {
     const int64_t count = std::min(kPrefillChunk, total - start);
     Tensor x = decoder_.Embed(plan.prompt.ids.data() + start, count);
-    if (picture != nullptr) PutImage(picture->tokens, *plan.prompt.image_start - start, x);
+    if (picture != nullptr) PutPicture(*picture, plan.prompt.image_starts, start, x);
     hidden = decoder_.Forward(std::move(x), &cache_, hooks.cancelled);
     if (!hidden) return std::nullopt;
     cached_.insert(cached_.end(), plan.keys.begin() + start, plan.keys.begin() + start + count);

@@ -10,6 +10,7 @@
 
 #include "runtime/engine/blocks.h"
 #include "runtime/engine/decoder.h"
+#include "runtime/engine/encoded_picture.h"
 #include "runtime/engine/kv_cache.h"
 #include "runtime/engine/logprobs.h"
 #include "runtime/engine/picture_encoder.h"

@@ -13,21 +13,21 @@ namespace minicpmv {
 // Resizes with the arithmetic of Pillow's antialiased bicubic filter: horizontally, then
 // vertically, each rounded to 8 bits, with fixed-point weights. The result is bit-exact. Rows of
 // the picture are read once, from the top, and only their sums are kept: memory is 15 bytes for
-// each resized pixel, a row, and 8 MiB for weights, whatever the picture's size.
+// each pixel of the result, a row, and 8 MiB for weights, whatever the picture's size.
 class ImagePreprocessor {
  public:
-  // most_pixels: of a resized picture; memory for it is reserved.
+  // most_pixels: of a result; memory for it is reserved.
   explicit ImagePreprocessor(int64_t most_pixels);
 
-  // Resizes a picture of at least one pixel; the aspect ratio is not kept.
-  // cancelled: polled every few rows; true aborts.
-  // Returns resized pixels (height, width, 3), valid until the next call; nullptr if cancelled.
-  const uint8_t* Resize(const RgbPicture& picture, Size size,
+  // Resizes a picture of at least one pixel and returns a part of the result; only that part is
+  // computed. The aspect ratio is not kept.
+  // whole: the size of the whole result. cancelled: polled every few rows; true aborts.
+  // Returns pixels (height, width, 3) of the part, valid until the next call; nullptr if cancelled.
+  const uint8_t* Resize(const RgbPicture& picture, Size whole, const Region& part,
                         const std::function<bool()>& cancelled);
 
   // Maps resized pixels (height, width, 3) from 0..255 to -1..1: pixels (3, height, width).
-  // row_pixels: from one row to the next; more than the width where a part of them is taken.
-  static void Normalize(const uint8_t* resized, Size size, int64_t row_pixels, float* pixels);
+  static void Normalize(const uint8_t* resized, Size size, float* pixels);
 
  private:
   std::vector<int32_t> weights_;  // of the current columns, concatenated

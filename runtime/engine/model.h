@@ -23,8 +23,11 @@ class Model {
       : bundle_(folder, target, program_id), blocks_(prefix, bundle_) {
     if (bundle_.config().vision) pictures_.emplace(blocks_);
     if (!bundle_.tokenizer()) return;
-    tokenizer_.emplace(*bundle_.tokenizer());
-    tokenizer_->RequireFit(config().decoder.vocab_size, config().vision.has_value());
+    const auto& vision = config().vision;
+    const bool slices = vision && vision->slices;
+    tokenizer_.emplace(*bundle_.tokenizer(),
+                       slices ? std::make_optional(vision->slices->tags) : std::nullopt);
+    tokenizer_->RequireFit(config().decoder.vocab_size, vision.has_value());
     generator_.emplace(*tokenizer_, blocks_, window);
   }
 

@@ -7,6 +7,11 @@ namespace {
 
 // Larger than in any model; products of a few such numbers stay far below 2^63.
 constexpr int64_t kMaxExtent = 1 << 24;
+// Buffers for the largest picture are planned from these.
+constexpr int64_t kMaxSlices = 1 << 10;
+constexpr int64_t kMaxResolution = 1 << 12;  // pixels
+// Where the configuration does not state them, as upstream.
+constexpr int64_t kSliceStartId = 111, kSliceEndId = 112;
 
 // Reads an extent; names are those of the checkpoint's configuration.
 int64_t Extent(Fields* model, const char* name) {
@@ -59,12 +64,38 @@ DecoderConfig ReadDecoder(Fields* model) {
   return c;
 }
 
-VisionConfig ReadVision(Fields* model, const TensorRecords& tensors) {
-  // Positions and prompt are others, whether its pictures are cut or not.
-  if (model->Has("slice_mode")) {
-    model->Refuse(
-        "slice_mode: this engine takes pictures as one square, not MiniCPM-V 2.0's images");
+int32_t TokenId(Fields* model, const char* name, int64_t preset) {
+  const int64_t id = model->OptionalInteger(name, 0).value_or(preset);
+  if (id >= Extent(model, "vocab_size")) {
+    model->Refuse(std::string(name) + " is outside the vocabulary");
   }
+  return static_cast<int32_t>(id);
+}
+
+// Returns nullopt for a model without slices, which has none of these keys.
+std::optional<SlicesConfig> ReadSlices(Fields* model, int64_t patch_size,
+                                       const TensorRecords& tensors) {
+  const std::optional<bool> mode = model->OptionalFlag("slice_mode");
+  if (!mode) return std::nullopt;
+  SlicesConfig c{};
+  const int64_t most = Extent(model, "max_slice_nums");
+  c.rules = {*mode ? most : 1, Extent(model, "scale_resolution"), patch_size};
+  if (c.rules.max_slice_nums > kMaxSlices || c.rules.scale_resolution < patch_size ||
+      c.rules.scale_resolution > kMaxResolution) {
+    model->Refuse("max_slice_nums or scale_resolution is out of range");
+  }
+  const int64_t positions = Axis(*model, tensors, "vision.pos_embed", 0);
+  while (c.trained_grid * c.trained_grid < positions) ++c.trained_grid;
+  if (c.trained_grid * c.trained_grid != positions) {
+    model->Refuse("the positions of the tensor vision.pos_embed form no square");
+  }
+  c.tags = {TokenId(model, "slice_start_token_id", kSliceStartId),
+            TokenId(model, "slice_end_token_id", kSliceEndId)};
+  if (c.tags.start == c.tags.end) model->Refuse("both slice tokens have the same id");
+  return c;
+}
+
+VisionConfig ReadVision(Fields* model, const TensorRecords& tensors) {
   VisionConfig c{};
   c.image_size = Extent(model, "image_size");
   c.patch_size = PatchSize(model, tensors);
@@ -73,6 +104,7 @@ VisionConfig ReadVision(Fields* model, const TensorRecords& tensors) {
     model->Refuse("image_size is not a multiple of patch_size");
   }
   c.embed_dim = Axis(*model, tensors, "vision.pos_embed", 1);
+  c.slices = ReadSlices(model, c.patch_size, tensors);
   c.mlp_hidden_dim = Axis(*model, tensors, "vision.blocks.0.fc1.weight", 0);
   while (tensors.count("vision.blocks." + std::to_string(c.depth) + ".norm1.weight") != 0) {
     ++c.depth;
@@ -88,7 +120,8 @@ void AddPair(const std::string& name, const Shape& weight, std::map<std::string,
 void AddVision(const VisionConfig& c, std::map<std::string, Shape>* shapes) {
   const int64_t d = c.embed_dim, hidden = c.mlp_hidden_dim;
   AddPair("vision.patch_embed", {d, 3 * c.patch_size * c.patch_size}, shapes);
-  shapes->emplace("vision.pos_embed", Shape{c.num_patches(), d});
+  const int64_t side = c.slices ? c.slices->trained_grid : c.image_size / c.patch_size;
+  shapes->emplace("vision.pos_embed", Shape{side * side, d});
   for (int64_t i = 0; i < c.depth; ++i) {
     const std::string at = "vision.blocks." + std::to_string(i);
     AddPair(at + ".norm1", {d}, shapes);
@@ -106,7 +139,13 @@ void AddResampler(const VisionConfig& c, int64_t d, std::map<std::string, Shape>
   shapes->emplace("resampler.kv_proj.weight", Shape{d, c.embed_dim});
   AddPair("resampler.ln_kv", {d}, shapes);
   shapes->emplace("resampler.k_proj.weight", Shape{d, d});
-  shapes->emplace("resampler.key_positions", Shape{c.num_patches(), d});
+  if (c.slices) {
+    shapes->emplace("resampler.k_proj.bias", Shape{d});
+    shapes->emplace("resampler.key_column_proj.weight", Shape{d, d / 2});
+    shapes->emplace("resampler.key_row_proj.weight", Shape{d, d / 2});
+  } else {
+    shapes->emplace("resampler.key_positions", Shape{c.most_patches(), d});
+  }
   AddPair("resampler.v_proj", {d, d}, shapes);
   AddPair("resampler.out_proj", {d, d}, shapes);
   AddPair("resampler.ln_post", {d}, shapes);
@@ -129,6 +168,20 @@ void AddDecoder(const DecoderConfig& c, std::map<std::string, Shape>* shapes) {
 }
 
 }  // namespace
+
+Cut VisionConfig::Plan(Size picture, std::optional<int64_t> max_slices) const {
+  if (!slices) {
+    const Size square{image_size, image_size};
+    return {square, {}, square};
+  }
+  SliceRules rules = slices->rules;
+  rules.max_slice_nums = max_slices.value_or(rules.max_slice_nums);
+  return PlanCut(picture, rules);
+}
+
+int64_t VisionConfig::most_patches() const {
+  return slices ? MostPatches(slices->rules) : Patches({image_size, image_size}).area();
+}
 
 ModelConfig ReadModelConfig(Fields model, const std::string& architecture, KVFormat kv_cache,
                             const TensorRecords& tensors) {

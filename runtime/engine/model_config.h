@@ -9,24 +9,42 @@
 #include <vector>
 
 #include "runtime/engine/fields.h"
+#include "runtime/engine/slices.h"
 
 namespace minicpmv {
 
 using Shape = std::vector<int64_t>;
 
+// What a model with slices has besides. Fields are named as in `convert/checkpoint/config.py`.
+struct SlicesConfig {
+  SliceRules rules;
+  int64_t trained_grid;  // patches along one side of the stored positions
+  SliceTags tags;
+};
+
 // Fields are named as in `convert/checkpoint/config.py`.
 struct VisionConfig {
-  int64_t image_size;  // S, pixels
+  int64_t image_size;  // S, pixels; not used with slices
   int64_t patch_size;  // pixels
   int64_t embed_dim;   // Dv
   int64_t depth;       // blocks
   int64_t mlp_hidden_dim;
-  int64_t query_num;  // Q, image tokens of a picture
+  int64_t query_num;  // Q, image tokens of an image
+  std::optional<SlicesConfig> slices;  // nullopt: a picture is one square of `image_size`
 
-  int64_t num_patches() const {  // P
-    const int64_t grid = image_size / patch_size;
-    return grid * grid;
-  }
+  // Returns how a picture is cut; a model without slices resizes it to one square.
+  // max_slices: at most the model's limit, which is the default.
+  // Throws EngineError (invalid_picture): the picture is too long and narrow.
+  Cut Plan(Size picture, std::optional<int64_t> max_slices = std::nullopt) const;
+
+  // Returns columns and rows of an image's patches.
+  Size Patches(Size image) const { return {image.width / patch_size, image.height / patch_size}; }
+
+  // Returns the most patches that an image has; without slices each image has that many.
+  int64_t most_patches() const;
+
+  // Returns the most slices that a picture is cut into; 0: a model without slices.
+  int64_t max_slices() const { return slices ? slices->rules.max_slice_nums : 0; }
 };
 
 // The storage format of keys and values; named as in `convert/bundle/kv_cache.py`.

@@ -28,6 +28,15 @@ struct Size {
   int64_t height;
 
   int64_t area() const { return width * height; }
+  bool operator==(const Size& other) const {
+    return width == other.width && height == other.height;
+  }
+};
+
+// A part of a resized picture, pixels.
+struct Region {
+  int64_t left, top;
+  Size size;
 };
 
 // A view of pixels (height, width, 3): red, green, blue. Does not own them.

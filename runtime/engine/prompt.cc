@@ -18,8 +18,16 @@ constexpr char kAssistant[] = "<AI>";
 
 }  // namespace
 
-void Prompt::Cut(int64_t length) {
-  ids.resize(std::min(ids.size(), static_cast<size_t>(std::max<int64_t>(length, 0))));
+void Prompt::CutAsOriginal() {
+  if (picture_end && *picture_end >= kOriginalPromptLimit) {
+    throw EngineError(error_code::kPromptTooLong,
+                      "the picture takes " + std::to_string(*picture_end + 1) +
+                          " tokens with what stands before it, more than the " +
+                          std::to_string(kOriginalPromptLimit) +
+                          " of a prompt that the original keeps: leave out as_original, or try a "
+                          "lower max_slices");
+  }
+  ids.resize(std::min(ids.size(), static_cast<size_t>(kOriginalPromptLimit)));
 }
 
 void CheckConversation(const std::vector<Message>& messages, bool as_original) {
@@ -46,7 +54,7 @@ void CheckConversation(const std::vector<Message>& messages, bool as_original) {
 }
 
 Prompt BuildPrompt(const Tokenizer& tokenizer, const std::vector<Message>& messages,
-                   int64_t image_tokens) {
+                   int64_t image_tokens, Grid grid) {
   // The conversation is encoded as one text, split only at the picture: pieces may merge across
   // turns.
   std::string text;
@@ -65,11 +73,23 @@ Prompt BuildPrompt(const Tokenizer& tokenizer, const std::vector<Message>& messa
     append(kUser + text);
     return prompt;
   }
+  const auto append_image = [&] {
+    prompt.ids.push_back(tokenizer.image_start_id());
+    prompt.image_starts.push_back(static_cast<int64_t>(prompt.ids.size()));
+    prompt.ids.insert(prompt.ids.end(), static_cast<size_t>(image_tokens), kUnknownId);
+    prompt.ids.push_back(tokenizer.image_end_id());
+  };
   append(kUser);
-  prompt.ids.push_back(tokenizer.image_start_id());
-  prompt.image_start = static_cast<int64_t>(prompt.ids.size());
-  prompt.ids.insert(prompt.ids.end(), static_cast<size_t>(image_tokens), kUnknownId);
-  prompt.ids.push_back(tokenizer.image_end_id());
+  append_image();
+  if (!grid.empty()) {
+    prompt.ids.push_back(tokenizer.slice_tags().start);
+    for (int64_t row = 0; row < grid.rows; ++row) {
+      if (row > 0) append("\n");
+      for (int64_t column = 0; column < grid.columns; ++column) append_image();
+    }
+    prompt.ids.push_back(tokenizer.slice_tags().end);
+  }
+  prompt.picture_end = static_cast<int64_t>(prompt.ids.size()) - 1;
   append("\n" + text);
   return prompt;
 }

@@ -8,6 +8,7 @@
 #include <string_view>
 #include <vector>
 
+#include "runtime/engine/slices.h"
 #include "runtime/engine/tokenizer.h"
 
 namespace minicpmv {
@@ -23,10 +24,14 @@ struct Message {
 // A tokenized conversation.
 struct Prompt {
   std::vector<int32_t> ids;
-  std::optional<int64_t> image_start;  // index of the first placeholder; nullopt: no picture
+  // Where the placeholders of each image begin: the overview's, then the slices'. Empty without a
+  // picture.
+  std::vector<int64_t> image_starts;
+  std::optional<int64_t> picture_end;  // index of the picture's last tag; nullopt: no picture
 
-  // Keeps the first `length` ids, as the original does with long prompts.
-  void Cut(int64_t length);
+  // Keeps the first kOriginalPromptLimit ids, as the original does with long prompts.
+  // Throws EngineError (prompt_too_long): it would cut the picture.
+  void CutAsOriginal();
 };
 
 // Checks that user and assistant alternate, that the first and last turns are the user's, and that
@@ -36,9 +41,10 @@ struct Prompt {
 void CheckConversation(const std::vector<Message>& messages, bool as_original);
 
 // Builds the ids of a conversation, already checked, for the assistant to continue.
-// image_tokens: placeholders for the picture in the first turn; 0 without a picture.
+// image_tokens: placeholders for each image of the picture in the first turn; 0 without a picture.
+// grid: of the picture's slices, for a tokenizer that has the tags of slices.
 Prompt BuildPrompt(const Tokenizer& tokenizer, const std::vector<Message>& messages,
-                   int64_t image_tokens);
+                   int64_t image_tokens, Grid grid);
 
 // Returns how many ids a user's turn takes, including the role markers around it.
 int64_t TurnTokens(const Tokenizer& tokenizer, std::string_view content);

@@ -3,13 +3,13 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <cstring>
 #include <limits>
 #include <optional>
 #include <utility>
 
 #include "runtime/engine/chat_fields.h"
 #include "runtime/engine/decoder.h"
+#include "runtime/engine/encoded_picture.h"
 #include "runtime/engine/kv_cache.h"
 #include "runtime/engine/picture_file.h"
 #include "runtime/engine/prompt.h"
@@ -110,7 +110,10 @@ EncodedPicture Encode(Model* model, const std::string& name, const WorkHooks& ho
     throw EngineError(error_code::kInvalidBundle,
                       std::string(kGolden) + ": the bundle lacks the picture " + name);
   }
-  auto picture = model->pictures().Compute(PictureFile(*path).picture(), hooks);
+  const PictureFile file(*path);
+  const RgbPicture& pixels = file.picture();
+  const Cut cut = model->config().vision->Plan({pixels.width, pixels.height});
+  auto picture = model->pictures().Compute(pixels, cut, hooks);
   if (!picture) ThrowCancelled();
   return *std::move(picture);
 }
@@ -121,8 +124,9 @@ class TeacherForcing {
   TeacherForcing(const Model& model, const GoldenPrompt& golden, const EncodedPicture* picture)
       : decoder_(model.blocks()),
         picture_(picture),
-        width_(model.config().decoder.hidden_size),
-        prompt_(BuildPrompt(model.tokenizer(), golden.messages, ImageTokens())),
+        prompt_(BuildPrompt(model.tokenizer(), golden.messages,
+                            picture == nullptr ? 0 : model.config().vision->query_num,
+                            picture == nullptr ? Grid{} : picture->grid)),
         // Large enough for all tokens: a sliding window is not what is checked here.
         cache_(model.config().decoder,
                kAttentionSinks + static_cast<int64_t>(prompt_.ids.size() + golden.ids.size())) {
@@ -136,7 +140,7 @@ class TeacherForcing {
     for (int64_t start = 0; start < total; start += kPrefillChunk) {
       const int64_t count = std::min(kPrefillChunk, total - start);
       const Tensor x = decoder_.Embed(prompt_.ids.data() + start, count);
-      for (int64_t row = 0; row < count; ++row) PutImageToken(start + row, x, row);
+      if (picture_ != nullptr) PutPicture(*picture_, prompt_.image_starts, start, x);
       hidden = decoder_.Forward(x, &cache_, hooks.cancelled);
       if (!hidden) ThrowCancelled();
     }
@@ -151,22 +155,8 @@ class TeacherForcing {
   }
 
  private:
-  int64_t ImageTokens() const {
-    return picture_ == nullptr ? 0 : static_cast<int64_t>(picture_->tokens.size()) / width_;
-  }
-
-  // Copies an image token over a row of embeddings, if its position is a placeholder.
-  void PutImageToken(int64_t place, const Tensor& x, int64_t row) const {
-    if (picture_ == nullptr) return;
-    const int64_t at = place - *prompt_.image_start;
-    if (at < 0 || at >= ImageTokens()) return;
-    std::memcpy(static_cast<float*>(x.data_ptr()) + row * width_,
-                picture_->tokens.data() + at * width_, static_cast<size_t>(width_) * sizeof(float));
-  }
-
   Decoder decoder_;
   const EncodedPicture* picture_;
-  int64_t width_;
   Prompt prompt_;
   KVCache cache_;
 };

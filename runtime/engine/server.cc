@@ -11,6 +11,7 @@
 #include "runtime/engine/chat_fields.h"
 #include "runtime/engine/embeddings_file.h"
 #include "runtime/engine/machine.h"
+#include "runtime/engine/picture_fields.h"
 #include "runtime/engine/picture_file.h"
 #include "runtime/engine/protocol.h"
 #include "runtime/engine/self_check.h"
@@ -38,6 +39,18 @@ std::string NameOf(uint64_t key) {
   char name[17];
   std::snprintf(name, sizeof(name), "%016llx", static_cast<unsigned long long>(key));
   return name;
+}
+
+// Returns the fields that name and describe a picture.
+Line LineOf(const EncodedPicture& picture) {
+  Line line;
+  line.Set(field::kImage, NameOf(picture.key)).Set(field::kImages, picture.grid.images());
+  SetGrid(picture.grid, &line);
+  return line;
+}
+
+Line ProgressOf(const char* stage, int64_t done, int64_t total) {
+  return Line().Set(field::kStage, stage).Set(field::kDone, done).Set(field::kTotal, total);
 }
 
 }  // namespace
@@ -90,7 +103,7 @@ Line Server::Dispatch(Fields* request) {
   if (name == op::kDetokenize) return Detokenize(request);
   if (name == op::kTap) {
     const auto cancelled = [this] { return queue_->Cancelled(current_.number); };
-    return Line().Set(field::kShape, ToJson(RunTap(request, &RequireModel(), cancelled)));
+    return RunTap(request, &RequireModel(), cancelled);
   }
   if (name == op::kReset) {
     request->RefuseUnknown();
@@ -117,6 +130,7 @@ Line Server::Load(Fields* request) {
   return Line()
       .Set(field::kArchitecture, config.architecture)
       .Set(field::kImageTokens, config.vision ? config.vision->query_num : int64_t{0})
+      .Set(field::kMaxSlices, config.vision ? config.vision->max_slices() : int64_t{0})
       .Set(field::kWeightsBytes, static_cast<int64_t>(model_->bundle().weights_bytes()))
       .Set(field::kLoadMs, MsSince(started));
 }
@@ -124,19 +138,24 @@ Line Server::Load(Fields* request) {
 Line Server::Image(Fields* request) {
   const auto started = Clock::now();
   const std::string path = request->String(field::kPath);
-  request->RefuseUnknown();
   PictureEncoder& pictures = RequireModel().pictures();
-  WorkHooks hooks = Hooks(protocol::stage::kEncode);
+  const VisionConfig& vision = *model_->config().vision;
+  const auto max_slices = TakeMaxSlices(request, vision);
+  request->RefuseUnknown();
+  const PictureFile file(path);
+  const RgbPicture& pixels = file.picture();
+  const Cut cut = vision.Plan({pixels.width, pixels.height}, max_slices);
   bool ran = false;
-  const auto progress = hooks.progress;
+  WorkHooks hooks = Hooks(protocol::stage::kEncode);
   hooks.progress = [&](int64_t done, int64_t total) {
     ran = true;
-    progress(done, total);
+    Line line = ProgressOf(protocol::stage::kEncode, done, total);
+    SetGrid(cut.grid, &line);
+    Send(event::kProgress, line);
   };
-  const EncodedPicture* picture = pictures.Encode(PictureFile(path).picture(), hooks);
+  const EncodedPicture* picture = pictures.Encode(pixels, cut, hooks);
   if (picture == nullptr) throw EngineError(error_code::kCancelled, "the picture was cancelled");
-  return Line()
-      .Set(field::kImage, NameOf(picture->key))
+  return LineOf(*picture)
       .Set(field::kRemembered, !ran)
       .Set(field::kEncodeMs, MsSince(started));
 }
@@ -188,7 +207,7 @@ Line Server::RestoreImage(Fields* request) {
   const EncodedPicture* picture = pictures.Find(loaded.key);
   const bool remembered = picture != nullptr;
   if (!remembered) picture = pictures.Remember(std::move(loaded));
-  return Line().Set(field::kImage, NameOf(picture->key)).Set(field::kRemembered, remembered);
+  return LineOf(*picture).Set(field::kRemembered, remembered);
 }
 
 Line Server::SelfCheck(Fields* request) {
@@ -248,16 +267,22 @@ Line Server::Tokenize(Fields* request) {
   const std::vector<Message> messages = TakeMessages(request);
   const int64_t image_tokens = request->OptionalInteger(field::kImageTokens, 0).value_or(0);
   const bool as_original = request->OptionalFlag(field::kAsOriginal).value_or(false);
+  const auto& vision = model_->config().vision;
+  const Grid grid = vision ? TakeGrid(request, *vision) : Grid{};
   request->RefuseUnknown();
   CheckConversation(messages, as_original);
-  const auto& vision = model_->config().vision;
   if (image_tokens != 0 && image_tokens != (vision ? vision->query_num : 0)) {
     request->Refuse("image_tokens: expected 0 or this model's number");
   }
-  const Prompt prompt = BuildPrompt(tokenizer, messages, image_tokens);
+  if (image_tokens == 0 && !grid.empty()) request->Refuse("grid: needs image_tokens");
+  const Prompt prompt = BuildPrompt(tokenizer, messages, image_tokens, grid);
   Line line;
   line.Set(field::kIds, ToJson(prompt.ids));
-  if (prompt.image_start) line.Set(field::kImageStart, *prompt.image_start);
+  std::vector<int64_t> starts = prompt.image_starts;
+  if (starts.empty()) return line;
+  line.Set(field::kImageStart, starts.front());
+  starts.erase(starts.begin());
+  if (!starts.empty()) line.Set(field::kSliceStarts, ToJson(starts));
   return line;
 }
 
@@ -295,15 +320,14 @@ EmbeddingsIdentity Server::Identity() const {
   RequireModel().pictures();  // throws if there is no vision encoder
   const ModelConfig& config = model_->config();
   return {program_.program_id, model_->bundle().weights_sha256(), config.vision->query_num,
-          config.decoder.hidden_size};
+          config.decoder.hidden_size, config.vision->max_slices()};
 }
 
 WorkHooks Server::Hooks(const char* stage) const {
   WorkHooks hooks;
   hooks.cancelled = [this] { return queue_->Cancelled(current_.number); };
   hooks.progress = [this, stage](int64_t done, int64_t total) {
-    Send(event::kProgress,
-         Line().Set(field::kStage, stage).Set(field::kDone, done).Set(field::kTotal, total));
+    Send(event::kProgress, ProgressOf(stage, done, total));
   };
   return hooks;
 }

@@ -31,11 +31,11 @@ Size ImageSize(double width, double height, const SliceRules& rules) {
 }
 
 // Returns columns and rows whose shape is nearest to the picture's; of equals the first.
-Size BestGrid(Size picture, int64_t wanted, int64_t most) {
+Grid BestGrid(Size picture, int64_t wanted, int64_t most) {
   const double shape =
       std::log(static_cast<double>(picture.width) / static_cast<double>(picture.height));
   double least = std::numeric_limits<double>::infinity();
-  Size best{1, 1};
+  Grid best{1, 1};
   for (int64_t count = wanted - 1; count <= std::min(wanted + 1, most); ++count) {
     if (count == 1) continue;
     for (int64_t columns = 1; columns <= count; ++columns) {
@@ -71,6 +71,12 @@ int64_t MostPatches(const SliceRules& rules) {
          (rules.patch_size * rules.patch_size);
 }
 
+Region Cut::Part(int64_t image) const {
+  if (image == 0) return {0, 0, overview};
+  const int64_t slice = image - 1;
+  return {slice % grid.columns * cell.width, slice / grid.columns * cell.height, cell};
+}
+
 Cut PlanCut(Size picture, const SliceRules& rules) {
   const int64_t area = rules.scale_resolution * rules.scale_resolution;
   const int64_t wanted = std::min((picture.area() + area - 1) / area, rules.max_slice_nums);
@@ -78,14 +84,15 @@ Cut PlanCut(Size picture, const SliceRules& rules) {
   const auto height = static_cast<double>(picture.height);
   const Size overview = ImageSize(width, height, rules);
   Check(picture, overview, rules);
-  if (wanted <= 1) return {overview, 0, 0, overview};
-  const auto [columns, rows] = BestGrid(picture, wanted, rules.max_slice_nums);
+  if (wanted <= 1) return {overview, {}, overview};
+  const Grid grid = BestGrid(picture, wanted, rules.max_slice_nums);
   // A cell's share of the picture, whose sides are first made multiples of the grid.
   const Size cell =
-      ImageSize(static_cast<double>(Nearest(width, columns)) / static_cast<double>(columns),
-                static_cast<double>(Nearest(height, rows)) / static_cast<double>(rows), rules);
+      ImageSize(static_cast<double>(Nearest(width, grid.columns)) / static_cast<double>(grid.columns),
+                static_cast<double>(Nearest(height, grid.rows)) / static_cast<double>(grid.rows),
+                rules);
   Check(picture, cell, rules);
-  return {overview, columns, rows, cell};
+  return {overview, grid, cell};
 }
 
 }  // namespace minicpmv

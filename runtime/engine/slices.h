@@ -15,15 +15,33 @@ struct SliceRules {
   int64_t patch_size;        // pixels
 };
 
+// The tokens around a picture's slices in a prompt.
+struct SliceTags {
+  int32_t start, end;
+};
+
+// Columns and rows of slices; 0 and 0 if the overview is the only image.
+struct Grid {
+  int64_t columns = 0, rows = 0;
+
+  bool empty() const { return columns == 0; }
+  int64_t images() const { return 1 + columns * rows; }  // with the overview
+};
+
 struct Cut {
-  Size overview;    // of the whole picture
-  int64_t columns;  // of slices; 0: the overview is all
-  int64_t rows;
+  Size overview;  // of the whole picture
+  Grid grid;
   Size cell;  // of one slice; the overview's where there are none
 
-  int64_t images() const { return 1 + columns * rows; }
+  int64_t images() const { return grid.images(); }
   // What the picture is resized to before it is cut into cells, row by row.
-  Size refined() const { return {columns * cell.width, rows * cell.height}; }
+  Size refined() const { return {grid.columns * cell.width, grid.rows * cell.height}; }
+
+  // Of image 0, the overview, or of a slice.
+  Size ImageSize(int64_t image) const { return image == 0 ? overview : cell; }
+  // What the picture is resized to, of which the image is a part.
+  Size Whole(int64_t image) const { return image == 0 ? overview : refined(); }
+  Region Part(int64_t image) const;
 };
 
 // Chooses the grid and the sizes for a picture; `runtime/inputs/slices.py` has the same rules.

@@ -5,6 +5,7 @@
 #include <functional>
 
 #include "runtime/engine/fields.h"
+#include "runtime/engine/line_writer.h"
 #include "runtime/engine/model.h"
 
 namespace minicpmv {
@@ -12,9 +13,9 @@ namespace minicpmv {
 // Runs the stage that a request names (PROTOCOL.md lists its fields) and writes the output file.
 // The conversation in the model's cache is not touched.
 // cancelled: polled before every block.
-// Returns the output's shape.
+// Returns the fields of the answer.
 // Throws EngineError: invalid_request, file_error, invalid_picture, not_loaded, cancelled.
-Shape RunTap(Fields* request, Model* model, const std::function<bool()>& cancelled);
+Line RunTap(Fields* request, Model* model, const std::function<bool()>& cancelled);
 
 }  // namespace minicpmv
 

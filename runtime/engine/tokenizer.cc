@@ -22,12 +22,13 @@ constexpr char kSpace[] = "\u2581";  // SentencePiece's symbol for a space
 }
 
 // Reserved for the prompt, where they mark pictures and slices; user text must not contain them.
-constexpr std::string_view kPictureTags[] = {"<image>", "</image>", "<slice>", "</slice>"};
+constexpr char kSliceStart[] = "<slice>", kSliceEnd[] = "</slice>";
+constexpr std::string_view kPictureTags[] = {"<image>", "</image>", kSliceStart, kSliceEnd};
 
 }  // namespace
 
-Tokenizer::Tokenizer(std::string_view model)
-    : processor_(std::make_unique<sentencepiece::SentencePieceProcessor>()) {
+Tokenizer::Tokenizer(std::string_view model, std::optional<SliceTags> slices)
+    : processor_(std::make_unique<sentencepiece::SentencePieceProcessor>()), slices_(slices) {
   const auto status = processor_->LoadFromSerializedProto({model.data(), model.size()});
   if (!status.ok()) Refuse("not a SentencePiece model: " + status.ToString());
   vocab_size_ = processor_->GetPieceSize();
@@ -40,7 +41,12 @@ Tokenizer::Tokenizer(std::string_view model)
   image_start_id_ = processor_->PieceToId("<image>");
   image_end_id_ = processor_->PieceToId("</image>");
   for (const std::string_view tag : kPictureTags) {
-    if (processor_->PieceToId({tag.data(), tag.size()}) != kUnknownId) picture_tags_.push_back(tag);
+    if (processor_->PieceToId({tag.data(), tag.size()}) == kUnknownId) continue;
+    picture_tags_.emplace_back(tag);
+  }
+  if (slices_) {
+    AddSliceTag(slices_->start);
+    AddSliceTag(slices_->end);
   }
   const std::vector<int32_t> letter = Encode("a");
   if (letter.empty() || processor_->IdToPiece(letter[0]).rfind(kSpace, 0) == 0 ||
@@ -86,23 +92,44 @@ std::string Tokenizer::Decode(const std::vector<int32_t>& ids) const {
   std::string text;
   std::vector<int> run;
   for (const int32_t id : kept) {
-    if (id > kEosId) {
+    const std::string spelling = Spelling(id);
+    if (spelling.empty()) {
       run.push_back(id);
       continue;
     }
-    text += DecodeRun(std::exchange(run, {})) + processor_->IdToPiece(id);
+    text += DecodeRun(std::exchange(run, {})) + spelling;
   }
   return text + DecodeRun(run);
 }
 
 bool Tokenizer::IsWhole(int32_t id) const {
-  return id > kEosId && id < vocab_size_ && !processor_->IsByte(id);
+  return id < vocab_size_ && Spelling(id).empty() && !processor_->IsByte(id);
 }
 
 // Returns whether a picture tag begins at `start`.
 bool Tokenizer::IsTagAt(std::string_view text, size_t start) const {
-  return std::any_of(picture_tags_.begin(), picture_tags_.end(),
-                     [&](std::string_view tag) { return text.substr(start, tag.size()) == tag; });
+  return std::any_of(picture_tags_.begin(), picture_tags_.end(), [&](const std::string& tag) {
+    return text.substr(start, tag.size()) == tag;
+  });
+}
+
+// Reserves the piece of a slice's tag for the prompt; the file may call it `<reserved_22>`.
+void Tokenizer::AddSliceTag(int32_t id) {
+  const std::string piece = id < vocab_size_ ? processor_->IdToPiece(id) : "";
+  const bool is_tag = piece.size() > 2 && piece.front() == '<' && piece.back() == '>' &&
+                      id != image_start_id_ && id != image_end_id_;
+  std::vector<int32_t> ids;
+  if (is_tag) Append(piece, &ids);
+  if (ids != std::vector<int32_t>{id}) {
+    Refuse("id " + std::to_string(id) + " is not a piece that is reserved for a tag of slices");
+  }
+  picture_tags_.push_back(piece);
+}
+
+std::string Tokenizer::Spelling(int32_t id) const {
+  if (slices_ && id == slices_->start) return kSliceStart;
+  if (slices_ && id == slices_->end) return kSliceEnd;
+  return id > kEosId ? "" : processor_->IdToPiece(id);
 }
 
 void Tokenizer::Append(std::string_view text, std::vector<int32_t>* ids) const {

@@ -25,23 +25,27 @@ int64_t CommonPrefix(const std::vector<CacheKey>& a, const std::vector<CacheKey>
 }  // namespace
 
 std::vector<CacheKey> RequestKeys(const std::vector<int32_t>& ids,
-                                  std::optional<int64_t> image_start, int64_t image_tokens,
+                                  const std::vector<int64_t>& image_starts, int64_t image_tokens,
                                   uint64_t picture) {
   std::vector<CacheKey> keys;
   keys.reserve(ids.size());
-  for (size_t i = 0; i < ids.size(); ++i) {
-    const int64_t place = image_start ? static_cast<int64_t>(i) - *image_start : -1;
-    const bool in_picture = place >= 0 && place < image_tokens;
-    keys.push_back(in_picture ? CacheKey{picture, place} : CacheKey{0, ids[i]});
+  for (const int32_t id : ids) keys.push_back({0, id});
+  int64_t place = 0;  // among all image tokens of the picture
+  for (const int64_t start : image_starts) {
+    for (int64_t i = 0; i < image_tokens; ++i, ++place) {
+      // A prompt that was cut may lack the rest.
+      const auto at = static_cast<size_t>(start + i);
+      if (at < keys.size()) keys[at] = {picture, place};
+    }
   }
   return keys;
 }
 
-int64_t PinnedTokens(std::optional<int64_t> image_start, int64_t image_tokens) {
-  return image_start ? std::max(kAttentionSinks, *image_start + image_tokens + 1) : kAttentionSinks;
+int64_t PinnedTokens(std::optional<int64_t> picture_end) {
+  return picture_end ? std::max(kAttentionSinks, *picture_end + 1) : kAttentionSinks;
 }
 
-void CheckFit(int64_t window, int64_t pinned, int64_t last_turn, int64_t total) {
+void CheckFit(int64_t window, int64_t pinned, int64_t last_turn, int64_t total, bool has_slices) {
   const int64_t room = window - pinned;
   const int64_t last = std::min(last_turn, total - pinned);
   if (room > 0 && last <= room) return;
@@ -50,7 +54,8 @@ void CheckFit(int64_t window, int64_t pinned, int64_t last_turn, int64_t total) 
       "the prompt has " + std::to_string(total) + " tokens; its last turn takes " +
           std::to_string(last) + ", and the context window of " + std::to_string(window) +
           " has room for " + std::to_string(std::max<int64_t>(room, 0)) + " beside " +
-          std::to_string(pinned) + " pinned ones: shorten the turn, or try a larger window");
+          std::to_string(pinned) + " pinned ones: shorten the turn, or try a larger window" +
+          (has_slices ? " or a lower max_slices" : ""));
 }
 
 int64_t Window::SlotsFor(int64_t window, int64_t pinned, int64_t chunk, int64_t tile) {

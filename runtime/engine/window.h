@@ -21,20 +21,22 @@ struct CacheKey {
   bool operator!=(const CacheKey& other) const { return !(*this == other); }
 };
 
-// Returns the keys of a prompt's tokens. image_start: index of the first of `image_tokens`
-// placeholders; nullopt without a picture.
+// Returns the keys of a prompt's tokens. image_starts: of each image, the index of the first of its
+// `image_tokens` placeholders; empty without a picture.
 std::vector<CacheKey> RequestKeys(const std::vector<int32_t>& ids,
-                                  std::optional<int64_t> image_start, int64_t image_tokens,
+                                  const std::vector<int64_t>& image_starts, int64_t image_tokens,
                                   uint64_t picture);
 
 // Returns how many leading tokens of a prompt are never evicted: the attention sinks and, with a
-// picture, everything up to its closing tag.
-int64_t PinnedTokens(std::optional<int64_t> image_start, int64_t image_tokens);
+// picture, everything up to its last tag.
+// picture_end: that tag's index; nullopt without a picture.
+int64_t PinnedTokens(std::optional<int64_t> picture_end);
 
 // Checks that a prompt's last turn fits beside the pinned tokens; earlier turns may slide out.
 // last_turn: its tokens, of which only those after the pinned ones count. total: the prompt's.
+// has_slices: whether its picture could take fewer tokens.
 // Throws EngineError (prompt_too_long).
-void CheckFit(int64_t window, int64_t pinned, int64_t last_turn, int64_t total);
+void CheckFit(int64_t window, int64_t pinned, int64_t last_turn, int64_t total, bool has_slices);
 
 // The tokens of one conversation in a cache with a fixed number of slots.
 //

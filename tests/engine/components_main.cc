@@ -21,6 +21,7 @@
 #include "runtime/engine/image_preprocessor.h"
 #include "runtime/engine/logprobs.h"
 #include "runtime/engine/picture_file.h"
+#include "runtime/engine/positions.h"
 #include "runtime/engine/prompt.h"
 #include "runtime/engine/random.h"
 #include "runtime/engine/sampler.h"
@@ -69,14 +70,21 @@ class Components {
         {"random", &Components::Numbers64},  {"distribution", &Components::Distribution},
         {"choose", &Components::Choose},     {"window", &Components::RunWindow},
         {"logprobs", &Components::Logprobs}, {"cuts", &Components::PlanCuts},
-        {"slices", &Components::Slices},
+        {"slices", &Components::Slices},     {"positions", &Components::Positions},
+        {"places", &Components::Places},
     };
     return (this->*commands.at(name))(fields);
   }
 
  private:
+  // tokenizer.model; then perhaps the ids of the tags around slices -> vocab_size
   std::string Load(const Fields& fields) {
-    tokenizer_ = std::make_unique<Tokenizer>(fields.at(0));
+    std::optional<SliceTags> slices;
+    if (fields.size() > 1) {
+      const auto ids = Numbers<int32_t>(fields[1]);
+      slices = {ids.at(0), ids.at(1)};
+    }
+    tokenizer_ = std::make_unique<Tokenizer>(fields.at(0), slices);
     return std::to_string(tokenizer_->vocab_size());
   }
 
@@ -90,16 +98,19 @@ class Components {
     return std::to_string(TurnTokens(*tokenizer_, fields.at(0)));
   }
 
-  // image tokens, as_original, then role and content of each turn
-  // -> first placeholder or -1, then ids
+  // image tokens, perhaps columns and rows of slices; as_original; role and content of each turn
+  // -> a line with the first placeholder of each image, one with the picture's end or -1, and ids
   std::string MakePrompt(const Fields& fields) {
     std::vector<Message> messages;
     for (size_t i = 2; i + 1 < fields.size(); i += 2) {
       messages.push_back({fields[i], fields[i + 1]});
     }
     CheckConversation(messages, fields.at(1) == "1");
-    const Prompt prompt = BuildPrompt(*tokenizer_, messages, std::stoll(fields.at(0)));
-    return std::to_string(prompt.image_start.value_or(-1)) + " " + Join(prompt.ids);
+    const auto n = Numbers<int64_t>(fields.at(0));
+    const Grid grid = n.size() > 1 ? Grid{n.at(1), n.at(2)} : Grid{};
+    const Prompt prompt = BuildPrompt(*tokenizer_, messages, n.at(0), grid);
+    return Join(prompt.image_starts) + "\n" + std::to_string(prompt.picture_end.value_or(-1)) +
+           "\n" + Join(prompt.ids);
   }
 
   // ids, then stop strings -> the text sent for each id and at the end, whether stopped, the answer
@@ -127,10 +138,11 @@ class Components {
     ImagePreprocessor preprocessor(size.area());
     const auto count = static_cast<size_t>(3 * size.area());
     bool cancel = fields.size() > 2;
-    const uint8_t* resized = preprocessor.Resize(file.picture(), size, [&] { return cancel; });
+    const uint8_t* resized =
+        preprocessor.Resize(file.picture(), size, {0, 0, size}, [&] { return cancel; });
     if (resized == nullptr) return "cancelled";
     std::vector<float> pixels(count);
-    ImagePreprocessor::Normalize(resized, size, size.width, pixels.data());
+    ImagePreprocessor::Normalize(resized, size, pixels.data());
     return Bytes(resized, count) + Bytes(pixels.data(), count * sizeof(float));
   }
 
@@ -145,8 +157,9 @@ class Components {
     std::string reply;
     for (std::string line; std::getline(lines, line);) {
       const Cut cut = Planned(Numbers<int64_t>(line));
-      reply += Join(std::vector<int64_t>{cut.overview.width, cut.overview.height, cut.columns,
-                                         cut.rows, cut.cell.width, cut.cell.height});
+      reply += Join(std::vector<int64_t>{cut.overview.width, cut.overview.height,
+                                         cut.grid.columns, cut.grid.rows, cut.cell.width,
+                                         cut.cell.height});
     }
     return reply;
   }
@@ -158,25 +171,35 @@ class Components {
     const RgbPicture& picture = file.picture();
     auto n = Numbers<int64_t>(fields.at(1));
     const Cut cut = PlanCut({picture.width, picture.height}, {n.at(0), n.at(1), n.at(2)});
-    const Size refined = cut.refined();
-    ImagePreprocessor preprocessor(std::max(cut.overview.area(), refined.area()));
+    ImagePreprocessor preprocessor(std::max(cut.overview.area(), cut.cell.area()));
     std::string reply;
-    auto add = [&](const uint8_t* first, Size size, int64_t row_pixels) {
+    for (int64_t i = 0; i < cut.images(); ++i) {
+      const Size size = cut.ImageSize(i);
+      const uint8_t* resized =
+          preprocessor.Resize(picture, cut.Whole(i), cut.Part(i), [] { return false; });
       std::vector<float> pixels(static_cast<size_t>(3 * size.area()));
-      ImagePreprocessor::Normalize(first, size, row_pixels, pixels.data());
+      ImagePreprocessor::Normalize(resized, size, pixels.data());
       reply += Bytes(pixels.data(), pixels.size() * sizeof(float));
-    };
-    auto never = [] { return false; };
-    add(preprocessor.Resize(picture, cut.overview, never), cut.overview, cut.overview.width);
-    if (cut.columns == 0) return reply;
-    const uint8_t* pixels = preprocessor.Resize(picture, refined, never);
-    for (int64_t row = 0; row < cut.rows; ++row) {
-      for (int64_t column = 0; column < cut.columns; ++column) {
-        const int64_t at = row * cut.cell.height * refined.width + column * cut.cell.width;
-        add(pixels + 3 * at, cut.cell, refined.width);
-      }
     }
     return reply;
+  }
+
+  // side, width, columns, rows; stored positions as float32 -> positions as float32
+  std::string Positions(const Fields& fields) {
+    const auto n = Numbers<int64_t>(fields.at(0));
+    const std::vector<float> stored = Floats(fields.at(1));
+    const Size patches{n.at(2), n.at(3)};
+    std::vector<float> positions(static_cast<size_t>(patches.area() * n.at(1)));
+    ResamplePositions(stored.data(), n.at(0), n.at(1), patches, positions.data());
+    return Bytes(positions.data(), positions.size() * sizeof(float));
+  }
+
+  // count, width -> encoded numbers as float32
+  std::string Places(const Fields& fields) {
+    const auto n = Numbers<int64_t>(fields.at(0));
+    std::vector<float> encoded(static_cast<size_t>(n.at(0) * n.at(1)));
+    EncodePlaces(n.at(0), n.at(1), encoded.data());
+    return Bytes(encoded.data(), encoded.size() * sizeof(float));
   }
 
   std::string Peak(const Fields&) {
@@ -283,20 +306,20 @@ class Components {
       return std::to_string(slots) + " " + std::to_string(window_->chunk());
     }
     if (verb == "fit") {
-      CheckFit(n.at(0), n.at(1), n.at(2), n.at(3));
+      CheckFit(n.at(0), n.at(1), n.at(2), n.at(3), n.at(4) != 0);
       return "";
     }
     if (verb == "pinned") {
-      std::optional<int64_t> start;
-      if (n.at(0) >= 0) start = n[0];
-      return std::to_string(PinnedTokens(start, n.at(1)));
+      std::optional<int64_t> end;
+      if (n.at(0) >= 0) end = n[0];
+      return std::to_string(PinnedTokens(end));
     }
     if (verb == "append") return Appended(n.at(0));
     if (verb == "truncate") return std::to_string(window_->Truncate(n.at(0)));
     if (verb == "rewind") {
       return std::to_string(window_->Rewind(Keys(fields.at(1)), Keys(fields.at(2)), n.at(0)));
     }
-    if (verb == "keys") return RequestText(n, fields.at(1));
+    if (verb == "keys") return RequestText(n, fields.at(1), fields.at(2));
     throw EngineError(error_code::kInvalidRequest, "no such operation: " + verb);
   }
 
@@ -318,13 +341,12 @@ class Components {
     return reply;
   }
 
-  // first placeholder or -1, image tokens, picture; ids -> keys
-  static std::string RequestText(const std::vector<int64_t>& n, const std::string& ids) {
-    std::optional<int64_t> start;
-    if (n.at(0) >= 0) start = n[0];
+  // image tokens, picture; first placeholder of each image; ids -> keys
+  static std::string RequestText(const std::vector<int64_t>& n, const std::string& starts,
+                                 const std::string& ids) {
     std::string text;
-    for (const CacheKey& key :
-         RequestKeys(Numbers<int32_t>(ids), start, n.at(1), static_cast<uint64_t>(n.at(2)))) {
+    for (const CacheKey& key : RequestKeys(Numbers<int32_t>(ids), Numbers<int64_t>(starts),
+                                           n.at(0), static_cast<uint64_t>(n.at(1)))) {
       if (key.picture != 0) text += std::to_string(key.picture) + ":";
       text += std::to_string(key.id) + " ";
     }

@@ -17,10 +17,14 @@ from tests.engine.components import Components
 from tests.engine.engines import Built, add_phone, build_host_engine
 from tests.support.needs import need_compiler, need_host_engine, need_qemu
 from tests.support.once import once
+from tests.support.slices import TINY_SLICES
+from tests.support.tiny import tiny_config
 
-SOURCES = ["image_preprocessor.cc", "logprobs.cc", "picture_file.cc", "prompt.cc", "random.cc"]
+SOURCES = ["image_preprocessor.cc", "logprobs.cc", "picture_file.cc", "positions.cc", "prompt.cc"]
 SOURCES += [
+    "random.cc",
     "regular_file.cc",
+    "resize_axis.cc",
     "sampler.cc",
     "slices.cc",
     "text_stream.cc",
@@ -85,6 +89,15 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     # With an untied LM head: with tied embeddings, a random model repeats one token for ever.
     make = partial(build_host_engine, head="different")
     bundle = once(tmp_path_factory, "engine", make) / "bundle"
+    return Built(bundle, Bundle.open(bundle).program(HOST))
+
+
+@pytest.fixture(scope="session")
+def sliced(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    """The same for a model with slices."""
+    need_host_engine()
+    make = partial(build_host_engine, config=tiny_config(**TINY_SLICES), head="different")
+    bundle = once(tmp_path_factory, "engine-slices", make) / "bundle"
     return Built(bundle, Bundle.open(bundle).program(HOST))
 
 

@@ -22,6 +22,8 @@ from runtime.inputs.picture_file import write_picture_file
 from tests.engine.engines import build_host_engine
 from tests.engine.sanitized import TARGETS, Sanitized, build_sanitized
 from tests.engine.test_picture import random_picture
+from tests.support.slices import TINY_SLICES
+from tests.support.tiny import tiny_config
 
 CORPUS = Path(__file__).resolve().parent / "corpus"
 MAX_BYTES = {"bundle": 1 << 15, "sequences": 512}  # of an input; 4 KiB for other targets
@@ -83,7 +85,7 @@ def _run(
     environment = dict(os.environ, MINICPMV_FUZZ_BUNDLE=str(built.bundle), TVM_NUM_THREADS="1")
     memory = Path("/dev/shm")  # fuzzers write thousands of files per second
     with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder:
-        write_picture_file(Path(folder) / "picture", random_picture(30, 20))
+        write_picture_file(Path(folder) / "picture", random_picture(60, 40))  # has slices
         np.ones((5, WIDTH), np.float32).tofile(Path(folder) / "row")
         prefix = f"-artifact_prefix={Path.cwd()}/{target}-"
         done = subprocess.run(
@@ -111,7 +113,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         print("building", file=sys.stderr)
-        bundle = build_host_engine(folder, head="different").bundle
+        config = tiny_config(**TINY_SLICES)
+        bundle = build_host_engine(folder, config=config, head="different").bundle
         built = build_sanitized(bundle, folder / "programs", targets)
         for target in targets:
             found = folder / f"found-{target}"

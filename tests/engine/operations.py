@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from msgspec import structs
+from PIL import Image
 
 from convert.bundle.manifest import FileRecord
 from runtime.engine_client import protocol
@@ -23,6 +24,7 @@ from tests.engine.test_picture import random_picture
 WINDOW = 160
 QUESTIONS = ("What colour is the shape?", "图片里有几个圆形？")
 BANDWIDTH_BYTES = 1 << 20
+PATCH = 14  # pixels, of the tiny models
 # What has been generated becomes ever more likely, so that EOS never comes. Without it, a random
 # model's answer ends after a tenth of a second, before a cancel that a busy machine delays.
 REPEATING = {"repetition_penalty": 0.01}
@@ -40,6 +42,7 @@ class WatchedEngine(EngineClient):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         self.operations: set[str] = set()
         self.errors: set[str] = set()
+        self.max_slices = 0  # of the loaded model
         super().__init__(*arguments, **options)
 
     def request(self, op: str, *arguments: Any, **options: Any) -> Line:
@@ -80,11 +83,15 @@ def ask(*turns: str) -> list[Message]:
 
 
 def add_golden(
-    source: Path, folder: Path, prompts: list[dict[str, Any]], tolerance: float = 0.5
+    source: Path,
+    folder: Path,
+    prompts: list[dict[str, Any]],
+    tolerance: float = 0.5,
+    picture: Image.Image | None = None,
 ) -> Path:
     """Copies a bundle and adds golden prompts and a picture for them."""
     shutil.copytree(source, folder)
-    write_picture_file(folder / "golden.picture", random_picture(33, 21, seed=5))
+    write_picture_file(folder / "golden.picture", picture or random_picture(33, 21, seed=5))
     golden: dict[str, Any] = {"format": "minicpmv-golden", "format_version": 2}
     golden |= {"tolerance": tolerance, "prompts": prompts}
     (folder / "golden.json").write_text(json.dumps(golden))
@@ -113,7 +120,7 @@ def every_operation(client: WatchedEngine, bundle: Path, folder: Path) -> list[A
     """
     client.refuses(ErrorCode.NOT_LOADED, Op.RESET)
     client.refuses(ErrorCode.INVALID_BUNDLE, Op.LOAD, bundle=str(folder), window=WINDOW)
-    client.load(bundle, window=WINDOW)
+    client.max_slices = client.load(bundle, window=WINDOW)[Field.MAX_SLICES]
     client.refuses(ErrorCode.NO_GOLDEN, Op.SELF_CHECK)
     results: list[Any] = [*_text(client), *_pictures(client, folder), *_taps(client)]
     golden = add_golden(
@@ -202,10 +209,18 @@ def _pictures(client: WatchedEngine, folder: Path) -> list[Any]:
 
 def _taps(client: WatchedEngine) -> list[Any]:
     """Runs every stage; the numbers differ between processors."""
-    pixels = client.tap(Tap.PREPROCESS, random_picture(20, 30))
-    x = client.tap(Tap.VISION_EMBED, pixels)
+    picture = random_picture(20, 30)
+    width, height = map(int, client.tap(Tap.CUT, picture)[0])
+    pixels = client.tap(Tap.PREPROCESS, picture)
+    assert pixels.shape == (3, height, width)
+    sides: dict[str, Any] = {}
+    patches: dict[str, Any] = {}
+    if client.max_slices:
+        sides = {Field.WIDTH: width, Field.HEIGHT: height}
+        patches = {Field.COLUMNS: width // PATCH, Field.ROWS: height // PATCH}
+    x = client.tap(Tap.VISION_EMBED, pixels, sides)
     x = client.tap(Tap.VISION_BLOCK, x, {"index": 0})
-    tokens = client.tap(Tap.RESAMPLER, client.tap(Tap.VISION_NORM, x))
+    tokens = client.tap(Tap.RESAMPLER, client.tap(Tap.VISION_NORM, x), patches)
     embedded = client.tap(Tap.EMBED, [1, 2, 3])
     hidden = client.tap(Tap.LAYERS, embedded, {"window": WINDOW, "pinned": 4})
     logits = client.tap(Tap.LOGITS, hidden[-1])

@@ -56,9 +56,23 @@ def test_a_thousand_turns(client: WatchedEngine, record_property: Record) -> Non
     assert grown < GROWTH
 
 
-def test_many_pictures(client: WatchedEngine, tmp_path: Path, record_property: Record) -> None:
-    """Pictures of many sizes: encoded, saved to files, restored."""
-    sizes = [(7, 300), (300, 7), (100, 100), (640, 480)]
+@pytest.mark.parametrize("model", ["built", "sliced"])
+def test_many_pictures(
+    model: str,
+    client: WatchedEngine,
+    tmp_path: Path,
+    record_property: Record,
+    request: pytest.FixtureRequest,
+) -> None:
+    """Pictures of many sizes, with and without slices: encoded, saved to files, restored."""
+    long = 300 if model == "built" else 60  # narrower ones have no whole patches
+    sizes = [(7, long), (long, 7), (100, 100), (640, 480)]
+    built: Built = request.getfixturevalue(model)
+    if model == "sliced":
+        engine = WatchedEngine(engine_command(LOCAL, built.program), quiet_seconds=60)
+        request.addfinalizer(engine.close)
+        engine.load(built.bundle, window=WINDOW)
+        client = engine
 
     def look(number: int) -> None:
         picture = random_picture(*sizes[number % len(sizes)], number)

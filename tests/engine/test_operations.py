@@ -32,7 +32,8 @@ from tests.engine.operations import (
 )
 from tests.engine.test_picture import random_picture
 
-HEADER = struct.Struct("<8sIIQIIQ")  # of an embeddings file
+HEADER = struct.Struct("<8sIIIIIIQ")  # of an embeddings file
+KEY_BYTES = 8  # before the values of each image
 
 
 @pytest.fixture(scope="module")
@@ -81,12 +82,14 @@ def test_a_saved_picture_answers_as_the_encoded(
     client.save_image(image, path)
     answer = client.chat(ask(QUESTIONS[0]), image=image, max_new_tokens=10)
     content = path.read_bytes()
-    magic, version, length, key, tokens, width, _ = HEADER.unpack_from(content)
-    assert (magic, version, f"{key:016x}") == (b"MCPMVEMB", 1, image)
+    magic, version, length, *grid, tokens, width, _ = HEADER.unpack_from(content)
+    assert (magic, version, grid) == (b"MCPMVEMB", 2, [0, 0])
     manifest = Bundle.open(built.bundle).manifest
     identity = (manifest.targets["host"].program_id, manifest.files["weights.safetensors"].sha256)
     assert content[HEADER.size :][:length].decode() == " ".join(identity)
-    values = np.frombuffer(content[HEADER.size + length :], "<f4").reshape(tokens, width)
+    images = content[HEADER.size + length :]
+    assert any(images[:KEY_BYTES])
+    values = np.frombuffer(images[KEY_BYTES:], "<f4").reshape(tokens, width)
     assert values.shape == (9, 256) and np.ptp(values) > 0.1
     assert [p.name for p in tmp_path.iterdir()] == ["embeddings"], "no half-written file"
     client.load(built.bundle, window=WINDOW)  # evicts the picture

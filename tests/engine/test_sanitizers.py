@@ -19,9 +19,9 @@ SECONDS = 60 // len(TARGETS)  # of each fuzzer
 
 
 @pytest.fixture(scope="module")
-def sanitized(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Sanitized:
+def sanitized(sliced: Built, tmp_path_factory: pytest.TempPathFactory) -> Sanitized:
     _skip_without_clang()
-    return build_sanitized(built.bundle, tmp_path_factory.mktemp("sanitized"))
+    return build_sanitized(sliced.bundle, tmp_path_factory.mktemp("sanitized"))
 
 
 def _skip_without_clang() -> None:

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
-from runtime.inputs.prompt import ASSISTANT, USER, Message, PromptError, Tokenizer, check_question
+from convert.checkpoint.config import CONFIGS, ModelConfig
+from runtime.inputs.prompt import (
+    ASSISTANT,
+    USER,
+    Message,
+    Prompt,
+    PromptError,
+    Tokenizer,
+    check_question,
+)
 from runtime.sessions.streaming import TextStream
 from tests.engine.components import ComponentError, Components, numbers
-from tests.support.tiny import tokenizer_model
+from tests.support.slices import TINY_SLICES
+from tests.support.tiny import tiny_config, tokenizer_model
 
 REAL = Path(__file__).resolve().parents[2] / "../shared/model/minicpm-v/tokenizer.model"
 STRINGS = 10_000
@@ -93,12 +103,99 @@ def test_conversations_have_the_same_ids(tokenizer: Tokenizer, components: Compo
             turn["content"] += rng.choice([*merging, "", "?"])
         turns[-1]["content"] += rng.choice("?a.。)")
         image_tokens = rng.choice([0, 9, 64])
-        fields = [field for turn in turns for field in (turn["role"], turn["content"])]
-        start, *ids = components.ints("prompt", image_tokens, 0, *fields)
         expected = tokenizer.prompt(turns, image_tokens)
-        assert (start, ids) == (expected.image_start or -1, expected.ids), turns
+        assert _prompt(components, turns, image_tokens) == expected, turns
         last = turns[-1]["content"]
         assert components.ints("turn", last) == [len(tokenizer.encode(USER + last + ASSISTANT))]
+
+
+@pytest.fixture(params=["tiny", "real"])
+def sliced(
+    request: pytest.FixtureRequest, components: Components, tmp_path: Path
+) -> tuple[Tokenizer, bytes]:
+    """A tokenizer whose file calls the tags of slices otherwise, or the real one."""
+    if request.param == "real":
+        if not REAL.exists():
+            pytest.skip("the real tokenizer.model is not there")
+        config, content = (
+            ModelConfig.load(CONFIGS / "model" / "minicpm-v-2.0.json"),
+            REAL.read_bytes(),
+        )
+    else:
+        config, content = ModelConfig.from_json(tiny_config(**TINY_SLICES)), tokenizer_model()
+    path = tmp_path / "tokenizer.model"
+    path.write_bytes(content)
+    slices = config.vision.slices if config.vision else None
+    assert slices is not None
+    components.call("load", content, f"{slices.slice_start_token_id} {slices.slice_end_token_id}")
+    return Tokenizer(path, config), content
+
+
+def test_slices_have_the_same_ids(sliced: tuple[Tokenizer, bytes], components: Components) -> None:
+    tokenizer, _ = sliced
+    rng = random.Random(4)
+    grids = [None, (1, 2), (2, 1), (3, 3), (4, 2), (9, 1), (1, 9)]
+    for grid in [*grids * 30]:
+        turns: list[Message] = [
+            {"role": "assistant" if i % 2 else "user", "content": _text(rng)}
+            for i in range(rng.choice([1, 3]))
+        ]
+        turns[-1]["content"] += "?"
+        image_tokens = rng.choice([9, 64])
+        expected = tokenizer.prompt(turns, image_tokens, grid=grid)
+        found = _prompt(components, turns, image_tokens, grid)
+        assert found == expected, (turns, grid)
+
+
+def test_tags_of_slices_are_texts_and_spelled(
+    sliced: tuple[Tokenizer, bytes], components: Components
+) -> None:
+    """Whatever the file calls them: in a question they stay text, in an answer they are spelled."""
+    tokenizer, _ = sliced
+    slices = tokenizer._slices
+    assert slices is not None
+    tags = [slices.slice_start_token_id, slices.slice_end_token_id]
+    names = [tokenizer._sp.id_to_piece(tag) for tag in tags]
+    rng = random.Random(5)
+    for _ in range(300):
+        text = "".join(rng.choice([*names, *PIECES]) for _ in range(5))
+        ids = components.ints("encode", text)
+        assert ids == tokenizer.encode(text), repr(text)
+        assert not set(tags) & set(ids)
+        answer = [rng.choice([*tags, *ids, rng.randrange(tokenizer.vocab_size)]) for _ in range(9)]
+        decoded = components.call("decode", numbers(answer)).decode()
+        assert decoded == tokenizer.decode(answer)
+    spelled = components.call("decode", numbers([tags[0], 5 + tags[1], tags[1]])).decode()
+    assert spelled.startswith("<slice>") and spelled.endswith("</slice>")
+
+
+def test_tags_that_are_no_reserved_pieces_are_refused(
+    components: Components, tmp_path: Path
+) -> None:
+    for tags in ("98 101", "2 99", "98 480", "98 501"):
+        with pytest.raises(
+            ComponentError, match=r"^invalid_bundle: .*reserved for a tag of slices"
+        ):
+            components.call("load", tokenizer_model(), tags)
+
+
+def _prompt(
+    components: Components,
+    messages: Sequence[Message],
+    image_tokens: int,
+    grid: tuple[int, int] | None = None,
+    *,
+    as_original: bool = False,
+) -> Prompt:
+    """Builds a prompt; checks the end of its picture, which follows from the rest in Python."""
+    layout = numbers([image_tokens, *(grid or ())])
+    fields = [field for turn in messages for field in (turn["role"], turn["content"])]
+    reply = components.call("prompt", layout, int(as_original), *fields).decode()
+    starts, end, ids = ([int(word) for word in line.split()] for line in reply.split("\n"))
+    prompt = Prompt(ids, starts[0] if starts else None, tuple(starts[1:]))
+    expected = prompt.picture_end(image_tokens)
+    assert end == [-1 if expected is None else expected]
+    return prompt
 
 
 def test_any_ids_are_decoded_alike(tokenizer: Tokenizer, components: Components) -> None:
@@ -172,8 +269,8 @@ def test_conversations_are_taken_and_refused_alike(
         with pytest.raises(ComponentError, match=r"^invalid_request: "):
             components.call("prompt", 0, int(as_original), *fields)
     else:
-        _, *ids = components.ints("prompt", 0, int(as_original), *fields)
-        assert ids == Tokenizer(path).prompt(messages, 0, as_original=as_original).ids
+        expected = Tokenizer(path).prompt(messages, 0, as_original=as_original)
+        assert _prompt(components, messages, 0, as_original=as_original) == expected
 
 
 @pytest.mark.parametrize("damage", [b"", b"no model", "cut", "other"])

@@ -8,11 +8,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from convert.checkpoint.config import ModelConfig
 from runtime.inputs.prompt import Message, Prompt, PromptError, Tokenizer
 from runtime.reference.kv_cache import KVCache
 from runtime.sessions.reference_session import Key, ReferenceSession, _Picture, _Request
 from tests.engine.components import ComponentError, Components, numbers
-from tests.support.tiny import tokenizer_model
+from tests.support.slices import TINY_SLICES
+from tests.support.tiny import tiny_config, tokenizer_model
 
 IMAGE_TOKENS = 9
 WINDOWS = [
@@ -131,10 +133,10 @@ def test_requests_are_keyed_and_fitted_alike(
     rng = random.Random(1)
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
     path.write_bytes(tokenizer_model())
-    tokenizer = Tokenizer(path)
+    tokenizer = Tokenizer(path, ModelConfig.from_json(tiny_config(**TINY_SLICES)))
     refused = 0
     for _ in range(300):
-        window = rng.randint(3, 60)
+        window = rng.randint(3, 110)
         session = _session(window)
         session.tokenizer = tokenizer
         messages: list[Message] = [
@@ -142,25 +144,26 @@ def test_requests_are_keyed_and_fitted_alike(
             for i in range(rng.choice([1, 3]))
         ]
         picture = rng.choice(["", "77"])
+        grid = rng.choice([None, (1, 2), (2, 2)]) if picture else None
         image_tokens = IMAGE_TOKENS if picture else 0
-        prompt = tokenizer.prompt(messages, image_tokens)
-        start = -1 if prompt.image_start is None else prompt.image_start
-        pinned = components.ints("window", f"pinned {start} {image_tokens}")[0]
+        prompt = tokenizer.prompt(messages, image_tokens, grid=grid)
+        end = prompt.picture_end(image_tokens)
+        pinned = components.ints("window", f"pinned {-1 if end is None else end}")[0]
         last = len(tokenizer.encode("<用户>" + messages[-1]["content"] + "<AI>"))
-        fit = f"fit {window} {pinned} {last} {len(prompt.ids)}"
+        fit = f"fit {window} {pinned} {last} {len(prompt.ids)} {int(grid is not None)}"
         try:
-            request = session._request(messages, _Picture([], None, picture) if picture else None)
+            request = session._request(messages, _Picture([], grid, picture) if picture else None)
         except PromptError as error:
             refused += 1
             with pytest.raises(ComponentError, match=r"^prompt_too_long: ") as caught:
                 components.call("window", fit)
             assert str(error).partition(":")[0] in str(caught.value)
+            assert ("lower max_slices" in str(caught.value)) == (grid is not None)
             continue
         components.call("window", fit)
         assert pinned == request.pinned
-        keys = components.call(
-            "window", f"keys {start} {image_tokens} {picture or 0}", numbers(prompt.ids)
-        )
+        fields = (numbers(prompt.image_starts), numbers(prompt.ids))
+        keys = components.call("window", f"keys {image_tokens} {picture or 0}", *fields)
         assert keys.decode().strip() == _spell(request.keys)
     assert 50 < refused < 250
 

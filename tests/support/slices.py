@@ -22,6 +22,15 @@ SLICES = {
 }
 
 
+# For a tiny model: an image has 3 x 3 patches, and the tests' tokenizer has reserved pieces here.
+TINY_SLICES = SLICES | {
+    "scale_resolution": 42,
+    "slice_start_token_id": 98,
+    "slice_end_token_id": 99,
+    "max_position_embeddings": None,
+}
+
+
 def slices_config(**overrides: Any) -> dict[str, Any]:
     """Returns its `config.json`; an override of None removes its key."""
     demo = json.loads((DEMO / "config.json").read_text("utf-8"))

@@ -9,7 +9,6 @@ from convert.checkpoint.config import (
     ModelConfig,
     ResamplerConfig,
     SliceConfig,
-    SlicesError,
     VisionConfig,
 )
 from convert.checkpoint.config_keys import RANGES
@@ -56,15 +55,6 @@ def test_without_slices_but_with_their_mode_a_picture_is_one_image():
     vision = ModelConfig.from_json(tiny_config(slice_mode=False, **SLICES)).vision
     assert vision is not None and vision.slices is not None
     assert vision.slices.max_slice_nums == 1
-
-
-def test_what_takes_squares_only_refuses_slices():
-    ModelConfig.from_json(tiny_config()).require_square()
-    ModelConfig.from_json(tiny_config(decoder_only=True)).require_square()
-    for mode in (True, False):
-        config = ModelConfig.from_json(tiny_config(slice_mode=mode, **SLICES))
-        with pytest.raises(SlicesError, match=r"slice_mode.*what works today.*minicpmv chat"):
-            config.require_square()
 
 
 def test_the_demo_says_what_the_real_one_does():

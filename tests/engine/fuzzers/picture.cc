@@ -12,7 +12,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   using namespace minicpmv;
   constexpr Size kSize{28, 28};
   static ImagePreprocessor preprocessor(kSize.area());
-  static const EmbeddingsIdentity identity{"program", "weights", 2, 4};
+  static const EmbeddingsIdentity identity{"program", "weights", 2, 4, 9};
   {
     std::ofstream file("file", std::ios::binary);
     file.write(reinterpret_cast<const char*>(data), static_cast<std::streamsize>(size));
@@ -20,7 +20,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     if (!file) std::abort();
   }
   try {
-    preprocessor.Resize(PictureFile("file").picture(), kSize, [] { return false; });
+    preprocessor.Resize(PictureFile("file").picture(), kSize, {0, 0, kSize}, [] { return false; });
   } catch (const EngineError&) {
   }
   try {

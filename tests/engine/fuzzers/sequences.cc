@@ -96,9 +96,8 @@ const char* const kTexts[] = {
 const char* const kRoles[] = {"user", "assistant", "system", ""};
 const char* const kPaths[] = {"picture", "row", "missing", ".", "saved", "output", ""};
 const char* const kImages[] = {"0", "ffffffffffffffff", "10000000000000000", "", "x", "-1"};
-const char* const kTaps[] = {"preprocess",  "vision_embed", "vision_block",
-                             "vision_norm", "resampler",    "embed",
-                             "layers",      "logits",       "none"};
+const char* const kTaps[] = {"preprocess", "vision_embed", "vision_block", "vision_norm", "resampler",
+                             "embed",      "layers",       "logits",       "none",        "cut"};
 const char* const kOthers[] = {"reset",  "selfcheck", "profile",  "cancel",
                                "status", "",          "tokenize", "load"};
 const char* const kGarbage[] = {"",    "{",           "null",
@@ -154,7 +153,8 @@ class Requests {
     switch (Below(18)) {
       case 8:
       case 9:
-        return Op("image") + With("path", Quoted(Rarely() ? One(kPaths) : "picture"));
+        return Op("image") + With("path", Quoted(Rarely() ? One(kPaths) : "picture")) +
+               Perhaps("max_slices", Number());
       case 10:
         return Op("save_image") + With("path", Quoted(Rarely() ? One(kPaths) : "saved")) +
                With("image", Image());
@@ -167,7 +167,7 @@ class Requests {
                With("bundle", Quoted(Rarely() ? One(kPaths) : bundle_));
       case 14:
         return Flag() ? Op("tokenize") + (Flag() ? With("text", Quoted(Text())) : Messages()) +
-                            Perhaps("image_tokens", Number())
+                            Perhaps("image_tokens", Number()) + Perhaps("grid", Grid())
                       : Op("detokenize") + With("ids", Ids());
       case 15:
         return Op("bandwidth") + With("bytes", One(kSizes));
@@ -194,7 +194,12 @@ class Requests {
     std::string fields = Op("tap") + With("what", Quoted(what)) + With("output", Quoted("output"));
     if (what == "embed") return fields + With("ids", Ids());
     fields += With("input", Quoted(Flag() ? One(kPaths) : "row"));
-    if (what == "vision_block") fields += With("index", Flag() ? "0" : Number());
+    if (what == "vision_block" || what == "preprocess") {
+      fields += With("index", Flag() ? "0" : Number());
+    }
+    if (what == "cut" || what == "preprocess") fields += Perhaps("max_slices", Number());
+    if (what == "vision_embed") fields += Perhaps("width", Number()) + Perhaps("height", Number());
+    if (what == "resampler") fields += Perhaps("columns", Number()) + Perhaps("rows", Number());
     if (what != "layers") return fields + Perhaps("window", Number());
     return fields + With("window", Number()) + With("pinned", Number()) +
            Perhaps("per_layer", One(kFlags));
@@ -226,6 +231,8 @@ class Requests {
     for (int i = Below(4); i > 0; --i) ids += Number() + ", ";
     return "[" + ids + Number() + "]";
   }
+
+  std::string Grid() { return Rarely() ? Number() : "[" + Number() + ", " + Number() + "]"; }
 
   std::string Image() { return Quoted(Rarely() ? One(kImages) : image_); }
 
@@ -371,7 +378,7 @@ std::string BundleFolder() {
 // Sends the requests of the input, then a question that must always be answered.
 void Talk(FuzzedDataProvider* input, bool is_loaded, Client* client) {
   const std::string bundle = BundleFolder();
-  const std::string load = R"({"op": "load", "window": 40, "bundle": ")" + bundle + "\"}";
+  const std::string load = R"({"op": "load", "window": 60, "bundle": ")" + bundle + "\"}";
   const auto must = [&](const std::string& line) {
     client->Send({line});
     client->HearAll(kMaxEvents);

@@ -44,7 +44,7 @@ void Check(const Tokenizer& tokenizer, std::string_view text) {
   }
   const std::string answer = stream.Finish(taken);
   if (answer != streamed) std::abort();
-  BuildPrompt(tokenizer, {{"user", std::string(text)}}, 2);
+  BuildPrompt(tokenizer, {{"user", std::string(text)}}, 2, {});
 }
 
 }  // namespace
