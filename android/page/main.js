@@ -190,7 +190,8 @@ function drawProgress() {
     bar.removeAttribute('value'); // indeterminate
   }
   bar.setAttribute('aria-label', name);
-  const share = progress.total > 0 && place === null ? Math.floor(100 * progress.done / progress.total) : null;
+  const share = progress.total > 0 && place === null
+    ? Math.floor(100 * progress.done / progress.total) : null;
   const speed = progress.bytes_s
     ? ' – ' + say('speedLeft', {speed: sayBytes(progress.bytes_s), left: sayTime(progress.left_s)})
     : '';

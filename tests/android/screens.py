@@ -17,7 +17,7 @@ from tests.android.test_screens import LOOKS
 LIMIT = 1 << 20  # bytes of all of them
 _COLOURS = 96
 _EVERYWHERE = ("chat", "first-start")
-_ONCE = ("empty", "history", "settings", "bench", "shared")  # in the first look
+_ONCE = ("empty", "history", "settings", "bench", "shared", "slices")  # in the first look
 
 
 def main() -> None:

@@ -18,6 +18,7 @@ _APP, _STORAGE, _PICTURE, _IMPORT = (
 )
 _LIFE = "android/java/org/minicpmv/app/LifeTest.java"
 _PAGE, _WEB_PAGE = "android/test_page.py", "android/test_page_http.py"
+_PAGE_SLICES, _CONTRACT = "android/test_page_slices.py", "android/test_contract.py"
 _STORE, _SIDELOAD = "runtime/web/test_web_store.py", "android/device/test_sideload.py"
 
 PROOFS: dict[str, tuple[tuple[str, str], ...]] = {
@@ -81,8 +82,17 @@ PROOFS: dict[str, tuple[tuple[str, str], ...]] = {
         (_LIFE, "chatDraftAndPictureSurviveTheProcess"),
         ("android/java/org/minicpmv/app/PageTest.java", "aPageThatDiesIsOpenedAgain"),
     ),
+    "a picture whose slices do not fit the window": (
+        (_PAGE_SLICES, "test_a_picture_that_does_not_fit_asks_for_less_detail"),
+        (_CONTRACT, "test_both_hosts_keep_to_it_with_slices"),  # slices/errors.json
+    ),
+    "a detail that the model cannot have": (
+        (_APP, "aPictureIsCutAsTheSettingsSayNow"),
+        (_CONTRACT, "test_both_hosts_keep_to_it_with_slices"),  # slices/detail.json
+        (_LIFE, "theDetailSurvivesTheProcessAndAModelWithoutSlicesIsNotAskedForIt"),
+    ),
     "double taps": (
-        ("android/test_contract.py", "test_both_hosts_keep_to_it"),  # stop.json
+        (_CONTRACT, "test_both_hosts_keep_to_it"),  # stop.json
         (_WEB_PAGE, "test_double_taps_ask_once"),
     ),
 }

@@ -2,6 +2,7 @@ package org.minicpmv.app;
 
 import static org.junit.Assert.assertArrayEquals;
 import static org.junit.Assert.assertEquals;
+import static org.junit.Assert.assertFalse;
 import static org.junit.Assert.assertTrue;
 import static org.robolectric.Shadows.shadowOf;
 
@@ -57,12 +58,7 @@ public class LifeTest {
     phone.say("do", "send", "text", "hello");
     String chat = phone.awaitAnswer().getString("id");
     phone.awaitModel();
-    phone.say("do", "picture", "camera", false);
-    phone.idle();
-    Intent asked = shadowOf(phone.activity()).getNextStartedActivityForResult().intent;
-    Intent given = new Intent().setData(OtherApp.with(PICTURE).uri());
-    shadowOf(phone.activity()).receiveResult(asked, Activity.RESULT_OK, given);
-    String picture = phone.await("picture").getJSONObject("picture").getString("id");
+    String picture = choosePicture();
     phone.say("do", "draft", "text", "what is this");
     Bundle saved = new Bundle();
     phone.screen().pause().stop().saveInstanceState(saved);
@@ -72,6 +68,25 @@ public class LifeTest {
     assertEquals(picture, phone.await("picture").getJSONObject("picture").getString("id"));
     assertEquals("what is this", phone.await("draft").getString("text"));
     assertTrue(phone.app().assistant().picture(picture).isFile());
+  }
+
+  @Test
+  public void theDetailSurvivesTheProcessAndAModelWithoutSlicesIsNotAskedForIt() throws Exception {
+    phone.ready();
+    phone.say("do", "settings", "settings", new JSONObject().put("max_slices", 9));
+    phone.awaitModel();
+    phone.restartProcess();
+    phone.open();
+    JSONObject state = phone.awaitModel();
+    assertEquals(9, state.getJSONObject("settings").getInt("max_slices"));
+    assertEquals(0, state.getJSONObject("model").optInt("max_slices"));
+    phone.say("do", "send", "text", "What colour is the shape?", "picture", choosePicture());
+    JSONObject answer = turns(phone.awaitAnswer()).getJSONObject(1);
+    assertEquals("eos", answer.getString("stop"));
+    assertTrue(answer.getJSONObject("speed").getDouble("encode_ms") > 0);
+    for (JSONObject event : phone.events()) {
+      assertFalse(event.toString(), event.has("grid"));
+    }
   }
 
   @Test
@@ -151,6 +166,16 @@ public class LifeTest {
     assertArrayEquals(before, Files.readAllBytes(saved.toPath()));
     engine.signal("CONT");
     assertEquals(4, turns(phone.awaitAnswer()).length());
+  }
+
+  /** Chooses a picture for the next question; returns its id. */
+  private String choosePicture() throws Exception {
+    phone.say("do", "picture", "camera", false);
+    phone.idle();
+    Intent asked = shadowOf(phone.activity()).getNextStartedActivityForResult().intent;
+    Intent given = new Intent().setData(OtherApp.with(PICTURE).uri());
+    shadowOf(phone.activity()).receiveResult(asked, Activity.RESULT_OK, given);
+    return phone.await("picture").getJSONObject("picture").getString("id");
   }
 
   private int count(String name) throws Exception {
