@@ -102,7 +102,7 @@ def _describe_config(path: Path) -> dict[str, Any]:
         **_converted(config, untied_head=False),
     }
     # Only the weights show whether a stored head is a copy of the embedding.
-    if "converted" in info and config.source.get("tie_word_embeddings") is False:
+    if config.source.get("tie_word_embeddings") is False:
         info["converted_own_head"] = _converted(config, untied_head=True)["converted"]
     return info
 
@@ -212,12 +212,10 @@ def _parts(sizes: Iterable[tuple[str, int, int | None]]) -> dict[str, Any]:
 
 
 def _converted(config: ModelConfig, untied_head: bool) -> dict[str, Any]:
-    """Returns the size of a bundle's weights file, by recipe; nothing if there can be no bundle."""
+    """Returns the size of a bundle's weights file, by recipe."""
     from convert.bundle.plan import Recipe, make_plan
     from quantize.schemes import RECIPES
 
-    if config.vision is not None and config.vision.slices is not None:
-        return {}
     plans = {
         path.stem: make_plan(config, untied_head, Recipe.load(path.stem))
         for path in sorted(RECIPES.glob("*.json"))

@@ -76,6 +76,19 @@ def test_configuration_of_the_real_model(described: Any) -> None:
     assert info["converted"]["q4f16_1"]["bits_per_weight"] == pytest.approx(5.03, abs=0.01)
 
 
+def test_configuration_of_the_real_model_with_slices(described: Any) -> None:
+    """Its bundle holds the trained positions, and the halves of a matrix for those of the keys."""
+    square, cut = (described(CONFIGS / f"model/minicpm-v-{n}.json") for n in ("1.0", "2.0"))
+    assert "an overview and up to 9 slices of about 448² px" in cut["vision"]
+    assert cut["resampler"] == "64 image tokens for each image"
+    assert cut["kv_caches"] == square["kv_caches"]
+    more = 2 * 2304 * 1152 * 2 + 2304 * 4  # in float16, and a bias
+    fewer = (1024 - 729) * 1152 * 4 + 1024 * 2304 * 4
+    for name, sizes in cut["converted_own_head"].items():
+        added = sizes["bytes"] - square["converted_own_head"][name]["bytes"]
+        assert added == pytest.approx(more - fewer, abs=4096), name
+
+
 def test_sizes_of_both_heads_for_people(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["info", str(CONFIGS / "model" / "minicpm-v-1.0.json")]) == 0
     shown = capsys.readouterr().out
