@@ -23,10 +23,6 @@ MULTIMODAL, TEXT_ONLY = "MiniCPMV", "MiniCPMForCausalLM"
 _SLICE_TOKENS = {"slice_start_token_id": 111, "slice_end_token_id": 112}  # with upstream's defaults
 
 
-class SlicesError(ConfigError):
-    """A model that cuts pictures into slices is given to what takes squares of one size."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class SliceConfig:
     """How a picture becomes images of several shapes: an overview, and slices of more detail."""

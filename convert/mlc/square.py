@@ -33,10 +33,14 @@ _ANY_SHAPE = ("resampler.key_column_proj.weight", "resampler.key_row_proj.weight
 
 
 def square_side(vision: VisionConfig) -> int:
-    """Returns the side in pixels of the square that each image is scaled to."""
+    """Returns the side in pixels of the square that each image is scaled to.
+
+    Of a model with slices it is what the model makes of a picture that is a square.
+    """
     if vision.slices is None:
         return vision.image_size
-    return max(vision.slices.scale_resolution // vision.patch_size, 1) * vision.patch_size
+    side = vision.slices.scale_resolution
+    return plan_cut((side, side), vision).overview[0]
 
 
 def cut_square(config: ModelConfig) -> int | None:
