@@ -14,7 +14,8 @@ from convert.support.versions import TOOLKIT
 def bundle_card(bundle: Bundle) -> Card:
     """Returns what a bundle's card says."""
     manifest, plan = bundle.manifest, bundle.plan
-    sees = bundle.config.vision is not None
+    vision = bundle.config.vision
+    sees = vision is not None
     kv = describe_kv(plan.kv, bundle.config.decoder)
     names = sorted(manifest.files, key=lambda name: (name != WEIGHTS, name))
     recipe, about = plan.recipe, "pictures and text" if sees else "text"
@@ -32,6 +33,7 @@ def bundle_card(bundle: Bundle) -> Card:
             ["recipe", f"{code(recipe.scheme.name)}, method {code(recipe.method)}"],
             ["weights", f"{Size(plan.nbytes)}, {plan.bits_per_weight:.2f} bits per weight"],
             ["KV cache", f"{kv['format']}, {kv['bytes_per_token']:,} bytes per token"],
+            *([] if vision is None else [["pictures", vision.images]]),
             ["targets", ", ".join(code(target) for target in manifest.targets)],
         ],
         files={name: manifest.files[name].size for name in names},

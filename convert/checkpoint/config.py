@@ -95,6 +95,16 @@ class VisionConfig:
         return 2 * self.slices.scale_resolution**2 // self.patch_size**2
 
     @property
+    def images(self) -> str:
+        """Which images the encoder gets of a picture, in words."""
+        if self.slices is None:
+            return f"{self.image_size} px, {self.grid} x {self.grid} patches"
+        shape = f"of about {self.slices.scale_resolution}² px, patches of {self.patch_size} px"
+        if self.slices.max_slice_nums == 1:
+            return f"one image {shape}"
+        return f"an overview and up to {self.slices.max_slice_nums} slices {shape}"
+
+    @property
     def trained_grid(self) -> int:
         """Patches along one side of the images that the named encoder was trained on.
 

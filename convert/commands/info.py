@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from convert.bundle.manifest import Bundle
-    from convert.checkpoint.config import ModelConfig, VisionConfig
+    from convert.checkpoint.config import ModelConfig
 
 NAME = "info"
 HELP = "describe a checkpoint, a bundle, an MLC package, a config.json or a recipe"
@@ -158,7 +158,7 @@ def _describe_model(config: ModelConfig) -> dict[str, Any]:
     if config.vision is not None and config.resampler is not None:
         v = config.vision
         info["vision"] = (
-            f"{v.name}: {_images(v)}, {v.depth} blocks, "
+            f"{v.name}: {v.images}, {v.depth} blocks, "
             f"width {v.embed_dim}, {v.num_heads} heads, MLP {v.mlp_hidden_dim}"
         )
         per_image = "" if v.slices is None else " for each image"
@@ -168,17 +168,6 @@ def _describe_model(config: ModelConfig) -> dict[str, Any]:
         f"({c.num_key_value_heads} of keys), MLP {c.intermediate_size}, vocabulary {c.vocab_size}"
     )
     return info
-
-
-def _images(vision: VisionConfig) -> str:
-    """Says which images the vision encoder gets of a picture."""
-    slices = vision.slices
-    if slices is None:
-        return f"{vision.image_size} px, {vision.grid} x {vision.grid} patches"
-    shape = f"of about {slices.scale_resolution}² px, patches of {vision.patch_size} px"
-    if slices.max_slice_nums == 1:
-        return f"one image {shape}"
-    return f"an overview and up to {slices.max_slice_nums} slices {shape}"
 
 
 def _stored(config: ModelConfig) -> dict[str, Any]:

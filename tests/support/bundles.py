@@ -40,6 +40,11 @@ def convert(checkpoint: Path, output: Path, *arguments: str) -> int:
 def write_bundle(folder: Path, **checkpoint: Any) -> Path:
     """Writes a tiny checkpoint beside `folder` and converts it; see `tests.support.tiny`."""
     source = write_checkpoint(folder.with_name(f"{folder.name}-checkpoint"), **checkpoint)
+    return convert_without_programs(source, folder)
+
+
+def convert_without_programs(source: Path, folder: Path) -> Path:
+    """Converts a checkpoint; stand-ins take the place of its programs."""
     with pytest.MonkeyPatch.context() as patch:
         without_programs(patch)
         assert convert(source, folder) == 0

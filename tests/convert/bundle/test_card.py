@@ -56,6 +56,7 @@ def test_the_hub_reads_a_card(bundle: Bundle) -> None:
         f"SHA-256 `{bundle.manifest.source.sha256}`",
         f"{bundle.plan.bits_per_weight:.2f} bits per weight",
         "`host`, `android-arm64`",
+        "| pictures | 168 px, 12 x 12 patches |",
         "| `weights.safetensors` |",
         "minicpmv chat DIR",
         "minicpmv apk DIR",
