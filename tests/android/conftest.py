@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +19,13 @@ from convert.bundle.plan import Recipe, make_plan
 from convert.checkpoint.reader import Checkpoint
 from convert.conversion.bundle_writer import write_bundle
 from tests.android.bundle import FAKE_ENGINE, fake_bundle
+from tests.engine.engines import build_host_engine
 from tests.support.conversions import conversion_of
-from tests.support.needs import need_compiler
+from tests.support.needs import need_compiler, need_host_engine
 from tests.support.once import once
 from tests.support.screen import SIZES
-from tests.support.tiny import write_checkpoint
+from tests.support.slices import TINY_SLICES
+from tests.support.tiny import tiny_config, write_checkpoint
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -137,6 +140,14 @@ def bundle(tools: None, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
         write_bundle(conversion, plan, folder / "bundle")
 
     return Bundle.open(once(tmp_path_factory, "phones", make) / "bundle")
+
+
+@pytest.fixture(scope="session")
+def sliced_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A tiny model that cuts pictures, for this PC; the same as in the engine's tests."""
+    need_host_engine()
+    make = partial(build_host_engine, config=tiny_config(**TINY_SLICES), head="different")
+    return Bundle.open(once(tmp_path_factory, "engine-slices", make) / "bundle")
 
 
 @pytest.fixture(scope="session")

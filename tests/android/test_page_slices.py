@@ -11,6 +11,9 @@ import pytest
 from tests.support.screen import PICTURE
 
 if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+    from convert.bundle.manifest import Bundle
     from tests.android.phone import Phone
 
 Start = Callable[..., "Phone"]
@@ -175,3 +178,50 @@ def test_a_picture_that_does_not_fit_asks_for_less_detail(start: Start, slices: 
         phone.ask("refuse prompt_too_long")
         phone.until("!document.querySelector('#alert').hidden")
         assert advice not in phone.page.evaluate(alert)
+
+
+def test_the_engine_cuts_pictures_as_the_settings_say(
+    browser: Browser, java_classpath: str, sliced_bundle: Bundle, tmp_path: Path
+) -> None:
+    """The same page and logic with a real engine; its model is random."""
+    from convert.bundle.manifest import WEIGHTS
+    from convert.bundle.targets import HOST
+    from tests.android.phone import Phone
+
+    bundle = sliced_bundle.path
+    engine, beside = [str(sliced_bundle.program(HOST).path)], bundle / WEIGHTS
+    page = browser.new_page()
+    phone = Phone(page, java_classpath, tmp_path / "app", bundle, engine, beside=beside)
+    phone.open()
+    phone.ready()
+    page.evaluate(
+        """() => {
+            const receive = window.receive;
+            window.grids = [];
+            window.receive = (event) => {
+                if (event.event === 'progress' && event.stage === 'encode') {
+                    grids.push([event.grid || [], event.total]);
+                }
+                receive(event);
+            };
+        }"""
+    )
+    settings = "window.app.send(JSON.stringify({do: 'settings', settings: %s}))"
+    page.evaluate(settings % "{max_new_tokens: 2, window: 128}")
+    blocks = None
+    for detail, grid in (("Fast", []), ("Normal", [2, 2]), ("Full", [3, 3])):
+        choose_detail(phone, detail)
+        page.evaluate("window.grids.length = 0")
+        attach(phone)
+        phone.ask("what is in this picture, what is in this picture")
+        phone.until("window.grids.length && document.querySelector('#stop').hidden")
+        images = 1 + (grid[0] * grid[1] if grid else 0)
+        shown = page.evaluate("window.grids")
+        blocks = blocks or shown[0][1]
+        assert all(progress == [grid, blocks * images] for progress in shown)
+    # 10 images of 9 tokens do not fit beside the question and the tags.
+    phone.until("document.querySelector('#alert').innerText.includes('Choose less detail')")
+    kept = sorted(path.name[36:] for path in (tmp_path / "app/files/pictures").glob("*.embeddings"))
+    assert kept == [".1.embeddings", ".4.embeddings", ".9.embeddings"]
+    phone.close()
+    assert phone.errors == []
