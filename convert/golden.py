@@ -137,13 +137,18 @@ def _steps(
 ) -> list[dict[str, Any]]:
     """Returns the likeliest tokens and their logits at the position of each token of an answer."""
     assert bundle.tokenizer is not None
-    tokens = None if picture is None else _image_tokens(engine, bundle, picture)
+    sizes, grid = ([], None) if picture is None else engine.cut(picture)
+    images = [
+        _image_tokens(engine, bundle, picture, i, size)
+        for i, size in enumerate(sizes)
+        if picture is not None
+    ]
     prompt = Tokenizer(bundle.tokenizer, bundle.config).prompt(
-        messages, 0 if tokens is None else len(tokens)
+        messages, len(images[0]) if images else 0, grid=grid
     )
     embeds = engine.tap(Tap.EMBED, [*prompt.ids, *ids])
-    if tokens is not None and prompt.image_start is not None:
-        embeds[prompt.image_start : prompt.image_start + len(tokens)] = tokens
+    for start, tokens in zip(prompt.image_starts, images, strict=True):
+        embeds[start : start + len(tokens)] = tokens
     hidden = engine.tap(Tap.LAYERS, embeds, {Field.WINDOW: _WINDOW, Field.PINNED: 1})[-1]
     first = len(prompt.ids) - 1  # whose logits predict the first token of the answer
     steps = []
@@ -153,9 +158,19 @@ def _steps(
     return steps
 
 
-def _image_tokens(engine: EngineClient, bundle: Bundle, picture: Image.Image) -> Float32:
-    assert bundle.config.vision is not None
-    x = engine.tap(Tap.VISION_EMBED, engine.tap(Tap.PREPROCESS, picture))
-    for i in range(bundle.config.vision.depth):
+def _image_tokens(
+    engine: EngineClient, bundle: Bundle, picture: Image.Image, image: int, size: tuple[int, int]
+) -> Float32:
+    """Returns the tokens (Q, D) of an image of a picture; `size`: its width and height, pixels."""
+    vision = bundle.config.vision
+    assert vision is not None
+    sides, patches = {}, {}
+    if vision.slices is not None:
+        sides = dict(zip((Field.WIDTH, Field.HEIGHT), size, strict=True))
+        counts = [side // vision.patch_size for side in size]
+        patches = dict(zip((Field.COLUMNS, Field.ROWS), counts, strict=True))
+    pixels = engine.tap(Tap.PREPROCESS, picture, {Field.INDEX: image})
+    x = engine.tap(Tap.VISION_EMBED, pixels, sides)
+    for i in range(vision.depth):
         x = engine.tap(Tap.VISION_BLOCK, x, {Field.INDEX: i})
-    return engine.tap(Tap.RESAMPLER, engine.tap(Tap.VISION_NORM, x))
+    return engine.tap(Tap.RESAMPLER, engine.tap(Tap.VISION_NORM, x), patches)

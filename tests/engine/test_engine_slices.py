@@ -19,6 +19,7 @@ from convert.bundle.manifest import Bundle
 from convert.bundle.targets import PHONE
 from convert.checkpoint.config import VisionConfig
 from convert.checkpoint.positions import square_side
+from convert.conversion.bundle_writer import add_golden as convert_golden
 from quantize.errors import ConfigError
 from runtime.engine_client.client import EngineClient, EngineError, engine_command
 from runtime.engine_client.options import LOCAL, QEMU, EngineOptions
@@ -448,6 +449,14 @@ def test_self_check_with_slices(sliced: Built, client: EngineClient, tmp_path: P
     client.load(golden, window=WINDOW)
     checks = client.self_check()[Field.CHECKS]
     assert [check[Field.PASSED] for check in checks] == [True, False]
+
+
+def test_recorded_golden_answers(sliced: Built, running: EngineClient, tmp_path: Path) -> None:
+    """Those that `convert` records, logits included; the picture has slices here."""
+    shutil.copytree(sliced.bundle, tmp_path / "bundle")
+    convert_golden(tmp_path / "bundle", Bundle.open(sliced.bundle).manifest, lambda *_: None)
+    running.load(tmp_path / "bundle", window=WINDOW)
+    assert running.self_check()[Field.PASSED] is True
 
 
 def test_the_phones_engine(
