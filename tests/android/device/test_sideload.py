@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
+import zipfile
 from pathlib import Path
 
 import pytest
 
 from android.build.apk_info import ApkInfo
+from android.build.builder import build_apk, plan_apk
+from android.build.signing import Key
 from android.device import folders
 from android.device.installing import install
 from android.device.sideload import _check_phone
 from convert.bundle.manifest import MANIFEST, Bundle
 from convert.cli import main
+from convert.support.progress import silent
 from runtime.engine_client.adb import AdbError, connect
+from tests.engine.engines import add_phone
 from tests.support.fake_phone import FakePhone
+from tests.support.once import once
 
 _START, _STOP = "am start -n org.minicpmv.app/.MainActivity", "am force-stop org.minicpmv.app"
 TARGET = "/sdcard/Android/data/org.minicpmv.app/files/weights.safetensors"
@@ -205,3 +212,26 @@ def test_an_app_takes_the_weights_of_its_own_bundle(
         assert main(["sideload", str(tmp_path / name)]) == 2
         assert said in capsys.readouterr().err
     assert not (phone.state / "log").exists()
+
+
+def test_the_command_with_a_model_that_cuts_pictures(
+    phone: FakePhone,
+    sliced_bundle: Bundle,
+    key: Key,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    def make(folder: Path) -> None:  # the same as in the engine's tests
+        shutil.copytree(sliced_bundle.path, folder / "bundle")
+        add_phone(folder / "bundle")
+
+    bundle = Bundle.open(once(tmp_path_factory, "phone-slices", make) / "bundle")
+    app = tmp_path / "chat.apk"
+    build_apk(plan_apk(bundle, None, embed=False), key, app, silent, password="")
+    assert main(["sideload", str(app), "--bundle", str(bundle.path)]) == 0
+    assert sha256(phone.path(TARGET)) == sha256(bundle.path / "weights.safetensors")
+    with zipfile.ZipFile(app) as archive:  # what the app reads window and settings from
+        manifest = json.loads(archive.read("assets/bundle/bundle.json"))
+        generation = json.loads(archive.read("assets/bundle/generation.json"))
+    assert manifest["model"]["slice_mode"] is True
+    assert generation["slices"]["window"] == 2048
