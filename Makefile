@@ -44,8 +44,9 @@ screenshots: setup ## takes the pictures of the app's screens anew
 		tests/android/test_page_http.py::test_the_demo
 	$(BIN)/python -m tests.android.screens build/screens android/screens
 
-train-demo: setup ## trains the demo checkpoint anew; up to an hour
+train-demo: setup ## trains the demo checkpoints anew; two hours
 	$(BIN)/python -m runtime.demo.train -o build/demo-checkpoint
+	$(BIN)/python -m runtime.demo.train -o build/demo-2.0-checkpoint --task demo-2.0
 
 clean: ## removes what the demo made
 	rm -rf build

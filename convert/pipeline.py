@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from convert.bundle.kv_cache import FP16, find_kv_format
-from convert.checkpoint.reader import Checkpoint
+from convert.checkpoint.reader import DEMO_NAME, Checkpoint
 from convert.conversion.bundle_product import BundleProduct, BundleSummary
 from convert.conversion.config import DEFAULT_TARGET, ConvertConfig, MlcOptions
 from convert.conversion.conversion import Conversion
@@ -96,7 +96,7 @@ def convert(
     A product appears under its final name when it is complete, and replaces an older one only then.
 
     Args:
-        checkpoint: a folder, or a Hugging Face id such as `openbmb/MiniCPM-V`; None: the demo.
+        checkpoint: a folder, a Hugging Face id, or a demo's name; None: the demo.
         output: the bundle's folder. If nothing but ONNX or an MLC package is made, that product's;
             beside a bundle those go to `OUTPUT-onnx` and `OUTPUT-mlc`.
         target: what to make, as a list or separated by commas: `host`, `android-arm64` and
@@ -215,7 +215,7 @@ def resolve_config(
 
 def settings(config: ConvertConfig) -> dict[str, str]:
     """Returns the settings of a request, in the user's words."""
-    named = {"checkpoint": config.checkpoint or "demo"}
+    named = {"checkpoint": config.checkpoint or DEMO_NAME}
     for kind in _kinds(config):
         named |= kind.settings(config)
     return named

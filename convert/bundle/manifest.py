@@ -61,7 +61,7 @@ class FileRecord(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class BundleSource(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The checkpoint that a bundle was made from."""
 
-    path: str  # a folder, or a hub id; `demo` for the demo
+    path: str  # a folder, a hub id, or a demo's name
     sha256: str  # as `Checkpoint.source_hash` computes it
     demo: bool
 

@@ -1,6 +1,6 @@
 """The built-in calibration set: texts and pictures of many kinds, in English and Chinese.
 
-`configs/calibration` holds it: a file of texts for each kind, photographs, and what is drawn. The
+`configs/calibration` holds it: a file of texts for each kind, photographs, and what is drawn. A
 demo has a set of its own, since it knows nothing but the pictures that it was trained on.
 """
 
@@ -26,8 +26,8 @@ from convert.checkpoint.config import CONFIGS
 from convert.support.json_text import json_lines
 from convert.support.regular_file import read_regular
 from convert.support.strict_json import load_json, parse_json
-from runtime.demo.questions import LANGUAGES, random_example
-from runtime.demo.scenes import draw, random_scene
+from runtime.demo.questions import LANGUAGES
+from runtime.demo.task import TASKS, Task
 from runtime.inputs.prompt import PromptError
 
 SETTINGS = CONFIGS / "calibration.json"
@@ -36,23 +36,24 @@ TEXTS, PHOTOGRAPHS = FOLDER / "texts", FOLDER / "photographs"
 DRAWINGS = FOLDER / "drawings.jsonl"
 
 
-def default_samples(*, demo: bool, pictures: bool) -> list[CalibrationSample]:
+def default_samples(*, demo: str | None, pictures: bool) -> list[CalibrationSample]:
     """Returns the built-in samples.
 
     Texts and pictures of all kinds take turns, in an order that is always the same; so the first
     few, or every n-th, are a fair choice. Questions about one picture follow each other.
 
     Args:
-        demo: whether the model is the demo checkpoint: then all samples are pictures of the kind
-            that it was trained on, none of which it has seen.
+        demo: the name of the demo checkpoint that the model is: then all samples are pictures of
+            the kind that it was trained on, none of which it has seen. None: it is no demo.
         pictures: whether the model has a vision encoder; if not, only texts are returned.
 
     Raises:
         CalibrationError: a file of the set is missing or damaged.
     """
     settings = load_json(SETTINGS)
-    if demo:
-        return list(_demo_samples(settings["seed"], settings["demo_pictures"] if pictures else 0))
+    if demo is not None:
+        count = settings["demo_pictures"] if pictures else 0
+        return list(_demo_samples(TASKS[demo], settings["seed"], count))
     units: list[list[CalibrationSample]] = []
     for path in sorted(TEXTS.glob("*.jsonl")):
         units += [[sample] for sample in read_samples(path, pictures=False, skip_bad=False)]
@@ -96,16 +97,15 @@ def _drawing_samples(where: str, drawing: Drawing) -> list[CalibrationSample]:
         raise CalibrationError(f"{where}: {error}") from error
 
 
-def _demo_samples(seed: int, pictures: int) -> Iterator[CalibrationSample]:
+def _demo_samples(task: Task, seed: int, pictures: int) -> Iterator[CalibrationSample]:
     for i in range(pictures):
-        scene = random_scene(np.random.default_rng([seed, i]))
-        picture, words = partial(_draw_scene, seed, i), np.random.default_rng([seed, i, 1])
+        subject = task.subject(np.random.default_rng([seed, i]), False)
+        picture, words = partial(_draw, task, seed, i), np.random.default_rng([seed, i, 1])
         key, where = f"drawn {seed} {i}", f"built-in picture {i + 1}"
         for language in LANGUAGES:
-            example = random_example(scene, language, words)
+            example = subject.ask(language, words)
             yield CalibrationSample(example.messages, example.answer, where, picture, key)
 
 
-def _draw_scene(seed: int, i: int) -> Image.Image:
-    rng = np.random.default_rng([seed, i])
-    return draw(random_scene(rng), rng).picture
+def _draw(task: Task, seed: int, i: int) -> Image.Image:
+    return task.subject(np.random.default_rng([seed, i]), False).picture

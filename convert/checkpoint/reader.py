@@ -25,7 +25,9 @@ from convert.support.regular_file import open_regular
 from convert.support.strict_json import load_json
 from quantize.errors import CheckpointError
 
-DEMO = CONFIGS / "demo"
+DEMO_NAME = "demo"  # of the one that is meant where none is named
+DEMOS = {name: CONFIGS / name for name in (DEMO_NAME, "demo-2.0")}
+DEMO = DEMOS[DEMO_NAME]
 _FORMATS = ("model.safetensors", "pytorch_model.bin")  # the first that is there is read
 _LISTED = 8  # names of one kind in an error
 _CHUNK_BYTES = 1 << 22  # of comparing
@@ -39,6 +41,17 @@ class Part:
     name: str
     parameters: int
     nbytes: int
+
+
+def demo_name(source: str | Path | None) -> str | None:
+    """Returns the name of the demo checkpoint that is meant; None: another one.
+
+    Args:
+        source: see `Checkpoint.open`; a name that is also a path here means the path.
+    """
+    if source is None:
+        return DEMO_NAME
+    return str(source) if str(source) in DEMOS and not Path(source).exists() else None
 
 
 class Checkpoint:
@@ -68,14 +81,16 @@ class Checkpoint:
         """Opens a checkpoint and checks every tensor's name, shape and dtype.
 
         Args:
-            source: a local folder, a hub id such as `openbmb/MiniCPM-V`, or None for the demo.
+            source: a local folder, a hub id such as `openbmb/MiniCPM-V`, a name of `DEMOS`, or
+                None for the demo.
 
         Raises:
             CheckpointError: no checkpoint there, damaged files, or tensors that do not fit.
             ConfigError: `config.json` is not one of a model that the toolkit knows.
         """
-        if source is None:
-            path = DEMO
+        demo = demo_name(source)
+        if source is None or demo is not None:
+            path = DEMOS[demo or DEMO_NAME]
         elif isinstance(source, str) and is_hub_id(source):
             path = fetch(source)
         else:
@@ -83,8 +98,8 @@ class Checkpoint:
         if not path.is_dir():
             what = "a file" if path.exists() else "no such folder"
             raise CheckpointError(
-                f"{path}: {what}; expected a checkpoint's folder, or a Hugging Face id "
-                "such as openbmb/MiniCPM-V"
+                f"{path}: {what}; expected a checkpoint's folder, a Hugging Face id such as "
+                f"openbmb/MiniCPM-V, or {' or '.join(DEMOS)}"
             )
         try:
             str(path.absolute()).encode("utf-8")

@@ -25,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from convert.checkpoint.config import CONFIGS, TEXT_ONLY, ModelConfig
+from convert.checkpoint.reader import DEMOS
 from convert.checkpoint.shards import FLOATS
 from convert.checkpoint.tensor_tables import ANY_GRID, EMBEDDING, HEAD, sources
 from convert.checkpoint.writer import SHARD_BYTES, TensorEntry, write_weights
@@ -32,7 +33,6 @@ from convert.support.json_text import json_text
 from convert.support.progress import Progress
 from quantize.errors import ConfigError
 
-DEMO = "demo"
 DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 OUTLIERS, OUTLIER_FACTOR = 4, 8.0  # channels of one part's residual stream; times the others
 
@@ -77,18 +77,17 @@ def load_config(name: str) -> ModelConfig:
     """Reads a configuration.
 
     Args:
-        name: of a file in configs/model, `demo`, or a path to a `config.json`.
+        name: of a file in configs/model, of a demo, or a path to a `config.json`.
 
     Raises:
         ConfigError: no such configuration, or one that does not make sense.
     """
-    if name == DEMO:
-        return ModelConfig.load(CONFIGS / "demo" / "config.json")
     known = {path.stem: path for path in sorted((CONFIGS / "model").glob("*.json"))}
+    known |= {demo: folder / "config.json" for demo, folder in DEMOS.items()}
     path = known.get(name, Path(name))
     if not path.is_file():
         raise ConfigError(
-            f"configuration {name!r} is unknown: neither {', '.join((*known, DEMO))} nor a file; "
+            f"configuration {name!r} is unknown: neither {', '.join(known)} nor a file; "
             "expected one of these names or the path of a config.json"
         )
     return ModelConfig.load(path)

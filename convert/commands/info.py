@@ -40,8 +40,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "path",
         metavar="PATH",
         nargs="?",
-        help="a checkpoint's folder or Hugging Face id, a bundle, an MLC package, a config.json, "
-        "or a recipe of configs/quant (default: the demo checkpoint)",
+        help="a checkpoint's folder or Hugging Face id, demo-2.0, a bundle, an MLC package, a "
+        "config.json, or a recipe of configs/quant (default: the demo checkpoint)",
     )
     add = parser.add_argument_group("output").add_argument
     add("--json", action="store_true", help="print JSON")

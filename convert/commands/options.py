@@ -21,8 +21,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "checkpoint",
         metavar="CHECKPOINT",
         nargs="?",
-        help="a checkpoint's folder, or a Hugging Face id such as openbmb/MiniCPM-V (default: the "
-        "demo checkpoint)",
+        help="a checkpoint's folder, a Hugging Face id such as openbmb/MiniCPM-V, or demo-2.0, the "
+        "demo that cuts pictures into slices (default: the demo checkpoint)",
     )
     _add_products(parser)
     _add_formats(parser)

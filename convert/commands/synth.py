@@ -52,8 +52,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--config",
         metavar="NAME",
         default="minicpm-v-1.0",
-        help="shape of the model: a name in configs/model, `demo`, or the path of a config.json "
-        "(default: %(default)s, 6.9 GB)",
+        help="shape of the model: a name in configs/model, demo, demo-2.0, or the path of a "
+        "config.json (default: %(default)s, 6.9 GB)",
     )
     add(
         "--dtype",

@@ -14,7 +14,7 @@ from convert.calibrate.enlarged import with_slices
 from convert.calibrate.samples import CalibrationSample, read_samples
 from convert.calibrate.store import CalibratedWeights
 from convert.checkpoint.hub import is_hub_id
-from convert.checkpoint.reader import Checkpoint
+from convert.checkpoint.reader import Checkpoint, demo_name
 from convert.conversion.config import ConvertConfig
 from convert.support.cache import cache_folder
 from convert.support.phases import Phases
@@ -40,16 +40,16 @@ class Conversion:
 
         The checkpoint is hashed on first use.
         """
-        name = self.config.checkpoint
-        if name is None:
-            path = "demo"
-        elif is_hub_id(name):
+        name, demo = self.config.checkpoint, demo_name(self.config.checkpoint)
+        if demo is not None:
+            path = demo
+        elif name is not None and is_hub_id(name):
             path = name
         else:
             path = str(self.checkpoint.path.resolve())
         with self.phases.measure("hash checkpoint"):
             digest = self.checkpoint.source_hash(self.progress)
-        return BundleSource(path=path, sha256=digest, demo=name is None)
+        return BundleSource(path=path, sha256=digest, demo=demo is not None)
 
     def load_recipe(self, name: str) -> Recipe:
         """Reads a recipe, and applies the requested method.
@@ -71,8 +71,10 @@ class Conversion:
         if path is not None:
             skip_bad = self.config.skip_bad
             return read_samples(path, pictures=pictures, skip_bad=skip_bad, token_ids=True)
-        samples = default_samples(demo=self.config.checkpoint is None, pictures=pictures)
-        samples = with_slices(samples, self.checkpoint.config.vision)
+        demo = demo_name(self.config.checkpoint)
+        samples = default_samples(demo=demo, pictures=pictures)
+        if demo is None:  # a demo's own pictures have the size that it knows
+            samples = with_slices(samples, self.checkpoint.config.vision)
         return samples[: self.most_samples]
 
     def calibrate(self, plan: Plan) -> CalibratedWeights | None:

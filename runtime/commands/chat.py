@@ -40,7 +40,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "source",
         metavar="DIR",
         nargs="?",
-        help="a bundle, a checkpoint's folder, or a Hugging Face id (default: the demo checkpoint)",
+        help="a bundle, a checkpoint's folder, a Hugging Face id, or demo-2.0 (default: the demo "
+        "checkpoint)",
     )
     add = parser.add_argument_group("question").add_argument
     add("--image", metavar="FILE", type=Path, help="the picture")

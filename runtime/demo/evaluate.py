@@ -1,4 +1,4 @@
-"""Measures the demo's answers: `python -m runtime.demo.evaluate CHECKPOINT_OR_BUNDLE`.
+"""Measures a demo's answers: `python -m runtime.demo.evaluate CHECKPOINT_OR_BUNDLE`.
 
 Questions that training never saw (their pictures come from another seed), greedily, by exact
 match, as many in each language.
@@ -13,11 +13,12 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from runtime.demo.questions import LANGUAGES, random_example
-from runtime.demo.scenes import draw, random_scene
+from runtime.demo.questions import LANGUAGES
+from runtime.demo.task import TASKS, Task
 from runtime.engine_client.options import add_engine_arguments, engine_options
 from runtime.inputs.sampling import GenerationOptions
 from runtime.sessions.session import Session
@@ -42,14 +43,19 @@ class DemoScore:
 
 def evaluate(
     session: Session,
+    task: Task,
     questions: int,
+    *,
+    max_slices: int | None = None,
     on_answer: Callable[[str, str, str, str], None] = lambda *texts: None,
 ) -> dict[str, dict[str, DemoScore]]:
     """Asks `questions` in each language; one picture, one question.
 
     Args:
         session: the model.
+        task: what it was trained on.
         questions: how many in each language.
+        max_slices: of a picture; None: the model's own limit.
         on_answer: called with language, meaning, right answer and given answer.
 
     Returns:
@@ -62,10 +68,11 @@ def evaluate(
         asked: Counter[str] = Counter()
         for i in range(questions):
             rng = np.random.default_rng([SEED, i])
-            scene = random_scene(rng)
-            picture = draw(scene, rng).picture
-            example = random_example(scene, language, rng)
-            text = session.reply(example.messages, picture, options).text
+            subject = task.subject(rng, False)
+            example = subject.ask(language, rng)
+            text = session.reply(
+                example.messages, subject.picture, options, max_slices=max_slices
+            ).text
             on_answer(language, example.meaning, example.answer, text)
             for meaning in (example.meaning, "all"):
                 asked[meaning] += 1
@@ -80,6 +87,10 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", type=Path, help="a checkpoint's or a bundle's folder")
+    parser.add_argument("--task", choices=TASKS, default="demo", help="which demo it is")
+    parser.add_argument(
+        "--max-slices", type=int, nargs="+", help="limits to measure (default: the model's own)"
+    )
     parser.add_argument("--questions", type=int, default=500, help="in each language")
     parser.add_argument("--errors", action="store_true", help="print wrong answers")
     add_engine_arguments(parser)
@@ -91,19 +102,30 @@ def main() -> None:
             print(f"{language} {meaning}: {right!r}, answered {given!r}")
 
     session = load(args.model, engine_options(args)).open_session(window=WINDOW)
+
+    def measure(limit: int | None) -> dict[str, Any]:
+        task = TASKS[args.task]
+        return _record(evaluate(session, task, args.questions, max_slices=limit, on_answer=show))
+
     with closing(session):
-        scores = evaluate(session, args.questions, show)
-    record = {
+        if args.max_slices is None:
+            record = measure(None)
+        else:
+            record = {"max_slices": {str(limit): measure(limit) for limit in args.max_slices}}
+    text = json.dumps({"seed": SEED, "questions": args.questions, **record}, indent=1)
+    print(text)
+    if args.output is not None:
+        args.output.write_text(text + "\n")
+
+
+def _record(scores: dict[str, dict[str, DemoScore]]) -> dict[str, Any]:
+    return {
         language: {
             "accuracy": by_meaning["all"].accuracy,
             "right of asked": {m: f"{s.right} of {s.asked}" for m, s in by_meaning.items()},
         }
         for language, by_meaning in scores.items()
     }
-    text = json.dumps({"seed": SEED, "questions": args.questions, **record}, indent=1)
-    print(text)
-    if args.output is not None:
-        args.output.write_text(text + "\n")
 
 
 if __name__ == "__main__":

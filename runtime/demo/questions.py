@@ -33,7 +33,9 @@ class Example:
 
 
 @dataclass(frozen=True)
-class _Turn:
+class Turn:
+    """A question and its right answer."""
+
     meaning: str
     question: str
     answer: str
@@ -44,12 +46,12 @@ def random_example(scene: Scene, language: str, rng: Generator) -> Example:
     """Asks one question, or two; the second may refer to the first's item as "it"."""
     first = _random_turn(scene, language, rng)
     if rng.random() < 0.65:
-        return _example(language, [first])
+        return conversation(language, [first])
     if first.about is not None and rng.random() < 0.7:
         second = _follow_up(first, language, rng)
     else:
         second = _random_turn(scene, language, rng)
-    return _example(language, [first, second])
+    return conversation(language, [first, second])
 
 
 def all_wordings(language: str) -> dict[str, list[str]]:
@@ -57,7 +59,8 @@ def all_wordings(language: str) -> dict[str, list[str]]:
     return {name: list(by[language]["ask"]) for name, by in WORDS["meanings"].items()}
 
 
-def _example(language: str, turns: list[_Turn]) -> Example:
+def conversation(language: str, turns: list[Turn]) -> Example:
+    """Makes an example of turns, the last of which is to be answered."""
     messages: list[Message] = []
     for turn in turns:
         messages += [
@@ -67,7 +70,7 @@ def _example(language: str, turns: list[_Turn]) -> Example:
     return Example(language, turns[-1].meaning, tuple(messages[:-1]), turns[-1].answer)
 
 
-def _random_turn(scene: Scene, language: str, rng: Generator) -> _Turn:
+def _random_turn(scene: Scene, language: str, rng: Generator) -> Turn:
     """Picks a meaning that has exactly one right answer for this scene."""
     items = scene.items
     item = items[int(rng.integers(len(items)))]
@@ -86,25 +89,25 @@ def _random_turn(scene: Scene, language: str, rng: Generator) -> _Turn:
     return _COUNTING[meaning](scene, item, language, rng)
 
 
-def _count_all(scene: Scene, item: ShapeItem, language: str, rng: Generator) -> _Turn:
+def _count_all(scene: Scene, item: ShapeItem, language: str, rng: Generator) -> Turn:
     return _turn("count_all", _number_words(len(scene.items), language), language, rng)
 
 
-def _count_shape(scene: Scene, item: ShapeItem, language: str, rng: Generator) -> _Turn:
+def _count_shape(scene: Scene, item: ShapeItem, language: str, rng: Generator) -> Turn:
     shape = item.shape if rng.random() < 0.75 else str(rng.choice(SHAPES))
     words = _number_words(sum(i.shape == shape for i in scene.items), language)
     words["shapes"] = WORDS["shapes"][shape][language][1]
     return _turn("count_shape", words, language, rng)
 
 
-def _count_colour(scene: Scene, item: ShapeItem, language: str, rng: Generator) -> _Turn:
+def _count_colour(scene: Scene, item: ShapeItem, language: str, rng: Generator) -> Turn:
     colour = item.colour if rng.random() < 0.75 else str(rng.choice(COLOURS))
     words = _number_words(sum(i.colour == colour for i in scene.items), language)
     words["colour"] = WORDS["colours"][colour][language]
     return _turn("count_colour", words, language, rng)
 
 
-def _exists(scene: Scene, item: ShapeItem, language: str, rng: Generator) -> _Turn:
+def _exists(scene: Scene, item: ShapeItem, language: str, rng: Generator) -> Turn:
     # Half of the questions name an item that is there; the others share its shape or colour.
     shape, colour = item.shape, item.colour
     if rng.random() < 0.5:
@@ -121,20 +124,20 @@ def _exists(scene: Scene, item: ShapeItem, language: str, rng: Generator) -> _Tu
     return _turn("exists", words, language, rng)
 
 
-def _what_at(scene: Scene, item: ShapeItem, language: str, rng: Generator) -> _Turn:
+def _what_at(scene: Scene, item: ShapeItem, language: str, rng: Generator) -> Turn:
     if len(scene.items) == PLACES or rng.random() < 0.75:
         return _turn("what_at", _item_words(item, language), language, rng, item)
     empty = sorted(set(range(PLACES)) - {i.place for i in scene.items})
     place = WORDS["places"][int(rng.choice(empty))][language]
     turn = _turn("what_at", {**_item_words(item, language), "place": place}, language, rng)
-    return _Turn("what_at", turn.question, WORDS["nothing"][language])
+    return Turn("what_at", turn.question, WORDS["nothing"][language])
 
 
-def _describe(scene: Scene, item: ShapeItem, language: str, rng: Generator) -> _Turn:
+def _describe(scene: Scene, item: ShapeItem, language: str, rng: Generator) -> Turn:
     form = WORDS["meanings"]["describe"][language]
     turn = _turn("describe", _item_words(item, language), language, rng)
-    descriptions = (_fill(form["say"], _item_words(i, language)) for i in scene.items)
-    return _Turn("describe", turn.question, form["join"].join(descriptions))
+    descriptions = (fill(form["say"], _item_words(i, language)) for i in scene.items)
+    return Turn("describe", turn.question, form["join"].join(descriptions))
 
 
 _COUNTING = {
@@ -147,7 +150,7 @@ _COUNTING = {
 }
 
 
-def _follow_up(first: _Turn, language: str, rng: Generator) -> _Turn:
+def _follow_up(first: Turn, language: str, rng: Generator) -> Turn:
     """Asks about the first turn's item something that the first turn did not."""
     asked = {"its_" + part for part in first.meaning.split("_")}
     choices = sorted({"its_place", "its_colour", "its_shape", "its_size"} - asked)
@@ -158,13 +161,14 @@ def _follow_up(first: _Turn, language: str, rng: Generator) -> _Turn:
 
 def _turn(
     meaning: str, words: Words, language: str, rng: Generator, about: ShapeItem | None = None
-) -> _Turn:
+) -> Turn:
     form: dict[str, Any] = WORDS["meanings"][meaning][language]
-    question = _fill(str(rng.choice(form["ask"])), words)
-    return _Turn(meaning, question, _fill(form["say"], words), about)
+    question = fill(str(rng.choice(form["ask"])), words)
+    return Turn(meaning, question, fill(form["say"], words), about)
 
 
-def _fill(form: str, words: Words) -> str:
+def fill(form: str, words: Words) -> str:
+    """Puts words in the places of a form: `{Colour}` is `{colour}` with a capital."""
     capitals = {key.capitalize(): word.capitalize() for key, word in words.items()}
     return re.sub(r"\b([Aa]) (?=[aeiou])", r"\1n ", form.format(**words, **capitals))
 

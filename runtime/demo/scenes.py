@@ -79,7 +79,7 @@ def random_scene(rng: Generator, single: float = 0.4) -> Scene:
 def draw(scene: Scene, rng: Generator) -> Drawing:
     """Draws a scene on a random background, with jitter in place, size, angle and colour."""
     size = scene.width * _OVERSAMPLING, scene.height * _OVERSAMPLING
-    picture = _background(size, rng)
+    picture = background(size, rng)
     labels = Image.new("L", size)
     brush, marker = ImageDraw.Draw(picture), ImageDraw.Draw(labels)
     cell_width, cell_height = size[0] / _GRID, size[1] / _GRID
@@ -89,7 +89,7 @@ def draw(scene: Scene, rng: Generator) -> Drawing:
         x = _inside((column + 0.5) * cell_width, cell_width, radius, rng)
         y = _inside((row + 0.5) * cell_height, cell_height, radius, rng)
         outline = _outline(item.shape, (x, y), radius, rng)
-        brush.polygon(outline, fill=_shade(item.colour, rng))
+        brush.polygon(outline, fill=shade(item.colour, rng))
         marker.polygon(outline, fill=k + 1)
     return Drawing(picture.resize((scene.width, scene.height), Image.Resampling.BOX), labels)
 
@@ -133,13 +133,14 @@ def _turn(x: float, y: float, angle: float) -> Point:
     return x * cos - y * sin, x * sin + y * cos
 
 
-def _shade(colour: str, rng: Generator) -> tuple[int, int, int]:
+def shade(colour: str, rng: Generator) -> tuple[int, int, int]:
+    """Returns a colour of that name, each time another."""
     rgb = np.array(WORDS["colours"][colour]["rgb"]) + rng.integers(-14, 15, 3)
     r, g, b = np.clip(rgb, 0, 255).tolist()
     return r, g, b
 
 
-def _background(size: tuple[int, int], rng: Generator) -> Image.Image:
+def background(size: tuple[int, int], rng: Generator) -> Image.Image:
     """Plain, a gradient, stripes or noise; always light, so that every colour stands out."""
     width, height = size
     kind = rng.choice(["plain", "gradient", "stripes", "noise"])

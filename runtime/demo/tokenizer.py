@@ -1,8 +1,9 @@
-"""Trains the demo's SentencePiece model on its own words."""
+"""Trains a demo's SentencePiece model on its own words."""
 
 from __future__ import annotations
 
 import io
+import itertools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,28 +11,31 @@ from typing import Any
 
 import sentencepiece
 
-from runtime.demo.scenes import WORDS
+from convert.checkpoint.config import ModelConfig, SliceConfig
+from runtime.demo.task import Task
 from runtime.inputs.prompt import ASSISTANT, IMAGE_END, IMAGE_START, USER
 
+_FIRST_ID = 3  # after `<unk>`, `<s>` and `</s>`
 _IMAGE_START_ID = 101  # as in the real tokenizer
 _REPEATS = 10  # so that words are merged before chance neighbours among the common characters
 
 
-def train_tokenizer(path: Path, vocab_size: int) -> None:
+def train_tokenizer(path: Path, config: ModelConfig, task: Task) -> None:
     """Writes a `tokenizer.model` of the real one's kind: BPE, byte fallback, text unchanged."""
+    slices = None if config.vision is None else config.vision.slices
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=_corpus(),
+        sentence_iterator=_corpus(task),
         model_writer=model,
         model_type="bpe",
-        vocab_size=vocab_size,
+        vocab_size=config.decoder.vocab_size,
         byte_fallback=True,
         character_coverage=1.0,
         normalization_rule_name="identity",
         add_dummy_prefix=False,
         remove_extra_whitespaces=False,
         split_digits=True,
-        user_defined_symbols=_user_defined(),
+        user_defined_symbols=_user_defined(slices),
         unk_id=0,
         bos_id=1,
         eos_id=2,
@@ -41,14 +45,22 @@ def train_tokenizer(path: Path, vocab_size: int) -> None:
     path.write_bytes(model.getvalue())
 
 
-def _user_defined() -> list[str]:
-    """Lists the pieces from id 3: as many before `<image>` as give it its id."""
-    before = ["\n", "\t", *"０１２３４５６７８９"]
-    before += [f"<reserved_{i}>" for i in range(_IMAGE_START_ID - 3 - len(before))]
-    return [*before, IMAGE_START, IMAGE_END, "<ref>", "</ref>", "<box>", "</box>"]
+def _user_defined(slices: SliceConfig | None) -> list[str]:
+    """Lists the pieces from id 3: as many before `<image>` as give it its id.
+
+    Tags of slices have ids, but no pieces of their own names, as in the real tokenizer.
+    """
+    fillers = (f"<reserved_{i}>" for i in itertools.count())
+    pieces = ["\n", "\t", *"０１２３４５６７８９"]
+    pieces += itertools.islice(fillers, _IMAGE_START_ID - _FIRST_ID - len(pieces))
+    pieces += [IMAGE_START, IMAGE_END, "<ref>", "</ref>", "<box>", "</box>"]
+    if slices is not None:
+        last = max(slices.slice_start_token_id, slices.slice_end_token_id)
+        pieces += itertools.islice(fillers, last + 1 - _FIRST_ID - len(pieces))
+    return pieces
 
 
-def _corpus() -> Iterator[str]:
+def _corpus(task: Task) -> Iterator[str]:
     """Yields the words and what stands between them, then GB 2312's first level.
 
     Whole sentences would make one piece of "green cross": in Chinese, where no space divides
@@ -56,8 +68,10 @@ def _corpus() -> Iterator[str]:
     """
     for _ in range(_REPEATS):
         yield from (USER, ASSISTANT)
-        yield from _words(WORDS)
-    for high in range(0xB0, 0xD8):  # common characters, so that these are pieces
+        yield from _words(task.wordings)
+    if not task.common_characters:
+        return
+    for high in range(0xB0, 0xD8):  # so that these are pieces
         cells = range(0xA1, 0xFF if high < 0xD7 else 0xFA)
         yield "".join(bytes((high, low)).decode("gb2312") for low in cells)
 

@@ -13,7 +13,7 @@ from convert.bundle.errors import BundleError
 from convert.bundle.manifest import MANIFEST, Bundle, BundleSource
 from convert.checkpoint.config import ModelConfig
 from convert.checkpoint.hub import is_hub_id
-from convert.checkpoint.reader import Checkpoint
+from convert.checkpoint.reader import DEMOS, Checkpoint
 from convert.support.progress import Progress, silent
 from quantize.errors import CheckpointError, ConfigError
 from runtime.engine_client.options import REFERENCE, EngineOptions
@@ -132,7 +132,7 @@ def find_source(source: BundleSource, reference: str | None = None) -> Checkpoin
             f"{source.path}: the checkpoint that this was made from is not there; "
             "name it with --reference, or as the argument of chat"
         )
-    return Checkpoint.open(reference or (None if source.demo else source.path))
+    return Checkpoint.open(reference or (DEMOS.get(source.path) if source.demo else source.path))
 
 
 def source_problem(source: BundleSource, artifact: Path, checkpoint: Checkpoint) -> str | None:

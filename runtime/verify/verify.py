@@ -189,7 +189,8 @@ def _measure_sensitivity(
     if request.sensitivity is None:
         return None
     pictures = bundle.config.vision is not None
-    samples = default_samples(demo=bundle.manifest.source.demo, pictures=pictures)
+    source = bundle.manifest.source
+    samples = default_samples(demo=source.path if source.demo else None, pictures=pictures)
     stored = BundleTensors(bundle.plan, bundle.weights())
     return measure_sensitivity(checkpoint, stored, samples, request.sensitivity, progress)
 

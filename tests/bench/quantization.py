@@ -28,7 +28,7 @@ from convert.bundle.plan import Recipe, make_plan
 from convert.calibrate.built_in import default_samples
 from convert.calibrate.calibration import calibrate
 from convert.checkpoint.config import CONFIGS, ModelConfig
-from convert.checkpoint.reader import Checkpoint
+from convert.checkpoint.reader import DEMO_NAME, Checkpoint
 from convert.conversion.bundle_writer import write_bundle
 from convert.conversion.config import ConvertConfig
 from convert.conversion.conversion import Conversion
@@ -39,6 +39,7 @@ from quantize.methods import METHODS, find_method
 from runtime.demo.evaluate import WINDOW, evaluate
 from runtime.demo.questions import LANGUAGES, random_example
 from runtime.demo.scenes import draw, random_scene
+from runtime.demo.task import TASKS
 from runtime.engine_client.options import EngineOptions
 from runtime.engine_client.places import open_place
 from runtime.inputs.prompt import Tokenizer
@@ -103,7 +104,7 @@ def convert(recipe_name: str, method: str, folder: Path) -> dict[str, Any]:
     calibrated, peak = None, 0
     with tempfile.TemporaryDirectory() as home, output as partial:
         if find_method(method).calibrated:
-            samples = default_samples(demo=True, pictures=True)
+            samples = default_samples(demo=DEMO_NAME, pictures=True)
             calibrated = calibrate(checkpoint, plan, samples, Path(home), silent)
         seconds, peak = time.monotonic() - start, peak_rss_bytes()
         write_bundle(conversion, plan, partial, calibrated)
@@ -186,7 +187,7 @@ def _logits(stages: Stages, picture: Any, ids: Sequence[int], start: int) -> Ten
 def accuracy(bundle: Path | None, questions: int) -> dict[str, Any]:
     """Returns the share of questions that are answered exactly, by language."""
     with closing(load(bundle).open_session(window=WINDOW)) as session:
-        scores = evaluate(session, questions)
+        scores = evaluate(session, TASKS[DEMO_NAME], questions)
     return {"accuracy": {language: scores[language]["all"].accuracy for language in LANGUAGES}}
 
 

@@ -78,7 +78,7 @@ def load(tokenizer: Tokenizer, calibration: str = DJANGO, samples: int = SAMPLES
 def built_in(tokenizer: Tokenizer, tokens: int) -> Ids:
     """Returns the built-in calibration texts in their order, as many as make up `tokens`."""
     found: Ids = []
-    for sample in default_samples(demo=False, pictures=False):
+    for sample in default_samples(demo=None, pictures=False):
         turns = [message["content"] for message in sample.messages]
         ids = tokenizer.encode("\n".join([*turns, sample.answer])).ids[:tokens]
         tokens -= len(ids)

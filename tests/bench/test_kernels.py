@@ -7,7 +7,8 @@ import pytest
 
 from convert.bundle.plan import Recipe, make_plan
 from convert.checkpoint.config import ModelConfig
-from convert.checkpoint.synth import DEMO, load_config
+from convert.checkpoint.reader import DEMO_NAME
+from convert.checkpoint.synth import load_config
 from tests.bench import machine_limits
 from tests.bench.kernel_cases import Argument, Case, cases, compiled, host_variants, kind
 from tests.bench.kernels import Limits, Sample, random_argument
@@ -54,7 +55,7 @@ def test_the_nearer_limit_counts() -> None:
 
 @needs_x86
 def test_every_kernel_runs() -> None:
-    config = load_config(DEMO)
+    config = load_config(DEMO_NAME)
     assert config.vision is not None
     found = cases_of(config, patches=config.vision.num_patches)
     for case in {case.kind: case for case in found}.values():

@@ -20,7 +20,7 @@ def tokenizer() -> Tokenizer:
 
 def test_built_in_texts_of_a_number_of_tokens(tokenizer: Tokenizer) -> None:
     everything = real_text.built_in(tokenizer, 1 << 30)
-    samples = default_samples(demo=False, pictures=False)
+    samples = default_samples(demo=None, pictures=False)
     assert len(everything) == len(samples)
     first = samples[0]
     spelled = tokenizer.decode(everything[0])

@@ -26,6 +26,7 @@ from convert.calibrate.built_in import (
 from convert.calibrate.drawings import glyphs
 from convert.calibrate.samples import CalibrationError, CalibrationSample, read_samples
 from convert.support.cache import cache_folder
+from runtime.demo.task import TASKS
 from runtime.inputs.prompt import Tokenizer
 from tests.bench import real_text
 
@@ -47,7 +48,7 @@ WORDS = 10  # in a row, which two texts do not share by chance
 
 @pytest.fixture(scope="module")
 def samples() -> list[CalibrationSample]:
-    return default_samples(demo=False, pictures=True)
+    return default_samples(demo=None, pictures=True)
 
 
 def text_of(sample: CalibrationSample) -> str:
@@ -66,7 +67,7 @@ def test_it_is_of_the_size_that_its_page_states(samples: list[CalibrationSample]
     pictured = [sample for sample in samples if sample.picture is not None]
     assert (len(samples), len(pictured)) == (256, 94)
     assert len({sample.picture_digest for sample in pictured}) == 47
-    assert len(default_samples(demo=False, pictures=False)) == 162
+    assert len(default_samples(demo=None, pictures=False)) == 162
     assert all(sample.answer.strip() for sample in samples)
     assert any(len(sample.messages) > 1 for sample in samples)
 
@@ -85,7 +86,7 @@ def test_its_tokens_are_those_that_its_page_states(samples: list[CalibrationSamp
 
     page = " ".join((FOLDER / "README.md").read_text("utf-8").split())
     assert f"has {tokens(samples, 0)} tokens, and {tokens(samples, IMAGE_TOKENS)} with" in page
-    texts = default_samples(demo=False, pictures=False)
+    texts = default_samples(demo=None, pictures=False)
     assert f"a decoder alone uses it, it has {tokens(texts, 0)}." in page
 
 
@@ -219,7 +220,7 @@ def test_a_damaged_set_is_refused(
     path.write_text("\n".join([lines[0], damage(lines[1])]), "utf-8")
     monkeypatch.setattr(built_in, "DRAWINGS", path)
     with pytest.raises(CalibrationError, match=f"drawings.jsonl, {problem}|{problem}"):
-        default_samples(demo=False, pictures=True)
+        default_samples(demo=None, pictures=True)
 
 
 def test_a_file_that_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,14 +228,18 @@ def test_a_file_that_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     (tmp_path / "p" / "cat.jpg").unlink()
     monkeypatch.setattr(built_in, "PHOTOGRAPHS", tmp_path / "p")
     with pytest.raises(CalibrationError, match=r"line \d+: .*cat\.jpg: no such file"):
-        default_samples(demo=False, pictures=True)
+        default_samples(demo=None, pictures=True)
     monkeypatch.setattr(built_in, "DRAWINGS", tmp_path / "none.jsonl")
     with pytest.raises(CalibrationError, match=r"none\.jsonl: cannot be read"):
         read_drawings(built_in.DRAWINGS)
 
 
-def test_the_demo_has_a_set_of_its_own() -> None:
-    drawn = default_samples(demo=True, pictures=True)
+@pytest.mark.parametrize("demo", TASKS)
+def test_a_demo_has_a_set_of_its_own(demo: str) -> None:
+    drawn = default_samples(demo=demo, pictures=True)
     assert len(drawn) == 192 and all(sample.picture is not None for sample in drawn)
     assert drawn[0].picture_digest == drawn[1].picture_digest != drawn[2].picture_digest
-    assert default_samples(demo=True, pictures=False) == []
+    wordings = {w for form in TASKS[demo].wordings["meanings"].values() for w in form["zh"]["ask"]}
+    pattern = "|".join(re.sub(r"\{\w+\}", ".+", wording) for wording in wordings)
+    assert re.fullmatch(pattern, drawn[1].messages[0]["content"])
+    assert default_samples(demo=demo, pictures=False) == []

@@ -62,7 +62,7 @@ def plan_of(checkpoint: Checkpoint, method: str, **formats: str) -> Plan:
 
 
 def samples() -> list[CalibrationSample]:
-    return default_samples(demo=True, pictures=True)[:24]
+    return default_samples(demo="demo", pictures=True)[:24]
 
 
 def loss(checkpoint: Checkpoint, method: str, folder: Path, **formats: str) -> float:
@@ -79,7 +79,7 @@ def loss(checkpoint: Checkpoint, method: str, folder: Path, **formats: str) -> f
     reference = load_reference(checkpoint)
     losses = []
     with torch.inference_mode():
-        for sample in tokenize(default_samples(demo=True, pictures=True)[-12:], checkpoint):
+        for sample in tokenize(default_samples(demo="demo", pictures=True)[-12:], checkpoint):
             assert sample.images is not None
             (pixels,), (start,) = sample.images(), sample.image_starts
             image = reference.encode_image(pixels)[0]
@@ -364,7 +364,7 @@ def test_refused_samples(tmp_path: Path, checkpoint: Checkpoint) -> None:
 def test_the_decoder_alone(tmp_path: Path) -> None:
     source = write_checkpoint(tmp_path / "c", decoder_only=True)
     checkpoint = Checkpoint.open(source)
-    texts = [replace(s, answer=s.answer[:40]) for s in default_samples(demo=False, pictures=False)]
+    texts = [replace(s, answer=s.answer[:40]) for s in default_samples(demo=None, pictures=False)]
     made = calibrate(checkpoint, plan_of(checkpoint, "gptq"), texts[:4], tmp_path / "h", silent)
     assert made.codes("llm.layers.1.down") is not None and made.codes("llm.embed") is not None
 

@@ -172,7 +172,7 @@ def test_a_picture_that_cannot_be_cut_is_named(checkpoint: Checkpoint, tmp_path:
 def test_built_in_pictures_are_cut_into_every_number() -> None:
     """Without, none of them would be cut; eight are enlarged."""
     assert REAL.vision is not None
-    plain = default_samples(demo=False, pictures=True)
+    plain = default_samples(demo=None, pictures=True)
     assert set(_images(plain, REAL.vision).values()) == {1}
     enlarged = with_slices(plain, REAL.vision)
     counts = Counter(_images(enlarged, REAL.vision).values())
@@ -187,7 +187,7 @@ def test_built_in_pictures_are_cut_into_every_number() -> None:
 
 
 def test_other_models_get_the_built_in_pictures_as_they_are(tmp_path: Path) -> None:
-    plain = default_samples(demo=False, pictures=True)
+    plain = default_samples(demo=None, pictures=True)
     square = ModelConfig.load(CONFIGS / "model" / "minicpm-v-1.0.json").vision
     source = write_slices_checkpoint(tmp_path / "checkpoint", slice_mode=False)
     for vision in (None, square, Checkpoint.open(source).config.vision):

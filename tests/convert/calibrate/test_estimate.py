@@ -48,7 +48,7 @@ def takes(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def set_seconds(seconds: float) -> None:
         def estimated(config: Any, plan: Plan, samples: list[Any]) -> float:
-            return seconds * len(samples) / len(default_samples(demo=False, pictures=True))
+            return seconds * len(samples) / len(default_samples(demo=None, pictures=True))
 
         monkeypatch.setattr(default_method, "estimate_seconds", estimated)
 
@@ -80,7 +80,7 @@ def test_the_default_calibrates_for_an_hour_at_most(
     plan, conversion = planned(checkpoint, tmp_path / "b")
     assert (plan.recipe.scheme.name, plan.recipe.method) == ("small", method)
     assert conversion.notes == [("calibration", note)]
-    everything = len(default_samples(demo=False, pictures=True))
+    everything = len(default_samples(demo=None, pictures=True))
     assert len(conversion.samples()) == everything // (4 if "64 of" in note else 1)
 
 

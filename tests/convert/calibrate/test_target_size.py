@@ -50,7 +50,7 @@ def nbytes(checkpoint: Checkpoint, recipe: Recipe) -> int:
 
 
 def test_measured_losses(checkpoint: Checkpoint) -> None:
-    losses = measure_losses(checkpoint, SMALL, default_samples(demo=True, pictures=True), silent)
+    losses = measure_losses(checkpoint, SMALL, default_samples(demo="demo", pictures=True), silent)
     table = part_formats(checkpoint, SMALL)
     assert set(losses) == {(p, f) for p, row in table.items() for f in row if f != LOSSLESS}
     assert all(loss > 0 and math.isfinite(loss) for loss in losses.values())
@@ -63,7 +63,7 @@ def test_measured_losses(checkpoint: Checkpoint) -> None:
 def test_the_decoder_alone(head: Any, tmp_path: Path) -> None:
     source = write_checkpoint(tmp_path / "c", decoder_only=True, head=head)
     checkpoint = Checkpoint.open(source)
-    losses = measure_losses(checkpoint, SMALL, default_samples(demo=False, pictures=False), silent)
+    losses = measure_losses(checkpoint, SMALL, default_samples(demo=None, pictures=False), silent)
     parts = {part for part, _ in losses}
     assert not parts & {"vision encoder", "resampler"}
     assert ("LM head" in parts) == (head == "different")

@@ -5,13 +5,14 @@ import logging
 import os
 import re
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from convert import cli
-from convert.checkpoint.reader import Checkpoint
+from convert.checkpoint.reader import DEMO, DEMOS, Checkpoint, demo_name
 from convert.checkpoint.shards import StoredTensor
 from convert.checkpoint.tensor_tables import Rule, bundle_rules
 from quantize.errors import ConfigError
@@ -179,6 +180,22 @@ def test_sparse_tensor(tmp_path):
 
 def test_no_folder(tmp_path):
     refuse(tmp_path / "absent", str(tmp_path / "absent"), "no such folder", "Hugging Face id")
+
+
+@pytest.mark.parametrize("name", DEMOS)
+def test_a_demo_has_a_name(name, tmp_path, monkeypatch):
+    """A folder here of that name is meant before it."""
+    monkeypatch.chdir(tmp_path)
+    assert Checkpoint.open(name).path == DEMOS[name]
+    assert demo_name(name) == name
+    write_checkpoint(tmp_path / name)
+    assert Checkpoint.open(name).path == Path(name)
+    assert demo_name(name) is None
+
+
+def test_no_name_is_the_first_demo():
+    assert Checkpoint.open(None).path == Checkpoint.open("demo").path == DEMO
+    assert demo_name(None) == "demo"
 
 
 def test_a_file_is_no_folder(tmp_path):

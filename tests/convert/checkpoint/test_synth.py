@@ -20,7 +20,7 @@ from convert.bundle.plan import Recipe, make_plan
 from convert.checkpoint import synth
 from convert.checkpoint import writer as checkpoint_writer
 from convert.checkpoint.config import ModelConfig
-from convert.checkpoint.reader import Checkpoint
+from convert.checkpoint.reader import DEMOS, Checkpoint
 from convert.checkpoint.synth_tokenizer import generate_tokenizer
 from convert.checkpoint.writer import TensorEntry, write_weights
 from convert.encode import write_weights as convert_weights
@@ -68,6 +68,17 @@ def test_names_and_shapes_are_those_of_a_checkpoint(decoder_only: bool) -> None:
     if not decoder_only:  # the encoder's name says 126 pixels, the test model stores another grid
         expected["vpm.pos_embed"] = (1, 9 * 9, 144)
     assert shapes == expected
+
+
+def test_the_shapes_of_2_0() -> None:
+    """The published checkpoint's, `../shared/model/minicpm-v-2.0.md`."""
+    entries = synth.stored_tensors(synth.load_config("minicpm-v-2.0"), "bfloat16")
+    shapes = {entry.name: entry.shape for entry in entries}
+    assert len(entries) == 694
+    assert round(sum(entry.count for entry in entries) / 1e5) == 34350
+    assert shapes["llm.lm_head.weight"] == (122753, 2304)
+    blocks = {name.split(".")[2] for name in shapes if name.startswith("vpm.blocks.")}
+    assert len(blocks) == 26 and not any(".attn_pool." in name for name in shapes)
 
 
 def test_the_real_model_s_shapes() -> None:
@@ -293,6 +304,15 @@ def test_a_checkpoint_with_slices(tmp_path: Path) -> None:
         picture = Image.new("RGB", (100, 60), "red")
         question = [Message(role="user", content="What?")]
         model.chat(picture, question, sampling=True, max_new_tokens=1)
+
+
+@pytest.mark.parametrize("name", DEMOS)
+def test_a_demo_s_shape(name: str, tmp_path: Path) -> None:
+    """Random weights in the shapes of a demo's checkpoint, with its tokenizer."""
+    tokenizer = DEMOS[name] / "tokenizer.model"
+    assert _synth(tmp_path / "out", "--config", name, "--tokenizer", tokenizer) == 0
+    made, demo = (_state(Checkpoint.open(source)) for source in (tmp_path / "out", name))
+    assert {n: t.shape for n, t in made.items()} == {n: t.shape for n, t in demo.items()}
 
 
 def test_it_can_be_converted(

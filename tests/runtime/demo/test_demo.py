@@ -13,6 +13,7 @@ from runtime.demo.batches import IGNORED_TARGET, Samples, collate
 from runtime.demo.evaluate import WINDOW, evaluate
 from runtime.demo.questions import LANGUAGES, all_wordings, random_example
 from runtime.demo.scenes import Scene, ShapeItem, draw, random_scene
+from runtime.demo.task import TASKS
 from runtime.demo.tokenizer import train_tokenizer
 from runtime.inputs.prompt import Tokenizer
 from runtime.reference.load import load_reference
@@ -112,26 +113,23 @@ def test_the_tokenizer_is_of_the_real_ones_kind(tokenizer):
         assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
-def test_the_tokenizer_follows_from_the_wordings(tmp_path, tokenizer):
-    train_tokenizer(tmp_path / "tokenizer.model", tokenizer.vocab_size)
-    assert (tmp_path / "tokenizer.model").read_bytes() == (DEMO / "tokenizer.model").read_bytes()
+@pytest.mark.parametrize("name", TASKS)
+def test_the_tokenizer_follows_from_the_wordings(name, tmp_path):
+    task = TASKS[name]
+    trained = tmp_path / "tokenizer.model"
+    train_tokenizer(trained, ModelConfig.load(task.folder / "config.json"), task)
+    assert trained.read_bytes() == (task.folder / "tokenizer.model").read_bytes()
 
 
-def test_packed_conversations_equal_separate_ones(tokenizer):
+@pytest.mark.parametrize("name", TASKS)
+def test_packed_conversations_equal_separate_ones(name):
     """The packing is only a saving: every answer's logits are those of the conversation alone."""
-    config = ModelConfig.load(DEMO / "config.json")
+    task = TASKS[name]
+    config = ModelConfig.load(task.folder / "config.json")
+    tokenizer = Tokenizer(task.folder / "tokenizer.model", config)
     torch.manual_seed(0)
     model = MiniCPMV(config).eval()
-    samples = Samples(
-        tokenizer,
-        seed=1,
-        start=0,
-        count=2,
-        image_size=config.vision.image_size,
-        patch_grid=config.vision.grid,
-        query_grid=config.resampler.grid,
-        conversations=3,
-    )
+    samples = Samples(tokenizer, task, config, seed=1, start=0, count=2, conversations=3)
     batch = collate([samples[0], samples[1]])
     with torch.inference_mode():
         packed = model.llm(model.llm.embed(batch.ids), positions=batch.positions, mask=batch.mask)
@@ -150,7 +148,7 @@ def test_the_checkpoint_answers(tokenizer):
     record = json.loads((DEMO / "accuracy.json").read_text())
     backend = ReferenceBackend(load_reference(Checkpoint.open(None)))
     session = ReferenceSession(backend, tokenizer, window=WINDOW)
-    scores = evaluate(session, 40)
+    scores = evaluate(session, TASKS["demo"], 40)
     for language in LANGUAGES:
         # 40 questions: three standard deviations below the measured accuracy.
         p = record[language]["accuracy"]

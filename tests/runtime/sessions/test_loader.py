@@ -20,13 +20,14 @@ from PIL import Image
 
 from convert import cli
 from convert.bundle.errors import BundleError
-from convert.bundle.manifest import MANIFEST, TOKENIZER, FileRecord
+from convert.bundle.manifest import MANIFEST, TOKENIZER, BundleSource, FileRecord
+from convert.checkpoint.reader import DEMOS, Checkpoint
 from quantize.errors import CheckpointError, ConfigError
 from runtime.engine_client.options import EngineOptions
 from runtime.inputs.sampling import GenerationOptions
 from runtime.sessions.chat import ChatModel, OmniLMMChat, img2base64
 from runtime.sessions.engine_session import EngineSession
-from runtime.sessions.loader import is_bundle, load
+from runtime.sessions.loader import find_source, is_bundle, load, source_problem
 from tests.support.tiny import wrong_tokenizers
 
 QUESTION = {"role": "user", "content": "What colour is the shape?"}
@@ -39,6 +40,17 @@ def test_a_bundle_is_told_from_a_checkpoint(checkpoint, bundle):
     assert not is_bundle(checkpoint)
     assert not is_bundle(None)
     assert not is_bundle("openbmb/MiniCPM-V")
+
+
+@pytest.mark.parametrize("name", DEMOS)
+def test_the_source_of_a_demo_s_bundle(name, tmp_path, monkeypatch):
+    """Its name means the demo, whatever stands where the command runs."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).mkdir()
+    source = BundleSource(path=name, sha256=Checkpoint.open(DEMOS[name]).source_hash(), demo=True)
+    found = find_source(source)
+    assert found.path == DEMOS[name]
+    assert source_problem(source, tmp_path / "bundle", found) is None
 
 
 def test_a_bundle_runs_on_its_engine_and_reuses_its_cache(bundle):

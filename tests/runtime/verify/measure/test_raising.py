@@ -22,7 +22,7 @@ from runtime.verify.measure.sensitivity import measure_sensitivity
 from tests.support.bundles import convert, without_programs
 from tests.support.tiny import random_state, tiny_config, write_checkpoint
 
-SAMPLES = default_samples(demo=True, pictures=True)[:24]
+SAMPLES = default_samples(demo="demo", pictures=True)[:24]
 BAD = "llm.layers.1.down"
 
 
@@ -134,7 +134,7 @@ def test_a_decoder_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     without_programs(monkeypatch)
     assert convert(source, tmp_path / "b") == 0
     checkpoint, bundle = Checkpoint.open(source), Bundle.open(tmp_path / "b")
-    texts: list[CalibrationSample] = default_samples(demo=False, pictures=False)[:8]
+    texts: list[CalibrationSample] = default_samples(demo=None, pictures=False)[:8]
     raising = Raising(checkpoint, tensors_of(bundle), few_samples(texts, checkpoint), silent)
     measured = raising.measure([frozenset(), frozenset({"llm.embed", "llm.layers.0.o"})])
     assert min(measured.values()) > 0
