@@ -460,7 +460,10 @@ def test_recorded_golden_answers(sliced: Built, running: EngineClient, tmp_path:
 
 
 def test_the_phones_engine(
-    sliced: Built, client: EngineClient, tmp_path_factory: pytest.TempPathFactory
+    sliced: Built,
+    client: EngineClient,
+    vision: VisionConfig,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     """Under qemu, as it ships: the same cut and pixels, and an answer about the picture."""
     need_qemu()
@@ -479,7 +482,7 @@ def test_the_phones_engine(
         for i in range(lines[0][Field.IMAGES]):
             pixels = [one.tap(Tap.PREPROCESS, picture, {"index": i}) for one in (client, arm64)]
             np.testing.assert_array_equal(*pixels)
-        features = np.random.default_rng(0).normal(size=(12, 128)).astype(np.float32)
+        features = np.random.default_rng(0).normal(size=(12, vision.embed_dim)).astype(np.float32)
         fields = {Field.COLUMNS: 4, Field.ROWS: 3}
         tokens = [one.tap(Tap.RESAMPLER, features, fields) for one in (client, arm64)]
         np.testing.assert_allclose(tokens[1], tokens[0], rtol=0, atol=5e-2)
