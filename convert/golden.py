@@ -22,6 +22,7 @@ from convert.support.json_text import json_text
 from convert.support.progress import Progress
 from runtime.engine_client.client import EngineClient, Float32, engine_command
 from runtime.engine_client.options import LOCAL
+from runtime.engine_client.picture_taps import PictureTaps
 from runtime.engine_client.protocol import Field, Tap
 from runtime.inputs.picture import open_picture
 from runtime.inputs.picture_file import write_picture_file
@@ -137,18 +138,18 @@ def _steps(
 ) -> list[dict[str, Any]]:
     """Returns the likeliest tokens and their logits at the position of each token of an answer."""
     assert bundle.tokenizer is not None
-    sizes, grid = ([], None) if picture is None else engine.cut(picture)
-    images = [
-        _image_tokens(engine, bundle, picture, i, size)
-        for i, size in enumerate(sizes)
-        if picture is not None
-    ]
+    tokens, grid = list[Float32](), None
+    if picture is not None:
+        assert bundle.config.vision is not None
+        taps = PictureTaps(engine, bundle.config.vision)
+        images, grid = taps.images(picture)
+        tokens = [taps.image_tokens(pixels) for pixels in images]
     prompt = Tokenizer(bundle.tokenizer, bundle.config).prompt(
-        messages, len(images[0]) if images else 0, grid=grid
+        messages, len(tokens[0]) if tokens else 0, grid=grid
     )
     embeds = engine.tap(Tap.EMBED, [*prompt.ids, *ids])
-    for start, tokens in zip(prompt.image_starts, images, strict=True):
-        embeds[start : start + len(tokens)] = tokens
+    for start, image in zip(prompt.image_starts, tokens, strict=True):
+        embeds[start : start + len(image)] = image
     hidden = engine.tap(Tap.LAYERS, embeds, {Field.WINDOW: _WINDOW, Field.PINNED: 1})[-1]
     first = len(prompt.ids) - 1  # whose logits predict the first token of the answer
     steps = []
@@ -156,21 +157,3 @@ def _steps(
         likeliest = np.argsort(-row, kind="stable")[:top]
         steps.append({"top": [{"id": int(i), "logit": round(float(row[i]), 4)} for i in likeliest]})
     return steps
-
-
-def _image_tokens(
-    engine: EngineClient, bundle: Bundle, picture: Image.Image, image: int, size: tuple[int, int]
-) -> Float32:
-    """Returns the tokens (Q, D) of an image of a picture; `size`: its width and height, pixels."""
-    vision = bundle.config.vision
-    assert vision is not None
-    sides, patches = {}, {}
-    if vision.slices is not None:
-        sides = dict(zip((Field.WIDTH, Field.HEIGHT), size, strict=True))
-        counts = [side // vision.patch_size for side in size]
-        patches = dict(zip((Field.COLUMNS, Field.ROWS), counts, strict=True))
-    pixels = engine.tap(Tap.PREPROCESS, picture, {Field.INDEX: image})
-    x = engine.tap(Tap.VISION_EMBED, pixels, sides)
-    for i in range(vision.depth):
-        x = engine.tap(Tap.VISION_BLOCK, x, {Field.INDEX: i})
-    return engine.tap(Tap.RESAMPLER, engine.tap(Tap.VISION_NORM, x), patches)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from PIL import Image
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from convert.checkpoint.config import ModelConfig
 from convert.support.progress import Progress
-from runtime.engine_client.client import EngineClient
+from runtime.engine_client.picture_taps import PictureTaps
 from runtime.engine_client.protocol import Field, Tap
 from runtime.inputs.prompt import Message, Prompt
 from runtime.inputs.slices import Grid, Images, images_of
@@ -21,6 +20,7 @@ from runtime.reference.kv_cache import ATTENTION_SINKS, KVCache
 from runtime.reference.model import MiniCPMV
 from runtime.sessions.engine_session import EngineSession
 
+T = TypeVar("T")
 Shape = tuple[int, int]  # of an image: rows and columns of patches
 LAYER_TOKENS = 64  # fed to layers whose window is narrow; more tokens would show nothing new
 
@@ -187,26 +187,24 @@ class EngineStages:
 
     def images(self, picture: Image.Image) -> Images:
         """See `Stages`."""
-        return self._session.ask(partial(self._images, picture))
+        pixels, grid = self._picture(lambda taps: taps.images(picture))
+        return Images(tuple(torch.from_numpy(image).unsqueeze(0) for image in pixels), grid)
 
     def vision_embed(self, pixels: Tensor) -> Tensor:
         """See `Stages`."""
-        height, width = pixels.shape[-2:]
-        size = {Field.WIDTH: width, Field.HEIGHT: height}
-        return self._tap(Tap.VISION_EMBED, pixels, size if self._has_slices else {})
+        return torch.from_numpy(self._picture(lambda taps: taps.embed(pixels.numpy())))
 
     def vision_block(self, index: int, x: Tensor) -> Tensor:
         """See `Stages`."""
-        return self._tap(Tap.VISION_BLOCK, x, {Field.INDEX: index})
+        return torch.from_numpy(self._picture(lambda taps: taps.block(index, x.numpy())))
 
     def vision_norm(self, x: Tensor) -> Tensor:
         """See `Stages`."""
-        return self._tap(Tap.VISION_NORM, x)
+        return torch.from_numpy(self._picture(lambda taps: taps.norm(x.numpy())))
 
     def resample(self, features: Tensor, shape: Shape) -> Tensor:
         """See `Stages`."""
-        fields = dict(zip((Field.ROWS, Field.COLUMNS), shape, strict=True))
-        return self._tap(Tap.RESAMPLER, features, fields if self._has_slices else {})
+        return torch.from_numpy(self._picture(lambda taps: taps.resample(features.numpy(), shape)))
 
     def embed(self, ids: Sequence[int]) -> Tensor:
         """See `Stages`."""
@@ -241,17 +239,10 @@ class EngineStages:
         )
         return checks
 
-    @property
-    def _has_slices(self) -> bool:
-        return self.config.vision is not None and self.config.vision.slices is not None
-
-    def _images(self, picture: Image.Image, client: EngineClient) -> Images:
-        grid, fields = None, [dict[str, Any]()]
-        if self._has_slices:
-            sizes, grid = client.cut(picture)
-            fields = [{Field.INDEX: i} for i in range(len(sizes))]
-        pixels = [torch.from_numpy(client.tap(Tap.PREPROCESS, picture, f)) for f in fields]
-        return Images(tuple(image.unsqueeze(0) for image in pixels), grid)
+    def _picture(self, run: Callable[[PictureTaps], T]) -> T:
+        vision = self.config.vision
+        assert vision is not None, "a decoder-only model"
+        return self._session.ask(lambda client: run(PictureTaps(client, vision)))
 
     def _tap(self, what: str, x: Tensor, options: Mapping[str, Any] | None = None) -> Tensor:
         return self._session.ask(

@@ -126,7 +126,7 @@ class Cases:
         checkpoint = Checkpoint.open(None)
         assert checkpoint.tokenizer is not None and checkpoint.config.resampler is not None
         queries = checkpoint.config.resampler.query_num
-        tokenizer = Tokenizer(checkpoint.tokenizer)
+        tokenizer = Tokenizer(checkpoint.tokenizer, checkpoint.config)
         stages = TorchStages(load_reference(checkpoint), KVCache)
         self._cases = []
         for i in range(pictures):

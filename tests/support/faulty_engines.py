@@ -38,7 +38,7 @@ from runtime.verify.measure.results import ResultCache
 from runtime.verify.measure.run import EngineUnderTest, Models, load_settings, run_cases
 from runtime.verify.stages import EngineStages, TorchStages
 
-WINDOW = 256  # tokens
+WINDOW, SLICES_WINDOW = 256, 512  # tokens; the latter where a picture is several images
 Arrays = dict[str, np.ndarray]
 
 
@@ -243,9 +243,11 @@ class Verified:
         bundle = Bundle.open(folder)
         self.checkpoint = Checkpoint.open(checkpoint or bundle.manifest.source.path)
         assert self.checkpoint.tokenizer is not None
-        self.tokenizer = Tokenizer(self.checkpoint.tokenizer)
+        self.tokenizer = Tokenizer(self.checkpoint.tokenizer, self.checkpoint.config)
         rounded = apply_arithmetic(load_reference(self.checkpoint, lazy=True), bundle.plan)
         self.arithmetic = TorchStages(rounded, partial(RoundedKVCache, bundle.plan.kv))
+        vision = self.checkpoint.config.vision
+        self.window = WINDOW if vision is None or vision.slices is None else SLICES_WINDOW
         model = TorchStages(load_reference(self.checkpoint))
         self.reference = Reference(self.checkpoint.config, lambda: model)
 
@@ -277,7 +279,7 @@ class Verified:
         )
         cases = built_in_cases(settings["built_in"], self.checkpoint.config.vision)
         place: Device = open_place(Bundle.open(runs or folder), EngineOptions(engine=LOCAL))
-        with closing(session(place, bundle.config, window=WINDOW)) as running:
+        with closing(session(place, bundle.config, window=self.window)) as running:
             engine = stages(running)
             contents = check_contents(bundle, self.checkpoint, engine, silent)
             checks += contents.checks
@@ -289,7 +291,7 @@ class Verified:
                 self.tokenizer,
                 cases,
                 settings,
-                WINDOW,
+                self.window,
                 silent,
                 ResultCache(),
                 with_patterns=True,

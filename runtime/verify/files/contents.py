@@ -78,7 +78,7 @@ def check_contents(
             f"{bundle.path}: has no {TOKENIZER}, but its checkpoint has one; convert again"
         )
     _require_work(bundle, engine)
-    tokenizer, found = Tokenizer(checkpoint.tokenizer), Contents()
+    tokenizer, found = Tokenizer(checkpoint.tokenizer, checkpoint.config), Contents()
     found.checks.append(file_check(bundle.tokenizer, checkpoint.tokenizer))
     found.checks.append(vocabulary_check(engine.text(range(tokenizer.vocab_size)), tokenizer))
     _check_recipe(bundle, found)

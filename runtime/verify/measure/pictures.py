@@ -5,10 +5,10 @@ Each stage gets the reference's own input, and each image of a picture goes thro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -64,37 +64,61 @@ def compare_picture(
         worst.add(Check(CUT, "images", metric, "", float(equal), 1, 1, True))
     if not equal:  # what it makes of the right images is compared
         cuts = [right] * len(cuts)
-    each = []
+    steps.of_images(len(right.pixels))
+    each: list[_Outputs] = []
     for i, pixels in enumerate(zip(*(images.pixels for images in cuts), strict=True)):
-        name = partial(_of_image, index=i) if cuts_pictures else str
         own = [one[0] for one in pixels]
         if equal:
             levels = metrics.max_difference(own[0], own[BUNDLE]) * LEVELS
             limit = worst.thresholds["preprocessing_levels"]
-            metric = "max difference"
-            worst.add(Check(PIXELS, name("pixels"), metric, "of 255", levels, 0, limit, False))
-        steps.of_images(len(right.pixels))
-        each.append(_compare_image(everyone, own, name, worst, steps))
-    return EncodedPicture(right.grid, tuple(zip(*each, strict=True)))
+            name, metric = f"pixels{_of_image(i) if cuts_pictures else ''}", "max difference"
+            worst.add(Check(PIXELS, name, metric, "of 255", levels, 0, limit, False))
+        each.append(_compare_image(everyone, own, worst, steps))
+    for i, part in enumerate((each[:1], each[1:])):
+        if part:
+            _compare_whole(part, _of_image(i) if cuts_pictures else "", worst)
+    return EncodedPicture(right.grid, tuple(zip(*(one.tokens for one in each), strict=True)))
 
 
-def _of_image(part: str, index: int) -> str:
-    return f"{part}, {'slices' if index else 'overview'}"
+def _of_image(index: int) -> str:
+    return ", slices" if index else ", overview"
+
+
+@dataclass(frozen=True)
+class _Outputs:
+    """What all models make of one image."""
+
+    features: Sequence[Tensor]  # (P, Dv), each model's own from the picture on
+    from_features: Sequence[Tensor]  # (Q, D) of the reference's features
+    tokens: Sequence[Tensor]  # (Q, D), each model's own
+
+
+def _compare_whole(images: Sequence[_Outputs], name: str, worst: StageLosses) -> None:
+    """Compares the overview, or all slices together.
+
+    A slice of one colour has patches that are all alike, and so are their errors: alone, it may
+    lose more than the model of the arithmetic by chance.
+    """
+
+    def joined(outputs: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+        return [torch.cat(rows) for rows in zip(*outputs, strict=True)]
+
+    features, given, tokens = (
+        joined([getattr(one, part.name) for one in images]) for part in fields(_Outputs)
+    )
+    worst.loss("vision features", f"whole encoder{name}", *features)
+    worst.loss("resampler", f"from features{name}", *given)
+    worst.loss("resampler", f"image tokens{name}", *tokens)
 
 
 def _compare_image(
-    everyone: Sequence[Stages],
-    pixels: Sequence[Tensor],
-    name: Callable[[str], str],
-    worst: StageLosses,
-    steps: Steps,
-) -> tuple[Tensor, ...]:
-    """Compares the stages of one image; returns each model's own image tokens (Q, D).
+    everyone: Sequence[Stages], pixels: Sequence[Tensor], worst: StageLosses, steps: Steps
+) -> _Outputs:
+    """Compares the stages of the vision encoder for one image.
 
     Args:
         everyone: see `compare_picture`.
         pixels: (3, height, width) as each of them cut the image.
-        name: names a part of this image.
         worst: gets the figures.
         steps: counts the blocks.
     """
@@ -116,9 +140,6 @@ def _compare_image(
     worst.loss("vision encoder", "norm", *outputs)
     own = [stages.vision_norm(o) for stages, o in zip(others, own, strict=True)]
     features = [outputs[0], *own]
-    worst.loss("vision features", name("whole encoder"), *features)
-    outputs = [stages.resample(features[0], shape) for stages in everyone]
-    worst.loss("resampler", name("from features"), *outputs)
-    tokens = [outputs[0], *(s.resample(f, shape) for s, f in zip(others, own, strict=True))]
-    worst.loss("resampler", name("image tokens"), *tokens)
-    return tuple(tokens)
+    given = [stages.resample(features[0], shape) for stages in everyone]
+    tokens = [given[0], *(s.resample(f, shape) for s, f in zip(others, own, strict=True))]
+    return _Outputs(features, given, tokens)
