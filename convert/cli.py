@@ -86,6 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str] | None) -> int:
     """Runs the command line and reports errors."""
+    let_threads_sleep()
     parser = make_parser()
     if COMPLETION in os.environ:  # the shell asks for completions
         import argcomplete
@@ -110,6 +111,15 @@ def _run(argv: Sequence[str] | None) -> int:
         streams.tell_trace()
         streams.tell("This is a bug in minicpmv; please report it.")
         return FAILED
+
+
+def let_threads_sleep() -> None:
+    """Makes OpenMP's threads sleep while they wait; must come before the first import of torch.
+
+    They spin by default, which takes the processor from the very threads that they wait for where
+    other programs compute, too. What the user has set stays.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from convert.cli import main
+from convert.cli import let_threads_sleep, main
 from tests.support.fake_phone import FakePhone, fake_phone
 from tests.support.needs import need_host_engine
 from tests.support.once import once
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 def pytest_configure() -> None:
     """What a shell starts in the background ignores Ctrl-C, which tests send to their children."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    let_threads_sleep()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

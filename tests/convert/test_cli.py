@@ -1,4 +1,5 @@
 import argparse
+import os
 import re
 import signal
 import subprocess
@@ -105,6 +106,18 @@ def test_help_imports_nothing_heavy_and_lists_all_commands() -> None:
     assert names[:3] == ["convert", "verify", "chat"]
     assert len(names) == len(set(names)) == len([*chain(*cli.COMMANDS.values())])
     assert lines[-1] == "[]"
+
+
+@pytest.mark.parametrize(("users", "policy"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_openmp_s_threads_sleep_while_they_wait(users: str | None, policy: str) -> None:
+    """By what OpenMP itself says; what the user has set stays."""
+    environment = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
+    environment |= {"OMP_DISPLAY_ENV": "true"}
+    environment |= {} if users is None else {"OMP_WAIT_POLICY": users}
+    command = [sys.executable, "-m", "convert.cli", "info", "demo"]
+    told = subprocess.run(command, env=environment, capture_output=True, check=True).stderr.decode()
+    found = re.findall(r"OMP_WAIT_POLICY *= *'?(\w+)", told)
+    assert found and set(found) == {policy}
 
 
 def test_a_closed_pipe_is_quiet() -> None:
