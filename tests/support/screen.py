@@ -248,9 +248,15 @@ class Screen:
 
     def answer_again(self, taps: int = 1) -> None:
         """Has the only answer regenerated and waits for it."""
-        self.page.evaluate("document.querySelector('.turn.assistant').classList.add('earlier')")
+        # Its words are the earlier one's, and on a busy machine the app may tell the page of both
+        # changes of the chat at once, which draws nothing: then the pieces of its text tell it.
+        self.page.evaluate(
+            "() => { document.querySelector('.turn.assistant').classList.add('earlier');"
+            " const give = window.receive; window.pieces = 0; if (!give) { return; }"
+            " window.receive = (e) => { window.pieces += e.event === 'text'; give(e); }; }"
+        )
         self.page.locator("text=Regenerate").click(click_count=taps)
-        self.until("document.querySelector('.earlier') === null")
+        self.until("window.pieces > 0 || document.querySelector('.earlier') === null")
         self.answered(1)
 
     def turn(self) -> None:

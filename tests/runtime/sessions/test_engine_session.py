@@ -68,9 +68,9 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     sizes: list[tuple[int, int]] = []
     image = EngineClient.image
 
-    def watched(self, picture, *rest):
+    def watched(self, picture, *rest, **limits):
         sizes.append(picture.size)
-        return image(self, picture, *rest)
+        return image(self, picture, *rest, **limits)
 
     monkeypatch.setattr(EngineClient, "image", watched)
     return sizes
@@ -276,7 +276,8 @@ def test_a_decoder_takes_no_picture(session, monkeypatch):
 
 def test_errors_that_no_user_can_mend_keep_their_code(session, monkeypatch):
     monkeypatch.setattr(session, "_picture", None)
-    monkeypatch.setattr(EngineClient, "image", lambda *_: {Field.IMAGE: "0", Field.REMEMBERED: 1})
+    line = {Field.IMAGE: "0", Field.REMEMBERED: 1}
+    monkeypatch.setattr(EngineClient, "image", lambda *_, **__: line)
     with pytest.raises(EngineError) as error:
         session.reply(user(QUESTION), RED, ANSWER)
     assert error.value.code == ErrorCode.UNKNOWN_PICTURE
