@@ -44,7 +44,10 @@ def put_images(embeds: Tensor, sample: TokenizedSample, images: Tensor | None) -
 
 
 def _encode(model: MiniCPMV, pixels: Tensor) -> Tensor:
-    """Returns the image tokens (1, Q, D) of pixels (1, 3, height, width)."""
+    """Returns the image tokens (1, Q, D) of pixels (1, 3, height, width).
+
+    `MiniCPMV.encode_image` asks the decoder for device and dtype; here it may not be loaded.
+    """
     assert model.vpm is not None and model.resampler is not None
     rows, columns = (side // model.vpm.patch_size for side in pixels.shape[-2:])
     tokens: Tensor = model.resampler(model.vpm(pixels), (rows, columns))

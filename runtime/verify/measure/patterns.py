@@ -25,10 +25,14 @@ PATTERNS = (
 )
 
 
+def pattern_side(vision: VisionConfig) -> int:
+    """Returns the side of a pattern, pixels: that of a picture which is one image, unresized."""
+    return vision.image_size if vision.slices is None else vision.slices.scale_resolution
+
+
 def draw_pattern(name: str, vision: VisionConfig) -> Image.Image:
     """Returns a picture that is one image, unresized; the name is one of `PATTERNS`."""
-    slices, patch = vision.slices, vision.patch_size
-    size = vision.image_size if slices is None else slices.scale_resolution
+    size, patch = pattern_side(vision), vision.patch_size
     y, x = np.indices((size, size))
     ramp = np.linspace(0, 255, size).round()
     middle = size // 2 // patch * patch

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 
 import numpy as np
@@ -20,13 +20,14 @@ from convert.checkpoint.reader import Checkpoint
 from convert.support.progress import Progress
 from convert.support.versions import VERSION
 from quantize.schemes import Array
+from runtime.inputs.picture_format import PictureError
 from runtime.inputs.prompt import Tokenizer
 from runtime.inputs.sampling import GenerationOptions
 from runtime.inputs.slices import Cut, Images, images_of, plan_cut
 from runtime.verify.cases import Case
 from runtime.verify.measure.answers import GreedyAnswer, Question, greedy_answer
 from runtime.verify.measure.kept import Kept, ReferenceFile, ReferenceWriter, named
-from runtime.verify.measure.patterns import PATTERNS
+from runtime.verify.measure.patterns import PATTERNS, pattern_side
 from runtime.verify.request import Request
 from runtime.verify.stages import LAYER_TOKENS, Shape, Stages
 
@@ -181,8 +182,7 @@ def results_bytes(checkpoint: Checkpoint, cases: Sequence[Case], max_new_tokens:
     if vision is not None and resampler is not None:
         queries, cuts = resampler.query_num, _cuts(cases, vision)
         sizes = [size for cut in cuts.values() for size in cut.sizes]
-        side = vision.image_size if vision.slices is None else vision.slices.scale_resolution
-        sizes += [(side, side)] * len(PATTERNS)
+        sizes += [(pattern_side(vision),) * 2] * len(PATTERNS)
         patches = sum(w * h for w, h in sizes) // vision.patch_size**2 * vision.embed_dim
         values += (vision.depth + 2) * patches + len(sizes) * queries * width
     for case in cases:
@@ -194,12 +194,15 @@ def results_bytes(checkpoint: Checkpoint, cases: Sequence[Case], max_new_tokens:
 
 
 def _cuts(cases: Sequence[Case], vision: VisionConfig) -> dict[str, Cut]:
-    """Returns how each picture is cut, by its digest."""
+    """Returns how each picture is cut, by its digest; not of one that cannot be asked about."""
     cuts: dict[str, Cut] = {}
+    square = (vision.image_size, vision.image_size)
     for case in cases:
-        if case.picture_digest in cuts or (picture := case.open()) is None:
+        if case.picture is None or case.picture_digest in cuts:
             continue
-        square = (vision.image_size, vision.image_size)
-        one = Cut(square, None, square)
-        cuts[case.picture_digest] = one if vision.slices is None else plan_cut(picture.size, vision)
+        if vision.slices is None:  # whatever is in the file
+            cuts[case.picture_digest] = Cut(square, None, square)
+            continue
+        with suppress(PictureError):  # refused, or left out, when it is asked
+            cuts[case.picture_digest] = plan_cut(case.picture().size, vision)
     return cuts

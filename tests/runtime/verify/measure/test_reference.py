@@ -9,17 +9,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from convert.bundle.weights_file import WeightsFile
+from convert.checkpoint.config import ModelConfig
 from convert.checkpoint.reader import Checkpoint
 from quantize.errors import ConfigError, ToolkitError
+from runtime.inputs.picture_format import PictureError
 from runtime.verify import verify as module
-from runtime.verify.cases import built_in_cases
+from runtime.verify.cases import Case, built_in_cases
 from runtime.verify.measure import kept
 from runtime.verify.measure.kept import ReferenceFile, ReferenceResultsError, ReferenceWriter
-from runtime.verify.measure.reference import results_bytes
+from runtime.verify.measure.reference import _cuts, results_bytes
 from runtime.verify.report.report import Report
 from runtime.verify.verify import verify
+from tests.support.slices import slices_config
 
 ABOUT = {"reference": "a", "toolkit": "1", "cases": ["x"], "window": 64, "max_new_tokens": 8}
 
@@ -167,3 +171,16 @@ def test_a_failed_run_leaves_nothing(tmp_path: Path) -> None:
         writer.add("one", np.zeros(3, np.float32))
         raise RuntimeError
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_picture_that_is_none_is_left_to_its_question() -> None:
+    """The size of the file is told without it."""
+    config = ModelConfig.from_json(slices_config())
+    assert config.vision is not None
+
+    def broken() -> Image.Image:
+        raise PictureError("no picture")
+
+    good = Case("good", (), lambda: Image.new("RGB", (900, 900)), "good")
+    cuts = _cuts([Case("bad", (), broken, "bad"), good, Case("text", ())], config.vision)
+    assert {digest: len(cut.sizes) for digest, cut in cuts.items()} == {"good": 5}  # 2 x 2 slices
