@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -14,10 +15,10 @@ from tests.android.bundle import FAKE_ENGINE
 @pytest.mark.parametrize(
     "name", ["LogicTest", "PictureTest", "StorageTest", "ImportTest", "AssistantTest"]
 )
-def test_junit(java_classpath: str, name: str) -> None:
+def test_junit(java_classpath: str, name: str, tmp_path: Path) -> None:
     done = subprocess.run(
         [
-            *("java", "-cp", java_classpath),
+            *("java", "-cp", java_classpath, f"-Djava.io.tmpdir={tmp_path}"),
             *(f"-Dpython={sys.executable}", f"-Dfake_engine={FAKE_ENGINE}", f"-Dconfigs={CONFIGS}"),
             *("org.junit.runner.JUnitCore", f"org.minicpmv.core.{name}"),
         ],
