@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
+from android.build.emulator import fetch_emulator, lacks_emulator
 from android.build.tools import (
     AREAS,
     ToolError,
@@ -38,6 +39,17 @@ def install(areas: Sequence[str]) -> None:
         if not package.kept().is_file():
             _say(f"Downloading {package.file_name}: {package.what}")
     fetch(wanted)
+    if "qemu" in areas and lacks_emulator():
+        _install_emulator()
+
+
+def _install_emulator() -> None:
+    """Fetches the newer emulator; without it, all but the matrix unit is emulated."""
+    _say("Downloading an emulator of Arm's matrix unit (SME)")
+    try:
+        fetch_emulator()
+    except ToolError as error:
+        _say(f"{error}. Other phones are emulated")
 
 
 def _install_debian(areas: Sequence[str]) -> None:

@@ -149,13 +149,16 @@ def install_command(debian: Sequence[str]) -> str:
     return f"sudo apt-get install {' '.join(debian)}"
 
 
-def run(command: Sequence[str], problem: str, *, stdin: str | None = None) -> str:
+def run(
+    command: Sequence[str], problem: str, *, stdin: str | None = None, folder: Path | None = None
+) -> str:
     """Runs a program and returns what it printed.
 
     Args:
         command: the program and its arguments.
         problem: begins the message if it fails.
         stdin: its input; None: empty.
+        folder: where it runs; None: here.
 
     Raises:
         ToolError: it failed; the message has the first line of its output that mentions an error.
@@ -167,6 +170,7 @@ def run(command: Sequence[str], problem: str, *, stdin: str | None = None) -> st
         capture_output=True,
         text=True,
         errors="replace",
+        cwd=folder,
         check=False,
     )
     if done.returncode:

@@ -163,6 +163,7 @@ def _row(config: CompareConfig, path: Path, bundle: Bundle) -> dict[str, Any]:
             engine=config.engine.engine,
             threads=config.engine.threads,
             serial=config.engine.serial,
+            cpu=config.engine.cpu,
             window=config.window,
             progress=lambda stage, done, total: bars(f"{path.name}: {stage}", done, total),
         )

@@ -121,6 +121,7 @@ def run(args: argparse.Namespace) -> int:
             engine=engine.engine,
             threads=engine.threads,
             serial=engine.serial,
+            cpu=engine.cpu,
             window=args.window,
             data=args.data,
             skip_bad=args.skip_bad,

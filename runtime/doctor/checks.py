@@ -16,11 +16,18 @@ from android.build.tools import BuildTool, MavenPackage
 from convert.bundle.targets import HOST_MACHINE, is_host, this_machine
 from convert.engine.object_cache import LIST, read_entry
 from convert.engine.units import SENTENCEPIECE
-from convert.support.cache import CACHE_VARIABLE, cache_folder, has_hash, is_whole
+from convert.support.cache import CACHE_VARIABLE, cache_folder, has_hash, is_damaged, is_whole
+from runtime.engine_client.emulator import (
+    OLDEST_WITH_SME,
+    emulator,
+    emulator_version,
+    kept_emulator,
+)
 
 OK, LATER, NOTE = "ok", "comes later", "note"  # nothing to repair
 MISSING, OLD, BROKEN = "missing", "too old", "broken"
 _DAMAGED = "the cached file is damaged and will be replaced"
+_SME_TRIED = "10.0.13"
 _SECONDS = 60.0  # for a program to say what it is
 _CPU_FLAGS = ("avx2", "fma", "f16c")  # of the oldest processor that the host's engine runs on
 
@@ -66,6 +73,21 @@ def check_package(package: MavenPackage) -> Finding:
         tried=package.version,
         detail=detail,
     )
+
+
+def check_emulator(areas: tuple[str, ...]) -> Finding:
+    """Looks for an emulator of Arm's matrix unit; the other processors need none so new."""
+    found = Finding(name="emulator of SME", what="runs what phones since 2025 run", areas=areas)
+    kept, program = kept_emulator(), emulator()
+    version = emulator_version(program) if program is not None else ()
+    found = replace(found, version=".".join(map(str, version)) or None, tried=_SME_TRIED)
+    if version >= OLDEST_WITH_SME:
+        return found
+    fetched = "`python -m android.build.install_tools qemu` fetches it"
+    detail = f"`--engine qemu` emulates phones without SME only; {fetched}"
+    if is_damaged(kept):
+        detail = f"{kept} is damaged; {fetched} again"
+    return replace(found, state=NOTE, detail=detail)
 
 
 def check_cache(areas: tuple[str, ...]) -> list[Finding]:

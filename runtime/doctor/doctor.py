@@ -96,6 +96,8 @@ def examine(areas: tuple[str, ...], *, needs_phone: bool) -> Diagnosis:
     if "mlc" in areas:
         found += check_mlc(("mlc",))
     found += checks.check_programs(tools.programs(areas))
+    if "qemu" in areas:
+        found.append(checks.check_emulator(("qemu",)))
     found += [checks.check_package(package) for package in tools.packages(areas)]
     has_adb = not any(f.fails for f in found if f.name == "adb")
     if "sideload" in areas and has_adb:

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from convert.support.progress import Progress, silent
 from convert.support.scratch import scratch_folder
 from quantize.errors import ToolkitError
 from runtime.engine_client import protocol
+from runtime.engine_client.emulator import QEMU_PROGRAM, emulator
 from runtime.engine_client.options import LOCAL, QEMU
 from runtime.engine_client.process import Death, EngineDiedError, EngineProcess, Line
 from runtime.engine_client.protocol import Event, Field, Op, Tap
@@ -32,7 +32,7 @@ from runtime.inputs.logprobs import StepLogprobs, TokenLogprob
 from runtime.inputs.picture_file import write_picture_file
 from runtime.inputs.prompt import Message
 
-QEMU_PROGRAM = "qemu-aarch64-static"
+NEWEST_CPU = "max"  # qemu's name for a processor with all that it can emulate
 START_SECONDS = 60.0
 QUIET_SECONDS = 600.0  # between two lines of the engine while it works
 CANCEL_SECONDS = 5.0  # from a cancel to the engine's next line
@@ -75,7 +75,7 @@ class EngineAnswer:
     statistics: Mapping[str, Any]
 
 
-def engine_command(engine: str, program: Program, *, cpu: str = "max") -> list[str | Program]:
+def engine_command(engine: str, program: Program, *, cpu: str = NEWEST_CPU) -> list[str | Program]:
     """Returns how to start a program.
 
     Args:
@@ -89,12 +89,13 @@ def engine_command(engine: str, program: Program, *, cpu: str = "max") -> list[s
     if engine == LOCAL:
         return [program]
     assert engine == QEMU, f"no way to start {engine}"
-    if shutil.which(QEMU_PROGRAM) is None:
+    qemu = emulator()
+    if qemu is None:
         raise EngineDiedError(
             f"{QEMU_PROGRAM} is not installed; Debian has it in the package qemu-user-static",
             Death.NO_ENGINE,
         )
-    return [QEMU_PROGRAM, "-cpu", cpu, program]
+    return [qemu, "-cpu", cpu, program]
 
 
 class Files(Protocol):

@@ -26,6 +26,7 @@ class EngineOptions:
     engine: str | None = None  # one of `ENGINES`; None: what fits the model
     threads: int | None = None  # None: what the engine finds best
     serial: str | None = None  # of the phone; None: $ANDROID_SERIAL, or the only one
+    cpu: str | None = None  # that qemu emulates, in its words; None: the newest that it knows
 
     def __post_init__(self) -> None:
         """Checks every value.
@@ -39,12 +40,14 @@ class EngineOptions:
             raise ConfigError(f"threads is {self.threads!r}; expected an integer of at least 1")
         if self.serial is not None and self.engine != ADB:
             raise ConfigError(f"serial {self.serial!r} names a phone, which is for --engine adb")
+        if self.cpu is not None and self.engine != QEMU:
+            raise ConfigError(f"cpu {self.cpu!r} names a processor, which is for --engine qemu")
 
 
 def add_engine_arguments(
     parser: argparse.ArgumentParser, engines: tuple[str, ...] = ENGINES, default: str | None = None
 ) -> None:
-    """Declares `--engine`, `--threads` and `--serial`, in a group of their own.
+    """Declares `--engine`, `--threads`, `--serial` and `--cpu`, in a group of their own.
 
     Args:
         parser: a command's.
@@ -67,8 +70,14 @@ def add_engine_arguments(
         help="serial number of the phone, for --engine adb (default: $ANDROID_SERIAL, or the only "
         "phone)",
     )
+    add(
+        "--cpu",
+        metavar="NAME",
+        help="processor that --engine qemu emulates, as `qemu-aarch64 -cpu` takes it, for example "
+        "cortex-a53 or max,sme=off (default: max, which has everything)",
+    )
 
 
 def engine_options(args: argparse.Namespace) -> EngineOptions:
     """Reads the arguments that `add_engine_arguments` declared."""
-    return EngineOptions(engine=args.engine, threads=args.threads, serial=args.serial)
+    return EngineOptions(engine=args.engine, threads=args.threads, serial=args.serial, cpu=args.cpu)

@@ -8,6 +8,7 @@ from convert.support.progress import Progress
 from quantize.errors import ConfigError
 from runtime.engine_client.client import (
     CANCEL_SECONDS,
+    NEWEST_CPU,
     SLOW_CANCEL_SECONDS,
     EngineClient,
     engine_command,
@@ -19,12 +20,14 @@ from runtime.engine_client.place import Device, threads_environment
 class ThisMachine:
     """The PC itself, or qemu on it."""
 
-    def __init__(self, bundle: Bundle, engine: str, threads: int | None) -> None:
+    def __init__(
+        self, bundle: Bundle, engine: str, threads: int | None, cpu: str | None = None
+    ) -> None:
         """Args: see `open_place`."""
         self.engine, self.bundle = engine, bundle.path
         self.description = "local engine" if engine == LOCAL else "phone's engine under qemu"
         self.target = HOST if engine == LOCAL else PHONE
-        self._command = engine_command(engine, bundle.program(self.target))
+        self._command = engine_command(engine, bundle.program(self.target), cpu=cpu or NEWEST_CPU)
         self._environment = threads_environment(threads)
 
     def prepare(self, progress: Progress) -> None:
@@ -68,4 +71,4 @@ def open_place(bundle: Bundle, options: EngineOptions) -> Device:
             f"engine local is for {needed}, this is {here}: try --engine reference, or --engine "
             "adb with a phone"
         )
-    return ThisMachine(bundle, engine, options.threads)
+    return ThisMachine(bundle, engine, options.threads, options.cpu)

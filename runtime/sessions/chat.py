@@ -40,6 +40,7 @@ class ChatModel(Closing):
         engine: str | None = None,
         threads: int | None = None,
         serial: str | None = None,
+        cpu: str | None = None,
         device: str | None = None,
         dtype: str | None = None,
         settings: str | None = None,
@@ -53,6 +54,7 @@ class ChatModel(Closing):
             engine: `local`, `qemu`, `adb` or `reference`; by default what fits the source.
             threads: of the engine; by default as many as it finds best.
             serial: of the phone, for `adb`; by default $ANDROID_SERIAL, or the only one.
+            cpu: that qemu emulates, for `qemu`, in its words; by default the newest it knows.
             device: cpu, mps or cuda, for the reference; by default the fastest that is there.
             dtype: float32, float16 or bfloat16, for the reference.
             settings: whose generation defaults to use, a name in `configs/generation.json`; by
@@ -64,7 +66,7 @@ class ChatModel(Closing):
         Raises:
             ToolkitError: the source cannot be opened, or an argument does not fit it.
         """
-        options = EngineOptions(engine=engine, threads=threads, serial=serial)
+        options = EngineOptions(engine=engine, threads=threads, serial=serial, cpu=cpu)
         loaded = load(source, options, device=device, dtype=dtype)
         self.tokenizer = loaded.tokenizer
         self.description = loaded.description
@@ -166,6 +168,7 @@ class OmniLMMChat(Closing):
         engine: str | None = None,
         threads: int | None = None,
         serial: str | None = None,
+        cpu: str | None = None,
         device: str | None = None,
         dtype: str | None = None,
         window: int | None = None,

@@ -64,6 +64,7 @@ def verify(
     engine: str | None = LOCAL,
     threads: int | None = None,
     serial: str | None = None,
+    cpu: str | None = None,
     window: int | None = None,
     data: str | Path | None = None,
     skip_bad: bool = False,
@@ -84,6 +85,7 @@ def verify(
         engine: where the engine runs: `local`, `qemu` or `adb`; `mlc` for a package.
         threads: of the engine; None: as many as it finds best.
         serial: of the phone, for `adb`; None: $ANDROID_SERIAL, or the only one.
+        cpu: that qemu emulates, for `qemu`, in its words; None: the newest that it knows.
         window: context window, in tokens; None: the model's or package's own.
         data: a JSON Lines file of questions; None: the built-in ones.
         skip_bad: leave out lines of `data` that cannot be used.
@@ -107,7 +109,7 @@ def verify(
         artifact=Path(bundle),
         reference=None if reference is None else str(reference),
         window=window,
-        engine=EngineOptions(engine=engine, threads=threads, serial=serial),
+        engine=EngineOptions(engine=engine, threads=threads, serial=serial, cpu=cpu),
         data=None if data is None else Path(data),
         report=None if report is None else Path(report),
         save_reference=None if save_reference is None else Path(save_reference),

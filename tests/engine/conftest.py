@@ -12,7 +12,6 @@ from convert.bundle.manifest import Bundle
 from convert.bundle.targets import HOST, PHONE
 from convert.engine.toolchain import Toolchain
 from convert.engine.units import ENGINE, SENTENCEPIECE, engine_unit, sentencepiece_unit
-from runtime.engine_client.client import QEMU_PROGRAM
 from tests.engine.components import Components
 from tests.engine.engines import Built, add_phone, build_host_engine
 from tests.support.needs import need_compiler, need_host_engine, need_qemu
@@ -78,7 +77,7 @@ def components(components_program: Path) -> Iterator[Components]:
 
 @pytest.fixture
 def arm64(arm64_program: Path) -> Iterator[Components]:
-    with Components(QEMU_PROGRAM, str(arm64_program)) as running:
+    with Components(need_qemu(), str(arm64_program)) as running:
         yield running
 
 

@@ -6,7 +6,7 @@ import json
 import re
 from pathlib import Path
 
-from runtime.engine_client.client import QEMU_PROGRAM
+from tests.support.needs import need_qemu
 
 LISTS = Path(__file__).resolve().parents[1] / "golden/android/seccomp-app-arm64.json"
 # `PID name(arguments)`; another thread's call may follow before the first one's result.
@@ -16,8 +16,8 @@ _RESULTS = re.compile(r"( = -?(0x)?[0-9a-f]+( errno=\d+)?( \([^()]*\))?)*")
 
 
 def traced_command(program: Path, log: Path, *, cpu: str = "cortex-a53") -> list[str]:
-    """Returns a command that logs a program's system calls."""
-    return [QEMU_PROGRAM, "-cpu", cpu, "-strace", "-D", str(log), str(program)]
+    """Returns a command that logs a program's system calls; skips without an emulator."""
+    return [need_qemu(), "-cpu", cpu, "-strace", "-D", str(log), str(program)]
 
 
 def allowed_calls() -> dict[str, frozenset[str]]:

@@ -7,7 +7,6 @@ convert/engine/toolchain.py).
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
@@ -32,11 +31,11 @@ from convert.engine.compile import Target
 from convert.engine.toolchain import PAGE_BYTES, BuildError
 from convert.engine.units import SENTENCEPIECE
 from tests.support.elf import DYNAMIC, INTERPRETER, LOAD, Elf
+from tests.support.needs import need_qemu
 from tests.support.processor import processor_features
 
 HERE = Path(__file__).resolve().parent
 TARGETS = ("android-x86_64", "android-arm64")
-QEMU = "qemu-aarch64-static"
 PREFIX = "proof_"
 MAX_BYTES = 8 * 2**20
 # The oldest phones' cores, and newer ones.
@@ -110,9 +109,7 @@ def run(report: EngineReport, *arguments: object, cpu: str = "max") -> list[dict
     """Runs a program, under qemu if it is for arm64; returns its lines."""
     command = [str(report.program)]
     if report.target.endswith("arm64"):
-        if shutil.which(QEMU) is None:
-            pytest.skip(f"{QEMU} is not installed; Debian has it in qemu-user-static")
-        command = [QEMU, "-cpu", cpu, *command]
+        command = [need_qemu(), "-cpu", cpu, *command]
     done = subprocess.run(
         [*command, *map(str, arguments)],
         stdin=subprocess.DEVNULL,

@@ -12,7 +12,6 @@ from convert.bundle.targets import HOST, PHONE
 from convert.engine.build import BlockLibrary, build_engine
 from convert.engine.toolchain import BuildError
 from runtime.engine_client.client import (
-    QEMU_PROGRAM,
     EngineClient,
     EngineError,
 )
@@ -51,11 +50,11 @@ def test_this_processor(tmp_path: Path) -> None:
 
 
 def test_an_older_phone(tmp_path: Path) -> None:
-    need_qemu()
+    qemu = need_qemu()
     program = _engine(PHONE, "aarch64-linux-musl", ("asimd", "dotprod"), tmp_path / "engine")
-    old = [QEMU_PROGRAM, "-cpu", "cortex-a53", str(program)]
+    old = [qemu, "-cpu", "cortex-a53", str(program)]
     assert _refused(old).endswith("also need: dotprod")
-    with EngineClient([QEMU_PROGRAM, "-cpu", "cortex-a76", str(program)]) as client:
+    with EngineClient([qemu, "-cpu", "cortex-a76", str(program)]) as client:
         assert client.hello[Field.BLOCKS] == PREFIX
 
 

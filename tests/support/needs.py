@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
-import shutil
 
 import pytest
 
 from convert.bundle.targets import is_host
-from runtime.engine_client.client import QEMU_PROGRAM
+from runtime.engine_client.emulator import (
+    OLDEST_WITH_SME,
+    QEMU_PROGRAM,
+    emulates_sme,
+    emulator,
+)
 
 
 def need_compiler() -> None:
@@ -24,7 +28,21 @@ def need_host_engine() -> None:
     need_compiler()
 
 
-def need_qemu() -> None:
-    """Skips where the phone's engine cannot be run."""
-    if shutil.which(QEMU_PROGRAM) is None:
+def need_qemu() -> str:
+    """Skips where the phone's engine cannot be run; returns the emulator."""
+    found = emulator()
+    if found is None:
         pytest.skip(f"{QEMU_PROGRAM} is not installed; it runs the phone's program")
+    return found
+
+
+def need_sme() -> str:
+    """Skips where Arm's matrix unit is not emulated; returns an emulator that does."""
+    found = need_qemu()
+    if not emulates_sme(found):
+        oldest = ".".join(map(str, OLDEST_WITH_SME))
+        pytest.skip(
+            f"{found} is older than {oldest} and computes SMOPA wrongly; `python -m "
+            "android.build.install_tools qemu` fetches a newer one"
+        )
+    return found

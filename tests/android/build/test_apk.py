@@ -24,6 +24,7 @@ from convert.cli import main
 from runtime.engine_client.client import EngineClient
 from runtime.engine_client.protocol import Field
 from tests.support.elf import INTERPRETER, LOAD, Elf
+from tests.support.needs import need_qemu
 
 LIMIT = 4 << 20  # bytes of an APK without weights
 PAGE_BYTES = 16384  # of newer phones
@@ -178,7 +179,7 @@ def test_the_engine_in_it_answers_as_the_pcs(demo: Path, key: Key, tmp_path: Pat
     engine = app / "lib/arm64-v8a/libengine.so"
     engine.chmod(0o755)
     local = _answers([str(opened.program("host").path)], demo)
-    phone = _answers(["qemu-aarch64-static", "-cpu", "cortex-a76", str(engine)], app / BUNDLE)
+    phone = _answers([need_qemu(), "-cpu", "cortex-a76", str(engine)], app / BUNDLE)
     assert phone == local
     assert [text for text, _ in phone] == ["Red.", "红色。"]
     plain = tmp_path / "plain.apk"

@@ -32,6 +32,11 @@ cp "$MACHINE/jar" "$folder/$name-$version.$kind"
 done < "$project"
 """
 
+QEMU = """#!/bin/sh
+echo qemu-aarch64 version 10.0.13
+"""
+SCRIPTS = {"mvn": MAVEN, "apt-get": APT, "qemu-aarch64-static": QEMU}
+
 
 class Machine:
     """A machine on which only a test's programs are installed."""
@@ -53,7 +58,7 @@ class Machine:
 
     def add(self, *names: str) -> None:
         for name in names:
-            self.script(name, {"mvn": MAVEN, "apt-get": APT}.get(name, "#!/bin/sh\n"))
+            self.script(name, SCRIPTS.get(name, "#!/bin/sh\n"))
 
     def script(self, name: str, text: str) -> None:
         (self.bin / name).write_text(text)

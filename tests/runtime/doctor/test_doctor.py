@@ -19,6 +19,7 @@ from runtime.doctor import checks
 from runtime.doctor.checks import BROKEN, LATER, MISSING, NOTE, OK, OLD, Finding
 from runtime.doctor.doctor import AREAS, COMMANDS, DoctorError, examine, mends, parse_areas
 from runtime.doctor.python_checks import check_python, check_zig
+from runtime.engine_client import emulator
 from tests.support.fake_phone import FakePhone
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -153,6 +154,24 @@ def test_jars(machine: Machine) -> None:
     junit.kept().parent.mkdir(parents=True)
     junit.kept().write_bytes(b"half a jar")
     assert "damaged and will be replaced" in str(checks.check_package(junit).detail)
+
+
+def test_an_emulator_of_sme(machine: Machine) -> None:
+    found = checks.check_emulator(("qemu",))
+    assert (found.state, found.version, found.fails) == (NOTE, "7.2.22", False)
+    assert "without SME only; `python -m android.build.install_tools qemu`" in str(found.detail)
+    kept = emulator.kept_emulator()
+    kept.parent.mkdir(parents=True)
+    kept.write_text("half of it")
+    assert "damaged" in str(checks.check_emulator(("qemu",)).detail)
+    kept.write_text("#!/bin/sh\necho qemu-aarch64 version 10.0.13\n")
+    kept.chmod(0o755)
+    kept.with_suffix(".sha256").write_text(hashlib.sha256(kept.read_bytes()).hexdigest())
+    found = checks.check_emulator(("qemu",))
+    assert (found.state, found.version) == (OK, "10.0.13")
+    kept.unlink()
+    (machine.bin / "qemu-aarch64-static").unlink()
+    assert checks.check_emulator(("qemu",)).version is None
 
 
 def test_the_cache(machine: Machine) -> None:

@@ -364,6 +364,7 @@ def test_settings_are_chosen_by_name(checkpoint):
         ({"engine": "reference", "threads": 2}, ConfigError, "threads 2 is for a bundle's engine"),
         ({"threads": True}, ConfigError, "threads is True; expected an integer"),
         ({"serial": "X"}, ConfigError, "serial 'X' names a phone"),
+        ({"cpu": "max"}, ConfigError, "cpu 'max' names a processor"),
         ({"device": "abacus"}, ConfigError, "device is 'abacus'"),
         ({"device": "meta"}, ConfigError, "device is 'meta'"),
         ({"device": "cuda:99"}, ConfigError, "'cuda:99' is not on this machine"),
