@@ -104,7 +104,6 @@ def verify(
     Raises:
         ToolkitError: bundle, reference or a file cannot be used; its subclass says which.
     """
-    flags = {"skip_bad": skip_bad, "force": force, "noise_floor": noise_floor, "card": card}
     request = Request(
         artifact=Path(bundle),
         reference=None if reference is None else str(reference),
@@ -115,7 +114,7 @@ def verify(
         save_reference=None if save_reference is None else Path(save_reference),
         reference_results=None if reference_results is None else Path(reference_results),
         sensitivity=None if sensitivity is None else Path(sensitivity),
-        **flags,
+        **{"skip_bad": skip_bad, "force": force, "noise_floor": noise_floor, "card": card},
     )
     return (_verify_package if engine == MLC else _verify_bundle)(request, progress)
 
