@@ -13,9 +13,9 @@ what these have lost.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from functools import cache
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -58,43 +58,53 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What calibration saw of a linear's K inputs, as sums over tokens."""
+    """What calibration saw of a linear's K inputs, as sums over tokens.
 
-    power: Tensor  # (K, K) float64: of x xT, x as the quantized model has it
-    drift: Tensor  # (K, K) float32: of (f - x) xT, f as the full-precision model has it
-    behind: Tensor | None = None  # (N, K) float32: of b xT, b as `Tokens.behind`
+    With m, what the output lacks with the weights W: m = W (f - x) + b, f and x a token's inputs in
+    the full-precision and the quantized model, b as `Tokens.behind`. The sum of m xT is kept as it
+    is where there is a b, else as that of (f - x) xT: it is smaller, and made with fewer products.
+    """
+
+    power: Tensor  # (K, K) float32: of x xT
+    drift: Tensor | None = None  # (K, K) float32: of (f - x) xT
+    lacking: Tensor | None = None  # (N, K) float32: of m xT
 
     @staticmethod
-    def of(runs: Iterable[Tokens], width: int) -> Inputs:
-        """Sums up tokens with inputs of a width."""
-        power, drift = torch.zeros(width, width), torch.zeros(width, width)
-        behind: Tensor | None = None
+    def of(runs: Iterable[Tokens], width: int, weight: Tensor | None = None) -> Inputs:
+        """Sums up tokens with inputs of a width.
+
+        Args:
+            runs: all of them with `behind`, or none.
+            width: K.
+            weight: W, (N, K) float32; only tokens with `behind` need it.
+        """
+        power, sums = torch.zeros(width, width), None
+        adds = False
         for run in runs:
-            seen = run.seen
+            seen, moved = run.seen, run.wanted - run.seen
             for start in range(0, width, _SQUARE):  # the upper half: the lower one mirrors it
                 rows = slice(start, start + _SQUARE)
                 power[rows, start:].addmm_(seen[:, rows].T, seen[:, start:])
-            drift.addmm_((run.wanted - seen).T, seen)
             if run.behind is not None:
-                product = run.behind.T @ seen
-                behind = product if behind is None else behind.add_(product)
-        return Inputs((power.triu() + power.triu(1).T).double(), drift, behind)
+                assert weight is not None, "the output is what tokens are behind in"
+                adds, moved = True, torch.addmm(run.behind, moved, weight.T)
+            sums = moved.T @ seen if sums is None else sums.addmm_(moved.T, seen)
+        power = power.triu_().add_(power.triu(1).T)
+        return Inputs(power, None, sums) if adds else Inputs(power, sums)
 
     def __add__(self, other: Inputs) -> Inputs:
-        behind = self.behind
-        if other.behind is not None:
-            behind = other.behind if behind is None else behind + other.behind
-        return Inputs(self.power + other.power, self.drift + other.drift, behind)
+        drift, lacking = _sum(self.drift, other.drift), _sum(self.lacking, other.lacking)
+        return Inputs(self.power + other.power, drift, lacking)
 
     def every(self, step: int) -> Inputs:
         """Returns the same for every `step`-th row of the linear."""
-        behind = None if self.behind is None else self.behind[::step]
-        return Inputs(self.power, self.drift, behind)
+        return replace(self, lacking=None if self.lacking is None else self.lacking[::step])
 
     def missing(self, weight: Tensor) -> Tensor:
-        """Returns the sum of m xT, m what the output lacks with the weights W: (N, K) float32."""
-        missing = weight @ self.drift
-        return missing if self.behind is None else missing.add_(self.behind)
+        """Returns the sum of m xT for the weights W: (N, K) float32."""
+        by_drift = None if self.drift is None else weight @ self.drift
+        missing = _sum(by_drift, self.lacking)
+        return torch.zeros_like(weight) if missing is None else missing
 
     def loss(self, weight: Tensor, stored: Tensor) -> float:
         """Returns |W f + b - W' x|^2 over the tokens, less what no W' changes: its value at W.
@@ -104,65 +114,75 @@ class Inputs:
             stored: W', (N, K) float32.
         """
         error = weight - stored
-        cost = error @ self.power.float() + 2 * self.missing(weight)
+        cost = error @ self.power + 2 * self.missing(weight)
         return float((cost * error).sum(dtype=torch.float64))
 
     def error(self, weight: Tensor, stored: Tensor) -> float:
         """Returns |W x - W' x|^2 over the tokens."""
         error = weight - stored
-        return float((error @ self.power.float() * error).sum(dtype=torch.float64))
-
-    def damped(self, damping: float) -> Tensor:
-        """Returns the power, its diagonal raised by `damping` of its mean: (K, K), definite."""
-        power = self.power.clone()
-        mean = float(power.diagonal().mean())
-        power.diagonal().add_(damping * mean if mean > 0 else 1.0)
-        return power
+        return float((error @ self.power * error).sum(dtype=torch.float64))
 
 
 class Compensation:
-    """Quantizes linears that share their inputs, with error compensation."""
+    """Corrects and quantizes linears that share their inputs, with any damping.
 
-    def __init__(self, power: Tensor, scheme: GroupScheme) -> None:
+    A damping raises what an error costs, the power of the inputs, by a share of its mean.
+    """
+
+    def __init__(self, inputs: Inputs, scheme: GroupScheme, *, name: str) -> None:
         """Prepares for inputs.
 
         Args:
-            power: (K, K) float64, positive definite: what an error costs; see `Inputs.damped`.
+            inputs: of the linears.
             scheme: the number format.
-        """
-        self._scheme = scheme
-        self._order = _order(power.diagonal(), scheme.group_size)
-        # The factor is the upper U with power^-1 = UT U: the inverse of the upper R with
-        # power = R RT, which is the ordinary Cholesky factor with both axes reversed.
-        turned = self._order.flip(0)
-        root = torch.linalg.cholesky(power[turned][:, turned]).flip(0, 1)
-        self._factor = _invert_upper(root).float()
+            name: the tensor, for messages.
 
-    def correct(self, weight: Tensor, inputs: Inputs) -> Tensor:
+        Raises:
+            CheckpointError: an input is not finite.
+        """
+        self._inputs, self._scheme, self._name = inputs, scheme, name
+        self._order = _order(inputs.power.diagonal(), scheme.group_size)
+        turned = self._order.flip(0)
+        self._turned = inputs.power[turned].index_select(1, turned)
+        mean = float(inputs.power.diagonal().mean())
+        if not math.isfinite(mean):
+            raise CheckpointError(f"{name}: its inputs overflow; is the checkpoint damaged?")
+        self._unit = mean if mean > 0 else 1.0
+        self._roots: dict[float, Tensor] = {}
+        self._factors: dict[float, Tensor] = {}
+
+    def correct(self, weight: Tensor, share: float) -> Tensor:
         """Returns the weights (N, K) float32 that make best use of the inputs as they are.
 
         They minimise |W f + b - W' x|^2 over the tokens, plus the damping times |W - W'|^2.
 
         Args:
             weight: W, (N, K) float32.
-            inputs: of the linear.
+            share: the damping.
         """
+        inputs, root = self._inputs, self._root(share)
         # In a wide linear a matrix of K rows is the smaller one to solve for.
-        wide = len(weight) > weight.shape[1] and inputs.behind is None
-        step = (inputs.drift if wide else inputs.missing(weight))[:, self._order]
+        wide = inputs.drift is not None and len(weight) > weight.shape[1]
+        step = inputs.drift if wide and inputs.drift is not None else inputs.missing(weight)
+        step = torch.linalg.solve_triangular(root.T, step[:, self._order], upper=False, left=False)
         solved = torch.empty_like(step)
-        solved[:, self._order] = step @ self._factor.T @ self._factor
+        solved[:, self._order] = torch.linalg.solve_triangular(root, step, upper=True, left=False)
         return weight + (weight @ solved if wide else solved)
 
-    def round(self, weight: Tensor, *, name: str) -> tuple[Tensor, Tensor]:
-        """Quantizes weights (N, K) of any float dtype.
+    def round(self, weight: Tensor, share: float) -> tuple[Tensor, Tensor]:
+        """Quantizes weights.
+
+        Args:
+            weight: (N, K), any float dtype.
+            share: the damping.
 
         Returns:
             q (N, K) uint8 codes; scale (N, K/G) float16.
 
         Raises:
-            CheckpointError: a value of the tensor `name` is not finite.
+            CheckpointError: a value of the tensor is not finite.
         """
+        factor = self._factor(share)
         rows, columns = weight.shape
         size = self._scheme.group_size
         q = torch.empty(columns, rows, dtype=torch.uint8)
@@ -171,26 +191,40 @@ class Compensation:
             chunk = slice(start, min(start + _CHUNK_ROWS, rows))
             wide = weight[chunk].float()
             if not bool(wide.isfinite().all()):
-                raise CheckpointError(f"{name}: holds NaN or infinity; is the checkpoint damaged?")
+                raise CheckpointError(
+                    f"{self._name}: holds NaN or infinity; is the checkpoint damaged?"
+                )
             ordered = wide.T.contiguous()[self._order]
-            codes, scales = _round(ordered, self._factor, self._scheme)
+            codes, scales = _round(ordered, factor, self._scheme)
             q[self._order, chunk] = codes
             scale[self._order[::size] // size, chunk] = scales
         return q.T.contiguous(), scale.T.contiguous()
 
+    def compensate(self, weight: Tensor, damping: Damping) -> tuple[Tensor, Tensor]:
+        """Corrects weights (N, K) float32, then quantizes them as `round` does."""
+        return self.round(self.correct(weight, damping.correction), damping.rounding)
 
-def compensate(
-    weight: Tensor, inputs: Inputs, damping: Damping, scheme: GroupScheme, *, name: str
-) -> tuple[Tensor, Tensor]:
-    """Corrects and rounds weights (N, K) float32.
+    def _root(self, share: float) -> Tensor:
+        """Returns the upper R (K, K) with the damped power R RT, inputs in order.
 
-    Returns:
-        q (N, K) uint8 codes; scale (N, K/G) float16.
+        It is the ordinary Cholesky factor with both axes reversed.
+        """
+        if share not in self._roots:
+            power, more = self._turned.clone(), share * self._unit
+            power.diagonal().add_(more)
+            root, failed = torch.linalg.cholesky_ex(power)
+            while failed:  # sums in float32 may be further from definite than the damping is wide
+                power.diagonal().add_(more)
+                root, failed = torch.linalg.cholesky_ex(power)
+                more *= 2
+            self._roots[share] = root.flip(0, 1)
+        return self._roots[share]
 
-    Raises:
-        CheckpointError: a value of the tensor `name` is not finite.
-    """
-    return _compensate(weight, inputs, damping, _damped(inputs, scheme), name)
+    def _factor(self, share: float) -> Tensor:
+        """Returns the upper U (K, K) with the damped power's inverse UT U, inputs in order."""
+        if share not in self._factors:
+            self._factors[share] = _invert_upper(self._root(share))
+        return self._factors[share]
 
 
 def choose_damping(
@@ -213,12 +247,11 @@ def choose_damping(
         CheckpointError: a value of the tensor is not finite.
     """
     step = -(-len(weight) // SAMPLED_ROWS)
-    weight, seen, held_out = weight[::step], seen.every(step), held_out.every(step)
-
-    prepared = _damped(seen, scheme)
+    weight, held_out = weight[::step], held_out.every(step)
+    compensation = Compensation(seen.every(step), scheme, name=name)
 
     def stored(damping: Damping) -> Tensor:
-        q, scale = _compensate(weight, seen, damping, prepared, name)
+        q, scale = compensation.compensate(weight, damping)
         return torch.from_numpy(dequantize_groups(q.numpy(), scale.numpy(), scheme))
 
     best, *others = DAMPINGS
@@ -231,20 +264,10 @@ def choose_damping(
     return best
 
 
-def _damped(inputs: Inputs, scheme: GroupScheme) -> Callable[[float], Compensation]:
-    """Prepares compensation with any share of damping, once for each."""
-    return cache(lambda share: Compensation(inputs.damped(share), scheme))
-
-
-def _compensate(
-    weight: Tensor,
-    inputs: Inputs,
-    damping: Damping,
-    damped: Callable[[float], Compensation],
-    name: str,
-) -> tuple[Tensor, Tensor]:
-    moved = damped(damping.correction).correct(weight, inputs)
-    return damped(damping.rounding).round(moved, name=name)
+def _sum(one: Tensor | None, other: Tensor | None) -> Tensor | None:
+    if one is None or other is None:
+        return other if one is None else one
+    return one + other
 
 
 def _order(power: Tensor, size: int) -> Tensor:
@@ -256,7 +279,7 @@ def _order(power: Tensor, size: int) -> Tensor:
 
 
 def _invert_upper(root: Tensor) -> Tensor:
-    """Inverts an upper triangular matrix (K, K), half by half: most of the work is products."""
+    """Inverts an upper triangular matrix (K, K) half by half, mostly in large products."""
     half = len(root) // 2
     if half < _BLOCK:
         one = torch.eye(len(root), dtype=root.dtype)
@@ -265,7 +288,9 @@ def _invert_upper(root: Tensor) -> Tensor:
     inverse = torch.zeros_like(root)
     first, last = _invert_upper(root[:half, :half]), _invert_upper(root[half:, half:])
     inverse[:half, :half], inverse[half:, half:] = first, last
-    inverse[:half, half:] = (first @ root[:half, half:] @ last).neg_()
+    corner = first @ root[:half, half:]
+    corner = torch.linalg.solve_triangular(root[half:, half:], corner, upper=True, left=False)
+    inverse[:half, half:] = corner.neg_()
     return inverse
 
 

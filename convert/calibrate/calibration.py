@@ -23,14 +23,14 @@ from convert.calibrate.store import CalibratedWeights, CalibrationStore, Stream
 from convert.checkpoint.reader import Checkpoint
 from convert.checkpoint.tensor_tables import EMBEDDING, HEAD
 from convert.support.progress import Progress
-from quantize.gptq import Compensation, Inputs, Tokens, choose_damping, compensate
+from quantize.gptq import Compensation, Inputs, Tokens, choose_damping
 from quantize.methods import find_method, quantize_weight
 from quantize.schemes import GroupScheme, dequantize_groups
 from runtime.reference.arithmetic import round_to_format, round_to_int8
 from runtime.reference.decoder import DecoderLayer, RMSNorm
 from runtime.reference.load import VISION, load_reference
 
-VERSION = 6  # of the computation; folders of another version are not resumed
+VERSION = 7  # of the computation; folders of another version are not resumed
 # A tied embedding is also looked up: the weight of its error there, as a fraction of the mean power
 # of the head's inputs. Half or twice this value measured about the same.
 _LOOKUP = 0.3
@@ -131,8 +131,8 @@ class _CalibrationRun:
     def _quantize_embedding(self, hidden: Stream) -> None:
         """Quantizes an embedding that is also the LM head."""
         seen, held_out = self._head_inputs(hidden, hidden)
-        compensation = Compensation((seen + held_out).damped(_LOOKUP), self._scheme)
-        codes = compensation.round(self._checkpoint.read(EMBEDDING), name=EMBEDDING)
+        compensation = Compensation(seen + held_out, self._scheme, name=EMBEDDING)
+        codes = compensation.round(self._checkpoint.read(EMBEDDING), _LOOKUP)
         self._store.save("embed", {"llm.embed": codes}, {})
 
     def _quantize_layers(self, done: int, streams: list[Stream]) -> None:
@@ -192,13 +192,14 @@ class _CalibrationRun:
         full, rounded = walks
         behind = full.behind(rounded) if stage.adds else [None] * len(full.inputs)
         tokens = map(Tokens, rounded.inputs, full.inputs, behind)
-        return self._compensate(weight, _split(tokens, weight.shape[1]), name)
+        return self._compensate(weight, _split(tokens, weight.shape[1], weight), name)
 
     def _compensate(
         self, weight: Tensor, inputs: tuple[Inputs, Inputs], name: str
     ) -> tuple[Tensor, Tensor]:
         damping = choose_damping(weight, *inputs, self._scheme, name=name)
-        return compensate(weight, inputs[0] + inputs[1], damping, self._scheme, name=name)
+        compensation = Compensation(inputs[0] + inputs[1], self._scheme, name=name)
+        return compensation.compensate(weight, damping)
 
     def _head_inputs(self, seen: Stream, wanted: Stream) -> tuple[Inputs, Inputs]:
         config = self._checkpoint.config.decoder
@@ -257,12 +258,14 @@ class _CalibrationRun:
         self._progress("calibration", done, self._first + 4 * self._depth)
 
 
-def _split(samples: Iterable[Tokens], width: int) -> tuple[Inputs, Inputs]:
+def _split(
+    samples: Iterable[Tokens], width: int, weight: Tensor | None = None
+) -> tuple[Inputs, Inputs]:
     """Sums up the samples that choose codes, and those (every fourth) that choose the damping."""
     parts: tuple[list[Tokens], list[Tokens]] = [], []
     for i, sample in enumerate(samples):
         parts[i % _HELD_OUT == _HELD_OUT - 1].append(sample)
-    chosen, held_out = (Inputs.of(_joined(part), width) for part in parts)
+    chosen, held_out = (Inputs.of(_joined(part), width, weight) for part in parts)
     return chosen, held_out
 
 

@@ -18,10 +18,13 @@ from quantize.methods import find_method
 # Of a weight that gets a code, in the time of a product's operations: the search for its group's
 # scale and its column's share of the rounding, both limited by memory.
 _ROUNDING = 18_000
-_SUMS = 3.1  # operations per token and pair of inputs: half of `power`, all of `drift`
+_SUMS = 3.1  # operations per token and pair of inputs: half of the power, all of the drift
+_POWER = 1.1  # of them, the power's
 _ADDING = {stage.name for stage in STAGES if stage.adds}
-_FACTORS = 5  # of a linear: one for each damping that is tried, and two with all samples
-_FACTOR = 2  # times K^3: a Cholesky factor and its inverse in float64, half as fast as float32
+# Cholesky factors, of each damping that is tried and two with all samples, and the inverses of most
+# of them: together in operations per K^3, slower ones than products.
+_FACTORS = 4.5
+_SOLVING = 2.5  # operations per weight and input, to correct weights with a factor
 
 
 def estimate_seconds(config: ModelConfig, plan: Plan, samples: Sequence[TokenizedSample]) -> float:
@@ -64,12 +67,14 @@ def count_operations(config: ModelConfig, plan: Plan, samples: Sequence[Tokenize
 def _of_compensation(tensor: PlannedTensor, tokens: int) -> float:
     """Counts what GPTQ does for a linear (N, K)."""
     n, k = tensor.rule.shape
-    total = _SUMS * k**2 * tokens
-    if tensor.name.rpartition(".")[2] in _ADDING:
-        total += 2.0 * n * k * tokens  # what the hidden states lack
-    total += _FACTORS * _FACTOR * k**3
+    adds = tensor.name.rpartition(".")[2] in _ADDING  # so that what its output lacks is summed up
+    total = (_POWER * k**2 + 4.0 * n * k if adds else _SUMS * k**2) * tokens
+    total += _FACTORS * k**3
     for rows in (n, *(min(n, SAMPLED_ROWS) for _ in DAMPINGS)):
-        correction = min(4.0 * k**3 + 2.0 * rows * k**2, 6.0 * rows * k**2)
+        if adds:
+            correction = _SOLVING * rows * k**2
+        else:
+            correction = _SOLVING * min(rows, k) * k**2 + 2.0 * rows * k**2
         total += correction + rows * k * (k + _ROUNDING)
     return total
 

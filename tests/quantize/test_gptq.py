@@ -20,7 +20,6 @@ from quantize.gptq import (
     Inputs,
     Tokens,
     choose_damping,
-    compensate,
 )
 from quantize.schemes import GroupScheme, dequantize_groups
 from quantize.search import search_groups
@@ -41,12 +40,22 @@ def values(q: Tensor, scale: Tensor) -> Tensor:
     return torch.from_numpy(dequantize_groups(q.numpy(), scale.numpy(), SCHEME))
 
 
-def statistics(seen: Tensor, wanted: Tensor | None = None, behind: Tensor | None = None) -> Inputs:
-    return Inputs.of([Tokens(seen, seen if wanted is None else wanted, behind)], seen.shape[1])
+def statistics(
+    seen: Tensor,
+    wanted: Tensor | None = None,
+    behind: Tensor | None = None,
+    weight: Tensor | None = None,
+) -> Inputs:
+    tokens = Tokens(seen, seen if wanted is None else wanted, behind)
+    return Inputs.of([tokens], seen.shape[1], weight)
 
 
 def correct(weight: Tensor, inputs: Inputs) -> Tensor:
-    return Compensation(inputs.damped(DAMPING), SCHEME).correct(weight, inputs)
+    return Compensation(inputs, SCHEME, name="w").correct(weight, DAMPING)
+
+
+def rounded(weight: Tensor, inputs: Inputs) -> tuple[Tensor, Tensor]:
+    return Compensation(inputs, SCHEME, name="w").round(weight, DAMPING)
 
 
 def output_error(weight: Tensor, rounded: Tensor, inputs: Tensor) -> float:
@@ -60,9 +69,7 @@ def weight() -> Tensor:
 
 def test_compensation_loses_much_less(weight: Tensor) -> None:
     inputs = correlated(2000, 128)
-    compensated = values(
-        *Compensation(statistics(inputs).damped(DAMPING), SCHEME).round(weight, name="w")
-    )
+    compensated = values(*rounded(weight, statistics(inputs)))
     half = weight.half().numpy()
     searched = torch.from_numpy(dequantize_groups(*search_groups(half, SCHEME, name="w"), SCHEME))
     unseen = correlated(2000, 128)  # the same mixing
@@ -72,9 +79,10 @@ def test_compensation_loses_much_less(weight: Tensor) -> None:
 def test_equals_the_textbook(weight: Tensor) -> None:
     """Optimal brain quantization, input by input, with the inverse recomputed each time."""
     inputs = correlated(500, 64, seed=2)
-    power = statistics(inputs).damped(DAMPING)
     small = weight[:5, :64]
-    q, scale = Compensation(power, SCHEME).round(small, name="w")
+    q, scale = rounded(small, statistics(inputs))
+    power = inputs.double().T @ inputs.double()
+    power += torch.eye(64) * DAMPING * power.diagonal().mean()
     sums = power.diagonal().view(2, 32).sum(-1)
     order = [
         int(g) * 32 + int(i)
@@ -93,9 +101,9 @@ def test_equals_the_textbook(weight: Tensor) -> None:
 
 
 def test_rows_do_not_depend_on_each_other(weight: Tensor) -> None:
-    power = statistics(correlated(500, 128)).damped(DAMPING)
-    q, scale = Compensation(power, SCHEME).round(weight, name="w")
-    alone_q, alone_scale = Compensation(power, SCHEME).round(weight[17:18], name="w")
+    inputs = statistics(correlated(500, 128))
+    q, scale = rounded(weight, inputs)
+    alone_q, alone_scale = rounded(weight[17:18], inputs)
     assert torch.equal(alone_q[0], q[17]) and torch.equal(alone_scale[0], scale[17])
 
 
@@ -118,7 +126,7 @@ def test_correction_is_the_solution(rows: int, adds: bool) -> None:
     generator = torch.Generator().manual_seed(8)
     weight = torch.randn(rows, 512, generator=generator) * 0.05
     behind = torch.randn(3000, rows, generator=generator) if adds else torch.zeros(3000, rows)
-    inputs = statistics(seen, wanted, behind if adds else None)
+    inputs = statistics(seen, wanted, behind if adds else None, weight)
     f, x = wanted.double(), seen.double()
     power, missing = x.T @ x, ((f - x) @ weight.double().T + behind).T @ x
     damped = power + torch.eye(512) * DAMPING * power.diagonal().mean()
@@ -130,7 +138,7 @@ def test_correction_is_the_solution(rows: int, adds: bool) -> None:
 def test_without_tokens_nothing_moves(weight: Tensor) -> None:
     nothing = Inputs.of([], 128)
     assert torch.equal(correct(weight, nothing), weight)
-    q, scale = Compensation(nothing.damped(DAMPING), SCHEME).round(weight, name="w")
+    q, scale = rounded(weight, nothing)
     assert float((values(q, scale) - weight).abs().max()) < 0.05
 
 
@@ -141,7 +149,7 @@ def test_loss_is_the_error_of_the_output(weight: Tensor) -> None:
     f, x, w, b, stored = (m.double() for m in (wanted, seen, weight, behind, other))
     before = (f @ w.T + b - x @ w.T).square().sum()
     error = (f @ w.T + b - x @ stored.T).square().sum() - before
-    inputs = statistics(seen, wanted, behind)
+    inputs = statistics(seen, wanted, behind, weight)
     assert inputs.loss(weight, other) == pytest.approx(float(error), rel=1e-4)
     fifth = (
         ((f @ w.T + b - x @ stored.T).square() - (f @ w.T + b - x @ w.T).square())[:, ::5]
@@ -152,29 +160,47 @@ def test_loss_is_the_error_of_the_output(weight: Tensor) -> None:
 
 
 def test_sums_of_parts_are_those_of_all(weight: Tensor) -> None:
-    wanted, behind = correlated(300, 128, seed=1), correlated(300, 128, seed=2)
+    wanted, behind = correlated(300, 128, seed=1), correlated(300, 128, seed=2)[:, :70]
     seen = wanted + 0.1 * torch.roll(wanted, 1, dims=1)
-    whole = statistics(seen, wanted, behind)
-    parts = [statistics(seen[s], wanted[s], behind[s]) for s in (slice(100), slice(100, 300))]
+    parts = (slice(100), slice(100, 300))
     nothing = Inputs.of([], 128)
-    for summed in (parts[0] + parts[1], nothing + whole, whole + nothing):
-        assert summed.behind is not None and whole.behind is not None
-        for found, expected in (
-            (summed.power.float(), whole.power.float()),
-            (summed.drift, whole.drift),
-            (summed.behind, whole.behind),
-        ):
-            assert float((found - expected).norm() / expected.norm()) < 1e-5
+    for adds in (False, True):
+        whole, *some = (
+            statistics(seen[s], wanted[s], behind[s] if adds else None, weight)
+            for s in (slice(300), *parts)
+        )
+        for summed in (some[0] + some[1], nothing + whole, whole + nothing):
+            assert (summed.lacking is None, summed.drift is None) == (not adds, adds)
+            for found, expected in (
+                (summed.power, whole.power),
+                (summed.missing(weight), whole.missing(weight)),
+            ):
+                assert float((found - expected).norm() / expected.norm()) < 1e-5
+
+
+def test_power_that_float32_cannot_factor(weight: Tensor) -> None:
+    """One direction holds nearly all the power: rounding makes the sums indefinite."""
+    generator = torch.Generator().manual_seed(6)
+    inputs = torch.randn(4000, 1, generator=generator) * torch.ones(128) * 1e3
+    inputs += 1e-3 * torch.randn(4000, 128, generator=generator)
+    small = statistics(inputs)
+    share = 1e-9
+    power = small.power.double() + torch.eye(128) * share * small.power.diagonal().mean()
+    assert torch.linalg.cholesky_ex(power)[1], "the test's inputs are too tame"
+    q, scale = Compensation(small, SCHEME, name="w").round(weight, share)
+    rtn = torch.from_numpy(
+        dequantize_groups(*search_groups(weight.half().numpy(), SCHEME, name="w"), SCHEME)
+    )
+    assert output_error(weight, values(q, scale), inputs) < output_error(weight, rtn, inputs)
 
 
 def test_a_correction_may_be_damped_more_than_rounding(weight: Tensor) -> None:
     wanted = correlated(3000, 128)
     inputs = statistics(wanted + 0.2 * torch.roll(wanted, 1, dims=1), wanted)
     damping = Damping(0.5, DAMPING)
-    codes = compensate(weight, inputs, damping, SCHEME, name="w")
-    moved = Compensation(inputs.damped(0.5), SCHEME).correct(weight, inputs)
-    expected = Compensation(inputs.damped(DAMPING), SCHEME).round(moved, name="w")
-    assert all(map(torch.equal, codes, expected))
+    codes = Compensation(inputs, SCHEME, name="w").compensate(weight, damping)
+    moved = Compensation(inputs, SCHEME, name="w").correct(weight, 0.5)
+    assert all(map(torch.equal, codes, rounded(moved, inputs)))
 
 
 def test_damping_is_what_serves_unseen_tokens(
@@ -203,7 +229,10 @@ def test_compensation_refuses(weight: Tensor) -> None:
     broken = weight.clone()
     broken[3, 4] = torch.inf
     with pytest.raises(CheckpointError, match=r"layers\.1\.o: holds NaN or infinity"):
-        Compensation(torch.eye(128).double(), SCHEME).round(broken, name="layers.1.o")
+        Compensation(Inputs(torch.eye(128)), SCHEME, name="layers.1.o").round(broken, DAMPING)
+    overflown = statistics(torch.full((2, 128), 1e30))
+    with pytest.raises(CheckpointError, match=r"layers\.1\.o: its inputs overflow"):
+        Compensation(overflown, SCHEME, name="layers.1.o")
 
 
 def searched(weight: Tensor) -> Tensor:

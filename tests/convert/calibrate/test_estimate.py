@@ -106,9 +106,9 @@ def test_without_a_tokenizer_the_default_rounds(tmp_path: Path) -> None:
 def test_the_operations_are_those_that_torch_counts(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its counter sees products and attention, not factorizations, nor the search for scales."""
-    monkeypatch.setattr(estimate, "_ROUNDING", 0)
-    monkeypatch.setattr(estimate, "_FACTOR", 0)
+    """Its counter sees products and attention, not factors and what solves with them, nor the search."""
+    for name in ("_ROUNDING", "_FACTORS", "_SOLVING"):
+        monkeypatch.setattr(estimate, name, 0)
     opened = Checkpoint.open(checkpoint)
     plan = make_plan(opened.config, opened.untied_head, Recipe.load("small"))
     config = resolve_config(checkpoint, tmp_path / "b", **NOTHING)
