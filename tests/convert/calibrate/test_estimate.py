@@ -106,7 +106,7 @@ def test_without_a_tokenizer_the_default_rounds(tmp_path: Path) -> None:
 def test_the_operations_are_those_that_torch_counts(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its counter sees products and attention, not factors and what solves with them, nor the search."""
+    """Its counter sees products and attention, not factors, solving, nor the search."""
     for name in ("_ROUNDING", "_FACTORS", "_SOLVING"):
         monkeypatch.setattr(estimate, name, 0)
     opened = Checkpoint.open(checkpoint)
