@@ -38,8 +38,8 @@ _TVM_FFI_SOURCES = _sources(
 )
 _TVM_SOURCES = _sources(
     "src/runtime",
-    *("cpu_device_api", "device_api", "logging", "module", "tensor", "thread_pool"),
-    *("threading_backend", "workspace_pool", "memory/memory_manager", "vm/builtin", "vm/bytecode"),
+    *("cpu_device_api", "device_api", "logging", "module", "tensor"),
+    *("workspace_pool", "memory/memory_manager", "vm/builtin", "vm/bytecode"),
     *("vm/executable", "vm/vm"),
 )
 _TVM_FLAGS = (

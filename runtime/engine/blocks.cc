@@ -140,7 +140,7 @@ std::map<std::string, Profile::Time> Blocks::TakeProfile() {
   return profile_->Take();
 }
 
-void Blocks::ReleaseMemory() const {
+void Blocks::ReleaseMemory() {
   MemoryManager::GetOrCreateAllocator(kCpu, kAllocator)->Clear();
 }
 

@@ -63,7 +63,7 @@ class Blocks {
 
   // Returns pooled memory to the system. The pool reuses buffers by size, and a prefill's buffers
   // do not fit the decode steps that follow it.
-  void ReleaseMemory() const;
+  static void ReleaseMemory();
 
  private:
   using Arguments = std::vector<tvm::ffi::Any>;

@@ -1,8 +1,16 @@
-// A file descriptor that closes itself.
+// File descriptors that close themselves.
 #ifndef MINICPMV_ENGINE_DESCRIPTOR_H_
 #define MINICPMV_ENGINE_DESCRIPTOR_H_
 
+#include <fcntl.h>
 #include <unistd.h>
+
+#include <array>
+#include <cerrno>
+#include <cstring>
+#include <string>
+
+#include "runtime/engine/error.h"
 
 namespace minicpmv {
 
@@ -21,6 +29,35 @@ class Descriptor {
 
  private:
   const int fd_;
+};
+
+// Wakes a thread that polls.
+class WakePipe {
+ public:
+  // Throws EngineError (out_of_memory): no descriptor is left.
+  WakePipe() : WakePipe(Open()) {}
+
+  // Makes `readable` readable, for ever.
+  void Signal() const {
+    while (write(writable_.get(), "", 1) < 0 && errno == EINTR) {
+    }
+  }
+
+  int readable() const { return readable_.get(); }
+
+ private:
+  explicit WakePipe(const std::array<int, 2>& ends) : readable_(ends[0]), writable_(ends[1]) {}
+
+  static std::array<int, 2> Open() {
+    std::array<int, 2> ends;
+    if (pipe2(ends.data(), O_CLOEXEC) != 0) {
+      throw EngineError(error_code::kOutOfMemory,
+                        std::string("a pipe cannot be opened: ") + std::strerror(errno));
+    }
+    return ends;
+  }
+
+  const Descriptor readable_, writable_;
 };
 
 }  // namespace minicpmv

@@ -25,6 +25,7 @@ inline constexpr char kFileError[] = "file_error";            // cannot be read 
 inline constexpr char kPromptTooLong[] = "prompt_too_long";   // does not fit into the window
 inline constexpr char kInvalidLogits[] = "invalid_logits";    // the model's logits are not finite
 inline constexpr char kUnsupportedCpu[] = "unsupported_cpu";  // lacks features that blocks need
+inline constexpr char kAlreadyRunning[] = "already_running";  // one engine in a process at a time
 inline constexpr char kInternal[] = "internal";               // a bug in the engine
 }  // namespace error_code
 

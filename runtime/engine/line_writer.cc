@@ -1,20 +1,14 @@
 #include "runtime/engine/line_writer.h"
 
+#include <poll.h>
 #include <tvm/ffi/string.h>
 #include <unistd.h>
 
 #include <cerrno>
-#include <cstdlib>
 
 #include "runtime/engine/utf8.h"
 
 namespace minicpmv {
-namespace {
-
-constexpr int kReaderGone = 1;  // exit code
-
-}  // namespace
-
 Line& Line::Set(const char* name, const std::string& text) {
   std::string valid = text;
   if (!IsValidUtf8(valid)) {  // for example a path, or half of a surrogate pair
@@ -36,8 +30,11 @@ void LineWriter::Write(const Line& line) const {
     const ssize_t count = write(fd_, text.data() + written, text.size() - written);
     if (count >= 0) {
       written += static_cast<size_t>(count);
+    } else if (errno == EAGAIN || errno == EWOULDBLOCK) {
+      pollfd ready{fd_, POLLOUT, 0};
+      poll(&ready, 1, -1);
     } else if (errno != EINTR) {
-      std::_Exit(kReaderGone);
+      throw ReaderGone();
     }
   }
 }

@@ -1,4 +1,4 @@
-// Writes the engine's JSON lines to stdout.
+// Writes the engine's JSON lines.
 #ifndef MINICPMV_ENGINE_LINE_WRITER_H_
 #define MINICPMV_ENGINE_LINE_WRITER_H_
 
@@ -27,12 +27,15 @@ class Line {
   json::Object object_;
 };
 
-// Writes whole lines to a file descriptor, unbuffered. Exits the process when the reader has closed
-// its end: no client is left to work for.
+// No client is left to work for. Not a std::exception: it ends the server, not only a request.
+struct ReaderGone {};
+
+// Writes whole lines to a file descriptor, unbuffered. The descriptor may be non-blocking.
 class LineWriter {
  public:
   explicit LineWriter(int fd) : fd_(fd) {}
 
+  // Throws ReaderGone: the reader has closed its end, or the descriptor cannot be written.
   void Write(const Line& line) const;
 
  private:

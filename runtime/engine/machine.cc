@@ -1,6 +1,5 @@
 #include "runtime/engine/machine.h"
 
-#include <sched.h>
 #include <tvm/runtime/c_backend_api.h>
 #include <unistd.h>
 
@@ -11,6 +10,7 @@
 #include <fstream>
 #include <vector>
 
+#include "runtime/engine/cores.h"
 #include "runtime/engine/tensors.h"
 
 namespace minicpmv {
@@ -64,30 +64,10 @@ double Median(std::vector<double>* values) {
   return *middle;
 }
 
-// Returns the first value in /proc/cpuinfo under one of two keys.
-std::string CpuInfo(const std::string& name, const std::string& other = "") {
-  std::ifstream file("/proc/cpuinfo");
-  for (std::string line; std::getline(file, line);) {
-    const size_t colon = line.find(": ");
-    if (colon == std::string::npos) continue;
-    const std::string key = line.substr(0, line.find_last_not_of(" \t", colon - 1) + 1);
-    if (key == name || key == other) return line.substr(colon + 2);
-  }
-  return "";
-}
-
 }  // namespace
 
 // The first key on x86-64 and some phones, the second on others.
 std::string CpuName() { return CpuInfo("model name", "Hardware"); }
-
-int DefaultThreads() {
-  const int siblings = std::atoi(CpuInfo("siblings").c_str());
-  const int cores = std::atoi(CpuInfo("cpu cores").c_str());
-  cpu_set_t usable;
-  if (siblings < 1 || cores < 1 || sched_getaffinity(0, sizeof(usable), &usable) != 0) return 0;
-  return std::max(1, CPU_COUNT(&usable) * cores / siblings);
-}
 
 int64_t MemoryBytes() { return int64_t{sysconf(_SC_PHYS_PAGES)} * sysconf(_SC_PAGESIZE); }
 

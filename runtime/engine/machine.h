@@ -12,23 +12,19 @@ namespace minicpmv {
 // Returns the processor's name from /proc/cpuinfo; empty if it has none.
 std::string CpuName();
 
-// On x86-64, returns how many physical cores this process may use: the system lists each hardware
-// thread as a processor. Returns 0 elsewhere, where TVM tells fast cores from slow ones.
-int DefaultThreads();
-
 // Returns the machine's memory, bytes.
 int64_t MemoryBytes();
 
 // Returns the peak resident memory of this process so far, mapped files included, bytes.
 int64_t PeakRssBytes();
 
-// Measures reading a buffer of this many bytes, at least 8, with all threads of TVM's pool.
+// Measures reading a buffer of this many bytes, at least 8, with all threads of the pool.
 // cancelled: polled before every pass.
 // Returns the milliseconds of the median pass; nullopt if cancelled.
 // Throws EngineError (out_of_memory).
 std::optional<double> MeasureReadMs(int64_t bytes, const std::function<bool()>& cancelled);
 
-// Returns the microseconds to launch an empty task on all threads of TVM's pool and wait for it, an
+// Returns the microseconds to launch an empty task on all threads of the pool and wait for it, an
 // overhead that every kernel pays: the median of many back-to-back launches.
 double MeasureLaunchUs();
 

@@ -1,5 +1,6 @@
 #include "runtime/engine/request_queue.h"
 
+#include <poll.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -38,12 +39,22 @@ bool IsCancel(const std::string& text) {
 RequestQueue::RequestQueue(int fd, size_t line_limit)
     : fd_(fd), line_limit_(line_limit), thread_([this] { Read(); }) {}
 
-RequestQueue::~RequestQueue() { thread_.join(); }
+RequestQueue::~RequestQueue() {
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    stopped_ = true;
+    changed_.notify_all();
+  }
+  stop_.Signal();
+}
 
 std::optional<RequestLine> RequestQueue::Next() {
   std::unique_lock<std::mutex> lock(mutex_);
   changed_.wait(lock, [this] { return !lines_.empty() || ended_; });
-  if (lines_.empty()) return std::nullopt;
+  if (lines_.empty()) {
+    if (failure_) std::rethrow_exception(failure_);
+    return std::nullopt;
+  }
   RequestLine line = std::move(lines_.front());
   lines_.pop_front();
   changed_.notify_all();
@@ -51,18 +62,38 @@ std::optional<RequestLine> RequestQueue::Next() {
 }
 
 void RequestQueue::Read() {
-  std::string bytes(kReadBytes, '\0');
-  for (;;) {
-    const ssize_t count = read(fd_, bytes.data(), bytes.size());
-    if (count < 0 && errno == EINTR) continue;
-    if (count <= 0) break;
-    Take(bytes.data(), static_cast<size_t>(count));
+  std::exception_ptr failure;
+  try {
+    ReadAll();
+  } catch (...) {
+    failure = std::current_exception();
   }
-  if (!line_.text.empty() || line_.too_long) EndLine();
   cancelled_before_ = std::numeric_limits<uint64_t>::max();
   const std::lock_guard<std::mutex> lock(mutex_);
   ended_ = true;
+  failure_ = failure;
   changed_.notify_all();
+}
+
+void RequestQueue::ReadAll() {
+  std::string bytes(kReadBytes, '\0');
+  while (const size_t count = ReadSome(&bytes)) Take(bytes.data(), count);
+  if (!line_.text.empty() || line_.too_long) EndLine();
+}
+
+// Returns how many bytes were read; 0 at the end of the input, and once reading is to stop.
+size_t RequestQueue::ReadSome(std::string* bytes) {
+  for (;;) {
+    pollfd ready[] = {{fd_, POLLIN, 0}, {stop_.readable(), POLLIN, 0}};
+    if (poll(ready, 2, -1) > 0 && ready[1].revents != 0) return 0;
+    const ssize_t count = read(fd_, bytes->data(), bytes->size());
+    if (count >= 0) return static_cast<size_t>(count);
+    if (errno == ECONNRESET) return 0;  // a socket whose other end is gone
+    if (errno != EINTR && errno != EAGAIN && errno != EWOULDBLOCK) {
+      throw EngineError(error_code::kFileError,
+                        std::string("the requests cannot be read: ") + std::strerror(errno));
+    }
+  }
 }
 
 void RequestQueue::Take(const char* bytes, size_t count) {
@@ -86,7 +117,7 @@ void RequestQueue::EndLine() {
   const uint64_t number = line_.number;
   if (IsCancel(line_.text)) cancelled_before_ = number;
   std::unique_lock<std::mutex> lock(mutex_);
-  changed_.wait(lock, [this] { return lines_.size() < kMaxWaiting; });
+  changed_.wait(lock, [this] { return lines_.size() < kMaxWaiting || stopped_; });
   lines_.push_back(std::exchange(line_, RequestLine{number + 1, false, {}}));
   changed_.notify_all();
 }

@@ -1,4 +1,4 @@
-// Reads requests from stdin in the background, so that a cancel takes effect while another request
+// Reads requests in the background, so that a cancel takes effect while another request
 // runs.
 #ifndef MINICPMV_ENGINE_REQUEST_QUEUE_H_
 #define MINICPMV_ENGINE_REQUEST_QUEUE_H_
@@ -8,10 +8,13 @@
 #include <cstddef>
 #include <cstdint>
 #include <deque>
+#include <exception>
 #include <mutex>
 #include <optional>
 #include <string>
-#include <thread>
+
+#include "runtime/engine/descriptor.h"
+#include "runtime/engine/thread.h"
 
 namespace minicpmv {
 
@@ -26,15 +29,17 @@ struct RequestLine {
 // and so does the end of the input.
 class RequestQueue {
  public:
-  // fd: not closed. line_limit: bytes without the newline.
+  // fd: not closed; may be non-blocking. line_limit: bytes without the newline.
+  // Throws EngineError (out_of_memory): no thread or descriptor is left.
   RequestQueue(int fd, size_t line_limit);
-  // Waits for the end of the input.
+  // Stops reading; does not wait for the end of the input.
   ~RequestQueue();
 
   RequestQueue(const RequestQueue&) = delete;
   RequestQueue& operator=(const RequestQueue&) = delete;
 
   // Waits for the next line; nullopt at the end of the input.
+  // Throws EngineError (file_error), std::bad_alloc: why reading ended, after the last line.
   std::optional<RequestLine> Next();
 
   // Returns whether a request was cancelled.
@@ -42,6 +47,8 @@ class RequestQueue {
 
  private:
   void Read();
+  void ReadAll();
+  size_t ReadSome(std::string* bytes);
   void Take(const char* bytes, size_t count);
   void EndLine();
 
@@ -52,8 +59,11 @@ class RequestQueue {
   std::mutex mutex_;
   std::condition_variable changed_;
   std::deque<RequestLine> lines_;
-  bool ended_ = false;
-  std::thread thread_;  // last: it uses the members above
+  bool ended_ = false;          // no line will follow
+  std::exception_ptr failure_;  // why; null at the end of the input
+  bool stopped_ = false;        // nobody will ask for the next line
+  const WakePipe stop_;         // readable once stopped
+  Thread thread_;               // last: it uses the members above
 };
 
 }  // namespace minicpmv

@@ -173,4 +173,5 @@ class ErrorCode:
     PROMPT_TOO_LONG = "prompt_too_long"
     INVALID_LOGITS = "invalid_logits"
     UNSUPPORTED_CPU = "unsupported_cpu"
+    ALREADY_RUNNING = "already_running"
     INTERNAL = "internal"

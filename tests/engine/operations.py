@@ -29,10 +29,11 @@ PATCH = 14  # pixels, of the tiny models
 # model's answer ends after a tenth of a second, before a cancel that a busy machine delays.
 REPEATING = {"repetition_penalty": 0.01}
 ENDLESS_TOKENS = 1_000_000
-# Errors that no request can cause: they depend on the machine, the model's numbers, or a bug.
+# Errors that no request can cause: they depend on the machine, the process, the model's numbers,
+# or a bug.
 UNREACHABLE = {
     *(ErrorCode.UNSUPPORTED_CPU, ErrorCode.OUT_OF_MEMORY),
-    *(ErrorCode.INVALID_LOGITS, ErrorCode.INTERNAL),
+    *(ErrorCode.INVALID_LOGITS, ErrorCode.INTERNAL, ErrorCode.ALREADY_RUNNING),
 }
 
 
