@@ -1,7 +1,8 @@
 """Builds the on-device engine: our C++, TVM's runtime, SentencePiece, compiled blocks, in one file.
 
-The file is a static program that needs only a kernel to run on. TVM's runtime comes
-from the sources in the installed wheels, SentencePiece from its source distribution.
+The file is a static program that needs only a kernel to run on, or a shared library for processes
+with musl. TVM's runtime comes from the sources in the installed wheels, SentencePiece from its
+source distribution.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from convert.engine.toolchain import Toolchain, Unit
+from convert.engine.toolchain import LIBRARY, PROGRAM, Form, Toolchain, Unit
 from convert.engine.units import (
     ENGINE,
     MAIN,
@@ -27,6 +28,8 @@ from convert.engine.units import (
 from convert.support.progress import Progress, silent
 from convert.support.scratch import scratch_folder
 from convert.support.versions import VERSION
+
+ENTRY = "engine_main"  # the function that the library exports; see runtime/engine/engine_main.h
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +61,7 @@ def build_engine(
     program_id: str,
     progress: Progress = silent,
     *,
+    form: Form = PROGRAM,
     main: Path = ENGINE / MAIN,
     jobs: int | None = None,
 ) -> EngineReport:
@@ -67,10 +71,11 @@ def build_engine(
         target: the target's name, which the engine reports.
         triple: zig's name of the platform.
         libraries: the model's blocks; the engine takes the first that the processor can run.
-        output: the program to write.
+        output: the file to write; a library is loaded by its name.
         program_id: identifies these blocks; a bundle's manifest names it.
         progress: receives the files compiled.
-        main: the source with `main`; tests pass their own.
+        form: a program, or a shared library.
+        main: a program's source with `main`; tests pass their own.
         jobs: compilers at a time; None takes as many as this process may use processors.
 
     Raises:
@@ -87,11 +92,15 @@ def build_engine(
         units = [
             *_common_units(package, generated),
             engine_unit("build_info", generated, ["build_info.cc"], package),
-            engine_unit("main", main.parent, [main.name], package),
         ]
+        if form is PROGRAM:
+            units.append(engine_unit("main", main.parent, [main.name], package))
         objects = [path for unit in units for path in toolchain.compile(unit, progress)]
         progress(f"link for {triple}", 0, 1)
-        toolchain.link([*objects, *blocks], output)
+        if form is LIBRARY:
+            toolchain.link_library([*objects, *blocks], output, [ENTRY])
+        else:
+            toolchain.link([*objects, *blocks], output)
         progress(f"link for {triple}", 1, 1)
     return EngineReport(
         target=target,

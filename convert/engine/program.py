@@ -1,4 +1,4 @@
-"""One program for a target: the model's blocks compiled, and linked into the engine."""
+"""An engine for a target: the model's blocks compiled, and linked into a program or a library."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from convert.checkpoint.config import ModelConfig
 from convert.engine.build import build_engine
 from convert.engine.compile import Target, compile_blocks
 from convert.engine.prebuild import EnginePrebuild
+from convert.engine.toolchain import PROGRAM, Form
 from convert.support.phases import Phases
 from convert.support.progress import Progress
 from convert.support.scratch import scratch_folder
@@ -36,6 +37,7 @@ def build_program(
     progress: Progress,
     phases: Phases | None = None,
     ahead: EnginePrebuild | None = None,
+    form: Form = PROGRAM,
 ) -> str:
     """Compiles a model's blocks and links the engine that holds them; returns its program id.
 
@@ -43,10 +45,11 @@ def build_program(
         config: the model's geometry.
         plan: how its matrices are stored.
         target: the name of a file in `configs/target/`.
-        output: the program to write.
+        output: the file to write.
         progress: receives every stage.
         phases: measures the work.
         ahead: is compiling the target's C++ already.
+        form: a program; or a shared library, which has the same program id.
 
     Raises:
         ToolkitError: the target is unknown, a format has no kernels, or something does not
@@ -61,5 +64,7 @@ def build_program(
         with phases.measure(_ENGINES):
             if ahead is not None:
                 ahead.wait(made_for.link)
-            build_engine(target, made_for.link, blocks.libraries, output, identity, progress)
+            build_engine(
+                target, made_for.link, blocks.libraries, output, identity, progress, form=form
+            )
     return identity

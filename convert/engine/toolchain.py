@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
@@ -45,24 +46,18 @@ PAGE_BYTES = 16384  # Android's larger page size; a multiple of every smaller on
 # The oldest processors that a program starts on, in zig's words. Compiled blocks may want more.
 BASELINE = {"x86_64": "x86_64_v2", "aarch64": "generic"}
 _COMPILE = (
-    *("-std=c++17", "-O2", "-g0", "-DNDEBUG", "-fPIE", "-fvisibility=hidden"),
+    *("-std=c++17", "-O2", "-g0", "-DNDEBUG", "-fPIC", "-fvisibility=hidden"),
     *("-ffunction-sections", "-fdata-sections"),
 )
 _LINK = (
-    *("-O3", "--entry", "_start", "-static", "-pie", "-s", "--gc-sections", "--as-needed"),
-    *("--build-id=none", "--image-base=0", "--eh-frame-hdr", "-znow", "--error-limit=0"),
-    *("-z", "stack-size=16777216", "-z", f"max-page-size={PAGE_BYTES}"),
+    *("-O3", "-s", "--gc-sections", "--as-needed", "--build-id=none", "--image-base=0"),
+    *("--eh-frame-hdr", "-znow", "--error-limit=0", "-z", f"max-page-size={PAGE_BYTES}"),
 )
+_LINK_PROGRAM = ("--entry", "_start", "-static", "-pie", "-z", "stack-size=16777216")
+# It stays loaded: TVM keeps what only the end of the process frees.
+_LINK_LIBRARY = ("-shared", "--no-undefined", "-z", "text", "-z", "nodelete")
 _EMULATIONS = {"x86_64": "elf_x86_64", "aarch64": "aarch64linux"}  # the linker's words
 _LIB = "lib"  # a path to zig's own sources, from where zig runs
-# What zig builds for a static program, in the order in which it is linked: before the objects, and
-# behind them.
-_START = ("rcrt1.o",)
-_LIBRARIES = (
-    *("libc++abi.a", "libc++.a", "libunwind.a", "libc.a", "libzigc.a", "libcompiler_rt.a"),
-)
-_PROGRAM = ("-O2", "-static", "-pie", "-s")  # of the program that makes zig build them
-
 _LOG = logging.getLogger(__name__)
 
 
@@ -92,6 +87,36 @@ class Unit:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Form:
+    """What objects are linked into, and what zig builds for it.
+
+    The files are in the order in which they are linked: before the objects, and behind them.
+    """
+
+    name: str
+    sample: tuple[str, ...]  # flags with which zig makes an empty one, and so builds the files
+    start: tuple[str, ...]
+    libraries: tuple[str, ...]
+
+
+PROGRAM = Form(
+    name="program",
+    sample=("-O2", "-static", "-pie", "-s"),
+    start=("rcrt1.o",),
+    libraries=(
+        *("libc++abi.a", "libc++.a", "libunwind.a", "libc.a", "libzigc.a", "libcompiler_rt.a"),
+    ),
+)
+# Its libc.so has only names: the library is linked with the one of the process that loads it.
+LIBRARY = Form(
+    name="library",
+    sample=("-O2", "-shared", "-fPIC", "-s"),
+    start=(),
+    libraries=("libc++abi.a", "libc++.a", "libunwind.a", "libc.so", "libcompiler_rt.a"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Compiler:
     """How C++ is compiled and linked."""
 
@@ -102,7 +127,8 @@ class Compiler:
     library: Path | None = None  # sources of zig's libraries; other compilers bring theirs compiled
     platform_flags: tuple[str, ...]
     compile_flags: tuple[str, ...]
-    link_flags: tuple[str, ...]
+    link_flags: tuple[str, ...]  # of programs
+    shared_flags: tuple[str, ...] = ()  # of shared libraries
 
 
 class Toolchain:
@@ -182,18 +208,33 @@ class Toolchain:
         Raises:
             BuildError: a symbol is missing or defined twice.
         """
+        self._link(PROGRAM, self._compiler.link_flags, objects, output)
+
+    def link_library(self, objects: Sequence[Path], output: Path, exports: Sequence[str]) -> None:
+        """Links a stripped shared library that exports only some functions; see `link`.
+
+        Raises:
+            BuildError: a symbol is missing or defined twice.
+        """
+        names = self._folder / "exports"
+        names.write_text(f"{{ global: {' '.join(f'{n};' for n in exports)} local: *; }};\n")
+        flags = ("-soname", output.name, "--version-script", str(names.absolute()))
+        self._link(LIBRARY, (*self._compiler.shared_flags, *flags), objects, output)
+
+    def _link(
+        self, form: Form, flags: Sequence[str], objects: Sequence[Path], output: Path
+    ) -> None:
         output.parent.mkdir(parents=True, exist_ok=True)
-        start, libraries = self.compile_libraries()
+        start, libraries = self.compile_libraries(form)
         inputs = [str(path.absolute()) for path in (*start, *objects, *libraries)]
-        command = [*self._compiler.linker, *self._compiler.link_flags]
         with whole_file(output) as whole:
             self._run(
-                [*command, "-o", str(whole.absolute()), *inputs],
+                [*self._compiler.linker, *flags, "-o", str(whole.absolute()), *inputs],
                 f"{output.name}: cannot be linked",
             )
 
-    def compile_libraries(self) -> tuple[list[Path], list[Path]]:
-        """Returns what programs are linked with, before and after their objects.
+    def compile_libraries(self, form: Form = PROGRAM) -> tuple[list[Path], list[Path]]:
+        """Returns what a form is linked with, before and after its objects.
 
         Raises:
             BuildError: zig cannot build it.
@@ -202,31 +243,32 @@ class Toolchain:
         compiler = self._compiler
         if compiler.library is None:
             return [], []
-        about = {compiler.name: compiler.version, "flags": [*compiler.platform_flags, *_PROGRAM]}
+        flags = [*compiler.platform_flags, *form.sample]
+        about = {compiler.name: compiler.version, "flags": flags}
         home = self._cache / f"libraries-{self._triple}"
-        folder = self._folder / "libraries"
+        folder = self._folder / f"libraries-{form.name}"
         with writing(home):
             home.mkdir(parents=True, exist_ok=True)
         with locked(home):
-            cached_objects(about, folder, self._build_libraries, home)
-        return [folder / name for name in _START], [folder / name for name in _LIBRARIES]
+            cached_objects(about, folder, partial(self._build_libraries, form), home)
+        return [folder / name for name in form.start], [folder / name for name in form.libraries]
 
-    def _build_libraries(self, folder: Path) -> None:
-        """Has zig build a program, and takes the libraries of it from zig's cache."""
+    def _build_libraries(self, form: Form, folder: Path) -> None:
+        """Has zig link an empty source, and takes the libraries for it from zig's cache."""
         source = self._folder / "empty.cc"
         source.write_text("int main() {}\n")
         compiler = self._compiler
-        command = [*compiler.command, *compiler.platform_flags, *_PROGRAM, "-v"]
+        command = [*compiler.command, *compiler.platform_flags, *form.sample, "-v"]
         said = self._run(
-            [*command, "-o", "empty", source.name], "an empty program: cannot be built"
+            [*command, "-o", "empty", source.name], f"an empty {form.name}: cannot be built"
         )
         links = [line for line in said.splitlines() if line.startswith("ld.lld ")]
         found = [word for word in links[-1].split() if word.startswith("global/")] if links else []
-        if [Path(word).name for word in found] != [*_START, *_LIBRARIES]:
+        expected = [*form.start, *form.libraries]
+        if [Path(word).name for word in found] != expected:
             raise BuildError(
                 f"{compiler.name} {compiler.version} links with {' '.join(found) or 'nothing'}; "
-                f"expected {' '.join((*_START, *_LIBRARIES))}; `minicpmv doctor` says which zig it "
-                "should be"
+                f"expected {' '.join(expected)}; `minicpmv doctor` says which zig it should be"
             )
         for word in found:
             shutil.copy(self._folder / word, folder)
@@ -321,7 +363,8 @@ def _zig(triple: str) -> Compiler:
         library=package / "lib",
         platform_flags=("-target", triple, f"-mcpu={BASELINE[architecture]}"),
         compile_flags=_COMPILE,
-        link_flags=_LINK,
+        link_flags=(*_LINK, *_LINK_PROGRAM),
+        shared_flags=(*_LINK, *_LINK_LIBRARY),
     )
 
 

@@ -9,11 +9,14 @@ from pathlib import Path
 import pytest
 
 from convert.bundle.manifest import Bundle
+from convert.bundle.program import Program
 from convert.bundle.targets import HOST, PHONE
 from convert.engine.toolchain import Toolchain
 from convert.engine.units import ENGINE, SENTENCEPIECE, engine_unit, sentencepiece_unit
+from runtime.engine_client.client import LOCAL, engine_command
 from tests.engine.components import Components
 from tests.engine.engines import Built, add_phone, build_host_engine
+from tests.engine.libraries import Library, build_library, built_library
 from tests.support.needs import need_compiler, need_host_engine, need_qemu
 from tests.support.once import once
 from tests.support.slices import TINY_SLICES
@@ -111,3 +114,29 @@ def phone_built(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Built
 
     bundle = once(tmp_path_factory, "phone", make) / "bundle"
     return Built(bundle, Bundle.open(bundle).program(PHONE))
+
+
+@pytest.fixture(scope="session")
+def library(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Library:
+    """The tiny model's engine as a library for this PC."""
+    return _library(tmp_path_factory, built, HOST)
+
+
+@pytest.fixture(scope="session")
+def phone_library(phone_built: Built, tmp_path_factory: pytest.TempPathFactory) -> Library:
+    """The same for phones."""
+    return _library(tmp_path_factory, phone_built, PHONE)
+
+
+def _library(factory: pytest.TempPathFactory, built: Built, target: str) -> Library:
+    make = partial(build_library, built.bundle, target)
+    return built_library(built.bundle, target, once(factory, f"library-{target}", make))
+
+
+@pytest.fixture(scope="module", params=["program", "library"])
+def engine(request: pytest.FixtureRequest, built: Built) -> list[str | Program]:
+    """Starts the tiny model's engine: the program, and a process that loads the library."""
+    if request.param == "program":
+        return engine_command(LOCAL, built.program)
+    library: Library = request.getfixturevalue("library")
+    return [*library.command()]

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from runtime.engine_client.client import LOCAL, EngineError, engine_command
+from convert.bundle.program import Program
+from runtime.engine_client.client import EngineError
 from runtime.engine_client.protocol import ErrorCode, Field, Op, Tap
 from runtime.inputs.picture_file import HEADER, MAGIC, VERSION, write_picture_file
 from tests.engine.engines import Built
@@ -24,8 +25,8 @@ GOOD = (MAGIC, VERSION, 4, 5, 0)
 
 
 @pytest.fixture(scope="module")
-def running(built: Built) -> Iterator[WatchedEngine]:
-    with WatchedEngine(engine_command(LOCAL, built.program), quiet_seconds=60) as client:
+def running(built: Built, engine: list[str | Program]) -> Iterator[WatchedEngine]:
+    with WatchedEngine(engine, quiet_seconds=60) as client:
         client.load(built.bundle, window=WINDOW)
         yield client
 

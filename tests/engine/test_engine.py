@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from convert.bundle.manifest import Bundle
+from convert.bundle.program import Program
 from convert.bundle.targets import PHONE
 from runtime.engine_client import protocol
 from runtime.engine_client.client import EngineClient, EngineError, engine_command
@@ -46,10 +47,10 @@ def model(built: Built) -> CompiledModel:
 
 
 @pytest.fixture(scope="module")
-def running(built: Built) -> Iterator[EngineClient]:
+def running(engine: list[str | Program]) -> Iterator[EngineClient]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TVM_NUM_THREADS", "1")
-        with EngineClient(engine_command(LOCAL, built.program), quiet_seconds=60) as client:
+        with EngineClient(engine, quiet_seconds=60) as client:
             yield client
 
 

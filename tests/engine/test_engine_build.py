@@ -127,7 +127,7 @@ def test_the_file_needs_nothing(built: EngineReport) -> None:
     assert elf.machine == ("aarch64" if built.target.endswith("arm64") else "x86_64")
     assert elf.kind == 3, "position-independent"
     kinds = [segment.kind for segment in elf.segments]
-    assert INTERPRETER not in kinds and elf.needed == 0, "static"
+    assert INTERPRETER not in kinds and elf.needed == (), "static"
     assert DYNAMIC in kinds
     symbol_table = 2
     assert symbol_table not in elf.sections, "stripped"

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from convert.bundle.manifest import Bundle, FileRecord
+from convert.bundle.program import Program
 from convert.conversion import bundle_writer
 from runtime.engine_client.client import LOCAL, EngineClient, EngineError, engine_command
 from runtime.engine_client.protocol import ErrorCode, Field, Op, Stage, Tap
@@ -37,8 +38,8 @@ KEY_BYTES = 8  # before the values of each image
 
 
 @pytest.fixture(scope="module")
-def running(built: Built) -> Iterator[WatchedEngine]:
-    with WatchedEngine(engine_command(LOCAL, built.program), quiet_seconds=60) as client:
+def running(built: Built, engine: list[str | Program]) -> Iterator[WatchedEngine]:
+    with WatchedEngine(engine, quiet_seconds=60) as client:
         yield client
 
 

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 LOAD, DYNAMIC, INTERPRETER = 1, 2, 3
-NEEDED = 1  # the tag of a library's name in the dynamic section
+# Tags of the dynamic section: a library's name, the table of names, text that is relocated, flags.
+NEEDED, NAMES, TEXT_RELOCATIONS, FLAGS = 1, 5, 22, 30
+TEXT_RELOCATIONS_FLAG = 4
+SYMBOLS = 11  # the type of the section of dynamic symbols
 MACHINES = {62: "x86_64", 183: "aarch64"}
 
 
@@ -30,7 +33,9 @@ class Elf:
     kind: int  # 2: at a fixed address, 3: anywhere
     segments: tuple[Segment, ...]
     sections: tuple[int, ...]  # their types
-    needed: int  # libraries
+    needed: tuple[str, ...]  # libraries
+    relocates_text: bool
+    exports: tuple[str, ...]  # names that other files find
 
     @staticmethod
     def read(path: Path) -> Elf:
@@ -46,13 +51,43 @@ class Elf:
                 "<IIQQQQQQ", data, at + i * size
             )
             segments.append(Segment(p_type, offset, address, file_bytes, alignment))
-        types = [
-            struct.unpack_from("<II", data, sections_at + i * section_size)[1]
+        sections_read = [
+            struct.unpack_from("<IIQQQQ", data, sections_at + i * section_size)
             for i in range(sections)
         ]
-        needed = 0
-        for segment in segments:
-            if segment.kind == DYNAMIC:
-                tags = struct.iter_unpack("<QQ", data[segment.offset :][: segment.file_bytes])
-                needed += sum(tag == NEEDED for tag, _ in tags)
-        return Elf(MACHINES[machine], kind, tuple(segments), tuple(types), needed)
+        tags = [
+            tag
+            for segment in segments
+            if segment.kind == DYNAMIC
+            for tag in struct.iter_unpack("<QQ", data[segment.offset :][: segment.file_bytes])
+        ]
+        names = _file_offset(dict(tags).get(NAMES, 0), segments)
+
+        def name(at: int) -> str:
+            return data[names + at : data.index(b"\0", names + at)].decode()
+
+        exports = []
+        for _, kind_of_section, _, _, offset, length in sections_read:
+            if kind_of_section == SYMBOLS:
+                table = struct.iter_unpack("<IBBHQQ", data[offset:][:length])
+                exports += [name(at) for at, _, _, section, _, _ in table if section]
+        return Elf(
+            machine=MACHINES[machine],
+            kind=kind,
+            segments=tuple(segments),
+            sections=tuple(section[1] for section in sections_read),
+            needed=tuple(name(value) for tag, value in tags if tag == NEEDED),
+            relocates_text=any(
+                tag == TEXT_RELOCATIONS or (tag == FLAGS and value & TEXT_RELOCATIONS_FLAG)
+                for tag, value in tags
+            ),
+            exports=tuple(exports),
+        )
+
+
+def _file_offset(address: int, segments: list[Segment]) -> int:
+    """Returns where in the file the contents of an address are."""
+    for segment in segments:
+        if segment.kind == LOAD and 0 <= address - segment.address < segment.file_bytes:
+            return address - segment.address + segment.offset
+    return 0

@@ -158,7 +158,7 @@ def test_for_phones_and_emulators(apk: Path, bundle: Bundle, tmp_path: Path, key
             elf = Elf.read(tmp_path / name)
             assert (elf.machine, elf.needed) == (
                 target.removeprefix("android-").replace("arm64", "aarch64"),
-                0,
+                (),
             )
             assert not any(s.kind == INTERPRETER for s in elf.segments)
             loaded = [s for s in elf.segments if s.kind == LOAD]

@@ -1,0 +1,348 @@
+"""The engine as a shared library: several starts in one process, and a good guest in it."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import termios
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from convert.bundle.program import Program
+from convert.engine.build import ENTRY
+from convert.engine.toolchain import PAGE_BYTES
+from runtime.engine_client.client import LOCAL, engine_command
+from runtime.engine_client.process import EngineDiedError
+from runtime.engine_client.protocol import ErrorCode, Event, Field, Op
+from tests.engine.engines import Built
+from tests.engine.libraries import Library
+from tests.engine.operations import (
+    ENDLESS_TOKENS,
+    QUESTIONS,
+    REPEATING,
+    WINDOW,
+    WatchedEngine,
+    ask,
+    every_operation,
+)
+from tests.support.compare import Record
+from tests.support.elf import INTERPRETER, LOAD, Elf
+
+STARTS = 100
+GROWTH = 1 << 18  # bytes after all of them: a thread's leftovers in each start would be more
+SECONDS = 60
+
+
+class Connection:
+    """An engine in a host's process, at the other end of a socket."""
+
+    def __init__(self, path: Path) -> None:
+        self.socket = socket.socket(socket.AF_UNIX)
+        self.socket.settimeout(SECONDS)
+        self.socket.connect(str(path))
+        self._lines = self.socket.makefile("rb")
+
+    def receive(self) -> dict[str, Any]:
+        """Returns the next event."""
+        line: dict[str, Any] = json.loads(self._lines.readline())
+        return line
+
+    def ask(self, op: str, **fields: Any) -> dict[str, Any]:
+        """Returns the last event of a request."""
+        self.send(op, **fields)
+        while (line := self.receive())[Field.EVENT] not in (Event.DONE, Event.ERROR):
+            pass
+        return line
+
+    def send(self, op: str, **fields: Any) -> None:
+        self.socket.sendall(json.dumps({Field.OP: op, **fields}).encode() + b"\n")
+
+    def waiting(self) -> int:
+        """Returns how many bytes can be received."""
+        held = bytearray(4)
+        fcntl.ioctl(self.socket, termios.FIONREAD, held)
+        return int.from_bytes(held, sys.byteorder)
+
+    def end_input(self) -> bytes:
+        """Ends the requests; returns all that the engine still says."""
+        self.socket.shutdown(socket.SHUT_WR)
+        return self._lines.read()
+
+    def close(self) -> None:
+        """Closes both directions."""
+        self._lines.close()
+        self.socket.close()
+
+
+class Host:
+    """A process that runs an engine for each connection."""
+
+    def __init__(self, library: Library, folder: Path, threads: int) -> None:
+        self._path = folder / "socket"
+        environment = {**os.environ, "TVM_NUM_THREADS": str(threads)}
+        self._process = subprocess.Popen(
+            library.command(self._path), stdout=subprocess.PIPE, env=environment
+        )
+        self._folder = Path(f"/proc/{self._process.pid}")
+
+    def connect(self) -> Connection:
+        """Starts an engine."""
+        while not self._path.exists():  # or the process is gone
+            assert self._process.poll() is None
+        while True:
+            try:
+                return Connection(self._path)
+            except ConnectionRefusedError:  # bound, but not listening yet
+                continue
+
+    def result(self) -> int:
+        """Waits for the end of an engine; returns what `engine_main` returned."""
+        assert self._process.stdout is not None
+        return int(self._process.stdout.readline())
+
+    def status(self, name: str) -> str:
+        """Returns a line of the process's status."""
+        lines = (self._folder / "status").read_text().splitlines()
+        return next(line for line in lines if line.startswith(f"{name}:")).split()[1]
+
+    def descriptors(self) -> list[str]:
+        """Lists what is open."""
+        return sorted(os.listdir(self._folder / "fd"))
+
+    def signals(self, name: str) -> set[int]:
+        """Returns the sets of signals that the threads have; 0 has none."""
+        return {
+            int(line.split()[1], 16)
+            for task in (self._folder / "task").iterdir()
+            for line in (task / "status").read_text().splitlines()
+            if line.startswith(f"{name}:")
+        }
+
+    def await_end_of_threads(self) -> None:
+        """Waits until only the thread that listens is left: a result is told just before."""
+        while self.status("Threads") != "1" or len(self.descriptors()) > 4:
+            assert self._process.poll() is None
+
+    def close(self) -> None:
+        """Ends the process."""
+        self._process.kill()
+        self._process.communicate()
+
+
+@pytest.fixture
+def host(library: Library, tmp_path: Path) -> Iterator[Host]:
+    running = Host(library, tmp_path, threads=3)
+    yield running
+    running.close()
+
+
+def _answer(connection: Connection, bundle: Path) -> str:
+    """Loads a bundle and asks; returns the answer."""
+    assert connection.receive()[Field.EVENT] == Event.HELLO
+    loaded = connection.ask(Op.LOAD, bundle=str(bundle), window=WINDOW)
+    assert loaded[Field.EVENT] == Event.DONE
+    text: str = connection.ask(Op.CHAT, messages=ask(QUESTIONS[0]), max_new_tokens=4)[Field.TEXT]
+    return text
+
+
+@pytest.mark.parametrize("kind", ["library", "phone_library"])
+def test_the_file(kind: str, request: pytest.FixtureRequest, record_property: Record) -> None:
+    """It needs musl's libc only, exports one function, and fits pages of 16 KiB."""
+    library: Library = request.getfixturevalue(kind)
+    elf = Elf.read(library.path)
+    assert elf.machine == ("x86_64" if kind == "library" else "aarch64")
+    assert elf.needed == ("libc.so",)
+    assert elf.exports == (ENTRY,)
+    assert not elf.relocates_text
+    assert INTERPRETER not in [segment.kind for segment in elf.segments]
+    loads = [segment for segment in elf.segments if segment.kind == LOAD]
+    for segment in loads:
+        assert segment.alignment >= PAGE_BYTES and segment.alignment % PAGE_BYTES == 0
+        assert (segment.address - segment.offset) % segment.alignment == 0
+    content = library.path.read_bytes()
+    assert len(content) <= 8 * 2**20
+    for place in (Path.home() / ".cache", Path("/tmp"), "site-packages"):
+        assert str(place).encode() not in content
+    record_property(f"{elf.machine}, bytes", len(content))
+
+
+def test_every_operation_is_the_programs(built: Built, library: Library, tmp_path: Path) -> None:
+    results = []
+    for name, command in (
+        ("program", engine_command(LOCAL, built.program)),
+        ("library", [*library.command()]),
+    ):
+        folder = tmp_path / name
+        folder.mkdir()
+        with WatchedEngine(command) as client:
+            results.append(every_operation(client, built.bundle, folder))
+    assert results[0] == results[1]
+
+
+def test_every_operation_on_arm64(phone_library: Library, tmp_path: Path) -> None:
+    """Under qemu, with arm64's musl."""
+    with WatchedEngine([*phone_library.command()], cancel_seconds=SECONDS) as client:
+        every_operation(client, phone_library.bundle, tmp_path)
+
+
+def test_a_hundred_starts(library: Library, host: Host, record_property: Record) -> None:
+    """In one process, each with a model and an answer; nothing of them is left."""
+    answers = set()
+
+    def start() -> None:
+        connection = host.connect()
+        answers.add(_answer(connection, library.bundle))
+        assert connection.end_input() == b""
+        assert host.result() == 0
+        connection.close()
+        host.await_end_of_threads()
+
+    for _ in range(5):
+        start()
+    warm, descriptors = int(host.status("RssAnon")), host.descriptors()
+    for _ in range(STARTS):
+        start()
+    grown = (int(host.status("RssAnon")) - warm) << 10
+    record_property(f"bytes more after {STARTS} starts", grown)
+    assert grown < GROWTH
+    assert host.descriptors() == descriptors
+    assert len(answers) == 1
+
+
+def test_a_second_engine_at_once(library: Library, host: Host) -> None:
+    """It gets a named error; the first goes on, and after its end the next one starts."""
+    first = host.connect()
+    expected = _answer(first, library.bundle)
+    second = host.connect()
+    refused = second.receive()
+    assert (refused[Field.EVENT], refused[Field.CODE]) == (Event.ERROR, ErrorCode.ALREADY_RUNNING)
+    assert host.result() == 1
+    second.close()
+    answer = first.ask(Op.CHAT, messages=ask(QUESTIONS[0]), max_new_tokens=4)
+    assert answer[Field.TEXT] == expected
+    first.end_input()
+    assert host.result() == 0
+    first.close()
+    third = host.connect()
+    assert _answer(third, library.bundle) == expected
+    third.close()
+
+
+def test_a_client_that_goes_ends_its_engine(library: Library, host: Host) -> None:
+    """In the middle of an answer, whose events nobody reads."""
+    connection = host.connect()
+    _answer(connection, library.bundle)
+    endless = {"messages": ask(QUESTIONS[0]), "max_new_tokens": ENDLESS_TOKENS, **REPEATING}
+    connection.send(Op.CHAT, **endless)
+    while connection.receive()[Field.EVENT] != Event.TEXT:
+        pass
+    connection.close()
+    assert host.result() in (0, 1), "the end of the input, or a write that fails, comes first"
+    host.await_end_of_threads()
+    again = host.connect()
+    _answer(again, library.bundle)
+    again.close()
+
+
+def test_signals_are_the_hosts(library: Library, host: Host) -> None:
+    """An engine at work catches and ignores none, and blocks only that of a broken pipe."""
+    connection = host.connect()
+    before = {name: host.signals(name) for name in ("SigCgt", "SigIgn")}
+    _answer(connection, library.bundle)
+    assert int(host.status("Threads")) > 3
+    assert {name: host.signals(name) for name in before} == before
+    assert host.signals("SigBlk") == {0, 1 << (signal.SIGPIPE - 1)}
+    connection.close()
+
+
+def test_a_crash_is_not_hidden(built: Built, engine: list[str | Program], tmp_path: Path) -> None:
+    """Weights that are cut off while they are mapped."""
+    bundle = tmp_path / "bundle"
+    shutil.copytree(built.bundle, bundle)
+    with WatchedEngine(engine) as client:
+        client.load(bundle, window=WINDOW)
+        os.truncate(bundle / "weights.safetensors", 0)
+        with pytest.raises(EngineDiedError, match=f"signal {signal.SIGBUS:d}"):
+            client.chat(ask(QUESTIONS[0]), max_new_tokens=4)
+
+
+def test_an_engine_ends_when_nobody_reads(engine: list[str | Program], built: Built) -> None:
+    """Though its input stays open: at its next event."""
+    with _started(engine, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None and process.stdout is not None
+        assert json.loads(process.stdout.readline())[Field.EVENT] == Event.HELLO
+        process.stdout.close()
+        process.stdin.write(b'{"op": "reset"}\n')
+        process.stdin.flush()
+        assert process.wait(SECONDS) == 1
+
+
+def test_a_slow_reader_misses_nothing(library: Library, host: Host) -> None:
+    """The engine waits with its events, also at a socket that does not block."""
+    connection = host.connect()
+    assert connection.receive()[Field.EVENT] == Event.HELLO
+    count = 3000  # more events than the socket holds, and more requests than the engine queues
+
+    def send() -> None:
+        for number in range(count):
+            connection.send(Op.TOKENIZE, id=number, text="x")
+
+    sending = threading.Thread(target=send)
+    sending.start()
+    waiting = [-1]  # bytes that the socket holds; no more once the engine waits
+    while len(waiting) < 10 or len(set(waiting[-10:])) > 1:
+        time.sleep(0.01)
+        waiting.append(connection.waiting())
+    assert waiting[-1] > 0
+    got = [connection.receive()[Field.ID] for _ in range(count)]
+    sending.join()
+    assert got == list(range(count))
+    connection.close()
+
+
+@pytest.mark.parametrize(("descriptors", "code"), [(("99", "1"), 1), (("0", "99"), 1)])
+def test_closed_descriptors(library: Library, descriptors: tuple[str, str], code: int) -> None:
+    """An input that cannot be read is named; without an output there is nobody to tell."""
+    done = subprocess.run(
+        library.command(*descriptors), stdin=subprocess.PIPE, capture_output=True, timeout=SECONDS
+    )
+    assert (done.returncode, done.stderr) == (code, b"")
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    if descriptors[1] == "1":
+        assert [event[Field.EVENT] for event in events] == [Event.HELLO, Event.ERROR]
+        assert events[1][Field.CODE] == ErrorCode.FILE_ERROR
+        assert "cannot be read: Bad file descriptor" in events[1][Field.MESSAGE]
+    else:
+        assert events == []
+
+
+def test_a_truncated_last_line(engine: list[str | Program]) -> None:
+    """It is answered like any other, and the engine ends."""
+    with _started(engine, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        out, _ = process.communicate(b'{"op": "reset", "id": 7', timeout=SECONDS)
+    events = [json.loads(line) for line in out.splitlines()]
+    assert [event[Field.EVENT] for event in events] == [Event.HELLO, Event.ERROR]
+    assert events[1][Field.CODE] == ErrorCode.INVALID_REQUEST and process.returncode == 0
+
+
+@contextmanager
+def _started(command: list[str | Program], **streams: int) -> Iterator[subprocess.Popen[bytes]]:
+    words = [str(word.path) if isinstance(word, Program) else word for word in command]
+    process = subprocess.Popen(words, **streams)  # type: ignore[call-overload]
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
