@@ -35,7 +35,7 @@ def build_library(bundle: Path, target: str, folder: Path) -> None:
 
     Skips where musl's loader is missing.
     """
-    loader = musl_loader(_ARCHITECTURES[target], folder / "musl")
+    loader = musl_loader(_ARCHITECTURES[target])
     opened = Bundle.open(bundle)
     identity = build_program(
         opened.config, opened.plan, target, folder / NAME, lambda *_: None, form=LIBRARY
@@ -46,7 +46,7 @@ def build_library(bundle: Path, target: str, folder: Path) -> None:
 
 def built_library(bundle: Path, target: str, folder: Path) -> Library:
     """Describes what `build_library` wrote into a folder."""
-    loader = musl_loader(_ARCHITECTURES[target], folder / "musl")
+    loader = musl_loader(_ARCHITECTURES[target])
     emulated = (need_qemu(), "-cpu", NEWEST_CPU) if target == PHONE else ()
     return Library(bundle, folder / NAME, (*emulated, str(loader), str(folder / "host")))
 
