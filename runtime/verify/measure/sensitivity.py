@@ -4,16 +4,23 @@ Each part of the model (all layers' qkv, the token embedding, …) is stored in 
 int8, one part at a time with the rest in full precision, and the logits are compared. That is the
 measurement of `convert --target-size`. The advice is about single tensors of single layers: see
 `runtime.verify.measure.raising`.
+
+GPTQ's codes make good what the tensors before them lose, and they fit the samples. A tensor that is
+replaced takes that away from those behind it, so every one seems to lose in int8, whatever it would
+gain in a new calibration. A bundle of GPTQ is therefore judged without calibration, by searched
+scales.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from convert.bundle.plan import Plan, stored_specs
+from convert.bundle.plan import Plan, make_plan, stored_specs
+from convert.bundle.weights_file import WeightsFile
 from convert.calibrate.samples import CalibrationSample
 from convert.calibrate.target_size import (
     PARTS,
@@ -23,10 +30,13 @@ from convert.calibrate.target_size import (
     with_tensors,
 )
 from convert.checkpoint.reader import Checkpoint
+from convert.encode import write_weights
 from convert.support.json_text import json_text
 from convert.support.progress import Progress
+from convert.support.scratch import scratch_folder
 from convert.support.whole_file import whole_file
-from runtime.verify.files.weights import StoredTensors
+from quantize.methods import find_method
+from runtime.verify.files.weights import BundleTensors, StoredTensors
 from runtime.verify.measure.raising import RAISED, Raising, TensorSet
 
 _ENOUGH = 0.5  # of the most that a set gains
@@ -70,7 +80,7 @@ class Sensitivity:
 
     parts: list[PartCost]
     tensors: list[TensorGain]
-    kl_nats: float  # of the model as it is stored
+    kl_nats: float  # of the model as it is stored; of GPTQ's without calibration
     trials: list[Trial]
     raised: list[str]  # tensors that the advice stores in int8
     advice: str  # one sentence
@@ -100,10 +110,12 @@ def measure_sensitivity(
     plan = stored.plan
     losses = measure_losses(checkpoint, plan.recipe, samples, progress)
     parts = _costs(plan, part_formats(checkpoint, plan.recipe), losses)
-    raising = Raising(checkpoint, stored, few_samples(samples, checkpoint), progress)
-    gains = _gains(plan, raising.estimate())
-    able = [gain for gain in gains if gain.gain_nats > 0]
-    measured = raising.measure([frozenset(), *_sets(able)])
+    compensated = find_method(plan.recipe.method).compensate
+    with _as_judged(checkpoint, stored, progress) as judged:
+        raising = Raising(checkpoint, judged, few_samples(samples, checkpoint), progress)
+        gains = _gains(plan, raising.estimate())
+        able = [gain for gain in gains if gain.gain_nats > 0]
+        measured = raising.measure([frozenset(), *_sets(able)])
     before = measured.pop(frozenset())
     more = {gain.name: gain.int8_bytes for gain in gains}
     trials = [
@@ -114,15 +126,32 @@ def measure_sensitivity(
     if chosen is None:
         advice = "no tensor in 4 bits gains from int8"
         return Sensitivity(parts, gains, before, trials, [], advice, "")
+    when = ", before calibration," if compensated else ""
     advice = (
-        f"raising {_listed(chosen.tensors)} to int8 lowers KL from {before:.3g} to "
-        f"{chosen.kl_nats:.3g} nats for {chosen.int8_bytes / 1e6:.3g} MB"
+        f"raising {_listed(chosen.tensors)} to int8 lowers KL{when} "
+        f"from {before:.3g} to {chosen.kl_nats:.3g} nats for {chosen.int8_bytes / 1e6:.3g} MB"
     )
     why = "gains most in int8, says verify --sensitivity"
     source = with_tensors(plan.recipe, dict.fromkeys(chosen.tensors, RAISED), why).source
     with whole_file(file) as partial:
         partial.write_text(json_text(source, indent=2) + "\n", "utf-8")
     return Sensitivity(parts, gains, before, trials, chosen.tensors, advice, str(file))
+
+
+@contextmanager
+def _as_judged(
+    checkpoint: Checkpoint, stored: StoredTensors, progress: Progress
+) -> Iterator[StoredTensors]:
+    """Yields the tensors that tensors in int8 are compared with; see the module."""
+    recipe = stored.plan.recipe
+    if not find_method(recipe.method).compensate:
+        yield stored
+        return
+    plan = make_plan(checkpoint.config, checkpoint.untied_head, recipe.with_method("mse"))
+    with scratch_folder() as folder:
+        file = folder / "weights"
+        write_weights(checkpoint, plan, file, progress)
+        yield BundleTensors(plan, WeightsFile(file))
 
 
 def _costs(
