@@ -49,7 +49,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rows", nargs="+", metavar="RECIPE:METHOD", help="default: all")
+    parser.add_argument(
+        "--rows",
+        nargs="+",
+        metavar="RECIPE:METHOD",
+        help="names, or a recipe's file as convert --quant takes it (default: all)",
+    )
     parser.add_argument("--peers", nargs="*", default=PEERS, choices=PEERS, help="default: all")
     parser.add_argument(
         "--calibration",
@@ -149,12 +154,13 @@ def _ours(
     recipe: str, method: str, checkpoint: Path, samples: Path, folder: Path, comparison: Comparison
 ) -> dict[str, Any]:
     """Converts with the ordinary command, and measures what the engine says."""
-    output = folder / f"{recipe}-{method}"
+    name = Path(recipe).stem
+    output = folder / f"{name}-{method}"
     command = [sys.executable, "-m", "convert.cli", "convert", str(checkpoint), "-o", str(output)]
     command += ["--quant", recipe, "--method", method, "--calibration", str(samples), "--json"]
     start = time.monotonic()
     summary = json.loads(smollm2.run([*command, "--target", "host"]))
-    row = {"name": f"{recipe}, {method}", "seconds": time.monotonic() - start}
+    row = {"name": f"{name}, {method}", "seconds": time.monotonic() - start}
     bundle = Bundle.open(output)
     row |= {"bytes": summary["weights_bytes"], "bits": bundle.plan.bits_per_weight}
     place = open_place(bundle, EngineOptions())
