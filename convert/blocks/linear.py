@@ -35,6 +35,7 @@ _AHEAD = 8192
 _RUN, _TASKS = 6, 12
 
 Epilogue = Callable[[Expr, Expr, Expr, int], Expr]  # (value, row, columns, lanes) -> value
+Results = Callable[[int, Expr, int], Expr]  # (a block's token, row of the tile, lanes) -> values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +68,7 @@ def linear_f16(c: Linear, by: Products) -> Expr:
                     w = T.Bind(wide(weight[tile, i, span(0)]))
                     for m in range(count):
                         store(sums[m], sums[m][span(0)] + w * spread(x[first + m, i]), span(0))
-                _finish(out, sums, first, count, tile, c.rows, epilogue)
+                finish(out, in_rows(sums), first, count, tile, c.rows, epilogue)
 
             each_row_block(length, by.f16_tokens, multiply)
     return k.function
@@ -83,28 +84,12 @@ def linear_codes(c: Linear, size: int, by: MatrixProduct, blocks: int, dtype: st
     bits = 8 * blocks * 4 // size
     with kernel(f"linear_q{bits}_{c.rows}x{c.columns}") as k:
         length = k.length("rows")
-        product = _CodesProduct(k, c, size, by, blocks, dtype, length)
-        beside = min(by.tiles, tiles(c.rows))
-        run = 1 if beside == 1 else beside * max(min(tiles(c.rows) // beside // _TASKS, _RUN), 1)
-        with T.parallel(0, -(-tiles(c.rows) // run)) as task:
-
-            def multiply_run(first: Expr, count: int) -> None:
-                if run == 1:
-                    product.multiply(first, count, [task])
-                    return
-                some = beside if count > 1 else 1
-                left = T.min(tiles(c.rows) - task * run, run)
-                with T.serial(0, (left + some - 1) // some) as i:
-                    # Where too few are left, tiles before them are computed again.
-                    tile = T.Bind(T.min(task * run + i * some, tiles(c.rows) - some))
-                    product.multiply(first, count, [tile + j for j in range(some)])
-
-            each_row_block(length, by.tokens, multiply_run)
+        CodesProduct(k, c, size, by, blocks, dtype, length).multiply_all()
     return k.function
 
 
-class _CodesProduct:
-    """The parameters of a `linear_codes` kernel, and the product of some tokens with some tiles."""
+class CodesProduct:
+    """The parameters of a kernel that multiplies codes, and the product."""
 
     def __init__(
         self,
@@ -115,35 +100,65 @@ class _CodesProduct:
         blocks: int,
         dtype: str,
         length: Expr,
+        packed: Callable[[Kernel, int], None] | None = None,
     ) -> None:
-        """Adds the parameters; `length` is L, for the rest see `linear_codes`."""
-        self._c, self._by, self._blocks = c, by, blocks
-        self._groups, self._units = -(-c.columns // size), size // by.inputs
-        stored = (tiles(c.rows), self._groups)
-        self._codes = k.tensor("codes", (length, self._groups, size), "int8")
-        self._scale = k.tensor("scale", (length, self._groups))
-        self._offset = k.tensor("offset", (length, self._groups), "int32")
-        self._q_weight = k.tensor("q_weight", (*stored, blocks, 4 * TILE_ROWS), dtype)
-        self._q_scale = k.tensor("q_scale", (*stored, TILE_ROWS), "float16")
-        self._epilogue = _epilogue(k, c, length)
-        self._out = k.tensor("out", (length, c.rows))
+        """Adds the parameters; `length` is L, for the rest see `linear_codes`.
 
-    def multiply(self, first: Expr, count: int, at: list[Expr]) -> None:
+        `packed` adds others of so many groups, before the weights.
+        """
+        self.c, self._by, self._blocks, self.length = c, by, blocks, length
+        self.groups, self._units = -(-c.columns // size), size // by.inputs
+        stored = (tiles(c.rows), self.groups)
+        self._codes = k.tensor("codes", (length, self.groups, size), "int8")
+        self._scale = k.tensor("scale", (length, self.groups))
+        self._offset = k.tensor("offset", (length, self.groups), "int32")
+        if packed is not None:
+            packed(k, self.groups)
+        self.q_weight = k.tensor("q_weight", (*stored, blocks, 4 * TILE_ROWS), dtype)
+        self.q_scale = k.tensor("q_scale", (*stored, TILE_ROWS), "float16")
+        self.epilogue = _epilogue(k, c, length)
+        self.out = k.tensor("out", (length, c.rows))
+
+    def multiply_all(self) -> None:
+        """Writes all results, parallel over runs of tiles."""
+        by, count = self._by, tiles(self.c.rows)
+        beside = min(by.tiles, count)
+        run = 1 if beside == 1 else beside * max(min(count // beside // _TASKS, _RUN), 1)
+        with T.parallel(0, -(-count // run)) as task:
+
+            def multiply_run(first: Expr, tokens: int) -> None:
+                if run == 1:
+                    self._multiply(first, tokens, [task])
+                    return
+                some = beside if tokens > 1 else 1
+                left = T.min(count - task * run, run)
+                with T.serial(0, (left + some - 1) // some) as i:
+                    # Where too few are left, tiles before them are computed again.
+                    tile = T.Bind(T.min(task * run + i * some, count - some))
+                    self._multiply(first, tokens, [tile + j for j in range(some)])
+
+            each_row_block(self.length, by.tokens, multiply_run)
+
+    def _multiply(self, first: Expr, count: int, at: list[Expr]) -> None:
         """Writes the results of `count` tokens from `first` on for the tiles `at`."""
         sums = [local_rows(count, T.float32(0)) for _ in at]
-        with T.serial(0, self._groups) as group:
+        with T.serial(0, self.groups) as group:
             if count == 1:  # bound by memory
                 self._prefetch(at[0], group)
             multiply = self._multiply_unit if self._units == 1 else self._multiply_units
             multiply(sums, first, at, group)
         for of_tile, tile in zip(sums, at, strict=True):
-            _finish(self._out, of_tile, first, count, tile, self._c.rows, self._epilogue)
+            self.finish(in_rows(of_tile), first, count, tile)
+
+    def finish(self, value: Results, first: Expr, count: int, tile: Expr) -> None:
+        """Writes a tile's results of some tokens, after the epilogue."""
+        finish(self.out, value, first, count, tile, self.c.rows, self.epilogue)
 
     def _prefetch(self, tile: Expr, group: Expr) -> None:
         ahead = group + _AHEAD // (self._blocks * 4 * TILE_ROWS)
         for i in range(self._blocks):
-            prefetch(self._q_weight[tile, ahead, i, 0])
-        prefetch(self._q_scale[tile, ahead, 0])
+            prefetch(self.q_weight[tile, ahead, i, 0])
+        prefetch(self.q_scale[tile, ahead, 0])
 
     def _multiply_unit(
         self, sums: list[list[Expr]], first: Expr, at: list[Expr], group: Expr
@@ -192,7 +207,7 @@ class _CodesProduct:
         by, in_unit = self._by, self._blocks // self._units
         columns, start = span(part * 4 * by.lanes, 4 * by.lanes), unit * in_unit
         packed = [
-            self._q_weight[tile, group, start + i, columns] for tile in at for i in range(in_unit)
+            self.q_weight[tile, group, start + i, columns] for tile in at for i in range(in_unit)
         ]
 
         def activations(row: Expr) -> Activations:
@@ -213,7 +228,7 @@ class _CodesProduct:
         """Adds a group's int32 sums of some rows of the tiles, times their scales."""
         count, lanes = len(sums[0]), self._by.lanes
         for i, tile in enumerate(at):
-            step = T.Bind(wide(self._q_scale[tile, group, rows], lanes))
+            step = T.Bind(wide(self.q_scale[tile, group, rows], lanes))
             for m in range(count):
                 factor = step * spread(self._scale[first + m, group], lanes)
                 value = wide(dots[i * count + m], lanes) * factor
@@ -251,15 +266,21 @@ def _epilogue(k: Kernel, c: Linear, length: Expr) -> Epilogue:
     return epilogue
 
 
-def _finish(
-    out: Expr, sums: list[Expr], first: Expr, count: int, tile: Expr, rows: int, epilogue: Epilogue
+def in_rows(sums: list[Expr]) -> Results:
+    """Returns the results that local vectors hold, one for each token."""
+    return lambda m, at, lanes: sums[m][span(at, lanes)]
+
+
+def finish(
+    out: Expr, value: Results, first: Expr, count: int, tile: Expr, rows: int, epilogue: Epilogue
 ) -> None:
     """Writes a tile's columns; of the last tile, only those that exist."""
 
     def whole() -> None:
         for m in range(count):
             columns = span(tile * TILE_ROWS)
-            store(out, epilogue(sums[m][span(0)], first + m, columns, LANES), first + m, columns)
+            finished = epilogue(value(m, T.int64(0), LANES), first + m, columns, LANES)
+            store(out, finished, first + m, columns)
 
     missing = -rows % TILE_ROWS
     if not missing:
@@ -271,4 +292,4 @@ def _finish(
         with T.Else(), T.serial(0, TILE_ROWS - missing) as i:
             for m in range(count):
                 column = rows // TILE_ROWS * TILE_ROWS + i
-                store(out, epilogue(sums[m][i], first + m, column, 1), first + m, column)
+                store(out, epilogue(value(m, i, 1), first + m, column, 1), first + m, column)

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tvm import tirx
+
 from convert.blocks.graph import Expr, Graph, tensor, tensor_type
 from convert.blocks.linear import Linear, linear_codes, linear_f16
+from convert.blocks.outer_products import linear_outer, pack_tokens, token_tiles
 from convert.blocks.rows import RowSource, embedding_codes, embedding_f16, given, quantize, write
 from convert.bundle.plan import Plan
 from quantize.errors import ConfigError
@@ -66,7 +69,19 @@ class StoredMatrix:
             tensor_type((x.length, groups), "int32"),
         )
         product = graph.products.q4 if self.format == "q4" else graph.products.q8
-        kernel = linear_codes(c, size, product, *_blocks(self.format))
+        blocks, dtype = _blocks(self.format)
+        least = graph.products.outer_from
+        if least is None or (isinstance(x.length, tirx.IntImm) and x.length < least):
+            kernel = linear_codes(c, size, product, blocks, dtype)
+        else:
+            tokens = token_tiles(x.length)
+            activations += graph.call(
+                pack_tokens(groups, size, least),
+                activations[:2],
+                tensor_type((tokens, groups, size // 4, 4 * TILE_ROWS), "int8"),
+                tensor_type((tokens, groups, TILE_ROWS)),
+            )
+            kernel = linear_outer(c, size, product, blocks, dtype, zero_point, least)
         out = tensor_type((x.length, self.rows))
         return graph.call(kernel, [*activations, *self.parameters, *arguments], out)
 

@@ -54,6 +54,7 @@ class Products:
     f16_tokens: int
     queries: int  # that share a load of keys or values
     pairs: Pairs | None = None  # where they are faster than float32
+    outer_from: int | None = None  # tokens from which on a matrix unit multiplies codes
 
 
 def each_token(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 from tvm.script.ir_builder import tirx as T
@@ -149,13 +150,15 @@ def _rows_of(sums: Sequence[Expr]) -> Expr:
 
 
 _Q4, _Q8 = _sdot(_halves), _sdot(as_they_are)
+_I8MM = Products(
+    q4=MatrixProduct(_smmla(_Q4, packed_codes=True), lanes=_ROWS, tokens=8),
+    q8=MatrixProduct(_smmla(_Q8, packed_codes=False), lanes=_ROWS, tokens=8),
+    f16_tokens=6,
+    queries=4,
+)
 ARM = {
-    "i8mm": Products(
-        q4=MatrixProduct(_smmla(_Q4, packed_codes=True), lanes=_ROWS, tokens=8),
-        q8=MatrixProduct(_smmla(_Q8, packed_codes=False), lanes=_ROWS, tokens=8),
-        f16_tokens=6,
-        queries=4,
-    ),
+    "sme": replace(_I8MM, outer_from=8),
+    "i8mm": _I8MM,
     "dotprod": Products(
         q4=MatrixProduct(_Q4, lanes=_ROWS, tokens=8),
         q8=MatrixProduct(_Q8, lanes=_ROWS, tokens=4),

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from tvm import tirx
+from tvm.ir import StringImm, TensorLoad
 from tvm.ir.op import register_op_attr
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
@@ -35,6 +36,23 @@ def _write_prefetch(call: Any) -> Any:
 
 
 tirx.register_intrin_lowering(_PREFETCH, target="llvm", f=_write_prefetch)
+
+# A call of C, written late for the same reason.
+_CALL = "tirx.minicpmv_call"
+register_op_attr(_CALL, "TCallEffectKind", _OPAQUE_EFFECT)
+register_op_attr(_CALL, "TScriptPrinterName", "call")
+
+
+def _write_call(call: Any) -> Any:
+    name, *arguments = call.args
+    passed = [
+        tirx.address_of(one) if isinstance(one, TensorLoad) else tirx.Cast("int64", one)
+        for one in arguments
+    ]
+    return tirx.call_extern("int32", name.value, *passed)
+
+
+tirx.register_intrin_lowering(_CALL, target="llvm", f=_write_call)
 
 
 class Kernel:
@@ -126,6 +144,14 @@ def local_rows(count: int, value: Expr) -> list[Expr]:
 def prefetch(element: Expr) -> None:
     """Prefetches the cache line of a tensor's element, which may lie beyond the tensor's end."""
     T.evaluate(tirx.call_intrin("int32", _PREFETCH, element))
+
+
+def call(function: str, *arguments: Expr) -> None:
+    """Calls a C function that the program holds, which returns nothing.
+
+    An element of a tensor is passed as its address, an integer as int64.
+    """
+    T.evaluate(tirx.call_intrin("int32", _CALL, StringImm(function), *arguments))
 
 
 def fold(values: Expr, combine: Callable[[Expr, Expr], Expr], lanes: int) -> Expr:

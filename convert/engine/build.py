@@ -153,6 +153,7 @@ def build_info(target: str, program_id: str, libraries: Sequence[BlockLibrary]) 
 
 def _common_units(package: Path, generated: Path) -> list[Unit]:
     parts = sorted(path.name for path in ENGINE.glob("*.cc") if path.name != MAIN)
+    parts += sorted(path.name for path in ENGINE.glob("*.S"))  # of one processor, or empty
     return [
         *tvm_units(generated),
         sentencepiece_unit(package, generated),

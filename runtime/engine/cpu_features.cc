@@ -10,6 +10,7 @@
 #endif
 
 #include "runtime/engine/error.h"
+#include "runtime/engine/matrix_unit.h"
 
 namespace minicpmv {
 namespace {
@@ -56,7 +57,7 @@ std::string Missing(const char* wanted, const std::set<std::string>& features) {
 
 #if defined(__x86_64__)
 
-std::set<std::string> CpuFeatures() {
+std::set<std::string> CpuFeatures(std::vector<std::string>* /*refused*/) {
   const Registers basic = CpuId(1), extended = CpuId(7), more = CpuId(7, 1);
   const Registers amd = CpuId(0x80000001);
   std::set<std::string> features;
@@ -81,16 +82,24 @@ std::set<std::string> CpuFeatures() {
 
 #elif defined(__aarch64__)
 
-std::set<std::string> CpuFeatures() {
+std::set<std::string> CpuFeatures(std::vector<std::string>* refused) {
   // Bits of Linux's HWCAP and HWCAP2, which hold for all cores of a processor.
   constexpr uint64_t kAsimd = 1 << 1, kScalarFp16 = 1 << 9, kVectorFp16 = 1 << 10;
   constexpr uint64_t kDotProduct = 1 << 20, kI8mm = 1 << 13;
+  constexpr uint64_t kSme = 1 << 23, kSmeInt8 = 1 << 26;
   const uint64_t first = getauxval(AT_HWCAP), second = getauxval(AT_HWCAP2);
   std::set<std::string> features;
   if (first & kAsimd) features.insert("asimd");
   if ((first & kScalarFp16) && (first & kVectorFp16)) features.insert("fp16");
   if (first & kDotProduct) features.insert("dotprod");
   if (second & kI8mm) features.insert("i8mm");
+  if ((second & kSme) && (second & kSmeInt8)) {
+    if (const auto problem = MatrixUnitProblem()) {
+      refused->push_back("the matrix unit (SME) is not used: " + *problem);
+    } else {
+      features.insert("sme");
+    }
+  }
   return features;
 }
 

@@ -4,6 +4,7 @@
 
 #include <set>
 #include <string>
+#include <vector>
 
 #include "runtime/engine/build_info.h"
 
@@ -11,8 +12,9 @@ namespace minicpmv {
 
 // Returns the features that the processor has and the system enables:
 //   x86-64: x86-64-v2, x86-64-v3, x86-64-v4 (the levels of the psABI), avx512-vnni, avx-vnni
-//   arm64: asimd, fp16 (arithmetic), dotprod, i8mm
-std::set<std::string> CpuFeatures();
+//   arm64: asimd, fp16 (arithmetic), dotprod, i8mm, sme (with int8 products)
+// refused: gets a sentence for each feature that is announced but does not work.
+std::set<std::string> CpuFeatures(std::vector<std::string>* refused);
 
 // Returns the first of `libraries` (a list as kBlockLibraries) that runs with these features.
 // Throws EngineError (unsupported_cpu): none does.

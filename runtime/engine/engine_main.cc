@@ -8,6 +8,7 @@
 #include <new>
 #include <set>
 #include <string>
+#include <vector>
 
 #include "runtime/engine/blocks.h"
 #include "runtime/engine/build_info.h"
@@ -54,16 +55,23 @@ class OnlyEngine {
   static inline std::atomic<bool> running_{false};
 };
 
-Line Hello(const std::set<std::string>& features, const BlockLibrary& blocks, int threads) {
-  json::Array names;
-  for (const std::string& feature : features) names.push_back(tvm::ffi::String(feature));
+template <typename Texts>
+json::Array Strings(const Texts& texts) {
+  json::Array strings;
+  for (const std::string& text : texts) strings.push_back(tvm::ffi::String(text));
+  return strings;
+}
+
+Line Hello(const std::set<std::string>& features, const std::vector<std::string>& refused,
+           const BlockLibrary& blocks, int threads) {
   return Line()
       .Set(field::kEvent, event::kHello)
       .Set(field::kProtocol, protocol::kVersion)
       .Set(field::kToolkitVersion, kVersion)
       .Set(field::kTarget, kTarget)
       .Set(field::kProgramId, kProgramId)
-      .Set(field::kCpuFeatures, names)
+      .Set(field::kCpuFeatures, Strings(features))
+      .Set(field::kRefused, Strings(refused))
       .Set(field::kBlocks, blocks.prefix)
       .Set(field::kThreads, int64_t{threads})
       .Set(field::kCpu, CpuName())
@@ -72,10 +80,11 @@ Line Hello(const std::set<std::string>& features, const BlockLibrary& blocks, in
 
 void Serve(int in_fd, const LineWriter& writer) {
   const OnlyEngine only;
-  const std::set<std::string> features = CpuFeatures();
+  std::vector<std::string> refused;
+  const std::set<std::string> features = CpuFeatures(&refused);
   const BlockLibrary& blocks = ChooseBlocks(kBlockLibraries, features);
   const ThreadPool pool(PlanThreads());
-  writer.Write(Hello(features, blocks, pool.threads()));
+  writer.Write(Hello(features, refused, blocks, pool.threads()));
   RequestQueue queue(in_fd, protocol::kLineLimit);
   Server({kTarget, kProgramId, blocks.prefix}, &writer).Run(&queue);
 }

@@ -23,7 +23,9 @@ extern "C" {
  * and returns 1; the other engine is not disturbed. After an engine has ended, its threads have
  * ended, its memory and descriptors are given back, and the next one can start.
  *
- * The engine handles no signals, sets no environment variables and writes nothing to stdout. It
+ * The engine handles no signals, sets no environment variables and writes nothing to stdout. One
+ * exception: where the system announces Arm's matrix unit (SME), the first engine of a process
+ * handles SIGILL while it tries the unit, some microseconds, and then puts the handler back. It
  * blocks SIGPIPE in its own threads. A crash is the process's: SIGSEGV, SIGBUS (a mapped file was
  * truncated) and SIGABRT arrive where the host lets them. PROTOCOL.md lists the environment
  * variables that are read at the start. `peak_rss_bytes` counts the whole process. */

@@ -83,6 +83,7 @@ inline constexpr char kToolkitVersion[] = "version";
 inline constexpr char kTarget[] = "target";
 inline constexpr char kProgramId[] = "program_id";
 inline constexpr char kCpuFeatures[] = "cpu_features";
+inline constexpr char kRefused[] = "refused";
 inline constexpr char kBlocks[] = "blocks";
 inline constexpr char kThreads[] = "threads";
 inline constexpr char kCpu[] = "cpu";

@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol
@@ -40,12 +42,19 @@ SLOW_CANCEL_SECONDS = 30.0  # under qemu, and on a phone
 _IDLE_SECONDS = 1.0  # an engine that ends sooner after a request had not read it
 _CANCEL_ID = 0  # no request's
 
+_LOG = logging.getLogger(__name__)
 Float32 = NDArray[np.float32]
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 def _ignore(*_: object) -> None:
     """Ignores what it receives."""
+
+
+@cache
+def _warn_once(text: str) -> None:
+    """Says what every engine on this machine would say again."""
+    _LOG.warning("%s", text)
 
 
 def _never() -> bool:
@@ -204,6 +213,8 @@ class EngineClient(Closing):
         except BaseException:
             self.close()
             raise
+        for sentence in self.hello.get(Field.REFUSED, ()):
+            _warn_once(f"{self._process.name}: {sentence}")
 
     def close(self) -> None:
         """Ends the engine; what it was doing is cancelled."""

@@ -82,6 +82,7 @@ class Field:
     TARGET = "target"
     PROGRAM_ID = "program_id"
     CPU_FEATURES = "cpu_features"
+    REFUSED = "refused"
     BLOCKS = "blocks"
     THREADS = "threads"
     CPU = "cpu"

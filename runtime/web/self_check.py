@@ -44,7 +44,7 @@ def check_engine(bundle: Bundle, session: EngineSession, job: Job) -> list[Resul
     target = hello[Field.TARGET]
     record = bundle.manifest.targets.get(target)
     found = hello[Field.PROGRAM_ID]
-    features = ", ".join(map(str, hello[Field.CPU_FEATURES]))
+    features = "; ".join([", ".join(hello[Field.CPU_FEATURES]), *hello.get(Field.REFUSED, ())])
     results = [
         _result("engine", True, f"{hello[Field.TOOLKIT_VERSION]}, {target}"),
         _result("processor", True, f"{hello[Field.CPU]} ({features})"),

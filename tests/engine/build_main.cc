@@ -38,11 +38,15 @@ json::Object Choose(const Words &words) {
   std::vector<BlockLibrary> libraries;
   for (const auto &part : parts) libraries.push_back({part.first.c_str(), part.second.c_str()});
   libraries.push_back({nullptr, nullptr});
-  const auto features = CpuFeatures();
+  std::vector<std::string> refused;
+  const auto features = CpuFeatures(&refused);
   json::Array names;
   for (const std::string &feature : features) names.push_back(ffi::String(feature));
+  json::Array sentences;
+  for (const std::string &sentence : refused) sentences.push_back(ffi::String(sentence));
   json::Object line;
   line.Set(ffi::String("features"), names);
+  line.Set(ffi::String("refused"), sentences);
   line.Set(ffi::String("prefix"), ffi::String(ChooseBlocks(libraries.data(), features).prefix));
   return line;
 }

@@ -20,6 +20,8 @@
 #include "runtime/engine/error.h"
 #include "runtime/engine/image_preprocessor.h"
 #include "runtime/engine/logprobs.h"
+#include "runtime/engine/matrix_unit.h"
+#include "runtime/engine/outer_products.h"
 #include "runtime/engine/picture_file.h"
 #include "runtime/engine/positions.h"
 #include "runtime/engine/prompt.h"
@@ -72,6 +74,9 @@ class Components {
         {"logprobs", &Components::Logprobs}, {"cuts", &Components::PlanCuts},
         {"slices", &Components::Slices},     {"positions", &Components::Positions},
         {"places", &Components::Places},
+#if defined(__aarch64__)
+        {"outer", &Components::Outer},       {"matrix", &Components::Matrix},
+#endif
     };
     return (this->*commands.at(name))(fields);
   }
@@ -201,6 +206,25 @@ class Components {
     EncodePlaces(n.at(0), n.at(1), encoded.data());
     return Bytes(encoded.data(), encoded.size() * sizeof(float));
   }
+
+#if defined(__aarch64__)
+  // weights, steps, tokens, scales as bytes; stride, length, columns, groups, quads -> out
+  std::string Outer(const Fields& fields) {
+    const auto n = Numbers<int64_t>(fields.at(4));
+    const auto at = [&fields](size_t i) { return static_cast<const void*>(fields.at(i).data()); };
+    std::vector<float> out(static_cast<size_t>(n.at(0) / 4 * n.at(1)), -1);
+    minicpmv_outer_products(static_cast<const int8_t*>(at(0)), static_cast<const uint16_t*>(at(1)),
+                            static_cast<const int8_t*>(at(2)), static_cast<const float*>(at(3)),
+                            out.data(), n.at(0), n.at(1), n.at(2), n.at(3), n.at(4));
+    return Bytes(out.data(), out.size() * sizeof(float));
+  }
+
+  // -> the bytes of a streaming vector, or what is wrong with the matrix unit
+  std::string Matrix(const Fields&) {
+    const auto problem = MatrixUnitProblem();
+    return problem ? *problem : std::to_string(minicpmv_streaming_bytes());
+  }
+#endif
 
   std::string Peak(const Fields&) {
     std::ifstream status("/proc/self/status");

@@ -22,8 +22,11 @@ from tests.support.once import once
 from tests.support.slices import TINY_SLICES
 from tests.support.tiny import tiny_config
 
-SOURCES = ["image_preprocessor.cc", "logprobs.cc", "picture_file.cc", "positions.cc", "prompt.cc"]
+SOURCES = ["image_preprocessor.cc", "logprobs.cc", "matrix_unit.cc", "outer_products_arm64.S"]
 SOURCES += [
+    "picture_file.cc",
+    "positions.cc",
+    "prompt.cc",
     "random.cc",
     "regular_file.cc",
     "resize_axis.cc",

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tests.support.needs import need_qemu
 
+OLDEST_CPU = "cortex-a53"
 LISTS = Path(__file__).resolve().parents[1] / "golden/android/seccomp-app-arm64.json"
 # `PID name(arguments)`; another thread's call may follow before the first one's result.
 _CALL = re.compile(r'\d+ (\w+)\((?:"[^"]*"|[^()"])*\)')
@@ -15,7 +16,7 @@ _UNKNOWN = re.compile(r"\d+ (Unknown syscall \d+)")
 _RESULTS = re.compile(r"( = -?(0x)?[0-9a-f]+( errno=\d+)?( \([^()]*\))?)*")
 
 
-def traced_command(program: Path, log: Path, *, cpu: str = "cortex-a53") -> list[str]:
+def traced_command(program: Path, log: Path, *, cpu: str = OLDEST_CPU) -> list[str]:
     """Returns a command that logs a program's system calls; skips without an emulator."""
     return [need_qemu(), "-cpu", cpu, "-strace", "-D", str(log), str(program)]
 

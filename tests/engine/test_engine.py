@@ -404,7 +404,8 @@ def test_the_end_of_its_input_ends_it(built: Built, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize(
-    ("cpu", "blocks"), [("cortex-a53", "neon_"), ("cortex-a76", "dotprod_"), ("max", "i8mm_")]
+    ("cpu", "blocks"),
+    [("cortex-a53", "neon_"), ("cortex-a76", "dotprod_"), ("max,sme=off", "i8mm_")],
 )
 def test_the_phones_engine(
     cpu: str, blocks: str, phone_built: Built, client: EngineClient, record_property: Record

@@ -42,7 +42,7 @@ MAX_BYTES = 8 * 2**20
 ARM_CPUS = {
     "cortex-a53": ["asimd"],
     "cortex-a76": ["asimd", "dotprod", "fp16"],
-    "max": ["asimd", "dotprod", "fp16", "i8mm"],
+    "max,sme=off": ["asimd", "dotprod", "fp16", "i8mm"],
 }
 Array = npt.NDArray[Any]
 Run = Callable[..., list[dict[str, Any]]]

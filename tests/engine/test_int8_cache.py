@@ -57,12 +57,12 @@ def test_the_engine_is_its_blocks(
     assert np.median(np.abs(actual - expected)) < ROUNDING * np.abs(expected).max()
 
 
-@pytest.mark.slow  # its engine is built for all three
-@pytest.mark.parametrize("cpu", ["cortex-a53", "cortex-a76", "max"])
+@pytest.mark.slow  # its engine is built for all of them
+@pytest.mark.parametrize("cpu", ["cortex-a53", "cortex-a76", "max,sme=off", "max"])
 def test_the_phones_engine(
     cpu: str, text: Built, tmp_path_factory: pytest.TempPathFactory, record_property: Record
 ) -> None:
-    """NEON, dotprod and i8mm: each under qemu, compared with the PC's engine."""
+    """NEON, dotprod, i8mm and, under a new qemu, SME, compared with the PC's engine."""
     need_qemu()
     if "android-arm64" not in Bundle.open(text.bundle).manifest.targets:
         add_phone(text.bundle)

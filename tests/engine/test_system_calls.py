@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 
 from convert.engine.toolchain import Toolchain, Tree, Unit
+from runtime.engine_client.client import NEWEST_CPU
 from tests.engine.engines import Built
 from tests.engine.operations import WatchedEngine, every_operation
 from tests.engine.system_calls import (
+    OLDEST_CPU,
     allowed_calls,
     calls_in,
     forbidden_calls,
@@ -26,11 +28,12 @@ EXPECTED = {
 }
 
 
-@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize(("threads", "cpu"), [(1, OLDEST_CPU), (3, OLDEST_CPU), (3, NEWEST_CPU)])
 def test_every_operation_stays_within_androids_lists(
     phone_built: Built,
     tmp_path: Path,
     threads: int,
+    cpu: str,
     monkeypatch: pytest.MonkeyPatch,
     record_property: Record,
 ) -> None:
@@ -38,7 +41,7 @@ def test_every_operation_stays_within_androids_lists(
     monkeypatch.setenv("TVM_THREAD_POOL_SPIN_COUNT", "10")  # each turn is a line in the log
     log, folder = tmp_path / "log", tmp_path / "folder"
     folder.mkdir()
-    with WatchedEngine(traced_command(phone_built.program.path, log)) as client:
+    with WatchedEngine(traced_command(phone_built.program.path, log, cpu=cpu)) as client:
         every_operation(client, phone_built.bundle, folder)
     calls = calls_in(log.read_text())
     record_property("system calls", " ".join(sorted(calls)))

@@ -10,6 +10,7 @@
 #include <cstdlib>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "runtime/engine/build_info.h"
 #include "runtime/engine/cpu_features.h"
@@ -46,7 +47,8 @@ void Serve(Server* server, std::string_view lines) {
 
 Server* LoadedServer() {
   static const LineWriter writer(open("/dev/null", O_WRONLY | O_CLOEXEC));
-  const BlockLibrary& blocks = ChooseBlocks(kBlockLibraries, CpuFeatures());
+  std::vector<std::string> refused;
+  const BlockLibrary& blocks = ChooseBlocks(kBlockLibraries, CpuFeatures(&refused));
   static Server server({kTarget, kProgramId, blocks.prefix}, &writer);
   const char* bundle = std::getenv("MINICPMV_FUZZ_BUNDLE");
   if (bundle == nullptr) std::abort();

@@ -422,7 +422,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   using namespace minicpmv;
   static const Pipe events;
   static const LineWriter writer(events.ends[1]);
-  static const BlockLibrary& blocks = ChooseBlocks(kBlockLibraries, CpuFeatures());
+  static std::vector<std::string> refused;
+  static const BlockLibrary& blocks = ChooseBlocks(kBlockLibraries, CpuFeatures(&refused));
   static const Program program{kTarget, kProgramId, blocks.prefix};
   // Loading takes longer than most sequences, so the model stays loaded for the next input.
   static Server loaded(program, &writer);

@@ -45,6 +45,7 @@ final class Protocol {
     static final String TARGET = "target";
     static final String PROGRAM_ID = "program_id";
     static final String CPU_FEATURES = "cpu_features";
+    static final String REFUSED = "refused";
     static final String CPU = "cpu";
     static final String BUNDLE = "bundle";
     static final String WINDOW = "window";

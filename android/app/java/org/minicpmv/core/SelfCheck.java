@@ -43,7 +43,10 @@ final class SelfCheck {
       JSONObject hello = manager.hello();
       String version = hello.optString(Field.TOOLKIT_VERSION);
       add("engine", true, version + ", " + hello.optString(Field.TARGET));
-      add("processor", true, hello.optString(Field.CPU) + " " + hello.opt(Field.CPU_FEATURES));
+      JSONArray refused = hello.optJSONArray(Field.REFUSED);
+      String not = refused == null || refused.length() == 0 ? "" : " " + refused;
+      String features = hello.opt(Field.CPU_FEATURES) + not;
+      add("processor", true, hello.optString(Field.CPU) + " " + features);
       add("load", true, loaded.optLong(Field.LOAD_MS) + " ms");
       checkProgram(hello);
       checkAnswers();
