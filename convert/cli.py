@@ -28,6 +28,7 @@ COMMANDS = {
     ),
     "run it on a phone": (
         "android.build.apk",
+        "android.build.aar",
         "android.device.sideload",
     ),
     "measure": (

@@ -115,7 +115,7 @@ def build_unsigned(plan: ApkPlan, output: Path, progress: Progress) -> None:
     Raises:
         ToolError: a tool is missing or fails, or a file of the bundle was altered.
     """
-    _check_files(plan, progress)
+    check_files(plan, progress)
     with scratch_folder() as scratch:
         classes, dexed = scratch / "classes", scratch / "classes.dex"
         progress("link resources", 0, 1)
@@ -132,7 +132,7 @@ def build_unsigned(plan: ApkPlan, output: Path, progress: Progress) -> None:
             entries = sorted(_entries(plan, scratch))
             for done, (where, content) in enumerate(entries):
                 progress("pack", done, len(entries))
-                _add(archive, where, content)
+                add_file(archive, where, content)
             progress("pack", len(entries), len(entries))
         run(
             [program("zipalign"), "-f", "4", str(packed), str(output)], "the APK: cannot be aligned"
@@ -167,8 +167,16 @@ def link_resources(folder: Path) -> None:
     run([*command, str(compiled)], "the app's resources do not link")
 
 
-def compile_java(sources: Sequence[Path], output: Path, *classpath: Path) -> None:
+def compile_java(
+    sources: Sequence[Path], output: Path, *classpath: Path, needed: Path | None = None
+) -> None:
     """Compiles every Java file in folders against Android's API.
+
+    Args:
+        sources: the folders.
+        output: gets the classes.
+        classpath: jars beside Android's.
+        needed: a folder of which only those classes are compiled that the sources use.
 
     Raises:
         ToolError: a source does not compile.
@@ -178,7 +186,8 @@ def compile_java(sources: Sequence[Path], output: Path, *classpath: Path) -> Non
     jars = [package("android-all").fetch(), *classpath]
     command = [program("javac"), "--release", JAVA_LEVEL, "-encoding", "UTF-8", "-g:source,lines"]
     command += ["-Xlint:all,-options,-serial,-deprecation,-classfile,-path", "-Werror"]
-    command += ["-implicit:none", "-proc:none", "-d", str(output)]
+    command += ["-proc:none", "-d", str(output)]
+    command += ["-implicit:none"] if needed is None else ["-sourcepath", str(needed)]
     command += ["-classpath", os.pathsep.join(map(str, jars)), *files]
     run(command, "the app's Java does not compile")
 
@@ -202,9 +211,14 @@ def assets(plan: ApkPlan) -> Iterator[tuple[str, Path | bytes]]:
     for name in _CONFIGS:
         yield f"assets/configs/{name}", CONFIGS / name
     yield "assets/page/notices.txt", third_party_notices().encode()
-    yield f"assets/bundle/{MANIFEST}", plan.bundle.path / MANIFEST
+    yield from bundle_assets(plan, "assets/bundle")
+
+
+def bundle_assets(plan: ApkPlan, folder: str) -> Iterator[tuple[str, Path | bytes]]:
+    """Lists the bundle's files that are packaged, as `assets` does."""
+    yield f"{folder}/{MANIFEST}", plan.bundle.path / MANIFEST
     for name in _packaged(plan):
-        yield f"assets/bundle/{name}", plan.bundle.path / name
+        yield f"{folder}/{name}", plan.bundle.path / name
 
 
 def version_code(name: str) -> int:
@@ -229,7 +243,7 @@ def _entries(plan: ApkPlan, scratch: Path) -> Iterator[tuple[str, Path | bytes]]
     yield from assets(plan)
 
 
-def _check_files(plan: ApkPlan, progress: Progress) -> None:
+def check_files(plan: ApkPlan, progress: Progress) -> None:
     """Checks the packaged files against the bundle's manifest, which is packaged with them."""
     manifest = plan.bundle.manifest
     names = [*_packaged(plan), *(manifest.targets[ABIS[abi]].program for abi in plan.abis)]
@@ -250,7 +264,7 @@ def _packaged(plan: ApkPlan) -> set[str]:
     return packaged if plan.embed else packaged - {WEIGHTS}
 
 
-def _add(archive: zipfile.ZipFile, name: str, content: Path | bytes) -> None:
+def add_file(archive: zipfile.ZipFile, name: str, content: Path | bytes) -> None:
     """Adds a file, without metadata of this machine or the current time."""
     info = zipfile.ZipInfo(name, _DATE)
     info.create_system, info.external_attr = 0, 0

@@ -2,7 +2,7 @@
 
 Robolectric loads Android's jars, replaces their native parts, and starts the app from a manifest
 and an APK of resources: those of our own build. The tests are in
-`tests/android/java/org/minicpmv/app`.
+`tests/android/java/org/minicpmv/app`, and for the library and its sample app in `sample`.
 """
 
 from __future__ import annotations
@@ -14,13 +14,17 @@ import zipfile
 from pathlib import Path
 
 from android.build.builder import APP, ApkPlan, assets, compile_java, link_resources
+from android.build.library import LIBRARY, build_aar
 from android.build.phones import MIN_SDK, TARGET_SDK
-from android.build.tools import MavenPackage, fetch, package, packages
+from android.build.tools import MavenPackage, fetch, package, packages, program
+from android.build.tools import run as run_tool
 from convert.bundle.manifest import Bundle
 from convert.checkpoint.config import CONFIGS
+from convert.support.progress import silent
 from tests.android.app_pictures import write_pictures
 
 JAVA = Path(__file__).parent / "java"
+SAMPLE_APP = LIBRARY / "sample"
 SDKS = {26: "android-8", 34: "android-all"}  # Android versions, and the jars with their code
 SAMPLE = CONFIGS / "demo" / "sample.png"
 _CONFIG = "com/android/tools/test_config.properties"  # Robolectric looks for it on the class path
@@ -39,23 +43,60 @@ def build(bundle: Bundle, folder: Path) -> None:
     with zipfile.ZipFile(folder / "resources.apk", "a") as archive:
         for name, content in assets(plan):
             archive.writestr(name, content if isinstance(content, bytes) else content.read_bytes())
-    sources = [APP / "java", folder / "generated", JAVA / "org" / "minicpmv" / "app"]
+    sources = [APP / "java", folder / "generated", *_tests("app")]
     compile_java(sources, folder / "classes", *jars)
+    _install(folder, APP / "AndroidManifest.xml", "org.minicpmv.app")
+    write_pictures(folder / "pictures")
+
+
+def build_sample(bundle: Bundle, folder: Path) -> None:
+    """Makes what `run` needs for the sample app: the library as an AAR, the app built on it."""
+    jars = _jars(folder / "libraries")
+    aar, resources = folder / "minicpmv.aar", folder / "resources.apk"
+    build_aar(ApkPlan(bundle=bundle, abis=(), embed=False), aar, silent)
+    classes = folder / "libraries" / "minicpmv.jar"
+    android = str(package("android-all").fetch())
+    manifest = SAMPLE_APP / "AndroidManifest.xml"
+    command = [program("aapt2"), "link", "-I", android, "-o", str(resources)]
+    command += ["--manifest", str(manifest), "--min-sdk-version", str(MIN_SDK)]
+    run_tool([*command, "--target-sdk-version", str(TARGET_SDK)], "the sample does not link")
+    with zipfile.ZipFile(aar) as library, zipfile.ZipFile(resources, "a") as archive:
+        classes.write_bytes(library.read("classes.jar"))
+        for name in library.namelist():
+            if name.startswith("assets/"):
+                archive.writestr(name, library.read(name))
+    compile_java([SAMPLE_APP / "java", *_tests("sample")], folder / "classes", classes, *jars)
+    _install(folder, manifest, "org.minicpmv.sample")
+
+
+def _tests(name: str) -> list[Path]:
+    return [JAVA / "org" / "minicpmv" / part for part in (name, "system")]
+
+
+def _install(folder: Path, manifest: Path, package_name: str) -> None:
+    """Tells Robolectric what is installed, and where Android is."""
     config = folder / "config" / _CONFIG
     config.parent.mkdir(parents=True)
     config.write_text(
-        f"android_merged_manifest={_manifest(folder)}\n"
+        f"android_merged_manifest={_manifest(manifest, folder)}\n"
         f"android_resource_apk={folder / 'resources.apk'}\n"
-        "android_custom_package=org.minicpmv.app\n"
+        f"android_custom_package={package_name}\n"
     )
-    write_pictures(folder / "pictures")
     (folder / "android").mkdir()
     for jar in fetch([package(name) for name in SDKS.values()]):
         (folder / "android" / jar.name).symlink_to(jar)
 
 
-def run(folder: Path, bundle: Bundle, sdk: int, tests: list[str]) -> str:
-    """Runs JUnit classes on one version of Android; returns the output of tests that pass."""
+def run(folder: Path, bundle: Bundle, sdk: int, tests: list[str], **properties: str) -> str:
+    """Runs JUnit classes on one version of Android; returns the output of tests that pass.
+
+    Args:
+        folder: what `build` or `build_sample` made.
+        bundle: has the engine.
+        sdk: the version.
+        tests: the classes, below `org.minicpmv`.
+        properties: of Java, for the tests.
+    """
     jars = [*sorted((folder / "libraries").glob("*.jar")), package("android-all").kept()]
     classpath = [folder / "config", JAVA, folder / "classes", *jars]  # Android's jar comes last
     temporary = folder / f"tmp-{sdk}"
@@ -71,9 +112,10 @@ def run(folder: Path, bundle: Bundle, sdk: int, tests: list[str]) -> str:
         f"-Dengine={bundle.program('host').path}",
         f"-Dpicture={SAMPLE}",
         f"-Dpictures={folder / 'pictures'}",
+        *(f"-D{name}={value}" for name, value in properties.items()),
     ]
     command += ["-cp", os.pathsep.join(map(str, classpath)), "org.junit.runner.JUnitCore"]
-    command += [f"org.minicpmv.app.{name}" for name in tests]
+    command += [f"org.minicpmv.{name}" for name in tests]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -95,9 +137,9 @@ def _jars(folder: Path) -> list[Path]:
     return found
 
 
-def _manifest(folder: Path) -> Path:
+def _manifest(manifest: Path, folder: Path) -> Path:
     """Writes the manifest with the versions of Android that aapt2 puts into the APK's."""
-    text = (APP / "AndroidManifest.xml").read_text("utf-8")
+    text = manifest.read_text("utf-8")
     sdk = f'<uses-sdk android:minSdkVersion="{MIN_SDK}" android:targetSdkVersion="{TARGET_SDK}" />'
     merged = folder / "AndroidManifest.xml"
     merged.write_text(text.replace("<application", f"{sdk}\n  <application", 1), "utf-8")

@@ -29,5 +29,5 @@ def built(tools: None, demo: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.mark.parametrize("sdk", robolectric.SDKS)
 def test_on_android(built: Path, demo: Path, sdk: int) -> None:
-    output = robolectric.run(built, Bundle.open(demo), sdk, TESTS)
+    output = robolectric.run(built, Bundle.open(demo), sdk, [f"app.{name}" for name in TESTS])
     assert "OK (" in output

@@ -27,6 +27,7 @@ ROOT = Path(__file__).resolve().parents[3]
 SAYS = {
     "javac": "javac 17.0.15",
     "java": 'openjdk version "17.0.15" 2025-04-15',
+    "javadoc": "javadoc 17.0.15",
     "keytool": " -genkeypair         Generates a key pair",
     "mvn": "\033[1mApache Maven 3.8.7\033[m",
     "aapt2": "Android Asset Packaging Tool (aapt) 2.19-debian",

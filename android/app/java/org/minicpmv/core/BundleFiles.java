@@ -24,14 +24,14 @@ public final class BundleFiles {
   private final JSONObject generation;
 
   /** Unpacks the files, or updates them after an app update. */
-  public BundleFiles(File folder, Host host) throws EngineException {
+  public BundleFiles(File folder, BundleSource source) throws EngineException {
     this.folder = folder;
     try {
       FileTools.makeFolder(folder);
-      byte[] content = content(host, MANIFEST);
+      byte[] content = content(source, MANIFEST);
       manifest = new JSONObject(new String(content, StandardCharsets.UTF_8));
       for (String name : carried(manifest)) {
-        bringUpToDate(name, content(host, name));
+        bringUpToDate(name, content(source, name));
       }
       bringUpToDate(MANIFEST, content);
       generation = new JSONObject(FileTools.read(new File(folder, GENERATION)));
@@ -101,9 +101,9 @@ public final class BundleFiles {
     }
   }
 
-  private static byte[] content(Host host, String name) throws IOException {
-    try (InputStream source = host.bundleFile(name)) {
-      return FileTools.read(source);
+  private static byte[] content(BundleSource source, String name) throws IOException {
+    try (InputStream file = source.bundleFile(name)) {
+      return FileTools.read(file);
     }
   }
 }

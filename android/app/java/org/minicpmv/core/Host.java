@@ -6,7 +6,7 @@ import java.util.List;
 import org.json.JSONObject;
 
 /** The platform services that the assistant needs. */
-public interface Host {
+public interface Host extends BundleSource {
   /** Sends an event to the page, if there is one. */
   void toPage(JSONObject event);
 
@@ -71,9 +71,6 @@ public interface Host {
 
   /** Temperature of the phone, in degrees Celsius; NaN if unknown. */
   double temperature();
-
-  /** Opens one of the bundle's files that are packaged in the app. */
-  InputStream bundleFile(String name) throws IOException;
 
   /** Opens one of the toolkit's `configs` that are packaged in the app. */
   InputStream configFile(String name) throws IOException;

@@ -18,6 +18,7 @@ import org.json.JSONObject;
 import org.junit.Rule;
 import org.junit.Test;
 import org.junit.runner.RunWith;
+import org.minicpmv.system.EngineProcess;
 import org.robolectric.RobolectricTestRunner;
 
 /** What survives: the screen, the process, the engine, memory and storage may go at any time. */

@@ -1,4 +1,4 @@
-package org.minicpmv.app;
+package org.minicpmv.system;
 
 import java.io.File;
 import java.io.IOException;
@@ -8,7 +8,7 @@ import java.util.ArrayList;
 import java.util.List;
 
 /** The app's engine as the system sees it: a child process, which takes signals. */
-final class EngineProcess {
+public final class EngineProcess {
   private final String pid;
 
   private EngineProcess(String pid) {
@@ -16,7 +16,7 @@ final class EngineProcess {
   }
 
   /** Returns the running engine. */
-  static EngineProcess find() throws IOException {
+  public static EngineProcess find() throws IOException {
     List<String> found = all();
     if (found.size() != 1) {
       throw new AssertionError("engines: " + found);
@@ -25,12 +25,12 @@ final class EngineProcess {
   }
 
   /** Whether no engine is running. */
-  static boolean isNone() throws IOException {
+  public static boolean isNone() throws IOException {
     return all().isEmpty();
   }
 
   /** Sends a signal: STOP keeps an answer from going on, CONT lets it, KILL ends the engine. */
-  void signal(String name) throws Exception {
+  public void signal(String name) throws Exception {
     if (new ProcessBuilder("kill", "-" + name, pid).start().waitFor() != 0) {
       throw new AssertionError("no process " + pid);
     }
