@@ -11,7 +11,7 @@ from tests.support.needs import need_qemu
 OLDEST_CPU = "cortex-a53"
 LISTS = Path(__file__).resolve().parents[1] / "golden/android/seccomp-app-arm64.json"
 # `PID name(arguments)`; another thread's call may follow before the first one's result.
-_CALL = re.compile(r'\d+ (\w+)\((?:"[^"]*"|[^()"])*\)')
+_CALL = re.compile(r'\d+ (\w+)\((?:"[^"]*"|\(nil\)|[^()"])*\)')
 _UNKNOWN = re.compile(r"\d+ (Unknown syscall \d+)")
 _RESULTS = re.compile(r"( = -?(0x)?[0-9a-f]+( errno=\d+)?( \([^()]*\))?)*")
 

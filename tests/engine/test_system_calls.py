@@ -81,14 +81,15 @@ def test_logs_are_read_whole() -> None:
         "7 futex(0x5,FUTEX_WAIT,2,NULL)8 mmap(NULL,1,-1,0) = 0x0000005502b29000\n"
         " = 0\n"
         "7 clock_gettime(CLOCK_MONOTONIC,0x0000005502b27080) = 0 ({tv_sec = 1,tv_nsec = 5})\n"
+        "7 ppoll(0x7f2f47fff860,2,(nil),(nil)) = 1\n"
         "7 Unknown syscall 4000\n"
         " = -1 errno=38 (Function not implemented)\n"
         "7 exit(0)7 exit_group(0)"
     )
-    calls = {"openat", "futex", "mmap", "clock_gettime", "exit", "exit_group"}
+    calls = {"openat", "futex", "mmap", "clock_gettime", "ppoll", "exit", "exit_group"}
     assert calls_in(log) == calls | {"Unknown syscall 4000"}
     for line in ("7 openat", "getrandom(1,2)", "--- SIGSYS {si_signo=SIGSYS} ---", "x = 0"):
-        with pytest.raises(ValueError, match="line 8"):
+        with pytest.raises(ValueError, match="line 9"):
             calls_in(f"{log}\n{line}\n")
 
 
