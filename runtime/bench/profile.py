@@ -74,7 +74,9 @@ def profile(
     client.chat(ask(LONG_ANSWER), max_new_tokens=1)
     client.profile()
     # All of the prompt but its last token is in the cache, so only one step is prefill.
-    written = client.chat(ask(LONG_ANSWER), max_new_tokens=DECODE_STEPS + 1).statistics
+    written = client.chat(
+        ask(LONG_ANSWER), max_new_tokens=DECODE_STEPS + 1, options={Field.LOOKUP: False}
+    ).statistics
     steps = written[Field.DECODE_STEPS] + 1
     ms = written[Field.PREFILL_MS] + written[Field.DECODE_MS]
     phases.append(_phase("token", ms, steps, client.profile()))

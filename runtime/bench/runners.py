@@ -108,7 +108,10 @@ class EngineRunner:
             line = self._client.image(picture, max_slices=self._max_slices)
             image = line[Field.IMAGE]
             encode_ms = 0.0 if line[Field.REMEMBERED] else float(line[Field.ENCODE_MS])
-        answer = self._client.chat(ask(text), image=image, max_new_tokens=max_new_tokens)
+        # A step is a pass over one token, whatever the answer repeats.
+        answer = self._client.chat(
+            ask(text), image=image, max_new_tokens=max_new_tokens, options={Field.LOOKUP: False}
+        )
         total_ms = (time.perf_counter() - start) * 1000
         statistics = answer.statistics
         self._peak = statistics[Field.PEAK_RSS_BYTES]

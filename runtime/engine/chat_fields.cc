@@ -65,6 +65,8 @@ Line StatisticsOf(const Answer& answer) {
       .Set(field::kReusedTokens, answer.reused_tokens)
       .Set(field::kGeneratedTokens, static_cast<int64_t>(answer.ids.size()))
       .Set(field::kDecodeSteps, answer.decode_steps)
+      .Set(field::kDraftedTokens, answer.drafted)
+      .Set(field::kAcceptedTokens, answer.accepted)
       .Set(field::kPrefillTokS,
            Rate(answer.prompt_tokens - answer.reused_tokens, answer.prefill_ms))
       .Set(field::kDecodeTokS, Rate(answer.decode_steps, answer.decode_ms))

@@ -11,7 +11,8 @@ namespace minicpmv {
 Decoder::Decoder(const Blocks& blocks)
     : blocks_(blocks),
       ids_(static_cast<size_t>(kPrefillChunk) * sizeof(int32_t)),
-      last_(static_cast<size_t>(blocks.config().decoder.hidden_size) * sizeof(float)) {}
+      last_(static_cast<size_t>(kMostLogits * blocks.config().decoder.hidden_size) *
+            sizeof(float)) {}
 
 Tensor Decoder::Embed(const int32_t* ids, int64_t count) {
   const int64_t vocab_size = blocks_.config().decoder.vocab_size;
@@ -37,11 +38,12 @@ std::optional<Tensor> Decoder::Forward(Tensor x, KVCache* cache,
   return x;
 }
 
-const float* Decoder::LastLogits(const Tensor& hidden) {
+const float* Decoder::LastLogits(const Tensor& hidden, int64_t rows) {
   const int64_t width = hidden.size(1);
-  const float* last = static_cast<const float*>(hidden.data_ptr()) + (hidden.size(0) - 1) * width;
-  std::memcpy(last_.data(), last, last_.size());
-  logits_ = blocks_.Logits(Borrow(last_.data(), {1, width}, kFloat32));
+  const float* last =
+      static_cast<const float*>(hidden.data_ptr()) + (hidden.size(0) - rows) * width;
+  std::memcpy(last_.data(), last, static_cast<size_t>(rows * width) * sizeof(float));
+  logits_ = blocks_.Logits(Borrow(last_.data(), {rows, width}, kFloat32));
   return static_cast<const float*>(logits_.data_ptr());
 }
 

@@ -14,6 +14,8 @@ namespace minicpmv {
 
 class Decoder {
  public:
+  static constexpr int64_t kMostLogits = 4;
+
   explicit Decoder(const Blocks& blocks);
 
   // Embeds up to kPrefillChunk tokens: (L, D).
@@ -27,14 +29,16 @@ class Decoder {
   std::optional<Tensor> Forward(Tensor x, KVCache* cache,
                                 const std::function<bool()>& cancelled) const;
 
-  // Returns the logits (V,) of the last row of hidden states (L, D); valid until the next call.
-  const float* LastLogits(const Tensor& hidden);
+  // Returns the logits (rows, V) of the last rows of hidden states (L, D); valid until the next
+  // call.
+  // rows: 1 to kMostLogits.
+  const float* LastLogits(const Tensor& hidden, int64_t rows = 1);
 
  private:
   const Blocks& blocks_;
   AlignedBuffer ids_;   // (kPrefillChunk,) int32
-  AlignedBuffer last_;  // (1, D) float32
-  Tensor logits_;       // (1, V)
+  AlignedBuffer last_;  // (kMostLogits, D) float32
+  Tensor logits_;       // (rows, V)
 };
 
 }  // namespace minicpmv

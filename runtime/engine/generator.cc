@@ -69,7 +69,7 @@ Answer Generator::Run(const ChatRequest& request, const Plan& plan,
   blocks_.ReleaseMemory();
   const auto prefilled = Clock::now();
   answer.prefill_ms = MsBetween(started, prefilled);
-  if (logits != nullptr) Decode(request, logits, hooks, on_token, &stream, &answer);
+  if (logits != nullptr) Decode(request, plan, logits, hooks, on_token, &stream, &answer);
   answer.text = stream.Finish(answer.ids);
   answer.decode_ms = MsBetween(prefilled, Clock::now());
   return answer;
@@ -91,35 +91,79 @@ std::optional<Tensor> Generator::Prefill(const Plan& plan, const EncodedPicture*
   return hidden;
 }
 
-void Generator::Decode(const ChatRequest& request, const float* logits, const WorkHooks& hooks,
-                       const OnToken& on_token, TextStream* stream, Answer* answer) {
-  const DecoderConfig& c = blocks_.config().decoder;
-  Sampler sampler(request.sampling, c.vocab_size);
-  while (!hooks.cancelled()) {
-    const int32_t token = sampler.Choose(logits, answer->ids);
-    if (token == c.eos_token_id) {
-      answer->stop = StopReason::kEos;
-      return;
+void Generator::Decode(const ChatRequest& request, const Plan& plan, const float* logits,
+                       const WorkHooks& hooks, const OnToken& on_token, TextStream* stream,
+                       Answer* answer) {
+  const int64_t vocab_size = blocks_.config().decoder.vocab_size;
+  Sampler sampler(request.sampling, vocab_size);
+  PromptLookup lookup(plan.prompt.ids);
+  std::vector<int32_t> drafted;  // those that the last pass tried
+  size_t accepted = 0;           // of them
+  double ms = 0;                 // of the last pass
+  const auto drop_wrong = [&] {
+    Drop(static_cast<int64_t>(drafted.size() - accepted));
+    drafted.clear();
+  };
+  while (!hooks.cancelled() && TakeToken(request, &sampler, logits, on_token, stream, answer)) {
+    const int32_t token = answer->ids.back();
+    lookup.Add(token);
+    if (accepted < drafted.size() && drafted[accepted] == token) {
+      ++accepted;
+      ++answer->accepted;
+      ++answer->decode_steps;
+      logits += vocab_size;
+      continue;
     }
-    answer->ids.push_back(token);
-    if (request.top_logprobs && on_token) {
-      on_token(LogprobsOf(logits, c.vocab_size, token, *request.top_logprobs));
+    if (answer->decode_steps > 0) lookup.Learn(drafted.size(), accepted, ms);
+    drop_wrong();
+    const auto left = request.max_new_tokens - static_cast<int64_t>(answer->ids.size());
+    if (request.lookup) drafted = lookup.Draft(left - 1);
+    accepted = 0;
+    std::vector<int32_t> tokens{token};
+    tokens.insert(tokens.end(), drafted.begin(), drafted.end());
+    const auto rows = static_cast<int64_t>(tokens.size());
+    const auto started = Clock::now();
+    const auto hidden =
+        decoder_.Forward(decoder_.Embed(tokens.data(), rows), &cache_, hooks.cancelled);
+    if (!hidden) {
+      drafted.clear();  // the cache is as it was
+      break;
     }
-    stream->Add(token);
-    if (stream->stopped()) {
-      answer->stop = StopReason::kStopString;
-      return;
-    }
-    if (static_cast<int64_t>(answer->ids.size()) == request.max_new_tokens) {
-      answer->stop = StopReason::kLength;
-      return;
-    }
-    const auto hidden = decoder_.Forward(decoder_.Embed(&token, 1), &cache_, hooks.cancelled);
-    if (!hidden) return;
-    cached_.push_back({0, token});
+    for (const int32_t id : tokens) cached_.push_back({0, id});
+    logits = decoder_.LastLogits(*hidden, rows);
+    ms = MsBetween(started, Clock::now());
     ++answer->decode_steps;
-    logits = decoder_.LastLogits(*hidden);
+    answer->drafted += rows - 1;
   }
+  drop_wrong();
+}
+
+bool Generator::TakeToken(const ChatRequest& request, Sampler* sampler, const float* logits,
+                          const OnToken& on_token, TextStream* stream, Answer* answer) const {
+  const DecoderConfig& c = blocks_.config().decoder;
+  const int32_t token = sampler->Choose(logits, answer->ids);
+  if (token == c.eos_token_id) {
+    answer->stop = StopReason::kEos;
+    return false;
+  }
+  answer->ids.push_back(token);
+  if (request.top_logprobs && on_token) {
+    on_token(LogprobsOf(logits, c.vocab_size, token, *request.top_logprobs));
+  }
+  stream->Add(token);
+  if (stream->stopped()) {
+    answer->stop = StopReason::kStopString;
+  } else if (static_cast<int64_t>(answer->ids.size()) == request.max_new_tokens) {
+    answer->stop = StopReason::kLength;
+  } else {
+    return true;
+  }
+  return false;
+}
+
+void Generator::Drop(int64_t tokens) {
+  cache_.Drop(tokens);
+  cached_.resize(cached_.size() - static_cast<size_t>(tokens));
 }
 
 }  // namespace minicpmv

@@ -15,6 +15,7 @@
 #include "runtime/engine/logprobs.h"
 #include "runtime/engine/picture_encoder.h"
 #include "runtime/engine/prompt.h"
+#include "runtime/engine/prompt_lookup.h"
 #include "runtime/engine/sampler.h"
 #include "runtime/engine/text_stream.h"
 #include "runtime/engine/tokenizer.h"
@@ -29,6 +30,7 @@ struct ChatRequest {
   std::vector<std::string> stops;       // stop strings
   bool as_original = false;             // truncate long prompts silently, accept any turn order
   std::optional<int64_t> top_logprobs;  // likeliest tokens to report; nullopt: no logprobs
+  bool lookup = true;                   // draft tokens that repeat; see PromptLookup
 };
 
 enum class StopReason { kEos, kLength, kStopString, kCancelled };
@@ -40,7 +42,9 @@ struct Answer {
   double prefill_ms = 0, decode_ms = 0;
   int64_t prompt_tokens = 0;
   int64_t reused_tokens = 0;  // prompt tokens that were in the cache
-  int64_t decode_steps = 0;   // decoder passes; the first token needs none
+  int64_t decode_steps = 0;   // tokens after the first, EOS included, each from logits of its own
+  int64_t drafted = 0;        // tokens that decoder passes tried besides the newest
+  int64_t accepted = 0;       // of them, those that became part of the answer: passes saved
 };
 
 // Every request carries the whole conversation. All of it is tokenized; the prefix that the KV
@@ -77,8 +81,15 @@ class Generator {
              const WorkHooks& hooks, const OnToken& on_token);
   std::optional<Tensor> Prefill(const Plan& plan, const EncodedPicture* picture, int64_t reused,
                                 const WorkHooks& hooks);
-  void Decode(const ChatRequest& request, const float* logits, const WorkHooks& hooks,
-              const OnToken& on_token, TextStream* stream, Answer* answer);
+  void Decode(const ChatRequest& request, const Plan& plan, const float* logits,
+              const WorkHooks& hooks, const OnToken& on_token, TextStream* stream, Answer* answer);
+
+  // Chooses the answer's next token by logits (V,). Returns false if the answer ends.
+  bool TakeToken(const ChatRequest& request, Sampler* sampler, const float* logits,
+                 const OnToken& on_token, TextStream* stream, Answer* answer) const;
+
+  // Takes back the newest tokens of the cache.
+  void Drop(int64_t tokens);
 
   const Tokenizer& tokenizer_;
   const Blocks& blocks_;

@@ -39,6 +39,9 @@ class KVCache {
   // Commits tokens that have passed through all layers.
   void Append(int64_t rows) { window_.Append(rows); }
 
+  // See `Window::Drop`.
+  void Drop(int64_t rows) { window_.Drop(rows); }
+
  private:
   // One of a layer's cache tensors; see `convert/blocks/kv_cache.py`.
   struct Part {

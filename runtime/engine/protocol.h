@@ -121,6 +121,7 @@ inline constexpr char kSeed[] = "seed";
 inline constexpr char kStop[] = "stop";
 inline constexpr char kAsOriginal[] = "as_original";
 inline constexpr char kTopLogprobs[] = "top_logprobs";
+inline constexpr char kLookup[] = "lookup";
 inline constexpr char kToken[] = "token";
 inline constexpr char kLogprob[] = "logprob";
 inline constexpr char kTop[] = "top";
@@ -135,6 +136,8 @@ inline constexpr char kPromptTokens[] = "prompt_tokens";
 inline constexpr char kReusedTokens[] = "reused_tokens";
 inline constexpr char kGeneratedTokens[] = "generated_tokens";
 inline constexpr char kDecodeSteps[] = "decode_steps";
+inline constexpr char kDraftedTokens[] = "drafted_tokens";
+inline constexpr char kAcceptedTokens[] = "accepted_tokens";
 inline constexpr char kPeakRssBytes[] = "peak_rss_bytes";
 // tokenize.
 inline constexpr char kImageStart[] = "image_start";

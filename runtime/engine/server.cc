@@ -170,6 +170,7 @@ Line Server::Chat(Fields* request) {
   if (request->Has(field::kStop)) chat.stops = request->Strings(field::kStop);
   chat.as_original = request->OptionalFlag(field::kAsOriginal).value_or(false);
   chat.top_logprobs = request->OptionalInteger(field::kTopLogprobs, 0);
+  chat.lookup = request->OptionalFlag(field::kLookup).value_or(true);
   request->RefuseUnknown();
   if (chat.top_logprobs.value_or(0) > kMaxTopLogprobs) {
     request->Refuse("top_logprobs: expected at most " + std::to_string(kMaxTopLogprobs));

@@ -96,6 +96,11 @@ bool Window::Truncate(int64_t length) {
   return true;
 }
 
+void Window::Drop(int64_t count) {
+  Require(count >= 0 && count < chunk() && count <= length_, "more dropped than were appended");
+  length_ -= count;
+}
+
 int64_t Window::Rewind(const std::vector<CacheKey>& cached, const std::vector<CacheKey>& request,
                        int64_t pinned) {
   Require(static_cast<int64_t>(cached.size()) == length_,

@@ -81,6 +81,10 @@ class Window {
   // become visible again were overwritten.
   bool Truncate(int64_t length);
 
+  // Takes back the newest `count` tokens of the last Append, fewer than it added. What earlier
+  // queries saw is still there: the ring is longer than that by chunk().
+  void Drop(int64_t count);
+
   // Rewinds to the longest common prefix with a request, or to nothing if that is not possible.
   // The request's last token is never reused: its logits are needed to start the answer.
   // cached: the keys of the tokens so far, length() of them. pinned: of the request.

@@ -30,7 +30,7 @@ class Statistics:
     prompt_tokens: int
     reused_tokens: int  # of the prompt, found in the cache
     generated_tokens: int
-    decode_steps: int  # passes through the decoder: the first token needs none
+    decode_steps: int  # tokens after the first, EOS included
     stop: str  # a value of `runtime.engine_client.protocol.Stop`
     peak_rss_bytes: int | None = None  # of the engine's process so far; None: not measured
 

@@ -26,6 +26,7 @@
 #include "runtime/engine/positions.h"
 #include "runtime/engine/prompt.h"
 #include "runtime/engine/random.h"
+#include "runtime/engine/prompt_lookup.h"
 #include "runtime/engine/sampler.h"
 #include "runtime/engine/slices.h"
 #include "runtime/engine/text_stream.h"
@@ -73,7 +74,7 @@ class Components {
         {"choose", &Components::Choose},     {"window", &Components::RunWindow},
         {"logprobs", &Components::Logprobs}, {"cuts", &Components::PlanCuts},
         {"slices", &Components::Slices},     {"positions", &Components::Positions},
-        {"places", &Components::Places},
+        {"places", &Components::Places},     {"lookup", &Components::Lookup},
 #if defined(__aarch64__)
         {"outer", &Components::Outer},       {"matrix", &Components::Matrix},
 #endif
@@ -286,6 +287,28 @@ class Components {
       ids.push_back(sampler.Choose(logits.data(), generated));
     }
     return Join(ids);
+  }
+
+  // the prompt's ids, then five numbers for each token of the answer: its id, the most drafts, and of
+  // the pass that follows: drafts accepted, ms over one token, ms over several -> drafts, each
+  // token's followed by -1
+  std::string Lookup(const Fields& fields) {
+    PromptLookup lookup(Numbers<int32_t>(fields.at(0)));
+    std::istringstream steps(fields.at(1));
+    std::vector<int32_t> all;
+    int32_t id = 0;
+    int64_t most = 0;
+    size_t accepted = 0;
+    double single_ms = 0, several_ms = 0;
+    while (steps >> id >> most >> accepted >> single_ms >> several_ms) {
+      lookup.Add(id);
+      const std::vector<int32_t> drafted = lookup.Draft(most);
+      all.insert(all.end(), drafted.begin(), drafted.end());
+      all.push_back(-1);
+      lookup.Learn(drafted.size(), std::min(accepted, drafted.size()),
+                   drafted.empty() ? single_ms : several_ms);
+    }
+    return Join(all);
   }
 
   // logits as float32, chosen id, count -> int32 ids, then float32 logprobs; the chosen first

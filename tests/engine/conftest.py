@@ -27,6 +27,7 @@ SOURCES += [
     "picture_file.cc",
     "positions.cc",
     "prompt.cc",
+    "prompt_lookup.cc",
     "random.cc",
     "regular_file.cc",
     "resize_axis.cc",

@@ -186,7 +186,8 @@ class Requests {
            Perhaps("do_sample", Flag() ? "true" : "false") + Perhaps("temperature", Number()) +
            Perhaps("top_k", Number()) + Perhaps("top_p", Number()) +
            Perhaps("repetition_penalty", Number()) + Perhaps("seed", Number()) +
-           Perhaps("stop", "[" + Quoted(Text()) + "]") + Perhaps("as_original", One(kFlags));
+           Perhaps("stop", "[" + Quoted(Text()) + "]") + Perhaps("as_original", One(kFlags)) +
+           Perhaps("lookup", One(kFlags));
   }
 
   std::string Tap() {

@@ -39,7 +39,8 @@ class FakeClient:
     def reset(self) -> None:
         pass
 
-    def chat(self, messages: Any, *, max_new_tokens: int) -> Any:
+    def chat(self, messages: Any, *, max_new_tokens: int, options: Any = None) -> Any:
+        assert max_new_tokens == 1 or max_new_tokens == 2 or options == {Field.LOOKUP: False}
         self.done.append("read" if max_new_tokens == 1 else "written")
         statistics = {
             Field.PROMPT_TOKENS: 100,

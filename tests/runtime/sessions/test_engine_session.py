@@ -20,6 +20,7 @@ from PIL import Image
 from convert.bundle.errors import BundleError
 from convert.bundle.manifest import Bundle
 from convert.bundle.program import Program
+from convert.support.cache import CACHE_VARIABLE
 from convert.support.scratch import ScratchError
 from quantize.errors import ConfigError
 from runtime.engine_client import client as engine_client
@@ -325,6 +326,7 @@ def test_other_machines_are_told_what_to_do(bundle, monkeypatch):
 
 def test_a_missing_qemu_is_named(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
     with pytest.raises(EngineDiedError, match="qemu-aarch64-static is not installed"):
         engine_command(QEMU, Program(tmp_path / "engine", "0" * 64))
 
