@@ -35,6 +35,20 @@ def read_url(value: Any, where: str) -> str:
     return url
 
 
+def read_detail(value: Any, where: str) -> bool:
+    """Returns whether a low detail is asked for: the overview of the picture alone.
+
+    Args: as those of `read_url`.
+
+    Raises:
+        ApiError: it is no detail.
+    """
+    detail = value.get("detail") if isinstance(value, dict) else None
+    if detail not in (None, "auto", "low", "high"):
+        raise wrong(f"{where}.image_url.detail", f"is {detail!r:.40}; expected auto, low or high")
+    return detail == "low"
+
+
 def picture_of(url: str, where: str) -> bytes:
     """Returns the file that an address holds; its bytes tell the format.
 

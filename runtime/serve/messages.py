@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from runtime.inputs.prompt import Message, PromptError, check_messages, check_question
-from runtime.serve.data_url import picture_of, read_url
+from runtime.serve.data_url import picture_of, read_detail, read_url
 from runtime.serve.errors import ApiError
 from runtime.serve.fields import unsupported, wrong
 
@@ -13,12 +14,20 @@ _INSTRUCTIONS = ("system", "developer")
 _ROLES = ("user", "assistant", *_INSTRUCTIONS)
 
 
-def read_conversation(turns: Any) -> tuple[list[Message], bytes | None]:
-    """Returns the conversation for the model; its one picture precedes the first question.
+@dataclass(frozen=True)
+class _Shown:
+    """A picture that a turn has."""
 
-    So it begins with the turn with the latest picture, as `chat --web` does. The model
-    knows no system turns: their texts, all of them in order, are put before the first question of
-    this conversation, each on its own lines.
+    url: str
+    is_low: bool  # the detail that is asked for
+
+
+def read_conversation(turns: Any) -> tuple[list[Message], bytes | None, bool]:
+    """Returns the conversation for the model, its one picture, and whether its overview is enough.
+
+    The picture precedes the first question. So the conversation begins with the turn that has the
+    latest picture, as in `chat --web`. The model knows no system turns: their texts, all of them in
+    order, are put before the first question of this conversation, each on its own lines.
 
     Raises:
         ApiError: it is not a conversation, or has content that the model does not support.
@@ -37,8 +46,10 @@ def read_conversation(turns: Any) -> tuple[list[Message], bytes | None]:
         check_question(conversation)
     except PromptError as error:
         raise ApiError(400, str(error), code="invalid_messages", param="messages") from error
-    _, url, where = spoken[first]
-    return conversation, None if url is None else picture_of(url, where)
+    _, shown, where = spoken[first]
+    if shown is None:
+        return conversation, None, False
+    return conversation, picture_of(shown.url, where), shown.is_low
 
 
 def _instructed(instructions: list[str], messages: list[Message]) -> list[Message]:
@@ -48,8 +59,8 @@ def _instructed(instructions: list[str], messages: list[Message]) -> list[Messag
     return [{"role": first["role"], "content": content}, *rest]
 
 
-def _turn(turn: Any, where: str) -> tuple[Message, str | None, str]:
-    """Returns a turn, the address of its picture, and where it stands."""
+def _turn(turn: Any, where: str) -> tuple[Message, _Shown | None, str]:
+    """Returns a turn, its picture, and where it stands."""
     if not isinstance(turn, dict):
         raise wrong(where, "expected an object")
     role = turn.get("role")
@@ -66,16 +77,17 @@ def _turn(turn: Any, where: str) -> tuple[Message, str | None, str]:
     if not isinstance(content, list):
         raise wrong(f"{where}.content", "expected a text or a list of parts")
     texts: list[str] = []
-    url = None
+    shown = None
     for i, part in enumerate(content):
         at = f"{where}.content[{i}]"
         kind = part.get("type") if isinstance(part, dict) else None
         if kind == "text" and isinstance(part.get("text"), str):
             texts.append(part["text"])
         elif kind == "image_url" and role == "user":
-            if url is not None:
+            if shown is not None:
                 raise unsupported(at, "is a second picture; the model sees one in a turn")
-            url = read_url(part.get("image_url"), at)
+            image = part.get("image_url")
+            shown = _Shown(read_url(image, at), read_detail(image, at))
         else:
             raise unsupported(at, f"is of type {kind!r:.40}; expected text, or a user's image_url")
-    return {"role": role, "content": "\n".join(texts)}, url, where
+    return {"role": role, "content": "\n".join(texts)}, shown, where

@@ -31,6 +31,7 @@ class ChatRequest:
 
     messages: list[Message]
     picture: bytes | None  # a file, not decoded yet
+    overview_only: bool  # of a model that cuts pictures
     options: GenerationOptions
     is_stream: bool
     wants_usage: bool  # at the end of a stream
@@ -57,7 +58,7 @@ def read_request(raw: Any, model: str, settings: GenerationSet) -> ChatRequest:
             404, f"no model {asked!r:.80}; this server has {model!r}", code="model_not_found",
             param="model",
         )  # fmt: skip
-    messages, picture = read_conversation(given.get("messages"))
+    messages, picture, overview_only = read_conversation(given.get("messages"))
     stream_options = given.get("stream_options", {})
     if not isinstance(stream_options, dict):
         raise wrong("stream_options", 'expected {"include_usage": true or false}')
@@ -66,6 +67,7 @@ def read_request(raw: Any, model: str, settings: GenerationSet) -> ChatRequest:
     return ChatRequest(
         messages=messages,
         picture=picture,
+        overview_only=overview_only,
         options=_options(given, settings),
         is_stream=_flag(given, "stream"),
         wants_usage=_flag(stream_options, "include_usage", "stream_options."),

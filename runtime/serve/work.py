@@ -163,11 +163,14 @@ class AnswerQueue:
         request = job.request
         if not job.is_stopped():
             picture = None if request.picture is None else open_picture(request.picture)
-            reply = self._session().reply(
+            session = self._session()
+            vision = session.config.vision
+            is_cut = vision is not None and vision.slices is not None
+            reply = session.reply(
                 request.messages,
                 picture,
                 request.options,
-                max_slices=self._max_slices,
+                max_slices=1 if is_cut and request.overview_only else self._max_slices,
                 on_text=job.put,
                 on_logprobs=job.put,
                 cancelled=job.is_stopped,

@@ -28,6 +28,7 @@ from runtime.serve.run import serve
 from runtime.sessions.loader import Loaded
 from runtime.sessions.session import Reply
 from runtime.web.model import LoadedModel
+from tests.support.slices import TINY_SLICES
 from tests.support.tiny import tiny_config, tokenizer_model
 from tests.support.web_stand_in import Repeating
 
@@ -86,6 +87,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--waiting", type=int, default=2)
     parser.add_argument("--key")
+    parser.add_argument("--slices", action="store_true", help="the model cuts pictures")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--cors", action="append", default=[])
     args = parser.parse_args()
@@ -96,7 +98,7 @@ def main() -> None:
         tokenizer = Tokenizer(Path(file.name))
 
     def load(threads: int | None) -> Loaded:
-        config = ModelConfig.from_json(tiny_config())
+        config = ModelConfig.from_json(tiny_config(**(TINY_SLICES if args.slices else {})))
 
         def open_session(*, window: int, as_original: bool = False) -> Answering:
             return Answering(config, window=window)

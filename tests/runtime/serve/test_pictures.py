@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import base64
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import openai
 import pytest
 
 from runtime.serve.data_url import PICTURE_LIMIT
-from tests.runtime.serve.client import ask, client_of, data_url, file_of, picture, post, said
+from tests.runtime.serve.client import (
+    COMMAND,
+    ask,
+    client_of,
+    data_url,
+    file_of,
+    picture,
+    post,
+    said,
+)
 from tests.support.serve_stand_in import NAME
 from tests.support.web import WebServer
 
@@ -123,3 +132,33 @@ def test_the_conversation_is_about_the_latest_picture(client: openai.OpenAI) -> 
     ]
     answer = client.chat.completions.create(model=NAME, messages=messages)
     assert answer.choices[0].message.content == "3: and now seeing 44x55"
+
+
+@pytest.fixture(scope="module")
+def cutting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebServer]:
+    """A server whose model cuts pictures."""
+    with WebServer((*COMMAND, "--slices"), tmp_path_factory.mktemp("home")) as running:
+        yield running
+
+
+@pytest.mark.parametrize(
+    ("detail", "images"), [("low", ""), ("auto", " in 10"), ("high", " in 10"), (None, " in 10")]
+)
+def test_the_detail_of_a_picture_that_is_cut(
+    cutting: WebServer, detail: str | None, images: str
+) -> None:
+    part = {"type": "image_url", "image_url": {"url": data_url((130, 120)), "detail": detail}}
+    assert said(cutting, asking(part)) == "1: what seeing 130x120" + images
+
+
+def test_a_low_detail_of_a_picture_that_is_never_cut(server: WebServer) -> None:
+    part = {"type": "image_url", "image_url": {"url": data_url((30, 20)), "detail": "low"}}
+    assert said(server, asking(part)) == SEEN
+
+
+def test_a_detail_that_does_not_exist(server: WebServer) -> None:
+    part = {"type": "image_url", "image_url": {"url": data_url(), "detail": "ultra"}}
+    status, answer = post(server, {"messages": asking(part)})
+    assert status == 400
+    assert answer["error"]["param"] == "messages[0].content[1].image_url.detail"
+    assert answer["error"]["message"].endswith("is 'ultra'; expected auto, low or high")
