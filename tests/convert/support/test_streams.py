@@ -112,6 +112,7 @@ COMMANDS = {{
     "verify": [PATH, "--json"],
     "chat": [PATH, "--prompt", PATH],
     "apk": [PATH, "-o", PATH + "2"],
+    "aar": [PATH, "-o", PATH + "2"],
     "sideload": [PATH],
     "bench": [PATH, "--json"],
     "eval": [PATH, "--benchmark", "mme", "--data", PATH],
