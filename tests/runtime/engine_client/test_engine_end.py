@@ -28,7 +28,8 @@ from tests.support.web import ROOT
 
 QUESTION: list[Message] = [{"role": "user", "content": "What colour is the shape?"}]
 ANSWER = GenerationOptions(max_new_tokens=8)
-LONG = GenerationOptions(max_new_tokens=100_000)
+# The penalty makes what was said likelier, so that EOS does not come within seconds.
+LONG = GenerationOptions(max_new_tokens=100_000, repetition_penalty=0.5)
 HELLO = '{"event": "hello", "protocol": 1}'
 END_SECONDS = 90  # ten are enough, but not on a busy machine; where it waits wrongly, 600 pass
 COMMANDS: dict[str, tuple[str, ...]] = {

@@ -113,8 +113,9 @@ def test_a_prompt_longer_than_the_window(tiny_server: WebServer) -> None:
 
 
 def speak(server: WebServer) -> Any:
-    """Begins an answer that has no end of its own."""
-    stream = ask(server, "hello", stream=True, max_tokens=100_000)
+    """Begins an answer that has no end of its own: what was said becomes likelier than EOS."""
+    likelier = {"repetition_penalty": 0.5}
+    stream = ask(server, "hello", stream=True, max_tokens=100_000, extra_body=likelier)
     while not next(stream).choices[0].delta.content:
         pass
     return stream

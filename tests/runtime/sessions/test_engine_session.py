@@ -36,7 +36,8 @@ from runtime.sessions.engine_session import EngineSession
 
 QUESTION = "What colour is the shape?"
 ANSWER = GenerationOptions(max_new_tokens=8)
-LONG = GenerationOptions(max_new_tokens=100_000)
+# The penalty makes what was said likelier, so that EOS does not come within seconds.
+LONG = GenerationOptions(max_new_tokens=100_000, repetition_penalty=0.5)
 RED = Image.new("RGB", (60, 40), "red")
 WINDOW = 200  # tokens
 
