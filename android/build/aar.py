@@ -6,7 +6,14 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
-from android.build.tools import ToolError
+from android.build.options import (
+    abis,
+    add_abi,
+    add_bundle,
+    add_output,
+    check_output,
+    print_lines,
+)
 from convert.support.streams import print_json
 
 NAME = "aar"
@@ -30,27 +37,17 @@ class AarConfig:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments."""
-    parser.add_argument(
-        "bundle", metavar="DIR", type=Path, help="a bundle with an engine for android-arm64"
-    )
-    add = parser.add_argument_group("output").add_argument
-    add(
-        "-o",
-        "--output",
-        metavar="AAR",
-        type=Path,
-        default=Path("minicpmv.aar"),
-        help="file to write (default: %(default)s)",
-    )
-    add(
+    add_bundle(parser)
+    output = parser.add_argument_group("output")
+    add_output(output, "AAR", "minicpmv.aar")
+    output.add_argument(
         "--maven",
         metavar="FOLDER",
         type=Path,
         help="a Maven repository that gets the library, its sources and their documentation",
     )
-    add("--json", action="store_true", help="print JSON")
-    add = parser.add_argument_group("content").add_argument
-    add("--abi", metavar="ABI,…", help="arm64-v8a, x86_64 (default: all that the bundle has)")
+    output.add_argument("--json", action="store_true", help="print JSON")
+    add_abi(parser.add_argument_group("content"))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -58,15 +55,11 @@ def run(args: argparse.Namespace) -> int:
     from android.build.builder import plan_apk
     from android.build.library import ARTIFACT, GROUP, build_aar, write_repository
     from convert.bundle.manifest import WEIGHTS, Bundle
-    from convert.support.console import Bars, Size, results
+    from convert.support.console import Bars, Size
     from convert.support.versions import VERSION
 
     config = _parse(args)
-    if config.output.is_dir():
-        raise ToolError(
-            f"{config.output}: a folder; expected the name of an AAR, such as "
-            f"{config.output / 'minicpmv.aar'}"
-        )
+    check_output(config.output, "AAR", "minicpmv.aar")
     plan = plan_apk(Bundle.open(config.bundle), config.abi, embed=False)
     with Bars() as bars:
         build_aar(plan, config.output, bars)
@@ -89,14 +82,10 @@ def run(args: argparse.Namespace) -> int:
     }
     if config.maven is not None:
         lines["maven"] = f"{module} in {config.maven}"
-    width = max(map(len, lines))
-    for name, text in lines.items():
-        results().print(f"{name.ljust(width)}  {text}", markup=False, soft_wrap=True)
+    print_lines(lines)
     return 0
 
 
 def _parse(args: argparse.Namespace) -> AarConfig:
     values = {name: getattr(args, name) for name in AarConfig.__dataclass_fields__}
-    if args.abi is not None:
-        values["abi"] = tuple(dict.fromkeys(part.strip() for part in args.abi.split(",")))
-    return AarConfig(**values)
+    return AarConfig(**values | {"abi": abis(args.abi)})

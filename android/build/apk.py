@@ -9,6 +9,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from android.build.options import (
+    abis,
+    add_abi,
+    add_bundle,
+    add_output,
+    check_output,
+    print_lines,
+)
 from android.build.tools import ToolError
 from convert.support.streams import print_json
 
@@ -44,22 +52,15 @@ class ApkConfig:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments."""
-    parser.add_argument(
-        "bundle", metavar="DIR", type=Path, help="a bundle with an engine for android-arm64"
+    add_bundle(parser)
+    output = parser.add_argument_group("output")
+    add_output(output, "APK", "chat.apk")
+    output.add_argument("--json", action="store_true", help="print JSON")
+    content = parser.add_argument_group("content")
+    add_abi(content)
+    content.add_argument(
+        "--embed", action="store_true", help="put the weights into the APK; for small models"
     )
-    add = parser.add_argument_group("output").add_argument
-    add(
-        "-o",
-        "--output",
-        metavar="APK",
-        type=Path,
-        default=Path("chat.apk"),
-        help="file to write (default: %(default)s)",
-    )
-    add("--json", action="store_true", help="print JSON")
-    add = parser.add_argument_group("content").add_argument
-    add("--abi", metavar="ABI,…", help="arm64-v8a, x86_64 (default: all that the bundle has)")
-    add("--embed", action="store_true", help="put the weights into the APK; for small models")
     add = parser.add_argument_group("signature").add_argument
     add("--key", metavar="FILE", type=Path, help="your keystore (default: a debug key)")
     add("--key-alias", metavar="NAME", help="the key to use, if the keystore has several")
@@ -78,11 +79,7 @@ def run(args: argparse.Namespace) -> int:
     from convert.support.console import Bars
 
     config = _parse(args)
-    if config.output.is_dir():
-        raise ToolError(
-            f"{config.output}: a folder; expected the name of an APK, such as "
-            f"{config.output / 'chat.apk'}"
-        )
+    check_output(config.output, "APK", "chat.apk")
     plan = plan_apk(Bundle.open(config.bundle), config.abi, embed=config.embed)
     key = _key(config)
     password = ""
@@ -100,9 +97,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _parse(args: argparse.Namespace) -> ApkConfig:
     values = {name: getattr(args, name) for name in ApkConfig.__dataclass_fields__}
-    if args.abi is not None:
-        values["abi"] = tuple(dict.fromkeys(part.strip() for part in args.abi.split(",")))
-    return ApkConfig(**values)
+    return ApkConfig(**values | {"abi": abis(args.abi)})
 
 
 def _key(config: ApkConfig) -> Key:
@@ -136,9 +131,7 @@ def _print(config: ApkConfig, plan: ApkPlan, info: ApkInfo) -> None:
         "signature": f"{' + '.join(info.schemes)}, {info.certificate_sha256[:16]}…, {key}",
         "weights": f"{weights}, {where}",
     }
-    width = max(map(len, lines))
-    for name, text in lines.items():
-        results().print(f"{name.ljust(width)}  {text}", markup=False, soft_wrap=True)
+    print_lines(lines)
     source = plan.bundle.manifest.source
     if plan.embed and not source.demo:
         results().print(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import subprocess
 import webbrowser
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +15,7 @@ from android.build.tools import BuildTool, MavenPackage
 from convert.bundle.targets import HOST_MACHINE, is_host, this_machine
 from convert.engine.object_cache import LIST, read_entry
 from convert.engine.units import SENTENCEPIECE
+from convert.support.ask import ask
 from convert.support.cache import CACHE_VARIABLE, cache_folder, has_hash, is_damaged, is_whole
 from runtime.engine_client.emulator import (
     OLDEST_WITH_SME,
@@ -28,7 +28,6 @@ OK, LATER, NOTE = "ok", "comes later", "note"  # nothing to repair
 MISSING, OLD, BROKEN = "missing", "too old", "broken"
 _DAMAGED = "the cached file is damaged and will be replaced"
 _SME_TRIED = "10.0.13"
-_SECONDS = 60.0  # for a program to say what it is
 _CPU_FLAGS = ("avx2", "fma", "f16c")  # of the oldest processor that the host's engine runs on
 
 
@@ -170,26 +169,6 @@ def _hub_cache() -> list[Finding]:
         return []
     what = f"checkpoints from the Hugging Face hub, in {folder}"
     return [Finding(name="checkpoints", what=what, areas=(), version=_mib(_bytes(folder)))]
-
-
-def ask(command: Sequence[str]) -> tuple[str, str | None]:
-    """Runs a program; returns its output, and the problem if it does not start."""
-    try:
-        done = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            timeout=_SECONDS,
-            check=False,
-        )
-    except OSError as error:
-        return "", f"{command[0]} does not start: {error.strerror or error}"
-    except subprocess.TimeoutExpired:
-        return "", f"{command[0]} does not answer"
-    return re.sub(r"\x1b\[[\d;]*m", "", done.stdout), None
 
 
 def numbers(version: str) -> tuple[int, ...]:

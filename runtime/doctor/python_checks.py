@@ -15,8 +15,9 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from convert.support.ask import ask
 from convert.support.versions import TOOLKIT, package_version
-from runtime.doctor.checks import BROKEN, MISSING, OLD, Finding, ask, first_line
+from runtime.doctor.checks import BROKEN, MISSING, OLD, Finding, first_line
 
 _IMPORT_SECONDS = 300.0
 # Import names that differ from the package name.

@@ -9,6 +9,8 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
+static_assert(PromptLookup::kMostDrafted < Decoder::kMostLogits, "one for each token of a pass");
+
 double MsBetween(Clock::time_point start, Clock::time_point end) {
   return std::chrono::duration<double, std::milli>(end - start).count();
 }

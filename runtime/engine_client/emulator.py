@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
 from pathlib import Path
 
+from convert.support.ask import ask
 from convert.support.cache import cache_folder, is_whole
 
 QEMU_PROGRAM = "qemu-aarch64-static"
 OLDEST_WITH_SME = (10, 0)  # older ones were not tried, or are wrong
-_SECONDS = 60.0  # for a program to say its version
 
 
 def kept_emulator() -> Path:
@@ -37,18 +36,6 @@ def emulates_sme(program: str) -> bool:
 
 def emulator_version(program: str) -> tuple[int, ...]:
     """Returns an emulator's version; empty if it does not tell."""
-    try:
-        done = subprocess.run(
-            [program, "--version"],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            timeout=_SECONDS,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return ()
-    found = re.search(r"version ([\d.]+)", done.stdout)
+    output, _ = ask([program, "--version"])
+    found = re.search(r"version ([\d.]+)", output)
     return tuple(int(part) for part in found[1].strip(".").split(".")) if found else ()

@@ -127,7 +127,7 @@ def test_programs_that_are_missing_or_no_programs(
     assert found.state == BROKEN
     assert found.detail == f"{machine.bin}/npm does not start: Exec format error"
     machine.program("mvn", "exec /bin/sleep 100")
-    monkeypatch.setattr(checks, "_SECONDS", 0.2)
+    monkeypatch.setattr("convert.support.ask._SECONDS", 0.2)
     assert machine.find("mvn").detail == f"{machine.bin}/mvn does not answer"
 
 
