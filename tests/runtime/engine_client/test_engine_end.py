@@ -24,6 +24,7 @@ from runtime.inputs.prompt import Message
 from runtime.inputs.sampling import GenerationOptions
 from runtime.sessions.engine_session import EngineSession
 from tests.support.eval_data import mmbench_row, write_mmbench
+from tests.support.stop import stop
 from tests.support.web import ROOT
 
 QUESTION: list[Message] = [{"role": "user", "content": "What colour is the shape?"}]
@@ -131,13 +132,13 @@ def test_a_stuck_one_is_given_up_soon_after_a_cancel(session: EngineSession) -> 
     process = session.client()._process
     stopped: list[float] = []
 
-    def stop(text: str) -> None:
+    def stick(text: str) -> None:
         if not stopped:
-            os.kill(process.pid, signal.SIGSTOP)
+            stop(process.pid)
             stopped.append(time.monotonic())
 
     with pytest.raises(EngineDiedError, match="has said nothing for") as caught:
-        session.reply(QUESTION, None, LONG, on_text=stop, cancelled=lambda: bool(stopped))
+        session.reply(QUESTION, None, LONG, on_text=stick, cancelled=lambda: bool(stopped))
     assert caught.value.death == Death.SILENT
     assert time.monotonic() - stopped[0] < END_SECONDS
     assert is_gone(process.pid)
@@ -146,7 +147,7 @@ def test_a_stuck_one_is_given_up_soon_after_a_cancel(session: EngineSession) -> 
 
 def test_a_stuck_one_ends_with_its_session(session: EngineSession) -> None:
     process = session.client()._process
-    os.kill(process.pid, signal.SIGSTOP)
+    stop(process.pid)
     start = time.monotonic()
     session.close()
     assert time.monotonic() - start < END_SECONDS
@@ -156,7 +157,7 @@ def test_a_stuck_one_ends_with_its_session(session: EngineSession) -> None:
 def test_a_second_ctrl_c_leaves_no_orphan(monkeypatch: pytest.MonkeyPatch) -> None:
     """It comes while the end of a stuck engine is waited for."""
     process = EngineProcess(["sh", "-c", "exec sleep 1000"], name="sleeper", environment={})
-    os.kill(process.pid, signal.SIGSTOP)
+    stop(process.pid)
     monkeypatch.setattr(
         EngineProcess, "_ends_within", lambda *_: signal.raise_signal(signal.SIGINT)
     )
@@ -243,7 +244,7 @@ def test_ctrl_c_ends_every_command_whose_engine_is_stuck(bundle: Path, tmp_path:
             """Stops each as soon as it is there: a command may be done before the last begins."""
             for name, process in list(waiting.items()):
                 if found := engines_of(process.pid, program):
-                    os.kill(found[-1], signal.SIGSTOP)
+                    stop(found[-1])
                     engines.extend(found)
                     del waiting[name]
                 assert process.poll() is None, name

@@ -28,6 +28,7 @@ from runtime.inputs.sampling import GenerationOptions
 from runtime.sessions.chat import ChatModel, OmniLMMChat, img2base64
 from runtime.sessions.engine_session import EngineSession
 from runtime.sessions.loader import find_source, is_bundle, load, source_problem
+from tests.support.stop import stop
 from tests.support.tiny import wrong_tokenizers
 
 QUESTION = {"role": "user", "content": "What colour is the shape?"}
@@ -115,7 +116,7 @@ def test_a_conversation_survives_its_engine(bundle, monkeypatch, capsys):
         turns.append(len(messages))
         if len(turns) == 2:
             pid = self.client()._process.pid
-            os.kill(pid, signal.SIGSTOP)
+            stop(pid)
             threading.Timer(1.5, os.kill, (pid, signal.SIGKILL)).start()
         return reply(self, messages, *rest, **named)
 
