@@ -14,7 +14,7 @@ from tests.support.musl import musl_loader
 from tests.support.needs import need_qemu
 
 NAME = "libminicpmv_engine.so"
-_ARCHITECTURES = {HOST: "x86_64", PHONE: "aarch64"}
+ARCHITECTURES = {HOST: "x86_64", PHONE: "aarch64"}
 
 
 @dataclass(frozen=True)
@@ -35,18 +35,18 @@ def build_library(bundle: Path, target: str, folder: Path) -> None:
 
     Skips where musl's loader is missing.
     """
-    loader = musl_loader(_ARCHITECTURES[target])
+    loader = musl_loader(ARCHITECTURES[target])
     opened = Bundle.open(bundle)
     identity = build_program(
         opened.config, opened.plan, target, folder / NAME, lambda *_: None, form=LIBRARY
     )
     assert identity == opened.manifest.targets[target].program_id
-    _build_host(_ARCHITECTURES[target], loader, folder / "host")
+    _build_host(ARCHITECTURES[target], loader, folder / "host")
 
 
 def built_library(bundle: Path, target: str, folder: Path) -> Library:
     """Describes what `build_library` wrote into a folder."""
-    loader = musl_loader(_ARCHITECTURES[target])
+    loader = musl_loader(ARCHITECTURES[target])
     emulated = (need_qemu(), "-cpu", NEWEST_CPU) if target == PHONE else ()
     return Library(bundle, folder / NAME, (*emulated, str(loader), str(folder / "host")))
 

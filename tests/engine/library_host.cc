@@ -4,6 +4,8 @@
 //   library_host LIBRARY SOCKET  runs an engine on each connection to a Unix socket, both ways and
 //                                non-blocking, and prints a line with its result
 //   library_host LIBRARY IN OUT  runs an engine on descriptors with these numbers
+//
+// A library that starts the engine's in its place exports `stand_in_main`, with the same arguments.
 #include <dlfcn.h>
 #include <pthread.h>
 #include <sys/socket.h>
@@ -84,7 +86,9 @@ int Main(int count, char** arguments, char**) {
   if (count < 2 || count > 4) Fail("usage: library_host LIBRARY [SOCKET | IN OUT]");
   void* const library = dlopen(arguments[1], RTLD_NOW | RTLD_LOCAL);
   if (library == nullptr) Fail(dlerror());
-  engine_main = reinterpret_cast<int (*)(int, int)>(dlsym(library, "engine_main"));
+  void* entry = dlsym(library, "stand_in_main");
+  if (entry == nullptr) entry = dlsym(library, "engine_main");
+  engine_main = reinterpret_cast<int (*)(int, int)>(entry);
   if (engine_main == nullptr) Fail(dlerror());
   if (count == 3) Listen(arguments[2]);
   Run run{STDIN_FILENO, STDOUT_FILENO, 0};

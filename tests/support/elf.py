@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 LOAD, DYNAMIC, INTERPRETER = 1, 2, 3
-# Tags of the dynamic section: a library's name, the table of names, text that is relocated, flags.
-NEEDED, NAMES, TEXT_RELOCATIONS, FLAGS = 1, 5, 22, 30
+# Tags of the dynamic section: a library's name, the table of names, text that is relocated, what
+# runs when the file is loaded, flags.
+NEEDED, NAMES, TEXT_RELOCATIONS, STARTS, FLAGS = 1, 5, 22, 25, 30
 TEXT_RELOCATIONS_FLAG = 4
 SYMBOLS = 11  # the type of the section of dynamic symbols
 MACHINES = {62: "x86_64", 183: "aarch64"}
@@ -35,7 +36,9 @@ class Elf:
     sections: tuple[int, ...]  # their types
     needed: tuple[str, ...]  # libraries
     relocates_text: bool
+    starts: bool  # it has functions that run when it is loaded
     exports: tuple[str, ...]  # names that other files find
+    imports: tuple[str, ...]  # names that it finds in other files
 
     @staticmethod
     def read(path: Path) -> Elf:
@@ -66,11 +69,13 @@ class Elf:
         def name(at: int) -> str:
             return data[names + at : data.index(b"\0", names + at)].decode()
 
-        exports = []
+        exports, imports = [], []
         for _, kind_of_section, _, _, offset, length in sections_read:
             if kind_of_section == SYMBOLS:
-                table = struct.iter_unpack("<IBBHQQ", data[offset:][:length])
-                exports += [name(at) for at, _, _, section, _, _ in table if section]
+                for at, _, _, section, _, _ in struct.iter_unpack(
+                    "<IBBHQQ", data[offset:][:length]
+                ):
+                    (exports if section else imports).append(name(at))
         return Elf(
             machine=MACHINES[machine],
             kind=kind,
@@ -81,7 +86,9 @@ class Elf:
                 tag == TEXT_RELOCATIONS or (tag == FLAGS and value & TEXT_RELOCATIONS_FLAG)
                 for tag, value in tags
             ),
+            starts=any(tag == STARTS for tag, _ in tags),
             exports=tuple(exports),
+            imports=tuple(imports),
         )
 
 
