@@ -4,20 +4,38 @@
 #include <tvm/ffi/function.h>
 
 #include <algorithm>
-#include <cstdlib>
+#include <chrono>
 
 namespace minicpmv {
 namespace {
 
-// How often a worker looks for the next launch before it sleeps: a decoder step launches hundreds
-// of kernels, and waking a thread takes longer than many of them.
-constexpr int kSpins = 300'000;
+using Clock = std::chrono::steady_clock;
+
+// How long a thread spins before it sleeps. A decoder step launches hundreds of kernels, and waking
+// a thread takes longer than many of them.
+constexpr auto kSpinTime = std::chrono::milliseconds(5);
+constexpr int kPausesPerYield = 32;  // two threads may share a core, even if another one is idle
 
 thread_local ThreadPool* this_threads_pool = nullptr;
 
-int Spins() {
-  const char* text = std::getenv("TVM_THREAD_POOL_SPIN_COUNT");  // tests read a log of all yields
-  return text == nullptr ? kSpins : std::atoi(text);
+void Pause() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+// Waits until a condition holds, but not for long.
+template <typename Condition>
+void SpinUntil(const Condition& holds) {
+  const auto end = Clock::now() + kSpinTime;
+  for (int i = 1; !holds(); ++i) {
+    Pause();
+    if (i % kPausesPerYield != 0) continue;
+    sched_yield();
+    if (Clock::now() > end) return;
+  }
 }
 
 // Binds this thread to some cores.
@@ -31,10 +49,11 @@ void Bind(const std::vector<int>& cores) {
 
 }  // namespace
 
-ThreadPool::ThreadPool(const ThreadPlan& plan) : plan_(plan), spins_(Spins()) {
+ThreadPool::ThreadPool(const ThreadPlan& plan)
+    : plan_(plan), workers_(static_cast<size_t>(plan.threads - 1)) {
   try {
     for (int number = 1; number < plan_.threads; ++number) {
-      workers_.push_back(std::make_unique<Thread>([this, number] { Work(number); }));
+      running_.push_back(std::make_unique<Thread>([this, number] { Work(number); }));
     }
   } catch (...) {
     End();
@@ -55,14 +74,17 @@ int ThreadPool::Launch(FTVMParallelLambda task, void* argument, int num_task) {
   task_ = task;
   argument_ = argument;
   tasks_.num_task = num_task > 0 ? std::min(num_task, plan_.threads) : plan_.threads;
-  running_ = static_cast<int>(workers_.size());
-  ++launches_;
-  if (sleeping_ > 0) {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    changed_.notify_all();
-  }
+  const auto others = static_cast<size_t>(tasks_.num_task - 1);
+  unfinished_ = tasks_.num_task - 1;
+  for (size_t i = 0; i < others; ++i) Tell(&workers_[i], State::kTask);
   RunTask(0);
-  while (running_ > 0) sched_yield();
+  for (size_t i = others; i > 0; --i) {  // those told last are the likeliest to be late
+    State state = State::kTask;
+    if (!workers_[i - 1].state.compare_exchange_strong(state, State::kIdle)) continue;
+    RunTask(static_cast<int>(i));
+    --unfinished_;
+  }
+  AwaitWorkers();
   if (!error_) return 0;
   tvm::ffi::detail::SetSafeCallRaised(*error_);
   error_.reset();
@@ -71,9 +93,26 @@ int ThreadPool::Launch(FTVMParallelLambda task, void* argument, int num_task) {
 
 void ThreadPool::Work(int number) {
   if (!plan_.cores.empty()) Bind({plan_.cores.at(static_cast<size_t>(number))});
-  for (uint32_t seen = 0; AwaitLaunch(seen); ++seen) {
-    if (number < tasks_.num_task) RunTask(number);
-    --running_;
+  Worker& worker = workers_[static_cast<size_t>(number - 1)];
+  while (AwaitTask(&worker)) {
+    RunTask(number);
+    if (--unfinished_ > 0 || !asleep_) continue;
+    const std::lock_guard<std::mutex> lock(mutex_);
+    finished_.notify_one();
+  }
+}
+
+// Waits for a task and takes it; returns false at the end.
+bool ThreadPool::AwaitTask(Worker* worker) {
+  for (;;) {
+    SpinUntil([worker] { return worker->state != State::kIdle; });
+    State state = State::kTask;
+    if (worker->state.compare_exchange_strong(state, State::kIdle)) return true;
+    if (state == State::kEnded) return false;
+    std::unique_lock<std::mutex> lock(mutex_);
+    state = State::kIdle;
+    if (!worker->state.compare_exchange_strong(state, State::kAsleep)) continue;
+    worker->woken.wait(lock, [worker] { return worker->state != State::kAsleep; });
   }
 }
 
@@ -84,25 +123,26 @@ void ThreadPool::RunTask(int number) {
   if (!error_) error_ = std::move(error);
 }
 
-// Waits for a launch that a worker has not seen; returns false at the end.
-bool ThreadPool::AwaitLaunch(uint32_t seen) {
-  for (int i = 0; i < spins_ && launches_ == seen && !ended_; ++i) sched_yield();
-  if (launches_ == seen && !ended_) {
-    std::unique_lock<std::mutex> lock(mutex_);
-    ++sleeping_;  // before the last look, so that either this or the launch sees the other
-    changed_.wait(lock, [&] { return launches_ != seen || ended_; });
-    --sleeping_;
-  }
-  return !ended_;
+// Waits until all tasks are finished.
+void ThreadPool::AwaitWorkers() {
+  const auto is_finished = [this] { return unfinished_ == 0; };
+  SpinUntil(is_finished);
+  if (is_finished()) return;
+  std::unique_lock<std::mutex> lock(mutex_);
+  asleep_ = true;  // before the last look, so that either this or a worker sees the other
+  finished_.wait(lock, is_finished);
+  asleep_ = false;
+}
+
+void ThreadPool::Tell(Worker* worker, State state) {
+  if (worker->state.exchange(state) != State::kAsleep) return;
+  const std::lock_guard<std::mutex> lock(mutex_);
+  worker->woken.notify_one();
 }
 
 void ThreadPool::End() {
-  ended_ = true;
-  {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    changed_.notify_all();
-  }
-  workers_.clear();
+  for (Worker& worker : workers_) Tell(&worker, State::kEnded);
+  running_.clear();
 }
 
 }  // namespace minicpmv

@@ -7,7 +7,7 @@
 
 #include <atomic>
 #include <condition_variable>
-#include <cstdint>
+#include <deque>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -21,6 +21,9 @@ namespace minicpmv {
 // Takes the place of TVM's pool, which is configured by the environment and ends with the process.
 // While it exists, TVMBackendParallelLaunch runs tasks on it, if called on the thread that made it;
 // on any other thread it runs one task on that thread.
+//
+// Threads spin for a moment while they wait, then sleep. A task whose worker does not get a core in
+// time is run by the launching thread.
 class ThreadPool {
  public:
   // Throws EngineError (out_of_memory): a thread cannot be started.
@@ -35,30 +38,38 @@ class ThreadPool {
 
   int threads() const { return plan_.threads; }
 
-  // Runs a task on each thread and waits for all. num_task: how many; 0 takes all threads.
+  // Runs tasks on the threads and waits for all. num_task: how many; 0: one on each thread.
   // Returns 0, or -1 if a task failed; TVM's error is then set on this thread.
   int Launch(FTVMParallelLambda task, void* argument, int num_task);
 
  private:
+  enum class State { kIdle, kTask, kAsleep, kEnded };
+
+  // What the launching thread tells a worker, and the worker it.
+  struct alignas(64) Worker {  // cache lines of their own
+    std::atomic<State> state{State::kIdle};
+    std::condition_variable woken;
+  };
+
   void Work(int number);
+  bool AwaitTask(Worker* worker);
   void RunTask(int number);
-  bool AwaitLaunch(uint32_t seen);
+  void AwaitWorkers();
+  void Tell(Worker* worker, State state);
   void End();
 
   const ThreadPlan plan_;
-  const int spins_;
-  // The launch. Written only while no worker reads it.
+  // The launch. Written only while no worker runs a task.
   FTVMParallelLambda task_ = nullptr;
   void* argument_ = nullptr;
   TVMParallelGroupEnv tasks_{};
   std::optional<tvm::ffi::Error> error_;  // the first of this launch
-  std::atomic<uint32_t> launches_{0};
-  std::atomic<int> running_{0};   // workers that have not finished this launch
-  std::atomic<int> sleeping_{0};  // workers that wait for `changed_`
-  std::atomic<bool> ended_{false};
-  std::mutex mutex_;  // of `error_` and `changed_`
-  std::condition_variable changed_;
-  std::vector<std::unique_ptr<Thread>> workers_;
+  std::atomic<int> unfinished_{0};        // tasks of this launch that are not the first
+  std::atomic<bool> asleep_{false};       // the launching thread
+  std::mutex mutex_;                      // of `error_` and of all who sleep
+  std::condition_variable finished_;
+  std::deque<Worker> workers_;  // of the tasks from the second on
+  std::vector<std::unique_ptr<Thread>> running_;
 };
 
 }  // namespace minicpmv

@@ -38,7 +38,6 @@ def test_every_operation_stays_within_androids_lists(
     record_property: Record,
 ) -> None:
     monkeypatch.setenv("TVM_NUM_THREADS", str(threads))
-    monkeypatch.setenv("TVM_THREAD_POOL_SPIN_COUNT", "10")  # each turn is a line in the log
     log, folder = tmp_path / "log", tmp_path / "folder"
     folder.mkdir()
     with WatchedEngine(traced_command(phone_built.program.path, log, cpu=cpu)) as client:
