@@ -83,9 +83,9 @@ void Serve(int in_fd, const LineWriter& writer) {
   std::vector<std::string> refused;
   const std::set<std::string> features = CpuFeatures(&refused);
   const BlockLibrary& blocks = ChooseBlocks(kBlockLibraries, features);
-  const ThreadPool pool(PlanThreads());
+  ThreadPool pool(PlanThreads());
   writer.Write(Hello(features, refused, blocks, pool.threads()));
-  RequestQueue queue(in_fd, protocol::kLineLimit);
+  RequestQueue queue(in_fd, protocol::kLineLimit, &pool);
   Server({kTarget, kProgramId, blocks.prefix}, &writer).Run(&queue);
 }
 

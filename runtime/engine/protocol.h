@@ -29,6 +29,7 @@ inline constexpr char kRestoreImage[] = "restore_image";
 inline constexpr char kSelfCheck[] = "selfcheck";
 inline constexpr char kBandwidth[] = "bandwidth";
 inline constexpr char kProfile[] = "profile";
+inline constexpr char kThreads[] = "threads";
 }  // namespace op
 
 // Kinds of lines that the engine writes.

@@ -9,7 +9,6 @@
 #include <utility>
 
 #include "runtime/engine/error.h"
-#include "runtime/engine/fields.h"
 #include "runtime/engine/json.h"
 #include "runtime/engine/protocol.h"
 
@@ -18,26 +17,22 @@ namespace {
 
 constexpr size_t kReadBytes = 1 << 16;
 constexpr size_t kMaxWaiting = 16;  // lines; at that point reading pauses
-// A cancel is short, so longer lines are not parsed twice.
-constexpr size_t kCancelLimit = 1 << 10;  // bytes
-
-bool IsCancel(const std::string& text) {
-  if (text.size() > kCancelLimit || text.find(protocol::op::kCancel) == std::string::npos) {
-    return false;
-  }
-  try {
-    Fields request(ParseJson(text, error_code::kInvalidRequest, "request"),
-                   error_code::kInvalidRequest, "request");
-    return request.OptionalString(protocol::field::kOp) == protocol::op::kCancel;
-  } catch (const EngineError&) {
-    return false;  // the server reports what is wrong with the line
-  }
-}
+// Requests that take effect when they are read are short, so longer lines are not parsed twice.
+constexpr size_t kAtOnceLimit = 1 << 10;  // bytes
 
 }  // namespace
 
-RequestQueue::RequestQueue(int fd, size_t line_limit)
-    : fd_(fd), line_limit_(line_limit), thread_([this] { Read(); }) {}
+int TakeThreads(Fields* request, int most) {
+  const int64_t threads = request->OptionalInteger(protocol::field::kThreads, 1).value_or(most);
+  request->RefuseUnknown();
+  if (threads > most) {
+    request->Refuse("threads: expected at most " + std::to_string(most));
+  }
+  return static_cast<int>(threads);
+}
+
+RequestQueue::RequestQueue(int fd, size_t line_limit, ThreadPool* pool)
+    : fd_(fd), line_limit_(line_limit), pool_(*pool), thread_([this] { Read(); }) {}
 
 RequestQueue::~RequestQueue() {
   {
@@ -115,11 +110,31 @@ void RequestQueue::Take(const char* bytes, size_t count) {
 
 void RequestQueue::EndLine() {
   const uint64_t number = line_.number;
-  if (IsCancel(line_.text)) cancelled_before_ = number;
+  ActAtOnce();
   std::unique_lock<std::mutex> lock(mutex_);
   changed_.wait(lock, [this] { return lines_.size() < kMaxWaiting || stopped_; });
   lines_.push_back(std::exchange(line_, RequestLine{number + 1, false, {}}));
   changed_.notify_all();
+}
+
+// Does what does not wait for the requests before this one. The server answers it in its turn, and
+// reports what is wrong with it.
+void RequestQueue::ActAtOnce() {
+  namespace op = protocol::op;
+  const std::string& text = line_.text;
+  const auto has = [&text](const char* name) { return text.find(name) != std::string::npos; };
+  if (text.size() > kAtOnceLimit || !(has(op::kCancel) || has(op::kThreads))) return;
+  try {
+    Fields request(ParseJson(text, error_code::kInvalidRequest, "request"),
+                   error_code::kInvalidRequest, "request");
+    const auto name = request.OptionalString(protocol::field::kOp);
+    if (name == op::kCancel) cancelled_before_ = line_.number;
+    if (name != op::kThreads) return;
+    request.Id(protocol::field::kId);
+    pool_.Use(TakeThreads(&request, pool_.threads()));
+  } catch (const EngineError&) {
+    return;
+  }
 }
 
 }  // namespace minicpmv

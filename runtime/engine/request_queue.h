@@ -1,5 +1,4 @@
-// Reads requests in the background, so that a cancel takes effect while another request
-// runs.
+// Reads requests in the background, so that some take effect while another one runs.
 #ifndef MINICPMV_ENGINE_REQUEST_QUEUE_H_
 #define MINICPMV_ENGINE_REQUEST_QUEUE_H_
 
@@ -14,7 +13,9 @@
 #include <string>
 
 #include "runtime/engine/descriptor.h"
+#include "runtime/engine/fields.h"
 #include "runtime/engine/thread.h"
+#include "runtime/engine/thread_pool.h"
 
 namespace minicpmv {
 
@@ -25,13 +26,18 @@ struct RequestLine {
   std::string text;
 };
 
+// Reads the field of a request for threads: 1 to the number that a pool has, which is the default.
+// Throws EngineError: see `Fields`.
+int TakeThreads(Fields* request, int most);
+
 // Reads lines on its own thread until the end of the input. A cancel ends every request before it,
-// and so does the end of the input.
+// and so does the end of the input. A request for threads takes effect when it is read.
 class RequestQueue {
  public:
   // fd: not closed; may be non-blocking. line_limit: bytes without the newline.
+  // pool: must outlive this object.
   // Throws EngineError (out_of_memory): no thread or descriptor is left.
-  RequestQueue(int fd, size_t line_limit);
+  RequestQueue(int fd, size_t line_limit, ThreadPool* pool);
   // Stops reading; does not wait for the end of the input.
   ~RequestQueue();
 
@@ -42,6 +48,9 @@ class RequestQueue {
   // Throws EngineError (file_error), std::bad_alloc: why reading ended, after the last line.
   std::optional<RequestLine> Next();
 
+  // The most threads that a request can ask for.
+  int threads() const { return pool_.threads(); }
+
   // Returns whether a request was cancelled.
   bool Cancelled(uint64_t number) const { return number < cancelled_before_; }
 
@@ -51,9 +60,11 @@ class RequestQueue {
   size_t ReadSome(std::string* bytes);
   void Take(const char* bytes, size_t count);
   void EndLine();
+  void ActAtOnce();
 
   const int fd_;
   const size_t line_limit_;
+  ThreadPool& pool_;
   RequestLine line_{1, false, {}};  // the line being read
   std::atomic<uint64_t> cancelled_before_{0};
   std::mutex mutex_;

@@ -99,6 +99,7 @@ Line Server::Dispatch(Fields* request) {
   if (name == op::kSelfCheck) return SelfCheck(request);
   if (name == op::kBandwidth) return Bandwidth(request);
   if (name == op::kProfile) return TakeProfile(request);
+  if (name == op::kThreads) return Threads(request);
   if (name == op::kTokenize) return Tokenize(request);
   if (name == op::kDetokenize) return Detokenize(request);
   if (name == op::kTap) {
@@ -257,6 +258,11 @@ Line Server::TakeProfile(Fields* request) {
                           .object());
   }
   return Line().Set(field::kKernels, kernels);
+}
+
+// The queue has already set the number; here it is only answered.
+Line Server::Threads(Fields* request) const {
+  return Line().Set(field::kThreads, int64_t{TakeThreads(request, queue_->threads())});
 }
 
 Line Server::Tokenize(Fields* request) {

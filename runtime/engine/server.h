@@ -47,6 +47,7 @@ class Server {
   Line SelfCheck(Fields* request);
   Line Bandwidth(Fields* request);
   Line TakeProfile(Fields* request);
+  Line Threads(Fields* request) const;
   Line Tokenize(Fields* request);
   Line Detokenize(Fields* request);
 

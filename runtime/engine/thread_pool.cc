@@ -50,7 +50,7 @@ void Bind(const std::vector<int>& cores) {
 }  // namespace
 
 ThreadPool::ThreadPool(const ThreadPlan& plan)
-    : plan_(plan), workers_(static_cast<size_t>(plan.threads - 1)) {
+    : plan_(plan), used_(plan.threads), workers_(static_cast<size_t>(plan.threads - 1)) {
   try {
     for (int number = 1; number < plan_.threads; ++number) {
       running_.push_back(std::make_unique<Thread>([this, number] { Work(number); }));
@@ -73,7 +73,8 @@ ThreadPool* ThreadPool::OfThisThread() { return this_threads_pool; }
 int ThreadPool::Launch(FTVMParallelLambda task, void* argument, int num_task) {
   task_ = task;
   argument_ = argument;
-  tasks_.num_task = num_task > 0 ? std::min(num_task, plan_.threads) : plan_.threads;
+  const int used = used_;
+  tasks_.num_task = num_task > 0 ? std::min(num_task, used) : used;
   const auto others = static_cast<size_t>(tasks_.num_task - 1);
   unfinished_ = tasks_.num_task - 1;
   for (size_t i = 0; i < others; ++i) Tell(&workers_[i], State::kTask);

@@ -38,7 +38,10 @@ class ThreadPool {
 
   int threads() const { return plan_.threads; }
 
-  // Runs tasks on the threads and waits for all. num_task: how many; 0: one on each thread.
+  // Sets how many threads take part in the following launches, 1 to `threads()`. From any thread.
+  void Use(int threads) { used_ = threads; }
+
+  // Runs tasks on the threads in use and waits for all. num_task: how many; 0: one on each thread.
   // Returns 0, or -1 if a task failed; TVM's error is then set on this thread.
   int Launch(FTVMParallelLambda task, void* argument, int num_task);
 
@@ -59,6 +62,7 @@ class ThreadPool {
   void End();
 
   const ThreadPlan plan_;
+  std::atomic<int> used_;  // threads
   // The launch. Written only while no worker runs a task.
   FTVMParallelLambda task_ = nullptr;
   void* argument_ = nullptr;

@@ -373,6 +373,10 @@ class EngineClient(Closing):
         """Measures how fast memory is read; `size` is the buffer's, bytes."""
         return self.request(Op.BANDWIDTH, {Field.BYTES: size})
 
+    def use_threads(self, threads: int | None = None) -> int:
+        """Sets how many threads compute from now on; None takes all of `hello`."""
+        return int(self.request(Op.THREADS, {Field.THREADS: threads})[Field.THREADS])
+
     def profile(self) -> list[Line]:
         """Returns what each kernel took since the last call; the first one begins measuring."""
         kernels: list[Line] = self.request(Op.PROFILE)[Field.KERNELS]

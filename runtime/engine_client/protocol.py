@@ -25,6 +25,7 @@ class Op:
     SELF_CHECK = "selfcheck"
     BANDWIDTH = "bandwidth"
     PROFILE = "profile"
+    THREADS = "threads"
 
 
 class Event:

@@ -137,6 +137,7 @@ def every_operation(client: WatchedEngine, bundle: Path, folder: Path) -> list[A
     assert [check[Field.PASSED] for check in checks] == [False, True]
     assert client.bandwidth(BANDWIDTH_BYTES)[Field.MS] > 0
     assert client.profile() == []
+    assert client.use_threads(1) == 1
     _errors(client, golden, folder)
     missing = {name for name in _names(Op) if name not in client.operations}
     assert not missing, f"operations not covered: {missing}"

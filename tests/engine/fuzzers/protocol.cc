@@ -13,10 +13,12 @@
 #include <vector>
 
 #include "runtime/engine/build_info.h"
+#include "runtime/engine/cores.h"
 #include "runtime/engine/cpu_features.h"
 #include "runtime/engine/line_writer.h"
 #include "runtime/engine/request_queue.h"
 #include "runtime/engine/server.h"
+#include "runtime/engine/thread_pool.h"
 
 namespace minicpmv {
 namespace {
@@ -32,6 +34,11 @@ bool LeavesFolder(std::string_view input) {
          input.find("..") != std::string_view::npos;
 }
 
+ThreadPool& Pool() {
+  static ThreadPool pool(PlanThreads());
+  return pool;
+}
+
 void Serve(Server* server, std::string_view lines) {
   const int file = memfd_create("lines", MFD_CLOEXEC);
   if (file < 0 || write(file, lines.data(), lines.size()) != static_cast<ssize_t>(lines.size()) ||
@@ -39,7 +46,7 @@ void Serve(Server* server, std::string_view lines) {
     std::abort();
   }
   {
-    RequestQueue queue(file, kLineLimit);
+    RequestQueue queue(file, kLineLimit, &Pool());
     server->Run(&queue);
   }
   close(file);

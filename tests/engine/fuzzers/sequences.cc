@@ -19,6 +19,7 @@
 #include <vector>
 
 #include "runtime/engine/build_info.h"
+#include "runtime/engine/cores.h"
 #include "runtime/engine/cpu_features.h"
 #include "runtime/engine/error.h"
 #include "runtime/engine/fields.h"
@@ -26,6 +27,7 @@
 #include "runtime/engine/protocol.h"
 #include "runtime/engine/request_queue.h"
 #include "runtime/engine/server.h"
+#include "runtime/engine/thread_pool.h"
 
 namespace minicpmv {
 namespace {
@@ -99,7 +101,7 @@ const char* const kImages[] = {"0", "ffffffffffffffff", "10000000000000000", "",
 const char* const kTaps[] = {"preprocess", "vision_embed", "vision_block", "vision_norm", "resampler",
                              "embed",      "layers",       "logits",       "none",        "cut"};
 const char* const kOthers[] = {"reset",  "selfcheck", "profile",  "cancel",
-                               "status", "",          "tokenize", "load"};
+                               "threads", "",          "tokenize", "load"};
 const char* const kGarbage[] = {"",    "{",           "null",
                                 "[1]", "{\"op\": 1}", "{\"op\": \"reset\"",
                                 "x",   "\xff\xfe",    "{\"op\": \"cancel\", \"x\": 1}"};
@@ -172,7 +174,7 @@ class Requests {
       case 15:
         return Op("bandwidth") + With("bytes", One(kSizes));
       case 16:
-        return Op(One(kOthers).c_str()) + Perhaps("x", Number());
+        return Op(One(kOthers).c_str()) + Perhaps("threads", Number());
       case 17:
         return "";
       default:
@@ -401,6 +403,11 @@ void Talk(FuzzedDataProvider* input, bool is_loaded, Client* client) {
   must(kQuestion);
 }
 
+ThreadPool& Pool() {
+  static ThreadPool pool(PlanThreads());
+  return pool;
+}
+
 // Answers one client's requests.
 void Serve(FuzzedDataProvider* input, bool is_loaded, Server* server, const Pipe& events) {
   Pipe requests;
@@ -410,7 +417,7 @@ void Serve(FuzzedDataProvider* input, bool is_loaded, Server* server, const Pipe
     requests.End();
   });
   {
-    RequestQueue queue(requests.ends[0], kLineLimit);
+    RequestQueue queue(requests.ends[0], kLineLimit, &Pool());
     server->Run(&queue);
   }
   talking.join();
