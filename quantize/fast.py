@@ -74,20 +74,17 @@ def search_scales(groups: Tensor, scheme: GroupScheme, importance: Tensor | None
     largest = torch.where(highest >= -lowest, highest, lowest)
     if scheme.max_code == 2 * scheme.zero_point:
         largest = largest.abs()
-    best = torch.full_like(largest, torch.inf)
+    best = torch.full_like(largest, -torch.inf)
     scale = torch.zeros_like(largest)
     for divisor in DIVISORS:
-        tried = (largest / divisor).half().float()
-        codes = nearest_codes(values, tried, scheme)
+        codes = nearest_codes(values, (largest / divisor).half().float(), scheme)
         weighted = codes if each is None else each * codes
-        power = _tree_sum(weighted * codes)
-        fitted = _tree_sum(weighted * values) / torch.where(power > 0, power, 1.0)
-        tried = torch.where(power > 0, fitted.half().float(), tried)
-        error = nearest_codes(values, tried, scheme).mul_(tried).sub_(values)
-        squares = error.mul_(error)
-        loss = _tree_sum(squares if each is None else squares.mul_(each))
-        better = loss < best
-        best, scale = torch.where(better, loss, best), torch.where(better, tried, scale)
+        shared = _tree_sum(weighted * values)
+        power = _tree_sum(codes.mul_(weighted))
+        fitted = (shared / torch.where(power > 0, power, 1.0)).half().float()
+        gain = fitted * ((shared + shared) - fitted * power)
+        better = gain > best
+        best, scale = torch.where(better, gain, best), torch.where(better, fitted, scale)
     return scale.unsqueeze(-1)
 
 
@@ -105,7 +102,7 @@ def _split(weight: Array, scheme: GroupScheme, name: str) -> Tensor:
 
 def _tree_sum(values: Tensor) -> Tensor:
     """Adds up the first axis, half to half, in the order of `quantize.search.tree_sum`."""
-    while len(values) > 1:
-        half = len(values) // 2
+    while values.shape[0] > 1:  # `len` of a tensor takes far longer
+        half = values.shape[0] // 2
         values = values[:half] + values[half:]
     return values[0]

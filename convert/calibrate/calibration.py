@@ -25,17 +25,18 @@ from convert.checkpoint.tensor_tables import EMBEDDING, HEAD
 from convert.support.progress import Progress
 from quantize.gptq import Compensation, Inputs, Tokens, choose_damping
 from quantize.methods import find_method, quantize_weight
+from quantize.products import has_fast_bfloat16
 from quantize.schemes import GroupScheme, dequantize_groups
 from runtime.reference.arithmetic import round_to_format, round_to_int8
 from runtime.reference.decoder import DecoderLayer, RMSNorm
 from runtime.reference.load import VISION, load_reference
 
-VERSION = 7  # of the computation; folders of another version are not resumed
+VERSION = 8  # of the computation; folders of another version are not resumed
 # A tied embedding is also looked up: the weight of its error there, as a fraction of the mean power
 # of the head's inputs. Half or twice this value measured about the same.
 _LOOKUP = 0.3
 _HELD_OUT = 4  # one sample of so many judges the damping
-_CHUNK_TOKENS = 2048  # whose inputs are accumulated at once
+_CHUNK_TOKENS = 4096  # whose inputs are accumulated at once
 
 
 @torch.no_grad()
@@ -63,6 +64,7 @@ def calibrate(
     about = {
         "version": VERSION,
         "torch": torch.__version__,
+        "bfloat16": has_fast_bfloat16(),
         "checkpoint": checkpoint.source_hash(),
         "scheme": asdict(plan.recipe.scheme) | {"name": ""},
         "method": plan.recipe.method,

@@ -14,12 +14,14 @@ from convert.calibrate.samples import TokenizedSample
 from convert.checkpoint.config import ModelConfig
 from quantize.gptq import DAMPINGS, SAMPLED_ROWS
 from quantize.methods import find_method
+from quantize.products import has_fast_bfloat16
 
 # Of a weight that gets a code, in the time of a product's operations: the search for its group's
 # scale and its column's share of the rounding, both limited by memory.
 _ROUNDING = 18_000
 _SUMS = 3.1  # operations per token and pair of inputs: half of the power, all of the drift
 _POWER = 1.1  # of them, the power's
+_SHORT = 0.48  # of a float32 product's time, where `quantize.products` computes in bfloat16
 _ADDING = {stage.name for stage in STAGES if stage.adds}
 # Cholesky factors, of each damping that is tried and two with all samples, and the inverses of most
 # of them: together in operations per K^3, slower ones than products.
@@ -51,7 +53,7 @@ def count_operations(config: ModelConfig, plan: Plan, samples: Sequence[Tokenize
     total = _of_pictures(config, plan, samples)
     layers = [t for t in plan.tensors if t.name.startswith("llm.layers.") and len(t.rule.shape) > 1]
     ends = [t for t in plan.tensors if t.name in ("llm.embed", "llm.head") and t.format == "q4"]
-    forward = sum(2.0 * tensor.parameters * tokens for tensor in layers)
+    forward = _of_product() * sum(2.0 * tensor.parameters * tokens for tensor in layers)
     total += forward * (2 if method.compensate else 1)
     if not method.compensate:
         return total + sum(_ROUNDING * t.parameters for t in layers if t.format == "q4")
@@ -68,7 +70,8 @@ def _of_compensation(tensor: PlannedTensor, tokens: int) -> float:
     """Counts what GPTQ does for a linear (N, K)."""
     n, k = tensor.rule.shape
     adds = tensor.name.rpartition(".")[2] in _ADDING  # so that what its output lacks is summed up
-    total = (_POWER * k**2 + 4.0 * n * k if adds else _SUMS * k**2) * tokens
+    lacking = (2.0 + 2.0 * _of_product()) * n * k
+    total = (_POWER * k**2 + lacking if adds else _SUMS * k**2) * tokens
     total += _FACTORS * k**3
     for rows in (n, *(min(n, SAMPLED_ROWS) for _ in DAMPINGS)):
         if adds:
@@ -77,6 +80,10 @@ def _of_compensation(tensor: PlannedTensor, tokens: int) -> float:
             correction = _SOLVING * min(rows, k) * k**2 + 2.0 * rows * k**2
         total += correction + rows * k * (k + _ROUNDING)
     return total
+
+
+def _of_product() -> float:
+    return _SHORT if has_fast_bfloat16() else 1.0
 
 
 def _of_pictures(config: ModelConfig, plan: Plan, samples: Sequence[TokenizedSample]) -> float:

@@ -107,6 +107,7 @@ def test_the_operations_are_those_that_torch_counts(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its counter sees products and attention, not factors, solving, nor the search."""
+    monkeypatch.setattr(estimate, "has_fast_bfloat16", lambda: False)
     for name in ("_ROUNDING", "_FACTORS", "_SOLVING"):
         monkeypatch.setattr(estimate, name, 0)
     opened = Checkpoint.open(checkpoint)
