@@ -42,6 +42,9 @@ NEWER = {
     "android/graphics/Insets.bottom:I": 30,
     "android/graphics/Insets.left:I": 30,
     "android/os/Build.SOC_MODEL:Ljava/lang/String;": 31,
+    "android/os/PowerManager.addThermalStatusListener:"
+    "(Landroid/os/PowerManager$OnThermalStatusChangedListener;)V": 29,
+    "android/os/PowerManager.getCurrentThermalStatus:()I": 29,
     "org/minicpmv/app/WorkService.startForeground:(ILandroid/app/Notification;I)V": 29,
 }
 # Java packages that Android 8 also has. `javac --release 8` checks their contents.

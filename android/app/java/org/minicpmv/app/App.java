@@ -28,6 +28,7 @@ public final class App extends Application {
     } catch (IOException e) {
       throw new IllegalStateException("the app's own folder cannot be used", e);
     }
+    PowerWatch.start(this, assistant);
   }
 
   @Override

@@ -112,6 +112,11 @@ public final class Assistant implements Closeable, ChatWorker.ChangeListener {
     }
   }
 
+  /** Halves the number of threads that compute, or not; also for the answer that is under way. */
+  public void setSparing(boolean isSparing) {
+    worker.setSparing(isSparing);
+  }
+
   /** Tells the page whether an answer is being read aloud. */
   public void setSpeaking(boolean isSpeaking) {
     speaking = isSpeaking;

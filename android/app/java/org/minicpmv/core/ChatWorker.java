@@ -92,6 +92,11 @@ final class ChatWorker implements Closeable, LoadedModel.VerificationListener {
     model.cancel();
   }
 
+  /** See {@link Assistant#setSparing}. */
+  void setSparing(boolean isSparing) {
+    model.setSparing(isSparing);
+  }
+
   /** Returns the running or waiting answer; null if there is none. */
   synchronized Job answering() {
     return job != null && job.chat != null ? job : waiting;

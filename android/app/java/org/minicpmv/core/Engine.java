@@ -23,13 +23,13 @@ import org.minicpmv.core.Protocol.Op;
 /**
  * A running engine: a child process that exchanges JSON lines, see runtime/engine/PROTOCOL.md.
  *
- * <p>A background thread reads its output. All requests come from one thread; only {@link #cancel}
- * and {@link #close} may be called from another.
+ * <p>A background thread reads its output. All requests come from one thread; only {@link #cancel},
+ * {@link #useThreads} and {@link #close} may be called from another.
  */
 public final class Engine implements AutoCloseable {
   private static final long START_SECONDS = 60;
   private static final long END_SECONDS = 5;
-  private static final int CANCEL_ID = 0; // requests count from 1
+  private static final int UNHEARD_ID = 0; // nobody waits for the reply; requests count from 1
   private static final String END = ""; // end of output; empty lines are not queued
   private static final int STDERR_TAIL = 2000; // bytes of stderr in error messages
   private static final int SIGNALLED = 128; // exit codes above this: killed by a signal
@@ -116,7 +116,7 @@ public final class Engine implements AutoCloseable {
     while (true) {
       JSONObject line = receive(timeoutSeconds);
       if (line.optInt(Field.ID, id) != id) {
-        continue; // the reply to a cancel
+        continue; // a reply that nobody waits for
       }
       String event = checked(line).optString(Field.EVENT);
       if (event.equals(Event.DONE)) {
@@ -135,11 +135,13 @@ public final class Engine implements AutoCloseable {
 
   /** Cancels the running request; an answer then stops with reason `cancelled`. */
   public void cancel() {
-    try {
-      send(Json.object(Field.OP, Op.CANCEL, Field.ID, CANCEL_ID));
-    } catch (EngineException e) {
-      return; // the engine is gone; the thread that waits for a reply gets the error
-    }
+    sendUnheard(Json.object(Field.OP, Op.CANCEL, Field.ID, UNHEARD_ID));
+  }
+
+  /** Sets how many threads compute from now on, 1 to those of its first event. */
+  public void useThreads(int threads) {
+    sendUnheard(
+        Json.object(Field.OP, Op.THREADS, Field.ID, UNHEARD_ID, Field.THREADS, threads));
   }
 
   /** Stops the engine and cancels its running request. Later calls throw. */
@@ -158,6 +160,14 @@ public final class Engine implements AutoCloseable {
     } catch (InterruptedException e) {
       process.destroyForcibly();
       Thread.currentThread().interrupt();
+    }
+  }
+
+  private void sendUnheard(JSONObject line) {
+    try {
+      send(line);
+    } catch (EngineException e) {
+      return; // the engine is gone; the thread that waits for a reply gets the error
     }
   }
 

@@ -13,7 +13,7 @@ import org.minicpmv.core.Protocol.Op;
 /**
  * Starts one engine on demand, loads the bundle into it, and stops it when it is not needed.
  *
- * <p>All methods except {@link #cancel} are called from one thread.
+ * <p>All methods except {@link #cancel} and {@link #setSparing} are called from one thread.
  */
 final class EngineManager {
   private static final long TIMEOUT_SECONDS = 600; // a slow phone takes minutes for a picture
@@ -27,6 +27,7 @@ final class EngineManager {
   private volatile JSONObject loaded; // the reply to `load`; null: no bundle is loaded
   private int window;
   private int threads;
+  private boolean sparing; // guarded by this
 
   EngineManager(List<String> command, File bundle, File cache, Log log) {
     this.command = command;
@@ -55,6 +56,11 @@ final class EngineManager {
         threads = settings.threads();
         engine = new Engine(command, threads, new File(cache, "engine.stderr"), TIMEOUT_SECONDS);
         log.add("engine started: " + engine.hello());
+        synchronized (this) {
+          if (sparing) {
+            spare();
+          }
+        }
       }
       if (loaded == null || window != settings.window()) {
         listener.onProgress("load", 0, 0);
@@ -127,6 +133,27 @@ final class EngineManager {
     Engine running = engine;
     if (running != null) {
       running.cancel();
+    }
+  }
+
+  /** See {@link Assistant#setSparing}. */
+  synchronized void setSparing(boolean isSparing) {
+    if (sparing != isSparing) {
+      sparing = isSparing;
+      spare();
+    }
+  }
+
+  /** Sets how many threads compute, in the order of changes. */
+  private synchronized void spare() {
+    Engine running = engine;
+    if (running != null) {
+      int all = running.hello().optInt(Field.THREADS);
+      int used = sparing ? Math.max(1, all / 2) : all;
+      if (all > 1) {
+        running.useThreads(used);
+        log.add("engine: " + used + " of " + all + " threads compute");
+      }
     }
   }
 

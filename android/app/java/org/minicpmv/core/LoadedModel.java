@@ -43,6 +43,7 @@ final class LoadedModel {
   private EngineException problem; // why the model cannot be used; null: none
   private JSONObject loaded; // the reply to `load`; null: not loaded
   private String verified = UNKNOWN;
+  private boolean sparing; // see `setSparing`
 
   LoadedModel(Host host, AppPaths paths, Log log, VerificationListener watcher) {
     this.host = host;
@@ -62,6 +63,7 @@ final class LoadedModel {
       weights = new Weights(files.folder, paths.externalWeights, files.record(Weights.NAME));
       if (manager == null) {
         manager = new EngineManager(paths.engine, files.folder, paths.cache, log);
+        manager.setSparing(sparing);
       }
       problem = null;
       verified = verified.equals(DAMAGED) ? UNKNOWN : verified;
@@ -116,6 +118,14 @@ final class LoadedModel {
         verified = RUNNING;
         verifier.execute(new VerifyTask(file));
       }
+    }
+  }
+
+  /** See {@link Assistant#setSparing}. */
+  synchronized void setSparing(boolean isSparing) {
+    sparing = isSparing;
+    if (manager != null) {
+      manager.setSparing(isSparing);
     }
   }
 

@@ -19,6 +19,7 @@ final class Protocol {
     static final String SAVE_IMAGE = "save_image";
     static final String RESTORE_IMAGE = "restore_image";
     static final String SELF_CHECK = "selfcheck";
+    static final String THREADS = "threads";
 
     private Op() {}
   }
@@ -46,6 +47,7 @@ final class Protocol {
     static final String PROGRAM_ID = "program_id";
     static final String CPU_FEATURES = "cpu_features";
     static final String REFUSED = "refused";
+    static final String THREADS = "threads";
     static final String CPU = "cpu";
     static final String BUNDLE = "bundle";
     static final String WINDOW = "window";
