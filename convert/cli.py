@@ -29,6 +29,7 @@ COMMANDS = {
     "run it on a phone": (
         "android.build.apk",
         "android.build.aar",
+        "android.harmony.harmony",
         "android.device.sideload",
     ),
     "measure": (

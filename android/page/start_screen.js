@@ -76,7 +76,7 @@ function drawWeights(start, state, problem) {
     make('p', {}, say('startIntro', values)),
     make('ol', {},
       make('li', {}, say('startFile', values)),
-      make('li', {}, say('startPc'), ' ', make('code', {}, 'minicpmv sideload'))),
+      make('li', {}, say('startPc'), ' ', make('code', {}, state.push || 'minicpmv sideload'))),
     make('p', {}, say('startSpace', values)),
     state.bundle.copied_bytes ? make('p', {}, say('startCopied', values)) : null,
     make('div', {className: 'actions'},

@@ -42,20 +42,11 @@ class PageHost(Protocol):
         """Returns the next event."""
 
 
-class App:
-    """The app: `FakeHost.java` with the fake engine."""
+class ProcessHost:
+    """A host of the page that reads commands from its input, and writes events."""
 
-    def __init__(self, classpath: str, folder: Path, *, slices: int | None = None) -> None:
-        """Args: classpath: of the app's logic and its tests. folder: for all that it keeps.
-        slices: see `fake_bundle`.
-        """
-        bundle, beside = fake_bundle(folder / "bundle", slices=slices), folder / "weights"
-        shutil.copy(bundle / WEIGHTS, beside)
-        self._command = [
-            *("java", "-Djava.awt.headless=true", f"-Dconfigs={CONFIGS}", f"-Dversion={VERSION}"),
-            *("-cp", classpath, "org.minicpmv.desktop.FakeHost"),
-            *(str(folder / "app"), str(bundle), str(beside), sys.executable, str(FAKE_ENGINE)),
-        ]
+    def __init__(self, command: list[str]) -> None:
+        self._command = command
         self._start()
 
     def _start(self) -> None:
@@ -97,6 +88,24 @@ class App:
             event = json.loads(line)
             if "host" not in event:  # else what the app asked the phone to do
                 self._events.put(event)
+
+
+class App(ProcessHost):
+    """The app: `FakeHost.java` with the fake engine."""
+
+    def __init__(self, classpath: str, folder: Path, *, slices: int | None = None) -> None:
+        """Args: classpath: of the app's logic and its tests. folder: for all that it keeps.
+        slices: see `fake_bundle`.
+        """
+        bundle, beside = fake_bundle(folder / "bundle", slices=slices), folder / "weights"
+        shutil.copy(bundle / WEIGHTS, beside)
+        super().__init__(
+            [
+                *("java", "-Djava.awt.headless=true", f"-Dconfigs={CONFIGS}"),
+                *(f"-Dversion={VERSION}", "-cp", classpath, "org.minicpmv.desktop.FakeHost"),
+                *(str(folder / "app"), str(bundle), str(beside), sys.executable, str(FAKE_ENGINE)),
+            ]
+        )
 
 
 class Web:

@@ -24,38 +24,16 @@ ORIGIN = "https://app.local/"
 _BRIDGE = "window.app = {send: (command) => { window.fromPage(command); }};"
 
 
-class Phone(Screen):
-    """The app's logic in its own process, connected to a page."""
+class PagePhone(Screen):
+    """The logic of an app in its own process, connected to a page."""
 
-    def __init__(
-        self,
-        page: Page,
-        classpath: str,
-        folder: Path,
-        bundle: Path,
-        engine: Sequence[str],
-        *,
-        beside: Path,
-        language: str = "en",
-        dark: bool = False,
-        insets: dict[str, int] | None = None,
-    ) -> None:
+    def __init__(self, page: Page, folder: Path, command: Sequence[str]) -> None:
+        """Args: page: of the browser. folder: for all that it keeps. command: of the process."""
         super().__init__(page)
         self._folder = folder
         self.asked: list[dict[str, Any]] = []  # the app's requests to the phone
         self._events: queue.Queue[dict[str, Any]] = queue.Queue()
         self._heard: list[str] = []  # names of the events that the page received
-        command = ["java", "-Djava.awt.headless=true", f"-Dlanguage={language}"]
-        command += [f"-Dconfigs={CONFIGS}"]
-        command += [] if insets is None else [f"-Dinsets={json.dumps(insets)}"]
-        command += [
-            f"-Ddark={str(dark).lower()}",
-            f"-Dversion={VERSION}",
-            "-cp",
-            classpath,
-            "org.minicpmv.desktop.FakeHost",
-        ]
-        command += [str(folder), str(bundle), str(beside), *engine]
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -108,7 +86,7 @@ class Phone(Screen):
         self.asked += [event for event in events if "host" in event]
         shown = [event for event in events if "host" not in event]
         if shown:
-            self.page.evaluate("events => events.forEach(e => window.receive(e))", shown)
+            self._deliver(shown)
             self._heard += [event["event"] for event in shown]
 
     def close(self) -> None:
@@ -118,6 +96,9 @@ class Phone(Screen):
         self._process.stdin.close()
         self._process.wait(60)
         self._reader.join()
+
+    def _deliver(self, events: list[dict[str, Any]]) -> None:
+        self.page.evaluate("events => events.forEach(e => window.receive(e))", events)
 
     def _send(self, command: str) -> None:
         assert self._process.stdin is not None
@@ -146,6 +127,36 @@ class Phone(Screen):
             route.fulfill(path=PAGE / path, headers=headers)
         else:
             route.fulfill(status=404)
+
+
+class Phone(PagePhone):
+    """The Android app's logic."""
+
+    def __init__(
+        self,
+        page: Page,
+        classpath: str,
+        folder: Path,
+        bundle: Path,
+        engine: Sequence[str],
+        *,
+        beside: Path,
+        language: str = "en",
+        dark: bool = False,
+        insets: dict[str, int] | None = None,
+    ) -> None:
+        command = ["java", "-Djava.awt.headless=true", f"-Dlanguage={language}"]
+        command += [f"-Dconfigs={CONFIGS}"]
+        command += [] if insets is None else [f"-Dinsets={json.dumps(insets)}"]
+        command += [
+            f"-Ddark={str(dark).lower()}",
+            f"-Dversion={VERSION}",
+            "-cp",
+            classpath,
+            "org.minicpmv.desktop.FakeHost",
+        ]
+        command += [str(folder), str(bundle), str(beside), *engine]
+        super().__init__(page, folder, command)
 
 
 def content_policy() -> str:

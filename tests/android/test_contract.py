@@ -12,7 +12,7 @@ import pytest
 
 from android.build.builder import PAGE
 from convert.checkpoint.config import CONFIGS
-from tests.android.contract_hosts import App, PageHost, Web
+from tests.android.contract_hosts import App, PageHost, ProcessHost, Web
 
 CONTRACT = Path(__file__).parent / "contract"
 EVENTS = json.loads((CONTRACT / "events.json").read_text("utf-8"))
@@ -123,7 +123,7 @@ class Play:
 
     def _is_silent(self) -> bool:
         """Tells whether the host does not say which commands it takes."""
-        return isinstance(self._host, App)
+        return isinstance(self._host, ProcessHost)
 
     def _send(self, step: dict[str, Any]) -> None:
         refused = step.get("refused", False)

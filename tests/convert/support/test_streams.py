@@ -113,6 +113,7 @@ COMMANDS = {{
     "chat": [PATH, "--prompt", PATH],
     "apk": [PATH, "-o", PATH + "2"],
     "aar": [PATH, "-o", PATH + "2"],
+    "harmony": [PATH, "-o", PATH + "2"],
     "sideload": [PATH],
     "bench": [PATH, "--json"],
     "eval": [PATH, "--benchmark", "mme", "--data", PATH],
