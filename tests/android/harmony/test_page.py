@@ -73,11 +73,18 @@ def test_tags_are_text(start: Callable[..., HarmonyPhone]) -> None:
     start().shows_tags_as_text()
 
 
-def test_the_first_start(start: Callable[..., HarmonyPhone]) -> None:
-    """It says how a PC pushes the weights, and how much space there is."""
-    shown = start(weights=False).page.inner_text("#start")
+def test_the_first_start(start: Callable[..., HarmonyPhone], tmp_path: Path) -> None:
+    """It says how a PC pushes the weights, and how much space there is; then they are imported."""
+    phone = start(weights=False)
+    shown = phone.page.inner_text("#start")
     assert "hdc file send -b org.minicpmv.app" in shown
     assert "Free space on this phone: 1.0 GiB" in shown
+    phone.choose(tmp_path / "bundle" / WEIGHTS)
+    phone.page.click("#start button.strong")
+    phone.ready()
+    phone.ask("hello")
+    phone.answered(1)
+    assert phone.turns() == ["hello", "1: hello"]
 
 
 def test_the_bridge_is_the_one_that_is_tested() -> None:
