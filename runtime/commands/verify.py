@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -106,8 +105,6 @@ def _add_reference_options(add: Callable[..., argparse.Action]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Verifies; returns 0 if all checks passed, 1 if one failed."""
-    # Read when PyTorch is loaded. Its idle threads would otherwise spin and slow the engine down.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from convert.support.console import Bars, results
     from runtime.verify.report.folder import PAGE
     from runtime.verify.report.table import print_report
