@@ -44,6 +44,7 @@ class ApkConfig:
     output: Path
     abi: tuple[str, ...] | None  # None: all that the bundle supports
     embed: bool
+    api: bool  # with a server for other apps
     key: Path | None  # None: the debug key
     key_alias: str | None
     key_pass: str | None
@@ -60,6 +61,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_abi(content)
     content.add_argument(
         "--embed", action="store_true", help="put the weights into the APK; for small models"
+    )
+    content.add_argument(
+        "--api",
+        action="store_true",
+        help="let other apps on the phone ask the model; needs the INTERNET permission",
     )
     add = parser.add_argument_group("signature").add_argument
     add("--key", metavar="FILE", type=Path, help="your keystore (default: a debug key)")
@@ -80,7 +86,8 @@ def run(args: argparse.Namespace) -> int:
 
     config = _parse(args)
     check_output(config.output, "APK", "chat.apk")
-    plan = plan_apk(Bundle.open(config.bundle), config.abi, embed=config.embed)
+    bundle = Bundle.open(config.bundle)
+    plan = plan_apk(bundle, config.abi, embed=config.embed, api=config.api)
     key = _key(config)
     password = ""
     if key.password == "stdin":

@@ -15,6 +15,8 @@ from pathlib import Path
 
 from packaging.version import Version
 
+from android.build.app_manifest import MANIFEST as APP_MANIFEST
+from android.build.app_manifest import app_manifest
 from android.build.notices import third_party_notices
 from android.build.phones import MIN_SDK, TARGET_SDK
 from android.build.signing import Key, sign
@@ -34,7 +36,7 @@ EMBED_LIMIT = 1 << 30  # bytes; some phones do not install larger APKs
 JAVA_LEVEL = "8"  # the newest level that dx supports
 _RELEASE = 100  # the end of a release's version code; development versions are below
 _DATE = (1981, 1, 1, 0, 0, 0)  # the date of every file in the APK
-_CONFIGS = ("setting_ranges.json",)  # that the app reads
+_CONFIGS = ("openai_fields.json", "setting_ranges.json")  # that the app reads
 _PAGE_SUFFIXES = {".html", ".css", ".js", ".svg", ".txt"}
 
 
@@ -49,6 +51,7 @@ class ApkPlan:
     bundle: Bundle
     abis: tuple[str, ...]
     embed: bool  # include the weights
+    api: bool = False  # the variant with a server for other apps
 
     def __post_init__(self) -> None:
         """Checks that the bundle has all engines, and that the weights can be embedded."""
@@ -65,7 +68,9 @@ class ApkPlan:
             )
 
 
-def plan_apk(bundle: Bundle, abis: Sequence[str] | None, *, embed: bool) -> ApkPlan:
+def plan_apk(
+    bundle: Bundle, abis: Sequence[str] | None, *, embed: bool, api: bool = False
+) -> ApkPlan:
     """Chooses the ABIs: the requested ones, or all that the bundle has engines for.
 
     Raises:
@@ -80,7 +85,7 @@ def plan_apk(bundle: Bundle, abis: Sequence[str] | None, *, embed: bool) -> ApkP
                 f"{', '.join(bundle.manifest.targets)}; convert again with --target "
                 f"{','.join([*bundle.manifest.targets, PHONE])}"
             )
-    return ApkPlan(bundle=bundle, abis=tuple(abis), embed=embed)
+    return ApkPlan(bundle=bundle, abis=tuple(abis), embed=embed, api=api)
 
 
 def build_apk(plan: ApkPlan, key: Key, output: Path, progress: Progress, *, password: str) -> None:
@@ -119,7 +124,7 @@ def build_unsigned(plan: ApkPlan, output: Path, progress: Progress) -> None:
     with scratch_folder() as scratch:
         classes, dexed = scratch / "classes", scratch / "classes.dex"
         progress("link resources", 0, 1)
-        link_resources(scratch)
+        link_resources(scratch, api=plan.api)
         progress("link resources", 1, 1)
         progress("compile Java", 0, 1)
         compile_java([APP / "java", scratch / "generated"], classes)
@@ -139,14 +144,19 @@ def build_unsigned(plan: ApkPlan, output: Path, progress: Progress) -> None:
         )
 
 
-def link_resources(folder: Path) -> None:
+def link_resources(folder: Path, *, api: bool = False) -> None:
     """Compiles manifest and resources: `resources.apk`, and Java with their ids in `generated`.
+
+    Args:
+        folder: gets them.
+        api: for the variant with a server.
 
     Raises:
         ToolError: aapt2 is missing, or does not accept them.
     """
     aapt2, compiled = program("aapt2"), folder / "resources.zip"
-    name = VERSION
+    name, manifest = VERSION, folder / APP_MANIFEST
+    manifest.write_text(app_manifest(APP, api=api), "utf-8")
     run(
         [aapt2, "compile", "--dir", str(APP / "res"), "-o", str(compiled)],
         "the app's resources do not compile",
@@ -159,7 +169,7 @@ def link_resources(folder: Path) -> None:
         "-o",
         str(folder / "resources.apk"),
     ]
-    command += ["--manifest", str(APP / "AndroidManifest.xml"), "--no-version-vectors"]
+    command += ["--manifest", str(manifest), "--no-version-vectors"]
     command += ["--min-sdk-version", str(MIN_SDK), "--target-sdk-version", str(TARGET_SDK)]
     command += ["--version-name", name, "--version-code", str(version_code(name))]
     command += ["--java", str(folder / "generated")]

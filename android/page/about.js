@@ -14,7 +14,8 @@ export function content(state) {
     make: () => {
       const list = make('dl', {});
       rows.forEach(([name, value]) => list.append(make('dt', {}, say(name)), make('dd', {}, value)));
-      const privacy = about.folder ? 'aboutPrivacyFolder' : 'aboutPrivacyText';
+      const own = state.can.includes('api') ? 'aboutPrivacyApi' : 'aboutPrivacyText';
+      const privacy = about.folder ? 'aboutPrivacyFolder' : own;
       return [list,
         make('h3', {}, say('aboutPrivacy')), make('p', {}, say(privacy, about)),
         make('h3', {}, say('aboutLicence')), make('p', {}, say('aboutLicenceText')),

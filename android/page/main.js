@@ -16,7 +16,7 @@ const STAGES = {
   load: 'loading', import: 'importing', verify: 'verifying', decode: 'decoding',
   encode: 'encoding', prefill: 'reading', selfcheck: 'checking',
 };
-const STOPPABLE = ['import', 'check', 'bench']; // an answer has its own stop button
+const STOPPABLE = ['import', 'check', 'bench', 'serve']; // an answer has its own stop button
 
 let state = null; // the latest from the host
 let progress = null; // the latest of the running job
@@ -181,7 +181,8 @@ function drawProgress() {
   const waits = state.answering && progress.kind !== 'answer';
   const stage = place === null
     ? say(STAGES[progress.stage] || 'working') : say('encodingImage', place);
-  const name = stage + (waits ? ' – ' + say('waiting') : '');
+  const whose = progress.kind === 'serve' ? say('serving') + ' – ' : '';
+  const name = whose + stage + (waits ? ' – ' + say('waiting') : '');
   const bar = find('progress').querySelector('progress');
   if (progress.total > 0) {
     bar.max = progress.total;

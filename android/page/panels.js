@@ -1,6 +1,7 @@
 // The dialogs over the chat. Each draws itself again only if what it shows has changed.
 
 import * as about from './about.js';
+import * as api from './api.js';
 import * as checks from './checks.js';
 import {fill, find} from './dom.js';
 import * as history from './history.js';
@@ -14,6 +15,7 @@ const CONTENTS = {
   settings: settings.content,
   check: checks.checkContent,
   bench: checks.benchContent,
+  api: api.content,
   about: about.content,
   shared: shared.content,
 };
@@ -27,6 +29,7 @@ export function start(send) {
   history.start(send, {closeAll, redraw});
   settings.start(send, {open});
   checks.start(send, {redraw});
+  api.start(send);
   shared.start(send, {redraw, open, closeAll});
   for (const name of Object.keys(CONTENTS)) {
     find(name).querySelector('.close').addEventListener('click', () => find(name).close());

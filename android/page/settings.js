@@ -94,6 +94,7 @@ function buttons(can) {
   return [make('div', {className: 'buttons'}, reset,
     can('check') ? opener('check') : null,
     can('bench') ? opener('bench') : null,
+    can('api') ? opener('api') : null,
     button(say('saveLog'), () => send('log')),
     opener('about'))];
 }

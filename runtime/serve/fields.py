@@ -5,52 +5,18 @@ A field is ignored only if it cannot change the answer; all others are refused.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from convert.checkpoint.config import CONFIGS
+from convert.support.strict_json import load_json
 from runtime.serve.errors import ApiError
 
+_TABLE = load_json(CONFIGS / "openai_fields.json")  # the app's API reads it, too
 # Ignored, whatever their value: they do not influence an answer.
-IGNORED = frozenset(
-    {
-        *("user", "metadata", "safety_identifier", "service_tier", "parallel_tool_calls"),
-        *("prompt_cache_key", "prompt_cache_options", "prompt_cache_retention", "prediction"),
-        *("stream_options.include_obfuscation",),
-    }
-)
+IGNORED = frozenset(_TABLE["ignored"])
 # Accepted if they ask for what this server does anyway; null and empty values always do.
-NEUTRAL: Mapping[str, tuple[Any, ...]] = {
-    "n": (1,),
-    "frequency_penalty": (0,),
-    "presence_penalty": (0,),
-    "logit_bias": (),
-    "response_format": ({"type": "text"},),
-    "modalities": (["text"],),
-    "audio": (),
-    "tools": (),
-    "tool_choice": ("none", "auto"),
-    "functions": (),
-    "function_call": ("none", "auto"),
-    "store": (False,),
-    "reasoning_effort": ("none",),
-    "verbosity": ("medium",),
-    "web_search_options": (),
-    "moderation": (),
-    # Of the older interface for completions, and of other servers.
-    "best_of": (1,),
-    "echo": (False,),
-    "suffix": (),
-    "min_p": (0,),
-    "typical_p": (1,),
-    "min_tokens": (0,),
-    "length_penalty": (1,),
-    "use_beam_search": (False,),
-    "ignore_eos": (False,),
-    "stop_token_ids": (),
-    "skip_special_tokens": (True,),
-    "mirostat": (0,),
-    "stream_options.continuous_usage_stats": (False,),
-}
+NEUTRAL: Mapping[str, Sequence[Any]] = _TABLE["neutral"]
 
 
 def check_names(given: Mapping[str, Any], ours: Collection[str], prefix: str = "") -> None:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
@@ -11,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from android.build.builder import APP, build_apk, compile_java, plan_apk
+from android.build.builder import build_apk, plan_apk
 from android.build.signing import Key, debug_key
-from android.build.tools import ToolError, package
 from convert.bundle.manifest import WEIGHTS, Bundle
 from convert.bundle.plan import Recipe, make_plan
 from convert.checkpoint.reader import Checkpoint
@@ -21,6 +19,7 @@ from convert.conversion.bundle_writer import write_bundle
 from tests.android.bundle import FAKE_ENGINE, fake_bundle
 from tests.engine.engines import build_host_engine
 from tests.support.conversions import conversion_of
+from tests.support.java import app_logic, need_java
 from tests.support.needs import need_compiler, need_host_engine
 from tests.support.once import once
 from tests.support.screen import SIZES
@@ -32,34 +31,18 @@ if TYPE_CHECKING:
 
     from tests.android.phone import Phone
 
-JAVA = Path(__file__).parent / "java"
 NPM = Path(__file__).parent / "npm"
 TOOLS = ("aapt2", "zipalign", "apksigner", "dexdump", "keytool", "qemu-aarch64-static")
 
 
 @pytest.fixture(scope="session")
 def java_tools() -> None:
-    for tool in ("javac", "java"):
-        if shutil.which(tool) is None:
-            pytest.skip(f"{tool} is not installed; Debian's default-jdk-headless has it")
-    try:
-        for name in ("android-all", "dalvik-dx", "junit", "hamcrest-core"):
-            package(name).fetch()
-    except ToolError as error:
-        pytest.skip(str(error))
+    need_java()
 
 
 @pytest.fixture(scope="session")
-def java_classpath(java_tools: None, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The compiled app logic and its tests; Android's jar provides org.json."""
-    junit = [package(name).fetch() for name in ("junit", "hamcrest-core")]
-    tests = [JAVA / "org" / "minicpmv" / part for part in ("core", "desktop")]
-    sources = [APP / "java" / "org" / "minicpmv" / "core", *tests]
-    made = once(
-        tmp_path_factory, "java", lambda folder: compile_java(sources, folder / "classes", *junit)
-    )
-    classes = made / "classes"
-    return os.pathsep.join(map(str, [classes, *junit, package("android-all").fetch()]))
+def java_classpath(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return app_logic(tmp_path_factory)
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,10 @@
 """An engine without a model; the question says what it should do.
 
 `die 3` exits with code 3, `signal 9` kills it with a signal, `garbage` sends invalid JSON, `slow`
-streams text until it is cancelled, `count` streams numbers, `refuse CODE` fails with an error;
-anything else is echoed. A file `forget-pictures` in the bundle makes it evict all pictures once; a
-file `wait` there makes it stop halfway through a picture until it is cancelled.
+streams text until it is cancelled, `count` streams numbers, `refuse CODE` fails with an error,
+`mistake` with one that is a bug, `options` is answered with how it was to be generated; anything
+else is echoed. A file `forget-pictures` in the bundle makes it evict all pictures once; a file
+`wait` there makes it stop halfway through a picture until it is cancelled.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def done(request: dict[str, Any], text: str, stop: str) -> None:
     statistics = {
         "prompt_tokens": len(request["messages"]),
         "reused_tokens": 0,
-        "generated_tokens": len(text),
+        "generated_tokens": 3,
         "prefill_tok_s": 100.0,
         "decode_tok_s": 10.0,
         "peak_rss_bytes": 1 << 20,
@@ -65,7 +66,14 @@ def speak(request: dict[str, Any], word: str) -> None:
     done(request, text, "cancelled")
 
 
-def chat(request: dict[str, Any], pictures: dict[str, str]) -> None:
+def options(request: dict[str, Any]) -> str:
+    names = ("max_new_tokens", "do_sample", "temperature", "top_k", "top_p", "repetition_penalty")
+    found = {name: request.get(name) for name in (*names, "seed", "stop", "top_logprobs")}
+    found["stop"] = tuple(found["stop"] or ())
+    return ", ".join(f"{name}={value!r}" for name, value in found.items())
+
+
+def chat(request: dict[str, Any], pictures: dict[str, str], window: int) -> None:
     number, last = request["id"], request["messages"][-1]["content"]
     word, _, rest = last.partition(" ")
     image = request.get("image")
@@ -73,7 +81,11 @@ def chat(request: dict[str, Any], pictures: dict[str, str]) -> None:
         say("error", number, code="unknown_picture", message=f"no picture {image}")
         return
     if word == "refuse":
-        say("error", number, code=rest, message="refused")
+        code = rest or "prompt_too_long"
+        say("error", number, code=code, message=f"refused: the window is {window}")
+        return
+    if word == "mistake":
+        say("error", number, code="internal", message="a secret of the engine's")
         return
     if word in ("die", "signal", "garbage"):
         say("text", number, text="half an ans")
@@ -88,6 +100,7 @@ def chat(request: dict[str, Any], pictures: dict[str, str]) -> None:
         speak(request, word)
         return
     seen = f" seeing {pictures[image]}" if image else ""
+    last = options(request) if last == "options" else last
     answer = f"{len(request['messages'])}: {last}{seen}"
     say("progress", number, stage="prefill", done=1, total=1)
     for piece in (answer[:3], answer[3:]):
@@ -122,16 +135,16 @@ def main() -> None:
     hello = {"protocol": 1, "version": "0", "target": "host", "program_id": "program", "cpu": "x"}
     print(json.dumps({"event": "hello", **hello, "threads": threads}), flush=True)
     pictures: dict[str, str] = {}
-    bundle, most = Path(), 0
+    bundle, most, window = Path(), 0, 0
     while (request := lines.get()) is not None:
         number, op = request["id"], request["op"]
         if op == "load":
-            bundle = Path(request["bundle"])
+            bundle, window = Path(request["bundle"]), request["window"]
             size = (bundle / "weights.safetensors").stat().st_size
             model = json.loads((bundle / "bundle.json").read_bytes()).get("model", {})
             most = model.get("max_slice_nums", 0)
             facts = {"image_tokens": 4, "max_slices": most, "weights_bytes": size}
-            say("done", number, **facts, window=request["window"])
+            say("done", number, **facts, window=window)
         elif op == "image":
             found = encode(request, most, (bundle / "wait").exists())
             if found is not None:
@@ -150,7 +163,7 @@ def main() -> None:
             if (bundle / "forget-pictures").exists():
                 (bundle / "forget-pictures").unlink()
                 pictures.clear()
-            chat(request, pictures)
+            chat(request, pictures, window)
         else:
             say("done", number)
         cancelled.clear()

@@ -144,10 +144,31 @@ class Phone(PagePhone):
         language: str = "en",
         dark: bool = False,
         insets: dict[str, int] | None = None,
+        api: int | None = None,
     ) -> None:
+        """Starts the app.
+
+        Args:
+            page: has not loaded anything yet.
+            classpath: of the app's logic and its tests.
+            folder: for all that the app keeps.
+            bundle: is packaged in the app.
+            engine: its command line.
+            beside: where a PC pushes the weights.
+            language: of the phone.
+            dark: the phone's theme.
+            insets: margins of the page that the system covers.
+            api: the app is the variant with a server, on this port; 0: any that is free.
+        """
         command = ["java", "-Djava.awt.headless=true", f"-Dlanguage={language}"]
         command += [f"-Dconfigs={CONFIGS}"]
         command += [] if insets is None else [f"-Dinsets={json.dumps(insets)}"]
+        if api is not None:
+            command.append("-Dapi=minicpm-v")
+            (folder / "files").mkdir(parents=True, exist_ok=True)
+            kept = folder / "files" / "api.json"
+            if not kept.exists():
+                kept.write_text(json.dumps({"port": api}))
         command += [
             f"-Ddark={str(dark).lower()}",
             f"-Dversion={VERSION}",

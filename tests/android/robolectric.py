@@ -13,6 +13,7 @@ import subprocess
 import zipfile
 from pathlib import Path
 
+from android.build.app_manifest import app_manifest
 from android.build.builder import APP, ApkPlan, assets, compile_java, link_resources
 from android.build.library import LIBRARY, build_aar
 from android.build.phones import MIN_SDK, TARGET_SDK
@@ -27,7 +28,10 @@ JAVA = Path(__file__).parent / "java"
 SAMPLE_APP = LIBRARY / "sample"
 SDKS = {26: "android-8", 34: "android-all"}  # Android versions, and the jars with their code
 SAMPLE = CONFIGS / "demo" / "sample.png"
-_CONFIG = "com/android/tools/test_config.properties"  # Robolectric looks for it on the class path
+CONFIG, API_CONFIG = "config", "config-api"
+_PROPERTIES = (
+    "com/android/tools/test_config.properties"  # Robolectric looks for it on the class path
+)
 
 
 def libraries() -> list[MavenPackage]:
@@ -38,21 +42,31 @@ def libraries() -> list[MavenPackage]:
 def build(bundle: Bundle, folder: Path) -> None:
     """Makes what `run` needs: the compiled app and tests, resources, assets, pictures, Android."""
     jars = _jars(folder / "libraries")
-    link_resources(folder)
-    plan = ApkPlan(bundle=bundle, abis=(), embed=False)
+    for config, api in ((CONFIG, False), (API_CONFIG, True)):
+        _install_app(bundle, folder / config, api=api)
+    sources = [APP / "java", folder / CONFIG / "generated", *_tests("app")]
+    compile_java(sources, folder / "classes", *jars)
+    _link_android(folder)
+    write_pictures(folder / "pictures")
+
+
+def _install_app(bundle: Bundle, folder: Path, *, api: bool) -> None:
+    """Writes a configuration of the app: its manifest, resources and assets."""
+    folder.mkdir()
+    link_resources(folder, api=api)
+    plan = ApkPlan(bundle=bundle, abis=(), embed=False, api=api)
     with zipfile.ZipFile(folder / "resources.apk", "a") as archive:
         for name, content in assets(plan):
             archive.writestr(name, content if isinstance(content, bytes) else content.read_bytes())
-    sources = [APP / "java", folder / "generated", *_tests("app")]
-    compile_java(sources, folder / "classes", *jars)
-    _install(folder, APP / "AndroidManifest.xml", "org.minicpmv.app")
-    write_pictures(folder / "pictures")
+    _install(folder, app_manifest(APP, api=api), "org.minicpmv.app")
 
 
 def build_sample(bundle: Bundle, folder: Path) -> None:
     """Makes what `run` needs for the sample app: the library as an AAR, the app built on it."""
     jars = _jars(folder / "libraries")
-    aar, resources = folder / "minicpmv.aar", folder / "resources.apk"
+    config = folder / CONFIG
+    config.mkdir()
+    aar, resources = folder / "minicpmv.aar", config / "resources.apk"
     build_aar(ApkPlan(bundle=bundle, abis=(), embed=False), aar, silent)
     classes = folder / "libraries" / "minicpmv.jar"
     android = str(package("android-all").fetch())
@@ -66,28 +80,41 @@ def build_sample(bundle: Bundle, folder: Path) -> None:
             if name.startswith("assets/"):
                 archive.writestr(name, library.read(name))
     compile_java([SAMPLE_APP / "java", *_tests("sample")], folder / "classes", classes, *jars)
-    _install(folder, manifest, "org.minicpmv.sample")
+    _install(config, manifest.read_text("utf-8"), "org.minicpmv.sample")
+    _link_android(folder)
 
 
 def _tests(name: str) -> list[Path]:
     return [JAVA / "org" / "minicpmv" / part for part in (name, "system")]
 
 
-def _install(folder: Path, manifest: Path, package_name: str) -> None:
-    """Tells Robolectric what is installed, and where Android is."""
-    config = folder / "config" / _CONFIG
-    config.parent.mkdir(parents=True)
-    config.write_text(
-        f"android_merged_manifest={_manifest(manifest, folder)}\n"
-        f"android_resource_apk={folder / 'resources.apk'}\n"
+def _install(config: Path, manifest: str, package_name: str) -> None:
+    """Writes a configuration: what is installed."""
+    properties = config / _PROPERTIES
+    properties.parent.mkdir(parents=True)
+    properties.write_text(
+        f"android_merged_manifest={_manifest(manifest, config)}\n"
+        f"android_resource_apk={config / 'resources.apk'}\n"
         f"android_custom_package={package_name}\n"
     )
+
+
+def _link_android(folder: Path) -> None:
+    """Tells Robolectric where Android is."""
     (folder / "android").mkdir()
     for jar in fetch([package(name) for name in SDKS.values()]):
         (folder / "android" / jar.name).symlink_to(jar)
 
 
-def run(folder: Path, bundle: Bundle, sdk: int, tests: list[str], **properties: str) -> str:
+def run(
+    folder: Path,
+    bundle: Bundle,
+    sdk: int,
+    tests: list[str],
+    *,
+    config: str = CONFIG,
+    **properties: str,
+) -> str:
     """Runs JUnit classes on one version of Android; returns the output of tests that pass.
 
     Args:
@@ -95,10 +122,11 @@ def run(folder: Path, bundle: Bundle, sdk: int, tests: list[str], **properties: 
         bundle: has the engine.
         sdk: the version.
         tests: the classes, below `org.minicpmv`.
+        config: what is installed; `API_CONFIG`: the variant with a server.
         properties: of Java, for the tests.
     """
     jars = [*sorted((folder / "libraries").glob("*.jar")), package("android-all").kept()]
-    classpath = [folder / "config", JAVA, folder / "classes", *jars]  # Android's jar comes last
+    classpath = [folder / config, JAVA, folder / "classes", *jars]  # Android's jar comes last
     temporary = folder / f"tmp-{sdk}"
     temporary.mkdir(exist_ok=True)
     command = ["java", "--add-opens", "java.base/java.io=ALL-UNNAMED"]
@@ -137,9 +165,8 @@ def _jars(folder: Path) -> list[Path]:
     return found
 
 
-def _manifest(manifest: Path, folder: Path) -> Path:
+def _manifest(text: str, folder: Path) -> Path:
     """Writes the manifest with the versions of Android that aapt2 puts into the APK's."""
-    text = manifest.read_text("utf-8")
     sdk = f'<uses-sdk android:minSdkVersion="{MIN_SDK}" android:targetSdkVersion="{TARGET_SDK}" />'
     merged = folder / "AndroidManifest.xml"
     merged.write_text(text.replace("<application", f"{sdk}\n  <application", 1), "utf-8")

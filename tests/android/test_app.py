@@ -16,6 +16,7 @@ TESTS = [
     *("NotificationTest", "LifeTest", "WorkTest", "BackTest", "ShareTest", "SpeechTest"),
     "PowerTest",
 ]
+API_TESTS = ["ApiTest"]  # of the variant with a server
 
 
 @pytest.fixture(scope="session")
@@ -31,4 +32,13 @@ def built(tools: None, demo: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.mark.parametrize("sdk", robolectric.SDKS)
 def test_on_android(built: Path, demo: Path, sdk: int) -> None:
     output = robolectric.run(built, Bundle.open(demo), sdk, [f"app.{name}" for name in TESTS])
+    assert "OK (" in output
+
+
+@pytest.mark.parametrize("sdk", robolectric.SDKS)
+def test_the_variant_with_a_server(built: Path, demo: Path, sdk: int) -> None:
+    config = robolectric.API_CONFIG
+    output = robolectric.run(
+        built, Bundle.open(demo), sdk, [f"app.{name}" for name in API_TESTS], config=config
+    )
     assert "OK (" in output

@@ -45,10 +45,12 @@ NEWER = {
     "android/os/PowerManager.addThermalStatusListener:"
     "(Landroid/os/PowerManager$OnThermalStatusChangedListener;)V": 29,
     "android/os/PowerManager.getCurrentThermalStatus:()I": 29,
+    "org/minicpmv/app/ApiService.startForeground:(ILandroid/app/Notification;I)V": 34,
     "org/minicpmv/app/WorkService.startForeground:(ILandroid/app/Notification;I)V": 29,
 }
 # Java packages that Android 8 also has. `javac --release 8` checks their contents.
 JAVA = {
+    "java/math",
     "java/io",
     "java/lang",
     "java/net",
@@ -93,10 +95,20 @@ def oldest(java_tools: None) -> Jar:
 def test_the_classes_are_those_that_the_manifest_names(
     dump: str, ours: dict[str, JavaClass]
 ) -> None:
-    for name in ("App", "MainActivity", "WorkService", "PhotoProvider", "Bridge", "PageClient"):
+    for name in (
+        "App",
+        "MainActivity",
+        "WorkService",
+        "ApiService",
+        "PhotoProvider",
+        "Bridge",
+        "PageClient",
+    ):
         assert f"org/minicpmv/app/{name}" in ours
     assert "invoke-custom" not in dump  # an instruction that Android 8 lacks
-    assert {name.rpartition("/")[0] for name in ours} == {"org/minicpmv/app", "org/minicpmv/core"}
+    assert {name.rpartition("/")[0] for name in ours} == {
+        f"org/minicpmv/{part}" for part in ("api", "app", "core")
+    }
 
 
 def test_what_is_called_exists(dump: str, ours: dict[str, JavaClass], newest: Jar) -> None:

@@ -54,6 +54,7 @@ _CHATS = {
         ),
     ),
 }
+PANELS = (("check", ".results"), ("bench", "dl"), ("about", "dl"), ("api", "dl"))
 _PICTURE_ID = "5d1fbb9e-6f5c-4c39-8a51-0f3b6d1f0c11"
 # Small targets that a finger can hit: what is neither hidden nor reached only by keys.
 _SMALL_TARGETS = """() => [...document.querySelectorAll('button, select, summary, textarea,'
@@ -99,6 +100,7 @@ def open_app(
             beside=tmp_path / "beside",
             language=language,
             dark=dark,
+            api=0,
         )
         opened.append(phone)
         phone.open()
@@ -199,14 +201,16 @@ def test_panels(open_app: Callable[..., Phone], check: Callable[[Phone, str], No
     page.click("#advanced summary")
     page.locator("#advanced").scroll_into_view_if_needed()
     check(phone, "advanced")
-    for panel, done in (("check", ".results"), ("bench", "dl"), ("about", "dl")):
+    for panel, done in PANELS:
         if not page.is_visible("#settings"):
             page.click("#open-settings")
         page.locator(f"#open-{panel}").click()
-        if panel != "about":
+        if panel == "api":
+            page.click("#api-on")
+        elif panel != "about":
             page.click(f"#{panel}Run")
         phone.until(f"document.querySelector('#{panel} {done}') !== null")
-        if panel != "about":
+        if panel in ("check", "bench"):
             phone.until(f"document.querySelector('#{panel}Run:enabled') !== null")
         check(phone, panel)
         page.click(f"#{panel} .close")

@@ -24,8 +24,23 @@ _SECONDS = 60
 class WebServer(Closing):
     """A server; a context manager that interrupts it."""
 
-    def __init__(self, command: Sequence[str], home: Path, log: BinaryIO | None = None) -> None:
-        """Args: home: holds chats, pictures and settings. log: for output larger than a pipe."""
+    def __init__(
+        self,
+        command: Sequence[str],
+        home: Path,
+        log: BinaryIO | None = None,
+        *,
+        key: str | None = None,
+    ) -> None:
+        """Starts it.
+
+        Args:
+            command: prints its address.
+            home: holds chats, pictures and settings.
+            log: for output larger than a pipe.
+            key: an API key that requests carry.
+        """
+        self.command, self.key = tuple(command), key
         self.folder = home / "minicpmv" / "web"
         self._process = subprocess.Popen(
             command,
@@ -85,6 +100,7 @@ class WebServer(Closing):
         """
         given: dict[str, str | None] = {"Host": f"{self.host}:{self.port}", "Origin": self.origin}
         given |= {} if body is None else {"Content-Length": str(len(body))}
+        given |= {} if self.key is None else {"Authorization": f"Bearer {self.key}"}
         given |= {"Content-Type": "application/json"} | dict(headers or {})
         connection = http.client.HTTPConnection(self.host, self.port, timeout=_SECONDS)
         whole = path if path.startswith("/") else self.root + path

@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -111,8 +112,8 @@ def test_what_lies_in_it(apk: Path, bundle: Bundle) -> None:
         names = set(archive.namelist())
         for path in PAGE.glob("*.js"):
             assert archive.read(f"assets/page/{path.name}") == path.read_bytes()
-        ranges = archive.read("assets/configs/setting_ranges.json")
-        assert ranges == (CONFIGS / "setting_ranges.json").read_bytes()
+        for name in ("setting_ranges.json", "openai_fields.json"):
+            assert archive.read(f"assets/configs/{name}") == (CONFIGS / name).read_bytes()
         notices = archive.read("assets/page/notices.txt").decode()
         assert "assets/bundle/weights.safetensors" not in names
         assert {"assets/bundle/bundle.json", "assets/bundle/tokenizer.model"} <= names
@@ -126,15 +127,7 @@ def test_what_lies_in_it(apk: Path, bundle: Bundle) -> None:
 def test_its_components_are_those_and_no_others(apk: Path) -> None:
     """Only the screen is open to other apps."""
     tree = _tree(apk, "AndroidManifest.xml")
-    found = {}
-    for part in re.split(r"\n\s+E: (?=\w)", tree):
-        kind = part.split(maxsplit=1)[0]
-        if kind in ("activity", "activity-alias", "service", "receiver", "provider"):
-            name = re.search(r':name\(\w+\)="([^"]+)"', part)
-            exported = re.search(r":exported\(\w+\)=(\w+)", part)
-            assert name is not None and exported is not None, part
-            found[kind, name[1]] = exported[1] == "true"
-    assert found == {
+    assert dict(_components(tree)) == {
         ("activity", ".MainActivity"): True,
         ("service", ".WorkService"): False,
         ("provider", ".PhotoProvider"): False,
@@ -146,6 +139,35 @@ def test_its_components_are_those_and_no_others(apk: Path) -> None:
         ["SEND", "SEND_MULTIPLE", "image/*"],
         ["VIEW", "image/*"],
     ]
+
+
+def test_the_variant_with_a_server(bundle: Bundle, apk: Path, key: Key, tmp_path: Path) -> None:
+    """It alone may open a port; besides, it has a service that no other app can start."""
+    variant = tmp_path / "api.apk"
+    build_apk(plan_apk(bundle, None, embed=False, api=True), key, variant, _quiet, password="")
+    ordinary, with_server = ApkInfo.read(apk), ApkInfo.read(variant)
+    assert set(with_server.permissions) - set(ordinary.permissions) == {
+        "android.permission.INTERNET",
+        "android.permission.FOREGROUND_SERVICE_SPECIAL_USE",
+    }
+    assert set(ordinary.permissions) < set(with_server.permissions)
+    services = dict(_components(_tree(variant, "AndroidManifest.xml")))
+    assert services.pop(("service", ".ApiService")) is False
+    assert services == dict(_components(_tree(apk, "AndroidManifest.xml")))
+    tree = _tree(variant, "AndroidManifest.xml")
+    assert re.search(r":foregroundServiceType\(\w+\)=0x40000000", tree)  # specialUse
+    assert "android.app.PROPERTY_SPECIAL_USE_FGS_SUBTYPE" in tree
+
+
+def _components(tree: str) -> Iterator[tuple[tuple[str, str], bool]]:
+    """Yields kind and name of each component, and whether other apps can start it."""
+    for part in re.split(r"\n\s+E: (?=\w)", tree):
+        kind = part.split(maxsplit=1)[0]
+        if kind in ("activity", "activity-alias", "service", "receiver", "provider"):
+            name = re.search(r':name\(\w+\)="([^"]+)"', part)
+            exported = re.search(r":exported\(\w+\)=(\w+)", part)
+            assert name is not None and exported is not None, part
+            yield (kind, name[1]), exported[1] == "true"
 
 
 def test_for_phones_and_emulators(apk: Path, bundle: Bundle, tmp_path: Path, key: Key) -> None:

@@ -8,21 +8,46 @@ import json
 import socket
 import sys
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import openai
 from PIL import Image
 
+from runtime.serve.app import BODY_LIMIT
+from runtime.serve.data_url import PICTURE_LIMIT
 from tests.support.serve_stand_in import NAME
 from tests.support.web import WebServer
 
 COMMAND = (sys.executable, "-m", "tests.support.serve_stand_in")
+PHONE = (sys.executable, "-m", "tests.support.phone_api")
+KEY = "a key that nobody knows"
 CHAT = "/v1/chat/completions"
 HELLO = [{"role": "user", "content": "hello"}]
 
 
-def client_of(server: WebServer, key: str = "none") -> openai.OpenAI:
-    return openai.OpenAI(base_url=server.address, api_key=key, max_retries=0, timeout=60)
+def client_of(server: WebServer, key: str | None = None) -> openai.OpenAI:
+    given = key or server.key or "none"
+    return openai.OpenAI(base_url=server.address, api_key=given, max_retries=0, timeout=60)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The most bytes that a server takes."""
+
+    body: int
+    picture: int
+
+
+def is_phone(server: WebServer) -> bool:
+    """Whether it is the app's API, not `serve`."""
+    return server.command[: len(PHONE)] == PHONE
+
+
+def limits_of(server: WebServer) -> Limits:
+    if is_phone(server):
+        return Limits(body=24 << 20, picture=16 << 20)
+    return Limits(body=BODY_LIMIT, picture=PICTURE_LIMIT)
 
 
 def ask(client: openai.OpenAI, content: Any, **more: Any) -> Any:
@@ -82,7 +107,8 @@ def connect(server: WebServer, data: bytes = b"") -> socket.socket:
 
 def head(server: WebServer, size: int) -> bytes:
     """Returns the head of a question whose body has so many bytes."""
+    key = "" if server.key is None else f"Authorization: Bearer {server.key}\r\n"
     return (
-        f"POST {CHAT} HTTP/1.1\r\nHost: {server.host}:{server.port}\r\n"
+        f"POST {CHAT} HTTP/1.1\r\nHost: {server.host}:{server.port}\r\n{key}"
         f"Content-Type: application/json\r\nContent-Length: {size}\r\n\r\n"
     ).encode()

@@ -1,4 +1,4 @@
-"""`serve` as OpenAI's client sees it: answers, streams, failures, disconnects, the queue."""
+"""`serve` and the app's API as OpenAI's client sees them: answers, failures, disconnects, queue."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import pytest
 
 from tests.runtime.serve.client import (
     CHAT,
-    COMMAND,
     HELLO,
     ask,
     client_of,
@@ -21,8 +20,11 @@ from tests.runtime.serve.client import (
     post,
     until_requests,
 )
+from tests.runtime.serve.conftest import Start
 from tests.support.serve_stand_in import NAME
 from tests.support.web import WebServer
+
+DEATH = "has ended|the engine was killed"
 
 
 def test_an_answer(client: openai.OpenAI) -> None:
@@ -81,11 +83,11 @@ def test_a_prompt_that_does_not_fit(client: openai.OpenAI, stream: bool) -> None
 
 
 def test_an_engine_that_dies(client: openai.OpenAI) -> None:
-    with pytest.raises(openai.InternalServerError, match="has ended") as caught:
+    with pytest.raises(openai.InternalServerError, match=DEATH) as caught:
         ask(client, "signal 9")
     assert (caught.value.status_code, caught.value.code) == (503, "engine_died")
     said = []
-    with pytest.raises(openai.APIError, match="has ended"):
+    with pytest.raises(openai.APIError, match=DEATH):
         for chunk in ask(client, "signal 9", stream=True):
             said.append(chunk.choices[0].delta.content)
     assert said == ["", "half an ans"]
@@ -124,7 +126,8 @@ def test_the_queue_has_an_end(server: WebServer, client: openai.OpenAI) -> None:
     body = json.dumps({"messages": HELLO}).encode()
     for _ in range(2):
         connection = http.client.HTTPConnection(server.host, server.port, timeout=60)
-        connection.request("POST", CHAT, body, {"Content-Type": "application/json"})
+        key = {"Authorization": f"Bearer {server.key}", "Content-Type": "application/json"}
+        connection.request("POST", CHAT, body, key)
         waiting.append(connection)
     until_requests(server, 3)
     with pytest.raises(openai.RateLimitError) as caught:
@@ -166,8 +169,8 @@ def test_json_that_is_not_strict(server: WebServer, more: str) -> None:
     assert (status, answer["error"]["code"]) == (400, "invalid_json")
 
 
-def test_ctrl_c_ends_what_is_under_way(tmp_path: Path) -> None:
-    with WebServer(COMMAND, tmp_path) as server:
+def test_the_end_of_the_server_ends_what_is_under_way(start: Start, tmp_path: Path) -> None:
+    with start(tmp_path) as server:
         stream = ask(client_of(server), "count", stream=True)
         next(stream)
         assert server.interrupt() == 0

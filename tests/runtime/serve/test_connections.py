@@ -9,6 +9,7 @@ import select
 import socket
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -17,34 +18,28 @@ from starlette.requests import Request
 
 from runtime.http import body, connections
 from runtime.http.connections import IDLE_SECONDS
-from runtime.serve.app import BODY_LIMIT
 from tests.runtime.serve.client import (
-    CHAT,
-    COMMAND,
     HELLO,
     ask,
     connect,
     head,
+    limits_of,
     post,
     requests_of,
     until_requests,
 )
+from tests.runtime.serve.conftest import Start
 from tests.support.web import STAND_IN, WebServer
 
 BODY = json.dumps({"messages": HELLO}).encode()
 LATE = IDLE_SECONDS + 60  # on a busy machine
 
 
-@pytest.fixture(params=["serve", "web"])
-def either(
-    request: pytest.FixtureRequest, server: WebServer, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[WebServer]:
-    """Both servers have the same connections."""
-    if request.param == "serve":
-        yield server
-    else:
-        with WebServer(STAND_IN, tmp_path_factory.mktemp("home")) as running:
-            yield running
+@pytest.fixture
+def web(tmp_path: Path) -> Iterator[WebServer]:
+    """`chat --web`, whose connections are those of `serve`."""
+    with WebServer(STAND_IN, tmp_path) as running:
+        yield running
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -84,21 +79,26 @@ def test_a_client_that_goes_within_its_request(server: WebServer) -> None:
     assert post(server, {"messages": HELLO})[0] == 200
 
 
-def test_who_says_nothing_is_dropped(either: WebServer) -> None:
+def test_who_says_nothing_is_dropped(server: WebServer) -> None:
+    check_silence(server, head(server, 1000))
+
+
+def test_who_says_nothing_to_the_page_is_dropped(web: WebServer) -> None:
+    own = f"Host: {web.host}:{web.port}\r\nOrigin: {web.origin}\r\n"
+    post_head = f"POST {web.root}command HTTP/1.1\r\n{own}Content-Type: application/json\r\n"
+    check_silence(web, f"{post_head}Content-Length: 1000\r\n\r\n".encode())
+
+
+def check_silence(server: WebServer, post_head: bytes) -> None:
     """Before a request, within its head, within its body, and one byte at a time."""
     start = time.monotonic()
-    own = f"Host: {either.host}:{either.port}\r\n"
-    post_head = f"POST {either.root}command HTTP/1.1\r\n{own}Origin: {either.origin}\r\n"
-    if either.root == "/v1":
-        post_head = f"POST {CHAT} HTTP/1.1\r\n{own}"
-    post_head += "Content-Type: application/json\r\nContent-Length: 1000\r\n\r\n"
     silent = [
-        connect(either),
-        connect(either, b"GET / HTTP/1.1\r\nHost: "),
-        connect(either, post_head.encode()),
-        connect(either, post_head.encode() + b"{"),
+        connect(server),
+        connect(server, b"GET / HTTP/1.1\r\nHost: "),
+        connect(server, post_head),
+        connect(server, post_head + b"{"),
     ]
-    drip = connect(either, b"GET / HTTP/1.1\r\nX: ")
+    drip = connect(server, b"GET / HTTP/1.1\r\nX: ")
     drip.settimeout(0.5)
     while not is_dropped(drip):  # it reads for half a second at a time
         assert time.monotonic() - start < LATE
@@ -141,19 +141,16 @@ def test_a_body_has_its_time(server: WebServer, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_body_that_is_too_large(server: WebServer) -> None:
-    connection = http.client.HTTPConnection(server.host, server.port, timeout=60)
-    connection.putrequest("POST", CHAT)
-    connection.putheader("Content-Type", "application/json")
-    connection.putheader("Content-Length", str(BODY_LIMIT + 1))
-    connection.endheaders()
-    answer = connection.getresponse()
-    assert (answer.status, json.loads(answer.read())["error"]["code"]) == (413, "request_too_large")
-    connection.close()
+    with connect(server, head(server, limits_of(server).body + 1)) as connection:
+        answer = http.client.HTTPResponse(connection)
+        answer.begin()
+        code = json.loads(answer.read())["error"]["code"]
+    assert (answer.status, code) == (413, "request_too_large")
 
 
 def test_bodies_have_a_limit_together(server: WebServer) -> None:
     """Each is smaller than what is taken, but they are many, and none comes to its end."""
-    size = BODY_LIMIT - 100
+    size = limits_of(server).body - 100
     sending = [connect(server, head(server, size)) for _ in range(5)]
     block = b" " * (1 << 20)
     for _ in range(size // len(block)):
@@ -184,12 +181,12 @@ def test_only_so_many_connections(server: WebServer, client: openai.OpenAI) -> N
     assert post(server, {"messages": HELLO})[0] == 200
 
 
-def test_a_client_that_reads_nothing_holds_no_place(tmp_path: Any) -> None:
+def test_a_client_that_reads_nothing_holds_no_place(start: Start, tmp_path: Path) -> None:
     """Its answer comes to its end; what it does not read waits for it alone."""
     question = json.dumps(
         {"messages": [{"role": "user", "content": "x" * 600_000}], "stream": True}
     ).encode()
-    with WebServer(COMMAND, tmp_path) as server:
+    with start(tmp_path) as server:
         deaf = connect(server, head(server, len(question)) + question)
         until_requests(server, 0)
         assert post(server, {"messages": HELLO})[0] == 200

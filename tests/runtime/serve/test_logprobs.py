@@ -12,12 +12,19 @@ from runtime.inputs.logprobs import StepLogprobs, TokenLogprob
 from runtime.inputs.prompt import Tokenizer
 from runtime.serve.answer import event
 from runtime.serve.logprobs import TokenTexts
-from tests.runtime.serve.client import HELLO, ask
+from tests.runtime.serve.client import HELLO, ask, is_phone
 from tests.support.serve_stand_in import NAME
 from tests.support.tiny import tokenizer_model
 from tests.support.web import WebServer
 
 
+@pytest.fixture
+def with_logprobs(server: WebServer) -> None:
+    if is_phone(server):
+        pytest.skip("the app has no logprobs")
+
+
+@pytest.mark.usefixtures("with_logprobs")
 def test_whole(client: openai.OpenAI) -> None:
     answer = ask(client, "hello", logprobs=True, top_logprobs=2)
     steps = answer.choices[0].logprobs.content
@@ -33,6 +40,7 @@ def test_whole(client: openai.OpenAI) -> None:
     assert [step.top_logprobs for step in alone] == [[]] * len(steps)
 
 
+@pytest.mark.usefixtures("with_logprobs")
 def test_a_stream_brings_them_with_their_text(client: openai.OpenAI) -> None:
     whole = ask(client, "hello", logprobs=True, top_logprobs=1).choices[0].logprobs.content
     chunks = list(ask(client, "hello", logprobs=True, top_logprobs=1, stream=True))
@@ -44,6 +52,7 @@ def test_a_stream_brings_them_with_their_text(client: openai.OpenAI) -> None:
     assert choices[-2].delta.content == "" and len(choices[-2].logprobs.content) == 1
 
 
+@pytest.mark.usefixtures("with_logprobs")
 def test_the_clients_own_helper_understands_the_stream(client: openai.OpenAI) -> None:
     messages: Any = HELLO
     with client.chat.completions.stream(
@@ -59,7 +68,9 @@ def test_the_clients_own_helper_understands_the_stream(client: openai.OpenAI) ->
 def test_the_asynchronous_client(server: WebServer) -> None:
     async def speak() -> tuple[str, str]:
         messages: Any = HELLO
-        async with openai.AsyncOpenAI(base_url=server.address, api_key="none") as client:
+        async with openai.AsyncOpenAI(
+            base_url=server.address, api_key=server.key or "none"
+        ) as client:
             whole = await client.chat.completions.create(model=NAME, messages=messages)
             stream = await client.chat.completions.create(
                 model=NAME, messages=messages, stream=True

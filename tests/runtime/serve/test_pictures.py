@@ -10,17 +10,17 @@ from typing import Any
 import openai
 import pytest
 
-from runtime.serve.data_url import PICTURE_LIMIT
 from tests.runtime.serve.client import (
-    COMMAND,
     ask,
     client_of,
     data_url,
     file_of,
+    limits_of,
     picture,
     post,
     said,
 )
+from tests.runtime.serve.conftest import Start
 from tests.support.serve_stand_in import NAME
 from tests.support.web import WebServer
 
@@ -115,7 +115,7 @@ def test_two_pictures_in_a_turn(server: WebServer) -> None:
 
 
 def test_a_picture_that_is_too_large(server: WebServer) -> None:
-    url = "data:image/png;base64," + "A" * (PICTURE_LIMIT * 4 // 3 + 100)
+    url = "data:image/png;base64," + "A" * (limits_of(server).picture * 4 // 3 + 100)
     status, answer = post(server, {"messages": asking(picture(url))})
     assert (status, answer["error"]["code"]) == (413, "picture_too_large")
 
@@ -135,9 +135,9 @@ def test_the_conversation_is_about_the_latest_picture(client: openai.OpenAI) -> 
 
 
 @pytest.fixture(scope="module")
-def cutting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebServer]:
+def cutting(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebServer]:
     """A server whose model cuts pictures."""
-    with WebServer((*COMMAND, "--slices"), tmp_path_factory.mktemp("home")) as running:
+    with start(tmp_path_factory.mktemp("home"), "--slices") as running:
         yield running
 
 

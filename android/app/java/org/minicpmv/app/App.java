@@ -1,11 +1,14 @@
 package org.minicpmv.app;
 
+import android.Manifest;
 import android.app.Application;
+import android.content.pm.PackageManager;
 import java.io.File;
 import java.io.IOException;
 import java.util.Arrays;
 import java.util.Collections;
 import java.util.List;
+import org.minicpmv.api.Api;
 import org.minicpmv.core.AppPaths;
 import org.minicpmv.core.Assistant;
 import org.minicpmv.core.Weights;
@@ -25,6 +28,10 @@ public final class App extends Application {
     host = new AndroidHost(this);
     try {
       assistant = new Assistant(host, paths());
+      if (hasApi()) {
+        File kept = new File(getFilesDir(), "api.json");
+        assistant.extend(new Api(assistant, host, new AndroidPlatform(this), kept));
+      }
     } catch (IOException e) {
       throw new IllegalStateException("the app's own folder cannot be used", e);
     }
@@ -45,6 +52,22 @@ public final class App extends Application {
 
   Assistant assistant() {
     return assistant;
+  }
+
+  /**
+   * Whether this is the variant of `minicpmv apk --api`: only it asks for the permission. Where the
+   * user has denied it, as some systems allow, starting the server fails and says so.
+   */
+  private boolean hasApi() {
+    try {
+      String[] asked =
+          getPackageManager()
+              .getPackageInfo(getPackageName(), PackageManager.GET_PERMISSIONS)
+              .requestedPermissions;
+      return asked != null && Arrays.asList(asked).contains(Manifest.permission.INTERNET);
+    } catch (PackageManager.NameNotFoundException e) {
+      throw new IllegalStateException("the app runs, so it is installed", e);
+    }
   }
 
   private AppPaths paths() {

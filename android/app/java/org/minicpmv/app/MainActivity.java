@@ -70,6 +70,7 @@ public final class MainActivity extends Activity {
     settings.setAllowFileAccess(false);
     settings.setAllowContentAccess(false);
     settings.setGeolocationEnabled(false);
+    settings.setBlockNetworkLoads(true);
     page.setBackgroundColor(Color.TRANSPARENT); // until the page is drawn, the window's
     page.setWebViewClient(new PageClient(app()));
     page.addJavascriptInterface(new Bridge(app()), "app");

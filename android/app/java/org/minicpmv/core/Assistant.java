@@ -33,7 +33,8 @@ public final class Assistant implements Closeable, ChatWorker.ChangeListener {
   private final ChatWorker worker;
   private final Object publishing = new Object(); // lock: events are published in order
   private final Draft draft; // the chat on the page, and the next question
-  private final List<JSONObject> offered = new ArrayList<>(); // shared pictures to choose from
+  private final OfferedPictures offered;
+  private volatile Extension extension; // null: this variant of the app has none
   private volatile JSONObject insets; // margins that the system covers; null: none
   private final List<JSONObject> unseen = new ArrayList<>(); // errors before the page's hello
   private boolean hasPage; // it has said hello; guarded by `unseen`
@@ -43,6 +44,7 @@ public final class Assistant implements Closeable, ChatWorker.ChangeListener {
   public Assistant(Host host, AppPaths paths) throws IOException {
     this.host = host;
     this.paths = paths;
+    offered = new OfferedPictures(host);
     FileTools.makeFolder(paths.files);
     FileTools.makeFolder(paths.cache);
     log = new Log(new File(paths.files, "log.txt"));
@@ -56,6 +58,27 @@ public final class Assistant implements Closeable, ChatWorker.ChangeListener {
     }
     worker = new ChatWorker(host, paths, log, chats, pictures, this);
     worker.prepare();
+  }
+
+  /** Adds what only this variant of the app has; {@link #close} closes it. */
+  public void extend(Extension added) {
+    extension = added;
+    publishState();
+  }
+
+  /** Answers another program, after what the user asked for. */
+  public void serve(ServedChat chat) {
+    worker.serve(chat);
+  }
+
+  /** Cancels an answer for another program. */
+  public void cancel(ServedChat chat) {
+    worker.cancel(chat);
+  }
+
+  /** Returns the user's settings; null while the app is starting. */
+  public Settings settings() {
+    return worker.settings();
   }
 
   /** Handles a command of the page; anything else is logged and ignored. */
@@ -85,11 +108,8 @@ public final class Assistant implements Closeable, ChatWorker.ChangeListener {
    */
   public void offerPicture(InputStream source) {
     try {
-      JSONObject picture = pictures.add(source);
-      synchronized (offered) {
-        offered.add(picture);
-      }
-      publishOffered();
+      offered.add(pictures.add(source));
+      offered.publish();
     } catch (EngineException e) {
       fail(e);
     }
@@ -161,6 +181,10 @@ public final class Assistant implements Closeable, ChatWorker.ChangeListener {
   /** Reloads the engine: the app is visible again. */
   public void foreground() {
     worker.reload();
+    Extension added = extension;
+    if (added != null) {
+      added.foreground();
+    }
     onChange();
   }
 
@@ -180,6 +204,10 @@ public final class Assistant implements Closeable, ChatWorker.ChangeListener {
   /** Stops all work and the engine. */
   @Override
   public void close() {
+    Extension added = extension;
+    if (added != null) {
+      added.close();
+    }
     worker.close();
   }
 
@@ -203,7 +231,7 @@ public final class Assistant implements Closeable, ChatWorker.ChangeListener {
         host.toPage(Json.object("event", "found", "text", wanted, "chats", found));
         break;
       case "draft":
-        draft.setText(unicode(command.optString("text")));
+        draft.setText(Json.unicode(command.optString("text")));
         break;
       case "send":
         send(command);
@@ -260,7 +288,11 @@ public final class Assistant implements Closeable, ChatWorker.ChangeListener {
         host.leave();
         break;
       default:
-        throw new IllegalArgumentException("unknown command " + name);
+        Extension added = extension;
+        if (added == null || !added.name().equals(name)) {
+          throw new IllegalArgumentException("unknown command " + name);
+        }
+        added.receive(command);
     }
   }
 
@@ -280,7 +312,7 @@ public final class Assistant implements Closeable, ChatWorker.ChangeListener {
     if (!draft.text().isEmpty()) {
       host.toPage(Json.object("event", "draft", "text", draft.text()));
     }
-    publishOffered();
+    offered.publish();
     synchronized (unseen) {
       hasPage = true;
       for (JSONObject error : unseen) {
@@ -297,42 +329,19 @@ public final class Assistant implements Closeable, ChatWorker.ChangeListener {
 
   /** Chooses one of the shared pictures; null discards them all. */
   private void pick(String id) {
-    JSONObject chosen = null;
-    synchronized (offered) {
-      for (JSONObject picture : offered) {
-        chosen = picture.optString("id").equals(id) ? picture : chosen;
-      }
-      offered.clear(); // the others' files go at the next start
-    }
+    JSONObject chosen = offered.pick(id);
     if (chosen != null) {
       choose(chosen);
-    }
-  }
-
-  private void publishOffered() {
-    synchronized (offered) {
-      if (!offered.isEmpty()) {
-        host.toPage(Json.object("event", "shared", "pictures", new JSONArray(offered)));
-      }
     }
   }
 
   private void rename(String id, String title) throws EngineException {
     Chat chat = chats.get(id);
     if (chat != null) {
-      chat.rename(unicode(title));
+      chat.rename(Json.unicode(title));
       onChange();
       chats.save(chat);
     }
-  }
-
-  /** Returns a text that can be saved, or throws. */
-  private static String unicode(String text) throws EngineException {
-    if (!Json.isUnicode(text)) {
-      throw new EngineException(
-          EngineException.INVALID_TEXT, "the text contains half of a UTF-16 pair; remove it");
-    }
-    return text;
   }
 
   private static byte[] decoded(String base64) throws EngineException {
@@ -364,7 +373,7 @@ public final class Assistant implements Closeable, ChatWorker.ChangeListener {
     if (text.isEmpty()) {
       return;
     }
-    unicode(text); // before anything changes
+    Json.unicode(text); // before anything changes
     if (worker.answering() != null) {
       throw new EngineException(EngineException.BUSY, "another answer is running");
     }
@@ -463,16 +472,25 @@ public final class Assistant implements Closeable, ChatWorker.ChangeListener {
     Json.put(state, "places", where);
     List<String> can = new ArrayList<>(ABILITIES);
     can.addAll(host.abilities());
+    Extension added = extension;
+    if (added != null) {
+      can.add(added.name());
+      Json.put(state, added.name(), added.state());
+    }
     Json.put(state, "can", new JSONArray(can));
     Json.put(state, "speaking", speaking);
     Json.put(state, "insets", insets);
     return state;
   }
 
-  /** Returns the contents of a bug report: state and log, without chats and pictures. */
+  /** Returns the contents of a bug report: state and log, without chats, pictures and secrets. */
   private String report() {
     JSONObject state = state();
     state.remove("ranges");
+    Extension added = extension;
+    if (added != null) {
+      state.remove(added.name()); // it holds the token
+    }
     return state + "\n\n" + log.text();
   }
 }

@@ -3,6 +3,8 @@ package org.minicpmv.core;
 import java.io.Closeable;
 import java.io.IOException;
 import java.io.InputStream;
+import java.util.ArrayDeque;
+import java.util.Deque;
 import java.util.concurrent.ExecutorService;
 import java.util.concurrent.Executors;
 import java.util.concurrent.TimeUnit;
@@ -33,6 +35,7 @@ final class ChatWorker implements Closeable, LoadedModel.VerificationListener {
 
   private Job job; // the running job; null: none
   private Job waiting; // an answer that waits for the running job; null: none
+  private final Deque<ServeTask> served = new ArrayDeque<>(); // they wait for the user's jobs
 
   ChatWorker(
       Host host,
@@ -58,6 +61,31 @@ final class ChatWorker implements Closeable, LoadedModel.VerificationListener {
   /** Answers a chat's last question. */
   void answer(Chat chat) {
     begin(new AnswerTask(chat));
+  }
+
+  /** Answers another program once no other job is running; the user's jobs come first. */
+  void serve(ServedChat chat) {
+    ServeTask task = new ServeTask(chat);
+    synchronized (this) {
+      if (job != null) {
+        served.add(task);
+        return;
+      }
+      job = task.job;
+      worker.execute(task);
+    }
+    changes.onChange();
+  }
+
+  /** Cancels an answer for another program, in progress or not. */
+  void cancel(ServedChat chat) {
+    chat.cancel.cancel();
+    synchronized (this) {
+      if (job == null || job.cancel != chat.cancel) {
+        return;
+      }
+    }
+    model.cancel();
   }
 
   /** Copies weights into the app, and closes the source. */
@@ -143,6 +171,12 @@ final class ChatWorker implements Closeable, LoadedModel.VerificationListener {
   @Override
   public void close() {
     model.end();
+    synchronized (this) {
+      for (ServeTask task : served) {
+        task.report(new EngineException(EngineException.CANCELLED, "the app ends"));
+      }
+      served.clear();
+    }
     stop();
     worker.execute(new UnloadTask());
     worker.shutdown();
@@ -170,6 +204,16 @@ final class ChatWorker implements Closeable, LoadedModel.VerificationListener {
     return true;
   }
 
+  /** Begins the next answer for another program; returns whether there is one. Needs the lock. */
+  private boolean beginServed() {
+    ServeTask next = served.poll();
+    if (next != null) {
+      job = next.job;
+      worker.execute(next);
+    }
+    return next != null;
+  }
+
   private void fail(EngineException e, String chat) {
     log.add(e.code() + ": " + e.getMessage());
     if (!e.code().equals(EngineException.CANCELLED)) {
@@ -188,7 +232,7 @@ final class ChatWorker implements Closeable, LoadedModel.VerificationListener {
   }
 
   /** Forwards the engine's events to the page. */
-  private final class JobListener implements Engine.Listener {
+  private class JobListener implements Engine.Listener {
     private final Job running;
 
     JobListener(Job running) {
@@ -236,6 +280,10 @@ final class ChatWorker implements Closeable, LoadedModel.VerificationListener {
 
     abstract void perform() throws EngineException;
 
+    void report(EngineException e) {
+      fail(e, job.chat);
+    }
+
     @Override
     public void run() {
       synchronized (ChatWorker.this) {
@@ -251,14 +299,14 @@ final class ChatWorker implements Closeable, LoadedModel.VerificationListener {
           worker.execute(new LoadTask());
           goesOn = true;
         }
-        fail(e, job.chat);
+        report(e);
       } catch (RuntimeException e) {
         log.add("internal error: " + where(e));
-        fail(new EngineException(EngineException.INTERNAL, String.valueOf(e), e), job.chat);
+        report(new EngineException(EngineException.INTERNAL, String.valueOf(e), e));
       } finally {
         synchronized (ChatWorker.this) {
           ChatWorker.this.job = null;
-          goesOn |= waiting != null;
+          goesOn = goesOn || waiting != null || beginServed();
         }
         if (!goesOn) { // stay busy: an app in the background could not become busy again
           host.setBusy(false);
@@ -356,6 +404,43 @@ final class ChatWorker implements Closeable, LoadedModel.VerificationListener {
           chats.save(chat);
         }
       }
+    }
+  }
+
+  private final class ServeTask extends Task {
+    private final ServedChat chat;
+
+    ServeTask(ServedChat chat) {
+      super(new Job(Job.SERVE, null, chat.cancel));
+      this.chat = chat;
+    }
+
+    @Override
+    void perform() throws EngineException {
+      JobListener listener =
+          new JobListener(job) {
+            @Override
+            public void onText(String text) {
+              chat.onText(text);
+              super.onText(text);
+            }
+          };
+      JSONObject line;
+      try {
+        job.cancel.check();
+        model.load(listener);
+        line = model.manager().chat(chat, host.decoder(), settings(), listener);
+      } catch (OutOfMemoryError e) { // the request's picture
+        throw FileTools.failure(EngineException.OUT_OF_MEMORY, "", e);
+      }
+      chat.onDone(line);
+    }
+
+    /** Tells the other program, not the page. */
+    @Override
+    void report(EngineException e) {
+      log.add(job.kind + ": " + e.code() + ": " + e.getMessage());
+      chat.onFailed(e);
     }
   }
 

@@ -1,6 +1,8 @@
 package org.minicpmv.core;
 
 import java.io.File;
+import java.io.IOException;
+import java.nio.file.Files;
 import java.util.Iterator;
 import java.util.HashMap;
 import java.util.List;
@@ -17,6 +19,8 @@ import org.minicpmv.core.Protocol.Op;
  */
 final class EngineManager {
   private static final long TIMEOUT_SECONDS = 600; // a slow phone takes minutes for a picture
+
+  private static final String PIXELS = "picture.pixels";
 
   private final List<String> command;
   private final File bundle;
@@ -128,6 +132,19 @@ final class EngineManager {
     }
   }
 
+  /** Answers another program. Its picture leaves no file behind. */
+  JSONObject chat(
+      ServedChat served, PictureDecoder decoder, Settings settings, Engine.Listener listener)
+      throws EngineException {
+    String name = null;
+    if (served.picture != null) {
+      int most = Math.min(served.overviewOnly ? 1 : settings.maxSlices(), mostSlices());
+      name = encode(served.picture, most, decoder, listener, served.cancel);
+    }
+    served.cancel.check();
+    return request(Op.CHAT, chatFields(served.messages, name, served.options), listener);
+  }
+
   /** Cancels the running request. */
   void cancel() {
     Engine running = engine;
@@ -183,6 +200,28 @@ final class EngineManager {
     return request(Op.IMAGE, fields, listener);
   }
 
+  private String encode(
+      byte[] picture,
+      int maxSlices,
+      PictureDecoder decoder,
+      Engine.Listener listener,
+      CancelToken cancel)
+      throws EngineException {
+    File file = new File(cache, "served.picture");
+    File pixels = new File(cache, PIXELS);
+    try {
+      Files.write(file.toPath(), picture);
+      Pictures.decode(decoder, file, pixels, listener, cancel);
+      cancel.check();
+      return encode(pixels, maxSlices, listener).optString(Field.IMAGE);
+    } catch (IOException e) {
+      throw FileTools.failure(EngineException.FILE_ERROR, "the picture cannot be kept", e);
+    } finally {
+      file.delete();
+      pixels.delete();
+    }
+  }
+
   /** Returns the most slices that the model cuts a picture into; 0: it cuts none. */
   int mostSlices() {
     return loaded.optInt(Field.MAX_SLICES);
@@ -200,7 +239,7 @@ final class EngineManager {
     File embeddings = pictures.embeddings(picture, maxSlices);
     String name = restore(embeddings, listener);
     if (name == null) {
-      File pixels = new File(cache, "picture.pixels");
+      File pixels = new File(cache, PIXELS);
       try {
         pictures.pixels(picture, pixels, listener, cancel);
         cancel.check();

@@ -12,7 +12,7 @@ import java.nio.file.Path;
 import java.nio.file.StandardCopyOption;
 
 /** Atomic file writes and related helpers. */
-final class FileTools {
+public final class FileTools {
   private static final String[] FULL = {"ENOSPC", "No space left", "EDQUOT", "quota exceeded"};
 
   private static final String PARTIAL = ".partial";
@@ -25,7 +25,7 @@ final class FileTools {
     return file.getName().endsWith(PARTIAL);
   }
 
-  static void write(File file, String text) throws IOException {
+  public static void write(File file, String text) throws IOException {
     write(file, text.getBytes(StandardCharsets.UTF_8));
   }
 
@@ -45,7 +45,7 @@ final class FileTools {
    * @param otherCode the code if neither storage nor memory is exhausted
    * @param what what failed; empty if the cause says enough
    */
-  static EngineException failure(String otherCode, String what, Throwable cause) {
+  public static EngineException failure(String otherCode, String what, Throwable cause) {
     String begin = what.isEmpty() ? "" : what + ": ";
     for (Throwable e = cause; e != null; e = e.getCause()) {
       String message = String.valueOf(e.getMessage());
@@ -67,7 +67,7 @@ final class FileTools {
    *
    * @throws IOException if it cannot be read, is not a file, or is not UTF-8
    */
-  static String read(File file) throws IOException {
+  public static String read(File file) throws IOException {
     if (file.exists() && !file.isFile()) { // reading a pipe would block
       throw new IOException(file + ": not a file");
     }
@@ -76,7 +76,7 @@ final class FileTools {
   }
 
   /** Reads a stream to its end. */
-  static byte[] read(InputStream source) throws IOException {
+  public static byte[] read(InputStream source) throws IOException {
     ByteArrayOutputStream content = new ByteArrayOutputStream();
     byte[] block = new byte[BLOCK];
     for (int count; (count = source.read(block)) >= 0; ) {

@@ -10,12 +10,13 @@ final class Job {
   static final String IMPORT = "import";
   static final String CHECK = "check";
   static final String BENCH = "bench";
+  static final String SERVE = "serve"; // answers another program
   static final String VERIFY = "verify";
   static final String UNLOAD = "rest"; // stops the engine to free its memory
 
   final String kind;
   final String chat; // an answer's chat; else null
-  final CancelToken cancel = new CancelToken();
+  final CancelToken cancel;
   private final StringBuilder text = new StringBuilder();
   private String stage = "";
   private long done;
@@ -24,8 +25,13 @@ final class Job {
   private final Rate rate = new Rate();
 
   Job(String kind, String chat) {
+    this(kind, chat, new CancelToken());
+  }
+
+  Job(String kind, String chat, CancelToken cancel) {
     this.kind = kind;
     this.chat = chat;
+    this.cancel = cancel;
   }
 
   synchronized void advance(String newStage, long newDone, long newTotal, JSONArray newGrid) {

@@ -63,6 +63,15 @@ public final class Json {
     return StandardCharsets.UTF_8.newEncoder().canEncode(text);
   }
 
+  /** Returns a text that can be saved, or throws. */
+  static String unicode(String text) throws EngineException {
+    if (!isUnicode(text)) {
+      throw new EngineException(
+          EngineException.INVALID_TEXT, "the text contains half of a UTF-16 pair; remove it");
+    }
+    return text;
+  }
+
   /** Returns the objects in an array; other values are skipped. */
   public static List<JSONObject> objects(JSONArray array) {
     List<JSONObject> objects = new ArrayList<>();

@@ -64,8 +64,16 @@ public final class Pictures {
   /** Decodes a picture to the engine's file format. */
   public void pixels(String id, File output, Progress progress, CancelToken cancel)
       throws EngineException {
+    decode(decoder, original(id), output, progress, cancel);
+  }
+
+  /** Decodes a picture's file to the engine's file format. */
+  static void decode(
+      PictureDecoder decoder, File file, File output, Progress progress, CancelToken cancel)
+      throws EngineException {
     try {
-      decoder.pixels(open(original(id)), output, progress, cancel);
+      PictureFile picture = PictureFile.open(file, decoder.decodesHeic());
+      decoder.pixels(picture, output, progress, cancel);
     } catch (IOException | RuntimeException | OutOfMemoryError e) {
       throw FileTools.failure(
           EngineException.INVALID_PICTURE, "the picture cannot be decoded", e);

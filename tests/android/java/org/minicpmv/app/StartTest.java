@@ -34,6 +34,12 @@ public class StartTest {
   }
 
   @Test
+  public void theOrdinaryAppHasNoServer() throws Exception {
+    phone.open();
+    assertFalse(phone.awaitAbilities().contains("api"));
+  }
+
+  @Test
   public void theModelAnswers() throws Exception {
     phone.ready();
     phone.say("do", "send", "text", "hello");

@@ -13,6 +13,8 @@ import java.util.Collections;
 import java.util.List;
 import org.json.JSONException;
 import org.json.JSONObject;
+import org.minicpmv.api.Api;
+import org.minicpmv.api.Platform;
 import org.minicpmv.core.AppPaths;
 import org.minicpmv.core.Assistant;
 import org.minicpmv.core.Host;
@@ -26,9 +28,13 @@ import org.minicpmv.core.PictureDecoder;
  * and the engine's command line. A line of stdin is a command of the page or, with `host`, the
  * user's next choice: a `path`, or with `offer` one of several pictures that come at once, or
  * `foreground`: the user returns to the app. A line of stdout is an event or, with
- * `host`, a request of the app to the phone.
+ * `host`, a request of the app to the phone. With the property `api`, the name of its model, the app
+ * is the variant with a server.
  */
-public final class FakeHost implements Host {
+public final class FakeHost implements Host, Platform {
+  private static final int WAITING = 2; // as `tests/support/serve_stand_in.py`
+
+
   private final File bundle;
   private final String language = System.getProperty("language", "en");
   private final boolean isDark = Boolean.getBoolean("dark");
@@ -49,6 +55,13 @@ public final class FakeHost implements Host {
             new File(folder, "cache"),
             Collections.singletonList(new File(arguments[2])));
     host.assistant = new Assistant(host, paths);
+    String model = System.getProperty("api");
+    if (model != null) {
+      File kept = new File(paths.files, "api.json");
+      Api api = new Api(host.assistant, host, host, kept, model, WAITING);
+      host.assistant.extend(api);
+      api.foreground();
+    }
     String insets = System.getProperty("insets");
     if (insets != null) {
       host.assistant.setInsets(new JSONObject(insets));
@@ -97,6 +110,14 @@ public final class FakeHost implements Host {
   public void setBusy(boolean busy) {
     write(asked("working", "busy", busy));
   }
+
+  @Override
+  public void setServing(boolean isServing) {
+    write(asked("serving", "on", isServing));
+  }
+
+  @Override
+  public void setAwake(boolean isAwake) {}
 
   @Override
   public void prepareBackground() {}
