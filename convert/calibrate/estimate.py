@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 
 from convert.bundle.plan import Plan, PlannedTensor
+from convert.calibrate.calibration import HEAD_SAMPLES
 from convert.calibrate.layer import STAGES
 from convert.calibrate.samples import TokenizedSample
 from convert.checkpoint.config import ModelConfig
@@ -53,24 +54,25 @@ def count_operations(config: ModelConfig, plan: Plan, samples: Sequence[Tokenize
     total = _of_pictures(config, plan, samples)
     layers = [t for t in plan.tensors if t.name.startswith("llm.layers.") and len(t.rule.shape) > 1]
     ends = [t for t in plan.tensors if t.name in ("llm.embed", "llm.head") and t.format == "q4"]
-    forward = _of_product() * sum(2.0 * tensor.parameters * tokens for tensor in layers)
+    forward = sum(2.0 * tensor.parameters * tokens for tensor in layers)
     total += forward * (2 if method.compensate else 1)
     if not method.compensate:
         return total + sum(_ROUNDING * t.parameters for t in layers if t.format == "q4")
     total += sum(_of_compensation(t, tokens) for t in layers if t.format == "q4")
     tied = all(tensor.name != "llm.head" for tensor in plan.tensors)
     if tied and ends:
-        total += forward  # of the full-precision model, for the head's inputs
+        total += forward / HEAD_SAMPLES  # for the head's inputs
     if tied or len(ends) > 1:
-        total += sum(_of_compensation(t, tokens) for t in ends[-1:])
+        some = tokens / HEAD_SAMPLES if tied else tokens
+        total += sum(_of_compensation(t, some) for t in ends[-1:])
     return total
 
 
-def _of_compensation(tensor: PlannedTensor, tokens: int) -> float:
+def _of_compensation(tensor: PlannedTensor, tokens: float) -> float:
     """Counts what GPTQ does for a linear (N, K)."""
     n, k = tensor.rule.shape
     adds = tensor.name.rpartition(".")[2] in _ADDING  # so that what its output lacks is summed up
-    lacking = (2.0 + 2.0 * _of_product()) * n * k
+    lacking = (2.0 + 2.0 * (_SHORT if has_fast_bfloat16() else 1.0)) * n * k
     total = (_POWER * k**2 + lacking if adds else _SUMS * k**2) * tokens
     total += _FACTORS * k**3
     for rows in (n, *(min(n, SAMPLED_ROWS) for _ in DAMPINGS)):
@@ -80,10 +82,6 @@ def _of_compensation(tensor: PlannedTensor, tokens: int) -> float:
             correction = _SOLVING * min(rows, k) * k**2 + 2.0 * rows * k**2
         total += correction + rows * k * (k + _ROUNDING)
     return total
-
-
-def _of_product() -> float:
-    return _SHORT if has_fast_bfloat16() else 1.0
 
 
 def _of_pictures(config: ModelConfig, plan: Plan, samples: Sequence[TokenizedSample]) -> float:

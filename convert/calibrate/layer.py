@@ -13,7 +13,6 @@ from convert.calibrate.store import Stream
 from quantize.awq import choose_factors
 from quantize.fast import nearest_codes, search_scales
 from quantize.int8 import INT8_GROUP
-from quantize.products import product, shorten
 from quantize.schemes import GroupScheme
 from runtime.reference.arithmetic import round_to_int8
 from runtime.reference.decoder import DecoderLayer, RMSNorm
@@ -49,10 +48,7 @@ class LayerWalk:
         """Args: layer: is modified. stream: each sample's hidden states (L, D)."""
         self._layer, self.stream = layer, stream
         # Attention and MLP stop before their last linear, which `advance` runs.
-        self._last: dict[str, _Linear] = {}
-        for stage in STAGES:
-            weights = [layer.get_submodule(name).get_parameter("weight") for name in stage.linears]
-            self._set(stage, weights)
+        self._last = {"o": layer.self_attn.o_proj, "down": layer.mlp.down_proj}
         layer.self_attn.o_proj = nn.Identity()  # type: ignore[assignment]
         layer.mlp.down_proj = nn.Identity()  # type: ignore[assignment]
         self._stage = 0
@@ -70,15 +66,13 @@ class LayerWalk:
             weight: the weights with the rounding of their stored form.
         """
         sizes = [len(linear.weight) for linear in map(self._linear, stage.linears)]
-        self._set(stage, torch.split(weight, sizes))
-
-    def _set(self, stage: LinearGroup, weights: Sequence[Tensor]) -> None:
-        for name, weight in zip(stage.linears, weights, strict=True):
-            if stage.adds:
-                self._last[name] = _Linear(weight)
+        for name, rows in zip(stage.linears, torch.split(weight, sizes), strict=True):
+            linear = _linear_of(rows)
+            if stage.name in self._last:
+                self._last[stage.name] = linear
             else:
                 parent, _, child = name.rpartition(".")
-                setattr(self._layer.get_submodule(parent), child, _Linear(weight))
+                setattr(self._layer.get_submodule(parent), child, linear)
 
     def behind(self, other: LayerWalk) -> Stream:
         """Returns what another walk's hidden states lack to this one's: (L, D) for each sample.
@@ -94,17 +88,16 @@ class LayerWalk:
 
     def advance(self) -> None:
         """Runs this stage's linears, and everything up to the inputs of the next stage."""
-        layer, stage = self._layer, STAGES[self._stage]
-        if stage.name == "qkv":
+        layer, stage = self._layer, STAGES[self._stage].name
+        if stage == "qkv":
             self.inputs = self._attend()
-        elif stage.name == "gate_up":
+        elif stage == "gate_up":
             self.inputs = _in_runs(layer.mlp, self.inputs)
         else:
-            last = self._linear(*stage.linears)
-            pairs = zip(self.stream, _in_runs(last, self.inputs), strict=True)
+            pairs = zip(self.stream, _in_runs(self._last[stage], self.inputs), strict=True)
             self.stream = [x + out * layer.residual_scale for x, out in pairs]
             after = layer.post_attention_layernorm
-            self.inputs = [after(x) for x in self.stream] if stage.name == "o" else []
+            self.inputs = [after(x) for x in self.stream] if stage == "o" else []
         self._stage += 1
 
     def _attend(self) -> Stream:
@@ -121,9 +114,10 @@ class LayerWalk:
             out.append(attention(x.unsqueeze(0), torch.arange(len(x)), None, None, 0)[0])
         return out
 
-    def _linear(self, name: str) -> _Linear:
-        module = self._last.get(name) or self._layer.get_submodule(name)
-        assert isinstance(module, _Linear)
+    def _linear(self, name: str) -> nn.Linear:
+        short = name.rpartition(".")[2].removesuffix("_proj")
+        module = self._last.get(short) or self._layer.get_submodule(name)
+        assert isinstance(module, nn.Linear)
         return module
 
 
@@ -165,17 +159,10 @@ def _in_runs(function: Callable[[Tensor], Tensor], samples: Stream) -> Stream:
     return out
 
 
-class _Linear(nn.Module):
-    """A linear whose products are those of `quantize.products`."""
-
-    def __init__(self, weight: Tensor) -> None:
-        """Args: weight: (N, K) float32."""
-        super().__init__()
-        self.weight = weight
-        self._short = shorten(weight)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return product(x, self._short.T)
+def _linear_of(weight: Tensor) -> nn.Linear:
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    linear.weight = nn.Parameter(weight.contiguous(), requires_grad=False)
+    return linear
 
 
 def fold_layer(

@@ -30,7 +30,6 @@ from convert.calibrate.samples import (
 from convert.calibrate.store import CalibratedWeights
 from convert.checkpoint.reader import Checkpoint
 from convert.encode import write_weights
-from quantize import products
 from quantize.errors import CheckpointError
 from runtime.reference import metrics
 from runtime.reference.arithmetic import apply_arithmetic
@@ -209,11 +208,7 @@ def test_folding_changes_nothing_in_full_precision(checkpoint: Checkpoint) -> No
             assert metrics.sqnr_db(expected - x, found - x) > 100
 
 
-@pytest.mark.parametrize(("fast", "decibels"), [(False, 100), (True, 45)])  # bfloat16 has 8 bits
-def test_a_walk_is_the_layer(
-    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch, fast: bool, decibels: int
-) -> None:
-    monkeypatch.setattr(products, "has_fast_bfloat16", lambda: fast)
+def test_a_walk_is_the_layer(checkpoint: Checkpoint) -> None:
     layer = load_reference(checkpoint).llm.model.layers[1]
     x = torch.randn(30, 256, generator=torch.Generator().manual_seed(9))
     with torch.no_grad():
@@ -224,8 +219,7 @@ def test_a_walk_is_the_layer(
             assert walk.inputs[0].shape[1] == walk.weight(stage).shape[1]
             walk.advance()
     for i, found in enumerate(walk.stream):
-        length = 30 if i % 2 else 9
-        assert metrics.sqnr_db(expected[:length] - x[:length], found - x[:length]) > decibels
+        assert torch.allclose(found, expected if i % 2 else expected[:9], atol=1e-5)
 
 
 def test_what_hidden_states_lack_is_in_the_unit_of_what_is_added(checkpoint: Checkpoint) -> None:

@@ -24,6 +24,7 @@ final class ApiServer implements Closeable, HttpConnection.Handler {
   private static final int CONNECTIONS_LIMIT = 64;
   private static final int BACKLOG = 50; // connections that the system keeps for the server
   private static final long TICK_MILLIS = 500;
+  private static final long RETRY_MILLIS = 50;
 
   final AtomicLong answered = new AtomicLong();
   final AtomicLong refused = new AtomicLong(); // requests of foreign pages, or without the token
@@ -171,8 +172,16 @@ final class ApiServer implements Closeable, HttpConnection.Handler {
             socket.close();
           }
         } catch (IOException e) {
-          continue; // closed, or the client has gone already
+          pause(); // the client has gone already, or no descriptor is left
         }
+      }
+    }
+
+    private void pause() {
+      try {
+        Thread.sleep(RETRY_MILLIS);
+      } catch (InterruptedException e) {
+        Thread.currentThread().interrupt();
       }
     }
 
