@@ -3,9 +3,9 @@
 These take half the time of float32 (AVX512-BF16) or less (AMX). Operands and results are rounded to
 8 bits of precision; inside, sums are float32. That suits differences between the two models and
 corrections of weights, which are small beside what they are added to. It does not suit what a
-linear gives: linears in bfloat16 raised SmolLM2's KL divergence on prose and licences from 0.072 and
-0.208 to 0.078 and 0.227 (24 samples). Nor sums over tokens: with inputs of very unequal power, a rounded sum leads GPTQ's corrections far
-astray (`test_correction_is_the_solution` fails by 98 %).
+linear gives: linears in bfloat16 raised SmolLM2's KL divergence on prose and licences from 0.072
+and 0.208 to 0.078 and 0.227 (24 samples). Nor sums over tokens: with inputs of very unequal power,
+a rounded sum leads GPTQ's corrections far astray (`test_correction_is_the_solution` fails by 98 %).
 """
 
 from __future__ import annotations
