@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from convert.bundle.targets import ABIS
-from runtime.engine_client.adb import PhoneInfo
+from runtime.engine_client.phone_shell import PhoneInfo
 
 MIN_SDK, TARGET_SDK = 26, 36  # Android 8 and 16, as API levels
 

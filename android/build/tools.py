@@ -39,16 +39,17 @@ class ToolError(ToolkitError):
 
 @dataclass(frozen=True, kw_only=True)
 class BuildTool:
-    """A program from a Debian package."""
+    """A program, mostly from a Debian package."""
 
     name: str
     what: str  # what it does here; completes "it …"
     areas: tuple[str, ...]  # those of `AREAS` that need it
-    debian: tuple[str, ...]  # packages
+    debian: tuple[str, ...]  # packages; none for what Debian does not have
     ask: tuple[str, ...]  # arguments that print its version or usage
     answer: str  # a regular expression that the output matches; its group is the version
     oldest: str | None = None  # oldest version that works
     tried: str | None = None  # version that was tested
+    origin: str | None = None  # where it is, if not in a package
 
     @property
     def is_there(self) -> bool:
@@ -56,9 +57,9 @@ class BuildTool:
         return shutil.which(self.name) is not None
 
     @property
-    def mend(self) -> str:
+    def mend(self) -> str | None:
         """The command that installs it."""
-        return install_command(self.debian)
+        return install_command(self.debian) if self.debian else None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from runtime.engine_client.adb import Adb, AdbError
+from runtime.engine_client.adb import Adb
+from runtime.engine_client.phone_shell import PhoneError
 
 # Where the app looks; the second is for phones on which a PC cannot write to an app's folder.
 _OWN, _SHARED = "/sdcard/Android/data/{package}/files", "/data/local/tmp/minicpmv"
@@ -16,13 +17,13 @@ def weights_folder(adb: Adb, package: str) -> str:
     to the app. So after a fresh installation the app is started once.
 
     Raises:
-        AdbError: this PC can write to none of them.
+        PhoneError: this PC can write to none of them.
     """
     own = _OWN.format(package=package)
     if _is_made(adb, own, package) and adb.can_write(own):
         return own
     if not adb.can_write(_SHARED):
-        raise AdbError(f"{adb.serial}: can write neither to {own} nor to {_SHARED}")
+        raise PhoneError(f"{adb.serial}: can write neither to {own} nor to {_SHARED}")
     adb.shell(f"chmod 755 {_SHARED}")  # so that the app can read it
     return _SHARED
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from runtime.engine_client.adb import Adb, AdbError
+from runtime.engine_client.adb import Adb
+from runtime.engine_client.phone_shell import PhoneError
 
 _SECONDS = 600.0  # enough for a large APK on a slow phone, and for the user to confirm
 _DEVELOPER = "in the phone's developer options"
@@ -43,15 +44,15 @@ def install(adb: Adb, apk: Path, package: str) -> None:
         package: the app's package name.
 
     Raises:
-        AdbError: the phone refuses the app; the message says why, if known.
+        PhoneError: the phone refuses the app; the message says why, if known.
     """
     said = adb.run(f"install {apk.name}", "install", "-r", str(apk), seconds=_SECONDS)
     if said.code == 0 and "Failure" not in said.out:
         return
     failure = re.search(r"INSTALL_((?:PARSE_)?FAILED_\w+)", said.out + said.err)
     if failure is None:
-        raise AdbError(f"{adb.serial}: {apk.name} is not installed: {said.reason}")
+        raise PhoneError(f"{adb.serial}: {apk.name} is not installed: {said.reason}")
     why = next((why for code, why in _WHY.items() if failure[1].startswith(code)), None)
     code = failure[0]
     explained = code if why is None else f"{why.format(package=package)} ({code})"
-    raise AdbError(f"{adb.serial}: {apk.name} is not installed: {explained}")
+    raise PhoneError(f"{adb.serial}: {apk.name} is not installed: {explained}")

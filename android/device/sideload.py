@@ -15,7 +15,8 @@ from convert.support.streams import print_json
 if TYPE_CHECKING:
     from android.build.apk_info import ApkInfo
     from convert.bundle.manifest import Bundle
-    from runtime.engine_client.adb import Adb, PhoneInfo
+    from runtime.engine_client.adb import Adb
+    from runtime.engine_client.phone_shell import PhoneInfo
 
 NAME = "sideload"
 HELP = "install the app on a phone and copy the weights to it"
@@ -130,14 +131,14 @@ def _check_pair(apk: Path, bundle: Bundle | None) -> None:
 
 
 def _check_phone(app: ApkInfo, phone: PhoneInfo) -> None:
-    from runtime.engine_client.adb import AdbError
+    from runtime.engine_client.phone_shell import PhoneError
 
     if phone.api < app.min_sdk:
-        raise AdbError(
+        raise PhoneError(
             f"{phone.model}: has Android API {phone.api}; the app needs {app.min_sdk} (Android 8)"
         )
     if not set(app.abis) & set(phone.abis):
-        raise AdbError(
+        raise PhoneError(
             f"{phone.model}: runs {', '.join(phone.abis)}; the app has {', '.join(app.abis)}"
         )
 
@@ -160,7 +161,7 @@ def _copy_weights(adb: Adb, package: str, bundle: Bundle) -> str:
     from android.device.folders import weights_folder
     from convert.bundle.manifest import WEIGHTS
     from convert.support.console import Bars, Size, messages
-    from runtime.engine_client.adb import AdbError
+    from runtime.engine_client.phone_shell import PhoneError
 
     record = bundle.manifest.files[WEIGHTS]
     with messages().status("looking for the app's folder"):
@@ -172,7 +173,7 @@ def _copy_weights(adb: Adb, package: str, bundle: Bundle) -> str:
     adb.clear(target, record.sha256)  # weights of another bundle, which the app cannot use
     free, needed = adb.free_bytes(folder), record.size - adb.arrived(target, record.sha256)
     if free < needed + _SPARE_BYTES:
-        raise AdbError(
+        raise PhoneError(
             f"{adb.serial}: {Size(free)} are free below {folder}; the weights take {Size(needed)}, "
             f"and {Size(_SPARE_BYTES)} must stay free"
         )

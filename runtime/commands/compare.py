@@ -13,6 +13,7 @@ from quantize.errors import ConfigError
 from runtime.commands.eval import BENCHMARKS
 from runtime.engine_client.options import (
     ADB,
+    HDC,
     LOCAL,
     QEMU,
     EngineOptions,
@@ -73,7 +74,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         help="two or more bundles, made from one checkpoint",
     )
-    add_engine_arguments(parser, (LOCAL, QEMU, ADB), default=LOCAL)
+    add_engine_arguments(parser, (LOCAL, QEMU, ADB, HDC), default=LOCAL)
     add = parser.add_argument_group("measurement").add_argument
     add(
         "--reference",

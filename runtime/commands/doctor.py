@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
 
     areas = parse_areas(args.areas)
     with messages().status("looking"):
-        report = examine(areas, needs_phone="sideload" in areas and bool(args.areas))
+        report = examine(areas, needs_phone=bool(args.areas))
     if args.json:
         print_json(report.to_json(), indent=1)
     else:

@@ -9,6 +9,7 @@ from pathlib import Path
 from convert.support.streams import print_json
 from runtime.engine_client.options import (
     ADB,
+    HDC,
     LOCAL,
     MLC,
     QEMU,
@@ -35,7 +36,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="a bundle, made by convert; or its package for MLC-LLM",
     )
-    add_engine_arguments(parser, (LOCAL, QEMU, ADB, MLC), default=LOCAL)
+    add_engine_arguments(parser, (LOCAL, QEMU, ADB, HDC, MLC), default=LOCAL)
     add = parser.add_argument_group("comparison").add_argument
     add(
         "--reference",

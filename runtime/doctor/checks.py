@@ -125,7 +125,7 @@ def check_machine(areas: tuple[str, ...]) -> list[Finding]:
     host = Finding(
         name="processor", what="--engine local", areas=areas, version=f"{system}, {_cores()} cores"
     )
-    advice = "bundles run with --engine qemu or adb only, checkpoints with --engine reference"
+    advice = "bundles run with --engine qemu, adb or hdc only, checkpoints with --engine reference"
     if not is_host():
         detail = f"the engine for PCs is for {' '.join(HOST_MACHINE)}; {advice}"
         host = replace(host, state=NOTE, detail=detail)
@@ -145,12 +145,14 @@ def _check_program(program: BuildTool) -> Finding:
     found = Finding(name=program.name, what=program.what, areas=program.areas, tried=program.tried)
     path = shutil.which(program.name)
     if path is None:
-        return replace(found, state=MISSING, detail="not on the PATH", mend=program.mend)
+        origin = f"; it is in {program.origin}" if program.origin else ""
+        detail = f"not on the PATH{origin}"
+        return replace(found, state=MISSING, detail=detail, mend=program.mend)
     output, problem = ask([path, *program.ask])
     match = re.search(program.answer, output, re.MULTILINE)
     if match is None:
         problem = problem or f"{path} does not say what it is: {first_line(output)}"
-        mend = program.mend.replace("install", "install --reinstall")
+        mend = program.mend and program.mend.replace("install", "install --reinstall")
         return replace(found, state=BROKEN, detail=problem, mend=mend)
     version = match[1].strip(".") if match.re.groups else None
     found = replace(found, version=version)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from android.build import tools
 from android.build.phones import misfit
+from convert.bundle.targets import ABIS
 from quantize.errors import ToolkitError
 from runtime.doctor import checks, python_checks
 from runtime.doctor.checks import BROKEN, MISSING, NOTE, OK, Finding
 from runtime.doctor.mlc_checks import check_mlc
-from runtime.engine_client.adb import READY, Adb, AdbError, advice, devices
+from runtime.engine_client import adb, hdc
+from runtime.engine_client.phone_shell import PhoneError, PhoneInfo, PhoneShell
 
 # The areas that a user may name, and the commands and options that each covers.
 AREAS = {
@@ -20,6 +22,7 @@ AREAS = {
     "chat": "chat, verify, bench, info",
     "apk": "apk",
     "sideload": "sideload, --engine adb",
+    "hdc": "--engine hdc",
     "qemu": "--engine qemu",
     "mlc": "--target mlc-…",
     "tests": "make test",
@@ -31,8 +34,8 @@ COMMANDS = {
     "synth": "convert",
     "adb": "sideload",
 }
-USUAL = tuple(area for area in AREAS if area not in ("mlc", "tests"))
-_PYTHON = ("convert", "chat", "apk", "sideload", "mlc")  # the areas that need its packages
+USUAL = tuple(area for area in AREAS if area not in ("hdc", "mlc", "tests"))
+_PYTHON = ("convert", "chat", "apk", "sideload", "hdc", "mlc")  # the areas that need its packages
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ def parse_areas(names: Sequence[str]) -> tuple[str, ...]:
             )
     chosen = {known[name] for name in names}
     if "tests" in chosen:
-        return tuple(AREAS)
+        return tuple(area for area in AREAS if area != "hdc" or area in chosen)
     return tuple(area for area in AREAS if area in chosen) or USUAL
 
 
@@ -83,7 +86,7 @@ def examine(areas: tuple[str, ...], *, needs_phone: bool) -> Diagnosis:
 
     Args:
         areas: names of `AREAS`.
-        needs_phone: whether sideloading counts as working only with a phone that can be used.
+        needs_phone: whether what needs a phone counts as working only with one that can be used.
     """
     found: list[Finding] = []
     python = tuple(area for area in _PYTHON if area in areas)
@@ -99,65 +102,99 @@ def examine(areas: tuple[str, ...], *, needs_phone: bool) -> Diagnosis:
     if "qemu" in areas:
         found.append(checks.check_emulator(("qemu",)))
     found += [checks.check_package(package) for package in tools.packages(areas)]
-    has_adb = not any(f.fails for f in found if f.name == "adb")
-    if "sideload" in areas and has_adb:
-        found += check_phones(needed=needs_phone)
+    broken = {f.name for f in found if f.fails}
+    for tool in _TOOLS:
+        if tool.area in areas and tool.program not in broken:
+            found += check_phones(tool, needed=needs_phone)
     return Diagnosis(areas, tuple(found))
 
 
-def check_phones(*, needed: bool) -> list[Finding]:
+@dataclass(frozen=True, kw_only=True)
+class PhoneTool:
+    """A program that reaches phones."""
+
+    area: str  # for which phones are needed
+    program: str
+    what: str  # it reaches
+    ready: str  # the state of one that can be used
+    devices: Callable[[], dict[str, str]]
+    advice: Callable[[str], str]
+    shell: type[PhoneShell]
+    misfit: Callable[[PhoneInfo], str | None]
+    connect: str  # how to
+    restart: str  # the command
+
+
+def _no_engine(device: PhoneInfo) -> str | None:
+    """Returns why a device cannot run an engine; None if it can."""
+    if set(ABIS) & set(device.abis):
+        return None
+    return f"runs {', '.join(device.abis)}; the engine is for {' and '.join(ABIS)}"
+
+
+_TOOLS = (
+    PhoneTool(
+        area="sideload",
+        program=adb.PROGRAM,
+        what="a phone",
+        ready=adb.READY,
+        devices=adb.devices,
+        advice=adb.advice,
+        shell=adb.Adb,
+        misfit=misfit,
+        connect="plug one in and allow USB debugging in its developer options (seven taps on the "
+        "build number show them)",
+        restart="adb kill-server",
+    ),
+    PhoneTool(
+        area="hdc",
+        program=hdc.PROGRAM,
+        what="an OpenHarmony device",
+        ready=hdc.READY,
+        devices=hdc.devices,
+        advice=hdc.advice,
+        shell=hdc.Hdc,
+        misfit=_no_engine,
+        connect="plug one in and allow USB debugging in its developer options",
+        restart="hdc kill -r",
+    ),
+)
+
+
+def check_phones(tool: PhoneTool, *, needed: bool) -> list[Finding]:
     """Checks the connected phones.
 
     Args:
+        tool: reaches them.
         needed: whether it is a fault if there is none that can be used.
     """
+    found = Finding(name="phones", what=tool.what, areas=(tool.area,))
     try:
-        states = devices()
-    except AdbError as error:
-        mend = "adb kill-server"
-        return [_phone("phones", state=BROKEN, detail=str(error), mend=mend)]
-    found = [_check_phone(serial, state) for serial, state in states.items()]
-    if not found:
-        detail = (
-            "none is connected; plug one in and allow USB debugging in its developer options "
-            "(seven taps on the build number show them)"
-        )
-        found = [_phone("phone", state=NOTE, detail=detail)]
-    if needed and not any(phone.state == OK for phone in found):
-        return [_phone(f.name, f.version, state=MISSING, detail=f.detail) for f in found]
-    return found
+        states = tool.devices()
+    except PhoneError as error:
+        return [replace(found, state=BROKEN, detail=str(error), mend=tool.restart)]
+    phones = [
+        _check_phone(tool, replace(found, name=serial), state) for serial, state in states.items()
+    ]
+    if not phones:
+        detail = f"none is connected; {tool.connect}"
+        phones = [replace(found, name="phone", state=NOTE, detail=detail)]
+    if needed and not any(phone.state == OK for phone in phones):
+        return [replace(phone, state=MISSING) for phone in phones]
+    return phones
 
 
-def _check_phone(serial: str, state: str) -> Finding:
-    if state != READY:
-        return _phone(serial, state=NOTE, detail=f"not ready ({state}): {advice(state)}")
+def _check_phone(tool: PhoneTool, found: Finding, state: str) -> Finding:
+    if state != tool.ready:
+        return replace(found, state=NOTE, detail=f"not ready ({state}): {tool.advice(state)}")
     try:
-        phone = Adb(serial, away_seconds=0).info()
-    except AdbError as error:
-        return _phone(serial, state=NOTE, detail=str(error))
+        phone = tool.shell(found.name, away_seconds=0).info()
+    except PhoneError as error:
+        return replace(found, state=NOTE, detail=str(error))
     memory = f"{phone.memory_bytes / 2**30:.1f} GiB"
     version = f"{phone.model}, API {phone.api}, {phone.abis[0]}, {memory}"
-    problem = misfit(phone)
-    return _phone(serial, version, state=NOTE if problem else OK, detail=problem)
-
-
-def _phone(
-    name: str,
-    version: str | None = None,
-    *,
-    state: str,
-    detail: str | None,
-    mend: str | None = None,
-) -> Finding:
-    return Finding(
-        name=name,
-        what="a phone",
-        areas=("sideload",),
-        state=state,
-        version=version,
-        detail=detail,
-        mend=mend,
-    )
+    problem = tool.misfit(phone)
+    return replace(found, version=version, state=NOTE if problem else OK, detail=problem)
 
 
 class DoctorError(ToolkitError):

@@ -7,13 +7,15 @@ from dataclasses import dataclass
 
 from quantize.errors import ConfigError
 
-LOCAL, QEMU, ADB, REFERENCE = "local", "qemu", "adb", "reference"
-ENGINES = (LOCAL, QEMU, ADB, REFERENCE)
+LOCAL, QEMU, ADB, HDC, REFERENCE = "local", "qemu", "adb", "hdc", "reference"
+ENGINES = (LOCAL, QEMU, ADB, HDC, REFERENCE)
+_PHONES = (ADB, HDC)
 MLC = "mlc"  # a package for MLC-LLM, which only verify runs
 _MEANING = {
     LOCAL: "on this PC",
     QEMU: "the phone's engine, emulated on this PC",
     ADB: "on a connected phone",
+    HDC: "on a connected OpenHarmony board or PC",
     REFERENCE: "the full-precision model in PyTorch",
     MLC: "an MLC package's library for this PC, in TVM's virtual machine",
 }
@@ -25,7 +27,7 @@ class EngineOptions:
 
     engine: str | None = None  # one of `ENGINES`; None: what fits the model
     threads: int | None = None  # None: what the engine finds best
-    serial: str | None = None  # of the phone; None: $ANDROID_SERIAL, or the only one
+    serial: str | None = None  # of the phone; None: the only one, for adb $ANDROID_SERIAL
     cpu: str | None = None  # that qemu emulates, in its words; None: the newest that it knows
 
     def __post_init__(self) -> None:
@@ -38,8 +40,11 @@ class EngineOptions:
             raise ConfigError(f"engine is {self.engine!r}; expected one of {', '.join(ENGINES)}")
         if self.threads is not None and (type(self.threads) is not int or self.threads < 1):
             raise ConfigError(f"threads is {self.threads!r}; expected an integer of at least 1")
-        if self.serial is not None and self.engine != ADB:
-            raise ConfigError(f"serial {self.serial!r} names a phone, which is for --engine adb")
+        if self.serial is not None and self.engine not in _PHONES:
+            engines = " or ".join(_PHONES)
+            raise ConfigError(
+                f"serial {self.serial!r} names a phone, which is for --engine {engines}"
+            )
         if self.cpu is not None and self.engine != QEMU:
             raise ConfigError(f"cpu {self.cpu!r} names a processor, which is for --engine qemu")
 
@@ -68,7 +73,7 @@ def add_engine_arguments(
         "--serial",
         metavar="SERIAL",
         help="serial number of the phone, for --engine adb (default: $ANDROID_SERIAL, or the only "
-        "phone)",
+        "phone), or connect key of the device, for --engine hdc (default: the only one)",
     )
     add(
         "--cpu",

@@ -13,9 +13,8 @@ from convert.bundle.errors import BundleError
 from convert.bundle.manifest import MANIFEST, Bundle, FileRecord
 from convert.bundle.targets import ABIS
 from convert.support.progress import Progress
-from runtime.engine_client.adb import Adb, AdbError, PhoneInfo
 from runtime.engine_client.client import SLOW_CANCEL_SECONDS, EngineClient
-from runtime.engine_client.options import ADB
+from runtime.engine_client.phone_shell import EngineWork, PhoneError, PhoneInfo, PhoneShell
 from runtime.engine_client.place import threads_environment
 
 ROOT = "/data/local/tmp/minicpmv"  # where a shell may keep and run files
@@ -27,13 +26,13 @@ _STAMP = ".sha256"  # of a file that has arrived whole: its name with this holds
 class PhoneFiles:
     """A folder on a phone through which the files of requests go."""
 
-    adb: Adb
+    shell: PhoneShell
     folder: str  # the engine's working folder
     name: str  # of the exchange in it
 
     def send(self, path: Path) -> str:
         """See `Files`."""
-        self.adb.push(path, f"{self.folder}/{self.room(path)}")
+        self.shell.push(path, f"{self.folder}/{self.room(path)}")
         return self.room(path)
 
     def room(self, path: Path) -> str:
@@ -42,23 +41,23 @@ class PhoneFiles:
 
     def fetch(self, path: Path) -> None:
         """See `Files`."""
-        self.adb.pull(f"{self.folder}/{self.room(path)}", path)
+        self.shell.pull(f"{self.folder}/{self.room(path)}", path)
 
 
 class Phone:
-    """A phone, or an emulator, that adb can reach."""
+    """A phone, board or emulator that a tool such as adb can reach."""
 
-    def __init__(self, bundle: Bundle, adb: Adb, threads: int | None) -> None:
+    def __init__(self, bundle: Bundle, shell: PhoneShell, threads: int | None) -> None:
         """Finds out which of a bundle's engines the phone can run.
 
         Raises:
             BundleError: the bundle has none for it.
-            AdbError: the phone's processor is of another kind, or the phone does not answer.
+            PhoneError: the phone's processor is of another kind, or the phone does not answer.
         """
-        self.engine, self.description = ADB, f"engine of phone {adb.serial}"
+        self.engine, self.description = shell.engine, f"engine of phone {shell.serial}"
         self.bundle = Path()  # the engine is started in it
-        self._adb, self._source = adb, bundle
-        self.target = target_of(adb.serial, adb.info())
+        self._shell, self._source = shell, bundle
+        self.target = target_of(shell.serial, shell.info())
         self._local = bundle.program(self.target)
         self._program = bundle.manifest.targets[self.target].program
         identity = bundle.manifest.targets[self.target].program_id
@@ -74,7 +73,7 @@ class Phone:
         The engine's hash is that of the file itself, not what was noted when it arrived.
 
         Raises:
-            AdbError: a file could not be copied, or the phone has no room for it.
+            PhoneError: a file could not be copied, or the phone has no room for it.
             BundleError: the engine is not the manifest's.
         """
         files = self._files()
@@ -89,18 +88,20 @@ class Phone:
         paths = {name: f"{self._folder}/{name}" for name in missing}
         self._make_folders(paths.values())
         for name, remote in paths.items():
-            self._adb.shell(f"rm -f {shlex.quote(remote + _STAMP)}")
-            self._adb.clear(remote, files[name].sha256)
-        self._require_room(total - sum(self._adb.arrived(paths[n], files[n].sha256) for n in paths))
+            self._shell.shell(f"rm -f {shlex.quote(remote + _STAMP)}")
+            self._shell.clear(remote, files[name].sha256)
+        self._require_room(
+            total - sum(self._shell.arrived(paths[n], files[n].sha256) for n in paths)
+        )
         done = 0
         for name, remote in paths.items():
 
             def arrived(count: int, before: int = done) -> None:
                 progress("push to the phone", before + count, total)
 
-            self._adb.push(self._source.path / name, remote, arrived, sha256=files[name].sha256)
+            self._shell.push(self._source.path / name, remote, arrived, sha256=files[name].sha256)
             stamp = shlex.quote(remote + _STAMP)
-            self._adb.shell(f"echo {shlex.quote(files[name].sha256)} > {stamp}")
+            self._shell.shell(f"echo {shlex.quote(files[name].sha256)} > {stamp}")
             done += files[name].size
 
     def brought(self, progress: Progress) -> dict[str, bool]:
@@ -112,7 +113,7 @@ class Phone:
             progress("hash on the phone", done, total)
             found[name] = not self._is_altered(name, files)
             if not found[name]:
-                self._adb.shell(f"rm -f {shlex.quote(f'{self._folder}/{name}{_STAMP}')}")
+                self._shell.shell(f"rm -f {shlex.quote(f'{self._folder}/{name}{_STAMP}')}")
             done += file.size
         progress("hash on the phone", total, total)
         return found
@@ -122,38 +123,39 @@ class Phone:
         exchange = f"exchange-{secrets.token_hex(8)}"
         program = shlex.quote(f"./{self._program}")
         variables = "".join(f"{name}={value} " for name, value in self._environment.items())
-        # The phone's shell clears the exchange away, whatever becomes of this process.
-        script = (
-            f"cd {self._folder} && mkdir {exchange} && trap 'rm -rf {exchange}' EXIT && "
-            f"trap 'exit 129' HUP && chmod 755 {program} && {variables}{program}; "
-            f"code=$?; echo {_END_MARK} >&2; exit $code"
+        work = EngineWork(
+            folder=self._folder,
+            exchange=exchange,
+            program=program,
+            variables=variables,
+            end_mark=_END_MARK,
         )
         return EngineClient(
-            self._adb.shell_command(script),
+            self._shell.engine_command(work),
             name=self.description,
-            files=PhoneFiles(self._adb, self._folder, exchange),
+            files=PhoneFiles(self._shell, self._folder, exchange),
             end_mark=_END_MARK,
             cancel_seconds=SLOW_CANCEL_SECONDS,
         )
 
     def await_return(self, reason: str) -> None:
         """See `Device`."""
-        self._adb.await_return(reason)
+        self._shell.await_return(reason)
 
     def _is_altered(self, name: str, files: Mapping[str, FileRecord]) -> bool:
         """Says whether a file on the phone has another hash; not where the phone cannot tell."""
-        found = self._adb.sha256(f"{self._folder}/{name}", files[name].size)
+        found = self._shell.sha256(f"{self._folder}/{name}", files[name].size)
         return found is not None and found != files[name].sha256
 
     def _make_folders(self, paths: Iterable[str]) -> None:
         folders = {shlex.quote(path.rpartition("/")[0]) for path in paths}
-        self._adb.shell(f"mkdir -p {' '.join(sorted(folders))}")
+        self._shell.shell(f"mkdir -p {' '.join(sorted(folders))}")
 
     def _require_room(self, needed: int) -> None:
-        free = self._adb.free_bytes(self._folder)
+        free = self._shell.free_bytes(self._folder)
         if free < needed:
-            raise AdbError(
-                f"{self._adb.serial}: {free / 2**20:,.0f} MiB are free below {self._folder}; "
+            raise PhoneError(
+                f"{self._shell.serial}: {free / 2**20:,.0f} MiB are free below {self._folder}; "
                 f"{needed / 2**20:,.0f} MiB are needed there"
             )
 
@@ -171,9 +173,9 @@ class Phone:
             f"cd {self._folder} 2>/dev/null || exit 0; for file in {names}; do "
             f'echo "$(stat -c %s "$file" 2>/dev/null) $(cat "$file{_STAMP}" 2>/dev/null)"; done'
         )
-        lines = self._adb.shell(script).splitlines() or [""] * len(files)
+        lines = self._shell.shell(script).splitlines() or [""] * len(files)
         if len(lines) != len(files):
-            raise AdbError(f"{self._adb.serial}: its shell does not say which files it has")
+            raise PhoneError(f"{self._shell.serial}: its shell does not say which files it has")
         return [
             name
             for (name, file), line in zip(files.items(), lines, strict=True)
@@ -185,12 +187,12 @@ def target_of(serial: str, phone: PhoneInfo) -> str:
     """Returns the target whose program a phone can run.
 
     Raises:
-        AdbError: none.
+        PhoneError: none.
     """
     for abi in phone.abis:  # its own first, then those that it imitates
         if abi in ABIS:
             return ABIS[abi]
-    raise AdbError(
+    raise PhoneError(
         f"phone {serial} runs {', '.join(phone.abis)}; the engine is for {' and '.join(ABIS)}: "
         "a 64-bit system"
     )

@@ -1,4 +1,4 @@
-"""Where a bundle's engine runs: on this PC, under qemu, or on a phone."""
+"""Where a bundle's engine runs: on this PC, under qemu, on a phone, or on a board."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from runtime.engine_client.client import (
     EngineClient,
     engine_command,
 )
-from runtime.engine_client.options import ADB, LOCAL, QEMU, EngineOptions
+from runtime.engine_client.options import ADB, HDC, LOCAL, QEMU, EngineOptions
 from runtime.engine_client.place import Device, threads_environment
 
 
@@ -63,8 +63,15 @@ def open_place(bundle: Bundle, options: EngineOptions) -> Device:
         from runtime.engine_client.phone import Phone
 
         return Phone(bundle, connect(options.serial), options.threads)
+    if engine == HDC:
+        from runtime.engine_client.hdc import connect as connect_hdc
+        from runtime.engine_client.phone import Phone
+
+        return Phone(bundle, connect_hdc(options.serial), options.threads)
     if engine not in (LOCAL, QEMU):
-        raise ConfigError(f"engine {engine} does not run a bundle; try {LOCAL}, {QEMU} or {ADB}")
+        raise ConfigError(
+            f"engine {engine} does not run a bundle; try {LOCAL}, {QEMU}, {ADB} or {HDC}"
+        )
     if engine == LOCAL and not is_host():
         needed, here = (" on ".join(names) for names in (HOST_MACHINE, this_machine()))
         raise ConfigError(

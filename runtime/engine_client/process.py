@@ -14,7 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from enum import Enum
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -153,8 +153,10 @@ class EngineProcess:
         return self._process.poll()
 
     def kill(self) -> None:
-        """Ends it at once; from any thread."""
-        self._process.kill()
+        """Ends it, and what it has started, at once; from any thread."""
+        if self._process.poll() is None:
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)  # it leads a group; see `_start`
 
     def close(self) -> None:
         """Ends it: its input ends, and if that does not help, SIGTERM and SIGKILL do."""
@@ -167,7 +169,7 @@ class EngineProcess:
                 left = _SILENT_SECONDS if self._is_silent else _KILL_SECONDS - _TERM_SECONDS
                 self._ends_within(left)
         finally:  # whatever interrupts the wait, no orphan stays behind
-            process.kill()
+            self.kill()
             process.wait()
             with _running_lock:
                 _running.discard(self)

@@ -51,9 +51,10 @@ class ChatModel(Closing):
 
         Args:
             source: a checkpoint's folder or hub id, a bundle, or None for the demo checkpoint.
-            engine: `local`, `qemu`, `adb` or `reference`; by default what fits the source.
+            engine: `local`, `qemu`, `adb`, `hdc` or `reference`; by default what fits the source.
             threads: of the engine; by default as many as it finds best.
-            serial: of the phone, for `adb`; by default $ANDROID_SERIAL, or the only one.
+            serial: of the phone, for `adb` and `hdc`; by default the only one, or for `adb`
+                $ANDROID_SERIAL.
             cpu: that qemu emulates, for `qemu`, in its words; by default the newest it knows.
             device: cpu, mps or cuda, for the reference; by default the fastest that is there.
             dtype: float32, float16 or bfloat16, for the reference.

@@ -13,8 +13,8 @@ from convert.bundle.errors import BundleError
 from convert.checkpoint.config import ModelConfig
 from convert.support.progress import Progress, silent
 from quantize.errors import ConfigError, ToolkitError
-from runtime.engine_client.adb import AdbError, PhoneAwayError
 from runtime.engine_client.client import EngineAnswer, EngineClient, EngineError, EngineGoneError
+from runtime.engine_client.phone_shell import PhoneAwayError, PhoneError
 from runtime.engine_client.place import Device
 from runtime.engine_client.process import EngineAwayError, EngineDiedError
 from runtime.engine_client.protocol import ErrorCode, Field
@@ -100,7 +100,7 @@ class EngineSession:
         for left in reversed(range(_AWAY_TRIES)):
             try:
                 return work(self.client())
-            except (EngineAwayError, EngineGoneError, AdbError) as error:
+            except (EngineAwayError, EngineGoneError, PhoneError) as error:
                 self.close()
                 if isinstance(error, PhoneAwayError) or not left:
                     raise

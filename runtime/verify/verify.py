@@ -82,9 +82,9 @@ def verify(
     Args:
         bundle: a folder, made by `convert`; for the engine `mlc` a package for MLC-LLM.
         reference: the full-precision model, a folder or a hub id; None: the bundle's source.
-        engine: where the engine runs: `local`, `qemu` or `adb`; `mlc` for a package.
+        engine: where the engine runs: `local`, `qemu`, `adb` or `hdc`; `mlc` for a package.
         threads: of the engine; None: as many as it finds best.
-        serial: of the phone, for `adb`; None: $ANDROID_SERIAL, or the only one.
+        serial: of the phone, for `adb` and `hdc`; None: see `EngineOptions`.
         cpu: that qemu emulates, for `qemu`, in its words; None: the newest that it knows.
         window: context window, in tokens; None: the model's or package's own.
         data: a JSON Lines file of questions; None: the built-in ones.

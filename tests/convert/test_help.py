@@ -73,7 +73,7 @@ def test_which_commands_use_the_demo() -> None:
     [
         ("minicpmv co", {"convert", "compare"}),
         ("minicpmv convert --target", {"--target", "--target-size"}),
-        ("minicpmv chat --engine ", {"local", "qemu", "adb", "reference"}),
+        ("minicpmv chat --engine ", {"local", "qemu", "adb", "hdc", "reference"}),
     ],
 )
 def test_a_shell_completes(tmp_path: Path, line: str, completed: set[str]) -> None:

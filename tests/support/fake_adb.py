@@ -161,4 +161,5 @@ def main() -> int:
     return shell(rest[1]) if what is None else cut_off(rest[1], what)
 
 
-sys.exit(main())
+if __name__ == "__main__":
+    sys.exit(main())

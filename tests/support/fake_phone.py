@@ -1,21 +1,26 @@
-"""A folder that stands in for a phone, for `fake_adb.py`."""
+"""A folder that stands in for a phone or a board, for `fake_adb.py` and `fake_hdc.py`."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
-from runtime.engine_client import adb as adb_client
+from runtime.engine_client import phone_shell
 from runtime.engine_client.adb import SERIAL_VARIABLE
 
-FAKE_ADB = Path(__file__).with_name("fake_adb.py")
+FAKES = {tool: Path(__file__).with_name(f"fake_{tool}.py") for tool in ("adb", "hdc")}
 SERIAL = "ABC"
+READY = {"adb": "device", "hdc": "Connected"}
+MACHINES = {"arm64-v8a": "aarch64", "armeabi-v7a": "armv7l"}  # by uname
 # Commands of a phone's shell that this machine lacks or that behave differently here.
 PROGRAMS = {
     "getprop": 'echo "$(cat "$FAKE_ADB/getprop.$1" 2>/dev/null)"',
     "am": '[ "$1" = start ] && mkdir -p "$FAKE_ADB/sdcard/Android/data/${3%%/*}/files"; exit 0',
+    "param": 'echo "$(cat "$FAKE_ADB/param.$2" 2>/dev/null)"',
+    "uname": 'cat "$FAKE_ADB/uname"',
     "df": 'cat "$FAKE_ADB/df"',
 }
 _DF = "Filesystem 1K-blocks Used Available Use% Mounted on\n/dev/fuse 9 5 {} 50% /storage\n"
@@ -24,14 +29,17 @@ _DF = "Filesystem 1K-blocks Used Available Use% Mounted on\n/dev/fuse 9 5 {} 50%
 class FakePhone:
     """The folder that stands in for the phone; its files also tell the fake adb how to fail."""
 
-    def __init__(self, state: Path) -> None:
+    def __init__(self, state: Path, tool: str) -> None:
         self.state = state
         for folder in ("sdcard", "data/local/tmp", "proc", "programs"):
             (state / folder).mkdir(parents=True)
         for name, script in PROGRAMS.items():
             self.program(name, script)
-        self.write("devices", f"{SERIAL}\tdevice\n")
+        self.tool = tool
+        self.devices({SERIAL: READY[tool]})
         self.write("getprop.ro.product.model", "Pixel")
+        self.write("param.const.product.model", "Pixel")
+        self.write("param.const.ohos.apiversion", "26")
         self.abis("arm64-v8a,armeabi-v7a")
         self.write("getprop.ro.build.version.sdk", "26")
         self.write("proc/meminfo", "MemTotal:        8000000 kB\nMemFree:  1 kB\n")
@@ -48,6 +56,13 @@ class FakePhone:
 
     def abis(self, text: str) -> None:
         self.write("getprop.ro.product.cpu.abilist", text)
+        first = text.partition(",")[0]
+        self.write("uname", f"{MACHINES.get(first, first)}\n")
+
+    def devices(self, states: Mapping[str, str]) -> None:
+        """Lists phones, as the tool lists them."""
+        row = {"adb": "{}\t{}", "hdc": "{}\t\tUSB\t{}\tlocalhost\thdc"}[self.tool]
+        self.write("devices", "".join(f"{row.format(*pair)}\n" for pair in states.items()))
 
     def free(self, nbytes: int) -> None:
         self.write("df", _DF.format(nbytes // 1024))
@@ -70,17 +85,17 @@ class FakePhone:
         return lines
 
 
-def fake_phone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> FakePhone:
-    """Makes a phone in a folder and puts its adb first on the PATH."""
+def fake_phone(folder: Path, monkeypatch: pytest.MonkeyPatch, tool: str = "adb") -> FakePhone:
+    """Makes a phone in a folder and puts its adb or hdc first on the PATH."""
     state, programs = folder / "phone", folder / "bin"
     state.mkdir()
     programs.mkdir()
-    adb = programs / "adb"
-    adb.write_text(f'#!/bin/sh\nexec {sys.executable} -S -E {FAKE_ADB} "$@"\n')
-    adb.chmod(0o755)
+    program = programs / tool
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -S -E {FAKES[tool]} "$@"\n')
+    program.chmod(0o755)
     monkeypatch.setenv("PATH", str(programs), prepend=":")
     monkeypatch.setenv("FAKE_ADB", str(state))
     monkeypatch.delenv(SERIAL_VARIABLE, raising=False)
     for pause in ("_POLL_SECONDS", "_SETTLE_SECONDS"):
-        monkeypatch.setattr(adb_client, pause, 0.01)
-    return FakePhone(state)
+        monkeypatch.setattr(phone_shell, pause, 0.01)
+    return FakePhone(state, tool)

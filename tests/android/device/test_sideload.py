@@ -19,7 +19,8 @@ from android.device.sideload import _check_phone
 from convert.bundle.manifest import MANIFEST, Bundle
 from convert.cli import main
 from convert.support.progress import silent
-from runtime.engine_client.adb import AdbError, connect
+from runtime.engine_client.adb import connect
+from runtime.engine_client.phone_shell import PhoneError
 from tests.engine.engines import add_phone
 from tests.support.fake_phone import FakePhone
 from tests.support.once import once
@@ -47,10 +48,10 @@ def test_phones_that_the_app_does_not_run_on(phone: FakePhone) -> None:
     )
     _check_phone(app, connect().info())
     phone.abis("armeabi-v7a")
-    with pytest.raises(AdbError, match="runs armeabi-v7a; the app has arm64-v8a"):
+    with pytest.raises(PhoneError, match="runs armeabi-v7a; the app has arm64-v8a"):
         _check_phone(app, connect().info())
     phone.write("getprop.ro.build.version.sdk", "24")
-    with pytest.raises(AdbError, match="API 24; the app needs 26"):
+    with pytest.raises(PhoneError, match="API 24; the app needs 26"):
         _check_phone(app, connect().info())
 
 
@@ -73,13 +74,13 @@ def test_phones_that_the_app_does_not_run_on(phone: FakePhone) -> None:
 def test_installing_fails(phone: FakePhone, tmp_path: Path, code: str, said: str) -> None:
     install(connect(), tmp_path / "chat.apk", "org.x")
     phone.write("install", f"adb: failed to install\nFailure [INSTALL_{code}: words]")
-    with pytest.raises(AdbError, match=f"chat.apk is not installed: .*{said}"):
+    with pytest.raises(PhoneError, match=f"chat.apk is not installed: .*{said}"):
         install(connect(), tmp_path / "chat.apk", "org.x")
 
 
 def test_installing_fails_without_a_code(phone: FakePhone, tmp_path: Path) -> None:
     phone.write("fails", "install adb: failed to stat chat.apk: No such file or directory")
-    with pytest.raises(AdbError, match=r"not installed: adb: failed to stat chat\.apk"):
+    with pytest.raises(PhoneError, match=r"not installed: adb: failed to stat chat\.apk"):
         install(connect(), tmp_path / "chat.apk", "org.x")
 
 

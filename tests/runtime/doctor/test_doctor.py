@@ -20,7 +20,7 @@ from runtime.doctor.checks import BROKEN, LATER, MISSING, NOTE, OK, OLD, Finding
 from runtime.doctor.doctor import AREAS, COMMANDS, DoctorError, examine, mends, parse_areas
 from runtime.doctor.python_checks import check_python, check_zig
 from runtime.engine_client import emulator
-from tests.support.fake_phone import FakePhone
+from tests.support.fake_phone import FakePhone, fake_phone
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -319,7 +319,7 @@ def test_processors(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checks, "_cpu_flags", lambda: {"sse4_2", "f16c"})
     host, browser = checks.check_machine(("chat",))
     assert (host.state, browser.state) == (NOTE, NOTE)
-    assert "lacks avx2, fma; bundles run with --engine qemu or adb only" in str(host.detail)
+    assert "lacks avx2, fma; bundles run with --engine qemu, adb or hdc only" in str(host.detail)
     monkeypatch.setattr("platform.machine", lambda: "aarch64")
     assert "is for Linux x86_64" in str(checks.check_machine(("chat",))[0].detail)
 
@@ -327,7 +327,7 @@ def test_processors(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_areas() -> None:
     assert parse_areas([]) == ("convert", "chat", "apk", "sideload", "qemu")
     assert parse_areas(["sideload", "verify"]) == ("chat", "sideload")
-    assert parse_areas(["tests"]) == tuple(AREAS)
+    assert parse_areas(["tests"]) == tuple(area for area in AREAS if area != "hdc")
     assert set(COMMANDS.values()) <= set(AREAS)
     with pytest.raises(
         DoctorError, match="'apx' is not a command or area; expected one of convert, chat"
@@ -407,3 +407,34 @@ def test_a_phone_is_no_tool(phone_machine: FakePhone, capsys: pytest.CaptureFixt
     (found,) = [f for f in examine(("sideload",), needs_phone=False).findings if f.name == "ABC"]
     assert (found.state, found.fails) == (NOTE, False)
     assert "device 'ABC' not found" in str(found.detail)
+
+
+def test_hdc_and_its_devices(
+    machine: Machine,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Only for who asks: few have a board."""
+    assert "hdc" not in parse_areas([]) and "hdc" not in parse_areas(["tests"])
+    code, report = doctor(capsys, "hdc")
+    (missing,) = [f for f in report["findings"] if f["name"] == "hdc"]
+    assert (code, missing["state"], missing["mend"]) == (1, MISSING, None)
+    assert missing["detail"].startswith("not on the PATH; it is in the folder toolchains of OpenH")
+    (machine.bin / "cat").symlink_to("/bin/cat")
+    board = fake_phone(tmp_path, monkeypatch, "hdc")
+    board.write("version", "Ver: 3.1.0e")
+    code, report = doctor(capsys, "hdc")
+    found = {f["name"]: (f["state"], f["version"]) for f in report["findings"]}
+    assert (code, found["hdc"]) == (0, (OK, "3.1.0"))
+    assert found["ABC"] == (OK, "Pixel, API 26, arm64-v8a, 7.6 GiB")
+    board.abis("armeabi-v7a")
+    code, report = doctor(capsys, "hdc")
+    (device,) = [f for f in report["findings"] if f["name"] == "ABC"]
+    assert (code, device["state"]) == (1, MISSING)
+    assert "runs armv7l; the engine is for" in device["detail"]
+    board.write("devices", "")
+    code, report = doctor(capsys, "hdc")
+    (device,) = [f for f in report["findings"] if f["what"] == "an OpenHarmony device"]
+    assert (code, device["state"]) == (1, MISSING)
+    assert device["detail"].startswith("none is connected; plug one in")

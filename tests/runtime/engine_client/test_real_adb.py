@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from runtime.engine_client import adb as module
-from runtime.engine_client.adb import Adb, PhoneAwayError
+from runtime.engine_client import phone_shell
+from runtime.engine_client.adb import Adb
+from runtime.engine_client.phone_shell import PhoneAwayError
 from tests.support.adbd import Adbd, adbd
 from tests.support.compare import Record
 
@@ -29,7 +30,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     monkeypatch.setenv("ANDROID_ADB_SERVER_PORT", str(port))
-    monkeypatch.setattr(module, "_POLL_SECONDS", 0.2)
+    monkeypatch.setattr(phone_shell, "_POLL_SECONDS", 0.2)
     try:
         yield
     finally:
@@ -57,11 +58,11 @@ def test_a_shell_that_is_cut_off_does_not_say_that_it_has_ended(
 ) -> None:
     """Of adb 29: code 0 and no word. This is why every script says when it has ended."""
     with adbd(1000) as phone:
-        script = f"cat > /dev/null; echo {module._END} 0"
+        script = f"cat > /dev/null; echo {phone_shell.END} 0"
         command = attach(phone).shell_command(script)
         done = subprocess.run(command, input=bytes(5000), capture_output=True, check=False)
     record_property("adb that is cut off", f"code {done.returncode}, {done.stderr!r}")
-    assert module._END.encode() not in done.stdout
+    assert phone_shell.END.encode() not in done.stdout
 
 
 def test_a_copy_goes_on_after_each_cut(server: None, tmp_path: Path) -> None:
