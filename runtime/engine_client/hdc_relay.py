@@ -35,12 +35,14 @@ def main(arguments: list[str]) -> int:
         process.kill()
 
     signal.signal(signal.SIGTERM, end)
-    feeder = threading.Thread(target=_feed, args=(hdc, exchange, process), daemon=True)
-    feeder.start()
+    greeted = threading.Event()  # an engine speaks first; before, there is no pipe yet
+    work = (hdc, exchange, process, greeted)
+    threading.Thread(target=_feed, args=work, daemon=True).start()
     code = _LOST
     assert process.stdout is not None
     for line in process.stdout:
         if line.startswith(b"{"):
+            greeted.set()
             sys.stdout.buffer.write(line)
             sys.stdout.buffer.flush()
             continue
@@ -54,9 +56,12 @@ def main(arguments: list[str]) -> int:
     return code
 
 
-def _feed(hdc: Hdc, exchange: str, process: subprocess.Popen[bytes]) -> None:
+def _feed(
+    hdc: Hdc, exchange: str, process: subprocess.Popen[bytes], greeted: threading.Event
+) -> None:
     """Brings requests to the engine until they end, or cannot be brought."""
     pipe = f"{exchange}/{REQUESTS}"
+    greeted.wait()
     try:
         for line in sys.stdin.buffer:
             _send(hdc, exchange, pipe, line)

@@ -106,9 +106,9 @@ def start(phone: FakePhone, script: str) -> subprocess.Popen[bytes]:
 def test_an_engine_s_input_output_and_end(phone: FakePhone) -> None:
     """Of any length, with what a shell would take apart, in order, and each once."""
     lines = [b"{'$HOME' \\n %s \"`!`\"}", b"{%s}" % (b"x" * (2 * _SHORT_BYTES)), b"{}"]
-    process = start(phone, "echo words >&2; cat; echo {$A}; exit 7")
+    process = start(phone, "echo words >&2; sleep 0.2; echo {hello}; cat; echo {$A}; exit 7")
     out, err = process.communicate(b"".join(line + b"\n" for line in lines), timeout=120)
-    assert out.splitlines() == [*lines, b"{b}"]
+    assert out.splitlines() == [b"{hello}", *lines, b"{b}"]
     assert err.splitlines() == [b"words", b"END"]
     assert process.returncode == 7
     assert not phone.path(f"{FOLDER}/exchange").exists()
