@@ -172,23 +172,31 @@ def test_an_engine_that_changed_on_the_phone_is_pushed_again(for_phones, phone):
     assert pushed(phone) == []
 
 
-def test_verify_reads_the_phone_s_own_files(for_phones, phone, capsys, monkeypatch):
+@pytest.fixture
+def short(monkeypatch, tmp_path, for_phones, phone):
+    """Verifies with one question."""
     settings = run.load_settings()
-    settings["built_in"] |= {"pictures": 1, "max_new_tokens": 4}
+    settings["built_in"] |= {"max_new_tokens": 4}
     monkeypatch.setattr(run, "load_settings", lambda: settings)
-    command = ["verify", str(for_phones), "--engine", phone.tool, "--json"]
-    assert cli.main(command) == 0
+    (tmp_path / "data.jsonl").write_text(json.dumps({"question": "What colour is it?"}))
+    data = ["--data", str(tmp_path / "data.jsonl"), "--no-noise-floor"]
+    return ["verify", str(for_phones), "--engine", phone.tool, *data, "--json"]
+
+
+@pytest.mark.parametrize("phone", ["adb"], indirect=True)  # the same code reads for both
+def test_verify_reads_the_phone_s_own_files(for_phones, phone, capsys, short):
+    assert cli.main(short) == 0
     report = json.loads(capsys.readouterr().out)
     stages = {check["stage"] for check in report["checks"]}
     assert {"tokenizer", "settings", "golden answers"} <= stages
     alter(folder_of(phone) / "golden.picture")
-    assert cli.main(command) == 1
+    assert cli.main(short) == 1
     report = json.loads(capsys.readouterr().out)
     assert report["causes"][0]["where"] == "files: golden.picture on the phone"
     alter(folder_of(phone) / "tokenizer.model")  # the engine cannot even load it
-    assert cli.main(command) == 2
+    assert cli.main(short) == 2
     assert "tokenizer.model on the phone: altered: " in capsys.readouterr().err
-    assert cli.main(command) == 0, "they were pushed again"
+    assert cli.main(short) == 0, "they were pushed again"
 
 
 @pytest.mark.parametrize("phone_can_tell", [True, False])
@@ -258,17 +266,6 @@ def test_a_push_goes_on_where_it_broke(for_phones, phone):
 
 
 ENGINE = "code=$?"  # in the call that starts an engine
-
-
-@pytest.fixture
-def short(monkeypatch, tmp_path, for_phones, phone):
-    """Verifies with one question."""
-    settings = run.load_settings()
-    settings["built_in"] |= {"max_new_tokens": 4}
-    monkeypatch.setattr(run, "load_settings", lambda: settings)
-    (tmp_path / "data.jsonl").write_text(json.dumps({"question": "What colour is it?"}))
-    data = ["--data", str(tmp_path / "data.jsonl"), "--no-noise-floor"]
-    return ["verify", str(for_phones), "--engine", phone.tool, *data, "--json"]
 
 
 def test_verify_goes_on_when_the_phone_is_back(for_phones, phone, capsys, short):
