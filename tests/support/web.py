@@ -35,12 +35,12 @@ class WebServer(Closing):
         """Starts it.
 
         Args:
-            command: prints its address.
+            command: that starts it; it prints its address.
             home: holds chats, pictures and settings.
             log: for output larger than a pipe.
             key: an API key that requests carry.
         """
-        self.command, self.key = tuple(command), key
+        self.program, self.key = tuple(command), key
         self.folder = home / "minicpmv" / "web"
         self._process = subprocess.Popen(
             command,

@@ -41,7 +41,7 @@ class Limits:
 
 def is_phone(server: WebServer) -> bool:
     """Whether it is the app's API, not `serve`."""
-    return server.command[: len(PHONE)] == PHONE
+    return server.program[: len(PHONE)] == PHONE
 
 
 def limits_of(server: WebServer) -> Limits:
