@@ -21,6 +21,7 @@ let answering = false;
 let opened = null; // the turn whose actions the user opened; null: none
 let spoken = null; // the text being read aloud
 let follows = true; // the end of the chat is visible
+let kept = -1; // where `keepEnd` left the view; there, the user has not scrolled
 let filling = 0; // the frame that draws earlier turns
 
 /** Sets up the chat; `sender` sends commands to the host. */
@@ -28,7 +29,10 @@ export function start(sender) {
   send = sender;
   viewer.start();
   const main = find('main');
-  main.addEventListener('scroll', () => { follows = isNearEnd(); });
+  main.addEventListener('scroll', () => {
+    // The event of `keepEnd` itself may come after a picture has moved the end away.
+    follows = main.scrollTop === kept || isNearEnd();
+  });
   new ResizeObserver(keepEnd).observe(main); // rotated, or the keyboard or a message appeared
   new ResizeObserver(keepEnd).observe(find('turns')); // a picture was loaded
   find('turns').addEventListener('click', onTap);
@@ -387,5 +391,6 @@ function keepEnd() {
   if (follows && chat !== null) {
     const main = find('main');
     main.scrollTop = main.scrollHeight;
+    kept = main.scrollTop;
   }
 }

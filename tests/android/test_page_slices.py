@@ -23,6 +23,9 @@ _PLACES = """['.turn .picture', '.turn .picture img', '.turn .text', 'footer', '
     .map((name) => document.querySelector(name).getBoundingClientRect())
     .map((box) => [box.left, box.top, box.width, box.height])"""
 
+_AT_END = """[document.querySelector('main')]
+    .every((main) => main.scrollHeight - main.scrollTop - main.clientHeight < 2)"""
+
 
 def attach(phone: Phone) -> None:
     """Chooses a picture for the next question."""
@@ -85,6 +88,8 @@ def test_nothing_moves_while_a_picture_is_encoded(
     page.evaluate(f"document.documentElement.style.fontSize = '{percent}%'")
     begin(phone, tmp_path, "Full" if language == "en" else "完整")
     phone.until(f"{_CELLS}.filter((name) => name === 'done').length === 5")
+    phone.until("document.querySelector('.turn .picture img').complete")
+    phone.until(_AT_END)
     chat = page.evaluate("import('./chat.js').then((m) => m.shownChat())")
     places: list[Any] = []
     shown: list[str] = []
