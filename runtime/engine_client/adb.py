@@ -131,19 +131,16 @@ def connect(serial: str | None = None) -> Adb:
         PhoneError: adb is not installed; the phone is not connected, or not ready; there are
             several.
     """
-    states = devices()
     serial = choose(
         serial or os.environ.get(SERIAL_VARIABLE) or None,
-        states,
+        devices(),
+        ready=READY,
+        advice=advice,
         listing=Adb.listing,
         option=f"--serial or {SERIAL_VARIABLE}",
         help_connect="plug one in and allow USB debugging in its developer "
         "options (seven taps on the build number show them)",
     )
-    if states[serial] != READY:
-        raise PhoneError(
-            f"phone {serial} is not ready ({states[serial]}): {advice(states[serial])}"
-        )
     return Adb(serial)
 
 

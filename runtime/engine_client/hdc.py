@@ -189,19 +189,16 @@ def connect(serial: str | None = None) -> Hdc:
         PhoneError: hdc is not installed; the device is not connected, or not ready; there are
             several.
     """
-    states = devices()
     serial = choose(
         serial,
-        states,
+        devices(),
+        ready=READY,
+        advice=advice,
         listing=Hdc.listing,
         option="--serial",
         help_connect="plug one in and allow USB debugging in its developer options, or connect to "
         "it with `hdc tconn ADDRESS:PORT`",
     )
-    if states[serial] != READY:
-        raise PhoneError(
-            f"phone {serial} is not ready ({states[serial]}): {advice(states[serial])}"
-        )
     return Hdc(serial)
 
 

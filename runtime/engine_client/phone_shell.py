@@ -328,19 +328,28 @@ class PhoneShell(ABC):
 
 
 def choose(
-    serial: str | None, states: Mapping[str, str], *, listing: str, option: str, help_connect: str
+    serial: str | None,
+    states: Mapping[str, str],
+    *,
+    ready: str,
+    advice: Callable[[str], str],
+    listing: str,
+    option: str,
+    help_connect: str,
 ) -> str:
-    """Returns the serial number of the phone to use.
+    """Returns the serial number of the phone to use, which is ready.
 
     Args:
         serial: that the user named; None: the only phone.
         states: of the connected phones, by their serial numbers.
+        ready: the state of a phone that can be used.
+        advice: says what to try in another state.
         listing: the command that lists them.
         option: with which a user names one.
         help_connect: how to connect one.
 
     Raises:
-        PhoneError: there is none, or several, or not this one.
+        PhoneError: there is none, or several, or not this one, or it is not ready.
     """
     if serial is None:
         if not states:
@@ -356,6 +365,9 @@ def choose(
         raise PhoneError(
             f"phone {serial} is not connected; `{listing}` lists {', '.join(states) or 'none'}"
         )
+    state = states[serial]
+    if state != ready:
+        raise PhoneError(f"phone {serial} is not ready ({state}): {advice(state)}")
     return serial
 
 
