@@ -17,12 +17,17 @@ import pytest
 from convert.bundle.program import Program
 from convert.engine.build import ENTRY
 from convert.engine.toolchain import PAGE_BYTES
-from runtime.engine_client.client import LOCAL, engine_command
 from runtime.engine_client.process import EngineDiedError
 from runtime.engine_client.protocol import ErrorCode, Event, Field, Op
 from tests.engine.engines import Built
 from tests.engine.libraries import Library
-from tests.engine.library_hosts import SECONDS, Connection, Host
+from tests.engine.library_checks import (
+    answer,
+    check_operations,
+    check_starts,
+    check_two_at_once,
+)
+from tests.engine.library_hosts import SECONDS, Host
 from tests.engine.operations import (
     ENDLESS_TOKENS,
     QUESTIONS,
@@ -36,7 +41,6 @@ from tests.support.compare import Record
 from tests.support.elf import INTERPRETER, LOAD, Elf
 
 STARTS = 100
-GROWTH = 1 << 18  # bytes after all of them: a thread's leftovers in each start would be more
 
 
 @pytest.fixture
@@ -44,15 +48,6 @@ def host(library: Library, tmp_path: Path) -> Iterator[Host]:
     running = Host(library, tmp_path, threads=3)
     yield running
     running.close()
-
-
-def _answer(connection: Connection, bundle: Path) -> str:
-    """Loads a bundle and asks; returns the answer."""
-    assert connection.receive()[Field.EVENT] == Event.HELLO
-    loaded = connection.ask(Op.LOAD, bundle=str(bundle), window=WINDOW)
-    assert loaded[Field.EVENT] == Event.DONE
-    text: str = connection.ask(Op.CHAT, messages=ask(QUESTIONS[0]), max_new_tokens=4)[Field.TEXT]
-    return text
 
 
 @pytest.mark.parametrize("kind", ["library", "phone_library"])
@@ -77,16 +72,7 @@ def test_the_file(kind: str, request: pytest.FixtureRequest, record_property: Re
 
 
 def test_every_operation_is_the_programs(built: Built, library: Library, tmp_path: Path) -> None:
-    results = []
-    for name, command in (
-        ("program", engine_command(LOCAL, built.program)),
-        ("library", [*library.command()]),
-    ):
-        folder = tmp_path / name
-        folder.mkdir()
-        with WatchedEngine(command) as client:
-            results.append(every_operation(client, built.bundle, folder))
-    assert results[0] == results[1]
+    check_operations(built, library, tmp_path)
 
 
 def test_every_operation_on_arm64(phone_library: Library, tmp_path: Path) -> None:
@@ -97,51 +83,17 @@ def test_every_operation_on_arm64(phone_library: Library, tmp_path: Path) -> Non
 
 def test_a_hundred_starts(library: Library, host: Host, record_property: Record) -> None:
     """In one process, each with a model and an answer; nothing of them is left."""
-    answers = set()
-
-    def start() -> None:
-        connection = host.connect()
-        answers.add(_answer(connection, library.bundle))
-        assert connection.end_input() == b""
-        assert host.result() == 0
-        connection.close()
-        host.await_end_of_threads()
-
-    for _ in range(5):
-        start()
-    warm, descriptors = int(host.status("RssAnon")), host.descriptors()
-    for _ in range(STARTS):
-        start()
-    grown = (int(host.status("RssAnon")) - warm) << 10
-    record_property(f"bytes more after {STARTS} starts", grown)
-    assert grown < GROWTH
-    assert host.descriptors() == descriptors
-    assert len(answers) == 1
+    check_starts(host, library.bundle, STARTS, record_property)
 
 
 def test_a_second_engine_at_once(library: Library, host: Host) -> None:
-    """It gets a named error; the first goes on, and after its end the next one starts."""
-    first = host.connect()
-    expected = _answer(first, library.bundle)
-    second = host.connect()
-    refused = second.receive()
-    assert (refused[Field.EVENT], refused[Field.CODE]) == (Event.ERROR, ErrorCode.ALREADY_RUNNING)
-    assert host.result() == 1
-    second.close()
-    answer = first.ask(Op.CHAT, messages=ask(QUESTIONS[0]), max_new_tokens=4)
-    assert answer[Field.TEXT] == expected
-    first.end_input()
-    assert host.result() == 0
-    first.close()
-    third = host.connect()
-    assert _answer(third, library.bundle) == expected
-    third.close()
+    check_two_at_once(host, library.bundle, result=1)
 
 
 def test_a_client_that_goes_ends_its_engine(library: Library, host: Host) -> None:
     """In the middle of an answer, whose events nobody reads."""
     connection = host.connect()
-    _answer(connection, library.bundle)
+    answer(connection, library.bundle)
     endless = {"messages": ask(QUESTIONS[0]), "max_new_tokens": ENDLESS_TOKENS, **REPEATING}
     connection.send(Op.CHAT, **endless)
     while connection.receive()[Field.EVENT] != Event.TEXT:
@@ -150,7 +102,7 @@ def test_a_client_that_goes_ends_its_engine(library: Library, host: Host) -> Non
     assert host.result() in (0, 1), "the end of the input, or a write that fails, comes first"
     host.await_end_of_threads()
     again = host.connect()
-    _answer(again, library.bundle)
+    answer(again, library.bundle)
     again.close()
 
 
@@ -158,7 +110,7 @@ def test_signals_are_the_hosts(library: Library, host: Host) -> None:
     """An engine at work catches and ignores none, and blocks only that of a broken pipe."""
     connection = host.connect()
     before = {name: host.signals(name) for name in ("SigCgt", "SigIgn")}
-    _answer(connection, library.bundle)
+    answer(connection, library.bundle)
     assert int(host.status("Threads")) > 3
     assert {name: host.signals(name) for name in before} == before
     assert host.signals("SigBlk") == {0, 1 << (signal.SIGPIPE - 1)}

@@ -20,11 +20,16 @@ from android.harmony.native_module import (
     node_api_functions,
 )
 from convert.engine.toolchain import PAGE_BYTES
-from runtime.engine_client.client import LOCAL, engine_command
 from runtime.engine_client.protocol import ErrorCode, Event, Field, Op, Stop
 from tests.engine.engines import Built
 from tests.engine.libraries import NAME, Library
-from tests.engine.library_hosts import SECONDS, Connection, Host
+from tests.engine.library_checks import (
+    answer,
+    check_operations,
+    check_starts,
+    check_two_at_once,
+)
+from tests.engine.library_hosts import SECONDS, Host
 from tests.engine.operations import (
     ENDLESS_TOKENS,
     QUESTIONS,
@@ -38,7 +43,6 @@ from tests.support.compare import Record
 from tests.support.elf import INTERPRETER, LOAD, Elf
 
 STARTS = 20
-GROWTH = 1 << 18  # bytes after all of them: a thread's leftovers in each start would be more
 
 
 @pytest.fixture
@@ -46,15 +50,6 @@ def host(module: Library, tmp_path: Path) -> Iterator[Host]:
     running = Host(module, tmp_path, threads=3)
     yield running
     running.close()
-
-
-def _answer(connection: Connection, bundle: Path) -> str:
-    """Loads a bundle and asks; returns the answer."""
-    assert connection.receive()[Field.EVENT] == Event.HELLO
-    loaded = connection.ask(Op.LOAD, bundle=str(bundle), window=WINDOW)
-    assert loaded[Field.EVENT] == Event.DONE
-    text: str = connection.ask(Op.CHAT, messages=ask(QUESTIONS[0]), max_new_tokens=4)[Field.TEXT]
-    return text
 
 
 @pytest.mark.parametrize("kind", ["module", "phone_module"])
@@ -82,16 +77,7 @@ def test_the_file(kind: str, request: pytest.FixtureRequest, record_property: Re
 
 
 def test_every_operation_is_the_programs(built: Built, module: Library, tmp_path: Path) -> None:
-    results = []
-    for name, command in (
-        ("program", engine_command(LOCAL, built.program)),
-        ("module", [*module.command()]),
-    ):
-        folder = tmp_path / name
-        folder.mkdir()
-        with WatchedEngine(command) as client:
-            results.append(every_operation(client, built.bundle, folder))
-    assert results[0] == results[1]
+    check_operations(built, module, tmp_path)
 
 
 def test_every_operation_on_arm64(phone_module: Library, tmp_path: Path) -> None:
@@ -102,51 +88,17 @@ def test_every_operation_on_arm64(phone_module: Library, tmp_path: Path) -> None
 
 def test_twenty_starts(module: Library, host: Host, record_property: Record) -> None:
     """Each on a thread of its own with JavaScript, with a model and an answer."""
-    answers = set()
-
-    def start() -> None:
-        connection = host.connect()
-        answers.add(_answer(connection, module.bundle))
-        assert connection.end_input() == b""
-        assert host.result() == 0
-        connection.close()
-        host.await_end_of_threads()
-
-    for _ in range(5):
-        start()
-    warm, descriptors = int(host.status("RssAnon")), host.descriptors()
-    for _ in range(STARTS):
-        start()
-    grown = (int(host.status("RssAnon")) - warm) << 10
-    record_property(f"bytes more after {STARTS} starts", grown)
-    assert grown < GROWTH
-    assert host.descriptors() == descriptors
-    assert len(answers) == 1
+    check_starts(host, module.bundle, STARTS, record_property)
 
 
 def test_two_at_once(module: Library, host: Host) -> None:
-    """The second gets a named error; the first goes on, and after its end the next one starts."""
-    first = host.connect()
-    expected = _answer(first, module.bundle)
-    second = host.connect()
-    refused = second.receive()
-    assert (refused[Field.EVENT], refused[Field.CODE]) == (Event.ERROR, ErrorCode.ALREADY_RUNNING)
-    assert host.result() == 0
-    second.close()
-    answer = first.ask(Op.CHAT, messages=ask(QUESTIONS[0]), max_new_tokens=4)
-    assert answer[Field.TEXT] == expected
-    first.end_input()
-    assert host.result() == 0
-    first.close()
-    third = host.connect()
-    assert _answer(third, module.bundle) == expected
-    third.close()
+    check_two_at_once(host, module.bundle, result=0)
 
 
 def test_the_end_of_its_thread_ends_an_engine(module: Library, host: Host) -> None:
     """In the middle of an answer: the app's page is gone, and its JavaScript ends."""
     connection = host.connect()
-    _answer(connection, module.bundle)
+    answer(connection, module.bundle)
     connection.send(Op.CHAT, **_endless())
     while connection.receive()[Field.EVENT] != Event.TEXT:
         pass
@@ -154,14 +106,14 @@ def test_the_end_of_its_thread_ends_an_engine(module: Library, host: Host) -> No
     assert host.result() == 0
     host.await_end_of_threads()
     again = host.connect()
-    _answer(again, module.bundle)
+    answer(again, module.bundle)
     again.close()
 
 
 def test_a_page_that_does_not_take_its_lines(module: Library, host: Host) -> None:
     """The engine waits in the middle of an answer, of which nothing is lost."""
     connection = host.connect()
-    _answer(connection, module.bundle)
+    answer(connection, module.bundle)
     connection.send(Op.CHAT, **_endless(), top_logprobs=20)
     host.await_idle()
     connection.send(Op.CANCEL)
