@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 import pytest
@@ -11,27 +10,6 @@ from runtime.engine_client import adb as module
 from runtime.engine_client.adb import Adb, connect
 from runtime.engine_client.phone_shell import PhoneAwayError, PhoneError
 from tests.support.fake_phone import SERIAL, FakePhone
-
-FOLDER = "/sdcard/Android/data/org.minicpmv.app/files"
-TARGET = f"{FOLDER}/it's weights"  # a name that a shell must not take apart
-
-
-@pytest.fixture
-def weights(tmp_path: Path) -> Path:
-    path = tmp_path / "weights.safetensors"
-    path.write_bytes(bytes(range(256)) * 12000)  # three blocks
-    return path
-
-
-def sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def push(adb: Adb, weights: Path, target: str = TARGET) -> list[int]:
-    heard: list[int] = []
-    assert adb.can_write(target.rpartition("/")[0])
-    adb.push(weights, target, heard.append)
-    return heard
 
 
 @pytest.mark.parametrize(
@@ -108,8 +86,9 @@ def test_what_a_phone_is(phone: FakePhone) -> None:
 
 
 def test_a_phone_that_does_not_answer(
-    phone: FakePhone, weights: Path, monkeypatch: pytest.MonkeyPatch
+    phone: FakePhone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    (tmp_path / "weights").write_bytes(bytes(3 << 20))  # more than a pipe holds
     phone.write("hangs", "")
     with pytest.raises(
         PhoneError, match="ABC: install took too long; is the phone still connected"
@@ -118,7 +97,7 @@ def test_a_phone_that_does_not_answer(
     monkeypatch.setattr(module, "QUICK_SECONDS", 0.3)
     with pytest.raises(PhoneError, match="`adb devices` does not answer; try `adb kill-server`"):
         connect()
-    problem = Adb(SERIAL)._append(weights, 0, TARGET, lambda count: None)
+    problem = Adb(SERIAL)._append(tmp_path / "weights", 0, "/sdcard/weights", lambda count: None)
     assert problem == "the phone takes nothing any more"
 
 

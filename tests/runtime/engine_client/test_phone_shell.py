@@ -14,7 +14,6 @@ from tests.support.fake_phone import SERIAL, FakePhone, fake_phone
 FOLDER = "/sdcard/Android/data/org.minicpmv.app/files"
 TARGET = f"{FOLDER}/it's weights"  # a name that a shell must not take apart
 
-
 TYPES = {"adb": adb.Adb, "hdc": hdc.Hdc}
 SENDS = {"adb": "cat >> ", "hdc": "file send"}  # in the call that brings a file
 ASKS = {"adb": "getprop", "hdc": "param get"}
