@@ -20,9 +20,9 @@ from convert.calibrate.store import CalibratedWeights
 from convert.checkpoint.reader import Checkpoint
 from convert.support.progress import Progress
 from quantize.errors import CheckpointError
-from quantize.fast import CHUNK_VALUES, quantize_int8_fast
+from quantize.fast import CHUNK_VALUES, quantize_int8_fast, quantize_weight
 from quantize.layout import pack_int8_tiles, pack_tiles, tile_f16
-from quantize.methods import Method, find_method, quantize_weight
+from quantize.methods import Method, find_method
 from quantize.schemes import GroupScheme, all_finite, row_chunks
 
 Read = Callable[[str], Tensor]  # a checkpoint's tensor by its name
@@ -114,7 +114,9 @@ def read_weight(checkpoint: Checkpoint, tensor: PlannedTensor, read: Read | None
     """
     dtype = torch.float32 if tensor.format == "f32" else torch.float16
     try:
-        weight: Array = tensor.rule.make(read or checkpoint.read, dtype).contiguous().numpy()
+        weight: Array = (
+            tensor.rule.make_as_stored(read or checkpoint.read).to(dtype).contiguous().numpy()
+        )
     except CheckpointError as error:
         raise CheckpointError(f"{checkpoint.path}: {error}") from error
     if dtype == torch.float16 and not all_finite(weight):

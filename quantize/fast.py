@@ -12,10 +12,23 @@ from torch import Tensor
 
 from quantize.activations import MAX_INT8
 from quantize.int8 import INT8_GROUP, check_int8
+from quantize.kernels import search_scales
+from quantize.methods import Method
 from quantize.schemes import Array, GroupScheme, check_groups
-from quantize.search import DIVISORS
 
 CHUNK_VALUES = 1 << 18  # of `row_chunks`: a run's float32 temporaries fit the second-level cache
+
+
+def quantize_weight(
+    weight: Array, scheme: GroupScheme, method: Method, *, name: str
+) -> tuple[Array, Array]:
+    """Quantizes rows (N, K) float16 without calibration.
+
+    Returns:
+        q (N, K) uint8 codes; scale (N, K/G) float16.
+    """
+    function = search_groups_fast if method.search else quantize_groups_fast
+    return function(weight, scheme, name=name)
 
 
 def quantize_groups_fast(weight: Array, scheme: GroupScheme, *, name: str) -> tuple[Array, Array]:
@@ -55,39 +68,6 @@ def search_groups_fast(
     return codes.to(torch.uint8).view(weight.shape).numpy(), scale[..., 0].half().numpy()
 
 
-def search_scales(groups: Tensor, scheme: GroupScheme, importance: Tensor | None) -> Tensor:
-    """Returns the scales (..., 1) that lose least, float16 values in float32.
-
-    Args:
-        groups: (..., G) float32.
-        scheme: the number format.
-        importance: of each value's squared error, a shape that fits `groups`; all alike if None.
-    """
-    # A group's values lie along the first axis here: every operation then runs over long rows.
-    values = groups.movedim(-1, 0).contiguous()
-    each = None
-    if importance is not None:
-        outer = [1] * (groups.dim() - importance.dim())
-        moved = importance.float().movedim(-1, 0)
-        each = moved.reshape(len(moved), *outer, *importance.shape[:-1])
-    highest, lowest = values.amax(0), values.amin(0)
-    largest = torch.where(highest >= -lowest, highest, lowest)
-    if scheme.max_code == 2 * scheme.zero_point:
-        largest = largest.abs()
-    best = torch.full_like(largest, -torch.inf)
-    scale = torch.zeros_like(largest)
-    for divisor in DIVISORS:
-        codes = nearest_codes(values, (largest / divisor).half().float(), scheme)
-        weighted = codes if each is None else each * codes
-        shared = _tree_sum(weighted * values)
-        power = _tree_sum(codes.mul_(weighted))
-        fitted = (shared / torch.where(power > 0, power, 1.0)).half().float()
-        gain = fitted * ((shared + shared) - fitted * power)
-        better = gain > best
-        best, scale = torch.where(better, gain, best), torch.where(better, fitted, scale)
-    return scale.unsqueeze(-1)
-
-
 def nearest_codes(values: Tensor, scale: Tensor, scheme: GroupScheme) -> Tensor:
     """Returns the nearest codes less the zero point, float32; 0 where the scale is 0."""
     divisor = torch.where(scale == 0, torch.inf, scale)
@@ -98,11 +78,3 @@ def nearest_codes(values: Tensor, scale: Tensor, scheme: GroupScheme) -> Tensor:
 def _split(weight: Array, scheme: GroupScheme, name: str) -> Tensor:
     check_groups(weight, scheme, name)
     return torch.from_numpy(weight).float().view(len(weight), -1, scheme.group_size)
-
-
-def _tree_sum(values: Tensor) -> Tensor:
-    """Adds up the first axis, half to half, in the order of `quantize.search.tree_sum`."""
-    while values.shape[0] > 1:  # `len` of a tensor takes far longer
-        half = values.shape[0] // 2
-        values = values[:half] + values[half:]
-    return values[0]

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from quantize.errors import ConfigError
-from quantize.fast import quantize_groups_fast, search_groups_fast
-from quantize.schemes import Array, GroupScheme
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,15 +40,3 @@ def find_method(name: str) -> Method:
             f"quantization method {name!r:.40} is unknown; known: {', '.join(METHODS)}"
         )
     return METHODS[name]
-
-
-def quantize_weight(
-    weight: Array, scheme: GroupScheme, method: Method, *, name: str
-) -> tuple[Array, Array]:
-    """Quantizes rows (N, K) float16 without calibration.
-
-    Returns:
-        q (N, K) uint8 codes; scale (N, K/G) float16.
-    """
-    function = search_groups_fast if method.search else quantize_groups_fast
-    return function(weight, scheme, name=name)

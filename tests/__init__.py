@@ -6,7 +6,3 @@ import os
 # machine that has other work, such as a second worker of pytest. Child processes inherit it.
 for variable in ("OMP_NUM_THREADS", "TVM_NUM_THREADS"):  # read when torch and TVM are loaded
     os.environ.setdefault(variable, "1")
-
-import torch  # noqa: E402
-
-torch.set_num_threads(1)

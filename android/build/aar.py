@@ -52,7 +52,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Builds the AAR and prints a summary."""
-    from android.build.builder import plan_apk
+    from android.build.builder import plan_package
     from android.build.library import ARTIFACT, GROUP, build_aar, write_repository
     from convert.bundle.manifest import WEIGHTS, Bundle
     from convert.support.console import Bars, Size
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
 
     config = _parse(args)
     check_output(config.output, "AAR", "minicpmv.aar")
-    plan = plan_apk(Bundle.open(config.bundle), config.abi, embed=False)
+    plan = plan_package(Bundle.open(config.bundle), config.abi, embed=False)
     with Bars() as bars:
         build_aar(plan, config.output, bars)
         if config.maven is not None:

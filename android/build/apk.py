@@ -22,7 +22,7 @@ from convert.support.streams import print_json
 
 if TYPE_CHECKING:
     from android.build.apk_info import ApkInfo
-    from android.build.builder import ApkPlan
+    from android.build.builder import PackagePlan
     from android.build.signing import Key
 
 NAME = "apk"
@@ -80,14 +80,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Builds the APK and prints a summary."""
     from android.build.apk_info import ApkInfo
-    from android.build.builder import build_apk, plan_apk
+    from android.build.builder import build_apk, plan_package
     from convert.bundle.manifest import Bundle
     from convert.support.console import Bars
 
     config = _parse(args)
     check_output(config.output, "APK", "chat.apk")
     bundle = Bundle.open(config.bundle)
-    plan = plan_apk(bundle, config.abi, embed=config.embed, api=config.api)
+    plan = plan_package(bundle, config.abi, embed=config.embed, api=config.api)
     key = _key(config)
     password = ""
     if key.password == "stdin":
@@ -122,7 +122,7 @@ def _key(config: ApkConfig) -> Key:
     return debug_key()
 
 
-def _print(config: ApkConfig, plan: ApkPlan, info: ApkInfo) -> None:
+def _print(config: ApkConfig, plan: PackagePlan, info: ApkInfo) -> None:
     from convert.bundle.manifest import WEIGHTS
     from convert.support.console import Size, results
 

@@ -20,7 +20,7 @@ from android.build.app_manifest import app_manifest
 from android.build.notices import third_party_notices
 from android.build.phones import MIN_SDK, TARGET_SDK
 from android.build.signing import Key, sign
-from android.build.tools import ToolError, package, program, run
+from android.build.tools import ToolError, java, package, program, run
 from convert.bundle.manifest import MANIFEST, WEIGHTS, Bundle, FileRecord
 from convert.bundle.targets import ABIS, PHONE
 from convert.checkpoint.config import CONFIGS
@@ -40,13 +40,13 @@ _CONFIGS = ("openai_fields.json", "setting_ranges.json")  # that the app reads
 _PAGE_SUFFIXES = {".html", ".css", ".js", ".svg", ".txt"}
 
 
-class ApkError(ToolError):
-    """An APK cannot be built from this bundle."""
+class PackageError(ToolError):
+    """A package of this bundle, such as an APK, cannot be built."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ApkPlan:
-    """The contents of an APK."""
+class PackagePlan:
+    """The contents of a package: an APK, an AAR, or a project for HarmonyOS."""
 
     bundle: Bundle
     abis: tuple[str, ...]
@@ -57,38 +57,40 @@ class ApkPlan:
         """Checks that the bundle has all engines, and that the weights can be embedded."""
         for abi in self.abis:
             if abi not in ABIS:
-                raise ApkError(f"ABI {abi!r:.40} is unknown; known: {', '.join(ABIS)}")
+                raise PackageError(f"ABI {abi!r:.40} is unknown; known: {', '.join(ABIS)}")
             self.bundle.program(ABIS[abi])
         size = (self.bundle.path / WEIGHTS).stat().st_size
         if self.embed and size > EMBED_LIMIT:
-            raise ApkError(
+            raise PackageError(
                 f"{self.bundle.path / WEIGHTS}: {size / 2**20:,.0f} MiB is too large for --embed, "
                 f"whose limit is {EMBED_LIMIT >> 20:,} MiB; `minicpmv sideload` pushes the weights "
                 "separately"
             )
 
 
-def plan_apk(
+def plan_package(
     bundle: Bundle, abis: Sequence[str] | None, *, embed: bool, api: bool = False
-) -> ApkPlan:
+) -> PackagePlan:
     """Chooses the ABIs: the requested ones, or all that the bundle has engines for.
 
     Raises:
-        ApkError: the bundle has no engine for phones.
+        PackageError: the bundle has no engine for phones.
         BundleError: it has none for a requested ABI.
     """
     if abis is None:
         abis = [abi for abi, target in ABIS.items() if target in bundle.manifest.targets]
         if not abis:
-            raise ApkError(
+            raise PackageError(
                 f"{bundle.path}: has no engine for phones, only for "
                 f"{', '.join(bundle.manifest.targets)}; convert again with --target "
                 f"{','.join([*bundle.manifest.targets, PHONE])}"
             )
-    return ApkPlan(bundle=bundle, abis=tuple(abis), embed=embed, api=api)
+    return PackagePlan(bundle=bundle, abis=tuple(abis), embed=embed, api=api)
 
 
-def build_apk(plan: ApkPlan, key: Key, output: Path, progress: Progress, *, password: str) -> None:
+def build_apk(
+    plan: PackagePlan, key: Key, output: Path, progress: Progress, *, password: str
+) -> None:
     """Builds and signs the APK; writes `output` atomically.
 
     Args:
@@ -114,7 +116,7 @@ def build_apk(plan: ApkPlan, key: Key, output: Path, progress: Progress, *, pass
     progress("sign", 1, 1)
 
 
-def build_unsigned(plan: ApkPlan, output: Path, progress: Progress) -> None:
+def build_unsigned(plan: PackagePlan, output: Path, progress: Progress) -> None:
     """Builds the unsigned APK.
 
     Raises:
@@ -194,7 +196,7 @@ def compile_java(
     output.mkdir(parents=True)
     files = sorted(str(path) for folder in sources for path in folder.rglob("*.java"))
     jars = [package("android-all").fetch(), *classpath]
-    command = [program("javac"), "--release", JAVA_LEVEL, "-encoding", "UTF-8", "-g:source,lines"]
+    command = [*java("javac"), "--release", JAVA_LEVEL, "-encoding", "UTF-8", "-g:source,lines"]
     command += ["-Xlint:all,-options,-serial,-deprecation,-classfile,-path", "-Werror"]
     command += ["-proc:none", "-d", str(output)]
     command += ["-implicit:none"] if needed is None else ["-sourcepath", str(needed)]
@@ -208,12 +210,12 @@ def dex(classes: Path, output: Path) -> None:
     Raises:
         ToolError: a class uses features that Android lacks.
     """
-    command = [program("java"), "-cp", str(package("dalvik-dx").fetch())]
+    command = [*java(), "-cp", str(package("dalvik-dx").fetch())]
     command += ["com.android.dx.command.Main", "--dex", f"--min-sdk-version={MIN_SDK}"]
     run([*command, f"--output={output}", str(classes)], "the app's classes cannot be translated")
 
 
-def assets(plan: ApkPlan) -> Iterator[tuple[str, Path | bytes]]:
+def assets(plan: PackagePlan) -> Iterator[tuple[str, Path | bytes]]:
     """Lists the files that the app reads: names in the APK, and files or their contents."""
     for path in PAGE.iterdir():
         if path.suffix in _PAGE_SUFFIXES:
@@ -224,7 +226,7 @@ def assets(plan: ApkPlan) -> Iterator[tuple[str, Path | bytes]]:
     yield from bundle_assets(plan, "assets/bundle")
 
 
-def bundle_assets(plan: ApkPlan, folder: str) -> Iterator[tuple[str, Path | bytes]]:
+def bundle_assets(plan: PackagePlan, folder: str) -> Iterator[tuple[str, Path | bytes]]:
     """Lists the bundle's files that are packaged, as `assets` does."""
     yield f"{folder}/{MANIFEST}", plan.bundle.path / MANIFEST
     for name in _packaged(plan):
@@ -242,7 +244,7 @@ def version_code(name: str) -> int:
     return (version.major * 100 + version.minor) * 10_000 + version.micro * 100 + stage
 
 
-def _entries(plan: ApkPlan, scratch: Path) -> Iterator[tuple[str, Path | bytes]]:
+def _entries(plan: PackagePlan, scratch: Path) -> Iterator[tuple[str, Path | bytes]]:
     """Lists the entries of the APK: names, and files or their contents."""
     with zipfile.ZipFile(scratch / "resources.apk") as linked:
         for name in linked.namelist():
@@ -253,21 +255,21 @@ def _entries(plan: ApkPlan, scratch: Path) -> Iterator[tuple[str, Path | bytes]]
     yield from assets(plan)
 
 
-def check_files(plan: ApkPlan, progress: Progress) -> None:
+def check_files(plan: PackagePlan, progress: Progress) -> None:
     """Checks the packaged files against the bundle's manifest, which is packaged with them."""
     manifest = plan.bundle.manifest
     names = [*_packaged(plan), *(manifest.targets[ABIS[abi]].program for abi in plan.abis)]
     for done, name in enumerate(sorted(names)):
         progress("check the bundle", done, len(names))
         if FileRecord.of(plan.bundle.path / name) != manifest.files[name]:
-            raise ApkError(
+            raise PackageError(
                 f"{plan.bundle.path / name}: altered: its SHA-256 is not the manifest's; convert "
                 "the checkpoint again"
             )
     progress("check the bundle", len(names), len(names))
 
 
-def _packaged(plan: ApkPlan) -> set[str]:
+def _packaged(plan: PackagePlan) -> set[str]:
     """Returns the bundle's files that become assets; engines go to `lib` instead."""
     manifest = plan.bundle.manifest
     packaged = set(manifest.files) - {target.program for target in manifest.targets.values()}

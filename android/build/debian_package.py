@@ -9,9 +9,12 @@ import platform
 import shutil
 import subprocess
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 from android.build.tools import ToolError, run
+from convert.support.cache import keep, locked, writing
+from convert.support.scratch import scratch_folder
 
 _NEEDED = ("apt-get", "dpkg-deb")
 
@@ -31,8 +34,57 @@ def download_package(
     Raises:
         ToolError: this is not a Debian, or apt cannot download the package.
     """
+    apt = _updated_apt(suite, scratch, problem, architecture)
+    (scratch / "package").mkdir()
+    run([*apt, "download", name], problem, folder=scratch / "package")
+    found = list((scratch / "package").glob("*.deb"))
+    if len(found) != 1:
+        raise ToolError(f"{problem}: apt-get brought {len(found)} packages for {name}")
+    return found[0]
+
+
+def made_once(kept: Path, is_missing: Callable[[], bool], make: Callable[[Path], Path]) -> Path:
+    """Returns a file of the cache; if it is missing, makes it in a scratch folder.
+
+    Raises:
+        CacheError: the cache cannot be written.
+    """
+    with writing(kept.parent):
+        kept.parent.mkdir(parents=True, exist_ok=True)
+    with locked(kept.parent):
+        if is_missing():
+            with scratch_folder(".making-", kept.parent) as scratch:
+                made = make(scratch)
+                with writing(kept.parent):
+                    keep(made, kept)
+    return kept
+
+
+def download_with_needs(name: str, suite: str, scratch: Path, problem: str) -> list[Path]:
+    """Does the same for a package and all that it depends on, the C library included.
+
+    Raises:
+        ToolError: see `download_package`.
+    """
+    apt = _updated_apt(suite, scratch, problem, None)
+    options = ("-y", "-oAPT::Install-Recommends=false", "--download-only")
+    run([*apt, *options, "install", name], problem)
+    return sorted((scratch / "cache" / "archives").glob("*.deb"))
+
+
+def unpack(package: Path, folder: Path, problem: str) -> None:
+    """Unpacks a package's files into a folder.
+
+    Raises:
+        ToolError: the package is damaged.
+    """
+    run(["dpkg-deb", "--extract", str(package), str(folder)], problem)
+
+
+def _updated_apt(suite: str, scratch: Path, problem: str, architecture: str | None) -> list[str]:
+    """Returns a command that begins with apt's settings, after it has fetched the lists."""
     mirror = _mirror(problem)
-    for folder in ("lists/partial", "cache/archives/partial", "package"):
+    for folder in ("lists/partial", "cache/archives/partial"):
         (scratch / folder).mkdir(parents=True)
     sources = scratch / "sources.list"
     sources.write_text(f"deb {mirror} {suite} main\n")
@@ -50,11 +102,7 @@ def download_package(
         settings |= {"APT::Architecture": architecture, "APT::Architectures": architecture}
     apt = ["apt-get", "-qq", *(f"-o{key}={value}" for key, value in settings.items())]
     run([*apt, "update"], problem)
-    run([*apt, "download", name], problem, folder=scratch / "package")
-    found = list((scratch / "package").glob("*.deb"))
-    if len(found) != 1:
-        raise ToolError(f"{problem}: apt-get brought {len(found)} packages for {name}")
-    return found[0]
+    return apt
 
 
 def take_member(package: Path, member: str, output: Path, problem: str) -> None:

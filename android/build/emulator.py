@@ -7,10 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from android.build.debian_package import download_package, take_member
+from android.build.debian_package import download_package, made_once, take_member
 from android.build.tools import ToolError
-from convert.support.cache import keep, locked, writing
-from convert.support.scratch import scratch_folder
 from runtime.engine_client.emulator import emulates_sme, emulator, kept_emulator
 
 _SUITE, _PACKAGE, _MEMBER = "trixie", "qemu-user", "./usr/bin/qemu-aarch64"
@@ -30,21 +28,12 @@ def fetch_emulator() -> Path:
         ToolError: this is not a Debian, or apt cannot download the package.
         CacheError: the cache cannot be written.
     """
-    kept = kept_emulator()
-    with writing(kept.parent):
-        kept.parent.mkdir(parents=True, exist_ok=True)
-    with locked(kept.parent):
-        if lacks_emulator():
-            with scratch_folder(".qemu-", kept.parent) as scratch:
-                package = download_package(_PACKAGE, _SUITE, scratch, _PROBLEM)
-                made = _program(package, scratch)
-                with writing(kept.parent):
-                    keep(made, kept)
-    return kept
+    return made_once(kept_emulator(), lacks_emulator, _program)
 
 
-def _program(package: Path, scratch: Path) -> Path:
+def _program(scratch: Path) -> Path:
     """Takes the program out of its package."""
+    package = download_package(_PACKAGE, _SUITE, scratch, _PROBLEM)
     made = scratch / kept_emulator().name
     take_member(package, _MEMBER, made, _PROBLEM)
     made.chmod(0o755)

@@ -12,8 +12,10 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
+from android.build.bochs import fetch_bochs, lacks_bochs
 from android.build.emulator import fetch_emulator, lacks_emulator
 from android.build.tools import (
     AREAS,
@@ -40,16 +42,19 @@ def install(areas: Sequence[str]) -> None:
             _say(f"Downloading {package.file_name}: {package.what}")
     fetch(wanted)
     if "qemu" in areas and lacks_emulator():
-        _install_emulator()
+        _say("Downloading an emulator of Arm's matrix unit (SME)")
+        _go_on_without(fetch_emulator, "Other phones are emulated")
+    if "tests" in areas and lacks_bochs():
+        _say("Downloading an emulator of x86's matrix unit (AMX)")
+        _go_on_without(fetch_bochs, "A test of AMX skips")
 
 
-def _install_emulator() -> None:
-    """Fetches the newer emulator; without it, all but the matrix unit is emulated."""
-    _say("Downloading an emulator of Arm's matrix unit (SME)")
+def _go_on_without(fetch_it: Callable[[], Path], consequence: str) -> None:
+    """Fetches an emulator of a matrix unit, which nothing else needs."""
     try:
-        fetch_emulator()
+        fetch_it()
     except ToolError as error:
-        _say(f"{error}. Other phones are emulated")
+        _say(f"{error}. {consequence}")
 
 
 def _install_debian(areas: Sequence[str]) -> None:

@@ -14,14 +14,14 @@ from pathlib import Path
 from android.build.builder import (
     APP,
     ROOT,
-    ApkPlan,
+    PackagePlan,
     add_file,
     bundle_assets,
     check_files,
     compile_java,
 )
 from android.build.notices import third_party_notices
-from android.build.tools import package, program, run
+from android.build.tools import java, package, run
 from convert.bundle.targets import ABIS
 from convert.support.progress import Progress
 from convert.support.scratch import scratch_folder
@@ -48,7 +48,7 @@ _POM = """\
 """
 
 
-def build_aar(plan: ApkPlan, output: Path, progress: Progress) -> None:
+def build_aar(plan: PackagePlan, output: Path, progress: Progress) -> None:
     """Builds the AAR; writes `output` atomically.
 
     Args:
@@ -129,7 +129,7 @@ def write_repository(aar: Path, folder: Path, progress: Progress) -> Path:
 def _document(output: Path) -> None:
     jars = [package("android-all").fetch(), package("annotations").fetch()]
     sources = [str(path) for path in sorted((LIBRARY / "java").rglob("*.java"))]
-    command = [program("javadoc"), "-quiet", "-Xdoclint:all,-missing", "-notimestamp", "-public"]
+    command = [*java("javadoc"), "-quiet", "-Xdoclint:all,-missing", "-notimestamp", "-public"]
     command += ["-encoding", "UTF-8", "-charset", "UTF-8", "-source", "8", "-d", str(output)]
     command += ["-classpath", ":".join(map(str, jars)), "-sourcepath", str(APP / "java")]
     run([*command, *sources], "the library's documentation cannot be written")

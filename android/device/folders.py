@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from runtime.engine_client.adb import Adb
-from runtime.engine_client.phone_shell import PhoneError
+from runtime.engine_client.phone_shell import PhoneError, PhoneShell
 
 # Where the app looks; the second is for phones on which a PC cannot write to an app's folder.
 _OWN, _SHARED = "/sdcard/Android/data/{package}/files", "/data/local/tmp/minicpmv"
 _TRIES = 50  # of looking for the folder, one every 0.2 s
 
 
-def weights_folder(adb: Adb, package: str) -> str:
+def weights_folder(adb: PhoneShell, package: str) -> str:
     """Returns a folder that this PC can write to and the app can read.
 
     The app makes its own folder, which then belongs to it: a folder that the PC makes can be closed
@@ -28,7 +27,7 @@ def weights_folder(adb: Adb, package: str) -> str:
     return _SHARED
 
 
-def _is_made(adb: Adb, folder: str, package: str) -> bool:
+def _is_made(adb: PhoneShell, folder: str, package: str) -> bool:
     """Returns whether the app's folder exists; starts the app if it does not."""
     if adb.try_shell(f"[ -d {folder} ]") is not None:
         return True

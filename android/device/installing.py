@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from runtime.engine_client.adb import Adb
-from runtime.engine_client.phone_shell import PhoneError
+from runtime.engine_client.phone_shell import PhoneError, PhoneShell
 
 _SECONDS = 600.0  # enough for a large APK on a slow phone, and for the user to confirm
 _DEVELOPER = "in the phone's developer options"
@@ -35,7 +34,7 @@ _WHY = {
 }
 
 
-def install(adb: Adb, apk: Path, package: str) -> None:
+def install(adb: PhoneShell, apk: Path, package: str) -> None:
     """Installs an app, or updates an older version of it.
 
     Args:

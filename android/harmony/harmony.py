@@ -45,13 +45,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Writes the project and prints a summary."""
-    from android.build.builder import plan_apk
-    from android.harmony.project import BUNDLE_NAME, WEIGHTS_FOLDER, write_project
+    from android.build.builder import plan_package
+    from android.harmony.project import write_project
     from convert.bundle.manifest import WEIGHTS, Bundle
     from convert.support.console import Bars, Size
 
     config = _parse(args)
-    plan = plan_apk(Bundle.open(config.bundle), config.abi, embed=False)
+    plan = plan_package(Bundle.open(config.bundle), config.abi, embed=False)
     with Bars() as bars:
         report = write_project(plan, config.output, bars)
     weights = plan.bundle.path / WEIGHTS
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
         summary = {"project": str(config.output), "files": report.files, "bytes": report.bytes}
         print_json({**summary, "abis": plan.abis, "weights": weights.stat().st_size}, indent=1)
         return 0
-    push = f"hdc file send -b {BUNDLE_NAME} {weights} {WEIGHTS_FOLDER}/{WEIGHTS}"
+    push = f"minicpmv sideload {config.output} --bundle {plan.bundle.path}"
     print_lines(
         {
             "project": f"{config.output}, {report.files} files, {Size(report.bytes)}",

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from android.build.builder import ApkPlan, assets, check_files, version_code
+from android.build.builder import PackagePlan, assets, check_files, version_code
 from android.build.tools import ToolError
 from android.harmony.native_module import ENGINE_LIBRARY, MODULE, build_module
 from convert.bundle.targets import ABIS
@@ -25,8 +25,6 @@ MANIFEST = "minicpmv.json"  # lists the files, so that a later run may replace t
 KIND = FolderKind(manifest=MANIFEST, format="minicpmv-harmony", noun="project for DevEco Studio")
 BUNDLE_NAME = "org.minicpmv.app"  # the app's; AppScope/app.json5 has it
 LIBRARIES, RAW_FILES = "entry/libs", "entry/src/main/resources/rawfile"
-# Where the app finds pushed weights, seen from the folder that `hdc file send -b` sends to.
-WEIGHTS_FOLDER = "data/storage/el2/base/haps/entry/files/bundle"
 _APP = "AppScope/app.json5"
 
 
@@ -42,7 +40,7 @@ class ProjectReport:
     bytes: int
 
 
-def write_project(plan: ApkPlan, output: Path, progress: Progress) -> ProjectReport:
+def write_project(plan: PackagePlan, output: Path, progress: Progress) -> ProjectReport:
     """Writes the project; `output` appears whole or not at all.
 
     Args:
@@ -73,13 +71,13 @@ def write_project(plan: ApkPlan, output: Path, progress: Progress) -> ProjectRep
     return ProjectReport(files=len(sizes) + 1, bytes=sum(sizes.values()))
 
 
-def _raw_files(plan: ApkPlan) -> Iterator[tuple[str, Path | bytes]]:
+def _raw_files(plan: PackagePlan) -> Iterator[tuple[str, Path | bytes]]:
     """Lists what the app reads: the page, settings, the bundle's small files."""
     for name, content in assets(plan):
         yield name.removeprefix("assets/"), content
 
 
-def _build_libraries(plan: ApkPlan, abi: str, folder: Path, progress: Progress) -> None:
+def _build_libraries(plan: PackagePlan, abi: str, folder: Path, progress: Progress) -> None:
     """Links the engine and the module for a kind of processor."""
     bundle, target = plan.bundle, ABIS[abi]
     engine = folder / ENGINE_LIBRARY

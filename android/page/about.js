@@ -31,8 +31,10 @@ function rowsOf(state, about) {
     ['aboutApp', 'MiniCPM-V ' + about.app],
     ['aboutModel', [bundle.architecture, quantization.name].filter(Boolean).join(', ')],
     ['aboutSource', (bundle.source || {}).path],
-    ['aboutWeights', bundle.weights_bytes
-      && sayBytes(bundle.weights_bytes) + ', ' + say('verified_' + state.verified)],
+    ['aboutWeights', bundle.weights_bytes && [
+      sayBytes(bundle.weights_bytes), say('verified_' + state.verified),
+      bundle.weights_file && say('aboutKept', {file: bundle.weights_file}),
+    ].filter(Boolean).join(', ')],
     ['aboutPhone', [about.phone, about.android].filter(Boolean).join(', ')],
     ['aboutChip', (state.engine && state.engine.cpu) || about.chip],
     ['aboutMemory', about.memory_bytes && sayBytes(about.memory_bytes)],

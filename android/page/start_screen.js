@@ -4,7 +4,8 @@ import {button, fill, find, make} from './dom.js';
 import {say, sayBytes, sayError} from './texts.js';
 
 const WEIGHTS = 'weights.safetensors';
-const NEEDS_WEIGHTS = ['no_weights', 'wrong_weights', 'damaged_weights', 'no_space'];
+const NEEDS_WEIGHTS = ['no_weights', 'wrong_weights', 'damaged_weights', 'weights_gone',
+  'weights_locked', 'no_space'];
 const EXAMPLES = ['exampleWhat', 'exampleRead', 'exampleCount', 'exampleColour'];
 
 let send; // to the host
@@ -61,26 +62,34 @@ function examples() {
 
 /** Draws the first start: how to provide the weights. */
 function drawWeights(start, state, problem) {
-  const titles = {wrong_weights: 'startWrong', damaged_weights: 'startDamaged'};
+  const titles = {
+    wrong_weights: 'startWrong', damaged_weights: 'startDamaged', weights_gone: 'startGone',
+    weights_locked: 'startLocked',
+  };
   const isMissing = problem.code === 'no_weights';
   const values = {
     name: WEIGHTS,
     size: sayBytes(state.bundle.weights_bytes),
     copied: sayBytes(state.bundle.copied_bytes),
     free: sayBytes(state.about.free_space_bytes),
+    file: state.bundle.weights_file,
   };
+  const mayKeep = state.can.includes('keep');
   fill(start,
     make('h2', {}, say(titles[problem.code] || 'startTitle')),
     isMissing ? null : make('p', {}, sayError(problem.code)),
     isMissing ? null : make('p', {className: 'detail'}, problem.message),
+    values.file ? make('p', {}, say('startKept', values)) : null,
     make('p', {}, say('startIntro', values)),
     make('ol', {},
-      make('li', {}, say('startFile', values)),
-      make('li', {}, say('startPc'), ' ', make('code', {}, state.push || 'minicpmv sideload'))),
+      make('li', {}, say(mayKeep ? 'startFileKeep' : 'startFile', values)),
+      make('li', {}, say('startPc'), ' ', make('code', {}, 'minicpmv sideload'))),
     make('p', {}, say('startSpace', values)),
     state.bundle.copied_bytes ? make('p', {}, say('startCopied', values)) : null,
     make('div', {className: 'actions'},
-      button(say('chooseWeights'), () => send('import'), null, 'strong'),
+      mayKeep ? button(say('keepWeights'), () => send('import', {keep: true}), null, 'strong') : null,
+      button(say(mayKeep ? 'copyWeights' : 'chooseWeights'), () => send('import'), null,
+        mayKeep ? '' : 'strong'),
       retryButton('lookAgain')),
     make('details', {}, make('summary', {}, say('startPlaces')),
       make('p', {className: 'detail'}, state.places.join('\n'))));

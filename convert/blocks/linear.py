@@ -109,8 +109,8 @@ class CodesProduct:
         self.c, self._by, self._blocks, self.length = c, by, blocks, length
         self.groups, self._units = -(-c.columns // size), size // by.inputs
         stored = (tiles(c.rows), self.groups)
-        self._codes = k.tensor("codes", (length, self.groups, size), "int8")
-        self._scale = k.tensor("scale", (length, self.groups))
+        self.codes = k.tensor("codes", (length, self.groups, size), "int8")
+        self.scale = k.tensor("scale", (length, self.groups))
         self._offset = k.tensor("offset", (length, self.groups), "int32")
         if packed is not None:
             packed(k, self.groups)
@@ -211,7 +211,7 @@ class CodesProduct:
         ]
 
         def activations(row: Expr) -> Activations:
-            return lambda at, size: self._codes[row, group, span(unit * by.inputs + at, size)]
+            return lambda at, size: self.codes[row, group, span(unit * by.inputs + at, size)]
 
         tokens = [activations(first + m) for m in range(len(before) // len(at))]
         return by.unit(packed, tokens, before)
@@ -230,7 +230,7 @@ class CodesProduct:
         for i, tile in enumerate(at):
             step = T.Bind(wide(self.q_scale[tile, group, rows], lanes))
             for m in range(count):
-                factor = step * spread(self._scale[first + m, group], lanes)
+                factor = step * spread(self.scale[first + m, group], lanes)
                 value = wide(dots[i * count + m], lanes) * factor
                 store(sums[i][m], sums[i][m][rows] + value, rows)
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tvm import tirx
 
 from convert.blocks.graph import Expr, Graph, tensor, tensor_type
 from convert.blocks.linear import Linear, linear_codes, linear_f16
-from convert.blocks.outer_products import linear_outer, pack_tokens, token_tiles
+from convert.blocks.outer_products import linear_of_several, pack_tokens, packed_shapes
 from convert.blocks.rows import RowSource, embedding_codes, embedding_f16, given, quantize, write
 from convert.bundle.plan import Plan
 from quantize.errors import ConfigError
@@ -70,18 +70,19 @@ class StoredMatrix:
         )
         product = graph.products.q4 if self.format == "q4" else graph.products.q8
         blocks, dtype = _blocks(self.format)
-        least = graph.products.outer_from
-        if least is None or (isinstance(x.length, tirx.IntImm) and x.length < least):
+        several = graph.products.several
+        if several is not None and self.format != "q4":
+            several = replace(several, few=None)
+        if several is None or (isinstance(x.length, tirx.IntImm) and x.length < several.fewest):
             kernel = linear_codes(c, size, product, blocks, dtype)
         else:
-            tokens = token_tiles(x.length)
-            activations += graph.call(
-                pack_tokens(groups, size, least),
-                activations[:2],
-                tensor_type((tokens, groups, size // 4, 4 * TILE_ROWS), "int8"),
-                tensor_type((tokens, groups, TILE_ROWS)),
-            )
-            kernel = linear_outer(c, size, product, blocks, dtype, zero_point, least)
+            if several.packs:
+                activations += graph.call(
+                    pack_tokens(groups, size, several),
+                    activations[: 2 if several.few is None else 3],
+                    *(tensor_type(*one) for one in packed_shapes(x.length, groups, size, several)),
+                )
+            kernel = linear_of_several(c, size, product, blocks, dtype, zero_point, several)
         out = tensor_type((x.length, self.rows))
         return graph.call(kernel, [*activations, *self.parameters, *arguments], out)
 

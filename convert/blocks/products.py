@@ -46,6 +46,30 @@ class Pairs:
 
 
 @dataclass(frozen=True)
+class FewFunction:
+    """A function of the engine that multiplies a tile of 4-bit codes with at most 16 tokens."""
+
+    name: str  # of runtime/engine/dot_products.h
+    least: int  # tokens from which on it is faster than compiled products
+
+
+@dataclass(frozen=True)
+class TileFunction:
+    """A function of the engine that multiplies a tile of weights with several tokens."""
+
+    name: str  # of runtime/engine/*_products.h
+    inputs: int  # of a row or a token that its arguments hold side by side: n there
+    least: int  # tokens from which on it is faster than compiled products
+    packs: bool = True  # whether it takes tokens in tiles of 16, as weights are
+    few: FewFunction | None = None  # how fewer tokens are multiplied, packed in the same way
+
+    @property
+    def fewest(self) -> int:
+        """Tokens from which on this function or the other multiplies."""
+        return self.least if self.few is None else self.few.least
+
+
+@dataclass(frozen=True)
 class Products:
     """How a kind of processor multiplies."""
 
@@ -54,7 +78,7 @@ class Products:
     f16_tokens: int
     queries: int  # that share a load of keys or values
     pairs: Pairs | None = None  # where they are faster than float32
-    outer_from: int | None = None  # tokens from which on a matrix unit multiplies codes
+    several: TileFunction | None = None  # how several tokens are multiplied with codes
 
 
 def each_token(

@@ -11,8 +11,10 @@ from tvm.script.ir_builder import tirx as T
 from convert.blocks.products import (
     UNIT,
     Activations,
+    FewFunction,
     MatrixProduct,
     Products,
+    TileFunction,
     UnitProduct,
     as_they_are,
     each_token,
@@ -150,20 +152,44 @@ def _rows_of(sums: Sequence[Expr]) -> Expr:
 
 
 _Q4, _Q8 = _sdot(_halves), _sdot(as_they_are)
+# A tile is unpacked before anything is multiplied, and its weights then come from memory. Fewer
+# tokens are multiplied by codes that are unpacked in registers, and the fewest, where that is no
+# faster, by compiled products: tests/bench/arm.md.
+_LEAST = 16
 _I8MM = Products(
     q4=MatrixProduct(_smmla(_Q4, packed_codes=True), lanes=_ROWS, tokens=8),
     q8=MatrixProduct(_smmla(_Q8, packed_codes=False), lanes=_ROWS, tokens=8),
     f16_tokens=6,
     queries=4,
+    several=TileFunction(
+        "minicpmv_matrix_products",
+        inputs=8,
+        least=_LEAST,
+        few=FewFunction("minicpmv_few_matrix_products", least=3),
+    ),
 )
 ARM = {
-    "sme": replace(_I8MM, outer_from=8),
+    "sme": replace(
+        _I8MM,
+        several=TileFunction(
+            "minicpmv_outer_products",
+            inputs=4,
+            least=8,
+            few=FewFunction("minicpmv_few_dot_products", least=4),
+        ),
+    ),
     "i8mm": _I8MM,
     "dotprod": Products(
         q4=MatrixProduct(_Q4, lanes=_ROWS, tokens=8),
         q8=MatrixProduct(_Q8, lanes=_ROWS, tokens=4),
         f16_tokens=6,
         queries=4,
+        several=TileFunction(
+            "minicpmv_dot_products",
+            inputs=4,
+            least=_LEAST,
+            few=FewFunction("minicpmv_few_dot_products", least=2),
+        ),
     ),
     "neon": Products(
         q4=MatrixProduct(

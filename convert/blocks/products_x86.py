@@ -1,8 +1,9 @@
-"""Products of codes on x86-64: AVX512-VNNI, AVX2 and SSE."""
+"""Products of codes on x86-64: AMX, AVX512-VNNI, AVX2 and SSE."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from tvm.script.ir_builder import tirx as T
 
@@ -13,6 +14,7 @@ from convert.blocks.products import (
     PairProduct,
     Pairs,
     Products,
+    TileFunction,
     UnitProduct,
     as_they_are,
     each_token,
@@ -138,16 +140,20 @@ def _add_words(lanes: int, multiply: str) -> PairProduct:
 
 _AVX2 = ("llvm.x86.avx2.pmadd.ub.sw", "llvm.x86.avx2.psign.b", "llvm.x86.avx2.pmadd.wd")
 _SSE = ("llvm.x86.ssse3.pmadd.ub.sw.128", "llvm.x86.ssse3.psign.b.128", "llvm.x86.sse2.pmadd.wd")
+# Of int8 a unit is one instruction's: from longer ones LLVM loads more activations ahead than
+# registers hold beside 24 sums.
+_VNNI = Products(
+    q4=MatrixProduct(_vnni(_halves(LANES)), lanes=LANES, tokens=12),
+    q8=MatrixProduct(_vnni(_unsigned), lanes=LANES, inputs=4, tokens=12, tiles=2, bias=128),
+    f16_tokens=14,
+    queries=8,
+    pairs=Pairs(_vnni_words, queries=8, tiles=2),
+)
+# runtime/engine/tile_products.h
+_AMX = TileFunction("minicpmv_tile_products", inputs=4, least=8, packs=False)
 X86 = {
-    # Of int8 a unit is one instruction's: from longer ones LLVM loads more activations ahead than
-    # registers hold beside 24 sums.
-    "vnni": Products(
-        q4=MatrixProduct(_vnni(_halves(LANES)), lanes=LANES, tokens=12),
-        q8=MatrixProduct(_vnni(_unsigned), lanes=LANES, inputs=4, tokens=12, tiles=2, bias=128),
-        f16_tokens=14,
-        queries=8,
-        pairs=Pairs(_vnni_words, queries=8, tiles=2),
-    ),
+    "amx": replace(_VNNI, several=_AMX),
+    "vnni": _VNNI,
     "avx2": Products(
         q4=MatrixProduct(_pairs(8, _AVX2[0], _AVX2[2]), lanes=8, tokens=4),
         q8=MatrixProduct(_signed_pairs(8, *_AVX2), lanes=8, tokens=4),

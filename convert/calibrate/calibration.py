@@ -23,22 +23,22 @@ from convert.calibrate.store import CalibratedWeights, CalibrationStore, Stream
 from convert.checkpoint.reader import Checkpoint
 from convert.checkpoint.tensor_tables import EMBEDDING, HEAD
 from convert.support.progress import Progress
+from quantize.fast import quantize_weight
 from quantize.gptq import Compensation, Inputs, Tokens, choose_damping
-from quantize.methods import find_method, quantize_weight
-from quantize.products import has_fast_bfloat16
+from quantize.methods import find_method
 from quantize.schemes import GroupScheme, dequantize_groups
 from runtime.reference.arithmetic import round_to_format, round_to_int8
 from runtime.reference.decoder import DecoderLayer, RMSNorm
 from runtime.reference.load import VISION, load_reference
 
-VERSION = 9  # of the computation; folders of another version are not resumed
+VERSION = 11  # of the computation; folders of another version are not resumed
 # A tied embedding is also looked up: the weight of its error there, as a fraction of the mean power
 # of the head's inputs. Half or twice this value measured about the same.
 _LOOKUP = 0.3
 # One sample of so many tells what a tied head gets: it is damped so much that more change little,
 # and they would run through the whole model once more.
 HEAD_SAMPLES = 4
-_HELD_OUT = 4  # one sample of so many judges the damping
+HELD_OUT = 4  # one sample of so many judges the damping
 _CHUNK_TOKENS = 4096  # whose inputs are accumulated at once
 
 
@@ -67,7 +67,6 @@ def calibrate(
     about = {
         "version": VERSION,
         "torch": torch.__version__,
-        "bfloat16": has_fast_bfloat16(),
         "checkpoint": checkpoint.source_hash(),
         "scheme": asdict(plan.recipe.scheme) | {"name": ""},
         "method": plan.recipe.method,
@@ -195,9 +194,10 @@ class _CalibrationRun:
             q, scale = quantize_weight(half, self._scheme, self._method, name=name)
             return torch.from_numpy(q), torch.from_numpy(scale)
         full, rounded = walks
-        behind = full.behind(rounded) if stage.adds else [None] * len(full.inputs)
-        tokens = map(Tokens, rounded.inputs, full.inputs, behind)
-        return self._compensate(weight, _split(tokens, weight.shape[1], weight), name)
+        aims = full.targets(rounded) if stage.adds else full.inputs
+        tokens = map(Tokens, rounded.inputs, aims)
+        inputs = _split(tokens, weight.shape[1], targets=stage.adds)
+        return self._compensate(weight, inputs, name)
 
     def _compensate(
         self, weight: Tensor, inputs: tuple[Inputs, Inputs], name: str
@@ -264,13 +264,13 @@ class _CalibrationRun:
 
 
 def _split(
-    samples: Iterable[Tokens], width: int, weight: Tensor | None = None
+    samples: Iterable[Tokens], width: int, *, targets: bool = False
 ) -> tuple[Inputs, Inputs]:
     """Sums up the samples that choose codes, and those (every fourth) that choose the damping."""
     parts: tuple[list[Tokens], list[Tokens]] = [], []
     for i, sample in enumerate(samples):
-        parts[i % _HELD_OUT == _HELD_OUT - 1].append(sample)
-    chosen, held_out = (Inputs.of(_joined(part), width, weight) for part in parts)
+        parts[i % HELD_OUT == HELD_OUT - 1].append(sample)
+    chosen, held_out = (Inputs.of(_joined(part), width, targets=targets) for part in parts)
     return chosen, held_out
 
 
@@ -278,12 +278,7 @@ def _joined(samples: Sequence[Tokens]) -> Iterator[Tokens]:
     """Yields many tokens at once."""
     for run in token_runs([sample.seen for sample in samples], _CHUNK_TOKENS):
         some = samples[run]
-        behind = [sample.behind for sample in some if sample.behind is not None]
-        yield Tokens(
-            torch.cat([sample.seen for sample in some]),
-            torch.cat([sample.wanted for sample in some]),
-            torch.cat(behind) if behind else None,
-        )
+        yield Tokens(torch.cat([s.seen for s in some]), torch.cat([s.aim for s in some]))
 
 
 def _formats(plan: Plan) -> dict[str, str]:

@@ -9,25 +9,25 @@ from collections.abc import Sequence
 import torch
 
 from convert.bundle.plan import Plan, PlannedTensor
-from convert.calibrate.calibration import HEAD_SAMPLES
+from convert.calibrate.calibration import HEAD_SAMPLES, HELD_OUT
 from convert.calibrate.layer import STAGES
 from convert.calibrate.samples import TokenizedSample
 from convert.checkpoint.config import ModelConfig
-from quantize.gptq import DAMPINGS, SAMPLED_ROWS
+from quantize.gptq import DAMPINGS, SAMPLED_ROWS, can_choose_damping
 from quantize.methods import find_method
-from quantize.products import has_fast_bfloat16
 
 # Of a weight that gets a code, in the time of a product's operations: the search for its group's
-# scale and its column's share of the rounding, both limited by memory.
-_ROUNDING = 18_000
+# scale and its column's share of the rounding, except for products.
+_ROUNDING = 1_500
 _SUMS = 3.1  # operations per token and pair of inputs: half of the power, all of the drift
-_POWER = 1.1  # of them, the power's
-_SHORT = 0.48  # of a float32 product's time, where `quantize.products` computes in bfloat16
+_POWER = (
+    1.1  # of them, the power's; a target takes the place of the drift where the output is added
+)
 _ADDING = {stage.name for stage in STAGES if stage.adds}
-# Cholesky factors, of each damping that is tried and two with all samples, and the inverses of most
-# of them: together in operations per K^3, slower ones than products.
-_FACTORS = 4.5
-_SOLVING = 2.5  # operations per weight and input, to correct weights with a factor
+# Two Cholesky factors and the inverse of one, in operations per K^3, slower ones than products; and
+# those with which a damping is chosen.
+_FACTORS, _CHOICE = 1.7, 2.8
+_SOLVING = 3.3  # operations per weight and input, to correct weights with a factor
 
 
 def estimate_seconds(config: ModelConfig, plan: Plan, samples: Sequence[TokenizedSample]) -> float:
@@ -72,14 +72,14 @@ def _of_compensation(tensor: PlannedTensor, tokens: float) -> float:
     """Counts what GPTQ does for a linear (N, K)."""
     n, k = tensor.rule.shape
     adds = tensor.name.rpartition(".")[2] in _ADDING  # so that what its output lacks is summed up
-    lacking = (2.0 + 2.0 * (_SHORT if has_fast_bfloat16() else 1.0)) * n * k
-    total = (_POWER * k**2 + lacking if adds else _SUMS * k**2) * tokens
+    total = (_POWER * k**2 + 2.0 * n * k if adds else _SUMS * k**2) * tokens
     total += _FACTORS * k**3
-    for rows in (n, *(min(n, SAMPLED_ROWS) for _ in DAMPINGS)):
-        if adds:
-            correction = _SOLVING * rows * k**2
-        else:
-            correction = _SOLVING * min(rows, k) * k**2 + 2.0 * rows * k**2
+    tried = []
+    if can_choose_damping(tokens - tokens / HELD_OUT, k):
+        tried = [min(n, SAMPLED_ROWS) for _ in DAMPINGS]
+        total += _CHOICE * k**3
+    for rows in (n, *tried):
+        correction = _SOLVING * (rows if adds else min(rows, k)) * k**2 + 2.0 * rows * k**2
         total += correction + rows * k * (k + _ROUNDING)
     return total
 

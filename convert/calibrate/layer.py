@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from convert.calibrate.store import Stream
 from quantize.awq import choose_factors
-from quantize.fast import nearest_codes, search_scales
+from quantize.fast import nearest_codes
 from quantize.int8 import INT8_GROUP
+from quantize.kernels import search_scales
 from quantize.schemes import GroupScheme
 from runtime.reference.arithmetic import round_to_int8
 from runtime.reference.decoder import DecoderLayer, RMSNorm
@@ -52,6 +53,7 @@ class LayerWalk:
         layer.self_attn.o_proj = nn.Identity()  # type: ignore[assignment]
         layer.mlp.down_proj = nn.Identity()  # type: ignore[assignment]
         self._stage = 0
+        self._output: Stream | None = None  # of this stage's linear, if it is known already
         self.inputs: Stream = [layer.input_layernorm(x) for x in stream]
 
     def weight(self, stage: LinearGroup) -> Tensor:
@@ -69,18 +71,21 @@ class LayerWalk:
         for name, rows in zip(stage.linears, torch.split(weight, sizes), strict=True):
             linear = _linear_of(rows)
             if stage.name in self._last:
-                self._last[stage.name] = linear
+                self._last[stage.name], self._output = linear, None
             else:
                 parent, _, child = name.rpartition(".")
                 setattr(self._layer.get_submodule(parent), child, linear)
 
-    def behind(self, other: LayerWalk) -> Stream:
-        """Returns what another walk's hidden states lack to this one's: (L, D) for each sample.
+    def targets(self, other: LayerWalk) -> Stream:
+        """Returns what this stage must add to another walk's hidden states to give this walk's.
 
-        Its unit is that of the output which this stage adds to them.
+        Returns:
+            (L, D) for each sample, in the unit of the stage's output.
         """
+        self._output = _in_runs(self._last[STAGES[self._stage].name], self.inputs)
         scale = self._layer.residual_scale
-        return [(a - b) / scale for a, b in zip(self.stream, other.stream, strict=True)]
+        samples = zip(self._output, self.stream, other.stream, strict=True)
+        return [out + (a - b) / scale for out, a, b in samples]
 
     def round_inputs(self, form: str, scheme: GroupScheme) -> None:
         """Rounds the inputs of this stage's linears; see the function of that name."""
@@ -94,8 +99,9 @@ class LayerWalk:
         elif stage == "gate_up":
             self.inputs = _in_runs(layer.mlp, self.inputs)
         else:
-            pairs = zip(self.stream, _in_runs(self._last[stage], self.inputs), strict=True)
-            self.stream = [x + out * layer.residual_scale for x, out in pairs]
+            output = self._output or _in_runs(self._last[stage], self.inputs)
+            pairs = zip(self.stream, output, strict=True)
+            self.stream, self._output = [x + out * layer.residual_scale for x, out in pairs], None
             after = layer.post_attention_layernorm
             self.inputs = [after(x) for x in self.stream] if stage == "o" else []
         self._stage += 1

@@ -27,7 +27,8 @@ from convert.checkpoint.reader import Checkpoint
 from convert.checkpoint.tensor_tables import EMBEDDING, HEAD
 from convert.support.progress import Progress
 from quantize.errors import ConfigError, ShapeError
-from quantize.methods import METHODS, quantize_weight
+from quantize.fast import quantize_weight
+from quantize.methods import METHODS
 from quantize.schemes import GroupScheme, dequantize_groups
 from runtime.reference import metrics
 from runtime.reference.arithmetic import apply_vision_arithmetic, round_to_format

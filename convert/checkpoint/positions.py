@@ -1,14 +1,17 @@
-"""Position embeddings resampled to another grid, as the original model does at load."""
+"""Position embeddings resampled to another grid, as the original model does at load.
+
+See `transforms.py` for when PyTorch is loaded.
+"""
 
 from __future__ import annotations
 
 import math
-
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from quantize.errors import ShapeError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def square_side(count: int) -> int:
@@ -42,6 +45,8 @@ def sincos_grid(width: int, rows: int, columns: int) -> Tensor:
     cosines. Computed in float64, where the original has float32. Source: MiniCPM-V 2.0
     `get_2d_sincos_pos_embed`.
     """
+    import torch
+
     half = width // 4  # frequencies of one axis
     steps = torch.arange(half, dtype=torch.float64)
     frequencies = 10000.0 ** -(steps / half)
@@ -56,6 +61,8 @@ def sincos_grid(width: int, rows: int, columns: int) -> Tensor:
 
 
 def _resize(positions: Tensor, rows: int, columns: int, *, antialias: bool) -> Tensor:
+    import torch.nn.functional as F
+
     side = square_side(positions.shape[0])
     if side == rows == columns:
         return positions
@@ -63,4 +70,4 @@ def _resize(positions: Tensor, rows: int, columns: int, *, antialias: bool) -> T
     plane = F.interpolate(
         plane, size=(rows, columns), mode="bicubic", align_corners=False, antialias=antialias
     )
-    return plane.permute(0, 2, 3, 1).reshape(rows * columns, -1).to(torch.float32)
+    return plane.permute(0, 2, 3, 1).reshape(rows * columns, -1).float()

@@ -11,23 +11,30 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
-
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from convert.checkpoint.config import DecoderConfig, ModelConfig, ResamplerConfig, VisionConfig
-from convert.checkpoint.positions import interpolate_grid, resample_grid
+from convert.checkpoint.positions import resample_grid
+from convert.checkpoint.transforms import (
+    flatten_patches,
+    half_inputs,
+    project_key_positions,
+    project_queries,
+    resample_positions,
+    same,
+    stack_rows,
+    third,
+    trained_positions,
+    transpose,
+)
 from quantize.errors import CheckpointError, ShapeError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Shape = tuple[int, ...]
 EMBEDDING, HEAD = "llm.model.embed_tokens.weight", "llm.lm_head.weight"
 ANY_GRID = -1  # in a shape: any square number
-
-
-def same(tensor: Tensor) -> Tensor:
-    """Leaves a tensor as it is."""
-    return tensor
 
 
 @dataclass(frozen=True)
@@ -39,15 +46,17 @@ class Rule:
     shape: Shape  # of the artifact tensor
     transform: Callable[..., Tensor] = same
 
-    def make(
-        self, read: Callable[[str], Tensor], dtype: torch.dtype | None = torch.float32
-    ) -> Tensor:
-        """Reads the sources and returns the artifact tensor, in `dtype` unless that is None.
+    def make(self, read: Callable[[str], Tensor]) -> Tensor:
+        """Reads the sources and returns the artifact tensor in float32.
 
         Raises:
             CheckpointError: the weights hold infinities or NaN.
             ShapeError: the transform's result has another shape than the table says.
         """
+        return self.make_as_stored(read).float()
+
+    def make_as_stored(self, read: Callable[[str], Tensor]) -> Tensor:
+        """Does the same, and returns what the transform makes of the stored types."""
         made = self.transform(*(read(source) for source in self.sources))
         if made.shape != self.shape:
             raise ShapeError(f"{self.name} became {list(made.shape)}; expected {list(self.shape)}")
@@ -56,7 +65,7 @@ class Rule:
             raise CheckpointError(
                 f"{', '.join(self.sources)}: holds NaN or infinity; the checkpoint is damaged"
             )
-        return made if dtype is None else made.to(dtype)
+        return made
 
 
 @dataclass(frozen=True)
@@ -133,76 +142,6 @@ def bundle_rules(config: ModelConfig, untied_head: bool) -> Table:
         rules += _resampler_rules(config.resampler, config.vision)
     rules += _decoder_rules(config.decoder, untied_head)
     return (*rules, *drops(config, untied_head))
-
-
-def stack_rows(*tensors: Tensor) -> Tensor:
-    """Stacks linears (N, K) with the same inputs into one, in the order given."""
-    return torch.cat(tensors)
-
-
-def flatten_patches(weight: Tensor) -> Tensor:
-    """Turns a patch convolution (D, 3, p, p) into a linear (D, 3 * p * p) on (c, y, x)."""
-    return weight.flatten(1)
-
-
-def transpose(weight: Tensor) -> Tensor:
-    """Turns the right factor of `x @ weight` into the weight (N, K) of a linear."""
-    return weight.T.contiguous()
-
-
-def third(packed: Tensor, *, index: int) -> Tensor:
-    """Returns queries' (0), keys' (1) or values' (2) part of a packed input projection."""
-    return packed.chunk(3)[index]
-
-
-def half_inputs(packed: Tensor, *, index: int) -> Tensor:
-    """Returns what the keys' matrix (N, K) does with its first (0) or second (1) inputs: (N, K/2).
-
-    The first half of a sine table's width encodes the column, the second the row.
-    """
-    return third(packed, index=1).chunk(2, dim=1)[index].contiguous()
-
-
-def trained_positions(positions: Tensor) -> Tensor:
-    """Returns the vision encoder's positions as they are stored: (n, D) from (1, n, D)."""
-    return positions.squeeze(0)
-
-
-def resample_positions(positions: Tensor, *, grid: int) -> Tensor:
-    """Resamples the vision encoder's positions (1, n, D) to (grid * grid, D), float32."""
-    return resample_grid(positions, grid, grid).squeeze(0)
-
-
-def project_queries(
-    query: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    positions: Tensor,
-    in_weight: Tensor,
-    in_bias: Tensor,
-    *,
-    eps: float,
-) -> Tensor:
-    """Computes the resampler's projected queries (Q, E): they do not depend on the picture.
-
-    In float64, then rounded to float32.
-    """
-    width = query.shape[-1]
-    norm = F.layer_norm(query.double(), (width,), norm_weight.double(), norm_bias.double(), eps)
-    weight, bias = third(in_weight, index=0), third(in_bias, index=0)
-    return F.linear(norm + positions.double(), weight.double(), bias.double()).float()
-
-
-def project_key_positions(
-    positions: Tensor, in_weight: Tensor, in_bias: Tensor, *, grid: int
-) -> Tensor:
-    """Computes what positions and bias add to the resampler's keys: (P, E) from (Q, E).
-
-    Interpolated in float32 as upstream does, multiplied in float64, rounded to float32.
-    """
-    weight, bias = third(in_weight, index=1), third(in_bias, index=1)
-    spread = interpolate_grid(positions, grid, grid).double()
-    return F.linear(spread, weight.double(), bias.double()).float()
 
 
 def _decoder_sources(c: DecoderConfig) -> dict[str, Shape]:

@@ -23,9 +23,9 @@ from convert.calibrate.store import CalibratedWeights
 from convert.checkpoint.reader import Checkpoint
 from convert.encode import read_weight
 from convert.support.progress import Progress
-from quantize.fast import CHUNK_VALUES, quantize_int8_fast
+from quantize.fast import CHUNK_VALUES, quantize_int8_fast, quantize_weight
 from quantize.layout import pack_mlc, pack_mlc_int8
-from quantize.methods import find_method, quantize_weight
+from quantize.methods import find_method
 from quantize.schemes import Array, row_chunks
 
 CACHE = "tensor-cache.json"

@@ -17,13 +17,8 @@ from torch import Tensor
 
 from convert.checkpoint.config import ModelConfig, VisionConfig
 from convert.checkpoint.positions import sincos_grid
-from convert.checkpoint.tensor_tables import (
-    Rule,
-    Table,
-    bundle_rules,
-    resample_positions,
-    third,
-)
+from convert.checkpoint.tensor_tables import Rule, Table, bundle_rules
+from convert.checkpoint.transforms import resample_positions, third
 from runtime.inputs.picture import normalise
 from runtime.inputs.prompt import IMAGE_END, IMAGE_START
 from runtime.inputs.slices import Grid, Images, cut_picture, images_of, plan_cut

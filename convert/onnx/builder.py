@@ -14,7 +14,8 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
-from convert.checkpoint.tensor_tables import Rule, same, transpose
+from convert.checkpoint.tensor_tables import Rule
+from convert.checkpoint.transforms import same, transpose
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
 """The user's cache: its folder, the integrity of its entries, and their removal.
 
 Every file in it is stored with its hash, or has a hash that is known in advance. The hash is
-checked before each use; a damaged file is made again, and a warning says so. The cache may be
-deleted at any time.
+checked before each use; a damaged file is made again, and a warning says so. What an engine
+remembers of its speed needs none: a wrong choice costs time only. The cache may be deleted at any
+time.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from convert.support.measure import peak_rss_bytes
 from runtime.bench.inputs import ask
 from runtime.engine_client.client import EngineClient
 from runtime.engine_client.protocol import Field
-from runtime.inputs.sampling import GenerationOptions
+from runtime.inputs.generation_options import GenerationOptions
 from runtime.sessions.session import Session
 
 _READ_BYTES = (2**26, 2**30)  # smallest and largest buffer of the bandwidth measurement
@@ -89,7 +89,7 @@ class EngineRunner:
     @property
     def device(self) -> Mapping[str, Any]:
         """What the engine reported about itself and the machine."""
-        return self._client.hello
+        return self._client.about
 
     @property
     def client(self) -> EngineClient:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -122,7 +122,7 @@ def bench(config: BenchConfig) -> dict[str, Any]:
     pictures = _pictures(bundle.config, tokenizer, window, config.max_slices)
     is_reference = config.engine.engine == REFERENCE
     reads = None if is_reference else DecodeReads.of(bundle.plan, bundle.config.decoder)
-    with Bars() as bars, _runner(bundle, config, window, bars) as (runner, device):
+    with Bars() as bars, _runner(bundle, config, window, bars) as (runner, about):
         measured = measure(
             runner,
             Workload(
@@ -135,6 +135,7 @@ def bench(config: BenchConfig) -> dict[str, Any]:
             bars,
         )
         phases = _profile(runner, tokenizer, pictures) if config.profile else None
+        device = about()
     return {
         "version": VERSION,
         "bundle": str(config.bundle),
@@ -190,24 +191,25 @@ def _measured(measured: Measurements) -> dict[str, Any]:
 @contextmanager
 def _runner(
     bundle: Bundle, config: BenchConfig, window: int, progress: Progress
-) -> Iterator[tuple[Runner, dict[str, Any]]]:
-    """Yields the model to measure, and a description of where it runs."""
+) -> Iterator[tuple[Runner, Callable[[], dict[str, Any]]]]:
+    """Yields the model to measure, and what describes where it runs, once it has run."""
     from runtime.bench.runners import EngineRunner
     from runtime.engine_client.places import open_place
     from runtime.engine_client.protocol import Field
 
     if config.engine.engine == REFERENCE:
-        yield _reference(bundle, config, window)
+        reference, described = _reference(bundle, config, window)
+        yield reference, lambda: described
         return
     place = open_place(bundle, config.engine)
     place.prepare(progress)
     with place.start() as client:
         keys = (
-            Field.TARGET, Field.PROGRAM_ID, Field.CPU, Field.CPU_FEATURES, Field.BLOCKS,
+            Field.TARGET, Field.PROGRAM_ID, Field.CPU, Field.CPU_FEATURES, Field.KINDS,
             Field.THREADS, Field.MEMORY_BYTES,
         )  # fmt: skip
         runner = EngineRunner(client, place.bundle, window=window, max_slices=config.max_slices)
-        yield runner, {key: client.hello[key] for key in keys}
+        yield runner, lambda: {key: client.about[key] for key in keys}
 
 
 def _reference(bundle: Bundle, config: BenchConfig, window: int) -> tuple[Runner, dict[str, Any]]:
@@ -218,7 +220,8 @@ def _reference(bundle: Bundle, config: BenchConfig, window: int) -> tuple[Runner
     from runtime.inputs.prompt import Tokenizer
     from runtime.reference.load import load_reference
     from runtime.sessions.backend import ReferenceBackend
-    from runtime.sessions.loader import choose_device, choose_dtype, open_source
+    from runtime.sessions.devices import choose_device, choose_dtype
+    from runtime.sessions.loader import open_source
     from runtime.sessions.reference_session import ReferenceSession
 
     if config.engine.threads is not None:

@@ -19,7 +19,7 @@ from runtime.sessions.conversation import Conversation, say
 
 if TYPE_CHECKING:
     from runtime.inputs.callbacks import Cancelled
-    from runtime.inputs.sampling import GenerationOptions
+    from runtime.inputs.generation_options import GenerationOptions
 
 NAME = "chat"
 HELP = "ask about pictures, in the terminal or in the browser"
@@ -127,8 +127,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _open(config: ChatConfig) -> Conversation:
     """Loads the picture and the model, and prints which model runs with which settings."""
+    from runtime.inputs.generation_options import GenerationOptions
     from runtime.inputs.picture import open_picture
-    from runtime.inputs.sampling import GenerationOptions
     from runtime.inputs.slices import limit_slices
     from runtime.sessions.session import require_vision
 

@@ -196,8 +196,8 @@ def _column(
     from convert.bundle.results_file import identity
     from runtime.eval.results import Results
     from runtime.eval.run import answer_all
+    from runtime.inputs.generation_options import GenerationOptions
     from runtime.inputs.prompt import ORIGINAL_PROMPT_LIMIT
-    from runtime.inputs.sampling import GenerationOptions
 
     is_reference = engine.engine == REFERENCE
     beams = config.beams if is_reference else 1

@@ -20,7 +20,7 @@ import numpy as np
 from runtime.demo.questions import LANGUAGES
 from runtime.demo.task import TASKS, Task
 from runtime.engine_client.options import add_engine_arguments, engine_options
-from runtime.inputs.sampling import GenerationOptions
+from runtime.inputs.generation_options import GenerationOptions
 from runtime.sessions.session import Session
 
 SEED = 20_250_101

@@ -22,7 +22,7 @@ AREAS = {
     "chat": "chat, verify, bench, info",
     "apk": "apk",
     "sideload": "sideload, --engine adb",
-    "hdc": "--engine hdc",
+    "hdc": "--engine hdc, sideload to HarmonyOS",
     "qemu": "--engine qemu",
     "mlc": "--target mlc-…",
     "tests": "make test",

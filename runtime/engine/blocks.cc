@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "runtime/engine/error.h"
+#include "runtime/engine/thread_pool.h"
 
 namespace minicpmv {
 namespace {
@@ -38,12 +39,15 @@ void AddPair(const std::string& name, std::vector<std::string>* names) {
 
 }  // namespace
 
-Blocks::Blocks(const std::string& prefix, const Bundle& bundle)
+Blocks::Blocks(const Kinds& kinds, const Bundle& bundle)
     : bundle_(bundle), config_(bundle.config()) {
-  vm_ = LoadVm(prefix);
+  for (const Kind* kind : {&kinds.decode, &kinds.prefill, &kinds.picture}) {
+    if (vms_.count(kind->prefix) == 0) vms_[kind->prefix] = LoadVm(kind->prefix);
+  }
   if (config_.vision) {
+    const Kind& kind = kinds.picture;
     vision_embed_ =
-        Bind("vision_embed", {"vision.patch_embed.weight", "vision.patch_embed.bias"});
+        Bind(kind, "vision_embed", {"vision.patch_embed.weight", "vision.patch_embed.bias"});
     for (int64_t i = 0; i < config_.vision->depth; ++i) {
       std::vector<std::string> names;
       const std::string block = "vision.blocks." + std::to_string(i) + ".";
@@ -51,24 +55,26 @@ Blocks::Blocks(const std::string& prefix, const Bundle& bundle)
         AddPair(block + part, &names);
       }
       vision_blocks_.push_back(
-          Bind(Variant("vision_block", {block + "qkv.weight", block + "proj.weight",
+          Bind(kind,
+               Variant("vision_block", {block + "qkv.weight", block + "proj.weight",
                                         block + "fc1.weight", block + "fc2.weight"}),
                names));
     }
-    vision_norm_ = Bind("vision_norm", {"vision.norm.weight", "vision.norm.bias"});
+    vision_norm_ = Bind(kind, "vision_norm", {"vision.norm.weight", "vision.norm.bias"});
     resampler_ =
-        Bind("resampler",
+        Bind(kind, "resampler",
              {"resampler.kv_proj.weight", "resampler.ln_kv.weight", "resampler.ln_kv.bias",
               "resampler.query", "resampler.k_proj.weight", "resampler.v_proj.weight",
               "resampler.v_proj.bias", "resampler.out_proj.weight", "resampler.out_proj.bias",
               "resampler.ln_post.weight", "resampler.ln_post.bias", "resampler.proj.weight"});
     if (config_.vision->slices) {
       key_positions_ =
-          Bind("key_positions", {"resampler.key_column_proj.weight",
-                                 "resampler.key_row_proj.weight", "resampler.k_proj.bias"});
+          Bind(kind, "key_positions",
+               {"resampler.key_column_proj.weight", "resampler.key_row_proj.weight",
+                "resampler.k_proj.bias"});
     }
   }
-  embed_ = Bind("embed", {"llm.embed"});
+  embed_ = Bind(kinds.decode, "embed", {"llm.embed"});
   for (int64_t i = 0; i < config_.decoder.num_hidden_layers; ++i) {
     std::vector<std::string> names;
     const std::string layer = "llm.layers." + std::to_string(i) + ".";
@@ -78,10 +84,11 @@ Blocks::Blocks(const std::string& prefix, const Bundle& bundle)
     }
     const std::vector<std::string> matrices{layer + "qkv", layer + "o", layer + "gate_up",
                                             layer + "down"};
-    layers_.push_back(Bind(Variant("decoder_layer", matrices), names));
-    steps_.push_back(Find(Variant("decoder_step", matrices)));
+    layers_.push_back(Bind(kinds.prefill, Variant("decoder_layer", matrices), names));
+    steps_.push_back(Bind(kinds.decode, Variant("decoder_step", matrices), names));
   }
-  lm_head_ = Bind("lm_head", {"llm.norm.weight", config_.untied_head ? "llm.head" : "llm.embed"});
+  lm_head_ = Bind(kinds.decode, "lm_head",
+                  {"llm.norm.weight", config_.untied_head ? "llm.head" : "llm.embed"});
 }
 
 Tensor Blocks::VisionEmbed(const Tensor& pixels, const Tensor& positions) const {
@@ -106,12 +113,11 @@ Tensor Blocks::Embed(const Tensor& ids) const { return Call(embed_, {ids}); }
 
 Tensor Blocks::DecoderLayer(int64_t index, const Tensor& x, const LayerCache& cache) const {
   const ffi::Shape numbers{cache.start, cache.window, cache.pinned};
-  const size_t at = static_cast<size_t>(index);
-  const Block& layer = layers_.at(at);
+  const std::vector<Block>& layers = x.size(0) == 1 ? steps_ : layers_;
   std::vector<ffi::AnyView> inputs{x, cache.angles};
   inputs.insert(inputs.end(), cache.tensors.begin(), cache.tensors.end());
   inputs.emplace_back(numbers);
-  return Call(x.size(0) == 1 ? steps_.at(at) : layer.function, layer.weights, std::move(inputs));
+  return Call(layers.at(static_cast<size_t>(index)), std::move(inputs));
 }
 
 Tensor Blocks::Logits(const Tensor& hidden) const { return Call(lm_head_, {hidden}); }
@@ -132,10 +138,12 @@ std::map<std::string, Profile::Time> Blocks::TakeProfile() {
       }
       *result = kGoOn;
     };
-    const auto set = vm_.cast<ffi::Module>()->GetFunction("set_instrument", true);
-    if (!set.has_value())
-      throw EngineError(error_code::kInternal, "the compiled blocks cannot be profiled");
-    (*set)(ffi::Function::FromPacked(record));
+    for (const auto& [prefix, vm] : vms_) {
+      const auto set = vm.cast<ffi::Module>()->GetFunction("set_instrument", true);
+      if (!set.has_value())
+        throw EngineError(error_code::kInternal, "the compiled blocks cannot be profiled");
+      (*set)(ffi::Function::FromPacked(record));
+    }
   }
   return profile_->Take();
 }
@@ -150,33 +158,25 @@ std::string Blocks::Variant(std::string function,
   return function;
 }
 
-ffi::Function Blocks::Find(const std::string& function) const {
-  const auto found = vm_.cast<ffi::Module>()->GetFunction(function, true);
+Blocks::Block Blocks::Bind(const Kind& kind, const std::string& function,
+                           const std::vector<std::string>& weights) const {
+  const auto found = vms_.at(kind.prefix).cast<ffi::Module>()->GetFunction(function, true);
   if (!found.has_value()) {
     throw EngineError(error_code::kInternal, "no compiled block " + function);
   }
-  return *found;
-}
-
-Blocks::Block Blocks::Bind(const std::string& function,
-                           const std::vector<std::string>& weights) const {
-  Block block{Find(function), {}};
+  Block block{*found, {}, kind.threads};
   for (const std::string& name : weights) {
     for (const TensorView& part : bundle_.Parts(name)) block.weights.emplace_back(Borrow(part));
   }
   return block;
 }
 
-Tensor Blocks::Call(const Block& block, std::vector<ffi::AnyView> inputs) {
-  return Call(block.function, block.weights, std::move(inputs));
-}
-
-Tensor Blocks::Call(const ffi::Function& function, const Arguments& weights,
-                    std::vector<ffi::AnyView> arguments) {
-  arguments.insert(arguments.end(), weights.begin(), weights.end());
+Tensor Blocks::Call(const Block& block, std::vector<ffi::AnyView> arguments) {
+  arguments.insert(arguments.end(), block.weights.begin(), block.weights.end());
+  const ThreadPool::Team team(block.threads);
   ffi::Any result;
   try {
-    function.CallPacked(arguments.data(), static_cast<int32_t>(arguments.size()), &result);
+    block.function.CallPacked(arguments.data(), static_cast<int32_t>(arguments.size()), &result);
   } catch (const ffi::Error& error) {
     throw EngineError(error_code::kInternal,
                       std::string("a compiled block failed: ") + error.what());

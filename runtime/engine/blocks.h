@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "runtime/engine/bundle.h"
+#include "runtime/engine/kinds.h"
 #include "runtime/engine/profile.h"
 #include "runtime/engine/tensors.h"
 
@@ -33,8 +34,8 @@ struct LayerCache {
 // Every method throws EngineError (internal) if the block rejects its arguments.
 class Blocks {
  public:
-  // prefix: of the blocks' names in the system library. bundle: must outlive this object.
-  Blocks(const std::string& prefix, const Bundle& bundle);
+  // kinds: which of the program's blocks, and threads. bundle: must outlive this object.
+  Blocks(const Kinds& kinds, const Bundle& bundle);
 
   const ModelConfig& config() const { return config_; }
 
@@ -68,27 +69,26 @@ class Blocks {
  private:
   using Arguments = std::vector<tvm::ffi::Any>;
 
-  // A function, and the weights that are passed as its last arguments.
+  // A function, the weights that are passed as its last arguments, and its threads.
   struct Block {
     tvm::ffi::Function function;
     Arguments weights;
+    int threads;
   };
 
   // Returns the name of a layer's function, which is compiled once for each combination of formats
   // that the layer's matrices have; see `variant` in `convert/blocks/matrix_formats.py`.
   std::string Variant(std::string function, const std::vector<std::string>& matrices) const;
-  tvm::ffi::Function Find(const std::string& function) const;
-  Block Bind(const std::string& function, const std::vector<std::string>& weights) const;
-  static Tensor Call(const Block& block, std::vector<tvm::ffi::AnyView> inputs);
-  static Tensor Call(const tvm::ffi::Function& function, const Arguments& weights,
-                     std::vector<tvm::ffi::AnyView> arguments);
+  Block Bind(const Kind& kind, const std::string& function,
+             const std::vector<std::string>& weights) const;
+  static Tensor Call(const Block& block, std::vector<tvm::ffi::AnyView> arguments);
 
   const Bundle& bundle_;
   const ModelConfig& config_;
-  tvm::ffi::Any vm_;  // keeps the functions alive
+  std::map<std::string, tvm::ffi::Any> vms_;  // by prefix; they keep the functions alive
   Block vision_embed_, vision_norm_, key_positions_, resampler_, embed_, lm_head_;
   std::vector<Block> vision_blocks_, layers_;
-  std::vector<tvm::ffi::Function> steps_;  // each layer for one token
+  std::vector<Block> steps_;  // each layer for one token
   std::shared_ptr<Profile> profile_;  // null until profiling is turned on
 };
 

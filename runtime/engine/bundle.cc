@@ -94,7 +94,8 @@ TensorRecords ReadTensors(Fields table) {
 
 }  // namespace
 
-Bundle::Bundle(const std::string& folder, const std::string& target, const std::string& program_id)
+Bundle::Bundle(const std::string& folder, const std::string& target, const std::string& program_id,
+               const RegularFile* weights)
     : folder_(folder) {
   const std::string path = folder + "/" + kManifest;
   const std::string text = ReadFile(path);
@@ -115,7 +116,11 @@ Bundle::Bundle(const std::string& folder, const std::string& target, const std::
     sizes_[name] = files.Object(name).Integer("size", 0);
   }
   weights_sha256_ = files.Object(kWeights).String("sha256");
-  Find(kWeights);
+  const std::string place = folder + "/" + kWeights;
+  std::optional<RegularFile> own;
+  if (weights == nullptr) weights = &own.emplace(place);
+  if (!weights->problem().empty()) Refuse(kWeights, weights->problem());
+  CheckSize(kWeights, weights->size());
   Fields quantization = manifest.Object("quantization");
   group_size_ = quantization.Integer("group_size", 1);
   code_bits_ = quantization.Integer("bits", 1);
@@ -126,7 +131,7 @@ Bundle::Bundle(const std::string& folder, const std::string& target, const std::
   config_ = ReadModelConfig(manifest.Object("model"), manifest.String("architecture"),
                             ReadKVFormat(&manifest), tensors_);
   tokenizer_ = Read(kTokenizer);
-  weights_.emplace(folder + "/" + kWeights);
+  weights_.emplace(place, *weights);
   CheckTensors();
 }
 
@@ -143,13 +148,17 @@ std::optional<std::string> Bundle::Find(const std::string& name) const {
   // A name with a slash could point outside the bundle.
   if (listed == sizes_.end() || name.find('/') != std::string::npos) return std::nullopt;
   const std::string path = folder_ + "/" + name;
-  const int64_t size = listed->second, found = FileSize(path);
+  CheckSize(name, FileSize(path));
+  return path;
+}
+
+void Bundle::CheckSize(const std::string& name, int64_t found) const {
+  const int64_t size = sizes_.at(name);
   if (found != size) {
     Refuse(name, std::string(found < size ? "truncated" : "altered") + ": it has " +
                      std::to_string(found) + " bytes, " + kManifest + " says " +
                      std::to_string(size));
   }
-  return path;
 }
 
 std::optional<std::string> Bundle::Read(const std::string& name) const {

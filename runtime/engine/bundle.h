@@ -10,6 +10,7 @@
 
 #include "runtime/engine/fields.h"
 #include "runtime/engine/model_config.h"
+#include "runtime/engine/regular_file.h"
 #include "runtime/engine/weights_file.h"
 
 namespace minicpmv {
@@ -18,10 +19,12 @@ namespace minicpmv {
 // sizes of the files that the engine opens; `minicpmv verify` checks their hashes.
 class Bundle {
  public:
-  // Opens a folder that was made for this target and `program_id`.
+  // Opens a folder that was made for this target and `program_id`. weights: used in place of the
+  // folder's file; null: there is none.
   // Throws EngineError: invalid_bundle (not a bundle, damaged or altered; the message names the
   // file and the fault), other_program (made for another program).
-  Bundle(const std::string& folder, const std::string& target, const std::string& program_id);
+  Bundle(const std::string& folder, const std::string& target, const std::string& program_id,
+         const RegularFile* weights);
 
   const ModelConfig& config() const { return config_; }
 
@@ -51,6 +54,7 @@ class Bundle {
   std::optional<std::string> Read(const std::string& name) const;
 
  private:
+  void CheckSize(const std::string& name, int64_t found) const;
   void CheckProgram(Fields targets, const std::string& target, const std::string& program_id);
   void CheckTensors() const;
   [[noreturn]] void Refuse(const std::string& name, const std::string& problem) const;

@@ -2,6 +2,7 @@
 
 #include "runtime/engine/machine.h"
 #include "runtime/engine/protocol.h"
+#include "runtime/engine/utf8.h"
 
 namespace minicpmv {
 namespace {
@@ -51,10 +52,13 @@ const char* NameOf(StopReason reason) {
   return "";
 }
 
-Line LineOf(const TokenLogprob& token) {
-  return Line()
-      .Set(field::kToken, static_cast<int64_t>(token.id))
+Line LineOf(const TokenLogprob& token, const Tokenizer& tokenizer) {
+  Line line;
+  line.Set(field::kToken, static_cast<int64_t>(token.id))
       .Set(field::kLogprob, static_cast<double>(token.logprob));
+  const std::string piece = tokenizer.Piece(token.id);
+  if (!piece.empty() && IsValidUtf8(piece)) line.Set(field::kPiece, piece);
+  return line;
 }
 
 Line StatisticsOf(const Answer& answer) {

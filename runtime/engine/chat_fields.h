@@ -8,6 +8,7 @@
 #include "runtime/engine/fields.h"
 #include "runtime/engine/generator.h"
 #include "runtime/engine/line_writer.h"
+#include "runtime/engine/tokenizer.h"
 
 namespace minicpmv {
 
@@ -20,8 +21,8 @@ SamplingOptions TakeSampling(Fields* request);
 // Returns the protocol's name of a stop reason.
 const char* NameOf(StopReason reason);
 
-// Returns the fields of a token and its log-probability.
-Line LineOf(const TokenLogprob& token);
+// Returns the fields of a token: its id, its log-probability, and its piece if it has one.
+Line LineOf(const TokenLogprob& token, const Tokenizer& tokenizer);
 
 // Returns the field `statistics` of an answer.
 Line StatisticsOf(const Answer& answer);

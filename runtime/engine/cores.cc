@@ -39,17 +39,20 @@ std::vector<Core> UsableCores() {
 }
 
 // Returns how many threads to run without a request for a number.
-int DefaultThreads(const std::vector<Core>& cores) {
+ThreadPlan DefaultPlan(const std::vector<Core>& cores) {
   const int count = std::max(1, static_cast<int>(cores.size()));
   // x86-64 lists each hardware thread as a core; only this architecture has these keys.
   const int siblings = std::atoi(CpuInfo("siblings").c_str());
   const int physical = std::atoi(CpuInfo("cpu cores").c_str());
-  if (siblings > 0 && physical > 0) return std::max(1, count * physical / siblings);
-  // Kernels wait for their slowest thread, so phones' slowest cores do not take part.
+  if (siblings > 0 && physical > 0) {
+    const int threads = std::max(1, count * physical / siblings);
+    return {threads, threads, {}};
+  }
+  // Whether phones' slowest cores help depends on what is computed, so it is measured.
   const auto fast = std::count_if(cores.begin(), cores.end(), [&cores](const Core& core) {
     return core.max_khz > cores.back().max_khz;
   });
-  return fast > 0 ? static_cast<int>(fast) : count;
+  return {fast > 0 ? static_cast<int>(fast) : count, count, {}};
 }
 
 }  // namespace
@@ -68,8 +71,8 @@ std::string CpuInfo(const std::string& name, const std::string& other) {
 ThreadPlan PlanThreads() {
   const std::vector<Core> cores = UsableCores();
   const int wanted = EnvironmentNumber("TVM_NUM_THREADS");
-  ThreadPlan plan{wanted > 0 ? wanted : DefaultThreads(cores), {}};
-  const auto count = static_cast<size_t>(plan.threads);
+  ThreadPlan plan = wanted > 0 ? ThreadPlan{wanted, wanted, {}} : DefaultPlan(cores);
+  const auto count = static_cast<size_t>(plan.most);
   if (EnvironmentNumber("TVM_BIND_THREADS") == 1 && count <= cores.size()) {
     for (size_t i = 0; i < count; ++i) plan.cores.push_back(cores[i].number);
   }

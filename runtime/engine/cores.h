@@ -10,10 +10,11 @@ namespace minicpmv {
 // Returns the first value in /proc/cpuinfo under one of two keys; empty if there is none.
 std::string CpuInfo(const std::string& name, const std::string& other = "");
 
-// The threads of an engine.
+// The threads of an engine, its own included.
 struct ThreadPlan {
-  int threads;             // at least 1, the engine's own thread included
-  std::vector<int> cores;  // a core for each thread; empty: the system chooses
+  int threads;             // that usually compute, at least 1
+  int most;                // with those for the slowest cores, which may help
+  std::vector<int> cores;  // a core for each of the most threads; empty: the system chooses
 };
 
 // Plans the threads by TVM_NUM_THREADS and TVM_BIND_THREADS; see PROTOCOL.md.

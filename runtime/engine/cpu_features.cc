@@ -57,7 +57,7 @@ std::string Missing(const char* wanted, const std::set<std::string>& features) {
 
 #if defined(__x86_64__)
 
-std::set<std::string> CpuFeatures(std::vector<std::string>* /*refused*/) {
+std::set<std::string> CpuFeatures(std::vector<std::string>* refused) {
   const Registers basic = CpuId(1), extended = CpuId(7), more = CpuId(7, 1);
   const Registers amd = CpuId(0x80000001);
   std::set<std::string> features;
@@ -77,6 +77,14 @@ std::set<std::string> CpuFeatures(std::vector<std::string>* /*refused*/) {
   if (!All(saved, 5, 6, 7) || !All(extended.ebx, 16, 30, 28, 17, 31)) return features;
   features.insert("x86-64-v4");
   if (All(extended.ecx, 11)) features.insert("avx512-vnni");
+  // AMX-TILE, AMX-INT8
+  if (All(extended.edx, 24, 25)) {
+    if (const auto problem = MatrixUnitProblem()) {
+      refused->push_back("the matrix unit (AMX) is not used: " + *problem);
+    } else {
+      features.insert("amx-int8");
+    }
+  }
   return features;
 }
 
@@ -105,18 +113,20 @@ std::set<std::string> CpuFeatures(std::vector<std::string>* refused) {
 
 #endif
 
-const BlockLibrary& ChooseBlocks(const BlockLibrary* libraries,
-                                 const std::set<std::string>& features) {
+std::vector<std::string> RunnableBlocks(const BlockLibrary* libraries,
+                                        const std::set<std::string>& features) {
+  std::vector<std::string> runnable;
   std::string problem = "this program holds no compiled blocks";
   for (const BlockLibrary* library = libraries; library->prefix != nullptr; ++library) {
     const std::string missing = Missing(library->features, features);
-    if (missing.empty()) return *library;
+    if (missing.empty()) runnable.emplace_back(library->prefix);
     problem =
         "this processor cannot run any of the compiled blocks; the least demanding ones "
         "also need: " +
         missing;
   }
-  throw EngineError(error_code::kUnsupportedCpu, problem);
+  if (runnable.empty()) throw EngineError(error_code::kUnsupportedCpu, problem);
+  return runnable;
 }
 
 }  // namespace minicpmv

@@ -11,15 +11,17 @@
 namespace minicpmv {
 
 // Returns the features that the processor has and the system enables:
-//   x86-64: x86-64-v2, x86-64-v3, x86-64-v4 (the levels of the psABI), avx512-vnni, avx-vnni
+//   x86-64: x86-64-v2, x86-64-v3, x86-64-v4 (the levels of the psABI), avx512-vnni, avx-vnni,
+//     amx-int8
 //   arm64: asimd, fp16 (arithmetic), dotprod, i8mm, sme (with int8 products)
 // refused: gets a sentence for each feature that is announced but does not work.
 std::set<std::string> CpuFeatures(std::vector<std::string>* refused);
 
-// Returns the first of `libraries` (a list as kBlockLibraries) that runs with these features.
+// Returns the prefixes of those of `libraries` (a list as kBlockLibraries) that run with these
+// features, in their order.
 // Throws EngineError (unsupported_cpu): none does.
-const BlockLibrary& ChooseBlocks(const BlockLibrary* libraries,
-                                 const std::set<std::string>& features);
+std::vector<std::string> RunnableBlocks(const BlockLibrary* libraries,
+                                        const std::set<std::string>& features);
 
 }  // namespace minicpmv
 

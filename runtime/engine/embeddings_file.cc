@@ -1,17 +1,10 @@
 #include "runtime/engine/embeddings_file.h"
 
-#include <fcntl.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
-#include <cerrno>
 #include <cmath>
-#include <cstdio>
 #include <cstring>
 #include <utility>
 #include <vector>
 
-#include "runtime/engine/descriptor.h"
 #include "runtime/engine/error.h"
 #include "runtime/engine/hash.h"
 #include "runtime/engine/output_path.h"
@@ -24,7 +17,6 @@ constexpr char kMagic[] = "MCPMVEMB";
 constexpr uint32_t kVersion = 2;
 constexpr size_t kHeaderBytes = 40;  // before the identity
 constexpr size_t kVersionOffset = 8, kGridOffset = 16, kChecksumOffset = 32;
-constexpr int kFileMode = 0600;  // pictures are private to their owner
 
 [[noreturn]] void Refuse(const std::string& path, const std::string& problem) {
   throw EngineError(error_code::kInvalidEmbeddings, path + ": " + problem);
@@ -76,17 +68,6 @@ uint64_t TakeChecksum(std::string* content) {
   const auto checksum = NumberAt<uint64_t>(*content, kChecksumOffset);
   content->replace(kChecksumOffset, sizeof(checksum), sizeof(checksum), '\0');
   return checksum;
-}
-
-// Returns whether everything was written.
-bool WriteAll(int fd, const std::string& content) {
-  for (size_t done = 0; done < content.size();) {
-    const ssize_t count = write(fd, content.data() + done, content.size() - done);
-    if (count < 0 && errno == EINTR) continue;
-    if (count <= 0) return false;
-    done += static_cast<size_t>(count);
-  }
-  return true;
 }
 
 // Reads the columns and rows of slices; refuses a grid that no picture of the model has.
@@ -153,22 +134,7 @@ int64_t SaveEmbeddings(const std::string& path, const EmbeddingsIdentity& identi
   }
   const uint64_t checksum = HashBytes(content.data(), content.size());
   std::memcpy(content.data() + kChecksumOffset, &checksum, sizeof(checksum));
-  const OutputPath place = FindOutput(path);
-  const std::string partial = place.path + ".partial-" + std::to_string(getpid());
-  bool opened = false, written = false;
-  {
-    const Descriptor file(
-        open(partial.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, kFileMode));
-    opened = file.get() >= 0;
-    written = opened && WriteAll(file.get(), content) &&
-              (!place.mode || fchmod(file.get(), *place.mode) == 0);
-  }
-  written = written && std::rename(partial.c_str(), place.path.c_str()) == 0;
-  if (!written) {
-    const std::string problem = std::strerror(errno);
-    if (opened) unlink(partial.c_str());
-    throw EngineError(error_code::kFileError, path + ": " + problem);
-  }
+  ReplaceFile(path, content);
   return static_cast<int64_t>(content.size());
 }
 

@@ -63,7 +63,7 @@ json::Array Strings(const Texts& texts) {
 }
 
 Line Hello(const std::set<std::string>& features, const std::vector<std::string>& refused,
-           const BlockLibrary& blocks, int threads) {
+           const std::vector<std::string>& kinds, int threads) {
   return Line()
       .Set(field::kEvent, event::kHello)
       .Set(field::kProtocol, protocol::kVersion)
@@ -72,7 +72,7 @@ Line Hello(const std::set<std::string>& features, const std::vector<std::string>
       .Set(field::kProgramId, kProgramId)
       .Set(field::kCpuFeatures, Strings(features))
       .Set(field::kRefused, Strings(refused))
-      .Set(field::kBlocks, blocks.prefix)
+      .Set(field::kKinds, Strings(kinds))
       .Set(field::kThreads, int64_t{threads})
       .Set(field::kCpu, CpuName())
       .Set(field::kMemoryBytes, MemoryBytes());
@@ -82,11 +82,11 @@ void Serve(int in_fd, const LineWriter& writer) {
   const OnlyEngine only;
   std::vector<std::string> refused;
   const std::set<std::string> features = CpuFeatures(&refused);
-  const BlockLibrary& blocks = ChooseBlocks(kBlockLibraries, features);
+  const std::vector<std::string> kinds = RunnableBlocks(kBlockLibraries, features);
   ThreadPool pool(PlanThreads());
-  writer.Write(Hello(features, refused, blocks, pool.threads()));
+  writer.Write(Hello(features, refused, kinds, pool.threads()));
   RequestQueue queue(in_fd, protocol::kLineLimit, &pool);
-  Server({kTarget, kProgramId, blocks.prefix}, &writer).Run(&queue);
+  Server({kTarget, kProgramId, kinds}, &writer).Run(&queue);
 }
 
 // Sends an error that ends the engine.

@@ -24,9 +24,10 @@ extern "C" {
  * ended, its memory and descriptors are given back, and the next one can start.
  *
  * The engine handles no signals, sets no environment variables and writes nothing to stdout. One
- * exception: where the system announces Arm's matrix unit (SME), the first engine of a process
- * handles SIGILL while it tries the unit, some microseconds, and then puts the handler back. It
- * blocks SIGPIPE in its own threads. A crash is the process's: SIGSEGV, SIGBUS (a mapped file was
+ * exception: where a matrix unit is announced (Arm's SME, x86's AMX), the first engine of a process
+ * handles SIGILL while it tries the unit, some microseconds, and then puts the handler back. For AMX
+ * it asks Linux to save the process's tiles (arch_prctl), which enlarges the stack that a signal
+ * takes by 8 KiB. It blocks SIGPIPE in its own threads. A crash is the process's: SIGSEGV, SIGBUS (a mapped file was
  * truncated) and SIGABRT arrive where the host lets them. PROTOCOL.md lists the environment
  * variables that are read at the start. `peak_rss_bytes` counts the whole process. */
 __attribute__((visibility("default"))) int engine_main(int in_fd, int out_fd);

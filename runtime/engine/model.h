@@ -2,6 +2,7 @@
 #ifndef MINICPMV_ENGINE_MODEL_H_
 #define MINICPMV_ENGINE_MODEL_H_
 
+#include <functional>
 #include <optional>
 #include <string>
 
@@ -9,6 +10,7 @@
 #include "runtime/engine/bundle.h"
 #include "runtime/engine/error.h"
 #include "runtime/engine/generator.h"
+#include "runtime/engine/kinds.h"
 #include "runtime/engine/picture_encoder.h"
 #include "runtime/engine/tokenizer.h"
 
@@ -16,11 +18,14 @@ namespace minicpmv {
 
 class Model {
  public:
-  // prefix: of the blocks' names in the system library. window: context window, tokens.
+  // choose: which blocks compute a bundle. window: context window, tokens. weights: see `Bundle`.
   // Throws EngineError: see `Bundle` and `Generator`.
   Model(const std::string& folder, const std::string& target, const std::string& program_id,
-        const std::string& prefix, int64_t window)
-      : bundle_(folder, target, program_id), blocks_(prefix, bundle_) {
+        const std::function<Kinds(const Bundle&)>& choose, int64_t window,
+        const RegularFile* weights)
+      : bundle_(folder, target, program_id, weights),
+        kinds_(choose(bundle_)),
+        blocks_(kinds_, bundle_) {
     if (bundle_.config().vision) pictures_.emplace(blocks_);
     if (!bundle_.tokenizer()) return;
     const auto& vision = config().vision;
@@ -33,6 +38,7 @@ class Model {
 
   const Bundle& bundle() const { return bundle_; }
   const ModelConfig& config() const { return bundle_.config(); }
+  const Kinds& kinds() const { return kinds_; }
   const Blocks& blocks() const { return blocks_; }
   Blocks& blocks() { return blocks_; }
 
@@ -56,6 +62,7 @@ class Model {
   }
 
   Bundle bundle_;
+  Kinds kinds_;
   Blocks blocks_;
   std::optional<Tokenizer> tokenizer_;
   std::optional<PictureEncoder> pictures_;

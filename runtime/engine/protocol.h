@@ -40,6 +40,7 @@ inline constexpr char kText[] = "text";
 inline constexpr char kToken[] = "token";
 inline constexpr char kDone[] = "done";
 inline constexpr char kError[] = "error";
+inline constexpr char kSocket[] = "socket";
 }  // namespace event
 
 // Stages of progress events, and what they count.
@@ -85,13 +86,19 @@ inline constexpr char kTarget[] = "target";
 inline constexpr char kProgramId[] = "program_id";
 inline constexpr char kCpuFeatures[] = "cpu_features";
 inline constexpr char kRefused[] = "refused";
-inline constexpr char kBlocks[] = "blocks";
+inline constexpr char kKinds[] = "kinds";
 inline constexpr char kThreads[] = "threads";
 inline constexpr char kCpu[] = "cpu";
 inline constexpr char kMemoryBytes[] = "memory_bytes";
 // load.
 inline constexpr char kBundle[] = "bundle";
 inline constexpr char kWindow[] = "window";
+inline constexpr char kKindsFile[] = "kinds_file";
+inline constexpr char kWeightsFd[] = "weights_fd";
+inline constexpr char kReceiveWeights[] = "receive_weights";
+inline constexpr char kDecode[] = "decode";
+inline constexpr char kPrefill[] = "prefill";
+inline constexpr char kPicture[] = "picture";
 inline constexpr char kLoadMs[] = "load_ms";
 inline constexpr char kWeightsBytes[] = "weights_bytes";
 inline constexpr char kArchitecture[] = "architecture";
@@ -126,6 +133,7 @@ inline constexpr char kLookup[] = "lookup";
 inline constexpr char kToken[] = "token";
 inline constexpr char kLogprob[] = "logprob";
 inline constexpr char kTop[] = "top";
+inline constexpr char kPiece[] = "piece";
 inline constexpr char kText[] = "text";
 inline constexpr char kIds[] = "ids";
 inline constexpr char kStatistics[] = "statistics";
@@ -160,7 +168,7 @@ inline constexpr char kPassed[] = "passed";
 inline constexpr char kChecks[] = "checks";
 inline constexpr char kQuestion[] = "question";
 inline constexpr char kExpected[] = "expected";
-// Files, memory and profiling.
+// Files, sockets, memory and profiling.
 inline constexpr char kBytes[] = "bytes";
 inline constexpr char kMs[] = "ms";
 inline constexpr char kLaunchUs[] = "launch_us";

@@ -8,22 +8,23 @@
 #include <cstring>
 
 namespace minicpmv {
-namespace {
-
-// Returns what is wrong with an open file; empty if it is a regular one.
-std::string Check(int fd, struct stat* status) {
-  if (fd < 0) return std::strerror(errno);
-  if (fstat(fd, status) != 0) return std::strerror(errno);
-  return S_ISREG(status->st_mode) ? "" : "not a file";
-}
-
-}  // namespace
 
 RegularFile::RegularFile(const std::string& path)
     : file_(open(path.c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC)) {
+  Check();
+}
+
+RegularFile::RegularFile(int fd) : file_(fcntl(fd, F_DUPFD_CLOEXEC, 0)) { Check(); }
+
+void RegularFile::Check() {
   struct stat status;
-  problem_ = Check(file_.get(), &status);
-  if (problem_.empty()) size_ = static_cast<int64_t>(status.st_size);
+  if (file_.get() < 0 || fstat(file_.get(), &status) != 0) {
+    problem_ = std::strerror(errno);
+  } else if (!S_ISREG(status.st_mode)) {
+    problem_ = "not a file";
+  } else {
+    size_ = static_cast<int64_t>(status.st_size);
+  }
 }
 
 bool RegularFile::Read(void* data, size_t size) const {

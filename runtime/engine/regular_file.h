@@ -15,6 +15,9 @@ namespace minicpmv {
 class RegularFile {
  public:
   explicit RegularFile(const std::string& path);
+  // An open descriptor, which stays the caller's. It is duplicated, not opened again by its name in
+  // /proc: the file may be one that this process may read, but not open.
+  explicit RegularFile(int fd);
 
   // Why the file cannot be read; empty if it can.
   const std::string& problem() const { return problem_; }
@@ -26,6 +29,8 @@ class RegularFile {
   bool Read(void* data, size_t size) const;
 
  private:
+  void Check();
+
   const Descriptor file_;
   std::string problem_;
   int64_t size_ = 0;

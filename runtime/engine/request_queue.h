@@ -48,8 +48,8 @@ class RequestQueue {
   // Throws EngineError (file_error), std::bad_alloc: why reading ended, after the last line.
   std::optional<RequestLine> Next();
 
-  // The most threads that a request can ask for.
-  int threads() const { return pool_.threads(); }
+  // The threads that compute.
+  const ThreadPool& pool() const { return pool_; }
 
   // Returns whether a request was cancelled.
   bool Cancelled(uint64_t number) const { return number < cancelled_before_; }

@@ -3,13 +3,17 @@
 #include <algorithm>
 #include <charconv>
 #include <chrono>
+#include <climits>
 #include <cstdio>
 #include <new>
+#include <optional>
 #include <utility>
 #include <vector>
 
 #include "runtime/engine/chat_fields.h"
 #include "runtime/engine/embeddings_file.h"
+#include "runtime/engine/handover.h"
+#include "runtime/engine/kinds_file.h"
 #include "runtime/engine/machine.h"
 #include "runtime/engine/picture_fields.h"
 #include "runtime/engine/picture_file.h"
@@ -123,17 +127,59 @@ Line Server::Load(Fields* request) {
   const auto started = Clock::now();
   const std::string folder = request->String(field::kBundle);
   const int64_t window = request->Integer(field::kWindow, 1);
-  request->RefuseUnknown();
+  const std::optional<std::string> kinds_file = request->OptionalString(field::kKindsFile);
+  const std::optional<RegularFile> weights = TakeWeights(request);
+  const auto choose = [&](const Bundle& bundle) { return Choose(bundle, kinds_file); };
   // The previous model stays until the new one is complete.
-  model_ = std::make_unique<Model>(folder, program_.target, program_.program_id, program_.prefix,
-                                   window);
+  model_ = std::make_unique<Model>(folder, program_.target, program_.program_id, choose, window,
+                                   weights ? &*weights : nullptr);
+  const Kinds& kinds = model_->kinds();
   const ModelConfig& config = model_->config();
   return Line()
       .Set(field::kArchitecture, config.architecture)
       .Set(field::kImageTokens, config.vision ? config.vision->query_num : int64_t{0})
       .Set(field::kMaxSlices, config.vision ? config.vision->max_slices() : int64_t{0})
       .Set(field::kWeightsBytes, static_cast<int64_t>(model_->bundle().weights_bytes()))
+      .Set(field::kKinds, Line()
+                              .Set(field::kDecode, kinds.decode.prefix)
+                              .Set(field::kPrefill, kinds.prefill.prefix)
+                              .Set(field::kPicture, kinds.picture.prefix))
+      .Set(field::kThreads, Line()
+                                .Set(field::kDecode, int64_t{kinds.decode.threads})
+                                .Set(field::kPrefill, int64_t{kinds.prefill.threads})
+                                .Set(field::kPicture, int64_t{kinds.picture.threads}))
       .Set(field::kLoadMs, MsSince(started));
+}
+
+Kinds Server::Choose(const Bundle& bundle, const std::optional<std::string>& kinds_file) const {
+  const ThreadPool& pool = queue_->pool();
+  Choices choices{program_.kinds, {pool.threads()}};
+  if (pool.most() > pool.threads()) choices.threads.push_back(pool.most());
+  if (!kinds_file) return Kinds(choices.All().at(0));
+  const KindsIdentity identity{program_.program_id, CpuName(), choices};
+  if (const auto known = ReadKinds(*kinds_file, identity)) return *known;
+  const Kinds measured = MeasureKinds(choices, bundle);
+  if (pool.spares()) return measured;  // it was about fewer threads
+  try {
+    WriteKinds(*kinds_file, identity, measured);
+  } catch (const EngineError&) {  // the next load measures again
+  }
+  return measured;
+}
+
+std::optional<RegularFile> Server::TakeWeights(Fields* request) const {
+  using File = std::optional<RegularFile>;
+  const auto fd = request->OptionalInteger(field::kWeightsFd, 0);
+  const bool is_sent = request->OptionalFlag(field::kReceiveWeights).value_or(false);
+  request->RefuseUnknown();
+  if (fd && is_sent) request->Refuse("expected weights_fd or receive_weights, not both");
+  if (fd) return File(std::in_place, static_cast<int>(std::min<int64_t>(*fd, INT_MAX)));
+  if (!is_sent) return std::nullopt;
+  const Handover handover;
+  Send(event::kSocket, Line().Set(field::kName, handover.name()));
+  const Descriptor sent(
+      handover.Receive([this] { return queue_->Cancelled(current_.number); }));
+  return File(std::in_place, sent.get());
 }
 
 Line Server::Image(Fields* request) {
@@ -179,10 +225,11 @@ Line Server::Chat(Fields* request) {
   const auto on_text = [this](std::string_view text) {
     Send(event::kText, Line().Set(field::kText, std::string(text)));
   };
-  const auto on_token = [this](const StepLogprobs& step) {
+  const auto on_token = [this, &model](const StepLogprobs& step) {
+    const Tokenizer& tokenizer = model.tokenizer();
     json::Array top;
-    for (const TokenLogprob& token : step.top) top.push_back(LineOf(token).object());
-    Send(event::kToken, LineOf(step.chosen).Set(field::kTop, top));
+    for (const TokenLogprob& token : step.top) top.push_back(LineOf(token, tokenizer).object());
+    Send(event::kToken, LineOf(step.chosen, tokenizer).Set(field::kTop, top));
   };
   const minicpmv::Answer answer =
       model.generator().Generate(chat, on_text, Hooks(protocol::stage::kPrefill), on_token);
@@ -262,7 +309,7 @@ Line Server::TakeProfile(Fields* request) {
 
 // The queue has already set the number; here it is only answered.
 Line Server::Threads(Fields* request) const {
-  return Line().Set(field::kThreads, int64_t{TakeThreads(request, queue_->threads())});
+  return Line().Set(field::kThreads, int64_t{TakeThreads(request, queue_->pool().threads())});
 }
 
 Line Server::Tokenize(Fields* request) {

@@ -4,12 +4,15 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
+#include <vector>
 
 #include "runtime/engine/embeddings_file.h"
 #include "runtime/engine/fields.h"
 #include "runtime/engine/line_writer.h"
 #include "runtime/engine/model.h"
+#include "runtime/engine/regular_file.h"
 #include "runtime/engine/request_queue.h"
 
 namespace minicpmv {
@@ -17,7 +20,7 @@ namespace minicpmv {
 // Identifies the program that the server is part of.
 struct Program {
   std::string target, program_id;
-  std::string prefix;  // of the chosen blocks' names in the system library
+  std::vector<std::string> kinds;  // prefixes of the blocks that the processor runs, best first
 };
 
 // Answers every request with exactly one `done` or `error` event, in order; other events may come
@@ -40,6 +43,10 @@ class Server {
   void Answer(const RequestLine& line);
   Line Dispatch(Fields* request);
   Line Load(Fields* request);
+  // Returns the blocks that compute a bundle: those that a file names, or that are measured.
+  Kinds Choose(const Bundle& bundle, const std::optional<std::string>& kinds_file) const;
+  // Reads the rest of a load's fields: where the weights are, unless they are the bundle's file.
+  std::optional<RegularFile> TakeWeights(Fields* request) const;
   Line Image(Fields* request);
   Line Chat(Fields* request);
   Line SaveImage(Fields* request);

@@ -14,6 +14,8 @@ using Clock = std::chrono::steady_clock;
 // How long a thread spins before it sleeps. A decoder step launches hundreds of kernels, and waking
 // a thread takes longer than many of them.
 constexpr auto kSpinTime = std::chrono::milliseconds(5);
+// Pieces of each thread: with fewer, all wait longer for a slow one's last; each costs a call.
+constexpr int kPieces = 12;
 constexpr int kPausesPerYield = 32;  // two threads may share a core, even if another one is idle
 
 thread_local ThreadPool* this_threads_pool = nullptr;
@@ -50,9 +52,13 @@ void Bind(const std::vector<int>& cores) {
 }  // namespace
 
 ThreadPool::ThreadPool(const ThreadPlan& plan)
-    : plan_(plan), used_(plan.threads), workers_(static_cast<size_t>(plan.threads - 1)) {
+    : plan_(plan),
+      used_(plan.threads),
+      team_(plan.threads),
+      parts_(static_cast<size_t>(plan.most)),
+      workers_(static_cast<size_t>(plan.most - 1)) {
   try {
-    for (int number = 1; number < plan_.threads; ++number) {
+    for (int number = 1; number < plan_.most; ++number) {
       running_.push_back(std::make_unique<Thread>([this, number] { Work(number); }));
     }
   } catch (...) {
@@ -70,21 +76,28 @@ ThreadPool::~ThreadPool() {
 
 ThreadPool* ThreadPool::OfThisThread() { return this_threads_pool; }
 
+ThreadPool::Team::Team(int threads) : pool_(OfThisThread()) {
+  if (pool_ != nullptr) pool_->team_ = threads;
+}
+
+ThreadPool::Team::~Team() {
+  if (pool_ != nullptr) pool_->team_ = pool_->plan_.threads;
+}
+
 int ThreadPool::Launch(FTVMParallelLambda task, void* argument, int num_task) {
   task_ = task;
   argument_ = argument;
-  const int used = used_;
-  tasks_.num_task = num_task > 0 ? std::min(num_task, used) : used;
-  const auto others = static_cast<size_t>(tasks_.num_task - 1);
-  unfinished_ = tasks_.num_task - 1;
+  Cut(num_task);
+  const auto others = static_cast<size_t>(sharing_ - 1);
+  unfinished_ = sharing_ - 1;
   for (size_t i = 0; i < others; ++i) Tell(&workers_[i], State::kTask);
-  RunTask(0);
-  for (size_t i = others; i > 0; --i) {  // those told last are the likeliest to be late
+  RunPart(0);
+  for (size_t i = 0; i < others; ++i) {
+    // One that has not begun lacks a core, and if it got one for a moment, all would wait for it.
     State state = State::kTask;
-    if (!workers_[i - 1].state.compare_exchange_strong(state, State::kIdle)) continue;
-    RunTask(static_cast<int>(i));
-    --unfinished_;
+    if (workers_[i].state.compare_exchange_strong(state, State::kIdle)) --unfinished_;
   }
+  RunOtherParts(0);
   AwaitWorkers();
   if (!error_) return 0;
   tvm::ffi::detail::SetSafeCallRaised(*error_);
@@ -92,11 +105,26 @@ int ThreadPool::Launch(FTVMParallelLambda task, void* argument, int num_task) {
   return -1;
 }
 
+// Gives each thread that shares in the work its part.
+void ThreadPool::Cut(int num_task) {
+  const int used = used_;
+  const int team = used < plan_.threads ? std::min(used, team_) : team_;
+  sharing_ = num_task > 0 ? std::min(num_task, team) : team;
+  const int each = num_task > 0 || sharing_ == 1 ? 1 : kPieces;
+  tasks_.num_task = sharing_ * each;
+  for (int i = 0; i < sharing_; ++i) {
+    Part& part = parts_[static_cast<size_t>(i)];
+    part.next = i * each;
+    part.end = (i + 1) * each;
+  }
+}
+
 void ThreadPool::Work(int number) {
   if (!plan_.cores.empty()) Bind({plan_.cores.at(static_cast<size_t>(number))});
   Worker& worker = workers_[static_cast<size_t>(number - 1)];
   while (AwaitTask(&worker)) {
-    RunTask(number);
+    RunPart(number);
+    RunOtherParts(number);
     if (--unfinished_ > 0 || !asleep_) continue;
     const std::lock_guard<std::mutex> lock(mutex_);
     finished_.notify_one();
@@ -117,14 +145,27 @@ bool ThreadPool::AwaitTask(Worker* worker) {
   }
 }
 
-void ThreadPool::RunTask(int number) {
-  if (task_(number, &tasks_, argument_) == 0) return;
+// Runs what is left of a thread's part, in the order in which it lies in memory.
+void ThreadPool::RunPart(int number) {
+  Part& part = parts_[static_cast<size_t>(number)];
+  while (part.next < part.end) {  // looks first, because writing takes the line from others
+    const int piece = part.next++;
+    if (piece < part.end) RunPiece(piece);
+  }
+}
+
+void ThreadPool::RunOtherParts(int number) {
+  for (int i = 1; i < sharing_; ++i) RunPart((number + i) % sharing_);
+}
+
+void ThreadPool::RunPiece(int piece) {
+  if (task_(piece, &tasks_, argument_) == 0) return;
   tvm::ffi::Error error = tvm::ffi::detail::MoveFromSafeCallRaised();
   const std::lock_guard<std::mutex> lock(mutex_);
   if (!error_) error_ = std::move(error);
 }
 
-// Waits until all tasks are finished.
+// Waits until no worker runs a piece.
 void ThreadPool::AwaitWorkers() {
   const auto is_finished = [this] { return unfinished_ == 0; };
   SpinUntil(is_finished);

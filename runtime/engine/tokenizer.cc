@@ -102,6 +102,10 @@ std::string Tokenizer::Decode(const std::vector<int32_t>& ids) const {
   return text + DecodeRun(run);
 }
 
+std::string Tokenizer::Piece(int32_t id) const {
+  return id < vocab_size_ ? processor_->IdToPiece(id) : "";
+}
+
 bool Tokenizer::IsWhole(int32_t id) const {
   return id < vocab_size_ && Spelling(id).empty() && !processor_->IsByte(id);
 }
@@ -115,7 +119,7 @@ bool Tokenizer::IsTagAt(std::string_view text, size_t start) const {
 
 // Reserves the piece of a slice's tag for the prompt; the file may call it `<reserved_22>`.
 void Tokenizer::AddSliceTag(int32_t id) {
-  const std::string piece = id < vocab_size_ ? processor_->IdToPiece(id) : "";
+  const std::string piece = Piece(id);
   const bool is_tag = piece.size() > 2 && piece.front() == '<' && piece.back() == '>' &&
                       id != image_start_id_ && id != image_end_id_;
   std::vector<int32_t> ids;

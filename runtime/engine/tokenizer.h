@@ -59,6 +59,10 @@ class Tokenizer {
   // Each byte that is not part of a valid character becomes U+FFFD.
   std::string Decode(const std::vector<int32_t>& ids) const;
 
+  // Returns how the vocabulary spells an id: spaces as `▁`, one byte of a character that it lacks as
+  // `<0xE4>`. Empty for an id without a piece.
+  std::string Piece(int32_t id) const;
+
   // Returns whether an id decodes to text on its own: not a control token, and not one byte of a
   // character outside the vocabulary.
   bool IsWhole(int32_t id) const;

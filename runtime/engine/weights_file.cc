@@ -11,7 +11,6 @@
 
 #include "runtime/engine/error.h"
 #include "runtime/engine/json.h"
-#include "runtime/engine/regular_file.h"
 
 namespace minicpmv {
 namespace {
@@ -47,8 +46,7 @@ std::string Join(const std::vector<int64_t>& shape) {
 // A read-only mapping that unmaps itself, unless it is released.
 class Mapping {
  public:
-  explicit Mapping(const std::string& path) {
-    const RegularFile file(path);
+  Mapping(const std::string& path, const RegularFile& file) {
     if (!file.problem().empty()) Refuse(path, file.problem());
     if (file.size() <= static_cast<int64_t>(kLengthBytes)) Refuse(path, "truncated");
     size_ = static_cast<size_t>(file.size());
@@ -194,8 +192,8 @@ const char* NameOf(DType dtype) {
   return "";
 }
 
-WeightsFile::WeightsFile(const std::string& path) : path_(path) {
-  Mapping mapping(path);
+WeightsFile::WeightsFile(const std::string& path, const RegularFile& file) : path_(path) {
+  Mapping mapping(path, file);
   const uint64_t length = LittleEndian64(mapping.data());
   if (length > kHeaderLimit || length > mapping.size() - kLengthBytes) {
     Refuse(path, "truncated, or not a safetensors file: its first bytes announce a header of " +

@@ -8,6 +8,8 @@
 #include <string>
 #include <vector>
 
+#include "runtime/engine/regular_file.h"
+
 namespace minicpmv {
 
 enum class DType { kU8, kI8, kF16, kF32 };
@@ -34,8 +36,9 @@ inline constexpr size_t kWeightAlignment = 64;  // bytes
 // the size that follows from their type and shape. It must not change while it is open.
 class WeightsFile {
  public:
+  // path: names the file in errors; it need not lead to it.
   // Throws EngineError (invalid_bundle): no such file, truncated, altered, or not this format.
-  explicit WeightsFile(const std::string& path);
+  WeightsFile(const std::string& path, const RegularFile& file);
   ~WeightsFile();
 
   WeightsFile(const WeightsFile&) = delete;

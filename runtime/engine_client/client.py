@@ -26,6 +26,7 @@ from convert.support.scratch import scratch_folder
 from quantize.errors import ToolkitError
 from runtime.engine_client import protocol
 from runtime.engine_client.emulator import QEMU_PROGRAM, emulator
+from runtime.engine_client.kinds import describe_kinds
 from runtime.engine_client.options import LOCAL, QEMU
 from runtime.engine_client.process import Death, EngineDiedError, EngineProcess, Line
 from runtime.engine_client.protocol import Event, Field, Op, Tap
@@ -175,6 +176,7 @@ class EngineClient(Closing):
         name: str | None = None,
         environment: Mapping[str, str] = _NOTHING,
         files: Files | None = None,
+        kinds_file: str | None = None,
         end_mark: str | None = None,
         quiet_seconds: float = QUIET_SECONDS,
         cancel_seconds: float = CANCEL_SECONDS,
@@ -186,6 +188,8 @@ class EngineClient(Closing):
             name: what errors call the engine; by default its program's name.
             environment: variables added to this process's.
             files: how files get to the engine; by default it reads this machine's.
+            kinds_file: where the engine remembers which of its blocks are fastest, in its own
+                file system; None: it takes the first kind that its processor runs.
             end_mark: see `EngineProcess`.
             quiet_seconds: an engine at work that writes no line for so long counts as dead.
             cancel_seconds: the same after a cancel.
@@ -198,7 +202,8 @@ class EngineClient(Closing):
         self._process = EngineProcess(
             command, name=name, environment=environment, end_mark=end_mark
         )
-        self._files = files or SharedFiles()
+        self._files, self._kinds_file = files or SharedFiles(), kinds_file
+        self._kinds = ""
         self._quiet_seconds, self._cancel_seconds = quiet_seconds, cancel_seconds
         self._number = 0
         started = time.monotonic()
@@ -219,6 +224,11 @@ class EngineClient(Closing):
     def close(self) -> None:
         """Ends the engine; what it was doing is cancelled."""
         self._process.close()
+
+    @property
+    def about(self) -> Line:
+        """Its first line; `kinds` is a text that says which blocks compute the loaded bundle."""
+        return {**self.hello, Field.KINDS: self._kinds}
 
     @property
     def has_ended(self) -> bool:
@@ -289,7 +299,12 @@ class EngineClient(Closing):
 
     def load(self, bundle: Path, *, window: int) -> Line:
         """Loads a bundle in place of the one before."""
-        return self.request(Op.LOAD, {Field.BUNDLE: str(bundle), Field.WINDOW: window})
+        fields: dict[str, Any] = {Field.BUNDLE: str(bundle), Field.WINDOW: window}
+        if self._kinds_file is not None and Field.KINDS in self.hello:  # from 0.2.0 on
+            fields[Field.KINDS_FILE] = self._kinds_file
+        line = self.request(Op.LOAD, fields)
+        self._kinds = describe_kinds(self.hello, line)
+        return line
 
     def image(
         self,

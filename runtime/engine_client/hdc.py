@@ -41,7 +41,7 @@ PROGRAM = "hdc"
 READY = "Connected"  # the state of a device that can be used
 RELAY = "runtime.engine_client.hdc_relay"
 REQUESTS, HOLDER = "requests", "holder"  # in an exchange: the pipe, and who keeps it open
-_PIECE_BYTES = 32 << 20  # of a file, in one `file send`
+PIECE_BYTES = 32 << 20  # of a file, in one `file send`
 _FAIL, _DONE = "[Fail]", "FileTransfer finish"
 _ABIS = {"aarch64": "arm64-v8a", "x86_64": "x86_64"}  # Android's names, by the kernel's
 _STATES = {
@@ -54,6 +54,7 @@ class Hdc(PhoneShell):
     """One device's shell and files."""
 
     engine, listing = HDC, "hdc list targets -v"
+    _options: tuple[str, ...] = ()  # of `hdc shell` and `hdc file`
 
     def command(self, *arguments: str) -> list[str]:
         """See `PhoneShell`."""
@@ -121,10 +122,14 @@ class Hdc(PhoneShell):
             raise PhoneError(f"{self.serial}: {what} failed: {said.reason}")
         return said.out.partition(END)[0]
 
-    def _transfer(self, what: str, *arguments: str, seconds: float) -> None:
-        said = self.run(what, "file", *arguments, seconds=seconds)
+    def _transfer(self, what: str, operation: str, *paths: str, seconds: float) -> None:
+        said = self.run(what, "file", operation, *self._options, *paths, seconds=seconds)
         if _FAIL in said.out or _DONE not in said.out:
-            self._checked(what, ToolResult(1, _reason(said), ""))
+            self._checked(what, ToolResult(1, self._why(said), ""))
+
+    def _why(self, said: ToolResult) -> str:
+        """Returns the words for what went wrong."""
+        return _reason(said)
 
     def _problem(self) -> str | None:
         try:
@@ -137,8 +142,9 @@ class Hdc(PhoneShell):
 
     def _ask(self, what: str, script: str, seconds: float) -> ToolResult:
         # The device's shell would read what it has written itself: its input is that pipe.
-        said = self.run(what, "shell", f"exec < /dev/null; {script}", seconds=seconds)
-        return ToolResult(said.code, said.out, _reason(said) if _FAIL in said.out else said.err)
+        script = f"exec < /dev/null; {script}"
+        said = self.run(what, "shell", *self._options, script, seconds=seconds)
+        return ToolResult(said.code, said.out, self._why(said) if _FAIL in said.out else said.err)
 
     def _append(self, local: Path, start: int, remote: str, on_bytes: OnBytes) -> str:
         total, done = local.stat().st_size, start
@@ -150,7 +156,7 @@ class Hdc(PhoneShell):
         with scratch_folder() as scratch, local.open("rb") as file:
             file.seek(start)
             while done < total:
-                block = file.read(_PIECE_BYTES)
+                block = file.read(PIECE_BYTES)
                 (scratch / "piece").write_bytes(block)
                 try:
                     self.send_file(scratch / "piece", piece)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import secrets
 import shlex
 from collections.abc import Iterable, Mapping
@@ -15,7 +14,7 @@ from convert.bundle.targets import ABIS
 from convert.support.progress import Progress
 from runtime.engine_client.client import SLOW_CANCEL_SECONDS, EngineClient
 from runtime.engine_client.phone_shell import EngineWork, PhoneError, PhoneInfo, PhoneShell
-from runtime.engine_client.place import threads_environment
+from runtime.engine_client.place import may_name_a_file, threads_environment
 
 ROOT = "/data/local/tmp/minicpmv"  # where a shell may keep and run files
 _END_MARK = "minicpmv-engine-end"  # what the phone's shell says last
@@ -61,7 +60,7 @@ class Phone:
         self._local = bundle.program(self.target)
         self._program = bundle.manifest.targets[self.target].program
         identity = bundle.manifest.targets[self.target].program_id
-        if not re.fullmatch(r"[0-9a-zA-Z]{8,}", identity):
+        if not may_name_a_file(identity):
             raise BundleError(f"{bundle.path}: program id {identity!r:.40}; expected a hash")
         # A bundle with the same program takes its predecessor's place: phones are small.
         self._folder = f"{ROOT}/{identity[:16]}"
@@ -134,6 +133,7 @@ class Phone:
             self._shell.engine_command(work),
             name=self.description,
             files=PhoneFiles(self._shell, self._folder, exchange),
+            kinds_file="kinds",
             end_mark=_END_MARK,
             cancel_seconds=SLOW_CANCEL_SECONDS,
         )

@@ -24,12 +24,12 @@ from quantize.errors import ToolkitError
 QUICK_SECONDS = 60.0  # for a command, and for a copy to move on
 SLOWEST_BYTES_S = 250_000  # an old phone on a bad cable
 _BLOCK = 1 << 20  # bytes
-_TRIES = 3  # of a command, or of a copy that does not move on, while the phone is there
+TRIES = 3  # of a command, or of a copy that does not move on, while the phone is there
 AWAY_SECONDS = 120.0  # for a phone that went away to come back
 _POLL_SECONDS = 1.0  # between two questions whether it is back
 _SETTLE_SECONDS = 0.5  # in which what was on its way still arrives
 END = "minicpmv-end"  # what a script says last, with its exit code
-_FULL = "no space left"
+FULL = "no space left"
 
 OnBytes = Callable[[int], None]  # bytes that have arrived
 
@@ -194,7 +194,7 @@ class PhoneShell(ABC):
         """
         what, ending = f"`{script:.60}`", f"({script}); echo {END} $?"
         said = ToolResult(1, "", "")
-        for _ in range(_TRIES):
+        for _ in range(TRIES):
             said = self._ask(what, ending, seconds)
             end = re.search(rf"{END} (\d+)\s*$", said.out)
             if end is not None:
@@ -260,22 +260,16 @@ class PhoneShell(ABC):
             PhoneError: the phone went away, ran full, or got something else.
         """
         total = local.stat().st_size
-        sha256 = sha256 or _hash(local)
+        sha256 = sha256 or file_hash(local)
         partial = _partial(remote, sha256)
         quoted = shlex.quote(partial)
         self._send(local, partial, on_bytes)
         found = self.sha256(partial, total)
         if found is not None and found != sha256:
             self.shell(f"rm -f {quoted}")
-            if _hash(local) != sha256:
-                raise PhoneError(
-                    f"{local}: altered: its SHA-256 is not {sha256[:12]}…, as the manifest says; "
-                    "convert the checkpoint again"
-                )
-            raise PhoneError(
-                f"{self.serial}: push {local.name} failed: it arrived damaged and was removed; try "
-                "another cable"
-            )
+            if file_hash(local) != sha256:
+                raise altered(local, sha256)
+            raise self._damaged(local)
         whole = shlex.quote(remote)
         self.shell(f"if [ -e {quoted} ]; then chmod 644 {quoted} && mv {quoted} {whole}; fi")
 
@@ -295,19 +289,12 @@ class PhoneShell(ABC):
             before, done = done, self.size(partial) or 0
             if done == total:
                 return
-            if _FULL in problem.lower():
+            if FULL in problem.lower():
                 self.try_shell(f"rm -f {shlex.quote(partial)}")
-                raise PhoneError(
-                    f"{self.serial}: push {local.name} failed: {problem}; the phone is full, and "
-                    "what had arrived was removed: free some space, and try again"
-                )
+                raise self._full(local, problem)
             idle = 0 if done > before else idle + 1
-            if idle == _TRIES:
-                raise PhoneError(
-                    f"{self.serial}: push {local.name} failed: {done / 2**20:,.0f} of "
-                    f"{total / 2**20:,.0f} MiB are on the phone: {problem}; the same command goes "
-                    "on from there"
-                )
+            if idle == TRIES:
+                raise self._stuck(local, done, problem)
             done = self._settled(partial, done)
 
     def _settled(self, path: str, size: int) -> int:
@@ -322,6 +309,25 @@ class PhoneShell(ABC):
         if said.code:
             raise PhoneError(f"{self.serial}: {what} failed: {said.reason}")
         return said.out
+
+    def _damaged(self, local: Path) -> PhoneError:
+        return PhoneError(
+            f"{self.serial}: push {local.name} failed: it arrived damaged and was removed; try "
+            "another cable"
+        )
+
+    def _full(self, local: Path, problem: str) -> PhoneError:
+        return PhoneError(
+            f"{self.serial}: push {local.name} failed: {problem}; the phone is full, and what had "
+            "arrived was removed: free some space, and try again"
+        )
+
+    def _stuck(self, local: Path, done: int, problem: str) -> PhoneError:
+        done_mib, total_mib = (count / 2**20 for count in (done, local.stat().st_size))
+        return PhoneError(
+            f"{self.serial}: push {local.name} failed: {done_mib:,.0f} of {total_mib:,.0f} MiB are "
+            f"on the phone: {problem}; the same command goes on from there"
+        )
 
     def _too_long(self, what: str) -> PhoneError:
         return PhoneError(f"{self.serial}: {what} took too long; is the phone still connected?")
@@ -377,12 +383,26 @@ def memory_bytes(lines: Sequence[str]) -> int | None:
     return None if found is None else int(found[1]) * 1024
 
 
+def altered(local: Path, sha256: str) -> PhoneError:
+    """Returns the error for a file that is not what the manifest says."""
+    return PhoneError(
+        f"{local}: altered: its SHA-256 is not {sha256[:12]}…, as the manifest says; convert the "
+        "checkpoint again"
+    )
+
+
+def short_hash(sha256: str) -> str:
+    """Returns what tells files apart in names on a phone; a manifest's hash is from outside."""
+    return re.sub("[^0-9a-z]", "", sha256)[:8]
+
+
 def _partial(remote: str, sha256: str) -> str:
     """Returns under which name a file arrives: its own, so that only its own parts are kept."""
-    return f"{remote}.part-{re.sub('[^0-9a-z]', '', sha256)[:8]}"  # a manifest's: from outside
+    return f"{remote}.part-{short_hash(sha256)}"
 
 
-def _hash(path: Path) -> str:
+def file_hash(path: Path) -> str:
+    """Returns a file's SHA-256."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(_BLOCK):

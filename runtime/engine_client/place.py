@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Protocol
 
@@ -37,6 +38,11 @@ class Device(Protocol):
 
     def start(self) -> EngineClient:
         """Starts an engine, if its program is the bundle's own; the caller closes it."""
+
+
+def may_name_a_file(program_id: str) -> bool:
+    """Says whether a program id, as a bundle has it, is a hash, and so names a file of its own."""
+    return re.fullmatch(r"[0-9a-zA-Z]{8,}", program_id) is not None
 
 
 def threads_environment(threads: int | None) -> dict[str, str]:

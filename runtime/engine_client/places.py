@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from convert.bundle.manifest import Bundle
 from convert.bundle.targets import HOST, HOST_MACHINE, PHONE, is_host, this_machine
+from convert.support.cache import CacheError, cache_folder, kept_entry
 from convert.support.progress import Progress
 from quantize.errors import ConfigError
 from runtime.engine_client.client import (
@@ -14,7 +15,9 @@ from runtime.engine_client.client import (
     engine_command,
 )
 from runtime.engine_client.options import ADB, HDC, LOCAL, QEMU, EngineOptions
-from runtime.engine_client.place import Device, threads_environment
+from runtime.engine_client.place import Device, may_name_a_file, threads_environment
+
+_KINDS_BYTES = 1 << 20  # of all files about kinds of blocks in the cache
 
 
 class ThisMachine:
@@ -29,6 +32,7 @@ class ThisMachine:
         self.target = HOST if engine == LOCAL else PHONE
         self._command = engine_command(engine, bundle.program(self.target), cpu=cpu or NEWEST_CPU)
         self._environment = threads_environment(threads)
+        self._program_id = bundle.manifest.targets[self.target].program_id
 
     def prepare(self, progress: Progress) -> None:
         """See `Device`; all is here."""
@@ -43,7 +47,21 @@ class ThisMachine:
     def start(self) -> EngineClient:
         """See `Device`."""
         patience = CANCEL_SECONDS if self.engine == LOCAL else SLOW_CANCEL_SECONDS
-        return EngineClient(self._command, environment=self._environment, cancel_seconds=patience)
+        return EngineClient(
+            self._command,
+            environment=self._environment,
+            kinds_file=self._kinds_file(),
+            cancel_seconds=patience,
+        )
+
+    def _kinds_file(self) -> str | None:
+        """Returns the cache's file for this program; None for qemu, whose times mean nothing."""
+        if self.engine != LOCAL or not may_name_a_file(self._program_id):
+            return None
+        try:
+            return str(kept_entry(cache_folder() / "kinds", self._program_id, _KINDS_BYTES))
+        except CacheError:
+            return None
 
 
 def open_place(bundle: Bundle, options: EngineOptions) -> Device:

@@ -13,9 +13,9 @@ from runtime.engine_client.process import EngineDiedError
 from runtime.eval import cmmmu, mmbench, mme, mmmu
 from runtime.eval.items import BadRow, BenchmarkScore, EvalDataError, EvalItem, Questions, rows_of
 from runtime.eval.results import Results
+from runtime.inputs.generation_options import GenerationOptions
 from runtime.inputs.picture_format import PictureError
 from runtime.inputs.prompt import Message, PromptError
-from runtime.inputs.sampling import GenerationOptions
 from runtime.sessions.session import Session
 
 BENCHMARKS: Mapping[str, ModuleType] = {

@@ -10,8 +10,8 @@ from typing import Any
 from convert.checkpoint.config import CONFIGS, ModelConfig
 from convert.support.strict_json import load_json
 from quantize.errors import ConfigError
+from runtime.inputs.generation_options import GenerationOptions
 from runtime.inputs.prompt import ORIGINAL_PROMPT_LIMIT
-from runtime.inputs.sampling import GenerationOptions
 
 CHAT_CLASS = "OmniLMMChat"  # the set of the original's other class, which samples
 DEFAULTS = CONFIGS / "generation.json"

@@ -5,16 +5,17 @@ from __future__ import annotations
 import io
 import warnings
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
-import torch
 from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
-from torch import Tensor
 
 from convert.support.regular_file import open_regular, require_regular
 from runtime.inputs.picture_format import START_BYTES, PictureError, picture_format
 from runtime.inputs.picture_modes import to_rgb
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MAX_BYTES = 200 << 20  # of a file; more than any camera writes
 MAX_PIXELS = 200_000_000  # no phone's camera takes more
@@ -64,6 +65,8 @@ def resize(rgb: Image.Image, size: tuple[int, int]) -> Image.Image:
 
 def normalise(rgb: Image.Image) -> Tensor:
     """Maps levels to [-1, 1]: (1, 3, height, width) float32; mean and standard deviation 0.5."""
+    import torch  # here, because the engine's clients need only the pictures: it takes seconds
+
     pixels = np.asarray(rgb, dtype=np.float32) / 255.0
     return torch.from_numpy((pixels - 0.5) / 0.5).permute(2, 0, 1).unsqueeze(0)
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from PIL import Image
-from torch import Tensor
 
 from convert.checkpoint.config import SliceConfig, VisionConfig
 from quantize.errors import ConfigError
 from runtime.inputs.picture import normalise, preprocess, resize
 from runtime.inputs.picture_format import PictureError
 from runtime.inputs.picture_modes import to_rgb
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Size = tuple[int, int]  # width, height, pixels
 Grid = tuple[int, int]  # columns and rows of slices

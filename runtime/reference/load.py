@@ -41,7 +41,7 @@ def load_reference(
         make_lazy(model)
     for row in reference_rules(checkpoint.config, checkpoint.untied_head):
         if isinstance(row, Rule) and row.name.startswith(only):
-            parameter = row.make(checkpoint.read, dtype=None)
+            parameter = row.make_as_stored(checkpoint.read)
             if not _is_lazy(model, row.name):
                 # The copy leaves the file's mapping behind, whatever its dtype.
                 parameter = torch.empty(row.shape, dtype=dtype, device=device).copy_(parameter)

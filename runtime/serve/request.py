@@ -8,9 +8,9 @@ from typing import Any
 
 from quantize.errors import ConfigError
 from runtime.inputs.defaults import GenerationSet
+from runtime.inputs.generation_options import GenerationOptions
 from runtime.inputs.logprobs import LIMIT as TOP_LOGPROBS_LIMIT
 from runtime.inputs.prompt import Message
-from runtime.inputs.sampling import GenerationOptions
 from runtime.serve.errors import ApiError
 from runtime.serve.fields import check_names, wrong
 from runtime.serve.messages import read_conversation

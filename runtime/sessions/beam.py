@@ -14,7 +14,8 @@ from torch import Tensor
 
 from runtime.engine_client.protocol import Stop
 from runtime.inputs.callbacks import Cancelled
-from runtime.inputs.sampling import GenerationOptions, check_logits, penalize
+from runtime.inputs.generation_options import GenerationOptions
+from runtime.inputs.sampling import check_logits, penalize
 from runtime.reference.kv_cache import KVCache
 from runtime.sessions.backend import Backend, Cache
 from runtime.sessions.generate import Generation

@@ -16,10 +16,10 @@ from convert.support.strict_json import parse_json
 from runtime.engine_client.options import EngineOptions
 from runtime.inputs.base64_text import base64_bytes
 from runtime.inputs.defaults import CHAT_CLASS
+from runtime.inputs.generation_options import GenerationOptions
 from runtime.inputs.picture import open_picture
 from runtime.inputs.picture_format import PictureError
 from runtime.inputs.prompt import Message, PromptError, Tokenizer
-from runtime.inputs.sampling import GenerationOptions
 from runtime.inputs.slices import limit_slices
 from runtime.sessions.loader import load
 from runtime.sessions.session import Session

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from runtime.inputs.callbacks import Cancelled
+    from runtime.inputs.generation_options import GenerationOptions
     from runtime.inputs.prompt import Message
-    from runtime.inputs.sampling import GenerationOptions
     from runtime.sessions.session import Reply, Session, Statistics
 
 _THINKING = "thinking"

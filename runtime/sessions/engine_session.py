@@ -19,10 +19,10 @@ from runtime.engine_client.place import Device
 from runtime.engine_client.process import EngineAwayError, EngineDiedError
 from runtime.engine_client.protocol import ErrorCode, Field
 from runtime.inputs.callbacks import Cancelled, OnLogprobs, OnText
+from runtime.inputs.generation_options import GenerationOptions
 from runtime.inputs.picture_file import rgb_strips
 from runtime.inputs.picture_format import PictureError
 from runtime.inputs.prompt import Message, PromptError, check_question
-from runtime.inputs.sampling import GenerationOptions
 from runtime.inputs.slices import limit_slices
 from runtime.sessions.session import Reply, Statistics, check_window, nothing, require_vision
 

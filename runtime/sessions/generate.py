@@ -9,8 +9,9 @@ from torch import Tensor
 
 from runtime.engine_client.protocol import Stop
 from runtime.inputs.callbacks import Cancelled, OnLogprobs
+from runtime.inputs.generation_options import GenerationOptions
 from runtime.inputs.logprobs import step_logprobs
-from runtime.inputs.sampling import GenerationOptions, Sampler
+from runtime.inputs.sampling import Sampler
 from runtime.sessions.backend import Backend, Cache
 
 OnToken = Callable[[int], None]

@@ -1,4 +1,7 @@
-"""Opens a checkpoint or a bundle for chat, whichever a path is."""
+"""Opens a checkpoint or a bundle for chat, whichever a path is.
+
+A bundle's engine needs no PyTorch, which takes seconds to load: only a checkpoint loads it.
+"""
 
 from __future__ import annotations
 
@@ -7,28 +10,21 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-import torch
-
 from convert.bundle.errors import BundleError
 from convert.bundle.manifest import MANIFEST, Bundle, BundleSource
 from convert.checkpoint.config import ModelConfig
 from convert.checkpoint.hub import is_hub_id
-from convert.checkpoint.reader import DEMOS, Checkpoint
 from convert.support.progress import Progress, silent
 from quantize.errors import CheckpointError, ConfigError
 from runtime.engine_client.options import REFERENCE, EngineOptions
 from runtime.engine_client.places import open_place
 from runtime.inputs.defaults import DEFAULTS, GenerationDefaults
 from runtime.inputs.prompt import Tokenizer
-from runtime.sessions.backend import ReferenceBackend
 from runtime.sessions.engine_session import EngineSession
-from runtime.sessions.reference_session import ReferenceSession
 from runtime.sessions.session import Session
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+    from convert.checkpoint.reader import Checkpoint
 
 
 class OpenSession(Protocol):
@@ -74,7 +70,7 @@ def load(
         engine: where it runs; by default on this PC, a checkpoint in PyTorch. A bundle's
             reference is its checkpoint.
         device: cpu, mps or cuda; by default the fastest that is there. Reference only.
-        dtype: a name of `DTYPES`; by default float32 on a CPU, a half-precision type elsewhere.
+        dtype: a name of `devices.DTYPES`; by default float32 on a CPU, a half elsewhere.
         progress: receives the bytes copied to a phone.
 
     Raises:
@@ -92,6 +88,8 @@ def load(
             raise ConfigError(
                 f"threads {options.threads} is for a bundle's engine, not for the reference"
             )
+        from convert.checkpoint.reader import Checkpoint
+
         checkpoint = Checkpoint.open(source) if bundle is None else open_source(bundle)
         return _load_checkpoint(checkpoint, device, dtype)
     for name, value in (("device", device), ("dtype", dtype)):
@@ -127,6 +125,8 @@ def find_source(source: BundleSource, reference: str | None = None) -> Checkpoin
     Raises:
         CheckpointError: it is not there.
     """
+    from convert.checkpoint.reader import DEMOS, Checkpoint
+
     if not (reference or source.demo or Path(source.path).exists() or is_hub_id(source.path)):
         raise CheckpointError(
             f"{source.path}: the checkpoint that this was made from is not there; "
@@ -152,44 +152,11 @@ def source_problem(source: BundleSource, artifact: Path, checkpoint: Checkpoint)
     )
 
 
-def choose_device(device: str | None) -> torch.device:
-    """Returns the asked device, or the fastest that is there.
-
-    Raises:
-        ConfigError: no such device here.
-    """
-    present: dict[str, Callable[[], bool]] = {
-        "cuda": torch.cuda.is_available,
-        "mps": torch.backends.mps.is_available,
-        "cpu": lambda: True,
-    }
-    if device is None:
-        return torch.device(next(name for name, is_there in present.items() if is_there()))
-    try:
-        chosen = torch.device(device)
-    except RuntimeError as error:
-        raise ConfigError(f"device is {device!r}; expected cpu, mps or cuda") from error
-    if chosen.type not in present:
-        raise ConfigError(f"device is {device!r}; expected cpu, mps or cuda")
-    count = torch.cuda.device_count() if chosen.type == "cuda" else 1
-    if not present[chosen.type]() or (chosen.index or 0) >= count:
-        raise ConfigError(f"device {device!r} is not on this machine; try --device cpu")
-    return chosen
-
-
-def choose_dtype(dtype: str | None, device: torch.device) -> torch.dtype:
-    """Returns the asked dtype; by default full precision on a CPU, half elsewhere."""
-    if dtype is not None:
-        if dtype not in DTYPES:
-            raise ConfigError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
-        return DTYPES[dtype]
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    return torch.float16 if device.type == "mps" else torch.float32
-
-
 def _load_checkpoint(checkpoint: Checkpoint, device: str | None, dtype: str | None) -> Loaded:
     from runtime.reference.load import load_reference
+    from runtime.sessions.backend import ReferenceBackend
+    from runtime.sessions.devices import choose_device, choose_dtype
+    from runtime.sessions.reference_session import ReferenceSession
 
     tokenizer = _tokenizer(checkpoint.tokenizer, checkpoint.path, checkpoint.config)
     where = choose_device(device)

@@ -21,6 +21,7 @@ from convert.checkpoint.config import VisionConfig
 from convert.support.progress import Progress, silent
 from runtime.engine_client.protocol import Stage, Stop
 from runtime.inputs.callbacks import Cancelled, OnLogprobs, OnText
+from runtime.inputs.generation_options import GenerationOptions
 from runtime.inputs.prompt import (
     ASSISTANT,
     ORIGINAL_PROMPT_LIMIT,
@@ -31,7 +32,6 @@ from runtime.inputs.prompt import (
     Tokenizer,
     check_question,
 )
-from runtime.inputs.sampling import GenerationOptions
 from runtime.inputs.slices import images_of, limit_slices
 from runtime.reference.kv_cache import pinned_tokens
 from runtime.sessions.backend import Backend, Cache

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from convert.checkpoint.config import ModelConfig, VisionConfig
+    from runtime.inputs.generation_options import GenerationOptions
     from runtime.inputs.prompt import Message
-    from runtime.inputs.sampling import GenerationOptions
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -242,7 +242,7 @@ def _measure(
     place.prepare(progress)
     checks += check_brought(place, progress)
     with closing(_start(place, bundle, window, checks)) as session:
-        hello = session.client().hello
+        hello = session.client().about
         engine = EngineStages(session)
         contents = check_contents(bundle, checkpoint, engine, progress)
         checks += contents.checks

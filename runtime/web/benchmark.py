@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL import Image
 
-from runtime.inputs.sampling import GenerationOptions
+from runtime.inputs.generation_options import GenerationOptions
 from runtime.sessions.session import Session
 from runtime.web.jobs import Job
 

@@ -11,7 +11,7 @@ from typing import Any
 from convert.checkpoint.config import CONFIGS
 from convert.support.strict_json import load_json
 from runtime.inputs.defaults import GenerationDefaults
-from runtime.inputs.sampling import GenerationOptions
+from runtime.inputs.generation_options import GenerationOptions
 from runtime.web.files import write_json
 
 SET = "OmniLMMChat"  # of generation.json

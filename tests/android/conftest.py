@@ -10,12 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from android.build.builder import build_apk, plan_apk
+from android.build.builder import build_apk, plan_package
+from android.build.library import build_aar
 from android.build.signing import Key, debug_key
+from android.build.tools import ToolError, fetch, package
 from convert.bundle.manifest import WEIGHTS, Bundle
 from convert.bundle.plan import Recipe, make_plan
 from convert.checkpoint.reader import Checkpoint
 from convert.conversion.bundle_writer import write_bundle
+from convert.support.progress import silent
+from tests.android import robolectric
 from tests.android.bundle import FAKE_ENGINE, fake_bundle
 from tests.engine.engines import build_host_engine
 from tests.support.conversions import conversion_of
@@ -24,7 +28,8 @@ from tests.support.needs import need_compiler, need_host_engine
 from tests.support.once import once
 from tests.support.screen import SIZES
 from tests.support.slices import TINY_SLICES
-from tests.support.tiny import tiny_config, write_checkpoint
+from tests.support.tiny import write_checkpoint
+from tests.support.tiny_config import tiny_config
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -142,11 +147,32 @@ def key(tools: None, tmp_path_factory: pytest.TempPathFactory) -> Key:
 def apk(bundle: Bundle, key: Key, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     def make(folder: Path) -> None:
-        plan = plan_apk(bundle, None, embed=False)
-        build_apk(plan, key, folder / "chat.apk", _quiet, password="")
+        plan = plan_package(bundle, None, embed=False)
+        build_apk(plan, key, folder / "chat.apk", silent, password="")
 
     return once(tmp_path_factory, "apk", make) / "chat.apk"
 
 
-def _quiet(stage: str, done: int, total: int) -> None:
-    """Reports nothing."""
+@pytest.fixture(scope="session")
+def aar(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    _need("annotations")
+    made = once(
+        tmp_path_factory,
+        "aar",
+        lambda folder: build_aar(plan_package(bundle, None, embed=False), folder / "a.aar", silent),
+    )
+    return made / "a.aar"
+
+
+@pytest.fixture(scope="session")
+def sample(tools: None, demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    _need("annotations", *robolectric.SDKS.values(), *(p.name for p in robolectric.libraries()))
+    opened = Bundle.open(demo)
+    return once(tmp_path_factory, "sample", lambda folder: robolectric.build_sample(opened, folder))
+
+
+def _need(*names: str) -> None:
+    try:
+        fetch([package(name) for name in names])
+    except ToolError as error:
+        pytest.skip(str(error))

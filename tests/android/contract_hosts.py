@@ -11,6 +11,7 @@ import threading
 from pathlib import Path
 from typing import Any, Protocol
 
+from android.build.tools import java
 from convert.bundle.manifest import WEIGHTS
 from convert.checkpoint.config import CONFIGS
 from convert.support.versions import VERSION
@@ -51,6 +52,7 @@ class ProcessHost:
 
     def _start(self) -> None:
         self._events: queue.Queue[dict[str, Any]] = queue.Queue()
+        self.asked: list[dict[str, Any]] = []  # what the app asked the phone to do
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(self._command, stdin=pipe, stdout=pipe, text=True)
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -86,7 +88,9 @@ class ProcessHost:
         assert self._process.stdout is not None
         for line in self._process.stdout:
             event = json.loads(line)
-            if "host" not in event:  # else what the app asked the phone to do
+            if "host" in event:
+                self.asked.append(event)
+            else:
                 self._events.put(event)
 
 
@@ -101,7 +105,7 @@ class App(ProcessHost):
         shutil.copy(bundle / WEIGHTS, beside)
         super().__init__(
             [
-                *("java", "-Djava.awt.headless=true", f"-Dconfigs={CONFIGS}"),
+                *(*java(), "-Djava.awt.headless=true", f"-Dconfigs={CONFIGS}"),
                 *(f"-Dversion={VERSION}", "-cp", classpath, "org.minicpmv.desktop.FakeHost"),
                 *(str(folder / "app"), str(bundle), str(beside), sys.executable, str(FAKE_ENGINE)),
             ]

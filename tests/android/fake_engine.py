@@ -4,7 +4,8 @@
 streams text until it is cancelled, `count` streams numbers, `refuse CODE` fails with an error,
 `mistake` with one that is a bug, `options` is answered with how it was to be generated; anything
 else is echoed. A file `forget-pictures` in the bundle makes it evict all pictures once; a file
-`wait` there makes it stop halfway through a picture until it is cancelled.
+`wait` there makes it stop halfway through a picture until it is cancelled. A file `cannot-map`
+makes it refuse weights that it is handed.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import queue
+import socket
 import struct
 import sys
 import threading
@@ -41,6 +43,20 @@ def read() -> None:
         lines.put(request)
     cancelled.set()
     lines.put(None)
+
+
+def receive_weights(number: object) -> int:
+    """Takes the weights' descriptor, as the engine does; returns their size."""
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind("")  # the system chooses a name
+        listening.listen()
+        say("socket", number, name=listening.getsockname()[1:].decode())
+        connection, _ = listening.accept()
+        with connection:
+            _, (descriptor,), _, _ = socket.recv_fds(connection, 1, 1)
+    size = os.fstat(descriptor).st_size
+    os.close(descriptor)
+    return size
 
 
 def done(request: dict[str, Any], text: str, stop: str) -> None:
@@ -103,9 +119,24 @@ def chat(request: dict[str, Any], pictures: dict[str, str], window: int) -> None
     last = options(request) if last == "options" else last
     answer = f"{len(request['messages'])}: {last}{seen}"
     say("progress", number, stage="prefill", done=1, total=1)
-    for piece in (answer[:3], answer[3:]):
+    count = request.get("top_logprobs")
+    pieces = [answer[:3], answer[3:]]
+    if count is not None:
+        pieces = [answer[i : i + 2] for i in range(0, len(answer), 2)]
+    for piece in pieces:
+        if count is not None:
+            top = [{**token(10 + i), "logprob": -0.5 - i} for i in range(count)]
+            say("token", number, **token(10), logprob=-0.5, top=top)
         say("text", number, text=piece)
+    if count is not None:  # a token without a text
+        say("token", number, token=0, piece="<unk>", logprob=-0.25, top=[])
     done(request, answer, "eos")
+
+
+def token(number: int) -> dict[str, Any]:
+    """Returns a token of the vocabulary: a word, a byte, and then none."""
+    pieces = {10: "▁word", 11: "<0xE4>"}
+    return {"token": number} | ({"piece": pieces[number]} if number in pieces else {})
 
 
 def encode(request: dict[str, Any], most: int, waits: bool) -> str | None:
@@ -133,6 +164,7 @@ def main() -> None:
     threading.Thread(target=read, daemon=True).start()
     threads = os.environ.get("TVM_NUM_THREADS", "")
     hello = {"protocol": 1, "version": "0", "target": "host", "program_id": "program", "cpu": "x"}
+    hello |= {"kinds": ["fast_", "slow_"]}
     print(json.dumps({"event": "hello", **hello, "threads": threads}), flush=True)
     pictures: dict[str, str] = {}
     bundle, most, window = Path(), 0, 0
@@ -140,7 +172,14 @@ def main() -> None:
         number, op = request["id"], request["op"]
         if op == "load":
             bundle, window = Path(request["bundle"]), request["window"]
-            size = (bundle / "weights.safetensors").stat().st_size
+            Path(request["kinds_file"]).write_text("fast_ fast_ slow_")
+            if request.get("receive_weights"):
+                size = receive_weights(number)
+                if (bundle / "cannot-map").exists():
+                    say("error", number, code="invalid_bundle", message="No such device")
+                    continue
+            else:
+                size = (bundle / "weights.safetensors").stat().st_size
             model = json.loads((bundle / "bundle.json").read_bytes()).get("model", {})
             most = model.get("max_slice_nums", 0)
             facts = {"image_tokens": 4, "max_slices": most, "weights_bytes": size}

@@ -15,8 +15,10 @@ from typing import Any
 from playwright.sync_api import Page, Route
 
 from android.build.builder import APP, PAGE
+from android.build.tools import java
 from convert.checkpoint.config import CONFIGS
 from convert.support.versions import VERSION
+from tests.support.java import lending
 from tests.support.screen import Screen
 
 ORIGIN = "https://app.local/"
@@ -160,8 +162,8 @@ class Phone(PagePhone):
             insets: margins of the page that the system covers.
             api: the app is the variant with a server, on this port; 0: any that is free.
         """
-        command = ["java", "-Djava.awt.headless=true", f"-Dlanguage={language}"]
-        command += [f"-Dconfigs={CONFIGS}"]
+        command = [*java(), "-Djava.awt.headless=true", f"-Dlanguage={language}"]
+        command += [f"-Dconfigs={CONFIGS}", *lending()]
         command += [] if insets is None else [f"-Dinsets={json.dumps(insets)}"]
         if api is not None:
             command.append("-Dapi=minicpm-v")

@@ -14,15 +14,16 @@ import zipfile
 from pathlib import Path
 
 from android.build.app_manifest import app_manifest
-from android.build.builder import APP, ApkPlan, assets, compile_java, link_resources
+from android.build.builder import APP, PackagePlan, assets, compile_java, link_resources
 from android.build.library import LIBRARY, build_aar
 from android.build.phones import MIN_SDK, TARGET_SDK
-from android.build.tools import MavenPackage, fetch, package, packages, program
+from android.build.tools import MavenPackage, fetch, java, package, packages, program
 from android.build.tools import run as run_tool
 from convert.bundle.manifest import Bundle
 from convert.checkpoint.config import CONFIGS
 from convert.support.progress import silent
 from tests.android.app_pictures import write_pictures
+from tests.support.java import lending
 
 JAVA = Path(__file__).parent / "java"
 SAMPLE_APP = LIBRARY / "sample"
@@ -54,7 +55,7 @@ def _install_app(bundle: Bundle, folder: Path, *, api: bool) -> None:
     """Writes a configuration of the app: its manifest, resources and assets."""
     folder.mkdir()
     link_resources(folder, api=api)
-    plan = ApkPlan(bundle=bundle, abis=(), embed=False, api=api)
+    plan = PackagePlan(bundle=bundle, abis=(), embed=False, api=api)
     with zipfile.ZipFile(folder / "resources.apk", "a") as archive:
         for name, content in assets(plan):
             archive.writestr(name, content if isinstance(content, bytes) else content.read_bytes())
@@ -67,7 +68,7 @@ def build_sample(bundle: Bundle, folder: Path) -> None:
     config = folder / CONFIG
     config.mkdir()
     aar, resources = folder / "minicpmv.aar", config / "resources.apk"
-    build_aar(ApkPlan(bundle=bundle, abis=(), embed=False), aar, silent)
+    build_aar(PackagePlan(bundle=bundle, abis=(), embed=False), aar, silent)
     classes = folder / "libraries" / "minicpmv.jar"
     android = str(package("android-all").fetch())
     manifest = SAMPLE_APP / "AndroidManifest.xml"
@@ -129,7 +130,7 @@ def run(
     classpath = [folder / config, JAVA, folder / "classes", *jars]  # Android's jar comes last
     temporary = folder / f"tmp-{sdk}"
     temporary.mkdir(exist_ok=True)
-    command = ["java", "--add-opens", "java.base/java.io=ALL-UNNAMED"]
+    command = [*java(), "--add-opens", "java.base/java.io=ALL-UNNAMED"]
     command += [
         "-Drobolectric.offline=true",
         f"-Drobolectric.dependency.dir={folder / 'android'}",
@@ -140,6 +141,7 @@ def run(
         f"-Dengine={bundle.program('host').path}",
         f"-Dpicture={SAMPLE}",
         f"-Dpictures={folder / 'pictures'}",
+        *lending(),
         *(f"-D{name}={value}" for name, value in properties.items()),
     ]
     command += ["-cp", os.pathsep.join(map(str, classpath)), "org.junit.runner.JUnitCore"]

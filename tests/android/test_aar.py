@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from android.build.builder import dex, plan_apk
+from android.build.builder import APP, compile_java, dex, link_resources, plan_package
 from android.build.library import ARTIFACT, ENGINE, GROUP, LIBRARY, build_aar, write_repository
 from android.build.phones import MIN_SDK
-from android.build.tools import ToolError, fetch, package, run
+from android.build.tools import run
 from convert.bundle.manifest import WEIGHTS, Bundle
 from convert.bundle.targets import ABIS
 from convert.cli import main
@@ -24,36 +24,19 @@ from runtime.engine_client.client import LOCAL, EngineClient, engine_command
 from runtime.engine_client.protocol import Field
 from runtime.inputs.prompt import Message
 from tests.android import robolectric
-from tests.support.once import once
 
 LIMIT = 5 << 20  # bytes; two engines
 QUESTION = "What colour is the shape?"  # the sample's
 SAMPLE_LINES = 100
 
 
-@pytest.fixture(scope="session")
-def aar(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    _fetch("annotations")
-    made = once(
-        tmp_path_factory,
-        "aar",
-        lambda folder: build_aar(plan_apk(bundle, None, embed=False), folder / "a.aar", silent),
-    )
-    return made / "a.aar"
-
-
-@pytest.fixture(scope="session")
-def sample(tools: None, demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    _fetch("annotations", *robolectric.SDKS.values(), *(p.name for p in robolectric.libraries()))
-    opened = Bundle.open(demo)
-    return once(tmp_path_factory, "sample", lambda folder: robolectric.build_sample(opened, folder))
-
-
-def _fetch(*names: str) -> None:
-    try:
-        fetch([package(name) for name in names])
-    except ToolError as error:
-        pytest.skip(str(error))
+def engine_answer(bundle: Bundle) -> str:
+    """Returns what the engine answers the sample's question."""
+    with EngineClient(engine_command(LOCAL, bundle.program("host"))) as client:
+        client.load(bundle.path, window=1024)
+        image = client.image(Image.open(robolectric.SAMPLE))[Field.IMAGE]
+        turns = [Message(role="user", content=QUESTION)]
+        return client.chat(turns, image=image, max_new_tokens=100).text
 
 
 @pytest.mark.parametrize("sdk", robolectric.SDKS)
@@ -63,12 +46,8 @@ def test_on_android(sample: Path, demo: Path, sdk: int) -> None:
     The expected answer is the engine's about the same picture decoded by Pillow.
     """
     bundle = Bundle.open(demo)
-    with EngineClient(engine_command(LOCAL, bundle.program("host"))) as client:
-        client.load(demo, window=1024)
-        image = client.image(Image.open(robolectric.SAMPLE))[Field.IMAGE]
-        turns = [Message(role="user", content=QUESTION)]
-        answer = client.chat(turns, image=image, max_new_tokens=100).text
-    tests = ["sample.SampleTest", "sample.LibraryTest"]
+    answer = engine_answer(bundle)
+    tests = ["sample.SampleTest", "sample.LibraryTest", "sample.LibraryPowerTest"]
     assert "OK (" in robolectric.run(sample, bundle, sdk, tests, answer=answer)
 
 
@@ -107,7 +86,10 @@ def test_the_classes(aar: Path, tmp_path: Path) -> None:
     jar = tmp_path / "classes.jar"
     with zipfile.ZipFile(jar) as archive:
         names = [name for name in archive.namelist() if "$" not in name]
-    assert all(name.startswith("org/minicpmv/core/") for name in names)
+    assert {name.rpartition("/")[0] for name in names} == {
+        "org/minicpmv/core",
+        "org/minicpmv/system",
+    }
     assert "org/minicpmv/core/MiniCpmV.class" in names
     assert "org/minicpmv/core/Assistant.class" not in names
     public = run(["javap", "-cp", str(jar), "-public", "org.minicpmv.core.MiniCpmV"], "")
@@ -121,8 +103,29 @@ def test_the_classes(aar: Path, tmp_path: Path) -> None:
     dex(jar, tmp_path / "classes.dex")
 
 
+def test_the_app_is_built_on_the_same_classes(aar: Path, apk: Path, tmp_path: Path) -> None:
+    """All that the library has of the app's sources, byte for byte; the app adds its own."""
+    link_resources(tmp_path)
+    compile_java([APP / "java", tmp_path / "generated"], tmp_path / "classes")
+    with zipfile.ZipFile(aar) as archive:
+        archive.extract("classes.jar", tmp_path)
+    with zipfile.ZipFile(apk) as archive:
+        archive.extract("classes.dex", tmp_path)
+    installed = run(["dexdump", str(tmp_path / "classes.dex")], "")
+    own = {path.stem for path in (LIBRARY / "java").rglob("*.java")}
+    shared = 0
+    with zipfile.ZipFile(tmp_path / "classes.jar") as archive:
+        for name in archive.namelist():
+            if name.rpartition("/")[2].removesuffix(".class").partition("$")[0] in own:
+                continue
+            assert archive.read(name) == (tmp_path / "classes" / name).read_bytes(), name
+            assert f"'L{name.removesuffix('.class')};'" in installed
+            shared += 1
+    assert shared > len(own)
+
+
 def test_a_second_build_gives_the_same_bytes(aar: Path, bundle: Bundle, tmp_path: Path) -> None:
-    build_aar(plan_apk(bundle, None, embed=False), tmp_path / "again.aar", silent)
+    build_aar(plan_package(bundle, None, embed=False), tmp_path / "again.aar", silent)
     assert (tmp_path / "again.aar").read_bytes() == aar.read_bytes()
 
 

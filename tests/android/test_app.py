@@ -14,7 +14,7 @@ from tests.support.once import once
 TESTS = [
     *("StartTest", "PageTest", "PickerTest", "DecoderTest", "EdgesTest", "ThemeTest"),
     *("NotificationTest", "LifeTest", "WorkTest", "BackTest", "ShareTest", "SpeechTest"),
-    "PowerTest",
+    *("PowerTest", "LentFileTest"),
 ]
 API_TESTS = ["ApiTest"]  # of the variant with a server
 

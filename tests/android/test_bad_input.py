@@ -13,10 +13,11 @@ import pytest
 
 TESTS = Path(__file__).resolve().parents[1]
 _JAVA = "android/java/org/minicpmv/core"
-_APP, _STORAGE, _PICTURE, _IMPORT = (
-    f"{_JAVA}/{name}Test.java" for name in ("Assistant", "Storage", "Picture", "Import")
+_APP, _STORAGE, _PICTURE, _IMPORT, _LENT = (
+    f"{_JAVA}/{name}Test.java" for name in ("Assistant", "Storage", "Picture", "Import", "Lent")
 )
 _LIFE = "android/java/org/minicpmv/app/LifeTest.java"
+_LENT_FILE = "android/java/org/minicpmv/app/LentFileTest.java"
 _PAGE, _WEB_PAGE = "android/test_page.py", "android/test_page_http.py"
 _PAGE_SLICES, _CONTRACT = "android/test_page_slices.py", "android/test_contract.py"
 _STORE, _SIDELOAD = "runtime/web/test_web_store.py", "android/device/test_sideload.py"
@@ -45,6 +46,18 @@ PROOFS: dict[str, tuple[tuple[str, str], ...]] = {
         (_STORE, "test_pictures_that_are_refused"),
         (_PAGE, "test_pictures_upright_and_refused"),
         (_WEB_PAGE, "test_pictures_upright_and_refused"),
+    ),
+    "weights of another app that moved, changed or are locked": (
+        (_LENT, "aFileThatIsGoneComesBack"),
+        (_LENT, "aFileThatChangedIsHashedBeforeItIsUsed"),
+        (_LENT, "aFileThatWasCutOffIsNamed"),
+        (_LENT, "aRevokedPermissionIsNamed"),
+        (_LENT, "aWrongFileLeavesTheModelInUse"),
+        (_LENT_FILE, "aRevokedPermissionAndADeletedFileAreTwoProblems"),
+        (_LENT_FILE, "aFileThatIsCutOffInUseEndsTheEngineNotTheApp"),
+        (_LENT_FILE, "aPartOfAFileIsCopied"),
+        (_LENT, "aStreamIsCopied"),
+        ("engine/test_handover.py", "test_what_is_no_such_file"),
     ),
     "an app update with an older bundle": (
         (_APP, "anAppUpdateNeedsItsOwnWeights"),

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from android.build.tools import java
 from convert.checkpoint.config import CONFIGS
 from tests.android.bundle import FAKE_ENGINE
+from tests.support.java import lending
 
 
 @pytest.mark.parametrize(
-    "name", ["LogicTest", "PictureTest", "StorageTest", "ImportTest", "AssistantTest"]
+    "name",
+    ["LogicTest", "PictureTest", "StorageTest", "ImportTest", "LentTest", "AssistantTest"],
 )
 def test_junit(java_classpath: str, name: str, tmp_path: Path) -> None:
     done = subprocess.run(
         [
-            *("java", "-cp", java_classpath, f"-Djava.io.tmpdir={tmp_path}"),
-            *(f"-Dpython={sys.executable}", f"-Dfake_engine={FAKE_ENGINE}", f"-Dconfigs={CONFIGS}"),
+            *(*java(), "-cp", java_classpath, f"-Djava.io.tmpdir={tmp_path}"),
+            *(*lending(), f"-Dfake_engine={FAKE_ENGINE}", f"-Dconfigs={CONFIGS}"),
             *("org.junit.runner.JUnitCore", f"org.minicpmv.core.{name}"),
         ],
         capture_output=True,

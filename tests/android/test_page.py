@@ -116,7 +116,7 @@ def test_the_first_start(start: Start, tmp_path: Path, dark: bool) -> None:
     other = tmp_path / "other"
     other.write_bytes(b"x")
     phone.choose(other)
-    page.click("text=Choose the file")
+    page.click("text=Copy a file into the app")
     phone.until("document.querySelector('#start').innerText.includes('do not belong')")
     phone.choose(tmp_path / "bundle" / WEIGHTS)
     page.click("#start .strong")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from convert.bundle.manifest import WEIGHTS
 from tests.support.screen import PICTURE
 
 if TYPE_CHECKING:
@@ -189,3 +191,41 @@ def test_the_answer_length(start: Start, length: str) -> None:
     phone.until("document.querySelector('#set-length').selectedOptions[0].text === '77 tokens'")
     page.click("text=Restore defaults")
     phone.until("document.querySelector('#set-length').value === '1024'")
+
+
+@pytest.mark.parametrize("language", ["en", "zh-CN"])
+def test_weights_are_used_where_they_are_or_copied(
+    start: Start, tmp_path: Path, language: str
+) -> None:
+    """The user chooses; what happened, the panel about the app says."""
+    phone = start(weights=False, size="small", language=language)
+    page, app = phone.page, tmp_path / "app-0" / "files" / "bundle"
+    choices = {
+        "en": ("Use a file where it is", "Copy a file into the app", "used where it is"),
+        "zh-CN": ("直接使用文件", "复制到应用中", "直接使用文件"),
+    }
+    keep, copy, used = choices[language]
+    lent = tmp_path / "my weights.bin"
+    shutil.copy(tmp_path / "bundle" / WEIGHTS, lent)
+    phone.choose(lent)
+    assert phone.fits()
+    assert page.inner_text("#start .strong") == keep
+    page.click(f"text={keep}")
+    idle = "document.querySelector('#progress').hidden"
+    phone.until(f"document.querySelector('#start.empty') !== null && {idle}")  # not still loading
+    assert not (app / WEIGHTS).exists()
+    about = "document.querySelector('#about-body dl').innerText"
+    page.evaluate("window.app.send(JSON.stringify({do: 'hello'}))")
+    page.click("#open-settings")
+    page.click("#open-about")
+    phone.until(f"{about}.includes('{used}') && {about}.includes('my weights.bin')")
+    page.evaluate("window.receive({event: 'back'})")
+    lent.unlink()
+    page.evaluate("window.app.send(JSON.stringify({do: 'settings', settings: {window: 640}}))")
+    phone.ask("hello")
+    phone.until("document.querySelector('#start.card') !== null")
+    assert "my weights.bin" in page.inner_text("#start")
+    phone.choose(tmp_path / "bundle" / WEIGHTS)
+    page.click(f"text={copy}")
+    phone.until(f"document.querySelector('#start.card') === null && {idle}")
+    assert (app / WEIGHTS).is_file()

@@ -15,6 +15,7 @@ from numpy.testing import assert_array_equal
 from PIL import Image, ImageOps, features
 from PIL.PngImagePlugin import PngInfo
 
+from android.build.tools import java
 from runtime.inputs.picture import open_picture
 from runtime.inputs.picture_format import TAKEN, PictureError
 from tests.runtime.inputs.test_picture_format import REFUSED
@@ -33,7 +34,7 @@ def dump_pictures(classpath: str, folder: Path, contents: list[bytes]) -> list[s
         (folder / str(i)).write_bytes(content)
     paths = [str(folder / str(i)) for i in range(len(contents))]
     command = [
-        "java",
+        *java(),
         "-cp",
         classpath,
         "org.minicpmv.desktop.DumpPicture",

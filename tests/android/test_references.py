@@ -44,6 +44,8 @@ NEWER = {
     "android/os/Build.SOC_MODEL:Ljava/lang/String;": 31,
     "android/os/PowerManager.addThermalStatusListener:"
     "(Landroid/os/PowerManager$OnThermalStatusChangedListener;)V": 29,
+    "android/os/PowerManager.removeThermalStatusListener:"
+    "(Landroid/os/PowerManager$OnThermalStatusChangedListener;)V": 29,
     "android/os/PowerManager.getCurrentThermalStatus:()I": 29,
     "org/minicpmv/app/ApiService.startForeground:(ILandroid/app/Notification;I)V": 34,
     "org/minicpmv/app/WorkService.startForeground:(ILandroid/app/Notification;I)V": 29,
@@ -107,7 +109,7 @@ def test_the_classes_are_those_that_the_manifest_names(
         assert f"org/minicpmv/app/{name}" in ours
     assert "invoke-custom" not in dump  # an instruction that Android 8 lacks
     assert {name.rpartition("/")[0] for name in ours} == {
-        f"org/minicpmv/{part}" for part in ("api", "app", "core")
+        f"org/minicpmv/{part}" for part in ("api", "app", "core", "system")
     }
 
 

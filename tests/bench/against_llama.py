@@ -123,7 +123,7 @@ def compare(bundle: Bundle, args: argparse.Namespace) -> tuple[list[Row], dict[s
             "llama_variant": chosen.name,
             "llama_variants": [each.to_json() for each in tried],
             "cpu": client.hello["cpu"],
-            "blocks": client.hello["blocks"],
+            "kinds": client.about["kinds"],
             "decode_weights_bytes": reads.weights_bytes,
             "decode_cache_bytes": round(SEEN * reads.cache_token_bytes),
             "llama_decode_bytes": llama_gguf.decode_bytes(shape),

@@ -157,7 +157,7 @@ def compare(
                 "clock": "processor" if args.processor_time else "wall",
                 "onnxruntime": onnxruntime.__version__,
                 "cpu": client.hello["cpu"],
-                "blocks": client.hello["blocks"],
+                "kinds": client.about["kinds"],
             }
     rows = [
         Row(f"encode, {name}", "ms", target, True, found["ours"], found[name])

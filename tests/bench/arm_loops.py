@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 
 from quantize.errors import ToolkitError
 
@@ -62,6 +64,61 @@ def function(assembly: str, name: str) -> str:
 
 def loops(assembly: str) -> Iterator[Loop]:
     """Yields the innermost loops that multiply bytes, in the order of the text."""
+    return (loop for loop in innermost(assembly) if loop.multiply_adds)
+
+
+def innermost(assembly: str) -> Iterator[Loop]:
+    """Yields all innermost loops, in the order of the text."""
+    lines, spans = _spans(assembly)
+    for span in spans:
+        if _is_innermost(span, spans):
+            yield Loop(tuple(_instructions(lines, *span)))
+
+
+def around(assembly: str, passes: int) -> Iterator[Loop]:
+    """Yields the loops around the innermost ones that multiply bytes.
+
+    Each pass of such a loop goes through its inner loop `passes` times, and equal ones are one.
+    """
+    lines, spans = _spans(assembly)
+    seen = set()
+    for span in spans:
+        first, last = span
+        inner = list(_instructions(lines, first, last))
+        outer = [(a, b) for a, b in spans if a <= first and b >= last and (a, b) != span]
+        if not (outer and _is_innermost(span, spans) and Loop(tuple(inner)).multiply_adds):
+            continue
+        a, b = min(outer, key=lambda one: one[1] - one[0])
+        before, after = _instructions(lines, a, first - 1), _instructions(lines, last + 1, b)
+        loop = Loop((*before, *inner * passes, *after))
+        if loop not in seen:
+            seen.add(loop)
+            yield loop
+
+
+def disassembled(file: Path, program: str) -> str:
+    """Returns an object's instructions as assembly in which every address is a label.
+
+    Args:
+        file: the object.
+        program: llvm-objdump.
+
+    Raises:
+        ToolkitError: it cannot be read.
+    """
+    command = [program, "--disassemble", "--no-show-raw-insn", f"--mattr={_FEATURES}", str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        problem = (done.stderr.strip().splitlines() or ["no message"])[0]
+        raise ToolkitError(f"{program}: {problem}")
+    text = re.sub(r"^[0-9a-f]+ <(\w+)>:", r"\1:", done.stdout, flags=re.M)
+    text = re.sub(r"\b0x([0-9a-f]+) <[^>]*>", r".L\1", text)
+    text = re.sub(r"^ *([0-9a-f]+):\s+(.*)$", r".L\1:\n \2", text, flags=re.M)
+    return re.sub(r"^$", ".Lfunc_end0:", f"{text}\n", flags=re.M)
+
+
+def _spans(assembly: str) -> tuple[list[str], list[tuple[int, int]]]:
+    """Returns the lines, and the first and the last one of every loop."""
     lines = [_bare(line) for line in assembly.splitlines()]
     seen: dict[str, int] = {}
     spans = []
@@ -73,15 +130,18 @@ def loops(assembly: str) -> Iterator[Loop]:
             target = branch[1][:-1] if re.fullmatch(r"\d+b", branch[1]) else branch[1]
             if target in seen:
                 spans.append((seen[target], i))
-    for first, last in spans:
-        if any(a >= first and b <= last and (a, b) != (first, last) for a, b in spans):
-            continue
-        body = (line for line in lines[first : last + 1] if _is_instruction(line))
-        loop = Loop(tuple(body))
-        if loop.multiply_adds:
-            yield loop
+    return lines, spans
 
 
+def _is_innermost(span: tuple[int, int], spans: Sequence[tuple[int, int]]) -> bool:
+    return not any(a >= span[0] and b <= span[1] and (a, b) != span for a, b in spans)
+
+
+def _instructions(lines: Sequence[str], first: int, last: int) -> Iterator[str]:
+    return (line for line in lines[first : last + 1] if _is_instruction(line))
+
+
+@cache
 def analyse(loop: Loop, program: str, processor: str) -> Analysis:
     """Simulates a loop with llvm-mca.
 

@@ -7,8 +7,9 @@ measured that nothing calls.
 from __future__ import annotations
 
 import math
+import operator
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,13 +17,14 @@ import tvm
 from tvm import relax, tirx
 
 from convert.blocks.lowering import KERNELS
+from convert.blocks.processors import products
 from convert.bundle.plan import Plan
 from convert.checkpoint.config import ModelConfig, VisionConfig
 from convert.engine.compile import Target, Variant, build_blocks
 from quantize.layout import TILE_ROWS
 
 WINDOW, PINNED, START, CHUNK = 256, 70, 1000, 128  # tokens: of a cache that is full
-LINEAR, EMBEDDING, STORE = "linear", "embedding", "rotate_and_store"
+LINEAR, EMBEDDING, STORE, PACK = "linear", "embedding", "rotate_and_store", "pack"
 ALL_ATTENTION, CACHED_ATTENTION = ("attention", "word_attention"), "cached_attention"
 _BLOCK = 4 * TILE_ROWS  # codes in a stored block of int8
 
@@ -41,6 +43,12 @@ class Argument:
         return 0 if self.value is not None else math.prod(self.shape) * _ITEM_BYTES[self.dtype]
 
 
+_COMPUTED: tuple[tuple[Any, Callable[[int, int], int]], ...] = (
+    (tirx.Add, operator.add),
+    (tirx.Sub, operator.sub),
+    (tirx.Mul, operator.mul),
+    (tirx.FloorDiv, operator.floordiv),
+)
 _ITEM_BYTES = {"float32": 4, "int32": 4, "float16": 2, "int16": 2, "int8": 1, "uint8": 1}
 
 
@@ -59,8 +67,13 @@ class Case:
         """The index of a matrix's codes or values among the arguments; None: there is none."""
         if self.kind not in (LINEAR, EMBEDDING):
             return None
-        shapes = [a.shape for a in self.arguments]
-        return next(i for i, s in enumerate(shapes) if s[-1] in (TILE_ROWS, _BLOCK) and len(s) > 2)
+        after = [*self.arguments[1:], Argument((), "int64", 0)]
+        return next(
+            i
+            for i, (one, scale) in enumerate(zip(self.arguments, after, strict=True))
+            if (len(one.shape) > 2 and (one.shape[-1], one.dtype) == (TILE_ROWS, "float16"))
+            or (one.shape[-1:], scale.dtype) == ((_BLOCK,), "float16")  # not packed tokens
+        )
 
     @property
     def format(self) -> str:
@@ -113,10 +126,15 @@ class Case:
 
 
 def host_variants(features: set[str]) -> Iterator[Variant]:
-    """Yields the kinds of x86-64 blocks that a processor can run, each once."""
+    """Yields the kinds of x86-64 blocks that a processor can run, each once.
+
+    Without AMX: TVM alone lacks its kernel, which is a part of the engine.
+    """
     seen = set()
     for target in ("host", "android-x86_64"):
         for variant in Target.load(target).variants:
+            if products(variant.products).several is not None:
+                continue
             if variant.name not in seen and features.issuperset(variant.requires):
                 seen.add(variant.name)
                 yield variant
@@ -204,11 +222,19 @@ def _arguments(function: Any, sizes: Mapping[str, int]) -> tuple[Argument, ...]:
         if not hasattr(parameter.ty, "shape"):
             made.append(Argument((), "int64", integers[parameter.name]))
             continue
-        shape = tuple(
-            sizes[n.name] if isinstance(n, tirx.Var) else int(n) for n in parameter.ty.shape
-        )
+        shape = tuple(_size(n, sizes) for n in parameter.ty.shape)
         made.append(Argument(shape, str(parameter.ty.dtype).removeprefix("T.")))
     return tuple(made)
+
+
+def _size(value: Any, sizes: Mapping[str, int]) -> int:
+    """Returns a length: a number, a variable, or what is computed of them."""
+    if isinstance(value, tirx.Var):
+        return sizes[value.name]
+    for kind, compute in _COMPUTED:
+        if isinstance(value, kind):
+            return compute(_size(value.a, sizes), _size(value.b, sizes))
+    return int(value)
 
 
 def _integer(value: Any) -> int | None:

@@ -97,7 +97,7 @@ def compare(bundle: Bundle, args: argparse.Namespace) -> tuple[list[Row], dict[s
             "threads": threads,
             "clock": "processor" if args.processor_time else "wall",
             "cpu": client.hello[Field.CPU],
-            "blocks": client.hello[Field.BLOCKS],
+            "kinds": client.about[Field.KINDS],
             "tokens": sides[0].counts,
         }
     return rows, more

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 
 import pytest
 
+from convert.engine.units import ENGINE
 from quantize.errors import ToolkitError
-from tests.bench import arm_loops
-from tests.bench.arm import PROGRAM
+from tests.bench import arm, arm_loops
+from tests.bench.arm import OBJDUMP, PROGRAM
+from tests.support.needs import need_compiler
 
 ASSEMBLY = """
 first:
@@ -54,6 +57,14 @@ def test_a_function_is_cut_out() -> None:
         arm_loops.function(ASSEMBLY, "third")
 
 
+def test_the_loop_around_goes_through_the_inner_one() -> None:
+    (loop,) = arm_loops.around(ASSEMBLY, passes=3)
+    assert loop.multiply_adds == 3 * 32
+    assert loop.loaded_bytes == 16 + 3 * 36
+    (without,) = arm_loops.around(ASSEMBLY, passes=0)
+    assert [line.split()[0] for line in without.lines] == ["ldr", "subs", "b.ne"]
+
+
 @pytest.mark.parametrize(
     ("line", "nbytes"),
     [
@@ -77,6 +88,28 @@ def test_llvm_mca_simulates_a_loop() -> None:
     assert result.cycles >= 1  # two dot products a cycle at most
     with pytest.raises(ToolkitError, match="nothing-known"):
         arm_loops.analyse(loop, PROGRAM, "nothing-known")
+
+
+@pytest.mark.skipif(shutil.which(OBJDUMP) is None, reason=f"{OBJDUMP} is not installed")
+def test_our_assembly_has_its_loops() -> None:
+    """A group of one unit for 4 tokens and for 8, and one of four units; groups of fewer tokens."""
+    need_compiler()
+    text = arm.disassembled(ENGINE / "dot_products_arm64.S", OBJDUMP)
+    for function in ("minicpmv_dot_products", "minicpmv_matrix_products"):
+        for passes, inputs in ((0, 32), (3, 128)):
+            found = list(arm_loops.around(arm_loops.function(text, function), passes))
+            assert [loop.multiply_adds for loop in found] == [4 * 4 * inputs, 8 * 4 * inputs]
+    text = arm.disassembled(ENGINE / "few_products_arm64.S", OBJDUMP)
+    for function, tokens in arm.FEW.items():
+        found = list(arm_loops.loops(arm_loops.function(text, function)))
+        rows = [8 if n == 2 and "dot" in function else 4 for n in tokens]
+        inputs = [n * by * 32 for n, by in zip(tokens, rows, strict=True)]
+        assert [loop.multiply_adds for loop in found] == inputs
+
+
+def test_assembly_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ToolkitError, match=r"neon_dotprod_asm\.S: not found"):
+        list(arm.kleidiai(PROGRAM, OBJDUMP, tmp_path))
 
 
 @pytest.mark.skipif(shutil.which(PROGRAM) is None, reason=f"{PROGRAM} is not installed")

@@ -24,7 +24,8 @@ from convert.onnx import product as onnx_product
 from convert.support import output_folder
 from quantize.errors import ConfigError, ShapeError
 from tests.support.bundles import convert, snapshot, without_programs, write_bundle
-from tests.support.tiny import random_state, tiny_config, write_checkpoint
+from tests.support.tiny import random_state, write_checkpoint
+from tests.support.tiny_config import tiny_config
 
 # Converts, but reaches the compiler and stays there.
 STUCK = """

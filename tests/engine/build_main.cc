@@ -47,12 +47,12 @@ json::Object Choose(const Words &words) {
   json::Object line;
   line.Set(ffi::String("features"), names);
   line.Set(ffi::String("refused"), sentences);
-  line.Set(ffi::String("prefix"), ffi::String(ChooseBlocks(libraries.data(), features).prefix));
+  line.Set(ffi::String("prefix"), ffi::String(RunnableBlocks(libraries.data(), features).at(0)));
   return line;
 }
 
 json::Object Describe(const std::string &path) {
-  const WeightsFile file(path);
+  const WeightsFile file(path, RegularFile(path));
   json::Object line;
   for (const auto &[name, tensor] : file.tensors()) {
     json::Array shape;

@@ -17,6 +17,7 @@
 #include <string>
 #include <vector>
 
+#include "runtime/engine/dot_products.h"
 #include "runtime/engine/error.h"
 #include "runtime/engine/image_preprocessor.h"
 #include "runtime/engine/logprobs.h"
@@ -76,8 +77,9 @@ class Components {
         {"slices", &Components::Slices},     {"positions", &Components::Positions},
         {"places", &Components::Places},     {"lookup", &Components::Lookup},
 #if defined(__aarch64__)
-        {"outer", &Components::Outer},       {"matrix", &Components::Matrix},
+        {"outer", &Components::Outer},       {"few", &Components::Few},
 #endif
+        {"matrix", &Components::Matrix},
     };
     return (this->*commands.at(name))(fields);
   }
@@ -209,23 +211,49 @@ class Components {
   }
 
 #if defined(__aarch64__)
-  // weights, steps, tokens, scales as bytes; stride, length, columns, groups, quads -> out
+  // weights, steps, tokens, scales as bytes; stride, length, columns, groups, quads; function -> out
   std::string Outer(const Fields& fields) {
+    static const std::map<std::string, decltype(&minicpmv_outer_products)> functions = {
+        {"outer", minicpmv_outer_products},
+        {"dot", minicpmv_dot_products},
+        {"matrix", minicpmv_matrix_products},
+    };
     const auto n = Numbers<int64_t>(fields.at(4));
     const auto at = [&fields](size_t i) { return static_cast<const void*>(fields.at(i).data()); };
     std::vector<float> out(static_cast<size_t>(n.at(0) / 4 * n.at(1)), -1);
-    minicpmv_outer_products(static_cast<const int8_t*>(at(0)), static_cast<const uint16_t*>(at(1)),
-                            static_cast<const int8_t*>(at(2)), static_cast<const float*>(at(3)),
-                            out.data(), n.at(0), n.at(1), n.at(2), n.at(3), n.at(4));
+    functions.at(fields.at(5))(
+        static_cast<const int8_t*>(at(0)), static_cast<const uint16_t*>(at(1)),
+        static_cast<const int8_t*>(at(2)), static_cast<const float*>(at(3)), out.data(), n.at(0),
+        n.at(1), n.at(2), n.at(3), n.at(4));
     return Bytes(out.data(), out.size() * sizeof(float));
   }
 
-  // -> the bytes of a streaming vector, or what is wrong with the matrix unit
-  std::string Matrix(const Fields&) {
-    const auto problem = MatrixUnitProblem();
-    return problem ? *problem : std::to_string(minicpmv_streaming_bytes());
+  // weights, steps, tokens, scales, starts as bytes; stride, length, columns, groups; function -> out
+  std::string Few(const Fields& fields) {
+    static const std::map<std::string, decltype(&minicpmv_few_dot_products)> functions = {
+        {"dot", minicpmv_few_dot_products},
+        {"matrix", minicpmv_few_matrix_products},
+    };
+    const auto n = Numbers<int64_t>(fields.at(5));
+    const auto at = [&fields](size_t i) { return static_cast<const void*>(fields.at(i).data()); };
+    std::vector<float> out(static_cast<size_t>(n.at(0) / 4 * n.at(1)), -1);
+    functions.at(fields.at(6))(
+        static_cast<const uint8_t*>(at(0)), static_cast<const uint16_t*>(at(1)),
+        static_cast<const int8_t*>(at(2)), static_cast<const float*>(at(3)), out.data(), n.at(0),
+        n.at(1), n.at(2), n.at(3), static_cast<const int32_t*>(at(4)));
+    return Bytes(out.data(), out.size() * sizeof(float));
   }
 #endif
+
+  // -> what is wrong with the matrix unit, or how it works: the bytes of Arm's streaming vector
+  std::string Matrix(const Fields&) {
+    if (const auto problem = MatrixUnitProblem()) return *problem;
+#if defined(__aarch64__)
+    return std::to_string(minicpmv_streaming_bytes());
+#else
+    return "right";
+#endif
+  }
 
   std::string Peak(const Fields&) {
     std::ifstream status("/proc/self/status");

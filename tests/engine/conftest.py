@@ -20,10 +20,16 @@ from tests.engine.libraries import Library, build_library, built_library
 from tests.support.needs import need_compiler, need_host_engine, need_qemu
 from tests.support.once import once
 from tests.support.slices import TINY_SLICES
-from tests.support.tiny import tiny_config
+from tests.support.tiny_config import tiny_config
 
-SOURCES = ["image_preprocessor.cc", "logprobs.cc", "matrix_unit.cc", "outer_products_arm64.S"]
-SOURCES += [
+SOURCES = [
+    "dot_products_arm64.S",
+    "few_products_arm64.S",
+    "image_preprocessor.cc",
+    "logprobs.cc",
+    "matrix_unit.cc",
+    "outer_products_arm64.S",
+    "tile_products_x86.cc",
     "picture_file.cc",
     "positions.cc",
     "prompt.cc",

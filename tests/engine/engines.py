@@ -39,13 +39,13 @@ def build_host_engine(folder: Path, kv: str = FP16, **checkpoint: Any) -> Built:
     return Built(bundle, Bundle.open(bundle).program(HOST))
 
 
-def add_phone(folder: Path) -> None:
-    """Adds the phone's engine to a bundle."""
-    program = f"engine/{PHONE}"
+def add_phone(folder: Path, target: str = PHONE) -> None:
+    """Adds a phone's engine to a bundle, or that of another target."""
+    program = f"engine/{target}"
     opened = Bundle.open(folder)
-    identity = build_program(opened.config, opened.plan, PHONE, folder / program, lambda *_: None)
+    identity = build_program(opened.config, opened.plan, target, folder / program, lambda *_: None)
     path = folder / "bundle.json"
     manifest = json.loads(path.read_text())
-    manifest["targets"][PHONE] = {"program": program, "program_id": identity}
+    manifest["targets"][target] = {"program": program, "program_id": identity}
     manifest["files"][program] = structs.asdict(FileRecord.of(folder / program, lambda _: None))
     path.write_text(json.dumps(manifest))

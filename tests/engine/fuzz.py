@@ -23,7 +23,7 @@ from tests.engine.engines import build_host_engine
 from tests.engine.sanitized import TARGETS, Sanitized, build_sanitized
 from tests.engine.test_picture import random_picture
 from tests.support.slices import TINY_SLICES
-from tests.support.tiny import tiny_config
+from tests.support.tiny_config import tiny_config
 
 CORPUS = Path(__file__).resolve().parent / "corpus"
 MAX_BYTES = {"bundle": 1 << 15, "sequences": 512}  # of an input; 4 KiB for other targets

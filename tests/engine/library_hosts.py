@@ -9,12 +9,13 @@ import socket
 import subprocess
 import sys
 import termios
-import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from runtime.engine_client.protocol import Event, Field
 from tests.engine.libraries import Library
+from tests.support.waiting import until
 
 SECONDS = 60
 
@@ -52,9 +53,12 @@ class Connection:
     def await_full(self) -> None:
         """Waits until the socket takes no more: the engine waits with its events."""
         waiting = [0]
-        while len(waiting) < 10 or len(set(waiting[-10:])) > 1 or waiting[-1] == 0:
-            time.sleep(0.01)
+
+        def is_full() -> bool:
             waiting.append(self.waiting())
+            return len(waiting) > 10 and len(set(waiting[-10:])) == 1 and waiting[-1] > 0
+
+        until(is_full)
 
     def end_input(self) -> bytes:
         """Ends the requests; returns all that the engine still says."""
@@ -80,13 +84,17 @@ class Host:
 
     def connect(self) -> Connection:
         """Starts an engine."""
-        while not self._path.exists():  # or the process is gone
-            assert self._process.poll() is None
-        while True:
-            try:
-                return Connection(self._path)
-            except ConnectionRefusedError:  # bound, but not listening yet
-                continue
+        made: list[Connection] = []
+
+        def is_connected() -> bool:
+            assert self._process.poll() is None, "the host is gone"
+            if self._path.exists():
+                with suppress(ConnectionRefusedError):  # bound, but not listening yet
+                    made.append(Connection(self._path))
+            return bool(made)
+
+        until(is_connected)
+        return made[0]
 
     def result(self) -> int:
         """Waits for the end of an engine; returns what `engine_main` returned."""
@@ -113,17 +121,18 @@ class Host:
 
     def await_end_of_threads(self) -> None:
         """Waits until only the thread that listens is left: a result is told just before."""
-        while self.status("Threads") != "1" or len(self.descriptors()) > 4:
-            assert self._process.poll() is None
+        until(lambda: self.status("Threads") == "1" and len(self.descriptors()) <= 4)
 
     def await_idle(self) -> None:
         """Waits until the process computes nothing."""
         used: list[bytes] = []
-        while len(used) < 20 or used[-1] != used[-20]:
-            assert len(used) < SECONDS * 50, "it never waits"
-            time.sleep(0.02)
+
+        def is_idle() -> bool:
             status = (self._folder / "stat").read_bytes()
             used.append(b" ".join(status.rpartition(b")")[2].split()[11:13]))
+            return len(used) >= 40 and used[-1] == used[-40]
+
+        until(is_idle, "it never waits")
 
     def close(self) -> None:
         """Ends the process."""

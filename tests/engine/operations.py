@@ -13,12 +13,13 @@ import numpy as np
 from msgspec import structs
 from PIL import Image
 
-from convert.bundle.manifest import FileRecord
+from convert.bundle.manifest import WEIGHTS, FileRecord
 from runtime.engine_client import protocol
 from runtime.engine_client.client import EngineAnswer, EngineClient, EngineError, Line
 from runtime.engine_client.protocol import ErrorCode, Field, Op, Stop, Tap
 from runtime.inputs.picture_file import write_picture_file
 from runtime.inputs.prompt import Message
+from tests.engine.handover import handing_over
 from tests.engine.test_picture import random_picture
 
 WINDOW = 160
@@ -123,6 +124,7 @@ def every_operation(client: WatchedEngine, bundle: Path, folder: Path) -> list[A
     client.refuses(ErrorCode.INVALID_BUNDLE, Op.LOAD, bundle=str(folder), window=WINDOW)
     client.max_slices = client.load(bundle, window=WINDOW)[Field.MAX_SLICES]
     client.refuses(ErrorCode.NO_GOLDEN, Op.SELF_CHECK)
+    _load_lent_weights(client, bundle)
     results: list[Any] = [*_text(client), *_pictures(client, folder), *_taps(client)]
     golden = add_golden(
         bundle,
@@ -144,6 +146,11 @@ def every_operation(client: WatchedEngine, bundle: Path, folder: Path) -> list[A
     missing = _names(ErrorCode) - UNREACHABLE - client.errors
     assert not missing, f"errors not covered: {missing}"
     return [*results, [check[Field.TEXT] for check in checks]]
+
+
+def _load_lent_weights(client: WatchedEngine, bundle: Path) -> None:
+    with (bundle / WEIGHTS).open("rb") as weights, handing_over(client, weights.fileno()):
+        client.request(Op.LOAD, {"bundle": str(bundle), "window": WINDOW, "receive_weights": True})
 
 
 def _text(client: WatchedEngine) -> list[Any]:

@@ -11,7 +11,7 @@ from runtime.inputs.picture_file import write_picture_file
 from tests.engine.components import Components, Field, numbers
 from tests.engine.test_picture import random_picture
 from tests.engine.test_text import PIECES
-from tests.support.tiny import tokenizer_model
+from tests.support.tiny_tokenizer import tokenizer_model
 
 
 def _both(components: Components, arm64: Components, name: str, *fields: Field) -> bytes:

@@ -18,7 +18,7 @@ from runtime.inputs.picture_file import HEADER, MAGIC, VERSION, write_picture_fi
 from tests.engine.engines import Built
 from tests.engine.operations import QUESTIONS, WINDOW, WatchedEngine, ask
 from tests.engine.test_picture import random_picture
-from tests.support.tiny import wrong_tokenizers
+from tests.support.tiny_tokenizer import wrong_tokenizers
 
 PIXELS = bytes(3 * 4 * 5)
 GOOD = (MAGIC, VERSION, 4, 5, 0)

@@ -23,10 +23,10 @@ from runtime.engine_client.client import EngineClient, EngineError, engine_comma
 from runtime.engine_client.options import LOCAL, QEMU
 from runtime.engine_client.process import EngineDiedError
 from runtime.engine_client.protocol import ErrorCode, Event, Field, Op, Stage, Stop, Tap
+from runtime.inputs.generation_options import GenerationOptions
 from runtime.inputs.picture import preprocess
 from runtime.inputs.picture_file import write_picture_file
 from runtime.inputs.prompt import Message, Tokenizer
-from runtime.inputs.sampling import GenerationOptions
 from runtime.sessions.reference_session import ReferenceSession
 from tests.engine.engines import Built
 from tests.engine.operations import ENDLESS_TOKENS, REPEATING
@@ -416,7 +416,7 @@ def test_the_phones_engine(
     not equal, and random weights make much of the difference.
     """
     with EngineClient(engine_command(QEMU, phone_built.program, cpu=cpu)) as arm64:
-        assert (arm64.hello[Field.TARGET], arm64.hello[Field.BLOCKS]) == (PHONE, blocks)
+        assert (arm64.hello[Field.TARGET], arm64.hello[Field.KINDS][0]) == (PHONE, blocks)
         arm64.load(phone_built.bundle, window=WINDOW)
         picture = random_picture(80, 90)
         images = [one.image(picture)[Field.IMAGE] for one in (client, arm64)]

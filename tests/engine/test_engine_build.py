@@ -184,7 +184,7 @@ def test_the_engine_says_what_it_is(built: EngineReport, tmp_path: Path) -> None
     assert hello["event"] == "hello"
     assert (hello["target"], hello["program_id"]) == (target.name, "0123abcd")
     assert hello["version"] == version("minicpmv")
-    assert hello["blocks"] == PREFIX
+    assert hello["kinds"] == [PREFIX]
     assert engine.program_bytes <= MAX_BYTES
 
 

@@ -25,9 +25,9 @@ from runtime.engine_client.client import EngineClient, EngineError, engine_comma
 from runtime.engine_client.options import LOCAL, QEMU, EngineOptions
 from runtime.engine_client.places import open_place
 from runtime.engine_client.protocol import ErrorCode, Field, Op, Stage, Stop, Tap
+from runtime.inputs.generation_options import GenerationOptions
 from runtime.inputs.picture_file import write_picture_file
 from runtime.inputs.prompt import PromptError, Tokenizer
-from runtime.inputs.sampling import GenerationOptions
 from runtime.inputs.slices import images_of, limit_slices, plan_cut
 from runtime.sessions.engine_session import EngineSession
 from runtime.sessions.reference_session import ReferenceSession

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import subprocess
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,9 +17,9 @@ from quantize.errors import ConfigError
 from runtime.engine_client.client import EngineClient, EngineError, engine_command
 from runtime.engine_client.options import LOCAL
 from runtime.engine_client.protocol import ErrorCode
+from runtime.inputs.generation_options import GenerationOptions
 from runtime.inputs.logprobs import LIMIT, StepLogprobs, step_logprobs
 from runtime.inputs.prompt import Message, Tokenizer
-from runtime.inputs.sampling import GenerationOptions
 from runtime.sessions.reference_session import ReferenceSession
 from tests.engine.components import Components
 from tests.engine.engines import Built
@@ -129,3 +131,29 @@ def test_how_many_there_are(client: EngineClient) -> None:
             GenerationOptions(max_new_tokens=3, top_logprobs=wrong)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="beam search"):
         GenerationOptions(max_new_tokens=3, top_logprobs=1, num_beams=2)
+
+
+def test_pieces_are_the_tokenizers(built: Built) -> None:
+    """Also those of one byte, and of tokens beyond the vocabulary, which have none."""
+    tokenizer = Tokenizer(built.bundle / "tokenizer.model")
+    load = {"op": "load", "id": 1, "bundle": str(built.bundle), "window": 160}
+    chat = {"op": "chat", "id": 2, "messages": QUESTION, "top_logprobs": LIMIT}
+    chat |= {"max_new_tokens": TOKENS, "do_sample": True, "temperature": 5.0, "seed": 1}
+    found: dict[int, str | None] = {}
+    command = [str(built.program.path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as engine:
+        assert engine.stdin is not None and engine.stdout is not None
+        for request in (load, chat):
+            engine.stdin.write(json.dumps(request).encode() + b"\n")
+        engine.stdin.flush()
+        for line in map(json.loads, engine.stdout):
+            assert line["event"] != "error", line
+            for token in (line, *line["top"]) if line["event"] == "token" else ():
+                found[token["token"]] = token.get("piece")
+            if (line["event"], line.get("id")) == ("done", 2):
+                engine.stdin.close()
+    assert len(found) > 3 * TOKENS
+    for number, piece in found.items():
+        within = number < tokenizer.vocab_size
+        assert piece == (tokenizer.pieces([number])[0] if within else None)
+    assert any(piece is not None and piece.startswith("<0x") for piece in found.values())

@@ -31,7 +31,7 @@ TOO_WIDE = "max,sme1024=on"
 TILE = 16
 
 
-def _packed(tokens: np.ndarray) -> np.ndarray:
+def pack_tiles(tokens: np.ndarray) -> np.ndarray:
     """Packs (L, G, ...) in tiles of 16 tokens, which become the last axis; missing ones are 0."""
     length = len(tokens)
     padded = np.zeros((-(-length // TILE) * TILE, *tokens.shape[1:]), tokens.dtype)
@@ -39,25 +39,36 @@ def _packed(tokens: np.ndarray) -> np.ndarray:
     return np.moveaxis(padded.reshape(-1, TILE, *tokens.shape[1:]), 1, -1)
 
 
-def _case(length: int, columns: int, groups: int, quads: int) -> tuple[list[Any], np.ndarray]:
-    """Makes the kernel's arguments, and what it must give to the bit."""
-    rng = np.random.default_rng([length, columns, groups, quads])
-    weights = rng.integers(-128, 128, (groups, quads, TILE, 4)).astype(np.int8)
-    tokens = rng.integers(-127, 128, (length, groups, quads, 4)).astype(np.int8)
-    weights[0], tokens[0] = -128, 127  # the largest sums
-    steps = rng.normal(size=(groups, TILE)).astype(np.float16)
-    scales = rng.normal(size=(length, groups)).astype(np.float32)
+def expected_products(
+    weights: np.ndarray, steps: np.ndarray, tokens: np.ndarray, scales: np.ndarray
+) -> np.ndarray:
+    """Returns the products of weights (G, Q, 16, n) and tokens (L, G, Q, n), scaled: (L, 16)."""
     dots = np.einsum("gqri,lgqi->glr", weights.astype(np.int64), tokens.astype(np.int64))
-    expected = np.zeros((length, TILE), np.float32)
-    for group in range(groups):
+    expected = np.zeros((len(tokens), TILE), np.float32)
+    for group in range(len(weights)):
         factor = steps[group].astype(np.float32) * scales[:, group, None]
         # In float64 the product of two float32 numbers is exact, and the sum nearly so.
         added = dots[group].astype(np.float32).astype(np.float64) * factor
         expected = (expected + added).astype(np.float32)
-    packed = np.moveaxis(_packed(tokens), -1, -2)
+    return expected
+
+
+def case(
+    length: int, columns: int, groups: int, quads: int, inputs: int = 4
+) -> tuple[list[Any], np.ndarray]:
+    """Makes a kernel's arguments, so many inputs side by side, and what it must give to the bit."""
+    rng = np.random.default_rng([length, columns, groups, quads])
+    words = quads * 4 // inputs
+    weights = rng.integers(-128, 128, (groups, words, TILE, inputs)).astype(np.int8)
+    tokens = rng.integers(-127, 128, (length, groups, words, inputs)).astype(np.int8)
+    weights[0], tokens[0] = -128, 127  # the largest sums
+    steps = rng.normal(size=(groups, TILE)).astype(np.float16)
+    scales = rng.normal(size=(length, groups)).astype(np.float32)
+    expected = expected_products(weights, steps, tokens, scales)
+    packed = np.moveaxis(pack_tiles(tokens), -1, -2)
     stride = 4 * (columns + 3)
     about = numbers([stride, length, columns, groups, quads])
-    arguments = [weights, steps, packed, _packed(scales)]
+    arguments = [weights, steps, packed, pack_tiles(scales)]
     beyond = np.full((length, columns + 3), -1, np.float32)
     beyond[:, :columns] = expected[:, :columns]
     return [*(np.ascontiguousarray(one).tobytes() for one in arguments), about], beyond
@@ -72,8 +83,8 @@ def test_the_kernel_is_exact(cpu: str, arm64_program: object) -> None:
         for length in (1, 3, 4, 9, 16, 17, 33):
             for columns in (16, 1, 5, 8, 13):
                 for groups, quads in ((1, 8), (2, 1), (3, 32), (4, 8), (9, 8)):
-                    arguments, expected = _case(length, columns, groups, quads)
-                    out = np.frombuffer(running.call("outer", *arguments), np.float32)
+                    arguments, expected = case(length, columns, groups, quads)
+                    out = np.frombuffer(running.call("outer", *arguments, "outer"), np.float32)
                     np.testing.assert_array_equal(out.reshape(expected.shape), expected)
 
 
@@ -95,7 +106,7 @@ def test_a_unit_that_computes_wrongly_is_found(arm64_program: object) -> None:
         assert running.call("matrix") == b"its results are wrong"
 
 
-def _results(client: EngineClient, built: Built) -> list[Any]:
+def results(client: EngineClient, built: Built) -> list[Any]:
     """Computes with 4-bit and int8 weights: several tokens, one token, and a picture."""
     client.load(built.bundle, window=128)
     hidden = np.random.default_rng(0).normal(size=(37, 256)).astype(np.float32)
@@ -106,7 +117,7 @@ def _results(client: EngineClient, built: Built) -> list[Any]:
     question = [Message(role="user", content="What colour is the shape?")]
     image = client.image(random_picture(80, 90))[Field.IMAGE]
     return [
-        *(client.tap(Tap.LOGITS, hidden[:n]) for n in (1, 7, 8, 37)),
+        *(client.tap(Tap.LOGITS, hidden[:n]) for n in (1, 3, 4, 7, 8, 37)),
         client.tap(Tap.LAYERS, hidden[None], options),
         patches,
         block,
@@ -124,9 +135,11 @@ def test_blocks_give_the_same_bits(cpu: str, phone_built: Built) -> None:
         for one in ("max,sme=off", cpu)
     )
     with without, with_unit:
-        assert without.hello[Field.BLOCKS] == "i8mm_" and with_unit.hello[Field.BLOCKS] == "sme_"
+        assert (
+            without.hello[Field.KINDS][0] == "i8mm_" and with_unit.hello[Field.KINDS][0] == "sme_"
+        )
         assert with_unit.hello[Field.REFUSED] == []
-        pairs = zip(_results(without, phone_built), _results(with_unit, phone_built), strict=True)
+        pairs = zip(results(without, phone_built), results(with_unit, phone_built), strict=True)
         for expected, actual in pairs:
             np.testing.assert_array_equal(actual, expected)
 
@@ -138,7 +151,7 @@ def test_the_next_kind_is_taken_and_said_once(
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
             with EngineClient(engine_command(QEMU, phone_built.program, cpu=TOO_WIDE)) as client:
-                assert client.hello[Field.BLOCKS] == "i8mm_"
+                assert client.hello[Field.KINDS][0] == "i8mm_"
                 assert "sme" not in client.hello[Field.CPU_FEATURES]
                 (said,) = client.hello[Field.REFUSED]
     assert said == (
@@ -154,4 +167,4 @@ def test_a_user_names_the_processor(phone_built: Built) -> None:
         Bundle.open(phone_built.bundle), EngineOptions(engine=QEMU, cpu="cortex-a53")
     )
     with place.start() as client:
-        assert client.hello[Field.BLOCKS] == "neon_"
+        assert client.hello[Field.KINDS][0] == "neon_"

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from runtime.inputs.sampling import GenerationOptions, distribution, penalize
+from runtime.inputs.generation_options import GenerationOptions
+from runtime.inputs.sampling import distribution, penalize
 from tests.engine.components import ComponentError, Components, numbers
 from tests.support.compare import Record
 

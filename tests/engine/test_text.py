@@ -21,7 +21,8 @@ from runtime.inputs.prompt import (
 from runtime.sessions.streaming import TextStream
 from tests.engine.components import ComponentError, Components, numbers
 from tests.support.slices import TINY_SLICES
-from tests.support.tiny import tiny_config, tokenizer_model
+from tests.support.tiny_config import tiny_config
+from tests.support.tiny_tokenizer import tokenizer_model
 
 REAL = Path(__file__).resolve().parents[2] / "../shared/model/minicpm-v/tokenizer.model"
 STRINGS = 10_000

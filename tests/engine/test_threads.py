@@ -23,6 +23,7 @@ from tests.engine.operations import (
     ask,
 )
 from tests.engine.test_picture import random_picture
+from tests.support.waiting import until
 
 THREADS = 4
 PATIENCE_SECONDS = 60
@@ -47,10 +48,12 @@ def computed(client: EngineClient) -> list[int]:
 
 def await_sleep(client: EngineClient) -> None:
     """Waits until all threads sleep: after a request they spin for a moment."""
-    while any(
-        (task / "stat").read_text().rpartition(")")[2].split()[0] != "S" for task in tasks(client)
-    ):
-        time.sleep(0.001)
+
+    def asleep() -> bool:
+        stats = [(task / "stat").read_text() for task in tasks(client)]
+        return all(stat.rpartition(")")[2].split()[0] == "S" for stat in stats)
+
+    until(asleep)
 
 
 def answers(client: EngineClient, bundle: Path) -> list[Any]:

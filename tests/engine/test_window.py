@@ -14,7 +14,8 @@ from runtime.reference.kv_cache import KVCache
 from runtime.sessions.reference_session import Key, ReferenceSession, _Picture, _Request
 from tests.engine.components import ComponentError, Components, numbers
 from tests.support.slices import TINY_SLICES
-from tests.support.tiny import tiny_config, tokenizer_model
+from tests.support.tiny_config import tiny_config
+from tests.support.tiny_tokenizer import tokenizer_model
 
 IMAGE_TOKENS = 9
 WINDOWS = [

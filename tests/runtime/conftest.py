@@ -8,7 +8,8 @@ import torch
 from convert import cli
 from tests.support.needs import need_host_engine
 from tests.support.once import once
-from tests.support.tiny import random_state, tiny_config, write_checkpoint
+from tests.support.tiny import random_state, write_checkpoint
+from tests.support.tiny_config import tiny_config
 
 
 @pytest.fixture(scope="session")

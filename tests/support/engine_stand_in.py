@@ -77,7 +77,7 @@ def main() -> None:
         Field.PROGRAM_ID: "0123456789abcdef",
         Field.CPU: "a processor of no make",
         Field.CPU_FEATURES: [],
-        Field.BLOCKS: "none",
+        Field.KINDS: ["none"],
         Field.THREADS: 2,
         Field.MEMORY_BYTES: 2**30,
     }

@@ -3,6 +3,10 @@
 It behaves as hdc's sources say: exit code 0 always, `[Fail]` on stdout, no input for a command, its
 two outputs as one, and SIGTERM for the device's shell when the client is gone. `devices` is what
 `hdc list targets -v` lists; `break` and `full` count the bytes of all `file send` together.
+
+`apps/NAME` is what the phone shows of an app's files; the app's start makes it, unless `release`
+says that it is not signed for debugging. With `-b NAME`, a shell works there, and may do what hdc's
+own tests do, but neither rename nor change a file.
 """
 
 from __future__ import annotations
@@ -25,8 +29,8 @@ def fail(text: str) -> int:
     return 0
 
 
-def send(local: str, remote: str) -> int:
-    content, target = Path(local).read_bytes(), Path(here(remote))
+def send(local: str, target: Path, remote: str) -> int:
+    content = Path(local).read_bytes()
     if not target.parent.is_dir():
         return fail(f"Error opening file: no such file or directory, path:{remote}")
     name = next((name for name in ("break", "full") if state(name) is not None), None)
@@ -45,19 +49,22 @@ def send(local: str, remote: str) -> int:
     return 0
 
 
-def shell(script: str, what: str | None) -> int:
+def shell(script: str, what: str | None, app: Path | None) -> int:
     """Runs a script; `what` still happens of it if the device goes away."""
     if what == "before":
         return 0
+    if app is not None:
+        assert ">>" not in script, "not known to be allowed"
     readonly = state("readonly")
     if readonly is not None and readonly in script:
         script = "echo mkdir: Permission denied; false" + script[script.rindex("); echo") + 1 :]
-    os.environ["PATH"] = f"{STATE}/programs:{os.environ['PATH']}"
+    programs = f"{STATE}/programs:" if app is None else f"{STATE}/forbidden:{STATE}/programs:"
+    os.environ["PATH"] = programs + os.environ["PATH"]
     read, write = os.pipe()
     pipe = subprocess.PIPE
     with subprocess.Popen(
         ["/bin/sh", "-c", here(script)],
-        cwd="/",
+        cwd=app or "/",
         stdin=subprocess.DEVNULL,
         stdout=pipe,
         stderr=subprocess.STDOUT,
@@ -117,16 +124,27 @@ def main() -> int:
     if operation == failing:
         return fail(problem)
     what = cut(" ".join(arguments))
+    if operation == "install":
+        print(f"[Info]App install path:{rest[-1]} msg:{state('install')} \nAppMod finish")
+        return 0
+    app = None
+    if "-b" in rest:
+        at = rest.index("-b")
+        app = STATE / "apps" / rest[at + 1]
+        if not app.is_dir():
+            code = {"file": "E005101", "shell": "E003001"}[operation]
+            return fail(f"[{code}] Invalid bundle name: {rest[at + 1]}")
+        del rest[at : at + 2]
     if operation == "file":
         if what is not None:
             return 0
         if rest[0] == "send":
-            return send(*rest[1:])
+            return send(rest[1], Path(here(rest[2])) if app is None else app / rest[2], rest[2])
         shutil.copyfile(here(rest[1]), rest[2])
         print(DONE.format(0))
         return 0
     assert operation == "shell" and len(rest) == 1 and " " in rest[0], arguments
-    return shell(rest[0], what)
+    return shell(rest[0], what, app)
 
 
 if __name__ == "__main__":

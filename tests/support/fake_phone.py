@@ -22,7 +22,10 @@ PROGRAMS = {
     "param": 'echo "$(cat "$FAKE_ADB/param.$2" 2>/dev/null)"',
     "uname": 'cat "$FAKE_ADB/uname"',
     "df": 'cat "$FAKE_ADB/df"',
+    "aa": 'cat "$FAKE_ADB/aa"; [ "$1" != start ] || [ -e "$FAKE_ADB/release" ] || '
+    'mkdir -p "$FAKE_ADB/apps/$5/data/storage/el2/base/haps/entry/files"',
 }
+FORBIDDEN = ("mv", "chmod")  # in the files of an app that a phone shows for debugging
 _DF = "Filesystem 1K-blocks Used Available Use% Mounted on\n/dev/fuse 9 5 {} 50% /storage\n"
 
 
@@ -35,6 +38,9 @@ class FakePhone:
             (state / folder).mkdir(parents=True)
         for name, script in PROGRAMS.items():
             self.program(name, script)
+        (state / "forbidden").mkdir()
+        for name in FORBIDDEN:
+            self.program(name, f"echo {name}: Permission denied; exit 1", "forbidden")
         self.tool = tool
         self.devices({SERIAL: READY[tool]})
         self.write("getprop.ro.product.model", "Pixel")
@@ -43,14 +49,19 @@ class FakePhone:
         self.abis("arm64-v8a,armeabi-v7a")
         self.write("getprop.ro.build.version.sdk", "26")
         self.write("proc/meminfo", "MemTotal:        8000000 kB\nMemFree:  1 kB\n")
-        self.write("install", "Performing Streamed Install\nSuccess")
+        done = {
+            "adb": "Performing Streamed Install\nSuccess",
+            "hdc": "install bundle successfully.",
+        }
+        self.write("install", done[tool])
+        self.write("aa", "start ability successfully.\n")
         self.free(1 << 40)
 
     def write(self, name: str, text: str) -> None:
         (self.state / name).write_text(text)
 
-    def program(self, name: str, script: str) -> None:
-        path = self.state / "programs" / name
+    def program(self, name: str, script: str, folder: str = "programs") -> None:
+        path = self.state / folder / name
         path.write_text(f"#!/bin/sh\n{script}\n")
         path.chmod(0o755)
 

@@ -6,6 +6,7 @@ import importlib.util
 
 import pytest
 
+from android.build.bochs import lacks_bochs
 from convert.bundle.targets import is_host
 from runtime.engine_client.emulator import (
     OLDEST_WITH_SME,
@@ -46,3 +47,9 @@ def need_sme() -> str:
             "android.build.install_tools qemu` fetches a newer one"
         )
     return found
+
+
+def need_bochs() -> None:
+    """Skips where x86's matrix unit is not emulated."""
+    if not is_host() or lacks_bochs():
+        pytest.skip("`python -m android.build.install_tools tests` fetches an emulator of AMX")

@@ -17,6 +17,7 @@ import threading
 from pathlib import Path
 from typing import IO, Any
 
+from android.build.tools import java
 from convert.bundle.manifest import WEIGHTS
 from convert.checkpoint.config import CONFIGS
 from convert.support.versions import VERSION
@@ -40,7 +41,7 @@ def main() -> None:
     choices = {"on": True, "port": 0, "token": args.key}
     (files / "api.json").write_text(json.dumps(choices))
     (files / "settings.json").write_text(json.dumps({"max_slices": SLICES}))
-    command = ["java", "-Djava.awt.headless=true", f"-Dconfigs={CONFIGS}", f"-Dversion={VERSION}"]
+    command = [*java(), "-Djava.awt.headless=true", f"-Dconfigs={CONFIGS}", f"-Dversion={VERSION}"]
     command += [f"-Dapi={NAME}", "-cp", args.classpath, "org.minicpmv.desktop.FakeHost"]
     command += [str(home / "app"), str(bundle), str(home / "weights")]
     command += [sys.executable, str(FAKE_ENGINE)]

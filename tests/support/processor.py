@@ -21,4 +21,6 @@ def processor_features() -> set[str]:
         if {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"} <= flags:
             features.add("x86-64-v4")
             features |= {"avx512-vnni"} if "avx512_vnni" in flags else set()
+            # Linux shows them from 5.16 on, which is the first that permits them.
+            features |= {"amx-int8"} if {"amx_tile", "amx_int8"} <= flags else set()
     return features

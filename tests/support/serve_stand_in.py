@@ -20,16 +20,17 @@ from convert.support.progress import Progress, silent
 from runtime.commands.chat_options import SETTINGS
 from runtime.inputs.callbacks import OnLogprobs, OnText
 from runtime.inputs.defaults import GenerationDefaults
+from runtime.inputs.generation_options import GenerationOptions
 from runtime.inputs.logprobs import StepLogprobs, TokenLogprob
 from runtime.inputs.prompt import UNKNOWN_ID, Message, Tokenizer
-from runtime.inputs.sampling import GenerationOptions
 from runtime.serve.app import Served
 from runtime.serve.run import serve
 from runtime.sessions.loader import Loaded
 from runtime.sessions.session import Reply
 from runtime.web.model import LoadedModel
 from tests.support.slices import TINY_SLICES
-from tests.support.tiny import tiny_config, tokenizer_model
+from tests.support.tiny_config import tiny_config
+from tests.support.tiny_tokenizer import tokenizer_model
 from tests.support.web_stand_in import Repeating
 
 NAME = "stand-in"

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from pathlib import Path
 
-_PATIENCE = 60.0  # seconds
+from tests.support.waiting import until
 
 
 def stop(pid: int) -> None:
@@ -17,10 +16,7 @@ def stop(pid: int) -> None:
     runs.
     """
     os.kill(pid, signal.SIGSTOP)
-    end = time.monotonic() + _PATIENCE
-    while not _stands_still(pid):
-        assert time.monotonic() < end, f"process {pid} does not stop"
-        time.sleep(0.001)
+    until(lambda: _stands_still(pid), f"process {pid} does not stop")
 
 
 def _stands_still(pid: int) -> bool:

@@ -6,66 +6,25 @@ table that forgets or misnames a tensor is found.
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-import sentencepiece
 import torch
 from safetensors.torch import save_file
-from sentencepiece import sentencepiece_model_pb2
 from torch import Tensor
 
 from convert.checkpoint.config import CONFIGS
+from tests.support.tiny_config import tiny_config
+from tests.support.tiny_tokenizer import tokenizer_model
 
 Head = Literal["none", "copy", "different"]
 State = dict[str, Tensor]
 
-VOCAB_SIZE = 501  # odd, so that no tile or group divides it
-IMAGE_ID = 101  # the other tags follow it, as in the real tokenizer
-TAGS = ("<image>", "</image>", "<ref>", "</ref>", "<box>", "</box>", "<quad>", "</quad>")
 STORED_GRID = 3  # side of the vision encoder's stored position grid; the picture has 4
 OUTLIER_CHANNELS = (3, 77, 200)
 OUTLIER_FACTOR = 20.0
-_CORPUS = (
-    "<用户>What colour is the shape?<AI>The shape is red.",
-    "<用户>这个图形是什么颜色？<AI>这个图形是红色的。",
-    "<用户>How many circles are there in the picture?<AI>There are three circles.",
-    "<用户>图片里有几个圆形？<AI>有三个圆形。",
-)
-
-
-def tiny_config(*, decoder_only: bool = False, **overrides: Any) -> dict[str, Any]:
-    """Returns a `config.json`; an override of None removes its key."""
-    config: dict[str, Any] = {
-        "architectures": ["MiniCPMV"],
-        "model_type": "minicpmv",
-        "torch_dtype": "bfloat16",
-        "vocab_size": VOCAB_SIZE,
-        "hidden_size": 256,
-        "intermediate_size": 320,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 4,
-        "hidden_act": "silu",
-        "rms_norm_eps": 1e-5,
-        "scale_emb": 12,
-        "dim_model_base": 64,
-        "scale_depth": 1.4,
-    }
-    if decoder_only:
-        config |= {"architectures": ["MiniCPMForCausalLM"], "model_type": "minicpm"}
-    else:
-        config |= {
-            "vision_encoder": "vit_demo_patch14_126",
-            "drop_vision_last_layer": True,
-            "query_num": 9,
-            "image_size": 56,
-        }
-    return {key: value for key, value in (config | overrides).items() if value is not None}
 
 
 def random_state(
@@ -130,70 +89,6 @@ def write_checkpoint(
         json.dumps(index | {"weight_map": weight_map})
     )
     return path
-
-
-@cache
-def tokenizer_model() -> bytes:
-    """Trains a small SentencePiece model with the settings of the real one; returns its file."""
-    fillers = [f"<reserved_{i}>" for i in range(IMAGE_ID - 3)]  # after <unk>, <s>, </s>
-    out = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(_CORPUS * 4),
-        model_writer=out,
-        model_type="bpe",
-        vocab_size=VOCAB_SIZE,
-        hard_vocab_limit=False,
-        user_defined_symbols=[*fillers, *TAGS],
-        byte_fallback=True,
-        normalization_rule_name="identity",
-        add_dummy_prefix=False,
-        remove_extra_whitespaces=False,
-        num_threads=1,
-        minloglevel=2,
-    )
-    return out.getvalue()
-
-
-def wrong_tokenizers() -> dict[str, tuple[bytes, str]]:
-    """Returns tokenizer files that a tiny model cannot use, with the message about each.
-
-    Keys: what is wrong.
-    """
-    whole = tokenizer_model()
-
-    def changed(**normalizer: bool) -> bytes:
-        proto = sentencepiece_model_pb2.ModelProto.FromString(whole)
-        for name, value in normalizer.items():
-            setattr(proto.normalizer_spec, name, value)
-        content: bytes = proto.SerializeToString()
-        return content
-
-    cut = sentencepiece_model_pb2.ModelProto.FromString(whole)
-    for name in ("trainer_spec", "normalizer_spec", "denormalizer_spec"):
-        cut.ClearField(name)
-    larger = sentencepiece_model_pb2.ModelProto.FromString(whole)
-    larger.pieces.add(piece="another", type=1)
-    as_it_is = "does not round-trip text"
-    return {
-        "empty": (b"", "is empty|not a SentencePiece model"),
-        "no model": (b"no model", "not a SentencePiece model"),
-        "truncated": (whole[:-100], "not a SentencePiece model"),
-        "half": (whole[: len(whole) // 2], "not a SentencePiece model"),
-        "cut behind the pieces": (cut.SerializeToString(), "not a SentencePiece model"),
-        "other control pieces": (renamed_piece(whole, 2, "<end>"), "ids 0, 1, 2 are"),
-        "a space before text": (changed(add_dummy_prefix=True), as_it_is),
-        "fewer spaces": (changed(remove_extra_whitespaces=True), as_it_is),
-        "no tags": (renamed_piece(whole, IMAGE_ID + 1, "<picture>"), "lacks the piece"),
-        "more pieces": (larger.SerializeToString(), f"has {VOCAB_SIZE + 1} pieces"),
-    }
-
-
-def renamed_piece(model: bytes, id: int, name: str) -> bytes:
-    """Returns a `tokenizer.model` in which one piece has another name."""
-    proto = sentencepiece_model_pb2.ModelProto.FromString(model)
-    proto.pieces[id].piece = name
-    renamed: bytes = proto.SerializeToString()
-    return renamed
 
 
 class _Random:

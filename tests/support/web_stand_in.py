@@ -21,15 +21,15 @@ from runtime.engine_client.process import Death, EngineDiedError
 from runtime.engine_client.protocol import Stage, Stop
 from runtime.inputs.callbacks import Cancelled, OnLogprobs, OnText
 from runtime.inputs.defaults import GenerationDefaults
+from runtime.inputs.generation_options import GenerationOptions
 from runtime.inputs.prompt import Message, PromptError
-from runtime.inputs.sampling import GenerationOptions
 from runtime.inputs.slices import limit_slices, plan_cut
 from runtime.sessions.loader import Loaded
 from runtime.sessions.session import Reply, Statistics, nothing
 from runtime.web.files import data_folder
 from runtime.web.model import LoadedModel
 from runtime.web.serve import serve
-from tests.support.tiny import tiny_config
+from tests.support.tiny_config import tiny_config
 
 _PIECE_SECONDS = 0.02
 _BLOCKS = 2  # of the vision encoder

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from runtime.engine_client.protocol import Stop
+from runtime.inputs.generation_options import GenerationOptions
 from runtime.inputs.prompt import Prompt, Tokenizer
-from runtime.inputs.sampling import GenerationOptions, Sampler
+from runtime.inputs.sampling import Sampler
 from runtime.reference.kv_cache import pinned_tokens
 from runtime.sessions.session import Reply
 from runtime.verify.cases import Case

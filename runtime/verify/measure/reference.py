@@ -20,9 +20,9 @@ from convert.checkpoint.reader import Checkpoint
 from convert.support.progress import Progress
 from convert.support.versions import VERSION
 from quantize.schemes import Array
+from runtime.inputs.generation_options import GenerationOptions
 from runtime.inputs.picture_format import PictureError
 from runtime.inputs.prompt import Tokenizer
-from runtime.inputs.sampling import GenerationOptions
 from runtime.inputs.slices import Cut, Images, images_of, plan_cut
 from runtime.verify.cases import Case
 from runtime.verify.measure.answers import GreedyAnswer, Question, greedy_answer

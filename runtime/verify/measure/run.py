@@ -17,9 +17,9 @@ from torch import Tensor
 
 from convert.checkpoint.config import CONFIGS
 from convert.support.progress import Progress
+from runtime.inputs.generation_options import GenerationOptions
 from runtime.inputs.picture_format import PictureError
 from runtime.inputs.prompt import Message, Prompt, PromptError, Tokenizer
-from runtime.inputs.sampling import GenerationOptions
 from runtime.reference.kv_cache import ATTENTION_SINKS
 from runtime.sessions.engine_session import EngineSession
 from runtime.sessions.session import Reply

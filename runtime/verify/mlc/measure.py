@@ -19,8 +19,8 @@ from convert.mlc.opened import MlcPackage
 from convert.mlc.square import message_parts, square_images
 from convert.support.progress import Progress
 from quantize.schemes import Array
+from runtime.inputs.generation_options import GenerationOptions
 from runtime.inputs.prompt import Prompt, PromptError, Tokenizer
-from runtime.inputs.sampling import GenerationOptions
 from runtime.inputs.slices import Grid
 from runtime.mlc.engine import MlcEngine
 from runtime.verify.cases import Case

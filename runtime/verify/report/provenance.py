@@ -15,11 +15,11 @@ from runtime.engine_client.place import Device
 from runtime.engine_client.protocol import Field
 
 _PACKAGES = (TOOLKIT, "torch", "apache-tvm", "apache-tvm-ffi", "numpy")
-# What an engine says of itself in its first line.
+# What an engine says of itself.
 _HELLO = {
     Field.CPU: "processor",
     Field.CPU_FEATURES: "processor features",
-    Field.BLOCKS: "compiled blocks",
+    Field.KINDS: "compiled blocks",
     Field.THREADS: "threads",
     Field.MEMORY_BYTES: "memory, bytes",
 }
@@ -34,7 +34,7 @@ def what_ran(
         bundle: that is verified.
         checkpoint: its reference.
         place: where the bundle ran.
-        hello: the engine's first line.
+        hello: what the engine says of itself.
         window: of all models, tokens.
     """
     manifest, recipe = bundle.manifest, bundle.plan.recipe

@@ -15,7 +15,14 @@ from msgspec import structs
 from PIL import Image
 
 from android.build.apk_info import ApkInfo
-from android.build.builder import PAGE, ApkError, build_apk, build_unsigned, plan_apk, version_code
+from android.build.builder import (
+    PAGE,
+    PackageError,
+    build_apk,
+    build_unsigned,
+    plan_package,
+    version_code,
+)
 from android.build.signing import Key, debug_key, own_key
 from android.build.tools import ToolError, package, run
 from convert.bundle.errors import BundleError
@@ -144,7 +151,7 @@ def test_its_components_are_those_and_no_others(apk: Path) -> None:
 def test_the_variant_with_a_server(bundle: Bundle, apk: Path, key: Key, tmp_path: Path) -> None:
     """It alone may open a port; besides, it has a service that no other app can start."""
     variant = tmp_path / "api.apk"
-    build_apk(plan_apk(bundle, None, embed=False, api=True), key, variant, _quiet, password="")
+    build_apk(plan_package(bundle, None, embed=False, api=True), key, variant, _quiet, password="")
     ordinary, with_server = ApkInfo.read(apk), ApkInfo.read(variant)
     assert set(with_server.permissions) - set(ordinary.permissions) == {
         "android.permission.INTERNET",
@@ -187,7 +194,7 @@ def test_for_phones_and_emulators(apk: Path, bundle: Bundle, tmp_path: Path, key
             assert all(s.alignment >= PAGE_BYTES for s in loaded)
             assert all((s.address - s.offset) % PAGE_BYTES == 0 for s in loaded)
     one = tmp_path / "one.apk"
-    build_apk(plan_apk(bundle, ["x86_64"], embed=False), key, one, _quiet, password="")
+    build_apk(plan_package(bundle, ["x86_64"], embed=False), key, one, _quiet, password="")
     assert ApkInfo.read(one).abis == ("x86_64",)
 
 
@@ -195,7 +202,7 @@ def test_the_engine_in_it_answers_as_the_pcs(demo: Path, key: Key, tmp_path: Pat
     """As Android does: unpacked, then run as it is, here by qemu; all comes from the APK."""
     apk, app = tmp_path / "demo.apk", tmp_path / "app"
     opened = Bundle.open(demo)
-    build_apk(plan_apk(opened, None, embed=True), key, apk, _quiet, password="")
+    build_apk(plan_package(opened, None, embed=True), key, apk, _quiet, password="")
     with zipfile.ZipFile(apk) as archive:
         archive.extractall(app)
     engine = app / "lib/arm64-v8a/libengine.so"
@@ -205,7 +212,7 @@ def test_the_engine_in_it_answers_as_the_pcs(demo: Path, key: Key, tmp_path: Pat
     assert phone == local
     assert [text for text, _ in phone] == ["Red.", "红色。"]
     plain = tmp_path / "plain.apk"
-    build_apk(plan_apk(opened, None, embed=False), key, plain, _quiet, password="")
+    build_apk(plan_package(opened, None, embed=False), key, plain, _quiet, password="")
     assert plain.stat().st_size < LIMIT
 
 
@@ -225,13 +232,13 @@ def _answers(command: list[str], folder: Path) -> list[tuple[str, list[int]]]:
 def test_same_inputs_same_bytes(bundle: Bundle, tmp_path: Path) -> None:
     digests = set()
     for name in ("one.apk", "two.apk"):
-        build_unsigned(plan_apk(bundle, None, embed=False), tmp_path / name, _quiet)
+        build_unsigned(plan_package(bundle, None, embed=False), tmp_path / name, _quiet)
         digests.add(hashlib.sha256((tmp_path / name).read_bytes()).hexdigest())
     assert len(digests) == 1
 
 
 def test_embedded_weights(bundle: Bundle, tmp_path: Path) -> None:
-    build_unsigned(plan_apk(bundle, None, embed=True), tmp_path / "apk", _quiet)
+    build_unsigned(plan_package(bundle, None, embed=True), tmp_path / "apk", _quiet)
     with zipfile.ZipFile(tmp_path / "apk") as archive:
         weights = archive.getinfo("assets/bundle/weights.safetensors")
     assert weights.compress_type == zipfile.ZIP_STORED
@@ -239,17 +246,19 @@ def test_embedded_weights(bundle: Bundle, tmp_path: Path) -> None:
 
 
 def test_an_apk_for_what_the_bundle_lacks(bundle: Bundle) -> None:
-    with pytest.raises(ApkError, match="ABI 'mips' is unknown; known: arm64-v8a, x86_64"):
-        plan_apk(bundle, ["mips"], embed=False)
+    with pytest.raises(PackageError, match="ABI 'mips' is unknown; known: arm64-v8a, x86_64"):
+        plan_package(bundle, ["mips"], embed=False)
     other = Bundle.open(bundle.path)
     phone = {"android-arm64": bundle.manifest.targets["android-arm64"]}
     other.manifest = structs.replace(bundle.manifest, targets=phone)
     with pytest.raises(BundleError, match="no program for target 'android-x86_64'"):
-        plan_apk(other, ["x86_64"], embed=False)
+        plan_package(other, ["x86_64"], embed=False)
     host = {"host": next(iter(bundle.manifest.targets.values()))}
     other.manifest = structs.replace(bundle.manifest, targets=host)
-    with pytest.raises(ApkError, match="only for host; convert again with --target host,android"):
-        plan_apk(other, None, embed=False)
+    with pytest.raises(
+        PackageError, match="only for host; convert again with --target host,android"
+    ):
+        plan_package(other, None, embed=False)
 
 
 @pytest.mark.parametrize(
@@ -263,8 +272,8 @@ def test_a_bundle_that_is_not_as_it_was_written(
     content = bytearray((folder / name).read_bytes())
     content[-1] ^= 1
     (folder / name).write_bytes(content)
-    plan = plan_apk(Bundle.open(folder), None, embed=embed)
-    with pytest.raises(ApkError, match=f"{name}: altered: its SHA-256 is not the manifest's"):
+    plan = plan_package(Bundle.open(folder), None, embed=embed)
+    with pytest.raises(PackageError, match=f"{name}: altered: its SHA-256 is not the manifest's"):
         build_unsigned(plan, tmp_path / "apk", _quiet)
     (folder / name).write_bytes(content[:-1])
     with pytest.raises(BundleError, match=f"{name}: truncated"):
@@ -276,7 +285,11 @@ def test_keys(bundle: Bundle, key: Key, apk: Path, tmp_path: Path) -> None:
     wrong = Key(keystore=key.keystore, alias=None, password="pass:wrong")
     with pytest.raises(ToolError, match=r"chat2\.apk: cannot be signed.*password was incorrect"):
         build_apk(
-            plan_apk(bundle, None, embed=False), wrong, tmp_path / "chat2.apk", _quiet, password=""
+            plan_package(bundle, None, embed=False),
+            wrong,
+            tmp_path / "chat2.apk",
+            _quiet,
+            password="",
         )
     assert list(tmp_path.iterdir()) == []
 

@@ -1,4 +1,4 @@
-"""`minicpmv sideload` with a fake adb that fails in the same ways as the real one."""
+"""`minicpmv sideload` with fakes of adb and hdc that fail in the same ways as the real ones."""
 
 from __future__ import annotations
 
@@ -6,53 +6,129 @@ import hashlib
 import json
 import shutil
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from android.build.apk_info import ApkInfo
-from android.build.builder import build_apk, plan_apk
+from android.build.builder import build_apk, plan_package
 from android.build.signing import Key
-from android.device import folders
+from android.device import folders, harmony_app
+from android.device.android_app import AndroidApp
 from android.device.installing import install
-from android.device.sideload import _check_phone
-from convert.bundle.manifest import MANIFEST, Bundle
+from android.device.sideload import read_app
+from convert.bundle.manifest import MANIFEST, WEIGHTS, Bundle
 from convert.cli import main
 from convert.support.progress import silent
+from runtime.engine_client import hdc, hdc_app
 from runtime.engine_client.adb import connect
 from runtime.engine_client.phone_shell import PhoneError
 from tests.engine.engines import add_phone
-from tests.support.fake_phone import FakePhone
+from tests.support.fake_phone import READY, FakePhone, fake_phone
 from tests.support.once import once
 
 _START, _STOP = "am start -n org.minicpmv.app/.MainActivity", "am force-stop org.minicpmv.app"
 TARGET = "/sdcard/Android/data/org.minicpmv.app/files/weights.safetensors"
+HARMONY_FILES = "data/storage/el2/base/haps/entry/files/bundle"
+PIECE = 1 << 20
 
 
 def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def test_phones_that_the_app_does_not_run_on(phone: FakePhone) -> None:
-    app = ApkInfo(
-        package="p",
-        version_name="1",
-        version_code=1,
-        min_sdk=26,
-        target_sdk=34,
-        size=1,
-        abis=("arm64-v8a",),
-        permissions=(),
-        schemes=("v2",),
-        certificate_sha256="",
-    )
-    _check_phone(app, connect().info())
-    phone.abis("armeabi-v7a")
-    with pytest.raises(PhoneError, match="runs armeabi-v7a; the app has arm64-v8a"):
-        _check_phone(app, connect().info())
+def write_hap(path: Path, bundle: Path, **fields: str) -> Path:
+    """Writes a HAP as DevEco Studio packs it, as far as sideload reads it."""
+    described = {
+        "app": {"bundleName": "org.minicpmv.app", "versionName": "1.0.0", "debug": True},
+        "module": {"name": "entry", "mainElement": "EntryAbility"} | fields,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("module.json", json.dumps(described))
+        archive.writestr("libs/arm64-v8a/libminicpmv.so", b"")
+        archive.write(bundle / MANIFEST, f"resources/rawfile/bundle/{MANIFEST}")
+    return path
+
+
+@dataclass
+class Case:
+    """A kind of phone, an app for it, and where its weights go."""
+
+    phone: FakePhone
+    app: Path
+    bundle: Bundle
+
+    @property
+    def weights(self) -> Path:
+        return self.bundle.path / WEIGHTS
+
+    @property
+    def folder(self) -> Path:
+        if self.phone.tool == "adb":
+            return self.phone.path(TARGET).parent
+        return self.phone.state / "apps/org.minicpmv.app" / HARMONY_FILES
+
+    def sideload(self, *options: str) -> int:
+        return main(["sideload", str(self.app), "--bundle", str(self.bundle.path), *options])
+
+    def arrived(self) -> bytes:
+        """Returns what is there of the weights; on HarmonyOS the app joins the pieces."""
+        if self.phone.tool == "adb":
+            return (self.folder / WEIGHTS).read_bytes()
+        pieces = (self.folder / hdc_app.PIECES).iterdir()
+        ordered = sorted(pieces, key=lambda piece: int(piece.name.partition("-")[2]))
+        assert [int(p.name.partition("-")[2]) for p in ordered] == [
+            PIECE * i for i in range(len(ordered))
+        ]
+        return b"".join(piece.read_bytes() for piece in ordered)
+
+    def begun(self, content: bytes) -> None:
+        """Leaves a part of the weights on the phone, as a copy that broke does."""
+        short = sha256(self.weights)[:8]
+        if self.phone.tool == "adb":
+            self.folder.mkdir(parents=True)
+            (self.folder / f"{WEIGHTS}.part-{short}").write_bytes(content)
+            (self.folder / f"{WEIGHTS}.part-01234567").write_bytes(b"of another bundle")
+            return
+        pieces = self.folder / hdc_app.PIECES
+        pieces.mkdir(parents=True)
+        for start in range(0, len(content), PIECE):
+            (pieces / f"{short}-{start}").write_bytes(content[start : start + PIECE])
+        (pieces / "01234567-0").write_bytes(b"of another bundle")
+
+
+@pytest.fixture(params=["adb", "hdc"])
+def case(
+    request: pytest.FixtureRequest,
+    bundle: Bundle,
+    apk: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Case:
+    for module in (hdc, hdc_app):
+        monkeypatch.setattr(module, "PIECE_BYTES", PIECE)
+    monkeypatch.setattr(harmony_app, "_PAUSE", 0.0)
+    monkeypatch.setattr(harmony_app, "_TRIES", 1)
+    (tmp_path / "state").mkdir()
+    phone = fake_phone(tmp_path / "state", monkeypatch, request.param)
+    app = apk if request.param == "adb" else write_hap(tmp_path / "chat.hap", bundle.path)
+    return Case(phone, app, bundle)
+
+
+def test_phones_that_the_app_does_not_run_on(case: Case) -> None:
+    app = read_app(case.app)
+    phone = app.connect(None)
+    app.check_phone(phone.info())
+    case.phone.abis("armeabi-v7a")
+    with pytest.raises(PhoneError, match=r"runs armv?.*7.*; the app has arm64-v8a"):
+        app.check_phone(phone.info())
+
+
+def test_an_android_that_is_too_old(phone: FakePhone, apk: Path) -> None:
     phone.write("getprop.ro.build.version.sdk", "24")
     with pytest.raises(PhoneError, match="API 24; the app needs 26"):
-        _check_phone(app, connect().info())
+        AndroidApp(apk).check_phone(connect().info())
 
 
 @pytest.mark.parametrize(
@@ -138,70 +214,101 @@ def test_the_command_where_the_apps_folder_is_closed(
     assert weights.parent.stat().st_mode & 0o777 == 0o755
 
 
-def test_the_command_with_a_full_phone(
-    phone: FakePhone, apk: Path, bundle: Bundle, capsys: pytest.CaptureFixture[str]
-) -> None:
-    phone.free(4096)
-    assert main(["sideload", str(apk), "--bundle", str(bundle.path)]) == 2
+def test_the_command_with_a_full_phone(case: Case, capsys: pytest.CaptureFixture[str]) -> None:
+    case.phone.free(4096)
+    assert case.sideload() == 2
     assert "4.0 KiB are free below" in capsys.readouterr().err
 
 
 def test_the_command_is_told_that_the_phone_is_full_on_the_way(
-    phone: FakePhone, apk: Path, bundle: Bundle, capsys: pytest.CaptureFixture[str]
+    case: Case, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    phone.write("full", "100000")
-    assert main(["sideload", str(apk), "--bundle", str(bundle.path)]) == 2
+    case.phone.write("full", str(PIECE + 100_000))
+    assert case.sideload() == 2
     assert "the phone is full, and what had arrived was removed" in capsys.readouterr().err
-    assert list(phone.path(TARGET).parent.iterdir()) == []
-    assert _found(phone.calls(), ["cat >>", _START]) == [_START, "cat >>"]  # not once more
+    assert [path for path in case.folder.rglob("*") if path.is_file()] == []
+    send, start = {"adb": ("cat >>", _START), "hdc": ("file send", "aa start")}[case.phone.tool]
+    sends = {"adb": 1, "hdc": 2}[case.phone.tool]  # pieces; not once more
+    assert _found(case.phone.calls(), [send, start]) == [start, *[send] * sends]
 
 
-def test_the_command_goes_on_with_half_copied_weights(
-    phone: FakePhone, apk: Path, bundle: Bundle, capsys: pytest.CaptureFixture[str]
-) -> None:
-    weights = bundle.path / "weights.safetensors"
-    folder = phone.path(TARGET).parent
-    folder.mkdir(parents=True)
-    (folder / f"{weights.name}.part-{sha256(weights)[:8]}").write_bytes(
-        weights.read_bytes()[: 1 << 20]
-    )
-    (folder / f"{weights.name}.part-01234567").write_bytes(b"of another bundle")
-    (folder / weights.name).write_bytes(b"of an older bundle")
-    phone.free((200 << 20) + weights.stat().st_size - (1 << 19))  # enough for the rest
-    assert main(["sideload", str(apk), "--bundle", str(bundle.path)]) == 0
-    assert [path.name for path in folder.iterdir()] == [weights.name]
-    assert sha256(folder / weights.name) == sha256(weights)
+def test_the_command_goes_on_with_half_copied_weights(case: Case) -> None:
+    whole = case.weights.read_bytes()
+    case.begun(whole[: 2 * PIECE])
+    (case.folder / WEIGHTS).write_bytes(b"of an older bundle")
+    case.phone.free((200 << 20) + len(whole) - (3 * PIECE // 2))  # enough for the rest
+    assert case.sideload() == 0
+    assert case.arrived() == whole
+    assert not [path for path in case.folder.rglob("*") if "01234567" in path.name]
+    if case.phone.tool == "hdc":
+        assert not (case.folder / WEIGHTS).exists(), "the app cannot use it"
+        sends = sum("file send" in call for call in case.phone.calls())
+        assert sends == -(-len(whole) // PIECE) - 2
 
 
-def test_the_command_warns_of_little_memory(
-    phone: FakePhone, apk: Path, bundle: Bundle, caplog: pytest.LogCaptureFixture
-) -> None:
-    phone.write("proc/meminfo", "MemTotal: 900000 kB\n")
-    assert main(["sideload", str(apk), "--bundle", str(bundle.path)]) == 0
+def test_the_command_warns_of_little_memory(case: Case, caplog: pytest.LogCaptureFixture) -> None:
+    case.phone.write("proc/meminfo", "MemTotal: 900000 kB\n")
+    assert case.sideload() == 0
     assert "Pixel has 878.91 MiB of memory, and the weights take" in caplog.text
 
 
-def test_several_phones(
-    phone: FakePhone, apk: Path, bundle: Bundle, capsys: pytest.CaptureFixture[str]
-) -> None:
-    phone.write("devices", "ABC\tdevice\nDEF\tdevice\n")
-    command = ["sideload", str(apk), "--bundle", str(bundle.path)]
-    assert main(command) == 2
+def test_several_phones(case: Case, capsys: pytest.CaptureFixture[str]) -> None:
+    ready = READY[case.phone.tool]
+    case.phone.devices({"ABC": ready, "DEF": ready})
+    assert case.sideload() == 2
     assert "2 phones are connected: ABC, DEF" in capsys.readouterr().err
-    assert main([*command, "--device", "DEF", "--json"]) == 0
+    assert case.sideload("--device", "DEF", "--json") == 0
     assert '"device": "DEF"' in capsys.readouterr().out
 
 
+def test_weights_that_are_there_are_not_sent(
+    case: Case, capsys: pytest.CaptureFixture[str]
+) -> None:
+    case.folder.mkdir(parents=True)
+    shutil.copy(case.weights, case.folder)
+    assert case.sideload() == 0
+    assert "already on the phone" in capsys.readouterr().err
+    (case.folder / WEIGHTS).write_bytes(b"W" + case.weights.read_bytes()[1:])
+    assert case.sideload() == 0, "damaged ones are replaced"
+    assert case.arrived() == case.weights.read_bytes()
+
+
+def test_altered_weights_are_named(case: Case, capsys: pytest.CaptureFixture[str]) -> None:
+    """Those of the bundle; nothing of them stays on the phone."""
+    altered = case.app.parent / "altered"
+    shutil.copytree(case.bundle.path, altered)
+    (altered / WEIGHTS).write_bytes(case.weights.read_bytes()[:-1] + b"?")
+    assert main(["sideload", str(case.app), "--bundle", str(altered)]) == 2
+    assert "altered: its SHA-256 is not" in capsys.readouterr().err
+    assert [path for path in case.folder.rglob("*") if path.is_file()] == []
+    shutil.rmtree(altered)
+
+
+def test_a_missing_tool_is_named(
+    case: Case, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    app = read_app(case.app)
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(PhoneError, match=f"^{case.phone.tool} is not installed"):
+        app.connect(None)
+
+
 def test_an_app_takes_the_weights_of_its_own_bundle(
-    phone: FakePhone, apk: Path, bundle: Bundle, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    case: Case, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     other = tmp_path / "other"
-    shutil.copytree(bundle.path, other)
+    shutil.copytree(case.bundle.path, other)
     (other / MANIFEST).write_text((other / MANIFEST).read_text() + "\n")
-    assert main(["sideload", str(apk), "--bundle", str(other)]) == 2
+    assert main(["sideload", str(case.app), "--bundle", str(other)]) == 2
     assert "was not built from" in capsys.readouterr().err
-    assert main(["sideload", str(apk)]) == 2
+    assert main(["sideload", str(case.app)]) == 2
     assert "has no embedded weights; give their bundle with --bundle" in capsys.readouterr().err
+    assert not (case.phone.state / "log").exists()
+
+
+def test_files_that_are_no_apks(
+    phone: FakePhone, apk: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     for name, said in (
         ("none.apk", "no such file; expected an APK"),
         ("", "a folder; expected an APK"),
@@ -228,7 +335,7 @@ def test_the_command_with_a_model_that_cuts_pictures(
 
     bundle = Bundle.open(once(tmp_path_factory, "phone-slices", make) / "bundle")
     app = tmp_path / "chat.apk"
-    build_apk(plan_apk(bundle, None, embed=False), key, app, silent, password="")
+    build_apk(plan_package(bundle, None, embed=False), key, app, silent, password="")
     assert main(["sideload", str(app), "--bundle", str(bundle.path)]) == 0
     assert sha256(phone.path(TARGET)) == sha256(bundle.path / "weights.safetensors")
     with zipfile.ZipFile(app) as archive:  # what the app reads window and settings from

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import sys
@@ -10,6 +11,7 @@ from typing import Any
 
 from convert.bundle.manifest import WEIGHTS
 from convert.checkpoint.config import CONFIGS
+from runtime.engine_client.hdc_app import PIECES
 from tests.android.bundle import FAKE_ENGINE, fake_bundle
 from tests.android.contract_hosts import ProcessHost
 
@@ -37,6 +39,14 @@ class ArkTsApp(ProcessHost):
         """Chooses a file of weights, as the user does."""
         self.send(json.dumps({"host": "choose", "path": str(path)}))
         self.send(json.dumps({"do": "import"}))
+
+    def push_piece(self, start: int, content: bytes, hash_: str | None = None) -> Path:
+        """Leaves a piece of weights where `minicpmv sideload` does; returns its file."""
+        short = (hash_ or hashlib.sha256(self.weights.read_bytes()).hexdigest())[:8]
+        path = self.installed.with_name(PIECES) / f"{short}-{start}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        return path
 
     def until(self, name: str, **fields: Any) -> dict[str, Any]:
         """Returns the next event with a name and fields."""

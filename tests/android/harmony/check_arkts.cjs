@@ -22,6 +22,7 @@ const options = {
   baseUrl: SDK,
   paths: {
     ...known.compilerOptions.paths,
+    '@kit.ShareKit': [path.join(__dirname, 'ShareKit.d.ts')],
     'libminicpmv.so': [path.join(main, 'cpp/types/libminicpmv/Index.d.ts')],
   },
   // What ArkUI adds to the language, as far as the project uses it.

@@ -3,7 +3,8 @@
 //   node node_host.cjs FOLDER-OF-PACKAGES FOLDER BUNDLE CONFIGS ENGINE…
 //
 // ENGINE… is the command line of an engine, which stands for the native module. A line with `host` is
-// for the host: `choose` the file that a picker gives from now on, `offer` a picture with others.
+// for the host: `choose` the file that a picker gives from now on, `offer` a picture with others,
+// `break` copies after so many bytes, `spare`: the phone is hot, or not any more.
 'use strict';
 
 const childProcess = require('child_process');
@@ -34,6 +35,8 @@ function load(name) {
 
 const said = (event) => process.stdout.write(JSON.stringify(event) + '\n');
 
+let left = Infinity; // bytes that can be appended until that breaks
+
 const files = {
   exists: (file) => fs.existsSync(file),
   size: (file) => fs.statSync(file).size,
@@ -47,10 +50,22 @@ const files = {
   makeFolder: (file) => fs.mkdirSync(file, {recursive: true}),
   list: (file) => fs.readdirSync(file),
   free: () => 1 << 30,
-  copy: async (from, to, stage, progress) => {
-    fs.copyFileSync(from, to);
-    progress.onProgress(stage, 1, 1, null);
+  append: async (from, start, count, to) => {
+    const source = fs.openSync(from, 'r');
+    const bytes = Buffer.alloc(count);
+    const read = fs.readSync(source, bytes, 0, count, start);
+    fs.closeSync(source);
+    fs.appendFileSync(to, bytes.subarray(0, Math.min(read, left)));
+    left -= read;
+    if (read < count || left < 0) {
+      throw new Error('the file has ended early');
+    }
   },
+  truncate: (file, size) => {
+    fs.closeSync(fs.openSync(file, 'a'));
+    fs.truncateSync(file, size);
+  },
+  flush: () => {},
   hash: async (file) => crypto.createHash('sha256').update(fs.readFileSync(file)).digest('hex'),
 };
 
@@ -90,12 +105,19 @@ const native = {
     const process = childProcess.spawn(engine[0], engine.slice(1), {stdio: ['pipe', 'pipe', 'ignore']});
     const lines = readline.createInterface({input: process.stdout});
     process.stdin.on('error', () => {}); // it has ended
-    lines.on('line', listener);
+    // The fake engine has as many threads as it is told; this one has as many as a phone.
+    lines.on('line', (line) => listener(line.replace(/"threads": "\d*"/, '"threads": 4')));
     lines.on('close', () => listener(null));
     running.set(handle, process);
     return handle;
   },
-  send: (handle, line) => running.get(handle).stdin.write(line + '\n'),
+  send: (handle, line) => {
+    const {op, threads} = JSON.parse(line);
+    if (op === 'threads') {
+      said({host: 'threads', threads});
+    }
+    running.get(handle).stdin.write(line + '\n');
+  },
   close: (handle) => running.get(handle).stdin.end(),
 };
 
@@ -105,6 +127,12 @@ const host = {
   setBusy: () => {},
   choosePicture: () => assistant.addPicture(chosen),
   chooseWeights: () => assistant.importWeights(chosen),
+  takePhoto: (file) => {
+    said({host: 'photo', file});
+    fs.copyFileSync(chosen, file);
+    assistant.addPicture(file).then(() => fs.rmSync(file));
+  },
+  share: (text) => said({host: 'share', text}),
   copy: (text) => said({host: 'copy', text}),
   save: (name, text) => said({host: 'save', name, text}),
   leave: () => said({host: 'leave'}),
@@ -128,6 +156,16 @@ const {Platform, Paths} = load('Platform');
 const {Assistant} = load('Assistant');
 const paths = new Paths(path.join(folder, 'files'), path.join(folder, 'cache'));
 const assistant = new Assistant(new Platform(host, files, decoder, native, paths));
+const byTests = {
+  choose: (command) => {
+    chosen = command.path;
+  },
+  offer: (command) => assistant.offerPicture(command.path),
+  spare: (command) => assistant.setSparing(command.on),
+  break: (command) => {
+    left = command.after;
+  },
+};
 const input = readline.createInterface({input: process.stdin});
 input.on('line', (line) => {
   let command = null;
@@ -136,12 +174,11 @@ input.on('line', (line) => {
   } catch {
     // the app's to refuse
   }
-  if (command === null || command.host === undefined) {
+  const work = command === null ? undefined : byTests[command.host];
+  if (work === undefined) {
     assistant.receive(line);
-  } else if (command.host === 'offer') {
-    assistant.offerPicture(command.path);
   } else {
-    chosen = command.path;
+    work(command);
   }
 });
 input.on('close', () => assistant.close());

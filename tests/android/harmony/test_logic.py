@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import pytest
 from android.build.builder import APP
 from android.harmony.native_module import NATIVE
 from android.harmony.project import TEMPLATE
+from convert.checkpoint.config import CONFIGS
 from runtime.engine_client import protocol
 from tests.android.harmony.arkts_host import ArkTsApp
 from tests.android.test_contract import PLAYS, PLAYS_WITH_SLICES, Play
@@ -84,6 +87,112 @@ def test_weights_are_imported(start: Callable[..., ArkTsApp]) -> None:
     assert app.installed.read_bytes() == app.weights.read_bytes()
 
 
+def test_an_import_that_broke_off_goes_on(start: Callable[..., ArkTsApp], tmp_path: Path) -> None:
+    """Also in another process; another file of the same size is copied from its beginning."""
+    app = start(weights=False)
+    app.until("error", code="no_weights")
+    app.send('{"host": "break", "after": 3000}')
+    app.import_weights(app.weights)
+    app.until("error", code="file_error")
+    app.restart()
+    assert app.until("state")["bundle"]["copied_bytes"] == 3000
+    other = tmp_path / "same"
+    other.write_bytes(app.weights.read_bytes())
+    for source, begin in ((app.weights, 3000), (other, 0)):
+        app.send('{"host": "break", "after": 1000}')
+        app.import_weights(source)
+        done = [app.until("progress", stage="import")["done"]]
+        app.until("error", code="file_error")
+        assert done == [begin]
+    app.send('{"host": "break", "after": 6000}')
+    app.import_weights(other)
+    while "model" not in (state := app.until("state")):
+        pass
+    assert "copied_bytes" not in state["bundle"]
+    assert app.installed.read_bytes() == app.weights.read_bytes()
+    assert not list(app.installed.parent.glob("*.partial*"))
+
+
+def test_an_import_trusts_no_record(start: Callable[..., ArkTsApp]) -> None:
+    """What was not certainly on the disk is copied again; damage is found by the hash."""
+    app = start(weights=False)
+    app.until("error", code="no_weights")
+    app.send('{"host": "break", "after": 5000}')
+    app.import_weights(app.weights)
+    app.until("error", code="file_error")
+    partial = app.installed.with_name(f"{app.installed.name}.partial")
+    record = partial.with_name(f"{partial.name}.json")
+    record.write_text(record.read_text().replace("5000", "2000"))
+    partial.write_bytes(app.weights.read_bytes()[:2000] + bytes(3000))
+    app.restart()
+    assert app.until("state")["bundle"]["copied_bytes"] == 2000
+    partial.write_bytes(bytes(2000))
+    app.import_weights(app.weights)
+    app.until("error", code="damaged_weights")
+    assert not partial.exists() and not record.exists()
+    record.write_text("{")
+    partial.write_bytes(b"of another app")
+    app.import_weights(app.weights)
+    while "model" not in app.until("state"):
+        pass
+    assert app.installed.read_bytes() == app.weights.read_bytes()
+
+
+def test_pieces_that_a_pc_pushed_are_joined(start: Callable[..., ArkTsApp]) -> None:
+    """Only once all are there; those of other weights are removed."""
+    app = start(weights=False)
+    app.until("error", code="no_weights")
+    content = app.weights.read_bytes()
+    other = app.push_piece(0, b"other", "0" * 64)
+    pieces = [app.push_piece(i, content[i : i + 2000]) for i in (0, 2000, 4000)]
+    late = app.push_piece(6000, content[6000:6900])
+    app.send('{"do": "retry"}')
+    app.until("error", code="no_weights")
+    assert all(piece.exists() for piece in pieces) and not other.exists()
+    late.write_bytes(content[6000:])
+    app.send('{"do": "retry"}')
+    while "model" not in (state := app.until("state")):
+        pass
+    assert state["verified"] == "yes"
+    assert app.installed.read_bytes() == content
+    assert not [*pieces[0].parent.iterdir()]
+
+
+def test_joining_goes_on_where_it_broke_off(start: Callable[..., ArkTsApp]) -> None:
+    app = start(weights=False)
+    app.until("error", code="no_weights")
+    content = app.weights.read_bytes()
+    pieces = [app.push_piece(i, content[i : i + 2000]) for i in (0, 2000, 4000, 6000)]
+    app.send('{"host": "break", "after": 2500}')
+    app.send('{"do": "retry"}')
+    app.until("error", code="file_error")
+    assert pieces[0].read_bytes() == content[:4500]
+    assert [piece.exists() for piece in pieces] == [True, False, True, True]
+    app.restart()
+    while "model" not in app.until("state"):
+        pass
+    assert app.installed.read_bytes() == content
+
+
+def test_damaged_pieces_are_removed(start: Callable[..., ArkTsApp]) -> None:
+    """And weights that were there stay."""
+    app = start()
+    while "model" not in app.until("state"):
+        pass
+    content = app.weights.read_bytes()
+    piece = app.push_piece(0, bytes(7000))
+    app.send('{"do": "retry"}')
+    assert "SHA-256" in app.until("error", code="damaged_weights")["message"]
+    assert not piece.exists() and app.installed.read_bytes() == content
+    for start_, size in ((100, 6900), (0, 7100)):  # a gap, too much
+        piece.unlink(missing_ok=True)
+        piece = app.push_piece(start_, bytes(size))
+        app.send('{"do": "retry"}')
+        while "model" not in app.until("state"):
+            pass
+        assert piece.exists(), "it is not all of the weights"
+
+
 def test_pushed_weights_are_verified(start: Callable[..., ArkTsApp]) -> None:
     """They are hashed once, in the background; damaged ones are not used."""
     app = start()
@@ -102,6 +211,20 @@ def test_pushed_weights_are_verified(start: Callable[..., ArkTsApp]) -> None:
     assert state["problem"]["code"] == "damaged_weights" and "model" not in state
 
 
+def test_a_hot_phone_computes_with_half_its_threads(start: Callable[..., ArkTsApp]) -> None:
+    """Also an engine that is started meanwhile, and not one request more than changes."""
+    app = start()
+    while "model" not in app.until("state"):
+        pass
+    for on in (True, True, False, True):
+        app.send(json.dumps({"host": "spare", "on": on}))
+    app.send('{"do": "send", "text": "die 1"}')
+    app.until("error", code="engine_died")
+    while "model" not in app.until("state"):
+        pass
+    assert [event["threads"] for event in app.asked] == [2, 4, 2, 2]
+
+
 def test_the_self_check(start: Callable[..., ArkTsApp]) -> None:
     app = start()
     while "model" not in app.until("state"):
@@ -111,6 +234,27 @@ def test_the_self_check(start: Callable[..., ArkTsApp]) -> None:
     names = ["weights", "engine", "processor", "load", "program", "answer", "memory"]
     assert [result["name"] for result in results] == names
     assert all(result["ok"] for result in results)
+
+
+def test_a_photo_is_taken_in_the_cache(start: Callable[..., ArkTsApp]) -> None:
+    """Where the system's camera writes it; the chat keeps a copy of its own."""
+    app = start()
+    app.send(json.dumps({"host": "choose", "path": str(CONFIGS / "demo/sample.png")}))
+    app.send('{"do": "picture", "camera": true}')
+    picture = app.until("picture")["picture"]
+    assert (picture["width"], picture["height"]) == (320, 240)
+    home = app.installed.parents[2]
+    assert app.asked == [{"host": "photo", "file": str(home / "cache/photo")}]
+    assert (home / "files/pictures" / picture["id"]).exists()
+
+
+def test_a_text_is_shared(start: Callable[..., ArkTsApp]) -> None:
+    app = start()
+    app.send(json.dumps({"do": "share", "text": "it's 中文"}))
+    app.send(json.dumps({"do": "share", "text": "\ud800"}))
+    app.until("error", code="invalid_text")
+    assert app.asked == [{"host": "share", "text": "it's 中文"}]
+    assert {"camera", "share"} <= {*app.until("state")["can"]}
 
 
 def test_pictures_of_other_formats(start: Callable[..., ArkTsApp], tmp_path: Path) -> None:
@@ -136,6 +280,37 @@ def test_a_damaged_chat_is_left_untouched(start: Callable[..., ArkTsApp]) -> Non
     while "model" not in app.until("state"):
         pass
     assert (chats / "damaged.json").read_text() == "{"
+
+
+def test_the_speed_of_the_last_seconds(npm_packages: Path) -> None:
+    """As on Android (`Rate.java`): of ten seconds, in one stage, once a second has passed."""
+    program = """
+      const [packages, file, reports] = process.argv.slice(1);
+      const ts = require(packages + '/ohos-typescript');
+      const source = require('fs').readFileSync(file, 'utf8');
+      const options = {module: ts.ModuleKind.CommonJS, target: ts.ScriptTarget.ES2021};
+      const found = {};
+      const text = ts.transpileModule(source, {compilerOptions: options}).outputText;
+      new Function('exports', text)(found);
+      const rate = new found.Rate();
+      console.log(JSON.stringify(JSON.parse(reports).map(([stage, time, done]) => {
+        rate.add(stage, time, done);
+        return rate.perSecond();
+      })));
+    """
+    reports = [
+        ("import", 0, 0),
+        ("import", 500, 100),
+        ("import", 2000, 200),
+        ("import", 11000, 2000),
+        ("verify", 12000, 50),
+        ("verify", 13000, 150),
+    ]
+    node = shutil.which("node")
+    assert node is not None, "npm comes with it"
+    command = [node, "-e", program, npm_packages, CORE / "Rate.ets", json.dumps(reports)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert json.loads(done.stdout) == [0, 0, 100, 200, 0, 100]
 
 
 def test_the_names_are_the_protocols() -> None:

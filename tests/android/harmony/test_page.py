@@ -77,7 +77,7 @@ def test_the_first_start(start: Callable[..., HarmonyPhone], tmp_path: Path) -> 
     """It says how a PC pushes the weights, and how much space there is; then they are imported."""
     phone = start(weights=False)
     shown = phone.page.inner_text("#start")
-    assert "hdc file send -b org.minicpmv.app" in shown
+    assert "minicpmv sideload" in shown
     assert "Free space on this phone: 1.0 GiB" in shown
     phone.choose(tmp_path / "bundle" / WEIGHTS)
     phone.page.click("#start button.strong")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from android.build.builder import ApkError, plan_apk
+from android.build.builder import PackageError, plan_package
 from android.harmony import project
 from android.harmony.native_module import ENGINE_LIBRARY, MODULE
 from android.harmony.project import BUNDLE_NAME, MANIFEST, HarmonyError, write_project
@@ -33,7 +34,7 @@ MAIN = Path("entry/src/main")
 @pytest.fixture(scope="session")
 def written(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
     def make(folder: Path) -> None:
-        write_project(plan_apk(bundle, None, embed=False), folder / "project", silent)
+        write_project(plan_package(bundle, None, embed=False), folder / "project", silent)
 
     return once(tmp_path_factory, "harmony", make) / "project"
 
@@ -61,20 +62,24 @@ def test_the_arkts_is_sound(npm_packages: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"),
+    "wrong",
     [
-        ("const a: any = 1;", "arkts-no-any-unknown"),
-        ("const a = {b: 1};", "arkts-no-untyped-obj-literals"),
-        ("const a: number = 'b';", "not assignable"),
-        ("const a = ;", "Expression expected"),
-        ("import { nothing } from '@kit.ArkUI';", "nothing"),
+        {
+            "const a: any = 1;": "arkts-no-any-unknown",
+            "const a = {b: 1};": "arkts-no-untyped-obj-literals",
+            "const a: number = 'b';": "not assignable",
+            "import { nothing } from '@kit.ArkUI';": "nothing",
+        },
+        {"const a = ;": "Expression expected"},  # such a file hides other mistakes
     ],
 )
-def test_wrong_arkts_is_found(npm_packages: Path, tmp_path: Path, wrong: str, said: str) -> None:
+def test_wrong_arkts_is_found(npm_packages: Path, tmp_path: Path, wrong: dict[str, str]) -> None:
     shutil.copytree(project.TEMPLATE, tmp_path / "project")
-    (tmp_path / "project" / MAIN / "ets/core/Wrong.ets").write_text(f"{wrong}\n")
-    found = _node(HERE / "check_arkts.cjs", npm_packages, tmp_path / "project")
-    assert "core/Wrong.ets:1: " in found and said in found
+    for number, line in enumerate(wrong):
+        (tmp_path / "project" / MAIN / f"ets/core/Wrong{number}.ets").write_text(f"{line}\n")
+    found = _node(HERE / "check_arkts.cjs", npm_packages, tmp_path / "project").splitlines()
+    for number, said in enumerate(wrong.values()):
+        assert any(f"core/Wrong{number}.ets:1: " in line and said in line for line in found), found
 
 
 def test_its_files(npm_packages: Path, written: Path) -> None:
@@ -94,6 +99,9 @@ def test_its_files(npm_packages: Path, written: Path) -> None:
     assert module["mainElement"] == ability["name"]
     assert (written / MAIN / ability["srcEntry"]).is_file()
     assert "requestPermissions" not in module
+    action = next(s["actions"] for s in ability["skills"] if "uris" in s)
+    code = (written / MAIN / "ets/ark/ArkHost.ets").read_text()
+    assert re.findall(r"const SEND_DATA = '([^']+)'", code) == action
     for path in written.rglob("*.json"):
         json.loads(path.read_bytes())
     pages = json.loads((written / MAIN / "resources/base/profile/main_pages.json").read_bytes())
@@ -160,7 +168,7 @@ def test_the_command(bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert said["abis"] == ["arm64-v8a"] and said["project"] == str(output)
     assert main(command) == 0
     shown = capsys.readouterr().out
-    assert f"hdc file send -b {BUNDLE_NAME} {bundle.path / WEIGHTS} data/storage/" in shown
+    assert f"minicpmv sideload {output} --bundle {bundle.path}" in shown
     (output / "local.properties").write_text("of DevEco Studio")
     assert main(command) == 2
     assert "holds local.properties" in capsys.readouterr().err
@@ -168,13 +176,13 @@ def test_the_command(bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 def test_wrong_input(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = plan_apk(bundle, ["arm64-v8a"], embed=False)
+    plan = plan_package(bundle, ["arm64-v8a"], embed=False)
     taken = tmp_path / "taken"
     taken.write_text("a file")
     with pytest.raises(OutputFolderError, match="not a folder"):
         write_project(plan, taken, silent)
-    with pytest.raises(ApkError, match="unknown"):
-        plan_apk(bundle, ["armeabi"], embed=False)
+    with pytest.raises(PackageError, match="unknown"):
+        plan_package(bundle, ["armeabi"], embed=False)
     monkeypatch.setattr(project, "build_program", lambda *_, **__: "another" * 8)
     with pytest.raises(HarmonyError, match=r"its program for android-arm64 is .* convert"):
         write_project(plan, tmp_path / "other", silent)
@@ -182,5 +190,5 @@ def test_wrong_input(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyP
     shutil.copytree(bundle.path, altered)
     (altered / "generation.json").write_bytes(b"{}" + b" " * 10)
     with pytest.raises(ToolkitError, match=r"generation\.json"):
-        write_project(plan_apk(Bundle.open(altered), None, embed=False), taken / "x", silent)
+        write_project(plan_package(Bundle.open(altered), None, embed=False), taken / "x", silent)
     assert [path.name for path in tmp_path.iterdir() if "partial" in path.name] == []

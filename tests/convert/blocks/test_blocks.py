@@ -36,7 +36,7 @@ from quantize.schemes import dequantize_groups, quantize_groups
 from tests.support.compare import Record, assert_close
 from tests.support.processor import processor_features
 from tests.support.quantized import SCHEME
-from tests.support.tiny import tiny_config
+from tests.support.tiny_config import tiny_config
 
 HOST = Target.load("host")
 PLAIN = HOST.variants[-1]  # what every host can run
@@ -179,7 +179,9 @@ def test_activations_are_quantized_to_the_bit(width: int, size: int, zero_point:
 
 
 def _runs_here(variant: Variant) -> bool:
-    return set(variant.requires) <= processor_features()
+    # TVM alone lacks the kernels of matrix units, which are a part of the engine.
+    alone = products(variant.products).several is None
+    return alone and set(variant.requires) <= processor_features()
 
 
 HERE = [v for t in ("host", "android-x86_64") for v in Target.load(t).variants if _runs_here(v)]

@@ -14,7 +14,8 @@ from runtime.reference.model import MiniCPMV
 from tests.support.compare import Record, assert_close
 from tests.support.compiled import CompiledModel, compile_here
 from tests.support.quantized import NumpyModel, bundle_tensors
-from tests.support.tiny import random_state, tiny_config
+from tests.support.tiny import random_state
+from tests.support.tiny_config import tiny_config
 
 RAW = tiny_config(
     slice_mode=True, max_slice_nums=9, scale_resolution=56, patch_size=14, num_hidden_layers=1

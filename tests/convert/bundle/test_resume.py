@@ -23,7 +23,8 @@ from convert.checkpoint.config import ModelConfig
 from convert.checkpoint.reader import Checkpoint
 from convert.checkpoint.shards import StoredTensor
 from tests.support.bundles import convert, snapshot, without_programs
-from tests.support.tiny import random_state, tiny_config, write_checkpoint
+from tests.support.tiny import random_state, write_checkpoint
+from tests.support.tiny_config import tiny_config
 
 WEIGHTS = "weights.safetensors"
 ALL = len(make_plan(ModelConfig.from_json(tiny_config()), False, Recipe.load("q4f16_1")).stored)

@@ -107,8 +107,7 @@ def test_the_operations_are_those_that_torch_counts(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its counter sees products and attention, not factors, solving, nor the search."""
-    monkeypatch.setattr(estimate, "has_fast_bfloat16", lambda: False)
-    for name in ("_ROUNDING", "_FACTORS", "_SOLVING"):
+    for name in ("_ROUNDING", "_FACTORS", "_CHOICE", "_SOLVING"):
         monkeypatch.setattr(estimate, name, 0)
     opened = Checkpoint.open(checkpoint)
     plan = make_plan(opened.config, opened.untied_head, Recipe.load("small"))

@@ -18,13 +18,9 @@ from convert.checkpoint.tensor_tables import Rule, bundle_rules
 from quantize.errors import ConfigError
 from runtime.reference.load import load_reference
 from tests.convert.refusal import refuse
-from tests.support.tiny import (
-    VOCAB_SIZE,
-    random_state,
-    tiny_config,
-    write_checkpoint,
-    wrong_tokenizers,
-)
+from tests.support.tiny import random_state, write_checkpoint
+from tests.support.tiny_config import VOCAB_SIZE, tiny_config
+from tests.support.tiny_tokenizer import wrong_tokenizers
 
 HEAD, EMBEDDING = "llm.lm_head.weight", "llm.model.embed_tokens.weight"
 

@@ -13,7 +13,7 @@ from convert.checkpoint.config import (
 )
 from convert.checkpoint.config_keys import RANGES
 from quantize.errors import ConfigError
-from tests.support.tiny import tiny_config
+from tests.support.tiny_config import tiny_config
 
 REAL, DEMO = CONFIGS / "model" / "minicpm-v-1.0.json", CONFIGS / "demo" / "config.json"
 SLICES = {"max_slice_nums": 9, "scale_resolution": 448}

@@ -24,7 +24,8 @@ from runtime.inputs.prompt import Tokenizer
 from runtime.sessions.chat import img2base64
 from tests.convert.support.test_regular_file import in_time
 from tests.support.bundles import write_bundle
-from tests.support.tiny import tiny_config, write_checkpoint
+from tests.support.tiny import write_checkpoint
+from tests.support.tiny_config import tiny_config
 
 INDEX = "model.safetensors.index.json"
 SHARD = "model-00001-of-00002.safetensors"

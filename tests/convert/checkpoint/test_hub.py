@@ -6,9 +6,7 @@ import pytest
 from convert.checkpoint import hub
 from convert.checkpoint.reader import Checkpoint
 from tests.convert.refusal import refuse
-from tests.support.tiny import (
-    write_checkpoint,
-)
+from tests.support.tiny import write_checkpoint
 
 # --- The hub
 

@@ -11,11 +11,8 @@ import torch
 
 from convert.checkpoint.reader import Checkpoint
 from tests.convert.refusal import refuse
-from tests.support.tiny import (
-    random_state,
-    tiny_config,
-    write_checkpoint,
-)
+from tests.support.tiny import random_state, write_checkpoint
+from tests.support.tiny_config import tiny_config
 
 EMBEDDING = "llm.model.embed_tokens.weight"
 

@@ -28,7 +28,9 @@ from runtime.inputs.prompt import Message, Tokenizer
 from runtime.reference.load import load_reference
 from runtime.sessions.chat import ChatModel
 from tests.support.bundles import snapshot
-from tests.support.tiny import random_state, tiny_config, tokenizer_model
+from tests.support.tiny import random_state
+from tests.support.tiny_config import tiny_config
+from tests.support.tiny_tokenizer import tokenizer_model
 
 SHARED = Path(__file__).resolve().parents[3] / "../shared/model"
 WIDTH = 256  # of the tiny model's hidden state

@@ -13,11 +13,13 @@ from convert.checkpoint.tensor_tables import (
     Drop,
     Rule,
     bundle_rules,
-    flatten_patches,
     reference_rules,
-    resample_positions,
     shape_fits,
     sources,
+)
+from convert.checkpoint.transforms import (
+    flatten_patches,
+    resample_positions,
     stack_rows,
     third,
     transpose,
@@ -27,7 +29,8 @@ from runtime.reference.load import load_reference
 from runtime.reference.model import MiniCPMV
 from tests.support.compare import assert_close
 from tests.support.slices import slices_config
-from tests.support.tiny import random_state, tiny_config, write_checkpoint
+from tests.support.tiny import random_state, write_checkpoint
+from tests.support.tiny_config import tiny_config
 
 HEAD = "llm.lm_head.weight"
 CONFIG_FILES = ("model/minicpm-v-1.0.json", "model/minicpm-v-2.0.json", "demo/config.json")

@@ -9,7 +9,8 @@ from convert.bundle.manifest import Bundle
 from convert.checkpoint.config import CONFIGS
 from convert.checkpoint.reader import Checkpoint
 from tests.support.bundles import write_bundle
-from tests.support.tiny import random_state, tiny_config, write_checkpoint
+from tests.support.tiny import random_state, write_checkpoint
+from tests.support.tiny_config import tiny_config
 
 
 @pytest.fixture(scope="module")

@@ -33,7 +33,7 @@ from convert.support.cache import (
     pinned_file,
     prune,
 )
-from tests.support.tiny import tiny_config
+from tests.support.tiny_config import tiny_config
 
 ABOUT = {"module": "text", "versions": {"tvm": "1"}}
 

@@ -18,7 +18,7 @@ from convert.engine.compile import Target, build_blocks
 from convert.support.cache import CACHE_VARIABLE, cache_folder
 from tests.bench.convert import ROOT
 from tests.support.needs import need_compiler
-from tests.support.tiny import tiny_config
+from tests.support.tiny_config import tiny_config
 
 # The library for the newest processors, with eyes: the one whose instructions came in another order
 # in every process, in a function that computes sizes.
@@ -30,7 +30,7 @@ from convert.engine.compile import Target, compile_blocks
 from convert.checkpoint.config import ModelConfig
 from convert.engine.build import build_engine
 from convert.bundle.plan import Recipe, make_plan
-from tests.support.tiny import tiny_config
+from tests.support.tiny_config import tiny_config
 
 folder = Path(sys.argv[1])
 config = ModelConfig.from_json(tiny_config())

@@ -14,7 +14,8 @@ from convert.mlc.manifest import MANIFEST
 from convert.mlc.vision_config import MlcVisionConfig
 from quantize.errors import ConfigError
 from tests.support.bundles import snapshot
-from tests.support.tiny import tiny_config, write_checkpoint
+from tests.support.tiny import write_checkpoint
+from tests.support.tiny_config import tiny_config
 
 TESTED, OTHER = TESTED_COMMITS[0], "1" * 40
 FILES = {

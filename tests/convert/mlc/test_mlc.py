@@ -8,7 +8,6 @@ import signal
 import stat
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +33,9 @@ from quantize.layout import unpack_mlc
 from quantize.schemes import GroupScheme, dequantize_groups
 from runtime.inputs.prompt import Tokenizer
 from tests.support.bundles import snapshot, without_programs
-from tests.support.tiny import random_state, tiny_config, write_checkpoint
+from tests.support.tiny import random_state, write_checkpoint
+from tests.support.tiny_config import tiny_config
+from tests.support.waiting import until
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden/mlc-q4f16_1"
 SCHEME = GroupScheme.load("mlc")
@@ -352,9 +353,7 @@ def test_a_compilation_that_is_interrupted(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "convert.cli", "convert", str(source), "-o", str(output)]
     command += ["--target", TARGET, "--mlc-python", python]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        while not begun.exists():
-            assert process.poll() is None
-            time.sleep(0.02)
+        until(lambda: begun.exists() or process.poll() is not None)
         process.terminate()
         process.communicate()
     assert process.returncode == 128 + signal.SIGTERM

@@ -23,7 +23,8 @@ from convert.mlc.tokenizer_json import TokenizerJsonError, make_tokenizer_json
 from quantize.errors import CheckpointError
 from runtime.inputs.prompt import ASSISTANT, IMAGE_END, IMAGE_START, USER, Message, Tokenizer
 from tests.support.pieces import model_of
-from tests.support.tiny import tokenizer_model, write_checkpoint, wrong_tokenizers
+from tests.support.tiny import write_checkpoint
+from tests.support.tiny_tokenizer import tokenizer_model, wrong_tokenizers
 
 ROOT = Path(__file__).resolve().parents[3]
 DEMO = CONFIGS / "demo/tokenizer.model"

@@ -34,7 +34,8 @@ from convert.support.output_folder import OutputFolder, OutputFolderError, Space
 from quantize.errors import CheckpointError, ConfigError
 from runtime.reference.load import VISION, load_reference
 from tests.support.compare import Record
-from tests.support.tiny import random_state, tiny_config, write_checkpoint
+from tests.support.tiny import random_state, write_checkpoint
+from tests.support.tiny_config import tiny_config
 
 # Both compute in float32, in another order, with erf and exp of their own; measured 7e-7 of the
 # output's scale.

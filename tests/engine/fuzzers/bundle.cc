@@ -39,12 +39,12 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   Write("bundle.json", input.substr(0, border));
   Write("weights.safetensors", input.substr(border + 1));
   try {
-    const WeightsFile weights("weights.safetensors");
+    const WeightsFile weights("weights.safetensors", RegularFile("weights.safetensors"));
     (void)weights.Has("llm.embed");
   } catch (const EngineError&) {
   }
   try {
-    ReadAll(Bundle(".", "host", "fuzz"));
+    ReadAll(Bundle(".", "host", "fuzz", nullptr));
   } catch (const EngineError&) {
   }
   return 0;

@@ -55,8 +55,8 @@ void Serve(Server* server, std::string_view lines) {
 Server* LoadedServer() {
   static const LineWriter writer(open("/dev/null", O_WRONLY | O_CLOEXEC));
   std::vector<std::string> refused;
-  const BlockLibrary& blocks = ChooseBlocks(kBlockLibraries, CpuFeatures(&refused));
-  static Server server({kTarget, kProgramId, blocks.prefix}, &writer);
+  const auto kinds = RunnableBlocks(kBlockLibraries, CpuFeatures(&refused));
+  static Server server({kTarget, kProgramId, kinds}, &writer);
   const char* bundle = std::getenv("MINICPMV_FUZZ_BUNDLE");
   if (bundle == nullptr) std::abort();
   Serve(&server, std::string(R"({"op": "load", "window": 64, "bundle": ")") + bundle + "\"}\n");

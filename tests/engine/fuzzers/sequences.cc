@@ -431,8 +431,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   static const Pipe events;
   static const LineWriter writer(events.ends[1]);
   static std::vector<std::string> refused;
-  static const BlockLibrary& blocks = ChooseBlocks(kBlockLibraries, CpuFeatures(&refused));
-  static const Program program{kTarget, kProgramId, blocks.prefix};
+  static const auto kinds = RunnableBlocks(kBlockLibraries, CpuFeatures(&refused));
+  static const Program program{kTarget, kProgramId, kinds};
   // Loading takes longer than most sequences, so the model stays loaded for the next input.
   static Server loaded(program, &writer);
   static bool is_loaded = false;

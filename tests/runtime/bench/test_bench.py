@@ -33,7 +33,8 @@ from runtime.inputs.prompt import Tokenizer
 from tests.support import engine_stand_in
 from tests.support.bundles import write_bundle
 from tests.support.engine_stand_in import PEAK_RSS_BYTES, PICTURE_TOKENS
-from tests.support.tiny import tiny_config, tokenizer_model
+from tests.support.tiny_config import tiny_config
+from tests.support.tiny_tokenizer import tokenizer_model
 
 ROOT = Path(__file__).resolve().parents[3]
 REAL = ROOT / "../shared/model/minicpm-v/tokenizer.model"

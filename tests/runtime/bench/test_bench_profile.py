@@ -11,7 +11,7 @@ from runtime.bench.inputs import random_picture
 from runtime.bench.profile import BETWEEN, ProfiledPhase, profile
 from runtime.engine_client.protocol import Field
 from runtime.inputs.prompt import Tokenizer
-from tests.support.tiny import tokenizer_model
+from tests.support.tiny_tokenizer import tokenizer_model
 
 
 class FakeClient:

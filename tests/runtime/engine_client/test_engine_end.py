@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,11 +20,12 @@ from runtime.engine_client.places import open_place
 from runtime.engine_client.process import Death, EngineDiedError, EngineProcess, kill_engines
 from runtime.engine_client.protocol import Stop
 from runtime.http.worker import Worker
+from runtime.inputs.generation_options import GenerationOptions
 from runtime.inputs.prompt import Message
-from runtime.inputs.sampling import GenerationOptions
 from runtime.sessions.engine_session import EngineSession
 from tests.support.eval_data import mmbench_row, write_mmbench
 from tests.support.stop import stop
+from tests.support.waiting import until
 from tests.support.web import ROOT
 
 QUESTION: list[Message] = [{"role": "user", "content": "What colour is the shape?"}]
@@ -32,6 +33,7 @@ ANSWER = GenerationOptions(max_new_tokens=8)
 # The penalty makes what was said likelier, so that EOS does not come within seconds.
 LONG = GenerationOptions(max_new_tokens=100_000, repetition_penalty=0.5)
 HELLO = '{"event": "hello", "protocol": 1}'
+PATIENCE = 300.0  # seconds; commands start, several at once
 END_SECONDS = 90  # ten are enough, but not on a busy machine; where it waits wrongly, 600 pass
 COMMANDS: dict[str, tuple[str, ...]] = {
     "chat": ("chat", "BUNDLE", "--prompt", "hello", "--max-new-tokens", "1000000"),
@@ -65,13 +67,6 @@ def is_gone(pid: int) -> bool:
         return True
 
 
-def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 300
-    while not condition():
-        assert time.monotonic() < deadline, "it never happened"
-        time.sleep(0.02)
-
-
 def engines_of(pid: int, program: Path) -> list[int]:
     """Returns the engines that a process started."""
     children = [
@@ -90,7 +85,7 @@ def test_one_that_was_killed_while_idle_is_not_missed(session: EngineSession) ->
         process = session.client()._process
         os.kill(process.pid, signal.SIGKILL)
         if wait:
-            until(lambda process=process: process.exit_code is not None)  # type: ignore[misc]
+            until(lambda process=process: process.exit_code is not None, seconds=PATIENCE)  # type: ignore[misc]
         assert session.reply(QUESTION, None, ANSWER).ids == expected
         assert session.client()._process.pid != process.pid
 
@@ -200,7 +195,7 @@ def test_all_are_killed_at_once() -> None:
     made = [EngineProcess(["sleep", "1000"], name=None, environment={}) for _ in range(2)]
     kill_engines()
     for process in made:
-        until(lambda process=process: process.exit_code == -signal.SIGKILL)  # type: ignore[misc]
+        until(lambda process=process: process.exit_code == -signal.SIGKILL, seconds=PATIENCE)  # type: ignore[misc]
         process.close()
 
 
@@ -250,7 +245,7 @@ def test_ctrl_c_ends_every_command_whose_engine_is_stuck(bundle: Path, tmp_path:
                 assert process.poll() is None, name
             return not waiting
 
-        until(stop_engines)
+        until(stop_engines, seconds=PATIENCE)
         time.sleep(1)  # they wait for it
         for process in running:
             process.send_signal(signal.SIGINT)
@@ -284,11 +279,11 @@ def test_an_engine_ends_with_a_command_that_was_killed(
             assert process.poll() is None
             return engines
 
-        until(found)
+        until(found, seconds=PATIENCE)
         time.sleep(0.5)
         process.kill()
         for engine in engines:
-            until(lambda engine=engine: is_gone(engine))  # type: ignore[misc]
+            until(lambda engine=engine: is_gone(engine), seconds=PATIENCE)  # type: ignore[misc]
 
 
 def test_a_cancel_is_no_death(session: EngineSession) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ from runtime.engine_client.hdc import Hdc, connect
 from runtime.engine_client.hdc_relay import _SHORT_BYTES
 from runtime.engine_client.phone_shell import EngineWork, PhoneError
 from tests.support.fake_phone import SERIAL, FakePhone, fake_phone
+from tests.support.waiting import until
 
 FOLDER = "/data/local/tmp"
 ROW = "{}\t\tUSB\t{}\tlocalhost\thdc\n"
@@ -122,7 +122,4 @@ def test_an_engine_ends_with_its_relay(phone: FakePhone) -> None:
     process.terminate()
     _, err = process.communicate(timeout=120)
     assert process.returncode == 1 and b"END" not in err, "the connection broke"
-    deadline = time.monotonic() + 60
-    while phone.path(f"{FOLDER}/exchange").exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    until(lambda: not phone.path(f"{FOLDER}/exchange").exists())

@@ -22,7 +22,7 @@ from runtime.engine_client.phone_shell import PhoneError
 from runtime.engine_client.places import open_place
 from runtime.engine_client.process import EngineAwayError, EngineDiedError
 from runtime.engine_client.protocol import Field, Tap
-from runtime.inputs.sampling import GenerationOptions
+from runtime.inputs.generation_options import GenerationOptions
 from runtime.sessions.chat import ChatModel
 from runtime.sessions.engine_session import EngineSession
 from runtime.verify.measure import run

@@ -43,7 +43,7 @@ def push(shell: PhoneShell, weights: Path, target: str = TARGET) -> list[int]:
 def phone(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> FakePhone:
-    monkeypatch.setattr(hdc, "_PIECE_BYTES", 500_000)
+    monkeypatch.setattr(hdc, "PIECE_BYTES", 500_000)
     return fake_phone(tmp_path, monkeypatch, request.param)
 
 

@@ -6,7 +6,6 @@ import shutil
 import socket
 import subprocess
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,9 +13,10 @@ import pytest
 
 from runtime.engine_client import phone_shell
 from runtime.engine_client.adb import Adb
-from runtime.engine_client.phone_shell import PhoneAwayError
+from runtime.engine_client.phone_shell import PhoneAwayError, run_tool
 from tests.support.adbd import Adbd, adbd
 from tests.support.compare import Record
+from tests.support.waiting import until
 
 needs_adb = pytest.mark.skipif(
     shutil.which("adb") is None, reason="adb is not installed: Debian's package adb"
@@ -39,11 +39,12 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def plug_in(phone: Adbd) -> None:
     """Makes the server know the phone; one on USB it would find by itself."""
-    said = b""
-    while b"connected to" not in said:  # a server that is just starting may say something else
-        command = ["adb", "connect", phone.serial]
-        said = subprocess.run(command, capture_output=True, check=False).stdout
-        time.sleep(0.05)
+    command = ["adb", "connect", phone.serial]
+
+    def is_known() -> bool:  # a server that is just starting may say something else
+        return "connected to" in run_tool(command, phone_shell.QUICK_SECONDS).out
+
+    until(is_known, "adb does not connect")
 
 
 def attach(phone: Adbd) -> Adb:
@@ -84,8 +85,7 @@ def test_a_server_that_is_killed(server: None, tmp_path: Path) -> None:
         adb = attach(phone)
 
         def kill() -> None:
-            while not (tmp_path / "begun").exists():
-                time.sleep(0.02)
+            until((tmp_path / "begun").exists)
             subprocess.run(["adb", "kill-server"], capture_output=True, check=False)
             plug_in(phone)
 

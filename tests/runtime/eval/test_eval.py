@@ -18,8 +18,8 @@ from runtime.eval.items import EvalDataError
 from runtime.eval.report import PUBLISHED, print_report, report
 from runtime.eval.results import Results
 from runtime.eval.run import Column, answer_all, read_questions
+from runtime.inputs.generation_options import GenerationOptions
 from runtime.inputs.prompt import Message, PromptError
-from runtime.inputs.sampling import GenerationOptions
 from runtime.sessions.session import Reply, Statistics
 from tests.support.eval_data import (
     base64_of,
@@ -30,7 +30,7 @@ from tests.support.eval_data import (
     write_mmbench,
     write_mme,
 )
-from tests.support.tiny import tiny_config
+from tests.support.tiny_config import tiny_config
 
 ABOUT = {"model": "one", "window": 100}
 

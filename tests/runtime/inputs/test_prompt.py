@@ -13,7 +13,8 @@ import sentencepiece
 from convert.checkpoint.config import CONFIGS, ModelConfig
 from quantize.errors import CheckpointError
 from runtime.inputs.prompt import Message, Prompt, PromptError, Tokenizer, check_messages
-from tests.support.tiny import renamed_piece, tiny_config, tokenizer_model, wrong_tokenizers
+from tests.support.tiny_config import tiny_config
+from tests.support.tiny_tokenizer import renamed_piece, tokenizer_model, wrong_tokenizers
 
 REAL = Path(__file__).resolve().parents[3] / "../shared/model/minicpm-v/tokenizer.model"
 IMAGE_TOKENS = 64

@@ -10,8 +10,9 @@ from transformers import (
 )
 
 from quantize.errors import ConfigError
+from runtime.inputs.generation_options import GenerationOptions
 from runtime.inputs.prompt import BOS_ID
-from runtime.inputs.sampling import GenerationOptions, Sampler, distribution, penalize
+from runtime.inputs.sampling import Sampler, distribution, penalize
 
 VOCAB = 4801
 

@@ -7,7 +7,6 @@ import io
 import json
 import socket
 import sys
-import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +16,7 @@ from PIL import Image
 from runtime.serve.app import BODY_LIMIT
 from runtime.serve.data_url import PICTURE_LIMIT
 from tests.support.serve_stand_in import NAME
+from tests.support.waiting import until
 from tests.support.web import WebServer
 
 COMMAND = (sys.executable, "-m", "tests.support.serve_stand_in")
@@ -91,11 +91,7 @@ def requests_of(server: WebServer) -> int:
 
 def until_requests(server: WebServer, count: int) -> None:
     """Waits until so many requests have a place."""
-    for _ in range(1200):
-        if requests_of(server) == count:
-            return
-        time.sleep(0.05)
-    raise AssertionError(f"there were never {count} requests")
+    until(lambda: requests_of(server) == count, f"there were never {count} requests")
 
 
 def connect(server: WebServer, data: bytes = b"") -> socket.socket:

@@ -8,7 +8,7 @@ import json
 import select
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from tests.runtime.serve.client import (
     until_requests,
 )
 from tests.runtime.serve.conftest import Start
+from tests.support.waiting import until
 from tests.support.web import STAND_IN, WebServer
 
 BODY = json.dumps({"messages": HELLO}).encode()
@@ -40,14 +41,6 @@ def web(tmp_path: Path) -> Iterator[WebServer]:
     """`chat --web`, whose connections are those of `serve`."""
     with WebServer(STAND_IN, tmp_path) as running:
         yield running
-
-
-def until(condition: Callable[[], bool]) -> None:
-    for _ in range(1200):
-        if condition():
-            return
-        time.sleep(0.05)
-    raise AssertionError("it never happened")
 
 
 def is_dropped(connection: socket.socket) -> bool:

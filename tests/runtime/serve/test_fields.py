@@ -12,7 +12,7 @@ from runtime.commands.chat_options import SETTINGS as CHAT_SETTINGS
 from runtime.inputs.defaults import GenerationDefaults
 from runtime.serve.fields import IGNORED, NEUTRAL
 from runtime.serve.request import OURS, read_request
-from tests.runtime.serve.client import HELLO, ask, data_url, is_phone, picture, post, said
+from tests.runtime.serve.client import HELLO, ask, data_url, picture, post, said
 from tests.support.serve_stand_in import NAME
 from tests.support.web import WebServer
 
@@ -170,10 +170,6 @@ def test_no_field_of_the_client_is_forgotten() -> None:
 
 @pytest.mark.parametrize(("fields", "shown"), TAKEN, ids=str)
 def test_what_is_taken(server: WebServer, fields: dict[str, Any], shown: str | None) -> None:
-    if is_phone(server) and fields.get("logprobs"):
-        error = post(server, {"messages": HELLO, **fields})[1]["error"]
-        assert error["param"] == "logprobs", "the app has none"
-        return
     given = options_with(server, **fields)
     if shown is None:
         assert given == options_with(server)
@@ -186,8 +182,6 @@ def test_what_is_taken_of_the_client(
     server: WebServer, client: openai.OpenAI, fields: dict[str, Any], shown: str | None
 ) -> None:
     """The same through the client, streamed, with what it streams by default."""
-    if is_phone(server) and fields.get("logprobs"):
-        pytest.skip("the app has no logprobs")
     stream_options = {"include_usage": True, "include_obfuscation": False}
     more = {"stream_options": stream_options} | fields
     chunks = list(ask(client, "options", stream=True, extra_body=more))

@@ -14,17 +14,10 @@ from runtime.serve.answer import event
 from runtime.serve.logprobs import TokenTexts
 from tests.runtime.serve.client import HELLO, ask, is_phone
 from tests.support.serve_stand_in import NAME
-from tests.support.tiny import tokenizer_model
+from tests.support.tiny_tokenizer import tokenizer_model
 from tests.support.web import WebServer
 
 
-@pytest.fixture
-def with_logprobs(server: WebServer) -> None:
-    if is_phone(server):
-        pytest.skip("the app has no logprobs")
-
-
-@pytest.mark.usefixtures("with_logprobs")
 def test_whole(client: openai.OpenAI) -> None:
     answer = ask(client, "hello", logprobs=True, top_logprobs=2)
     steps = answer.choices[0].logprobs.content
@@ -40,7 +33,6 @@ def test_whole(client: openai.OpenAI) -> None:
     assert [step.top_logprobs for step in alone] == [[]] * len(steps)
 
 
-@pytest.mark.usefixtures("with_logprobs")
 def test_a_stream_brings_them_with_their_text(client: openai.OpenAI) -> None:
     whole = ask(client, "hello", logprobs=True, top_logprobs=1).choices[0].logprobs.content
     chunks = list(ask(client, "hello", logprobs=True, top_logprobs=1, stream=True))
@@ -52,7 +44,6 @@ def test_a_stream_brings_them_with_their_text(client: openai.OpenAI) -> None:
     assert choices[-2].delta.content == "" and len(choices[-2].logprobs.content) == 1
 
 
-@pytest.mark.usefixtures("with_logprobs")
 def test_the_clients_own_helper_understands_the_stream(client: openai.OpenAI) -> None:
     messages: Any = HELLO
     with client.chat.completions.stream(
@@ -79,6 +70,15 @@ def test_the_asynchronous_client(server: WebServer) -> None:
         return whole.choices[0].message.content or "", "".join(pieces)
 
     assert asyncio.run(speak()) == ("1: hello", "1: hello")
+
+
+def test_the_app_spells_pieces_as_serve_does(server: WebServer, client: openai.OpenAI) -> None:
+    if not is_phone(server):
+        pytest.skip("of the app: `serve` has a tokenizer, see below")
+    step = ask(client, "hello", logprobs=True, top_logprobs=3).choices[0].logprobs.content[0]
+    assert (step.token, step.bytes) == (" word", list(b" word"))
+    found = [(top.token, top.bytes) for top in step.top_logprobs]
+    assert found == [(" word", list(b" word")), ("bytes:\\xe4", [0xE4]), ("<12>", None)]
 
 
 @pytest.fixture(scope="module")

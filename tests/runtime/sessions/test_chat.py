@@ -13,9 +13,9 @@ from convert.bundle.errors import BundleError
 from convert.checkpoint.config import CONFIGS, ModelConfig
 from quantize.errors import CheckpointError, ConfigError
 from runtime.inputs.defaults import DEFAULTS, GenerationDefaults
+from runtime.inputs.generation_options import GenerationOptions
 from runtime.inputs.picture_format import PictureError
 from runtime.inputs.prompt import PromptError
-from runtime.inputs.sampling import GenerationOptions
 from runtime.sessions.chat import ChatModel, OmniLMMChat, img2base64
 from runtime.sessions.reference_session import ReferenceSession
 from tests.support.slices import write_slices_checkpoint

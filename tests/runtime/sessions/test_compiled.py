@@ -20,7 +20,8 @@ from runtime.reference.model import MiniCPMV
 from tests.support.compare import Record, assert_close
 from tests.support.compiled import PREFILL_CHUNK, CompiledCache, CompiledModel, compile_here
 from tests.support.quantized import SCHEME, NumpyModel, bundle_tensors
-from tests.support.tiny import random_state, tiny_config
+from tests.support.tiny import random_state
+from tests.support.tiny_config import tiny_config
 
 Array = np.ndarray
 ROUNDING = 5e-6  # float32 sums of some hundred products in another order

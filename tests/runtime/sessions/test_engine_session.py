@@ -29,9 +29,9 @@ from runtime.engine_client.options import LOCAL, QEMU, EngineOptions
 from runtime.engine_client.places import open_place
 from runtime.engine_client.process import EngineDiedError
 from runtime.engine_client.protocol import ErrorCode, Field, Stage, Stop
+from runtime.inputs.generation_options import GenerationOptions
 from runtime.inputs.picture_format import PictureError
 from runtime.inputs.prompt import Message, PromptError, Tokenizer
-from runtime.inputs.sampling import GenerationOptions
 from runtime.sessions.engine_session import EngineSession
 
 QUESTION = "What colour is the shape?"

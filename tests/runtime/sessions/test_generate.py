@@ -5,12 +5,13 @@ import torch
 from transformers import GraniteConfig, GraniteForCausalLM
 
 from convert.checkpoint.config import ModelConfig
-from runtime.inputs.sampling import GenerationOptions
+from runtime.inputs.generation_options import GenerationOptions
 from runtime.reference.model import MiniCPMV
 from runtime.sessions.backend import ReferenceBackend
 from runtime.sessions.beam import beam_search
 from runtime.sessions.generate import generate
-from tests.support.tiny import random_state, tiny_config
+from tests.support.tiny import random_state
+from tests.support.tiny_config import tiny_config
 
 PROMPT = [1, 150, 33, 270, 8, 411]
 EOS = 2

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from runtime.inputs.sampling import GenerationOptions
+from runtime.inputs.generation_options import GenerationOptions
 from runtime.reference.kv_cache import KVCache
 from runtime.sessions.backend import Backend
 from runtime.sessions.beam import beam_search

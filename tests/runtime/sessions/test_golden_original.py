@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from convert.checkpoint.reader import Checkpoint
+from runtime.inputs.generation_options import GenerationOptions
 from runtime.inputs.picture import open_picture, preprocess
 from runtime.inputs.prompt import (
     ORIGINAL_PROMPT_LIMIT,
@@ -24,7 +25,6 @@ from runtime.inputs.prompt import (
     Tokenizer,
     check_question,
 )
-from runtime.inputs.sampling import GenerationOptions
 from runtime.reference.load import load_reference
 from runtime.sessions.backend import ReferenceBackend
 from runtime.sessions.chat import ChatModel

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from convert.checkpoint.reader import Checkpoint
-from runtime.inputs.sampling import GenerationOptions
+from runtime.inputs.generation_options import GenerationOptions
 from runtime.inputs.slices import Images, images_of
 from runtime.reference.load import load_reference
 from runtime.reference.model import MiniCPMV

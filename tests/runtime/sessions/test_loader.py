@@ -24,12 +24,12 @@ from convert.bundle.manifest import MANIFEST, TOKENIZER, BundleSource, FileRecor
 from convert.checkpoint.reader import DEMOS, Checkpoint
 from quantize.errors import CheckpointError, ConfigError
 from runtime.engine_client.options import EngineOptions
-from runtime.inputs.sampling import GenerationOptions
+from runtime.inputs.generation_options import GenerationOptions
 from runtime.sessions.chat import ChatModel, OmniLMMChat, img2base64
 from runtime.sessions.engine_session import EngineSession
 from runtime.sessions.loader import find_source, is_bundle, load, source_problem
 from tests.support.stop import stop
-from tests.support.tiny import wrong_tokenizers
+from tests.support.tiny_tokenizer import wrong_tokenizers
 
 QUESTION = {"role": "user", "content": "What colour is the shape?"}
 RED = Image.new("RGB", (60, 40), "red")

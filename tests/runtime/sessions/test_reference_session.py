@@ -12,16 +12,17 @@ from torch import Tensor
 from convert.checkpoint.config import ModelConfig
 from quantize.errors import ConfigError
 from runtime.engine_client.protocol import Stage, Stop
+from runtime.inputs.generation_options import GenerationOptions
 from runtime.inputs.picture_format import PictureError
 from runtime.inputs.prompt import Message, PromptError, Tokenizer
-from runtime.inputs.sampling import GenerationOptions
 from runtime.reference.model import MiniCPMV
 from runtime.sessions.backend import ReferenceBackend
 from runtime.sessions.reference_session import ReferenceSession, _put
 from runtime.sessions.session import Reply
 from runtime.sessions.streaming import TextStream
 from tests.support.compare import randomize
-from tests.support.tiny import tiny_config, tokenizer_model
+from tests.support.tiny_config import tiny_config
+from tests.support.tiny_tokenizer import tokenizer_model
 
 ANSWER = GenerationOptions(max_new_tokens=6)
 BEAMS = GenerationOptions(max_new_tokens=6, num_beams=3, repetition_penalty=1.2)

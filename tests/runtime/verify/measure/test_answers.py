@@ -15,8 +15,8 @@ from convert.bundle.kv_cache import FP16
 from convert.checkpoint.config import ModelConfig
 from quantize.schemes import GroupScheme
 from runtime.engine_client.protocol import Stop
+from runtime.inputs.generation_options import GenerationOptions
 from runtime.inputs.prompt import Prompt
-from runtime.inputs.sampling import GenerationOptions
 from runtime.reference import metrics
 from runtime.reference.arithmetic import RoundedKVCache, hold_in_format
 from runtime.reference.kv_cache import KVCache, pinned_tokens
@@ -30,7 +30,7 @@ from runtime.verify.measure.answers import GreedyAnswer, Question, greedy_answer
 from runtime.verify.measure.steps import Steps
 from runtime.verify.stages import TorchStages
 from tests.support.compare import randomize
-from tests.support.tiny import tiny_config
+from tests.support.tiny_config import tiny_config
 
 WINDOW, PINNED = 64, 4
 OPTIONS = GenerationOptions(max_new_tokens=8)

@@ -15,7 +15,8 @@ from runtime.verify.measure.patterns import PATTERNS, STAGE, compare_patterns, d
 from runtime.verify.measure.run import load_settings
 from runtime.verify.measure.steps import Steps
 from runtime.verify.stages import TorchStages
-from tests.support.tiny import tiny_config, write_checkpoint
+from tests.support.tiny import write_checkpoint
+from tests.support.tiny_config import tiny_config
 
 
 def test_patterns_are_what_they_are_called() -> None:

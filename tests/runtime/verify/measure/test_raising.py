@@ -20,7 +20,8 @@ from runtime.verify.files.weights import BundleTensors
 from runtime.verify.measure.raising import Raising
 from runtime.verify.measure.sensitivity import measure_sensitivity
 from tests.support.bundles import convert, without_programs
-from tests.support.tiny import random_state, tiny_config, write_checkpoint
+from tests.support.tiny import random_state, write_checkpoint
+from tests.support.tiny_config import tiny_config
 
 SAMPLES = default_samples(demo="demo", pictures=True)[:24]
 BAD = "llm.layers.1.down"

@@ -30,6 +30,7 @@ final class ChatRequest {
 
   final Conversation conversation;
   final boolean isStream;
+  final boolean wantsLogprobs;
   final boolean wantsUsage; // at the end of a stream
   final JSONObject options = new JSONObject(); // fields of the engine's request
 
@@ -57,7 +58,6 @@ final class ChatRequest {
     } else if (stream != null) {
       fields.check(stream, Collections.singleton("include_usage"), "stream_options.");
     }
-    refuseLogprobs();
     isStream = flag(given, "stream", "");
     wantsUsage = stream != null && flag(stream, "include_usage", "stream_options.");
     readSampling(settings.sampling());
@@ -65,16 +65,18 @@ final class ChatRequest {
     Long seed = whole("seed", ANY, Long.MAX_VALUE);
     put("seed", seed == null || seed == ANY ? null : seed);
     put("stop", stops());
+    wantsLogprobs = flag(given, "logprobs", "");
+    Long likeliest = topLogprobs();
+    put("top_logprobs", wantsLogprobs ? likeliest : null);
   }
 
-  /** Of the fields of logprobs only values that ask for none are accepted. */
-  private void refuseLogprobs() throws ApiError {
+  /** Returns how many of the likeliest tokens the answer is to tell. */
+  private Long topLogprobs() throws ApiError {
     Long count = whole("top_logprobs", 0, LOGPROBS_LIMIT);
-    if (flag(given, "logprobs", "")) {
-      throw ApiError.unsupported("logprobs", "is true; this server has none");
-    } else if (count != null && count > 0) {
+    if (count != null && count > 0 && !wantsLogprobs) {
       throw ApiError.wrong("top_logprobs", "is " + count + " without `logprobs`: true");
     }
+    return count == null ? 0 : count;
   }
 
   static ApiError noModel(Object asked, String model) {

@@ -23,8 +23,11 @@ final class Completion {
     return "data: " + Shown.ascii(content) + "\n\n";
   }
 
-  /** @param line the engine's reply */
-  JSONObject whole(JSONObject line) {
+  /**
+   * @param line the engine's reply
+   * @param steps entries of `logprobs.content`; null: they are not asked for
+   */
+  JSONObject whole(JSONObject line, JSONArray steps) {
     JSONObject message =
         Json.object(
             "role", "assistant", "content", line.optString("text"), "refusal", JSONObject.NULL);
@@ -32,24 +35,24 @@ final class Completion {
         Json.object(
             "index", 0,
             "message", message,
-            "logprobs", JSONObject.NULL,
+            "logprobs", logprobs(steps),
             "finish_reason", reason(line));
     return about("chat.completion", new JSONArray().put(choice), usage(line));
   }
 
   /** Returns the event that begins a stream. */
   String first() {
-    return chunk(Json.object("role", "assistant", "content", ""), JSONObject.NULL);
+    return chunk(Json.object("role", "assistant", "content", ""), null, JSONObject.NULL);
   }
 
-  /** Returns the event with a piece of the text. */
-  String piece(String text) {
-    return chunk(Json.object("content", text), JSONObject.NULL);
+  /** Returns the event with a piece of the text and the tokens that it came from, as above. */
+  String piece(String text, JSONArray steps) {
+    return chunk(Json.object("content", text), steps, JSONObject.NULL);
   }
 
   /** Returns the event with the reason why the answer ended. */
   String last(JSONObject line) {
-    return chunk(new JSONObject(), reason(line));
+    return chunk(new JSONObject(), null, reason(line));
   }
 
   /** Returns the event with the token counts. */
@@ -57,11 +60,17 @@ final class Completion {
     return event(about("chat.completion.chunk", new JSONArray(), usage(line)));
   }
 
-  private String chunk(JSONObject delta, Object reason) {
+  private String chunk(JSONObject delta, JSONArray steps, Object reason) {
     JSONObject choice =
         Json.object(
-            "index", 0, "delta", delta, "logprobs", JSONObject.NULL, "finish_reason", reason);
+            "index", 0, "delta", delta, "logprobs", logprobs(steps), "finish_reason", reason);
     return event(about("chat.completion.chunk", new JSONArray().put(choice), null));
+  }
+
+  private static Object logprobs(JSONArray steps) {
+    return steps == null
+        ? JSONObject.NULL
+        : Json.object("content", steps, "refusal", JSONObject.NULL);
   }
 
   private JSONObject about(String kind, JSONArray choices, JSONObject usage) {

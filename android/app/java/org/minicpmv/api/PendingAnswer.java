@@ -7,7 +7,7 @@ import org.json.JSONObject;
 import org.minicpmv.core.EngineException;
 import org.minicpmv.core.ServedChat;
 
-/** An answer under way: pieces of text, then the engine's reply or an error. */
+/** An answer under way: tokens and pieces of text, then the engine's reply or an error. */
 final class PendingAnswer extends ServedChat {
   private final AnswerQueue queue;
   private final BlockingQueue<Object> events = new LinkedBlockingQueue<>();
@@ -21,7 +21,7 @@ final class PendingAnswer extends ServedChat {
     this.queue = queue;
   }
 
-  /** Waits for a String, JSONObject or ApiError; null if none has come. */
+  /** Waits for a TokenStep, String, JSONObject or ApiError; null if none has come. */
   Object next(long millis) {
     try {
       return events.poll(millis, TimeUnit.MILLISECONDS);
@@ -34,6 +34,11 @@ final class PendingAnswer extends ServedChat {
   @Override
   public void onText(String text) {
     events.add(text);
+  }
+
+  @Override
+  public void onToken(JSONObject line) {
+    events.add(new TokenStep(line));
   }
 
   @Override

@@ -141,7 +141,7 @@ final class Routes {
     try {
       return chat.isStream
           ? stream(chat, answer, connection)
-          : whole(answer, connection);
+          : whole(chat, answer, connection);
     } finally {
       queue.cancel(answer); // if it is still under way, nobody reads it any more
     }
@@ -171,13 +171,16 @@ final class Routes {
     return event;
   }
 
-  private boolean whole(PendingAnswer answer, HttpConnection connection)
+  private boolean whole(ChatRequest chat, PendingAnswer answer, HttpConnection connection)
       throws IOException, ApiError {
-    Object event;
-    do {
-      event = next(answer, connection);
-    } while (event instanceof String); // the reply has the whole text
-    send(connection, new Completion(model).whole((JSONObject) event));
+    JSONArray steps = chat.wantsLogprobs ? new JSONArray() : null;
+    Object event = next(answer, connection);
+    for (; !(event instanceof JSONObject); event = next(answer, connection)) {
+      if (event instanceof TokenStep) { // else a piece: the reply has the whole text
+        steps.put(((TokenStep) event).entry);
+      }
+    }
+    send(connection, new Completion(model).whole((JSONObject) event, steps));
     return true;
   }
 
@@ -187,9 +190,15 @@ final class Routes {
     Object event = next(answer, connection); // if it fails now, the status can tell
     connection.beginStream(fields("text/event-stream"));
     connection.sendPart(completion.first());
+    JSONArray steps = chat.wantsLogprobs ? new JSONArray() : null; // whose text is to come
     try {
-      for (; event instanceof String; event = next(answer, connection)) {
-        connection.sendPart(completion.piece((String) event));
+      for (; !(event instanceof JSONObject); event = next(answer, connection)) {
+        if (event instanceof TokenStep) {
+          steps.put(((TokenStep) event).entry);
+        } else {
+          connection.sendPart(completion.piece((String) event, steps));
+          steps = chat.wantsLogprobs ? new JSONArray() : null;
+        }
       }
     } catch (ApiError e) {
       connection.sendPart(Completion.event(e.toJson()));
@@ -197,6 +206,9 @@ final class Routes {
       return false;
     }
     JSONObject line = (JSONObject) event;
+    if (chat.wantsLogprobs && steps.length() > 0) { // of tokens without a text
+      connection.sendPart(completion.piece("", steps));
+    }
     connection.sendPart(completion.last(line));
     if (chat.wantsUsage) {
       connection.sendPart(completion.usageEvent(line));

@@ -8,6 +8,7 @@ import android.content.Intent;
 import android.content.IntentFilter;
 import android.content.pm.PackageManager;
 import android.content.res.Configuration;
+import android.net.Uri;
 import android.os.BatteryManager;
 import android.os.Build;
 import android.os.Handler;
@@ -20,8 +21,10 @@ import java.util.Collections;
 import java.util.List;
 import java.util.Locale;
 import org.json.JSONObject;
+import org.minicpmv.core.EngineException;
 import org.minicpmv.core.Host;
 import org.minicpmv.core.Json;
+import org.minicpmv.core.LentFile;
 import org.minicpmv.core.PictureDecoder;
 import org.minicpmv.core.RestartPolicy;
 
@@ -121,14 +124,24 @@ final class AndroidHost implements Host {
   }
 
   @Override
-  public void chooseWeights() {
+  public void chooseWeights(final boolean isKept) {
     onScreen(
         new OnScreen() {
           @Override
           public void run(MainActivity activity) {
-            activity.chooseWeights();
+            activity.chooseWeights(isKept);
           }
         });
+  }
+
+  @Override
+  public LentFile openLent(String address) throws EngineException {
+    return LentDocument.open(app, Uri.parse(address));
+  }
+
+  @Override
+  public void giveBack(String address) {
+    LentDocument.giveBack(app, Uri.parse(address));
   }
 
   @Override

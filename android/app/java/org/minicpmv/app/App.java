@@ -12,6 +12,7 @@ import org.minicpmv.api.Api;
 import org.minicpmv.core.AppPaths;
 import org.minicpmv.core.Assistant;
 import org.minicpmv.core.Weights;
+import org.minicpmv.system.PowerWatch;
 
 /** Owns the assistant, which outlives the activity. */
 public final class App extends Application {

@@ -28,6 +28,7 @@ public final class MainActivity extends Activity {
   private static final int WEIGHTS = 3;
   private static final int SAVE = 4;
   private static final int DICTATION = 5;
+  private static final int KEPT_WEIGHTS = 6; // to be used where they are
   static final String BACK =
       "typeof receive === 'function' && (receive({event: 'back'}), true)";
   private static final String TO_SAVE = "to-save.txt"; // a cache file, which outlives the process
@@ -228,8 +229,8 @@ public final class MainActivity extends Activity {
     start(Dictation.intent(app().host().language()), DICTATION);
   }
 
-  void chooseWeights() {
-    start(document(Intent.ACTION_OPEN_DOCUMENT, "*/*"), WEIGHTS);
+  void chooseWeights(boolean isKept) {
+    start(document(Intent.ACTION_OPEN_DOCUMENT, "*/*"), isKept ? KEPT_WEIGHTS : WEIGHTS);
   }
 
   void save(String name, String text) {
@@ -258,11 +259,11 @@ public final class MainActivity extends Activity {
     Uri given = data == null ? null : data.getData();
     Uri chosen = given == null || PhotoProvider.isOurs(given) ? null : given;
     if (request == PHOTO) {
-      new Thread(new ChosenFileReader(app(), PhotoProvider.photo(this), false)).start();
+      new Thread(new ChosenPicture(app(), PhotoProvider.photo(this))).start();
     } else if (chosen != null && request == PICTURE) {
-      new Thread(new ChosenFileReader(app(), chosen, false)).start();
-    } else if (chosen != null && request == WEIGHTS) {
-      new Thread(new ChosenFileReader(app(), chosen, true)).start();
+      new Thread(new ChosenPicture(app(), chosen)).start();
+    } else if (chosen != null && (request == WEIGHTS || request == KEPT_WEIGHTS)) {
+      new Thread(new ChosenWeights(app(), chosen, request == KEPT_WEIGHTS)).start();
     } else if (chosen != null && request == SAVE) {
       write(chosen);
     }

@@ -60,7 +60,7 @@ final class SharedPictures implements Runnable {
       }
     }
     for (Uri picture : allowed) {
-      ChosenFileReader.readPicture(app, picture, pictures.size() > 1);
+      ChosenPicture.read(app, picture, pictures.size() > 1);
     }
   }
 

@@ -20,10 +20,10 @@ import org.json.JSONObject;
  * <p>android/page/BRIDGE.md lists commands and events. Methods may be called from any thread and
  * return at once.
  */
-public final class Assistant implements Closeable, ChatWorker.ChangeListener {
+public final class Assistant implements Closeable, ChatWorker.ChangeListener, Sparing {
   private static final String LOG_NAME = "minicpmv-log.txt";
   private static final List<String> ABILITIES =
-      Arrays.asList("camera", "import", "check", "threads", "notices", "bench");
+      Arrays.asList("camera", "import", "keep", "check", "threads", "notices", "bench");
 
   private final Host host;
   private final AppPaths paths;
@@ -132,7 +132,7 @@ public final class Assistant implements Closeable, ChatWorker.ChangeListener {
     }
   }
 
-  /** Halves the number of threads that compute, or not; also for the answer that is under way. */
+  @Override
   public void setSparing(boolean isSparing) {
     worker.setSparing(isSparing);
   }
@@ -144,14 +144,14 @@ public final class Assistant implements Closeable, ChatWorker.ChangeListener {
   }
 
   /**
-   * Imports the weights that the user chose, and closes the source.
+   * Takes the weights that the user chose, and closes the file.
    *
-   * @param length the source's size; -1 if unknown
-   * @param name identifies the source, so that an import that broke off continues
+   * @param isKept whether to use them where they are, if possible; else they are copied. A copy that
+   *     broke off continues with the file of the same address
    */
-  public void importWeights(InputStream source, long length, String name) {
+  public void importWeights(LentFile source, boolean isKept) {
     try {
-      worker.importWeights(source, length, name);
+      worker.importWeights(source, isKept);
     } catch (EngineException e) {
       fail(e);
     }
@@ -252,7 +252,7 @@ public final class Assistant implements Closeable, ChatWorker.ChangeListener {
         addPicture(new ByteArrayInputStream(decoded(command.optString("data"))));
         break;
       case "import":
-        host.chooseWeights();
+        host.chooseWeights(command.optBoolean("keep"));
         break;
       case "settings":
         change(command.optJSONObject("settings"));

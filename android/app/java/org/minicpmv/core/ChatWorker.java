@@ -1,8 +1,6 @@
 package org.minicpmv.core;
 
 import java.io.Closeable;
-import java.io.IOException;
-import java.io.InputStream;
 import java.util.ArrayDeque;
 import java.util.Deque;
 import java.util.concurrent.ExecutorService;
@@ -88,10 +86,10 @@ final class ChatWorker implements Closeable, LoadedModel.VerificationListener {
     model.cancel();
   }
 
-  /** Copies weights into the app, and closes the source. */
-  void importWeights(InputStream source, long length, String name) throws EngineException {
-    if (!begin(new ImportTask(source, length, name))) {
-      closeQuietly(source);
+  /** See {@link Assistant#importWeights}. */
+  void importWeights(LentFile source, boolean isKept) throws EngineException {
+    if (!begin(new ImportTask(source, isKept))) {
+      FileTools.closeQuietly(source);
       throw new EngineException(EngineException.BUSY, "another job is running");
     }
   }
@@ -223,14 +221,6 @@ final class ChatWorker implements Closeable, LoadedModel.VerificationListener {
     }
   }
 
-  private static void closeQuietly(InputStream source) {
-    try {
-      source.close();
-    } catch (IOException e) {
-      return; // it was only read, so nothing is lost
-    }
-  }
-
   /** Forwards the engine's events to the page. */
   private class JobListener implements Engine.Listener {
     private final Job running;
@@ -260,6 +250,11 @@ final class ChatWorker implements Closeable, LoadedModel.VerificationListener {
         host.toPage(Json.object("event", "text", "chat", running.chat, "at", at, "text", text));
       }
       repeatCancel();
+    }
+
+    @Override
+    public void onToken(JSONObject line) {
+      repeatCancel(); // nobody here reads it
     }
 
     /** Repeats a cancel that may have come before the engine had the request. */
@@ -332,7 +327,7 @@ final class ChatWorker implements Closeable, LoadedModel.VerificationListener {
       model.read();
       changes.onChange();
       model.extractEmbedded(listener, job.cancel);
-      model.load(listener);
+      model.load(listener, job.cancel);
     }
   }
 
@@ -343,31 +338,29 @@ final class ChatWorker implements Closeable, LoadedModel.VerificationListener {
 
     @Override
     void perform() throws EngineException {
-      model.load(new JobListener(job));
+      model.load(new JobListener(job), job.cancel);
     }
   }
 
   private final class ImportTask extends Task {
-    private final InputStream source;
-    private final long length;
-    private final String name;
+    private final LentFile source;
+    private final boolean isKept;
 
-    ImportTask(InputStream source, long length, String name) {
+    ImportTask(LentFile source, boolean isKept) {
       super(new Job(Job.IMPORT, null));
       this.source = source;
-      this.length = length;
-      this.name = name;
+      this.isKept = isKept;
     }
 
     @Override
     void perform() throws EngineException {
       JobListener listener = new JobListener(job);
       try {
-        model.importWeights(source, length, name, listener, job.cancel);
+        model.importWeights(source, isKept, listener, job.cancel);
       } finally {
-        closeQuietly(source);
+        FileTools.closeQuietly(source);
       }
-      model.load(listener);
+      model.load(listener, job.cancel);
     }
   }
 
@@ -385,7 +378,7 @@ final class ChatWorker implements Closeable, LoadedModel.VerificationListener {
       JSONObject speed = new JSONObject();
       String stop = "failed";
       try {
-        model.load(listener);
+        model.load(listener, job.cancel);
         job.cancel.check();
         JSONObject line =
             model.manager().chat(
@@ -424,11 +417,17 @@ final class ChatWorker implements Closeable, LoadedModel.VerificationListener {
               chat.onText(text);
               super.onText(text);
             }
+
+            @Override
+            public void onToken(JSONObject line) {
+              chat.onToken(line);
+              super.onToken(line);
+            }
           };
       JSONObject line;
       try {
         job.cancel.check();
-        model.load(listener);
+        model.load(listener, job.cancel);
         line = model.manager().chat(chat, host.decoder(), settings(), listener);
       } catch (OutOfMemoryError e) { // the request's picture
         throw FileTools.failure(EngineException.OUT_OF_MEMORY, "", e);
@@ -452,7 +451,7 @@ final class ChatWorker implements Closeable, LoadedModel.VerificationListener {
     @Override
     void perform() throws EngineException {
       JSONArray results =
-          model.selfCheck(new JobListener(job), job.cancel).run(model.weights());
+          model.selfCheck(new JobListener(job), job.cancel).run(model);
       log.add("self-check: " + results);
       host.toPage(Json.object("event", "check", "results", results));
     }
@@ -466,7 +465,7 @@ final class ChatWorker implements Closeable, LoadedModel.VerificationListener {
     @Override
     void perform() throws EngineException {
       JobListener listener = new JobListener(job);
-      model.load(listener);
+      model.load(listener, job.cancel);
       JSONObject results = model.benchmark(listener, job.cancel);
       double temperature = host.temperature();
       Json.put(results, "temperature_c", Double.isNaN(temperature) ? null : (Object) temperature);

@@ -24,7 +24,7 @@ import org.minicpmv.core.Protocol.Op;
  * A running engine: a child process that exchanges JSON lines, see runtime/engine/PROTOCOL.md.
  *
  * <p>A background thread reads its output. All requests come from one thread; only {@link #cancel},
- * {@link #useThreads} and {@link #close} may be called from another.
+ * {@link #setSparing} and {@link #close} may be called from another.
  */
 public final class Engine implements AutoCloseable {
   private static final long START_SECONDS = 60;
@@ -44,6 +44,9 @@ public final class Engine implements AutoCloseable {
   /** Receives streamed text and progress. */
   public interface Listener extends Progress {
     void onText(String text);
+
+    /** @param line a token of the answer, before its text; only if the request asks for them */
+    void onToken(JSONObject line);
 
     /** As above; `grid`: columns and rows of the slices of the picture being encoded, or null. */
     void onProgress(String stage, long done, long total, JSONArray grid);
@@ -106,6 +109,21 @@ public final class Engine implements AutoCloseable {
   /** Sends a request and waits for its last event. */
   public JSONObject request(String op, JSONObject fields, Listener listener)
       throws EngineException {
+    return request(op, fields, listener, null);
+  }
+
+  /**
+   * Loads a bundle.
+   *
+   * @param weights the file to use; null: the bundle's folder has it
+   */
+  JSONObject load(JSONObject fields, LentFile weights, Listener listener) throws EngineException {
+    Json.put(fields, Field.RECEIVE_WEIGHTS, weights == null ? null : (Object) true);
+    return request(Op.LOAD, fields, listener, weights);
+  }
+
+  private JSONObject request(String op, JSONObject fields, Listener listener, LentFile weights)
+      throws EngineException {
     int id = ++lastId;
     JSONObject request = Json.object(Field.OP, op, Field.ID, id);
     for (Iterator<String> names = fields.keys(); names.hasNext(); ) {
@@ -129,7 +147,23 @@ public final class Engine implements AutoCloseable {
             line.optJSONArray(Field.GRID));
       } else if (event.equals(Event.TEXT)) {
         listener.onText(line.optString(Field.TEXT));
+      } else if (event.equals(Event.TOKEN)) {
+        listener.onToken(line);
+      } else if (event.equals(Event.SOCKET)) {
+        handOver(weights, line.optString(Field.NAME));
       }
+    }
+  }
+
+  private void handOver(LentFile weights, String socket) throws EngineException {
+    try {
+      weights.handTo(socket);
+    } catch (IOException e) {
+      cancel(); // the engine waits no longer
+      throw new EngineException(
+          EngineException.FILE_ERROR,
+          "the engine cannot be given " + weights.name() + ": " + e.getMessage(),
+          e);
     }
   }
 
@@ -138,10 +172,18 @@ public final class Engine implements AutoCloseable {
     sendUnheard(Json.object(Field.OP, Op.CANCEL, Field.ID, UNHEARD_ID));
   }
 
-  /** Sets how many threads compute from now on, 1 to those of its first event. */
-  public void useThreads(int threads) {
-    sendUnheard(
-        Json.object(Field.OP, Op.THREADS, Field.ID, UNHEARD_ID, Field.THREADS, threads));
+  /**
+   * Halves the number of threads that compute from now on, or not; at least one computes.
+   *
+   * @return how many do
+   */
+  public int setSparing(boolean isSparing) {
+    int all = hello.optInt(Field.THREADS);
+    int used = isSparing ? Math.max(1, all / 2) : all;
+    if (all > 1) {
+      sendUnheard(Json.object(Field.OP, Op.THREADS, Field.ID, UNHEARD_ID, Field.THREADS, used));
+    }
+    return used;
   }
 
   /** Stops the engine and cancels its running request. Later calls throw. */

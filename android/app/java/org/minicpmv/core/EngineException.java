@@ -27,6 +27,8 @@ public final class EngineException extends Exception {
   public static final String NO_WEIGHTS = "no_weights";
   public static final String WRONG_WEIGHTS = "wrong_weights"; // the size does not match
   public static final String DAMAGED_WEIGHTS = "damaged_weights"; // the SHA-256 does not match
+  public static final String WEIGHTS_GONE = "weights_gone"; // their file, in another app
+  public static final String WEIGHTS_LOCKED = "weights_locked"; // the app may not read it any more
   public static final String NO_SPACE = "no_space";
   public static final String BUSY = "busy";
 

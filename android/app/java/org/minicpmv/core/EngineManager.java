@@ -22,6 +22,12 @@ final class EngineManager {
 
   private static final String PIXELS = "picture.pixels";
 
+  /** Opens the weights for an engine that loads them. */
+  interface Lender {
+    /** Returns the file to use; null: the bundle's folder has it. */
+    LentFile lend() throws EngineException;
+  }
+
   private final List<String> command;
   private final File bundle;
   private final File cache;
@@ -51,7 +57,8 @@ final class EngineManager {
   }
 
   /** Starts the engine and loads the bundle if necessary; returns the reply to `load`. */
-  JSONObject ready(Settings settings, Engine.Listener listener) throws EngineException {
+  JSONObject ready(Settings settings, Lender lender, Engine.Listener listener)
+      throws EngineException {
     if (engine != null && threads != settings.threads()) {
       unload();
     }
@@ -70,16 +77,27 @@ final class EngineManager {
         listener.onProgress("load", 0, 0);
         loaded = null;
         window = settings.window();
-        loaded =
-            request(
-                Op.LOAD,
-                Json.object(Field.BUNDLE, bundle.getPath(), Field.WINDOW, window),
-                listener);
+        loaded = load(lender, listener);
         log.add("bundle loaded: " + loaded);
       }
       return loaded;
     } catch (EngineException e) {
       throw handleFailure(e);
+    }
+  }
+
+  private JSONObject load(Lender lender, Engine.Listener listener) throws EngineException {
+    JSONObject fields = Json.object(Field.BUNDLE, bundle.getPath(), Field.WINDOW, window);
+    if (engine.hello().has(Field.KINDS)) { // engines before 0.2.0 do not know the next field
+      Json.put(fields, Field.KINDS_FILE, new File(cache, "kinds").getPath());
+    }
+    LentFile weights = lender.lend();
+    try {
+      return engine.load(fields, weights, listener);
+    } finally {
+      if (weights != null) {
+        FileTools.closeQuietly(weights); // a mapped file need not stay open
+      }
     }
   }
 
@@ -166,9 +184,8 @@ final class EngineManager {
     Engine running = engine;
     if (running != null) {
       int all = running.hello().optInt(Field.THREADS);
-      int used = sparing ? Math.max(1, all / 2) : all;
+      int used = running.setSparing(sparing);
       if (all > 1) {
-        running.useThreads(used);
         log.add("engine: " + used + " of " + all + " threads compute");
       }
     }

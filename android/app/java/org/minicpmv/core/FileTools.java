@@ -1,6 +1,7 @@
 package org.minicpmv.core;
 
 import java.io.ByteArrayOutputStream;
+import java.io.Closeable;
 import java.io.File;
 import java.io.IOException;
 import java.io.InputStream;
@@ -98,6 +99,15 @@ public final class FileTools {
         place,
         StandardCopyOption.REPLACE_EXISTING,
         StandardCopyOption.ATOMIC_MOVE);
+  }
+
+  /** Closes a file that was only read, so that nothing can be lost. */
+  static void closeQuietly(Closeable file) {
+    try {
+      file.close();
+    } catch (IOException e) {
+      return;
+    }
   }
 
   static void makeFolder(File folder) throws IOException {

@@ -22,8 +22,22 @@ public interface Host extends BundleSource {
   /** Lets the user choose a picture, which arrives at {@link Assistant#addPicture}. */
   void choosePicture(boolean camera);
 
-  /** Lets the user choose the weights, which arrive at {@link Assistant#importWeights}. */
-  void chooseWeights();
+  /**
+   * Lets the user choose the weights, which arrive at {@link Assistant#importWeights}.
+   *
+   * @param isKept whether the user wants them to be used where they are
+   */
+  void chooseWeights(boolean isKept);
+
+  /**
+   * Opens a file again that is used where it is.
+   *
+   * @throws EngineException `weights_gone`, `weights_locked`
+   */
+  LentFile openLent(String address) throws EngineException;
+
+  /** Gives up what {@link #openLent} needs for a file. */
+  void giveBack(String address);
 
   void copy(String text);
 

@@ -3,6 +3,8 @@ package org.minicpmv.core;
 import java.io.File;
 import java.io.IOException;
 import java.io.InputStream;
+import java.util.Arrays;
+import java.util.List;
 import java.util.concurrent.ExecutorService;
 import java.util.concurrent.Executors;
 import org.json.JSONObject;
@@ -19,6 +21,13 @@ final class LoadedModel {
   private static final String RUNNING = "running";
   private static final String VERIFIED = "yes";
   private static final String DAMAGED = "failed";
+  // What becomes of good weights that cannot be opened again, given to the engine, or mapped by it.
+  private static final List<String> UNUSABLE =
+      Arrays.asList(
+          EngineException.WEIGHTS_GONE,
+          EngineException.WEIGHTS_LOCKED,
+          EngineException.FILE_ERROR,
+          EngineException.INVALID_BUNDLE);
   private static final String EMBEDDED = "embedded"; // names the weights inside the APK
   private static final long MEMORY_BESIDE_WEIGHTS = 300L << 20; // bytes: cache, buffers, the page
 
@@ -72,6 +81,9 @@ final class LoadedModel {
 
   /** Copies embedded weights out of the app, so that the engine can map them. */
   void extractEmbedded(Progress progress, CancelToken cancel) throws EngineException {
+    if (weights.lent.address() != null) {
+      return; // the user chose others
+    }
     try {
       weights.find();
       return;
@@ -86,39 +98,106 @@ final class LoadedModel {
     }
   }
 
-  /** Copies weights into the app. */
+  /** Takes the weights that the user chose; see {@link Assistant#importWeights}. */
   void importWeights(
-      InputStream source, long length, String name, Progress progress, CancelToken cancel)
+      LentFile source, boolean isKept, Engine.Listener listener, CancelToken cancel)
       throws EngineException {
-    weights.requireSpace(length); // before anything changes
-    manager.unload(); // it has the old file mapped
-    weights.importFrom(source, length, name, progress, cancel);
-    synchronized (this) {
-      problem = null;
-      verified = UNKNOWN;
+    String before = weights.lent.address();
+    try {
+      if (!isKept || !source.isUsable() || !use(source, listener, cancel)) {
+        copy(source, listener, cancel);
+      }
+    } finally {
+      String now = weights.lent.address();
+      for (String address : new String[] {before, source.address()}) {
+        if (address != null && !address.equals(now)) {
+          host.giveBack(address);
+        }
+      }
     }
+  }
+
+  /** Uses weights where they are; returns whether that is possible. */
+  private boolean use(LentFile source, Engine.Listener listener, CancelToken cancel)
+      throws EngineException {
+    weights.lent.verify(source, listener, cancel);
+    JSONObject before = weights.lent.record();
+    weights.lent.choose(source);
+    manager.unload();
+    renew();
+    try {
+      load(listener, cancel); // opens the file once more, as after a restart
+    } catch (EngineException e) {
+      if (!UNUSABLE.contains(e.code())) {
+        throw e;
+      }
+      log.add(source.name() + " is copied: " + e.code() + ": " + e.getMessage());
+      weights.lent.restore(before);
+      return false;
+    }
+    weights.discardCopies();
+    return true;
+  }
+
+  private void copy(LentFile source, Progress progress, CancelToken cancel)
+      throws EngineException {
+    weights.requireSpace(source.size()); // before anything changes
+    manager.unload(); // it has the old file mapped
+    try (InputStream stream = source.read()) {
+      weights.importFrom(stream, source.size(), source.address(), progress, cancel);
+    } catch (IOException e) {
+      throw FileTools.failure(EngineException.FILE_ERROR, "the weights cannot be read", e);
+    }
+    weights.lent.forget();
+    renew();
+  }
+
+  /** There are other weights: what was known of those before does not count. */
+  private synchronized void renew() {
+    problem = null;
+    verified = UNKNOWN;
     policy.reset();
   }
 
-  /** Finds the weights, loads them, and verifies them in the background. */
-  void load(Engine.Listener listener) throws EngineException {
+  /** Finds the weights, loads them, and verifies them: in the background, if they are the app's. */
+  void load(Engine.Listener listener, CancelToken cancel) throws EngineException {
     synchronized (this) {
       if (verified.equals(DAMAGED) && problem != null) {
         throw problem;
       }
     }
-    File file = weights.find();
-    JSONObject said = manager.ready(settings, listener);
+    File file = weights.lent.address() == null ? weights.find() : null;
+    JSONObject said = manager.ready(settings, lender(listener, cancel), listener);
     synchronized (this) {
       problem = null;
       loaded = said;
-      if (weights.isVerified(file)) {
+      if (file == null || weights.isVerified(file)) {
         verified = VERIFIED;
       } else if (!verified.equals(RUNNING) && !end.isCancelled()) {
         verified = RUNNING;
         verifier.execute(new VerifyTask(file));
       }
     }
+  }
+
+  /** Checks the weights' SHA-256. */
+  void verify(Progress progress, CancelToken cancel) throws EngineException {
+    String address = weights.lent.address();
+    if (address == null) {
+      weights.verify(weights.find(), progress, cancel);
+      return;
+    }
+    LentFile file = host.openLent(address);
+    try {
+      weights.lent.verify(file, progress, cancel);
+    } finally {
+      FileTools.closeQuietly(file);
+    }
+  }
+
+  /** Opens the weights where they are used in another app's file, and checks them if they changed. */
+  EngineManager.Lender lender(Progress progress, CancelToken cancel) {
+    return new Borrower(progress, cancel);
   }
 
   /** See {@link Assistant#setSparing}. */
@@ -217,6 +296,7 @@ final class LoadedModel {
     }
     JSONObject about = bundle.about();
     Json.put(about, "weights_bytes", weights.size());
+    Json.put(about, "weights_file", weights.lent.name());
     Json.put(about, "copied_bytes", weights.copied() > 0 ? weights.copied() : null);
     Json.put(state, "bundle", about);
     long available = host.availableMemory();
@@ -228,6 +308,36 @@ final class LoadedModel {
   void end() {
     end.cancel();
     verifier.shutdown();
+  }
+
+  /** Opens the file that the user chose, if there is one. */
+  private final class Borrower implements EngineManager.Lender {
+    private final Progress progress;
+    private final CancelToken cancel;
+
+    Borrower(Progress progress, CancelToken cancel) {
+      this.progress = progress;
+      this.cancel = cancel;
+    }
+
+    @Override
+    public LentFile lend() throws EngineException {
+      String address = weights.lent.address();
+      if (address == null) {
+        return null;
+      }
+      synchronized (LoadedModel.this) {
+        loaded = null; // until the engine has them: if they are gone, that is the problem
+      }
+      LentFile file = host.openLent(address);
+      try {
+        weights.lent.check(file, progress, cancel);
+      } catch (EngineException e) {
+        FileTools.closeQuietly(file);
+        throw e;
+      }
+      return file;
+    }
   }
 
   /** Hashes the weights while the model is already usable. */

@@ -28,8 +28,10 @@ final class Protocol {
   static final class Event {
     static final String PROGRESS = "progress";
     static final String TEXT = "text";
+    static final String TOKEN = "token";
     static final String DONE = "done";
     static final String ERROR = "error";
+    static final String SOCKET = "socket";
 
     private Event() {}
   }
@@ -47,10 +49,13 @@ final class Protocol {
     static final String PROGRAM_ID = "program_id";
     static final String CPU_FEATURES = "cpu_features";
     static final String REFUSED = "refused";
+    static final String KINDS = "kinds";
     static final String THREADS = "threads";
     static final String CPU = "cpu";
     static final String BUNDLE = "bundle";
     static final String WINDOW = "window";
+    static final String KINDS_FILE = "kinds_file";
+    static final String RECEIVE_WEIGHTS = "receive_weights";
     static final String LOAD_MS = "load_ms";
     static final String IMAGE_TOKENS = "image_tokens";
     static final String MAX_SLICES = "max_slices";
@@ -80,6 +85,7 @@ final class Protocol {
     static final String PEAK_RSS_BYTES = "peak_rss_bytes";
     static final String PASSED = "passed";
     static final String CHECKS = "checks";
+    static final String NAME = "name";
     static final String QUESTION = "question";
     static final String EXPECTED = "expected";
 

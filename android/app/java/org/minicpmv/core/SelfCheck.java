@@ -1,6 +1,5 @@
 package org.minicpmv.core;
 
-import java.io.File;
 import org.json.JSONArray;
 import org.json.JSONObject;
 import org.minicpmv.core.Protocol.Field;
@@ -29,17 +28,15 @@ final class SelfCheck {
   }
 
   /** Runs all checks; the engine is tried even if the weights are wrong. */
-  JSONArray run(Weights weights) throws EngineException {
-    File file;
+  JSONArray run(LoadedModel model) throws EngineException {
     try {
-      file = weights.find();
-      weights.verify(file, listener, cancel);
-      add("weights", true, weights.size() + " bytes");
+      model.verify(listener, cancel);
+      add("weights", true, model.weights().size() + " bytes");
     } catch (EngineException e) {
       failed("weights", e);
     }
     try {
-      JSONObject loaded = manager.ready(settings, listener);
+      JSONObject loaded = manager.ready(settings, model.lender(listener, cancel), listener);
       JSONObject hello = manager.hello();
       String version = hello.optString(Field.TOOLKIT_VERSION);
       add("engine", true, version + ", " + hello.optString(Field.TARGET));

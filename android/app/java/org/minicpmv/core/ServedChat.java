@@ -6,7 +6,8 @@ import org.json.JSONObject;
 /**
  * A conversation that another program asks the model to continue.
  *
- * <p>The results arrive on the worker thread: pieces, then exactly one of {@link #onDone} and
+ * <p>The results arrive on the worker thread: tokens, if the options ask for them, and pieces of
+ * text, each after its tokens; then exactly one of {@link #onDone} and
  * {@link #onFailed}.
  */
 public abstract class ServedChat {
@@ -33,6 +34,9 @@ public abstract class ServedChat {
   }
 
   public abstract void onText(String text);
+
+  /** @param line the engine's event */
+  public abstract void onToken(JSONObject line);
 
   /** @param line the engine's reply */
   public abstract void onDone(JSONObject line);

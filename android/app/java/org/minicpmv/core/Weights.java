@@ -12,7 +12,8 @@ import java.util.List;
 import org.json.JSONObject;
 
 /**
- * The weights: one file, in the app's private folder or in one of the folders that a PC pushes to.
+ * The weights: one file, in the app's private folder or in one of the folders that a PC pushes to;
+ * or else in another app, see {@link LentWeights}.
  *
  * <p>The engine reads a bundle's folder; weights stored elsewhere are linked into it.
  */
@@ -27,6 +28,7 @@ public final class Weights {
   private final long size;
   private final String sha256;
   private final WeightsImport copy;
+  final LentWeights lent;
 
   /**
    * @param folder the bundle's folder
@@ -39,6 +41,7 @@ public final class Weights {
     this.size = record.optLong("size");
     this.sha256 = record.optString("sha256");
     copy = new WeightsImport(folder, size, sha256);
+    lent = new LentWeights(folder, size, sha256);
   }
 
   public long size() {
@@ -145,6 +148,12 @@ public final class Weights {
     } catch (IOException e) {
       throw failure(e);
     }
+  }
+
+  /** Deletes copies in the bundle's folder: the weights are used elsewhere. */
+  synchronized void discardCopies() {
+    copy.discard();
+    new File(folder, NAME).delete(); // a file or a link
   }
 
   /** Returns how many bytes an import that broke off has copied. */

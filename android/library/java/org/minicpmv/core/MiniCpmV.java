@@ -17,6 +17,7 @@ import org.json.JSONArray;
 import org.json.JSONObject;
 import org.minicpmv.core.Protocol.Field;
 import org.minicpmv.core.Protocol.Op;
+import org.minicpmv.system.PowerWatch;
 
 /**
  * A model that answers questions about pictures, on this phone.
@@ -29,7 +30,8 @@ import org.minicpmv.core.Protocol.Op;
  *
  * <p>The engine runs in a process of its own, which needs native libraries as files: the app's
  * build file must say {@code android.packaging.jniLibs.useLegacyPackaging = true}. If the engine
- * dies, the call that waits for it throws, and the next one starts it again.
+ * dies, the call that waits for it throws, and the next one starts it again. While the phone is hot
+ * or saves power, half the threads compute.
  *
  * <p>All methods block, some for minutes: call them on a background thread. Calls from several
  * threads run one after another; {@link #cancel} and {@link #close} interrupt them.
@@ -60,10 +62,14 @@ public final class MiniCpmV implements AutoCloseable {
   private volatile Engine running; // null: not started, or dead
   private volatile CancelToken cancel = new CancelToken(); // of the answer being made
   private volatile boolean closed;
+  private final PowerWatch watch;
+  private boolean sparing; // guarded by `watching`
+  private final Object watching = new Object(); // not this: `chat` holds that for minutes
   private boolean greedy;
   private int maxNewTokens;
 
-  private MiniCpmV(File engine, File cache, BundleFiles bundle) {
+  private MiniCpmV(Context context, File engine, BundleFiles bundle) {
+    File cache = context.getCacheDir();
     this.engine = engine;
     this.cache = cache;
     this.bundle = bundle;
@@ -73,6 +79,7 @@ public final class MiniCpmV implements AutoCloseable {
     greedy = settings == null || !settings.optBoolean("sampling");
     maxNewTokens =
         settings == null ? MAX_NEW_TOKENS : settings.optInt("max_new_tokens", MAX_NEW_TOKENS);
+    watch = PowerWatch.start(context, new Spare());
   }
 
   /**
@@ -102,11 +109,19 @@ public final class MiniCpmV implements AutoCloseable {
     Weights found =
         new Weights(folder, Collections.singletonList(file), bundle.record(Weights.NAME));
     File used = found.find();
-    MiniCpmV model = new MiniCpmV(engine, context.getCacheDir(), bundle);
-    if (!found.isVerified(used)) {
-      found.verify(used, model.new Events(listener), model.cancel);
+    MiniCpmV model = new MiniCpmV(context, engine, bundle);
+    boolean isOpen = false;
+    try {
+      if (!found.isVerified(used)) {
+        found.verify(used, model.new Events(listener), model.cancel);
+      }
+      model.ready();
+      isOpen = true;
+    } finally {
+      if (!isOpen) {
+        model.close();
+      }
     }
-    model.ready();
     return model;
   }
 
@@ -137,7 +152,7 @@ public final class MiniCpmV implements AutoCloseable {
    */
   @NotNull
   public synchronized Answer chat(
-      @Nullable Bitmap picture, @NotNull List<String> turns, @Nullable Listener listener)
+      @Nullable Bitmap picture, @NotNull List<@NotNull String> turns, @Nullable Listener listener)
       throws EngineException {
     CancelToken token = new CancelToken();
     cancel = token;
@@ -175,7 +190,12 @@ public final class MiniCpmV implements AutoCloseable {
   /** Ends the engine and what it does; later calls throw. From any thread. */
   @Override
   public void close() {
-    closed = true;
+    synchronized (watching) {
+      if (!closed) {
+        watch.close();
+      }
+      closed = true;
+    }
     cancel();
     Engine now = running;
     if (now != null) {
@@ -194,7 +214,12 @@ public final class MiniCpmV implements AutoCloseable {
     }
     List<String> command = Collections.singletonList(engine.getPath());
     now = new Engine(command, 0, new File(cache, "minicpmv.stderr"), TIMEOUT_SECONDS);
-    running = now;
+    synchronized (watching) {
+      running = now;
+      if (sparing) {
+        now.setSparing(true);
+      }
+    }
     JSONObject load =
         Json.object(
             Field.BUNDLE, bundle.folder.getPath(),
@@ -249,6 +274,20 @@ public final class MiniCpmV implements AutoCloseable {
     return messages;
   }
 
+  /** Saves power with the engine that runs, and the next one. */
+  private final class Spare implements Sparing {
+    @Override
+    public void setSparing(boolean isSparing) {
+      synchronized (watching) {
+        Engine now = running;
+        if (now != null && sparing != isSparing) {
+          now.setSparing(isSparing);
+        }
+        sparing = isSparing;
+      }
+    }
+  }
+
   /** Passes events on, and repeats a cancel that came before its request. */
   private final class Events implements Engine.Listener {
     private final Listener listener; // null: nobody listens
@@ -264,6 +303,11 @@ public final class MiniCpmV implements AutoCloseable {
       if (listener != null) {
         listener.onText(text);
       }
+    }
+
+    @Override
+    public void onToken(JSONObject line) {
+      repeatCancel(); // the library asks for none
     }
 
     @Override

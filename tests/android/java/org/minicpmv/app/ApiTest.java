@@ -14,6 +14,7 @@ import java.net.URL;
 import java.nio.charset.StandardCharsets;
 import java.util.Scanner;
 import java.util.concurrent.atomic.AtomicReference;
+import org.json.JSONArray;
 import org.json.JSONObject;
 import org.junit.Rule;
 import org.junit.Test;
@@ -27,7 +28,8 @@ import org.robolectric.shadows.ShadowPowerManager;
 @RunWith(RobolectricTestRunner.class)
 public class ApiTest {
   private static final String QUESTION =
-      "{\"messages\": [{\"role\": \"user\", \"content\": \"hello\"}], \"temperature\": 0}";
+      "{\"messages\": [{\"role\": \"user\", \"content\": \"hello\"}], \"temperature\": 0,"
+          + " \"logprobs\": true, \"top_logprobs\": 2}";
 
   @Rule public final Phone phone = new Phone();
 
@@ -86,7 +88,9 @@ public class ApiTest {
           }
         });
     JSONObject choice = new JSONObject(answer.get()).getJSONArray("choices").getJSONObject(0);
-    assertFalse(choice.getJSONObject("message").getString("content").isEmpty());
+    String text = choice.getJSONObject("message").getString("content");
+    assertFalse(text.isEmpty());
+    assertEquals(text, spelled(choice.getJSONObject("logprobs").getJSONArray("content")).trim());
     phone.await(
         "count",
         new Phone.Condition() {
@@ -110,6 +114,19 @@ public class ApiTest {
       assertEquals("port_taken", api.getJSONObject("problem").getString("code"));
       assertFalse(api.has("address"));
     }
+  }
+
+  /** Returns the text of an answer's tokens, each of which is the likeliest one. */
+  private static String spelled(JSONArray steps) throws Exception {
+    StringBuilder text = new StringBuilder();
+    for (int i = 0; i < steps.length(); i++) {
+      JSONObject step = steps.getJSONObject(i);
+      JSONArray top = step.getJSONArray("top_logprobs");
+      assertEquals(2, top.length());
+      assertEquals(top.getJSONObject(0).getString("token"), step.getString("token"));
+      text.append(step.isNull("bytes") ? "" : step.getString("token"));
+    }
+    return text.toString();
   }
 
   /** Switches the server on, on a port that is free. */

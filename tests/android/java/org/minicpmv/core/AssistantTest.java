@@ -296,7 +296,7 @@ public final class AssistantTest {
             return 1;
           }
         };
-    app.assistant.importWeights(endless, -1, "file");
+    app.importStream(endless, -1, "file");
     read.await();
     JSONObject state = app.awaitIdle();
     assertEquals("no_weights", state.getJSONObject("problem").getString("code"));
@@ -308,12 +308,12 @@ public final class AssistantTest {
     Files.write(app.external.toPath(), "these are".getBytes(StandardCharsets.UTF_8));
     JSONObject state = app.start().awaitIdle();
     assertEquals("wrong_weights", state.getJSONObject("problem").getString("code"));
-    app.assistant.importWeights(new ByteArrayInputStream(new byte[3]), 3, "file");
+    app.importStream(new ByteArrayInputStream(new byte[3]), 3, "file");
     assertEquals("wrong_weights", app.await("error").getString("code"));
     byte[] other = Fixture.WEIGHTS.clone();
     other[0]++;
     app.awaitIdle();
-    app.assistant.importWeights(new ByteArrayInputStream(other), -1, "file");
+    app.importStream(new ByteArrayInputStream(other), -1, "file");
     assertEquals("damaged_weights", app.await("error").getString("code"));
   }
 

@@ -23,6 +23,8 @@ import java.util.concurrent.TimeUnit;
 import javax.imageio.ImageIO;
 import org.json.JSONObject;
 import org.minicpmv.desktop.DesktopPictureDecoder;
+import org.minicpmv.desktop.LentPath;
+import org.minicpmv.desktop.LentStream;
 
 /** An assistant in a temporary folder, with a fake engine and a page that records events. */
 final class Fixture implements Host, AutoCloseable {
@@ -36,6 +38,7 @@ final class Fixture implements Host, AutoCloseable {
   final BlockingQueue<JSONObject> events = new LinkedBlockingQueue<>();
   volatile boolean working;
   final List<Boolean> worked = Collections.synchronizedList(new ArrayList<Boolean>());
+  final List<String> givenBack = Collections.synchronizedList(new ArrayList<String>());
   volatile String copied;
   volatile String saved;
   volatile PictureDecoder decoder = new DesktopPictureDecoder();
@@ -168,8 +171,23 @@ final class Fixture implements Host, AutoCloseable {
   }
 
   @Override
-  public void chooseWeights() {
-    assistant.importWeights(new ByteArrayInputStream(WEIGHTS), WEIGHTS.length, "file");
+  public void chooseWeights(boolean isKept) {
+    importStream(new ByteArrayInputStream(WEIGHTS), WEIGHTS.length, "file");
+  }
+
+  /** Imports what can only be copied. */
+  void importStream(InputStream source, long size, String address) {
+    assistant.importWeights(new LentStream(source, size, address), false);
+  }
+
+  @Override
+  public LentFile openLent(String address) throws EngineException {
+    return LentPath.open(address);
+  }
+
+  @Override
+  public void giveBack(String address) {
+    givenBack.add(address);
   }
 
   @Override

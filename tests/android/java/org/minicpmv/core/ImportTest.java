@@ -280,7 +280,7 @@ public final class ImportTest {
     app.start();
     assertFalse(app.awaitIdle().getJSONObject("bundle").has("copied_bytes"));
     int size = Fixture.WEIGHTS.length;
-    app.assistant.importWeights(new BrokenSource(Fixture.WEIGHTS, 7, null), size, NAME);
+    app.importStream(new BrokenSource(Fixture.WEIGHTS, 7, null), size, NAME);
     assertEquals("file_error", app.await("error").getString("code"));
     JSONObject state = app.awaitIdle();
     assertEquals("no_weights", state.getJSONObject("problem").getString("code"));
@@ -289,7 +289,7 @@ public final class ImportTest {
     state = app.start().awaitIdle();
     assertEquals(7, state.getJSONObject("bundle").getInt("copied_bytes"));
     Source source = new Source(Fixture.WEIGHTS, size);
-    app.assistant.importWeights(source, size, NAME);
+    app.importStream(source, size, NAME);
     do {
       state = app.awaitIdle();
     } while (!state.has("model"));

@@ -118,7 +118,7 @@ public final class StorageTest {
     app.ready();
     File folder = new File(app.files, "bundle");
     fill(new File(folder, Weights.PARTIAL));
-    app.assistant.importWeights(new ByteArrayInputStream(Fixture.WEIGHTS), -1, "file");
+    app.importStream(new ByteArrayInputStream(Fixture.WEIGHTS), -1, "file");
     JSONObject error = app.await("error");
     assertEquals("no_space", error.getString("code"));
     assertEquals("the weights could not be copied: storage is full", error.getString("message"));
@@ -133,7 +133,7 @@ public final class StorageTest {
   public void withoutAModelTheStartScreenReportsFullStorage() throws Exception {
     app.start().awaitIdle();
     fill(new File(app.files, "bundle/" + Weights.PARTIAL));
-    app.assistant.importWeights(new ByteArrayInputStream(Fixture.WEIGHTS), -1, "file");
+    app.importStream(new ByteArrayInputStream(Fixture.WEIGHTS), -1, "file");
     app.await("error");
     JSONObject problem = app.awaitIdle().getJSONObject("problem");
     assertEquals("no_space", problem.getString("code"));

@@ -17,8 +17,10 @@ import org.minicpmv.api.Api;
 import org.minicpmv.api.Platform;
 import org.minicpmv.core.AppPaths;
 import org.minicpmv.core.Assistant;
+import org.minicpmv.core.EngineException;
 import org.minicpmv.core.Host;
 import org.minicpmv.core.Json;
+import org.minicpmv.core.LentFile;
 import org.minicpmv.core.PictureDecoder;
 
 /**
@@ -132,13 +134,21 @@ public final class FakeHost implements Host, Platform {
   }
 
   @Override
-  public void chooseWeights() {
+  public void chooseWeights(boolean isKept) {
     try {
-      assistant.importWeights(new FileInputStream(chosen), chosen.length(), "file");
-    } catch (IOException e) {
+      assistant.importWeights(openLent(chosen.getPath()), isKept);
+    } catch (EngineException e) {
       throw new IllegalStateException(e);
     }
   }
+
+  @Override
+  public LentFile openLent(String address) throws EngineException {
+    return LentPath.open(address);
+  }
+
+  @Override
+  public void giveBack(String address) {}
 
   @Override
   public void copy(String text) {

@@ -1,9 +1,12 @@
 package org.minicpmv.sample;
 
+import static org.junit.Assert.assertTrue;
+
 import android.content.Context;
 import android.graphics.Bitmap;
 import android.graphics.BitmapFactory;
 import java.io.File;
+import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import org.junit.rules.ExternalResource;
 import org.minicpmv.core.EngineException;
@@ -20,6 +23,21 @@ public final class HostApp extends ExternalResource {
     File libraries = Files.createTempDirectory("lib").toFile();
     link(new File(System.getProperty("engine")), new File(libraries, ENGINE));
     context().getApplicationInfo().nativeLibraryDir = libraries.getPath();
+  }
+
+  /** Has the engine's requests written to a file, and the engine compute with four threads. */
+  File record() throws Exception {
+    File requests = File.createTempFile("requests", ".txt");
+    File engine = new File(context().getApplicationInfo().nativeLibraryDir, ENGINE);
+    String program = engine.toPath().toRealPath().toString();
+    Files.delete(engine.toPath());
+    // Each request is in the file before the engine can answer it; with `tee` it may come later.
+    String script =
+        "#!/bin/sh\nwhile IFS= read -r line; do printf '%s\\n' \"$line\" >> '" + requests
+            + "'; printf '%s\\n' \"$line\"; done | TVM_NUM_THREADS=4 '" + program + "'\n";
+    Files.write(engine.toPath(), script.getBytes(StandardCharsets.UTF_8));
+    assertTrue(engine.setExecutable(true));
+    return requests;
   }
 
   Context context() {
