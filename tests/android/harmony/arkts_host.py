@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import queue
 import shutil
 import sys
 from pathlib import Path
@@ -50,10 +51,15 @@ class ArkTsApp(ProcessHost):
 
     def until(self, name: str, **fields: Any) -> dict[str, Any]:
         """Returns the next event with a name and fields."""
+        others: list[dict[str, Any]] = []
         while True:
-            event = self.receive()
+            try:
+                event = self.receive()
+            except queue.Empty:
+                raise AssertionError(f"no {name} {fields} came, but {others}") from None
             if event["event"] == name and all(event.get(k) == v for k, v in fields.items()):
                 return event
+            others.append(event)
 
 
 def host_command(packages: Path, folder: Path, bundle: Path) -> list[str]:
