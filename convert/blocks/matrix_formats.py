@@ -51,9 +51,14 @@ class StoredMatrix:
         """Inputs that share a scale."""
         return self.scheme.group_size if self.format == "q4" else INT8_GROUP
 
+    @property
+    def rounds(self) -> bool:
+        """Whether its product rounds the inputs to int8."""
+        return self.format != "f16_tiled"
+
     def linear(self, graph: Graph, c: Linear, x: Rows | Expr, *arguments: Expr) -> Expr:
         """Adds the product x (L, K) -> (L, N) and what `c` says follows it."""
-        if self.format == "f16_tiled":
+        if not self.rounds:
             x = x.write(graph) if isinstance(x, Rows) else x
             out = tensor_type((x.ty.shape[0], self.rows))
             kernel = linear_f16(c, graph.products)

@@ -30,7 +30,6 @@ def pack_tokens(groups: int, size: int, by: TileFunction) -> Expr:
     tokens repeat the last one. Where a function takes few tokens, offsets are given, too, and of so
     few tokens it is written what their sums begin with. Of fewer tokens than `by` takes nothing is.
     """
-    per_load, in_block = _CODES // by.inputs, _BLOCK // by.inputs
     run = -(-groups // _TASKS)
     runs = -(-groups // run)
     with kernel(f"pack_{groups * size}") as k:
@@ -53,19 +52,23 @@ def pack_tokens(groups: int, size: int, by: TileFunction) -> Expr:
                         packed.start(group, [offset[row, group] for row in rows])
                 with T.serial(0, size // _CODES) as part:
                     columns = span(part * _CODES, _CODES)
-                    words = [_words(T.Bind(codes[row, group, columns]), by) for row in rows]
-                    blocks = [
-                        T.Shuffle(
-                            words[m : m + in_block], [per_load * j + i for j in range(in_block)]
-                        )
-                        for i in range(per_load)
-                        for m in range(0, TILE_ROWS, in_block)
-                    ]
+                    blocks = packed_blocks([codes[row, group, columns] for row in rows], by)
                     for j, block in enumerate(blocks):
                         at = part * len(blocks) + j
-                        block = T.reinterpret(f"int8x{_BLOCK}", block)
                         store(packed.tokens, block, tile, group, at, span(0, _BLOCK))
     return k.function
+
+
+def packed_blocks(rows: Sequence[Expr], by: TileFunction) -> list[Expr]:
+    """Arranges 16 codes of each of 16 rows: blocks of 64 bytes that hold some inputs of each."""
+    per_load, in_block = _CODES // by.inputs, _BLOCK // by.inputs
+    words = [_words(T.Bind(row), by) for row in rows]
+    shuffled = (
+        T.Shuffle(words[m : m + in_block], [per_load * j + i for j in range(in_block)])
+        for i in range(per_load)
+        for m in range(0, TILE_ROWS, in_block)
+    )
+    return [T.reinterpret(f"int8x{_BLOCK}", block) for block in shuffled]
 
 
 def packed_shapes(

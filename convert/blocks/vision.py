@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from convert.blocks import rows
-from convert.blocks.attention import Heads
+from convert.blocks.attention import Heads, attention
+from convert.blocks.byte_attention import byte_attention
 from convert.blocks.graph import Expr, Graph, tensor, tensor_type, variable
 from convert.blocks.linear import Linear
 from convert.blocks.matrix_formats import Formats, Rows, StoredMatrix, variant
-from convert.blocks.word_attention import all_attention
+from convert.blocks.products import Products
+from convert.blocks.word_attention import MAX_HEAD_DIM, word_attention
 from convert.checkpoint.config import ResamplerConfig, VisionConfig
 
 PATCHES = "patches"  # the variable of the functions whose memory is planned
@@ -63,7 +65,9 @@ def _block(graph: Graph, c: VisionConfig, matrices: Sequence[StoredMatrix], name
         normed = Rows(norm, (x, *norm1))
         packed = qkv.linear(graph, Linear(rows=3 * d, columns=d, bias=True), normed, qkv_bias)
         heads = [Heads(3 * d, i * d) for i in range(3)]
-        attend = all_attention(graph.products, c.num_heads, c.head_dim, c.most_patches, *heads)
+        rounded = qkv.rounds and proj.rounds
+        size = (c.num_heads, c.head_dim, c.most_patches)
+        attend = _attention(graph.products, *size, *heads, rounded=rounded)
         mixed = graph.call(attend, [packed] * 3, x.ty)
         added = Linear(rows=d, columns=d, bias=True, residual=1.0)
         y = proj.linear(graph, added, mixed, proj_bias, x)
@@ -112,7 +116,9 @@ def resampler(graph: Graph, c: ResamplerConfig, most_patches: int, formats: Form
         biased = Linear(rows=d, columns=d, bias=True)
         v = v_proj.linear(graph, biased, kv, v_bias)
         heads = [Heads(d)] * 3
-        attend = all_attention(graph.products, c.num_heads, c.head_dim, most_patches, *heads)
+        size = (c.num_heads, c.head_dim, most_patches)
+        # Its few queries cost nothing, and nothing after them hides what they lose.
+        attend = _attention(graph.products, *size, *heads, rounded=False)
         mixed = graph.call(attend, [query, k, v], query.ty)
         x = out_proj.linear(graph, biased, mixed, out_bias)
         normed = Rows(norm, (x, *ln_post))
@@ -138,6 +144,36 @@ def key_positions(graph: Graph, c: ResamplerConfig, formats: Formats) -> None:
         x = column.linear(graph, Linear(rows=d, columns=half), columns)
         y = row.linear(graph, Linear(rows=d, columns=half, bias=True), lines, bias)
         graph.finish(graph.call(rows.grid_sums(d), [x, y], tensor_type((across * down, d))))
+
+
+def _attention(
+    by: Products,
+    heads: int,
+    head_dim: int,
+    most: int,
+    q: Heads,
+    k: Heads,
+    v: Heads,
+    *,
+    rounded: bool,
+) -> Expr:
+    """Makes the fastest kernel for a processor. Callers must not pass more than `most` keys.
+
+    Args:
+        by: how the processor multiplies.
+        heads: their number.
+        head_dim: a head's width.
+        most: keys.
+        q: where a row of the first argument holds its heads.
+        k: where a row of the second argument holds its heads.
+        v: where a row of the third argument holds its heads.
+        rounded: whether the linears beside it round to int8, too.
+    """
+    if rounded and by.several is not None and head_dim <= MAX_HEAD_DIM:
+        return byte_attention(heads, head_dim, q, k, v, by.several, most)
+    if by.pairs is not None and head_dim <= MAX_HEAD_DIM and head_dim % 2 == 0:
+        return word_attention(heads, head_dim, q, k, v, by.pairs, most)
+    return attention(heads, head_dim, q, k, v, block=by.queries)
 
 
 def _norm(name: str, width: int) -> list[Expr]:

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 
 from tvm.script.ir_builder import tirx as T
 
-from convert.blocks.attention import Heads, attention, keep, slots
+from convert.blocks.attention import Heads, keep, slots
+from convert.blocks.head_rows import AHEAD, HeadRows, magnitude, step_of
 from convert.blocks.maths import exp2, nearest
-from convert.blocks.products import Pairs, Products
+from convert.blocks.products import Pairs
 from convert.blocks.tir import (
     LANES,
     Expr,
@@ -27,7 +28,6 @@ from convert.blocks.tir import (
     local,
     local_rows,
     parts,
-    prefetch,
     span,
     spread,
     store,
@@ -39,20 +39,7 @@ _WEIGHT_CODES = 2**14 - 1  # largest
 _VALUE_CODES = 2**11 - 1
 _RUN = 64  # slots whose weighted values are summed in int32
 assert _WEIGHT_CODES * _VALUE_CODES * _RUN <= _SUM
-_MAX_HEAD_DIM = 128
-_AHEAD = 8  # rows from the one that is read to the one that is prefetched
-
-
-def all_attention(
-    by: Products, heads: int, head_dim: int, most: int, q: Heads, k: Heads, v: Heads
-) -> Expr:
-    """Makes the faster kernel for a processor: `word_attention` or `attention`.
-
-    Callers must not pass more than `most` keys.
-    """
-    if by.pairs is None or head_dim % 2 or head_dim > _MAX_HEAD_DIM:
-        return attention(heads, head_dim, q, k, v, block=by.queries)
-    return word_attention(heads, head_dim, q, k, v, by.pairs, most)
+MAX_HEAD_DIM = 128
 
 
 def word_attention(
@@ -78,7 +65,7 @@ def word_attention(
         most: keys.
     """
     assert head_dim % 2 == 0
-    assert head_dim <= _MAX_HEAD_DIM
+    assert head_dim <= MAX_HEAD_DIM
     with kernel("word_attention") as kern:
         queries, keys = kern.length("queries"), kern.length("keys")
         size = _Size(
@@ -94,10 +81,11 @@ def word_attention(
         out = kern.tensor("out", (queries, heads * head_dim))
         with T.parallel(0, heads) as head:
             at = T.Bind(head * head_dim)
-            staged = _StagedHead(
-                size, _HeadRows(k_rows, k.first + at), _HeadRows(v_rows, v.first + at)
+            asked, key, value = (
+                HeadRows(rows, where.first + at, head_dim)
+                for rows, where in ((q_rows, q), (k_rows, k), (v_rows, v))
             )
-            asked, results = _HeadRows(q_rows, q.first + at), _HeadRows(out, at)
+            staged, results = _StagedHead(size, key, value), HeadRows(out, at, head_dim)
 
             def attend(first: Expr, count: int) -> None:
                 staged.attend(asked, results, first, count)
@@ -128,18 +116,10 @@ class _Size:
         return min(math.isqrt(_SUM // self.head_dim), _WORD)
 
 
-@dataclass(frozen=True)
-class _HeadRows:
-    """One head's columns of a tensor of tokens: they begin at `first`."""
-
-    rows: Expr
-    first: Expr
-
-
 class _StagedHead:
     """A head's keys and values as words, and the scratch of one block of queries."""
 
-    def __init__(self, size: _Size, keys: _HeadRows, values: _HeadRows) -> None:
+    def __init__(self, size: _Size, keys: HeadRows, values: HeadRows) -> None:
         """Rounds the keys and values."""
         self._size = size
         self._key_words = T.alloc_buffer((size.tiles, size.head_dim // 2, 2 * LANES), "int16")
@@ -155,7 +135,7 @@ class _StagedHead:
         with T.grid(block, size.runs * (_RUN // LANES)) as (m, i):
             store(self._weights, T.broadcast(T.int16(0), LANES), m, span(i * LANES))
 
-    def attend(self, queries: _HeadRows, out: _HeadRows, first: Expr, count: int) -> None:
+    def attend(self, queries: HeadRows, out: HeadRows, first: Expr, count: int) -> None:
         """Attends with `count` queries from row `first` on."""
         size = self._size
         largest = local_rows(count, T.float32(-1e30))
@@ -227,7 +207,7 @@ class _StagedHead:
         return mixed
 
     def _write(
-        self, out: _HeadRows, first: Expr, mixed: list[Expr], factors: list[Expr], part: int
+        self, out: HeadRows, first: Expr, mixed: list[Expr], factors: list[Expr], part: int
     ) -> None:
         """Writes what `_mix` summed, as float32; of the last vector only columns that exist."""
         count = len(factors)
@@ -272,40 +252,40 @@ def _cut(count: int, some: int) -> Iterator[tuple[int, int, int]]:
         yield turns * some, 1, count % some
 
 
-def _stage_keys(words: Expr, keys: _HeadRows, size: _Size) -> Expr:
+def _stage_keys(words: Expr, keys: HeadRows, size: _Size) -> Expr:
     """Rounds a head's keys; returns their step. Rows beyond the last repeat it."""
     head_dim = size.head_dim
     largest = local((LANES,))
     store(largest, spread(T.float32(0)), span(0))
     with T.serial(0, size.keys) as row:
-        _prefetch_row(keys, row + _AHEAD, head_dim)
-        _add_magnitudes(largest, keys, row, head_dim)
-    step = _step(fold(largest, T.max, LANES), size.largest_code)
+        keys.prefetch(row + AHEAD)
+        keys.add_magnitudes(largest, row)
+    step = step_of(fold(largest, T.max, LANES), size.largest_code)
     inverse = T.Bind(T.float32(1) / step)
     codes = T.alloc_buffer((LANES, head_dim), "int16")
     with T.serial(0, size.tiles) as tile:
         with T.serial(0, LANES) as lane:
             row = T.min(tile * LANES + lane, size.keys - 1)
-            _round(codes, lane, keys, row, inverse, head_dim)
+            keys.round(codes, lane, row, inverse)
         with T.grid(head_dim // 2, LANES) as (d, lane):
             pair = T.reinterpret("int32", codes[lane, span(2 * d, 2)])
             store(words, T.reinterpret("int16x2", pair), tile, d, span(2 * lane, 2))
     return step
 
 
-def _stage_values(words: Expr, steps: Expr, values: _HeadRows, size: _Size) -> None:
+def _stage_values(words: Expr, steps: Expr, values: HeadRows, size: _Size) -> None:
     """Rounds a head's values, each column with its own step; missing rows become zeros."""
     rows, first, width = values.rows, values.first, size.width
     inverse = local((width,))
     for at in range(0, width, LANES):
         store(steps, spread(T.float32(0)), span(at))
     with T.serial(0, size.keys) as row:
-        _prefetch_row(values, row + _AHEAD, size.head_dim)
-        for at, lanes in parts(size.head_dim):
-            magnitude = _magnitude(rows[row, span(first + at, lanes)], lanes)
-            store(steps, T.max(steps[span(at, lanes)], magnitude), span(at, lanes))
+        values.prefetch(row + AHEAD)
+        for at, lanes, value in values.parts(row):
+            raised = T.max(steps[span(at, lanes)], magnitude(value, lanes))
+            store(steps, raised, span(at, lanes))
     with T.serial(0, width) as d:
-        step = _step(steps[d], _VALUE_CODES)
+        step = step_of(steps[d], _VALUE_CODES)
         store(steps, step, d)
         store(inverse, T.float32(1) / step, d)
     with T.grid(size.runs * (_RUN // 2), 2 * width // LANES) as (slot, i):
@@ -321,43 +301,8 @@ def _stage_values(words: Expr, steps: Expr, values: _HeadRows, size: _Size) -> N
             store(words, T.Shuffle(pair, order), slot, span(2 * at, 2 * lanes))
 
 
-def _stage_query(codes: Expr, m: int, queries: _HeadRows, row: Expr, size: _Size) -> Expr:
+def _stage_query(codes: Expr, m: int, queries: HeadRows, row: Expr, size: _Size) -> Expr:
     """Rounds a query into row m of `codes`; returns its step."""
-    largest = local((LANES,))
-    store(largest, spread(T.float32(0)), span(0))
-    _prefetch_row(queries, row + _AHEAD, size.head_dim)
-    _add_magnitudes(largest, queries, row, size.head_dim)
-    step = _step(fold(largest, T.max, LANES), size.largest_code)
-    _round(codes, m, queries, row, T.Bind(T.float32(1) / step), size.head_dim)
+    step = queries.step(row, size.largest_code)
+    queries.round(codes, m, row, T.Bind(T.float32(1) / step))
     return step
-
-
-def _prefetch_row(head: _HeadRows, row: Expr, head_dim: int) -> None:
-    """Prefetches a head's part of a row: rows are too far apart for the processor's prefetcher."""
-    for at in range(0, head_dim, LANES):
-        prefetch(head.rows[row, head.first + at])
-
-
-def _add_magnitudes(largest: Expr, head: _HeadRows, row: Expr, head_dim: int) -> None:
-    """Raises `largest` to the magnitudes of a head's part of a row."""
-    for at, lanes in parts(head_dim):
-        magnitude = _magnitude(head.rows[row, span(head.first + at, lanes)], lanes)
-        store(largest, T.max(largest[span(0, lanes)], magnitude), span(0, lanes))
-
-
-def _round(codes: Expr, to: Expr, head: _HeadRows, row: Expr, inverse: Expr, head_dim: int) -> None:
-    """Rounds a head's part of a row, times the inverse of its step, into row `to` of codes."""
-    for at, lanes in parts(head_dim):
-        value = head.rows[row, span(head.first + at, lanes)] * spread(inverse, lanes)
-        store(codes, nearest(value, lanes)[1], to, span(at, lanes))
-
-
-def _magnitude(value: Expr, lanes: int) -> Expr:
-    value = T.Bind(value)
-    return T.max(value, spread(T.float32(0), lanes) - value)
-
-
-def _step(largest: Expr, codes: int) -> Expr:
-    """Returns the value of one code; 1 where all values are 0."""
-    step = T.Bind(largest / T.float32(codes))
-    return T.Bind(T.Select(step == T.float32(0), T.float32(1), step))

@@ -6,6 +6,9 @@ import platform
 
 HOST, PHONE, EMULATOR = "host", "android-arm64", "android-x86_64"
 ABIS = {"arm64-v8a": PHONE, "x86_64": EMULATOR}  # targets by Android's names of processors
+# Kinds of compiled blocks, of all targets, that multiply int8 in attention of vision blocks:
+# convert/blocks/byte_attention.py. Others multiply wider numbers.
+INT8_ATTENTION = ("amx_", "sme_", "i8mm_", "dotprod_")
 HOST_MACHINE = ("Linux", "x86_64")  # system and processor, see `this_machine`
 
 

@@ -204,6 +204,7 @@ class EngineClient(Closing):
         )
         self._files, self._kinds_file = files or SharedFiles(), kinds_file
         self._kinds = ""
+        self._picture_kind: str | None = None
         self._quiet_seconds, self._cancel_seconds = quiet_seconds, cancel_seconds
         self._number = 0
         started = time.monotonic()
@@ -229,6 +230,11 @@ class EngineClient(Closing):
     def about(self) -> Line:
         """Its first line; `kinds` is a text that says which blocks compute the loaded bundle."""
         return {**self.hello, Field.KINDS: self._kinds}
+
+    @property
+    def picture_kind(self) -> str | None:
+        """The kind of blocks that encodes pictures, of the loaded bundle; None if it says none."""
+        return self._picture_kind
 
     @property
     def has_ended(self) -> bool:
@@ -304,6 +310,7 @@ class EngineClient(Closing):
             fields[Field.KINDS_FILE] = self._kinds_file
         line = self.request(Op.LOAD, fields)
         self._kinds = describe_kinds(self.hello, line)
+        self._picture_kind = line.get(Field.KINDS, {}).get(Field.PICTURE)
         return line
 
     def image(

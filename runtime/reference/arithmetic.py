@@ -37,7 +37,7 @@ from runtime.reference.lazy_weights import (
 from runtime.reference.model import MiniCPMV
 from runtime.reference.parallel import parallel_map
 from runtime.reference.resampler import CrossAttention, Resampler
-from runtime.reference.vision import VisionEncoder
+from runtime.reference.vision import VisionAttention, VisionEncoder
 
 # The decoder's linears, by the names of the bundle's tensors that hold them.
 STACKS = {
@@ -48,6 +48,8 @@ STACKS = {
 }
 LOADING = "load the models"  # the stage in which models are rounded
 _CHUNK_VALUES = 1 << 16  # quantized at once: numpy's temporaries fit the second-level cache
+# Of int8 attention: the keys whose values share a step, in units, and the largest weight.
+_MOST_KEYS, _UNIT, _WEIGHT_CODES = 256, 32, 2**14 - 1
 _VISION = {"qkv": "attn.qkv", "proj": "attn.proj", "fc1": "mlp.fc1", "fc2": "mlp.fc2"}
 
 
@@ -97,6 +99,29 @@ class CutPatches(nn.Module):
         shape = tuple(side // self.patch_size for side in pixels.shape[-2:])
         embedded: Tensor = self.linear(patches).transpose(1, 2)
         return embedded.unflatten(-1, shape)  # type: ignore[no-untyped-call, no-any-return]
+
+
+class RoundedAttention(nn.Module):
+    """A vision block's attention with int8 products: see `convert/blocks/byte_attention.py`."""
+
+    def __init__(self, full: VisionAttention) -> None:
+        """Args: full: whose projections are used, rounded already."""
+        super().__init__()
+        self.full = full
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (B, P, D) to (B, P, D)."""
+        heads = self.full.qkv(x).chunk(3, dim=-1)
+        q, k, v = (t.unflatten(-1, (self.full.num_heads, -1)).transpose(1, 2) for t in heads)
+        width, keys = q.shape[-1], k.shape[-2]
+        q, k = round_to_int8(q, width), round_to_int8(k - k.mean(-2, keepdim=True), width)
+        groups = -(-keys // _MOST_KEYS)
+        v = round_to_int8(v.mT, -(-keys // (groups * _UNIT)) * _UNIT).mT
+        scores = q @ k.mT * width**-0.5
+        weights = ((scores - scores.amax(-1, keepdim=True)).exp() * _WEIGHT_CODES).round()
+        mixed = weights @ v / weights.sum(-1, keepdim=True)
+        out: Tensor = self.full.proj(mixed.transpose(1, 2).flatten(-2))
+        return out
 
 
 class AxesLinear(nn.Module):
@@ -262,6 +287,10 @@ class _Rounding:
         rounded = self.rounded(name, weight)
         return linear_of(rounded, self._formats[name], self._scheme, bias, inputs=self._inputs)
 
+    def rounds(self, name: str) -> bool:
+        """Whether a tensor's linear rounds its inputs."""
+        return self._inputs == Inputs.INT8 and self._formats[name] in ("q4", "q8")
+
     def rounded(self, name: str, weight: Tensor) -> Weight:
         kept = self._formats[name]
         return hold_in_format(weight.detach(), kept, self._scheme, name, fast=True)
@@ -290,6 +319,7 @@ def apply_arithmetic(
     stored: bool = False,
     progress: Progress = silent,
     inputs: Inputs = Inputs.INT8,
+    int8_attention: bool = False,
 ) -> MiniCPMV:
     """Rounds a reference model in place, and returns it.
 
@@ -300,6 +330,7 @@ def apply_arithmetic(
             `runtime.verify.files.stored_weights`.
         progress: counts the decoder's layers.
         inputs: how linears of quantized weights take their inputs.
+        int8_attention: attention of vision blocks multiplies int8, between linears that do.
     """
     rounding, stack = _Rounding(plan, inputs), model.llm.model
     for module in stack.modules():
@@ -315,7 +346,7 @@ def apply_arithmetic(
         count = len(stack.layers)
         parallel_map(one, range(count), lambda index: progress(LOADING, index + 1, count))
         set_embeddings(model, plan, rounding.rounded, inputs=inputs)
-    return apply_vision_arithmetic(model, plan, inputs)
+    return apply_vision_arithmetic(model, plan, inputs, int8_attention=int8_attention)
 
 
 def set_embeddings(
@@ -344,16 +375,22 @@ def set_embeddings(
 
 
 @torch.no_grad()
-def apply_vision_arithmetic(model: MiniCPMV, plan: Plan, inputs: Inputs = Inputs.INT8) -> MiniCPMV:
+def apply_vision_arithmetic(
+    model: MiniCPMV,
+    plan: Plan,
+    inputs: Inputs = Inputs.INT8,
+    *,
+    int8_attention: bool = False,
+) -> MiniCPMV:
     """Rounds a reference model's vision encoder and resampler, if any, in place; returns it."""
     if model.vpm is not None and model.resampler is not None:
         rounding = _Rounding(plan, inputs)
-        _round_vision(model.vpm, rounding)
+        _round_vision(model.vpm, rounding, int8_attention=int8_attention)
         _round_resampler(model.resampler, rounding)
     return model
 
 
-def _round_vision(encoder: VisionEncoder, rounding: _Rounding) -> None:
+def _round_vision(encoder: VisionEncoder, rounding: _Rounding, *, int8_attention: bool) -> None:
     embed = encoder.patch_embed.proj
     name, matrix = "vision.patch_embed.weight", embed.weight.flatten(1)
     linear = rounding.linear(name, matrix, embed.bias)
@@ -361,6 +398,11 @@ def _round_vision(encoder: VisionEncoder, rounding: _Rounding) -> None:
     for i, block in enumerate(encoder.blocks):
         for name, path in _VISION.items():
             rounding.replace(block, path, f"vision.blocks.{i}.{name}.weight")
+        names = (f"vision.blocks.{i}.{name}.weight" for name in ("qkv", "proj"))
+        if int8_attention and all(map(rounding.rounds, names)):
+            full = block.attn
+            assert isinstance(full, VisionAttention)
+            block.attn = RoundedAttention(full)
 
 
 def _round_resampler(resampler: Resampler, rounding: _Rounding) -> None:

@@ -16,6 +16,7 @@ from convert.bundle.errors import BundleError
 from convert.bundle.licence import Licence
 from convert.bundle.manifest import MANIFEST, Bundle
 from convert.bundle.results_file import identity
+from convert.bundle.targets import INT8_ATTENTION
 from convert.calibrate.built_in import default_samples
 from convert.checkpoint.reader import Checkpoint
 from convert.mlc.manifest import MANIFEST as MLC_MANIFEST
@@ -301,7 +302,13 @@ def _load_models(
     stored = find_method(bundle.plan.recipe.method).search
     if stored:
         load_stored(arithmetic, BundleTensors(bundle.plan, bundle.weights()), progress)
-    rounded = apply_arithmetic(arithmetic, bundle.plan, stored=stored, progress=progress)
+    rounded = apply_arithmetic(
+        arithmetic,
+        bundle.plan,
+        stored=stored,
+        progress=progress,
+        int8_attention=session.client().picture_kind in INT8_ATTENTION,
+    )
     progress(LOADING, layers, layers)
     return Models(
         reference=Reference(

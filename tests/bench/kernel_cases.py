@@ -25,7 +25,8 @@ from quantize.layout import TILE_ROWS
 
 WINDOW, PINNED, START, CHUNK = 256, 70, 1000, 128  # tokens: of a cache that is full
 LINEAR, EMBEDDING, STORE, PACK = "linear", "embedding", "rotate_and_store", "pack"
-ALL_ATTENTION, CACHED_ATTENTION = ("attention", "word_attention"), "cached_attention"
+ALL_ATTENTION = ("attention", "byte_attention", "word_attention")
+CACHED_ATTENTION = "cached_attention"
 _BLOCK = 4 * TILE_ROWS  # codes in a stored block of int8
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from convert.engine.units import ENGINE
 from quantize.errors import ToolkitError
-from tests.bench import arm, arm_loops
+from tests.bench import arm, arm_attention, arm_loops
 from tests.bench.arm import OBJDUMP, PROGRAM
 from tests.support.needs import need_compiler
 
@@ -119,3 +119,16 @@ def test_numbers_become_instructions() -> None:
     assert arm_loops.decoded("\tret\n", "missing") == "\tret\n"
     with pytest.raises(ToolkitError, match="llvm-mc-19"):
         arm_loops.decoded("\t.inst 0xffffffff\n", "llvm-mc-19")
+
+
+@pytest.mark.skipif(
+    None in (shutil.which(PROGRAM), shutil.which(OBJDUMP)), reason=f"{PROGRAM} is not installed"
+)
+def test_attention_is_simulated() -> None:
+    """Its loops are found; int8 takes fewer cycles for products on every processor."""
+    need_compiler()
+    rows = list(arm_attention.measure(PROGRAM, OBJDUMP))
+    assert len(rows) == 2 * sum(len(arm.MODELS[kind]) for kind in ("dotprod", "i8mm"))
+    for wide, narrow in zip(rows[::2], rows[1::2], strict=True):
+        assert wide.processor == narrow.processor
+        assert narrow.scores + narrow.values < wide.scores + wide.values

@@ -75,7 +75,10 @@ def test_the_kernels_of_few_tokens_are_exact(
 
 
 def test_kinds_give_the_same_bits(phone_built: Built) -> None:
-    """Whether products are compiled or in assembly, also of tokens that are too few for that."""
+    """Whether products are compiled or in assembly, also of tokens that are too few for that.
+
+    Plain NEON has no int8 products that would be faster for attention, so its pictures are closer.
+    """
     kinds = {"i8mm_": "max,sme=off", "dotprod_": "cortex-a76", "neon_": "cortex-a53"}
     rng = np.random.default_rng(1)
     hidden = rng.normal(size=(45, 256)).astype(np.float32)
@@ -90,7 +93,11 @@ def test_kinds_give_the_same_bits(phone_built: Built) -> None:
             results = [client.tap(Tap.LOGITS, hidden[:length]) for length in lengths]
             patches = client.tap(Tap.VISION_EMBED, client.tap(Tap.PREPROCESS, picture))
             block = client.tap(Tap.VISION_BLOCK, patches, {"index": 0})
-            found.append([*results, block, client.tap(Tap.RESAMPLER, block)])
+            found.append([*results, client.tap(Tap.RESAMPLER, patches), block])
     for other in found[1:]:
-        for expected, actual in zip(found[0], other, strict=True):
+        for expected, actual in zip(found[0][:-1], other[:-1], strict=True):
             np.testing.assert_array_equal(actual, expected)
+    blocks = [results[-1] for results in found]
+    np.testing.assert_array_equal(blocks[1], blocks[0])
+    error = blocks[2] - blocks[0]
+    assert 30 < 10 * np.log10((blocks[2] ** 2).mean() / (error**2).mean()) < 60

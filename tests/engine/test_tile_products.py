@@ -6,13 +6,10 @@ it where blocks are computed.
 
 from __future__ import annotations
 
-import ctypes
 import re
 import shutil
 import struct
-import subprocess
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -25,19 +22,18 @@ from android.build.bochs import unpack_bochs
 from convert.blocks.linear import Linear, linear_codes
 from convert.blocks.lowering import KERNELS
 from convert.blocks.outer_products import linear_of_several
-from convert.blocks.products import TileFunction
 from convert.blocks.products_x86 import X86
 from convert.bundle.targets import HOST
 from convert.engine.compile import Target
-from convert.engine.toolchain import Toolchain, Unit, zig_package
+from convert.engine.toolchain import Toolchain, Unit
 from convert.engine.units import ENGINE, SENTENCEPIECE, engine_unit
 from tests.engine.bochs import BASE, run_bare
 from tests.engine.components import Components
+from tests.engine.stand_ins import TRIPLE, link, load_stand_ins, stand_in
 from tests.engine.test_outer_products import TILE, expected_products
-from tests.support.needs import need_bochs, need_compiler, need_host_engine
+from tests.support.needs import need_bochs, need_compiler
 
 _HERE = Path(__file__).parent
-_TRIPLE = "x86_64-linux-musl"
 _HEAD, _LINE = 128, 64  # bytes of a case's head, and what its parts are aligned to
 QEMU_X86 = "qemu-x86_64-static"
 
@@ -67,24 +63,18 @@ def _case(length: int, columns: int, groups: int, quads: int) -> tuple[bytes, np
 
 def _bare_program(output: Path) -> None:
     """Links bare_machine.cc with the engine's kernel, to lie at a fixed address."""
-    with Toolchain(_TRIPLE) as toolchain, SENTENCEPIECE.unpacked() as package:
+    with Toolchain(TRIPLE) as toolchain, SENTENCEPIECE.unpacked() as package:
         units = [
             engine_unit("bare", _HERE, ["bare_machine.cc"], package),
             _kernel_unit(package),
         ]
         objects = [o for unit in units for o in toolchain.compile(unit, lambda *_: None)]
     flags = ("-static", "-no-pie", "-z", "norelro", f"--image-base={BASE:#x}", "-e", "Main")
-    _link(objects, output, *flags)
+    link(objects, output, *flags)
 
 
 def _kernel_unit(package: Path) -> Unit:
     return engine_unit("tiles", ENGINE, ["tile_products_x86.cc"], package)
-
-
-def _link(objects: Sequence[Path], output: Path, *flags: str) -> None:
-    """Links objects as they are, without zig's libraries."""
-    linker = [str(zig_package() / "zig"), "ld.lld", *flags, "-o", str(output), *map(str, objects)]
-    subprocess.run(linker, check=True)
 
 
 def test_the_kernel_is_exact(tmp_path: Path) -> None:
@@ -112,7 +102,7 @@ def test_the_kernel_is_exact(tmp_path: Path) -> None:
 def test_the_kernel_multiplies_signed_bytes() -> None:
     """It holds TDPBSSD, and neither TDPBUSD, TDPBSUD nor TDPBUUD."""
     need_compiler()
-    with Toolchain(_TRIPLE) as toolchain, SENTENCEPIECE.unpacked() as package:
+    with Toolchain(TRIPLE) as toolchain, SENTENCEPIECE.unpacked() as package:
         (compiled,) = toolchain.compile(_kernel_unit(package), lambda *_: None)
     # VEX.128.0F38.W0 5E; the last two bits of the third byte tell them apart: 3 is TDPBSSD.
     found = re.findall(rb"\xc4\xe2([\x40-\x7b])\x5e[\xc0-\xff]", compiled.read_bytes(), re.DOTALL)
@@ -135,29 +125,17 @@ def test_what_is_wrong_with_a_unit_is_said(
         assert said == "the system does not permit it (Linux does from 5.16 on)"
 
 
-@pytest.fixture(scope="module")
-def stand_in(tmp_path_factory: pytest.TempPathFactory) -> TileFunction:
-    """Loads the model into this process; returns the unit that calls it."""
-    need_host_engine()
-    library = tmp_path_factory.mktemp("model") / "model.so"
-    with Toolchain(_TRIPLE) as toolchain, SENTENCEPIECE.unpacked() as package:
-        unit = engine_unit("model", _HERE, ["tile_model.cc"], package)
-        _link(toolchain.compile(unit, lambda *_: None), library, "-shared")
-    ctypes.CDLL(str(library), ctypes.RTLD_GLOBAL)
-    unit_of_amx = X86["amx"].several
-    assert unit_of_amx is not None
-    return replace(unit_of_amx, name="model_tile_products")
-
-
 @pytest.mark.parametrize("form", ["q4", "q8"])
-def test_products_have_the_same_bits(form: str, stand_in: TileFunction) -> None:
+def test_products_have_the_same_bits(form: str, tmp_path: Path) -> None:
     """As those without the unit: it gets the right arguments, and what follows is the same."""
+    load_stand_ins(tmp_path)
+    by_unit = stand_in(X86["amx"].several)
     c = Linear(rows=501, columns=337, bias=True, gelu=True, residual=0.7)
     size, blocks, dtype = (32, 4, "uint8") if form == "q4" else (128, 32, "int8")
     zero_point = 8 if form == "q4" else 0
     by = getattr(X86["avx2"], form)
     without = _compiled(linear_codes(c, size, by, blocks, dtype))
-    with_unit = _compiled(linear_of_several(c, size, by, blocks, dtype, zero_point, stand_in))
+    with_unit = _compiled(linear_of_several(c, size, by, blocks, dtype, zero_point, by_unit))
     groups, row_tiles = -(-c.columns // size), -(-c.rows // TILE)
     rng = np.random.default_rng(0)
     low, high = (0, 256) if form == "q4" else (-127, 128)

@@ -13,13 +13,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-import tvm
 from tvm.script.ir_builder import tirx as T
 
 from convert.blocks import linear, maths, rows
 from convert.blocks.attention import Heads, attention
 from convert.blocks.linear import Linear
-from convert.blocks.lowering import KERNELS
 from convert.blocks.processors import products
 from convert.blocks.tir import kernel, span, store
 from convert.blocks.word_attention import word_attention
@@ -33,39 +31,15 @@ from quantize.errors import ConfigError
 from quantize.int8 import INT8_GROUP, dequantize_int8, quantize_int8
 from quantize.layout import pack_int8_tiles, pack_tiles, tile_f16
 from quantize.schemes import dequantize_groups, quantize_groups
+from tests.convert.blocks.kernels import PLAIN, Array, Run, attended, compiled, normal
 from tests.support.compare import Record, assert_close
 from tests.support.processor import processor_features
 from tests.support.quantized import SCHEME
 from tests.support.tiny_config import tiny_config
 
 HOST = Target.load("host")
-PLAIN = HOST.variants[-1]  # what every host can run
 ROUNDING = 2e-6  # float32 sums of some hundred products in another order
 LENGTHS = (1, 2, 17, 66)
-Array = np.ndarray
-
-
-Run = Callable[[list[Array], list[Array]], None]
-
-
-def _compile(function: Any, variant: Variant = PLAIN) -> Run:
-    """Compiles a kernel; returns what calls it with inputs and fills outputs."""
-    module = tvm.IRModule({"main": function.with_attr("global_symbol", "main")})
-    target = tvm.target.Target(variant.tvm)
-    compiled = tvm.compile(module, target=target, tir_pipeline=KERNELS)["main"]
-
-    def run(inputs: list[Array], outputs: list[Array]) -> None:
-        tensors = [tvm.runtime.tensor(x) for x in (*inputs, *outputs)]
-        compiled(*tensors)
-        for array, tensor in zip(outputs, tensors[len(inputs) :], strict=True):
-            array[...] = tensor.numpy()
-
-    return run
-
-
-def _normal(*shape: int) -> Array:
-    rng = np.random.default_rng(sum(shape))
-    return rng.standard_normal(shape).astype(np.float32)
 
 
 def _apply(function: Callable[[Any], Any], values: Array) -> Array:
@@ -75,7 +49,7 @@ def _apply(function: Callable[[Any], Any], values: Array) -> Array:
         with T.serial(0, values.size // 16) as i:
             store(out, function(x[span(i * 16)]), span(i * 16))
     result = np.empty_like(values)
-    _compile(k.function)([values], [result])
+    compiled(k.function)([values], [result])
     return result
 
 
@@ -91,6 +65,14 @@ def test_exp2_to_16_bits() -> None:
     x = np.linspace(-126, 126, 1 << 16, dtype=np.float32)
     expected = np.exp2(x.astype(np.float64))
     assert (np.abs(_apply(maths.exp2, x) - expected) <= 3e-6 * expected).all()
+
+
+def test_exp2_beside_int8() -> None:
+    x = np.linspace(-126, 0, 1 << 16, dtype=np.float32)
+    expected = 16380 * np.exp2(x.astype(np.float64))
+    rough = _apply(lambda v: maths.rough_exp2(v, 16380), x)
+    assert (np.abs(rough - expected) <= 1e-4 * expected).all()
+    assert rough.max() < 2**14 - 0.5, "14 bits hold it"
 
 
 def test_nearest_is_the_even_one_of_two() -> None:
@@ -125,10 +107,10 @@ def test_silu() -> None:
     ids=["plain", "gelu", "residual"],
 )
 def test_linear_f16(c: Linear, record_property: Record) -> None:
-    weight, bias = _normal(c.rows, c.columns).astype(np.float16), _normal(c.rows)
-    run = _compile(linear.linear_f16(c, products(PLAIN.products)))
+    weight, bias = normal(c.rows, c.columns).astype(np.float16), normal(c.rows)
+    run = compiled(linear.linear_f16(c, products(PLAIN.products)))
     for length in LENGTHS:
-        x, residual = _normal(length, c.columns), _normal(length, c.rows)
+        x, residual = normal(length, c.columns), normal(length, c.rows)
         expected = x.astype(np.float64) @ weight.astype(np.float64).T
         inputs = [x, tile_f16(weight)]
         if c.bias:
@@ -149,7 +131,7 @@ SIZE = SCHEME.group_size
 
 def _quantizer(width: int, size: int, zero_point: int) -> Callable[[Array], list[Array]]:
     """Compiles the kernel that quantizes activations: codes, scale, offset."""
-    run = _compile(rows.quantize(rows.given(width), size, zero_point))
+    run = compiled(rows.quantize(rows.given(width), size, zero_point))
     return lambda x: _codes(run, [x], width, size)
 
 
@@ -168,7 +150,7 @@ def _codes(run: Run, inputs: list[Array], width: int, size: int) -> list[Array]:
     ("width", "size", "zero_point"), [(96, 32, 7), (80, 32, 0), (65, 128, 128), (300, 128, 128)]
 )
 def test_activations_are_quantized_to_the_bit(width: int, size: int, zero_point: int) -> None:
-    x = _normal(17, width) * 100
+    x = normal(17, width) * 100
     x[3, 32:64], x[4] = 0, np.arange(width) - 63.5  # a group of zeros; ties
     codes, scale, offset = _quantizer(width, size, zero_point)(x)
     expected, expected_scale = quantize_activations(pad_groups(x, size), size)
@@ -215,7 +197,7 @@ def test_linear_of_int8_codes(variant: Variant, columns: int, record_property: R
 
 
 def _weight(c: Linear) -> Array:
-    return _normal(c.rows, c.columns).astype(np.float16)
+    return normal(c.rows, c.columns).astype(np.float16)
 
 
 def _check_linear(
@@ -229,9 +211,9 @@ def _check_linear(
 ) -> None:
     """Compares a product of codes at every length with what numpy says of whole numbers."""
     size = codes[0].shape[1] // codes[1].shape[1]
-    run, quantize = _compile(kernel, variant), _quantizer(c.columns, size, zero_point)
+    run, quantize = compiled(kernel, variant), _quantizer(c.columns, size, zero_point)
     for length in LENGTHS:
-        x, residual, bias = _normal(length, c.columns), _normal(length, c.rows), _normal(c.rows)
+        x, residual, bias = normal(length, c.columns), normal(length, c.rows), normal(c.rows)
         x[0] = 127  # with the largest codes: the largest sums that 16-bit words must hold
         inputs = [*quantize(x), *weight]
         expected = multiply_codes(*quantize_activations(pad_groups(x, size), size), *codes)
@@ -251,7 +233,7 @@ def _check_linear(
 @pytest.mark.parametrize("form", ["q4", "q8", "f16_tiled"])
 def test_embedding_is_exact(form: str) -> None:
     width = 96 if form == "q4" else 77
-    table, ids = _normal(501, width).astype(np.float16), np.array([0, 15, 16, 500, 7, 7], np.int32)
+    table, ids = normal(501, width).astype(np.float16), np.array([0, 15, 16, 500, 7, 7], np.int32)
     if form == "q4":
         codes = quantize_groups(table, SCHEME, name="e")
         weight, expected = pack_tiles(*codes, SCHEME), dequantize_groups(*codes, SCHEME)
@@ -264,16 +246,16 @@ def test_embedding_is_exact(form: str) -> None:
         weight, expected = (tile_f16(table),), table.astype(np.float32)
         kernel = rows.embedding_f16(501, width, 12.0)
     out = np.empty((6, width), np.float32)
-    _compile(kernel)([ids, *weight], [out])
+    compiled(kernel)([ids, *weight], [out])
     np.testing.assert_array_equal(out, expected[ids] * np.float32(12))
 
 
 def _rows(source: rows.RowSource, inputs: list[Array]) -> Array:
     """Returns a source's rows, after a look at what it gives where it is rounded at once."""
     out = np.empty((len(inputs[0]), source.width), np.float32)
-    _compile(rows.write(source))(inputs, [out])
+    compiled(rows.write(source))(inputs, [out])
     size = 32
-    run = _compile(rows.quantize(source, size, 7))
+    run = compiled(rows.quantize(source, size, 7))
     expected = _quantizer(source.width, size, 7)(out)
     for made, apart in zip(_codes(run, inputs, source.width, size), expected, strict=True):
         np.testing.assert_array_equal(made, apart)
@@ -282,7 +264,7 @@ def _rows(source: rows.RowSource, inputs: list[Array]) -> Array:
 
 @pytest.mark.parametrize("width", [144, 10, 1])
 def test_layer_norm(width: int, record_property: Record) -> None:
-    x, weight, bias = _normal(5, width) + 3, _normal(width), _normal(width)
+    x, weight, bias = normal(5, width) + 3, normal(width), normal(width)
     out = _rows(rows.layer_norm(width, 1e-6), [x, weight, bias])
     wide = [torch.from_numpy(t).double() for t in (x, weight, bias)]
     expected = F.layer_norm(wide[0], (width,), *wide[1:], eps=1e-6)
@@ -291,7 +273,7 @@ def test_layer_norm(width: int, record_property: Record) -> None:
 
 @pytest.mark.parametrize("divisor", [1.0, 9.0])
 def test_rms_norm(divisor: float, record_property: Record) -> None:
-    x, weight = _normal(5, 96), _normal(96).astype(np.float16)
+    x, weight = normal(5, 96), normal(96).astype(np.float16)
     out = _rows(rows.rms_norm(96, 1e-5, divisor), [x, weight])
     wide = x.astype(np.float64)
     expected = wide / np.sqrt((wide**2).mean(-1, keepdims=True) + 1e-5) * weight / divisor
@@ -300,7 +282,7 @@ def test_rms_norm(divisor: float, record_property: Record) -> None:
 
 @pytest.mark.parametrize("width", [96, 21])
 def test_gate(width: int, record_property: Record) -> None:
-    x = _normal(5, 2 * width) * 4
+    x = normal(5, 2 * width) * 4
     out = _rows(rows.gate(width), [x])
     gates, values = torch.from_numpy(x).double().chunk(2, -1)
     assert_close("gate", out, F.silu(gates) * values, ROUNDING, record_property)
@@ -311,27 +293,16 @@ HEADS = [(2, 72), (3, 16), (1, 10)]
 QUERIES_AND_KEYS = [(9, 36), (1, 1), (5, 33), (70, 16), (3, 64), (2, 65), (64, 333)]
 
 
-def _attended(q: Array, packed: Array, heads: int) -> Array:
-    """Returns what attention is in float64; `packed` has a column, keys and values."""
-    width = q.shape[1]
-    split = [
-        torch.from_numpy(t).double().view(len(t), heads, -1).transpose(0, 1)
-        for t in (q, packed[:, 1 : width + 1].copy(), packed[:, width + 1 :].copy())
-    ]
-    mixed = F.scaled_dot_product_attention(*split)
-    return mixed.transpose(0, 1).reshape(q.shape).numpy()
-
-
 @pytest.mark.parametrize(("heads", "dim"), HEADS)
 def test_attention(heads: int, dim: int, record_property: Record) -> None:
     width = heads * dim
     k, v = Heads(2 * width + 1, 1), Heads(2 * width + 1, width + 1)
-    run = _compile(attention(heads, dim, Heads(width), k, v, block=4))
+    run = compiled(attention(heads, dim, Heads(width), k, v, block=4))
     for queries, keys in QUERIES_AND_KEYS:
-        q, packed = _normal(queries, width) * 3, _normal(keys, 2 * width + 1)
+        q, packed = normal(queries, width) * 3, normal(keys, 2 * width + 1)
         out = np.empty_like(q)
         run([q, packed, packed], [out])
-        expected = _attended(q, packed, heads)
+        expected = attended(q, packed, heads)
         assert_close(f"{queries} to {keys}", out, expected, ROUNDING, record_property)
 
 
@@ -343,14 +314,14 @@ def test_word_attention(variant: Variant, heads: int, dim: int, record_property:
     k, v = Heads(2 * width + 1, 1), Heads(2 * width + 1, width + 1)
     pairs = products(variant.products).pairs
     assert pairs is not None
-    run = _compile(word_attention(heads, dim, Heads(width), k, v, pairs, 333), variant)
+    run = compiled(word_attention(heads, dim, Heads(width), k, v, pairs, 333), variant)
     for queries, keys in QUERIES_AND_KEYS:
-        q, packed = _normal(queries, width) * 3, _normal(keys, 2 * width + 1)
+        q, packed = normal(queries, width) * 3, normal(keys, 2 * width + 1)
         q[0] = 0  # every key alike
         q[1:2] *= 1e5  # one key has all the weight, as much as 15 bits hold
         out = np.empty_like(q)
         run([q, packed, packed], [out])
-        name, expected = f"{queries} to {keys}", _attended(q, packed, heads)
+        name, expected = f"{queries} to {keys}", attended(q, packed, heads)
         assert_close(name, out, expected, 3e-3, record_property)
         mean = packed[:, width + 1 :].mean(0)
         assert_close(f"{name}, keys alike", out[0], mean, 3e-3, record_property)
@@ -361,10 +332,10 @@ def test_patches_go_row_by_row(rows_of: int, columns: int) -> None:
     vision = _config().vision
     assert vision is not None
     size = vision.patch_size
-    pixels = _normal(3, rows_of * size, columns * size)
+    pixels = normal(3, rows_of * size, columns * size)
     cut = pixels.reshape(3, rows_of, size, columns, size).transpose(1, 3, 0, 2, 4)
     out = np.empty((rows_of * columns, vision.patch_dim), np.float32)
-    _compile(rows.patches(vision))([pixels], [out])
+    compiled(rows.patches(vision))([pixels], [out])
     np.testing.assert_array_equal(out, cut.reshape(out.shape))
 
 
