@@ -16,7 +16,6 @@ from convert.blocks.products import (
     Products,
     TileFunction,
     UnitProduct,
-    as_they_are,
     each_token,
     part,
 )
@@ -99,24 +98,36 @@ def _pairs(lanes: int, multiply: str, add: str) -> UnitProduct:
     return each_token(_halves(lanes), product)
 
 
-def _signed_pairs(lanes: int, multiply: str, sign: str, add: str) -> UnitProduct:
+def _signed_pairs(rows: int, multiply: str, sign: str, add: str) -> UnitProduct:
     """Makes a product of int8 codes of the same instructions, which want one side unsigned.
 
     That is the codes' magnitude; the sign goes to the activation. A pair is at most 2 * 127 * 127
-    and fits into a word, two pairs would not.
+    and fits into a word, two pairs would not. A load of activations is for two registers of rows.
     """
+    bytes_, words, dtype = f"int8x{4 * rows}", f"int16x{2 * rows}", f"int32x{rows}"
 
-    def product(blocks: Sequence[Expr], token: Activations, sums: Expr) -> Expr:
-        bytes_, words = f"int8x{4 * lanes}", f"int16x{2 * lanes}"
-        ones = T.broadcast(T.int16(1), 2 * lanes)
-        for codes, spreaded in zip(blocks, _fours(token, lanes), strict=True):
-            signed = T.call_llvm_pure_intrin(bytes_, sign, spreaded, codes)
-            magnitude = T.call_llvm_pure_intrin(bytes_, sign, codes, codes)
-            two = T.call_llvm_pure_intrin(words, multiply, magnitude, signed)
-            sums = sums + T.call_llvm_pure_intrin(typed("int32", lanes), add, two, ones)
-        return T.Bind(sums)
+    def unit(
+        packed: Sequence[Expr], tokens: Sequence[Activations], sums: Sequence[Expr]
+    ) -> list[Expr]:
+        sums, ones = list(sums), T.broadcast(T.int16(1), 2 * rows)
+        for i, block in enumerate(packed):
+            block = T.Bind(block)
+            codes = [T.Bind(part(block, 4 * rows, half)) for half in range(2)]
+            magnitudes = [
+                T.Bind(T.call_llvm_pure_intrin(bytes_, sign, half, half)) for half in codes
+            ]
+            for m, token in enumerate(tokens):
+                four = spread(T.reinterpret("int32", token(4 * i, 4)), rows)
+                four = T.Bind(T.reinterpret(bytes_, four))
+                dots = []
+                for half, magnitude in zip(codes, magnitudes, strict=True):
+                    signed = T.call_llvm_pure_intrin(bytes_, sign, four, half)
+                    two = T.call_llvm_pure_intrin(words, multiply, magnitude, signed)
+                    dots.append(T.call_llvm_pure_intrin(dtype, add, two, ones))
+                sums[m] = T.Bind(sums[m] + T.Shuffle(dots, list(range(2 * rows))))
+        return sums
 
-    return each_token(as_they_are, product)
+    return unit
 
 
 def _vnni_words(words: Expr, pair: Expr, sums: Expr) -> Expr:
@@ -140,8 +151,8 @@ def _add_words(lanes: int, multiply: str) -> PairProduct:
 
 _AVX2 = ("llvm.x86.avx2.pmadd.ub.sw", "llvm.x86.avx2.psign.b", "llvm.x86.avx2.pmadd.wd")
 _SSE = ("llvm.x86.ssse3.pmadd.ub.sw.128", "llvm.x86.ssse3.psign.b.128", "llvm.x86.sse2.pmadd.wd")
-# Of int8 a unit is one instruction's: from longer ones LLVM loads more activations ahead than
-# registers hold beside 24 sums.
+# Units of int8 are short: from longer ones LLVM loads more activations ahead than registers hold
+# beside the sums.
 _VNNI = Products(
     q4=MatrixProduct(_vnni(_halves(LANES)), lanes=LANES, tokens=12),
     q8=MatrixProduct(_vnni(_unsigned), lanes=LANES, inputs=4, tokens=12, tiles=2, bias=128),
@@ -156,14 +167,14 @@ X86 = {
     "vnni": _VNNI,
     "avx2": Products(
         q4=MatrixProduct(_pairs(8, _AVX2[0], _AVX2[2]), lanes=8, tokens=4),
-        q8=MatrixProduct(_signed_pairs(8, *_AVX2), lanes=8, tokens=4),
+        q8=MatrixProduct(_signed_pairs(8, *_AVX2), lanes=LANES, inputs=8, tokens=4),
         f16_tokens=6,
         queries=4,
         pairs=Pairs(_add_words(8, _AVX2[2]), queries=4, tiles=2),
     ),
     "sse": Products(
         q4=MatrixProduct(_pairs(4, _SSE[0], _SSE[2]), lanes=4, tokens=2),
-        q8=MatrixProduct(_signed_pairs(4, *_SSE), lanes=4, tokens=2),
+        q8=MatrixProduct(_signed_pairs(4, *_SSE), lanes=8, inputs=16, tokens=4),
         f16_tokens=2,
         queries=4,
         pairs=Pairs(_add_words(4, _SSE[2]), queries=8),

@@ -46,6 +46,9 @@ def main() -> int:
     args = parser.parse_args()
     os.environ["TVM_NUM_THREADS"] = str(args.threads)  # before TVM starts them
     measured = measure(args)
+    if not measured:
+        print("error: no kernel's name has that text, or no blocks that name", file=sys.stderr)
+        return 2
     if args.json:
         figures = [one.to_json() for one in measured]
         about = {"bench": "kernels", "threads": args.threads, "rounds": args.rounds}
