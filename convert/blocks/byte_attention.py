@@ -20,7 +20,7 @@ from tvm.script.ir_builder import tirx as T
 from convert.blocks.attention import Heads
 from convert.blocks.head_rows import AHEAD, HeadRows, magnitude, step_of
 from convert.blocks.maths import nearest, rough_exp2
-from convert.blocks.outer_products import packed_blocks
+from convert.blocks.outer_products import joined_blocks, packed_blocks
 from convert.blocks.products import UNIT, TileFunction
 from convert.blocks.tir import LANES, Expr, call, fold, kernel, local, parts, span, spread, store
 from quantize.activations import MAX_INT8
@@ -220,7 +220,7 @@ class _StagedHead:
             for half, part in zip(halves, (high, low), strict=True):
                 half.append(T.Bind(T.cast(part, "int8x16")))
         for which, codes in zip((_HIGH, _LOW), halves, strict=True):
-            for i, block in enumerate(_interleaved(codes)):
+            for i, block in enumerate(_interleaved(codes, self._by)):
                 store(self._weights, block, which, index * (step // 4) + i, span(0, _BLOCK))
 
 
@@ -304,7 +304,7 @@ def _staged_values(size: _Size, by: TileFunction, values: HeadRows) -> _Tokens:
             rows = [T.Bind(T.min(key + j, size.keys - 1)) for j in range(by.inputs)]
             for tile in range(tiles):
                 codes = [_round_values(values, row, tile * LANES, inverse) for row in rows]
-                for j, block in enumerate(_interleaved(codes)):
+                for j, block in enumerate(_interleaved(codes, by)):
                     _store_values(staged, size, by, tile, key // 4 + j, block)
     return staged
 
@@ -335,18 +335,11 @@ def _store_values(
         store(to.codes, four, (tile * LANES + lane) * in_row + quad, span(0, 4))
 
 
-def _interleaved(codes: Sequence[Expr]) -> list[Expr]:
-    """Puts 4 or 8 vectors of 16 codes side by side: blocks of 64 bytes, a lane's codes together."""
+def _interleaved(codes: Sequence[Expr], by: TileFunction) -> list[Expr]:
+    """Puts as many vectors of 16 codes side by side as `by` takes inputs together, in blocks."""
     order = [LANES * j + lane for lane in range(LANES) for j in range(4)]
     fours = [T.Bind(T.Shuffle(codes[i : i + 4], order)) for i in range(0, len(codes), 4)]
-    if len(fours) == 1:
-        return fours
-    words = [T.Bind(T.reinterpret(f"int32x{LANES}", four)) for four in fours]
-    half = LANES // 2
-    pairs = (
-        [w * LANES + lane for lane in range(at, at + half) for w in range(2)] for at in (0, half)
-    )
-    return [T.reinterpret(f"int8x{_BLOCK}", T.Shuffle(words, lanes)) for lanes in pairs]
+    return joined_blocks(fours, by)
 
 
 def _store_packed(to: Expr, first: Expr, rows: Expr, size: _Size, by: TileFunction) -> None:

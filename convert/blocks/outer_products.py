@@ -71,6 +71,21 @@ def packed_blocks(rows: Sequence[Expr], by: TileFunction) -> list[Expr]:
     return [T.reinterpret(f"int8x{_BLOCK}", block) for block in shuffled]
 
 
+def joined_blocks(blocks: Sequence[Expr], by: TileFunction) -> list[Expr]:
+    """Arranges blocks of 4 inputs of 16 rows: as many inputs together as a function takes."""
+    some = by.inputs // 4
+    if some == 1:
+        return list(blocks)
+    joined = []
+    for first in range(0, len(blocks), some):
+        words = [T.Bind(T.reinterpret("int32x16", b)) for b in blocks[first : first + some]]
+        for j in range(some):
+            rows = range(j * TILE_ROWS // some, (j + 1) * TILE_ROWS // some)
+            lanes = [TILE_ROWS * w + row for row in rows for w in range(some)]
+            joined.append(T.reinterpret(f"int8x{_BLOCK}", T.Shuffle(words, lanes)))
+    return joined
+
+
 def packed_shapes(
     length: Expr, groups: int, size: int, by: TileFunction
 ) -> list[tuple[tuple[Expr, ...], str]]:
@@ -246,17 +261,9 @@ def _arranged(product: CodesProduct, tile: Expr, by: TileFunction) -> Expr:
 def _store_blocks(
     to: Expr, blocks: Sequence[Expr], group: Expr, at: Expr, by: TileFunction
 ) -> None:
-    """Stores blocks of 4 inputs from block `at` of a group on, as many inputs together as asked."""
-    some = by.inputs // 4
-    for first in range(0, len(blocks), some):
-        words = [T.Bind(T.reinterpret("int32x16", b)) for b in blocks[first : first + some]]
-        for j in range(some):
-            rows = range(j * TILE_ROWS // some, (j + 1) * TILE_ROWS // some)
-            block = blocks[first]
-            if some > 1:
-                lanes = [TILE_ROWS * w + row for row in rows for w in range(some)]
-                block = T.reinterpret(f"int8x{_BLOCK}", T.Shuffle(words, lanes))
-            store(to, block, group, at + first + j, span(0, _BLOCK))
+    """Stores blocks of 4 inputs from block `at` of a group on, as a function takes them."""
+    for j, block in enumerate(joined_blocks(blocks, by)):
+        store(to, block, group, at + j, span(0, _BLOCK))
 
 
 def _finish(product: CodesProduct, tile: Expr) -> None:
