@@ -23,8 +23,8 @@ from tests.support.needs import need_qemu
 LENGTHS = (1, 3, 4, 5, 8, 9, 12, 13, 16, 17, 31, 37)
 ZERO_POINT = 7
 COLUMNS = (16, 1, 5, 12)
-# Parts of a run, whole runs and cut ones; runs of one group; the largest groups.
-GROUPS = ((1, 8), (16, 8), (35, 8), (3, 32), (4, 32), (9, 32), (2, 64), (2, 16))
+# Parts of a run, whole runs and cut ones; runs of one group; the largest groups; attention's.
+GROUPS = ((1, 8), (16, 8), (35, 8), (3, 32), (4, 32), (9, 32), (2, 64), (2, 16), (1, 24), (3, 56))
 
 
 @pytest.mark.parametrize(("function", "inputs"), [("dot", 4), ("matrix", 8)])

@@ -82,7 +82,7 @@ def test_the_kernel_is_exact(cpu: str, arm64_program: object) -> None:
         assert running.call("matrix").decode() == size
         for length in (1, 3, 4, 9, 16, 17, 33):
             for columns in (16, 1, 5, 8, 13):
-                for groups, quads in ((1, 8), (2, 1), (3, 32), (4, 8), (9, 8)):
+                for groups, quads in ((1, 8), (2, 1), (3, 32), (4, 8), (9, 8), (1, 24), (4, 56)):
                     arguments, expected = case(length, columns, groups, quads)
                     out = np.frombuffer(running.call("outer", *arguments, "outer"), np.float32)
                     np.testing.assert_array_equal(out.reshape(expected.shape), expected)

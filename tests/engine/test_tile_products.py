@@ -85,7 +85,7 @@ def test_the_kernel_is_exact(tmp_path: Path) -> None:
     shapes = product(
         (1, 3, 4, 9, 16, 17, 33),
         (16, 1, 5, 8, 13),
-        ((1, 8), (2, 1), (3, 32), (4, 8), (9, 8), (2, 24)),
+        ((1, 8), (2, 1), (3, 32), (4, 8), (9, 8), (1, 24), (4, 56), (2, 64)),
     )
     cases = [_case(length, columns, *sizes) for length, columns, sizes in shapes]
     data = b"".join(one for one, _ in cases) + bytes(_HEAD)
