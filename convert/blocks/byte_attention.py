@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from tvm.script.ir_builder import tirx as T
 
 from convert.blocks.attention import Heads
-from convert.blocks.head_rows import AHEAD, HeadRows, magnitude, step_of
+from convert.blocks.head_rows import AHEAD, HeadRows, HeadTensors, magnitude, step_of
 from convert.blocks.maths import nearest, rough_exp2
 from convert.blocks.outer_products import joined_blocks, packed_blocks
 from convert.blocks.products import UNIT, TileFunction
@@ -51,20 +51,13 @@ def byte_attention(
         most: keys.
     """
     with kernel("byte_attention") as kern:
-        queries, keys = kern.length("queries"), kern.length("keys")
-        size = _Size(head_dim, keys, most)
-        q_rows = kern.tensor("q", (queries, q.columns))
-        k_rows, v_rows = kern.tensor("k", (keys, k.columns)), kern.tensor("v", (keys, v.columns))
-        out = kern.tensor("out", (queries, heads * head_dim))
+        tensors = HeadTensors(kern, heads, head_dim, (q, k, v))
+        queries, size = tensors.queries, _Size(head_dim, tensors.keys, most)
         with T.parallel(0, heads) as head:
-            at = T.Bind(head * head_dim)
-            asked, key, value = (
-                HeadRows(rows, where.first + at, head_dim)
-                for rows, where in ((q_rows, q), (k_rows, k), (v_rows, v))
-            )
+            asked, key, value, results = tensors.of(head)
             staged = _StagedHead(size, by, key, value)
             with T.serial(0, (queries + (LANES - 1)) // LANES) as tile:
-                staged.attend(asked, HeadRows(out, at, head_dim), tile * LANES, queries)
+                staged.attend(asked, results, tile * LANES, queries)
     return kern.function
 
 

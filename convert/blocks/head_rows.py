@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from tvm.script.ir_builder import tirx as T
 
+from convert.blocks.attention import Heads
 from convert.blocks.maths import nearest
-from convert.blocks.tir import LANES, Expr, fold, local, parts, prefetch, span, spread, store
+from convert.blocks.tir import (
+    LANES,
+    Expr,
+    Kernel,
+    fold,
+    local,
+    parts,
+    prefetch,
+    span,
+    spread,
+    store,
+)
 
 AHEAD = 8  # rows from the one that is read to the one that is prefetched
 
@@ -52,6 +64,29 @@ class HeadRows:
             code = nearest(value * spread(inverse, lanes), lanes)[1]
             code = code if dtype == "int16" else T.cast(code, f"{dtype}x{lanes}")
             store(codes, code, to, span(at, lanes))
+
+
+class HeadTensors:
+    """The tensors of an attention kernel: q, k, v, and the result (queries, heads * head_dim)."""
+
+    def __init__(self, kern: Kernel, heads: int, head_dim: int, places: Sequence[Heads]) -> None:
+        """Adds them to a kernel. Args: places: where a row of q, of k and of v holds its heads."""
+        self.queries, self.keys = kern.length("queries"), kern.length("keys")
+        lengths = {"q": self.queries, "k": self.keys, "v": self.keys, "out": self.queries}
+        self._head_dim, self._places = head_dim, (*places, Heads(heads * head_dim))
+        self._rows = [
+            kern.tensor(name, (length, place.columns))
+            for (name, length), place in zip(lengths.items(), self._places, strict=True)
+        ]
+
+    def of(self, head: Expr) -> tuple[HeadRows, HeadRows, HeadRows, HeadRows]:
+        """Returns a head's columns of q, k, v and the result."""
+        at = T.Bind(head * self._head_dim)
+        q, k, v, out = (
+            HeadRows(rows, place.first + at, self._head_dim)
+            for rows, place in zip(self._rows, self._places, strict=True)
+        )
+        return q, k, v, out
 
 
 def magnitude(value: Expr, lanes: int) -> Expr:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from tvm.script.ir_builder import tirx as T
 
 from convert.blocks.attention import Heads, keep, slots
-from convert.blocks.head_rows import AHEAD, HeadRows, magnitude, step_of
+from convert.blocks.head_rows import AHEAD, HeadRows, HeadTensors, magnitude, step_of
 from convert.blocks.maths import exp2, nearest
 from convert.blocks.products import Pairs
 from convert.blocks.tir import (
@@ -67,7 +67,8 @@ def word_attention(
     assert head_dim % 2 == 0
     assert head_dim <= MAX_HEAD_DIM
     with kernel("word_attention") as kern:
-        queries, keys = kern.length("queries"), kern.length("keys")
+        tensors = HeadTensors(kern, heads, head_dim, (q, k, v))
+        keys = tensors.keys
         size = _Size(
             head_dim=head_dim,
             keys=keys,
@@ -76,21 +77,14 @@ def word_attention(
             most=-(-most // _RUN) * _RUN,
             pairs=pairs,
         )
-        q_rows = kern.tensor("q", (queries, q.columns))
-        k_rows, v_rows = kern.tensor("k", (keys, k.columns)), kern.tensor("v", (keys, v.columns))
-        out = kern.tensor("out", (queries, heads * head_dim))
         with T.parallel(0, heads) as head:
-            at = T.Bind(head * head_dim)
-            asked, key, value = (
-                HeadRows(rows, where.first + at, head_dim)
-                for rows, where in ((q_rows, q), (k_rows, k), (v_rows, v))
-            )
-            staged, results = _StagedHead(size, key, value), HeadRows(out, at, head_dim)
+            asked, key, value, results = tensors.of(head)
+            staged = _StagedHead(size, key, value)
 
             def attend(first: Expr, count: int) -> None:
                 staged.attend(asked, results, first, count)
 
-            each_row_block(queries, pairs.queries, attend)
+            each_row_block(tensors.queries, pairs.queries, attend)
     return kern.function
 
 
